@@ -1,0 +1,41 @@
+"""Everything that S-ResNet raises on purpose.
+
+    SResNetError
+    ├── UnsupportedModel      an operation or module that cannot be traced
+    ├── InvalidCheckpoint     a checkpoint file that cannot be read or recognized
+    ├── InvalidData           images, labels or settings that do not fit
+    ├── ConversionError       a pass that cannot do what its recipe asks
+    ├── InvalidArtifact       a .snn file that cannot be read or written
+    └── BackendUnavailable    a device or kernel that is not there
+
+Every message has one form, so that a reader learns to read it once:
+``<where>: <what>, got X; expected Y. <what to do>.``
+"""
+
+
+class SResNetError(Exception):
+    """The root: catch this to catch every error that S-ResNet raises on purpose."""
+
+
+class UnsupportedModel(SResNetError):
+    """A module contains an operation that cannot be traced; the message names node and source line."""
+
+
+class InvalidCheckpoint(SResNetError):
+    """A checkpoint cannot be read, or its keys and shapes fit no known architecture."""
+
+
+class InvalidData(SResNetError):
+    """Images, labels or a setting do not fit the network or the operation."""
+
+
+class ConversionError(SResNetError):
+    """A pass found nothing to rewrite, or met a graph it cannot rewrite."""
+
+
+class InvalidArtifact(SResNetError):
+    """A ``.snn`` file is truncated, edited, of a newer format, or cannot be written."""
+
+
+class BackendUnavailable(SResNetError):
+    """A device or kernel asked for by name is not there."""

@@ -1,0 +1,1 @@
+"""ResNets as plain ``torch.nn.Module``s."""
