@@ -1,0 +1,293 @@
+"""Calibration: the scale lambda of every activation, from images or, without any, from the BatchNorm statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from .errors import InvalidData
+from .graph import Graph
+from .ops import Add, BatchNorm2d, Conv2d, Input, Linear, Op, Pad, ReLU, Slice
+
+Batches = Iterable[Any]  # of images [B, C, H, W], alone or as (images, labels)
+HALF = 1 << 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Calibration images kept apart from the statistics, for passes that search: ``[B, C, H, W]`` and labels ``[B]``."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The scale of every activation: ``scales[node]`` is lambda, positive and finite.
+
+    ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the nodes
+    that were never above zero and so have a stand-in scale. ``samples`` are not saved.
+    """
+
+    scales: Mapping[str, float]
+    percentile: float
+    images: int
+    source: str
+    silent: tuple[str, ...] = ()
+    samples: Samples | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """What an artifact keeps of it."""
+        return {
+            "source": self.source,
+            "percentile": self.percentile,
+            "images": self.images,
+            "held_out": 0 if self.samples is None else len(self.samples.images),
+            "scales": dict(self.scales),
+            "silent": list(self.silent),
+        }
+
+
+def calibrated_nodes(graph: Graph) -> list[str]:
+    """The nodes whose scale a conversion needs: every ReLU, and the logits."""
+    return [node.name for node in graph.nodes if isinstance(node.op, ReLU) or node is graph.nodes[-1]]
+
+
+def calibrate(
+    graph: Graph, batches: Batches, percentile: float = 99.9, held_out: int = 0, progress: bool = False
+) -> Calibration:
+    """The exact ``percentile`` of every ReLU output and of the logits over all calibration images, zeros included.
+
+    lambda is the element of 1-based rank ``floor(p n)`` of all ``n`` values sorted ascending. It is found by a radix
+    search on the bits of the floats: one pass counts the upper 16 bits of every value, a second pass the lower 16 of
+    those that share the upper 16 of the answer. So memory is 2 tables of 65,536 counts per node whatever the number
+    of images, and neither the order of the batches nor their size matters.
+
+    Args:
+        graph: an analog graph.
+        batches: gone through twice, so a list or a DataLoader, not a generator; with the same images each time.
+        percentile: in percent, above 0 and at most 100.
+        held_out: how many of the first images to leave out and return as ``samples``.
+        progress: show a bar on stderr when it is a terminal.
+
+    Raises:
+        InvalidData: a one-shot iterator, no images, images that do not fit, or values that are not finite.
+
+    Source: percentile normalization as in the released code of arXiv:1805.01352 (Hu, Tang, Pan): all scalars of a
+    layer sorted, element floor(p n).
+    """
+    if not 0 < percentile <= 100:
+        raise InvalidData(f"calibrate: got percentile {percentile}; expected above 0 and at most 100. Use 99.9.")
+    if iter(batches) is batches:
+        raise InvalidData(
+            "calibrate: got a one-shot iterator of batches; expected something that can be gone through twice. "
+            "Pass a list or a DataLoader."
+        )
+    samples = _first_images(batches, held_out)
+    names = calibrated_nodes(graph)
+
+    upper, images = _count(graph, batches, held_out, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2)
+    for name in names:
+        if upper[name][_INFINITE].any():
+            raise InvalidData(f"{name}: got activations that are not finite; expected numbers. Check the images.")
+    ranks = {name: _rank(percentile, int(upper[name].sum())) for name in names}
+    bucket = {name: int(torch.searchsorted(upper[name].cumsum(0), ranks[name])) for name in names}
+
+    def inside(name: str, key: Tensor) -> Tensor:
+        return key[(key >> 16) + HALF // 2 == bucket[name]] & (HALF - 1)
+
+    lower, _ = _count(graph, batches, held_out, "calibrate 2/2", progress, inside)
+    values = {}
+    for name in names:
+        rank = ranks[name] - int(upper[name][: bucket[name]].sum())
+        low = min(int(torch.searchsorted(lower[name].cumsum(0), rank)), HALF - 1)
+        values[name] = _value(((bucket[name] - HALF // 2) << 16) | low)
+    return _calibration(values, percentile, images, "data", samples)
+
+
+# The 16 upper bits of infinities and NaNs, in the order of _key.
+_INFINITE = torch.tensor([*range(128), *range(HALF - 128, HALF)])
+
+
+def _key(x: Tensor) -> Tensor:
+    """The bits of float32 values as int32 that sort as the values do."""
+    bits = x.float().flatten().view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _value(key: int) -> float:
+    """The float32 of a key."""
+    bits = torch.tensor(key, dtype=torch.int64).to(torch.int32)
+    return float((bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32))
+
+
+def _rank(percentile: float, n: int) -> int:
+    """The 1-based rank floor(p n), at least 1; in fractions, since 0.999 has no exact binary form."""
+    return max(1, math.floor(Fraction(str(percentile)) / 100 * n))
+
+
+def _count(
+    graph: Graph,
+    batches: Batches,
+    skip: int,
+    label: str,
+    progress: bool,
+    index: Callable[[str, Tensor], Tensor],
+) -> tuple[dict[str, Tensor], int]:
+    """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs, and the number of images seen."""
+    tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
+    images = 0
+    for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=None if progress else True):
+        x = _images(batch)
+        skipped = min(skip, len(x))
+        skip, x = skip - skipped, x[skipped:]
+        images += len(x)
+        if len(x) == 0:
+            continue
+        for name, value in graph.activations(x):
+            if name in tables:
+                tables[name] += torch.bincount(index(name, _key(value)), minlength=HALF).cpu()
+    if images == 0:
+        raise InvalidData("calibrate: got no images beyond those held out; expected at least one. Pass more images.")
+    return tables, images
+
+
+def _images(batch: Any) -> Tensor:
+    images = batch[0] if isinstance(batch, tuple | list) else batch
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InvalidData(f"calibrate: got a batch of {got}; expected [B, C, H, W] or (images, labels). Check the data.")
+    return images
+
+
+def _first_images(batches: Batches, count: int) -> Samples | None:
+    """The first ``count`` images and, when every batch has them, their labels."""
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    wanted = count
+    for batch in batches if count else ():
+        x = _images(batch)[:wanted]
+        images.append(x)
+        if isinstance(batch, tuple | list) and len(batch) > 1:
+            labels.append(torch.as_tensor(batch[1])[:wanted])
+        wanted -= len(x)
+        if wanted == 0:
+            break
+    if not images:
+        return None
+    return Samples(torch.cat(images), torch.cat(labels) if len(labels) == len(images) else None)
+
+
+def _calibration(
+    values: Mapping[str, float], percentile: float, images: int, source: str, samples: Samples | None = None
+) -> Calibration:
+    """Scales that are positive and finite whatever the values: a silent layer gets 1, as it never reaches it."""
+    silent = tuple(name for name, value in values.items() if not value > 0)
+    scales = {name: value if value > 0 else 1.0 for name, value in values.items()}
+    return Calibration(scales, percentile, images, source, silent, samples)
+
+
+# ---- without data ----
+
+
+def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibration:
+    """The scales that the BatchNorm statistics imply, without a single image.
+
+    During training BatchNorm made channel c of its output have mean ``beta_c`` and standard deviation ``|gamma_c|``.
+    Taking it for Gaussian, with ``phi`` and ``Phi`` the normal density and distribution and ``z = mu / sigma``::
+
+        ReLU:     mean = mu Phi(z) + sigma phi(z),   E[x^2] = (mu^2 + sigma^2) Phi(z) + mu sigma phi(z)
+        sum:      means add, variances add
+        synapse:  mean = W mean + b,                 variance = W^2 variance
+        lambda:   mean over c of Phi((lambda - mu_c) / sigma_c) = percentile / 100
+
+    (for a single channel ``lambda = mu + sigma Phi^-1(p)``; for the layer's mixture the equation is solved by
+    bisection, to float64 precision).
+
+    Assumptions: the data look like the training data; pre-activations are Gaussian per channel; the two branches of a
+    residual sum are independent; pooling keeps mean and variance. Real activations have heavier tails, so the scales
+    come out somewhat lower than measured ones.
+
+    Raises InvalidData when the graph has no BatchNorm.
+    """
+    if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):
+        raise InvalidData(
+            "calibrate: got a network without BatchNorm and no images; expected one of the two. Pass calibration images."
+        )
+    moments: dict[str, Moments] = {}
+    values = {}
+    names = set(calibrated_nodes(graph))
+    for node in graph.nodes:
+        inputs = [moments[name] for name in node.inputs]
+        if node.name in names:
+            before = inputs[0] if isinstance(node.op, ReLU) else _propagate(node.op, inputs)
+            values[node.name] = _mixture_quantile(before, percentile / 100)
+        moments[node.name] = _propagate(node.op, inputs)
+    return _calibration(values, percentile, 0, "batchnorm")
+
+
+Moments = tuple[Tensor, Tensor]  # mean and variance per channel, float64 [C]; the input's are [1]
+
+
+def _propagate(op: Op, inputs: list[Moments]) -> Moments:
+    """Mean and variance per channel of an operation's output."""
+    if isinstance(op, Input):
+        return torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    mean, var = inputs[0]
+    if isinstance(op, BatchNorm2d):
+        return op.bias.double(), op.weight.double() ** 2
+    if isinstance(op, Conv2d | Linear):
+        return _through_synapse(op, mean, var)
+    if isinstance(op, ReLU):
+        sigma = var.sqrt().clamp_min(1e-12)
+        z = mean / sigma
+        density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+        below = torch.special.ndtr(z)
+        rectified = mean * below + sigma * density
+        square = (mean**2 + var) * below + mean * sigma * density
+        return rectified, (square - rectified**2).clamp_min(0)
+    if isinstance(op, Add):
+        return sum(m for m, _ in inputs), sum(v for _, v in inputs)  # type: ignore[return-value]
+    if isinstance(op, Pad | Slice):
+        # As images of one pixel: what happens to channels happens, what happens to space does not.
+        return _channels_only(op, mean), _channels_only(op, var)
+    return mean, var
+
+
+def _channels_only(op: Pad | Slice, values: Tensor) -> Tensor:
+    if isinstance(op, Pad):
+        return F.pad(values, op.padding[4:6]) if len(op.padding) > 4 else values
+    return values[slice(*op.slices[0])]
+
+
+def _through_synapse(op: Conv2d | Linear, mean: Tensor, var: Tensor) -> Moments:
+    weight = op.weight.double().flatten(2).sum(2) if op.weight.ndim == 4 else op.weight.double()
+    square = (op.weight.double() ** 2).flatten(2).sum(2) if op.weight.ndim == 4 else weight**2
+    groups = op.groups if isinstance(op, Conv2d) else 1
+    features = weight.shape[1] * groups
+    mean, var = (m.repeat_interleave(features // len(m)).view(groups, -1, 1) for m in (mean, var))
+    out = (weight.view(groups, -1, weight.shape[1]) @ mean).flatten()
+    out_var = (square.view(groups, -1, weight.shape[1]) @ var).flatten()
+    return (out if op.bias is None else out + op.bias.double()), out_var
+
+
+def _mixture_quantile(moments: Moments, p: float) -> float:
+    """The p-quantile of the Gaussians ``moments`` in equal shares; at p = 1, six standard deviations."""
+    mean, var = moments
+    sigma = var.sqrt().clamp_min(1e-12)
+    low, high = float((mean - 6 * sigma).min()), float((mean + 6 * sigma).max())
+    for _ in range(100):
+        middle = (low + high) / 2
+        if float(torch.special.ndtr((middle - mean) / sigma).mean()) < p:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,304 @@
+"""The Graph: an immutable network that runs analog (the source ANN) or spiking, a chunk of time steps at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ConversionError, InvalidData
+from .neuron import STATEFUL, Memory, Neuron, Readout, SpikingMaxPool2d
+from .ops import SYNAPSES, Input, Op, Scale, channels_last, compensated
+
+# Images times steps that go through one layer at a time: enough to keep the convolutions busy, bounded in memory.
+FOLD = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation under a name; ``inputs`` are the names of earlier nodes."""
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a network remembers after ``step`` steps: the memory of each stateful node, by name."""
+
+    step: int
+    memory: Mapping[str, Memory]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a chunk of ``S`` steps gave: answers ``[S, B, N]``, spikes per neuron node ``[S, B]``, the state after it."""
+
+    outputs: Tensor
+    spikes: Mapping[str, Tensor]
+    state: State
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network: nodes in execution order, the first the input, the last the output.
+
+    ``provenance`` says where it came from (recipe, calibration, preprocessing, classes); it is plain JSON data.
+    """
+
+    nodes: tuple[Node, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name[name]
+
+    def __call__(self, images: Tensor, timesteps: int) -> Tensor:
+        """The answer ``[B, N]`` after ``timesteps`` steps of constant input ``[B, C, H, W]``, from a fresh state.
+
+        In the units of the source network's logits. Raises InvalidData when ``timesteps`` is below 1.
+        """
+        with torch.no_grad():
+            for chunk in self.stream(images, timesteps):
+                answer = chunk.outputs[-1]
+        return answer
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def users(self) -> dict[str, tuple[str, ...]]:
+        """For each node the names of the nodes that read it."""
+        users: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in node.inputs:
+                users[name].append(node.name)
+        return {name: tuple(who) for name, who in users.items()}
+
+    @cached_property
+    def static(self) -> frozenset[str]:
+        """The nodes with no memory upstream: under constant input their value is the same at every step."""
+        static: set[str] = set()
+        for node in self.nodes:
+            if not isinstance(node.op, STATEFUL) and all(name in static for name in node.inputs):
+                static.add(node.name)
+        return frozenset(static)
+
+    @property
+    def neurons(self) -> tuple[Node, ...]:
+        """The neuron layers, in execution order; empty for an analog network."""
+        return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
+
+    def with_provenance(self, **entries: Any) -> Graph:
+        """The same network with these entries added to its provenance."""
+        return replace(self, provenance={**self.provenance, **entries})
+
+    def to(self, device: torch.device | str) -> Graph:
+        """The same network with its tensors on ``device``."""
+
+        def move(op: Op) -> Op:
+            tensors = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
+            moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+            return replace(op, **moved)  # type: ignore[type-var]
+
+        return replace(self, nodes=tuple(replace(node, op=move(node.op)) for node in self.nodes))
+
+    def validate(self) -> Graph:
+        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""
+        seen: set[str] = set()
+        for node in self.nodes:
+            if node.name in seen:
+                raise ConversionError(f"graph: node names must be unique, got {node.name!r} twice; expected one.")
+            missing = [name for name in node.inputs if name not in seen]
+            if missing:
+                raise ConversionError(f"{node.name}: got input {missing[0]!r}; expected an earlier node.")
+            seen.add(node.name)
+        lost = [node.name for node in self.nodes[:-1] if not self.users[node.name]]
+        if lost:
+            raise ConversionError(f"{lost[0]}: got no reader; expected every node but the last to be read.")
+        return self
+
+    # ---- analog ----
+
+    def run(self, images: Tensor) -> Tensor:
+        """The source network's logits ``[B, N]``: neurons act as ReLU and the recipe's corrections are off."""
+        value = images
+        for _, value in self.activations(images):
+            pass
+        return value
+
+    def activations(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Each node's analog value in execution order; a value is freed after its last reader."""
+        values: dict[str, Tensor] = {}
+        for index, node in enumerate(self.nodes):
+            arguments = (images,) if isinstance(node.op, Input) else tuple(values[n] for n in node.inputs)
+            with torch.no_grad():
+                values[node.name] = node.op.run(*arguments)
+            yield node.name, values[node.name]
+            for name in self._freed[index]:
+                del values[name]
+
+    @cached_property
+    def _freed(self) -> list[list[str]]:
+        return _freed(self.nodes, {})
+
+    # ---- spiking ----
+
+    def stream(
+        self,
+        images: Tensor,
+        timesteps: int,
+        chunk: int | None = None,
+        state: State | None = None,
+        encode: Callable[[int], Tensor] | None = None,
+    ) -> Iterator[Chunk]:
+        """Simulate ``timesteps`` steps, ``chunk`` steps through one layer at a time, and yield each chunk's results.
+
+        Args:
+            images: ``[B, C, H, W]``, the constant input current (direct coding).
+            chunk: steps per layer visit; results do not depend on it, memory does. By default from the batch size.
+            state: where to go on from; None starts fresh.
+            encode: gives the next ``S`` steps of input ``[S, B, C, H, W]`` in place of the constant images.
+        """
+        _check(self, images, timesteps, chunk, state)
+        chunk = chunk or max(1, FOLD // len(images))
+        run = _Run(self, channels_last(images), None if state is None else dict(state.memory), encode)
+        step = 0 if state is None else state.step
+        for start in range(0, timesteps, chunk):
+            steps = min(chunk, timesteps - start)
+            outputs, spikes = run.advance(steps)
+            step += steps
+            yield Chunk(outputs, spikes, State(step, dict(run.memory)))
+
+
+def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
+    if not graph.neurons:
+        raise InvalidData("simulate: got a network without neurons; expected a converted one. Call convert first.")
+    if timesteps < 1 or (chunk is not None and chunk < 1):
+        raise InvalidData(f"simulate: got timesteps={timesteps}, chunk={chunk}; expected at least 1. Raise it.")
+    if images.ndim != 4 or len(images) == 0:
+        raise InvalidData(f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W] with B >= 1.")
+    if state is not None:
+        batch = next(iter(state.memory[graph.neurons[0].name])).shape[0]
+        if batch != len(images):
+            raise InvalidData(
+                f"simulate: got {len(images)} images and a state of {batch}; expected equal numbers. "
+                "Pass state=None for new images."
+            )
+
+
+def _freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str]]:
+    """For each position the names that no later node reads; a deferred node is read as the node it stands for."""
+    last = {
+        deferred.get(name, name): index
+        for index, node in enumerate(nodes)
+        if node.name not in deferred
+        for name in (node.name, *node.inputs)
+    }
+    freed: list[list[str]] = [[] for _ in nodes]
+    for name, index in last.items():
+        if name != nodes[-1].name:
+            freed[index].append(name)
+    return freed
+
+
+class _Run:
+    """One simulation under way: the prepared operations, the constant part computed once, the memory."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        images: Tensor,
+        memory: dict[str, Memory] | None,
+        encode: Callable[[int], Tensor] | None,
+    ) -> None:
+        self.graph, self.images, self.encode = graph, images, encode
+        self.memory: dict[str, Memory] = memory or {}
+        self.ops = {node.name: _prepared(node.op) for node in graph.nodes}
+        self.unit = {node.name: bool((node.op.threshold == 1).all()) for node in graph.neurons}  # type: ignore[attr-defined]
+        # A shortcut synapse that only neurons read is applied inside the membrane kernel, without a pass of its own.
+        self.deferred = {
+            node.name: node.inputs[0]
+            for node in graph.nodes
+            if isinstance(node.op, Scale)
+            and all(isinstance(graph[user].op, Neuron) for user in graph.users[node.name])
+        }
+        self.freed = _freed(graph.nodes, self.deferred)
+        self.constant: dict[str, Tensor] = {}
+        if encode is None:
+            for node in graph.nodes:
+                if node.name in graph.static:
+                    arguments = [images] if isinstance(node.op, Input) else [self.constant[n] for n in node.inputs]
+                    self.constant[node.name] = self.ops[node.name].run(*arguments)
+
+    def advance(self, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next ``steps`` steps through every layer: answers ``[S, B, N]`` and spikes per neuron node ``[S, B]``."""
+        values: dict[str, Tensor] = {}  # [S * B, *], so that the convolutions see one large batch
+        counts: dict[str, Tensor] = {}
+        batch = len(self.images)
+        for index, node in enumerate(self.graph.nodes):
+            if node.name in self.constant or node.name in self.deferred:
+                continue
+            if isinstance(node.op, Input):
+                assert self.encode is not None
+                values[node.name] = channels_last(self.encode(steps).flatten(0, 1))
+            elif isinstance(node.op, STATEFUL):
+                out = self._remember(node, values, steps)
+                if isinstance(node.op, Neuron):
+                    counts[node.name] = out.sum(tuple(range(2, out.ndim)))
+                values[node.name] = out.flatten(0, 1)
+                if isinstance(node.op, Neuron) and not self.unit[node.name]:
+                    values[node.name] = node.op.emit(values[node.name])
+            else:
+                arguments = [self._folded(name, values, steps) for name in node.inputs]
+                values[node.name] = self.ops[node.name].run(*arguments)
+            for name in self.freed[index]:
+                values.pop(name, None)
+        return values[self.graph.nodes[-1].name].unflatten(0, (steps, batch)), counts
+
+    def _remember(self, node: Node, values: dict[str, Tensor], steps: int) -> Tensor:
+        """Advance a node with memory over its inputs ``[S, B, *]``."""
+        shortcut = None
+        currents = []
+        for name in node.inputs:
+            if name in self.deferred and shortcut is None and len(node.inputs) > 1:
+                scale = self.ops[name]
+                assert isinstance(scale, Scale)
+                shortcut = (self._steps(self.deferred[name], values, steps), scale.weight)
+            else:
+                currents.append(self._steps(name, values, steps))
+        memory = self.memory.get(node.name)
+        if isinstance(node.op, Neuron):
+            out, self.memory[node.name] = node.op.advance(currents, memory, shortcut)
+        else:
+            assert isinstance(node.op, SpikingMaxPool2d | Readout)
+            out, self.memory[node.name] = node.op.advance(currents, memory)
+        return out
+
+    def _folded(self, name: str, values: dict[str, Tensor], steps: int) -> Tensor:
+        """The value of ``name`` as ``[S * B, *]``."""
+        if name in self.deferred:
+            return self.ops[name].run(self._folded(self.deferred[name], values, steps))
+        if name in self.constant:
+            value = self.constant[name]
+            return value.expand(steps, *value.shape).flatten(0, 1)
+        return values[name]
+
+    def _steps(self, name: str, values: dict[str, Tensor], steps: int) -> Tensor:
+        """The value of ``name`` as ``[S, B, *]``; what is constant is expanded without a copy."""
+        if name in self.constant:
+            return self.constant[name].expand(steps, *self.constant[name].shape)
+        return self._folded(name, values, steps).unflatten(0, (steps, len(self.images)))
+
+
+def _prepared(op: Op) -> Op:
+    """The operation as a spiking run uses it: compensated, its convolution weights in channels_last."""
+    if not isinstance(op, SYNAPSES):
+        return op
+    op = compensated(op)
+    return op if isinstance(op, Scale) else replace(op, weight=channels_last(op.weight))

@@ -1,0 +1,153 @@
+"""The operations with memory: the integrate-and-fire neuron, the gated max-pool and the readout.
+
+``run`` is their analog meaning (ReLU, max-pool, identity). ``advance`` takes a chunk of ``S`` steps ``[S, B, *]`` and the
+memory, and returns the chunk's output and the new memory; the memory passed in is left as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import kernels
+from .ops import Pair, per_channel
+
+Memory = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Neuron:
+    """An integrate-and-fire neuron layer; it emits ``threshold * spike`` (so plain spikes once the threshold is 1).
+
+    The membrane starts at ``initial_potential * threshold`` and follows the equation in
+    :func:`s_resnet.kernels.reference.integrate_and_fire`. It sums all its inputs, so a residual addition is implicit.
+
+    threshold: positive, 0-dimensional (one for the layer) or ``[C]``.
+    Source: arXiv:1805.01352 (Hu, Tang, Pan): integrate-and-fire, reset by subtraction.
+    """
+
+    threshold: Tensor
+    initial_potential: float = 0.0
+    reset: str = "subtract"
+    decay: float = 1.0
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """The analog meaning: ReLU of the sum of the inputs."""
+        total = inputs[0]
+        for other in inputs[1:]:
+            total = total + other
+        return F.relu(total)
+
+    def start(self, current: Tensor) -> Memory:
+        """The membrane ``[B, *]`` before the first step, for currents shaped ``[S, B, *]``."""
+        threshold = per_channel(self.threshold, current.ndim - 1)
+        return ((torch.zeros_like(current[0]) + self.initial_potential * threshold),)
+
+    def advance(
+        self, inputs: list[Tensor], memory: Memory | None, shortcut: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Memory]:
+        """Integrate ``[S, B, *]`` currents into {0, 1} spikes; ``shortcut`` is a branch yet to be scaled: (spikes, weight)."""
+        current = inputs[0]
+        for other in inputs[1:]:
+            current = current + other
+        (v,) = self.start(current) if memory is None else memory
+        _, integrate_and_fire = kernels.select(current.device)
+        threshold = per_channel(self.threshold, v.ndim)
+        spikes, v = integrate_and_fire(
+            current,
+            v,
+            threshold=threshold,
+            decay=self.decay,
+            reset=self.reset,
+            shortcut=None if shortcut is None else shortcut[0],
+            shortcut_scale=None if shortcut is None else per_channel(shortcut[1], v.ndim),
+        )
+        return spikes, (v,)
+
+    def emit(self, spikes: Tensor) -> Tensor:
+        """What the layer sends on, ``threshold * spike``, for spikes shaped ``[B, *]``."""
+        return spikes * per_channel(self.threshold, spikes.ndim)
+
+
+@dataclass(frozen=True, eq=False)
+class SpikingMaxPool2d:
+    """The paper's max-pool gate for spikes.
+
+    With ``C_in`` the spike counts of the inputs and ``C_out`` those of the outputs, per step::
+
+        o = maxpool(s);  C_in += s;  z = maxpool(C_in);  o = 0 where z <= C_out;  C_out += o
+
+    so an output fires only while its count is below the largest count in its window. Inputs of one channel share one
+    amplitude. Source: the SPooling layer of the released code of arXiv:1805.01352.
+    """
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """The analog meaning: max-pool."""
+        return F.max_pool2d(
+            inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
+        )
+
+    def advance(self, inputs: list[Tensor], memory: Memory | None) -> tuple[Tensor, Memory]:
+        """Gate ``[S, B, C, H, W]`` spikes; memory is the pair of counts (``C_in``, ``C_out``)."""
+        (spikes,) = inputs
+        pooled = []
+        if memory is None:
+            memory = (torch.zeros_like(spikes[0]), torch.zeros_like(self.run(spikes[0])))
+        count_in, count_out = memory
+        for s in spikes:
+            count_in = count_in + s
+            gate = self.run(count_in) > count_out
+            o = self.run(s) * gate
+            count_out = count_out + o
+            pooled.append(o)
+        return torch.stack(pooled), (count_in, count_out)
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """The network's answer after t steps, in the units of the source network's logits; ``I`` is the classifier's current.
+
+    mode ``"current"``: ``scale / t * sum(I[1..t])``, the accumulated classifier current.
+    mode ``"spikes"``: an integrate-and-fire layer of threshold 1 after the classifier, ``scale / t * (spike count +
+    softmax(membrane))``, the released code's score of arXiv:1805.01352; the softmax (< 1) only breaks ties.
+    """
+
+    scale: Tensor
+    mode: str = "current"
+    initial_potential: float = 0.0
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """The analog meaning: the logits."""
+        return inputs[0] * self.scale
+
+    def advance(self, inputs: list[Tensor], memory: Memory | None) -> tuple[Tensor, Memory]:
+        """``[S, B, N]`` currents to ``[S, B, N]`` answers; memory is the step count, the sum or count, the membrane."""
+        (current,) = inputs
+        if memory is None:
+            zero = torch.zeros_like(current[0], dtype=torch.float64)
+            memory = (torch.zeros((), dtype=torch.float64), zero, zero + self.initial_potential)
+        step, total, v = memory
+        answers = []
+        for now in current:
+            step = step + 1
+            if self.mode == "current":
+                total = total + now
+                answers.append(total / step * self.scale)
+                continue
+            v = v + now
+            fired = v >= 1.0
+            v, total = v - fired.to(v), total + fired
+            answers.append((total + v.softmax(-1)) / step * self.scale)
+        return torch.stack(answers).to(current.dtype), (step, total, v)
+
+
+STATEFUL = (Neuron, SpikingMaxPool2d, Readout)

@@ -1,0 +1,200 @@
+"""The operations of a Graph without memory: frozen dataclasses that own their tensors and know how to run.
+
+Shapes: ``B`` batch, ``C`` channels, ``H W`` space, ``N`` classes. A *synapse* (:class:`Conv2d`, :class:`Linear`,
+:class:`Scale`) carries ``gain``, the compensation factor c: it multiplies the weight, never the bias, and only in
+spiking runs, so that the analog run stays the source network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+class Op(Protocol):
+    """What every operation can do: compute its output from its inputs, analog."""
+
+    def run(self, *inputs: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """The images ``[B, C, H, W]``, preprocessed."""
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d:
+    """``y = gain * W * x + b``; weight ``[C_out, C_in / groups, kh, kw]``, bias ``[C_out]`` or None, zero padding."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    gain: float = 1.0
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.conv2d(
+            inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``y = gain * W x + b``; weight ``[N, features]``, bias ``[N]`` or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+    gain: float = 1.0
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.linear(inputs[0], self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """A one-to-one synapse ``y = gain * w x`` without bias: the identity branch of the shortcut conversion model.
+
+    weight 0-dimensional (one factor for the layer) or ``[C]``.
+    Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352, shortcut conversion.
+    """
+
+    weight: Tensor
+    gain: float = 1.0
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] * per_channel(self.weight, inputs[0].ndim)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm2d:
+    """``y = weight (x - mean) / sqrt(var + eps) + bias`` per channel, with the statistics of training; all ``[C]``."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    eps: float
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.batch_norm(inputs[0], self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+@dataclass(frozen=True, eq=False)
+class ReLU:
+    """``y = max(x, 0)``."""
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.relu(inputs[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """The sum of its inputs, which have one shape."""
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        total = inputs[0]
+        for other in inputs[1:]:
+            total = total + other
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool2d:
+    """The maximum over windows; padding counts as minus infinity."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.max_pool2d(
+            inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AvgPool2d:
+    """The mean over windows: fixed synapses of weight 1 / window."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.avg_pool2d(
+            inputs[0], self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveAvgPool2d:
+    """The mean over as many windows as ``output_size`` asks for; (1, 1) is the global mean."""
+
+    output_size: Pair
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(inputs[0], self.output_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Flatten:
+    """``[B, *] -> [B, features]``, channel-major."""
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Pad:
+    """Zero padding, as ``torch.nn.functional.pad`` takes it (last dimension first); shortcut A pads channels."""
+
+    padding: tuple[int, ...]
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.pad(inputs[0], self.padding)
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """``x[:, a:b:c, ...]``: one (start, stop, step) per dimension after the batch; shortcut A subsamples space."""
+
+    slices: tuple[tuple[int | None, int | None, int | None], ...]
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0][(slice(None), *(slice(*part) for part in self.slices))]
+
+
+Synapse = Conv2d | Linear | Scale
+SYNAPSES = (Conv2d, Linear, Scale)
+# Operations that keep what a unit means: value and unit may be exchanged with them.
+UNIT_PRESERVING = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Pad, Slice)
+
+
+def compensated(op: Synapse) -> Synapse:
+    """The synapse as a spiking run uses it: ``gain`` multiplied into the weight, bias untouched."""
+    return op if op.gain == 1.0 else replace(op, weight=op.weight * op.gain, gain=1.0)
+
+
+def per_channel(values: Tensor, ndim: int) -> Tensor:
+    """``values``, 0-dimensional or ``[C]``, shaped to broadcast over ``[B, C, *]`` of ``ndim`` dimensions."""
+    return values if values.ndim == 0 else values.view(-1, *(1,) * (ndim - 2))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``x`` in channels_last when it is ``[B, C, H, W]``, else as it is: the layout that the convolutions run in."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -1,0 +1,136 @@
+"""Pass: the paper's conversion model. Every neuron gets threshold 1 and every synapse carries the ratio of scales."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..calibrate import Calibration
+from ..graph import Graph, Node
+from ..neuron import Neuron, Readout, SpikingMaxPool2d
+from ..ops import (
+    UNIT_PRESERVING,
+    AdaptiveAvgPool2d,
+    Add,
+    AvgPool2d,
+    Conv2d,
+    Linear,
+    MaxPool2d,
+    Op,
+    Pad,
+    Scale,
+    Slice,
+)
+
+
+def normalize(graph: Graph, calibration: Calibration) -> Graph:
+    """Threshold 1 everywhere: ``W * lambda_in / lambda_out``, ``b / lambda_out``, and the shortcut conversion model.
+
+    lambda_out of a synapse is the threshold of the neuron that integrates it (for the last convolution of a residual
+    branch and for a projection: of the neuron after the sum), lambda_in the threshold of the neuron that feeds it. An
+    identity branch becomes an explicit synapse of weight ``lambda_in / lambda_out``, also where that is 1. The
+    classifier is divided by the scale of the logits, which the readout multiplies back.
+
+    Spikes are preserved: identical when all thresholds are powers of two, up to rounding otherwise. The analog run
+    is preserved up to rounding.
+
+    Source: arXiv:1805.01352 (Hu, Tang, Pan): data-based normalization and shortcut conversion model.
+    """
+    if not graph.neurons:
+        return graph
+    work = _Work(graph, calibration)
+    for node in graph.nodes:
+        work.rewrite(node)
+    return replace(graph, nodes=tuple(work.nodes))
+
+
+class _Work:
+    """The rewriting under way: ``unit[name]`` is what one unit of a value is worth, lambda, 0-dimensional or ``[C]``."""
+
+    def __init__(self, graph: Graph, calibration: Calibration) -> None:
+        self.graph, self.calibration = graph, calibration
+        self.nodes: list[Node] = []
+        self.unit: dict[str, Tensor] = {}
+
+    def rewrite(self, node: Node) -> None:
+        op, inputs = node.op, node.inputs
+        if isinstance(op, Neuron):
+            target = op.threshold
+            inputs = tuple(self.branch(node, name, target) for name in inputs)
+            op, unit = replace(op, threshold=torch.ones(())), target
+        elif isinstance(op, Readout):
+            unit = self.unit[inputs[0]]
+            op = replace(op, scale=op.scale * unit)
+        elif isinstance(op, Conv2d | Linear):
+            unit = self.wanted(node)
+            op = _rescaled(op, self.unit[inputs[0]], unit)
+        elif isinstance(op, Scale):
+            unit = self.wanted(node)
+            op = replace(op, weight=op.weight * self.unit[inputs[0]] / unit)
+        elif isinstance(op, Add):
+            unit = self.wanted(node)
+            inputs = tuple(self.branch(node, name, unit) for name in inputs)
+        elif isinstance(op, (*UNIT_PRESERVING, SpikingMaxPool2d)):
+            unit = _carried(op, self.unit[inputs[0]])
+        else:
+            unit = torch.ones(())
+        self.unit[node.name] = unit
+        self.nodes.append(Node(node.name, op, inputs))
+
+    def wanted(self, node: Node) -> Tensor:
+        """The unit of a synapse's output: the threshold of the one neuron that integrates it."""
+        users = self.graph.users[node.name]
+        if len(users) == 1:
+            user = self.graph[users[0]]
+            if isinstance(user.op, Neuron):
+                return user.op.threshold
+            if isinstance(user.op, Readout):
+                return torch.tensor(self.calibration.scales.get(node.name, 1.0))
+            if isinstance(user.op, (*_CHANNELWISE, Add)):
+                return self.wanted(user)
+        return self.unit[node.inputs[0]]
+
+    def branch(self, node: Node, name: str, target: Tensor) -> str:
+        """The name that ``node`` reads in place of ``name``, in units of ``target``: a shortcut synapse if need be."""
+        source = name
+        while isinstance(self.graph[source].op, _CHANNELWISE):
+            source = self.graph[source].inputs[0]
+        synaptic = isinstance(self.graph[source].op, _SYNAPTIC)
+        if torch.equal(self.unit[name], target) and (synaptic or len(node.inputs) == 1):
+            return name
+        label = f"{node.name}.shortcut"
+        taken = sum(n.name.startswith(label) for n in self.nodes)
+        synapse = Node(label if taken == 0 else f"{label}_{taken}", Scale(self.unit[name] / target), (name,))
+        self.nodes.append(synapse)
+        return synapse.name
+
+
+_SYNAPTIC = (Conv2d, Linear, Scale, Add)
+# What lies between a synapse and its neuron without mixing channels.
+_CHANNELWISE = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d)
+
+
+def _rescaled(op: Conv2d | Linear, unit_in: Tensor, unit_out: Tensor) -> Conv2d | Linear:
+    """``W * lambda_in / lambda_out`` and ``b / lambda_out``."""
+    weight = op.weight
+    if unit_in.ndim:
+        groups = op.groups if isinstance(op, Conv2d) else 1
+        per_input = unit_in.repeat_interleave(weight.shape[1] * groups // len(unit_in)).view(groups, 1, -1)
+        shape = (groups, weight.shape[0] // groups, weight.shape[1], -1)
+        weight = (weight.view(shape) * per_input.unsqueeze(-1)).view(weight.shape)
+    else:
+        weight = weight * unit_in
+    weight = weight / unit_out.view(-1, *(1,) * (weight.ndim - 1))
+    return replace(op, weight=weight, bias=None if op.bias is None else op.bias / unit_out)
+
+
+def _carried(op: Op, unit: Tensor) -> Tensor:
+    """The unit behind an operation that mixes no channels; padded channels stay zero in any unit."""
+    if unit.ndim and isinstance(op, Pad) and len(op.padding) > 4:
+        return F.pad(unit, op.padding[4:6], value=1.0)
+    if unit.ndim and isinstance(op, Slice):
+        return unit[slice(*op.slices[0])]
+    return unit

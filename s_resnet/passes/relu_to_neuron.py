@@ -1,0 +1,66 @@
+"""Pass: every ReLU becomes an integrate-and-fire neuron that does the additions before it itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..calibrate import Calibration
+from ..errors import ConversionError
+from ..graph import Graph, Node
+from ..neuron import Neuron
+from ..ops import Add, ReLU
+
+
+def relu_to_neuron(
+    graph: Graph, calibration: Calibration, initial_potential: float = 0.0, reset: str = "subtract"
+) -> Graph:
+    """Replace every ReLU by a neuron whose threshold is the calibrated scale of that activation.
+
+    A residual addition read by nothing but the ReLU disappears: the neuron integrates both branches, and its bias is
+    the sum of theirs. The analog run is preserved exactly; the spiking rate of a neuron under constant current x
+    satisfies ``|mean output - clip(x, 0, threshold)| <= threshold / T``.
+
+    Args:
+        initial_potential: v(0) as a share of the threshold; 0 is the paper's theory, 0.5 its released code.
+        reset: ``"subtract"`` or ``"zero"``.
+
+    Raises:
+        ConversionError: the calibration lacks a ReLU of this graph, or a setting is out of range.
+
+    Source: arXiv:1805.01352: "sum layer is no longer needed", the neuron adds by integration.
+    """
+    if reset not in ("subtract", "zero") or not 0 <= initial_potential < 1:
+        raise ConversionError(
+            f"relu_to_neuron: got reset={reset!r}, initial_potential={initial_potential}; expected 'subtract' or "
+            "'zero', and a share of the threshold in [0, 1). Change the recipe."
+        )
+    absorbed: set[str] = set()
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if not isinstance(node.op, ReLU):
+            nodes.append(node)
+            continue
+        if node.name not in calibration.scales:
+            raise ConversionError(
+                f"{node.name}: got no calibrated scale; expected one per ReLU. Calibrate this very graph."
+            )
+        threshold = torch.tensor(calibration.scales[node.name])
+        nodes.append(Node(node.name, Neuron(threshold, initial_potential, reset), _summands(graph, node, absorbed)))
+    if not any(isinstance(node.op, Neuron) for node in nodes):
+        return graph
+    return replace(graph, nodes=tuple(node for node in nodes if node.name not in absorbed))
+
+
+def _summands(graph: Graph, node: Node, absorbed: set[str]) -> tuple[str, ...]:
+    """The inputs of a node, with additions that it alone reads replaced by what they add."""
+    names: list[str] = []
+    for name in node.inputs:
+        before = graph[name]
+        if isinstance(before.op, Add) and graph.users[name] == (node.name,):
+            absorbed.add(name)
+            names.extend(_summands(graph, before, absorbed))
+        else:
+            names.append(name)
+    return tuple(names)

@@ -1,0 +1,409 @@
+"""From an ``nn.Module`` to an analog Graph, by torch.fx. Neurons belong to call sites, so every call is a node of its own."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from . import ops
+from .errors import InvalidData, UnsupportedModel
+from .graph import Graph, Node
+from .ops import Op
+
+
+def trace(model: nn.Module, example_batch: Tensor) -> Graph:
+    """The analog Graph of ``model``; ``graph.run(x)`` equals the model in evaluation mode.
+
+    Args:
+        model: any module whose forward torch.fx can follow. It is not changed: tensors are copied and its training
+            flags stay. ``DataParallel`` is unwrapped.
+        example_batch: ``[B, C, H, W]``; run once, to learn shapes (``F.avg_pool2d(x, x.size()[3])``).
+
+    Raises:
+        UnsupportedModel: an operation cannot be converted (named with its node and source line), or the forward
+            depends on the values of its input.
+        InvalidData: the example does not fit the model.
+    """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    if not isinstance(example_batch, Tensor) or example_batch.ndim != 4:
+        shape = tuple(example_batch.shape) if isinstance(example_batch, Tensor) else type(example_batch).__name__
+        raise InvalidData(f"trace: got an example of {shape}; expected a tensor [B, C, H, W]. Pass a batch of images.")
+    copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
+    traced = _symbolic(copied)
+    recorder = _Recorder(traced)
+    try:
+        with torch.no_grad():
+            recorder.run(example_batch.detach().cpu())
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidData(
+            f"trace: the model failed on the example, got shape {tuple(example_batch.shape)} and "
+            f"{_first_line(error)}; expected images that fit the model. Check input size and channels."
+        ) from error
+    return _Builder(traced, recorder.values).build()
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx's tracer, remembering source lines for messages."""
+
+    record_stack_traces = True
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the traced module once and keeps, per node, the shape of a tensor or the value of anything else."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        keep = isinstance(value, Tensor) and n.op != "get_attr"
+        self.values[n] = value.shape if keep else value
+        return value
+
+
+def _symbolic(model: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    try:
+        return fx.GraphModule(model, tracer.trace(model))
+    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__}: torch.fx cannot follow its forward, got {_first_line(error)}; expected no control "
+            "flow on values of the input. Make the forward static, or trace the part that is."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+class _Builder:
+    """Reads fx nodes in order and writes ours."""
+
+    def __init__(self, traced: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
+        self.modules = dict(traced.named_modules())
+        self.source = traced.graph
+        self.values = values
+        self.nodes: list[Node] = []
+        self.names: dict[fx.Node, str] = {}  # an fx node -> our node that holds its value
+        self.taken: set[str] = set()
+
+    def build(self) -> Graph:
+        output = ""
+        for n in self.source.nodes:
+            if n.op == "placeholder":
+                if self.nodes:
+                    raise self.unsupported(n, "a second input", "one batch of images")
+                self.add(n, ops.Input(), (), "input")
+            elif n.op == "output":
+                output = self.result(n)
+            elif n.op != "get_attr" and isinstance(self.values[n], torch.Size):
+                self.convert(n)
+        return Graph(_reachable(self.nodes, output)).validate()
+
+    def result(self, n: fx.Node) -> str:
+        result = n.args[0]
+        if not isinstance(result, fx.Node) or result not in self.names:
+            raise self.unsupported(n, f"an output of type {type(result).__name__}", "one tensor of logits")
+        return self.names[result]
+
+    def convert(self, n: fx.Node) -> None:
+        if n.op == "call_module":
+            module = self.modules[str(n.target)]
+            make = _MODULES.get(type(module))
+            if make is None:
+                raise self.unsupported(n, f"module {type(module).__name__}", _SUPPORTED_MODULES)
+            chain = make(self, n, module)
+        else:
+            call = _METHODS.get(str(n.target)) if n.op == "call_method" else _FUNCTIONS.get(n.target)  # type: ignore[arg-type]
+            if call is None:
+                raise self.unsupported(n, f"operation {_target_name(n)}", "one that S-ResNet knows")
+            chain = call(self, n)
+        operands = n.args[:2] if chain and isinstance(chain[0], ops.Add) else (_first(n),)
+        inputs = tuple(self.input(n, operand) for operand in operands)
+        self.names[n] = inputs[0]
+        for op in chain:
+            self.add(n, op, inputs)
+            inputs = (self.names[n],)
+
+    def input(self, n: fx.Node, argument: Any) -> str:
+        if not isinstance(argument, fx.Node) or argument not in self.names:
+            raise self.unsupported(n, f"the operand {argument!r}", "an activation of the network")
+        return self.names[argument]
+
+    def add(self, n: fx.Node, op: Op, inputs: tuple[str, ...], name: str | None = None) -> None:
+        name = base = name or self.label(n)
+        count = 0
+        while name in self.taken:
+            count += 1
+            name = f"{base}_{count}"
+        self.taken.add(name)
+        self.names[n] = name
+        self.nodes.append(Node(name, op, inputs))
+
+    def label(self, n: fx.Node) -> str:
+        """Module path, plus the function's name where it is not a module that is called."""
+        if n.op == "call_module":
+            return str(n.target)
+        stack = n.meta.get("nn_module_stack") or {}
+        path = next(reversed(stack.values()))[0] if stack else ""
+        return f"{path}.{_target_name(n)}" if path else _target_name(n)
+
+    def argument(self, n: fx.Node, position: int, keyword: str, default: Any = None) -> Any:
+        """An argument of a call, with sizes and the like replaced by their values on the example."""
+        value = n.args[position] if len(n.args) > position else n.kwargs.get(keyword, default)
+        return fx.node.map_arg(value, lambda a: a if a in self.names else self.values[a])
+
+    def shape(self, n: Any) -> torch.Size:
+        value = self.values[n]
+        assert isinstance(value, torch.Size)
+        return value
+
+    def unsupported(self, n: fx.Node, got: str, expected: str) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"node {self.label(n)}{_source_line(n)}: cannot be converted, got {got}; expected {expected}. "
+            "Rewrite this line of the model, or take it out of the converted part."
+        )
+
+
+def _reachable(nodes: list[Node], output: str) -> tuple[Node, ...]:
+    """The nodes that the output depends on, the output last; what a model computes and drops has no place in a Graph."""
+    needed = {output, "input"}
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    kept = [node for node in nodes if node.name in needed]
+    return tuple(sorted(kept, key=lambda node: node.name == output))
+
+
+def _target_name(n: fx.Node) -> str:
+    return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", n.name).strip("_")
+
+
+def _source_line(n: fx.Node) -> str:
+    """``(file, line: code)`` of the user's call, from the trace that torch.fx recorded."""
+    lines = (n.stack_trace or "").strip().splitlines()
+    places = [i for i, line in enumerate(lines) if line.lstrip().startswith("File ")]
+    if not places:
+        return ""
+    place = lines[places[-1]].strip().removeprefix("File ").split(", in ")[0].replace('"', "")
+    code = lines[places[-1] + 1].strip() if places[-1] + 1 < len(lines) else ""
+    return f" ({place}: {code})"
+
+
+# ---- what each module, function and method becomes: a chain of ops, empty when it passes its input on ----
+
+Chain = tuple[Op, ...]
+
+
+def _first(n: fx.Node) -> Any:
+    return n.args[0] if n.args else n.kwargs.get("input")
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    return (int(values[0]), int(values[-1]))
+
+
+def _conv(b: _Builder, n: fx.Node, m: nn.Conv2d) -> Chain:
+    if m.padding_mode != "zeros":
+        raise b.unsupported(n, f"padding_mode={m.padding_mode!r}", "'zeros'")
+    return (
+        ops.Conv2d(
+            m.weight.detach(),
+            None if m.bias is None else m.bias.detach(),
+            _pair(m.stride),
+            _padding(b, n, m.padding, m.kernel_size, _pair(m.dilation)),
+            _pair(m.dilation),
+            m.groups,
+        ),
+    )
+
+
+def _padding(b: _Builder, n: fx.Node, padding: Any, kernel: tuple[int, ...], dilation: tuple[int, int]) -> Any:
+    if padding == "valid":
+        return (0, 0)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if any(t % 2 for t in total):
+            raise b.unsupported(n, f"padding='same' with an even kernel {tuple(kernel)}", "an odd kernel")
+        return (total[0] // 2, total[1] // 2)
+    return _pair(padding)
+
+
+def _batch_norm(b: _Builder, n: fx.Node, m: nn.BatchNorm2d) -> Chain:
+    if m.running_mean is None or m.running_var is None:
+        raise b.unsupported(n, "batch normalization without running statistics", "track_running_stats=True")
+    ones = torch.ones_like(m.running_var)
+    weight = ones if m.weight is None else m.weight.detach()
+    bias = torch.zeros_like(ones) if m.bias is None else m.bias.detach()
+    return (ops.BatchNorm2d(weight, bias, m.running_mean, m.running_var, float(m.eps)),)
+
+
+def _linear(b: _Builder, n: fx.Node, m: nn.Linear) -> Chain:
+    if len(b.shape(_first(n))) != 2:
+        raise b.unsupported(n, f"a linear layer over {tuple(b.shape(_first(n)))}", "[B, features]")
+    return (ops.Linear(m.weight.detach(), None if m.bias is None else m.bias.detach()),)
+
+
+def _max_pool(b: _Builder, n: fx.Node, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: Any) -> Chain:
+    stride = kernel if stride is None or stride == [] else stride
+    return (ops.MaxPool2d(_pair(kernel), _pair(stride), _pair(padding), _pair(dilation), bool(ceil)),)
+
+
+def _max_pool_module(b: _Builder, n: fx.Node, m: nn.MaxPool2d) -> Chain:
+    if m.return_indices:
+        raise b.unsupported(n, "return_indices=True", "a plain max-pool")
+    return _max_pool(b, n, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
+
+
+def _max_pool_call(b: _Builder, n: fx.Node) -> Chain:
+    names = (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False))
+    return _max_pool(b, n, *(b.argument(n, i, name, default) for i, (name, default) in enumerate(names, 1)))
+
+
+def _avg_pool(
+    b: _Builder, n: fx.Node, kernel: Any, stride: Any, padding: Any, ceil: Any, count: Any, divisor: Any
+) -> Chain:
+    if divisor is not None:
+        raise b.unsupported(n, "divisor_override", "a plain average")
+    stride = kernel if stride is None or stride == [] else stride
+    return (ops.AvgPool2d(_pair(kernel), _pair(stride), _pair(padding), bool(ceil), bool(count)),)
+
+
+def _avg_pool_module(b: _Builder, n: fx.Node, m: nn.AvgPool2d) -> Chain:
+    return _avg_pool(
+        b, n, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
+    )
+
+
+def _avg_pool_call(b: _Builder, n: fx.Node) -> Chain:
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    defaults = (None, None, 0, False, True, None)
+    values = (b.argument(n, i, *pair) for i, pair in enumerate(zip(names, defaults, strict=True), 1))
+    return _avg_pool(b, n, *values)
+
+
+def _adaptive(b: _Builder, n: fx.Node, size: Any) -> Chain:
+    got = b.shape(_first(n))
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    height, width = (got[2 + i] if s is None else int(s) for i, s in enumerate(pair))
+    return (ops.AdaptiveAvgPool2d((height, width)),)
+
+
+def _reshape(b: _Builder, n: fx.Node) -> Chain:
+    """view, reshape, flatten and squeeze, told apart by what they did to the example's shape."""
+    before, after = b.shape(_first(n)), b.shape(n)
+    if before == after:
+        return ()
+    if len(after) != 2 or after[0] != before[0] or after[1] != before[1:].numel():
+        raise b.unsupported(n, f"a reshape of {tuple(before)} to {tuple(after)}", "[B, *] to [B, features]")
+    return (ops.Flatten(),)
+
+
+def _mean(b: _Builder, n: fx.Node) -> Chain:
+    """``x.mean([2, 3])`` is a global average pool."""
+    before, after = b.shape(_first(n)), b.shape(n)
+    if len(before) != 4 or after[:2] != before[:2] or after.numel() != before[:2].numel():
+        raise b.unsupported(n, f"a mean of {tuple(before)} to {tuple(after)}", "the mean over height and width")
+    pool = ops.AdaptiveAvgPool2d((1, 1))
+    return (pool,) if len(after) == 4 else (pool, ops.Flatten())
+
+
+def _add(b: _Builder, n: fx.Node) -> Chain:
+    if b.argument(n, 2, "alpha", 1) != 1:
+        raise b.unsupported(n, "an addition with alpha", "a plain sum")
+    shapes = [b.values[a] if isinstance(a, fx.Node) else a for a in n.args[:2]]
+    if len(shapes) != 2 or shapes[0] != shapes[1]:
+        raise b.unsupported(n, f"an addition of {shapes[0]} and {shapes[-1]}", "two activations of one shape")
+    return (ops.Add(),)
+
+
+def _pad(b: _Builder, n: fx.Node) -> Chain:
+    mode, value = b.argument(n, 2, "mode", "constant"), b.argument(n, 3, "value")
+    if mode != "constant" or value not in (None, 0, 0.0):
+        raise b.unsupported(n, f"padding mode={mode!r}, value={value}", "constant zeros")
+    padding = tuple(int(p) for p in b.argument(n, 1, "pad"))
+    if len(padding) > 2 * (len(b.shape(_first(n))) - 1):
+        raise b.unsupported(n, "padding of the batch", "padding of channels or space")
+    return (ops.Pad(padding),)
+
+
+def _slice(b: _Builder, n: fx.Node) -> Chain:
+    index = b.argument(n, 1, "index")
+    index = index if isinstance(index, tuple) else (index,)
+    plain = all(isinstance(part, slice) for part in index)
+    if not plain or index[0] != slice(None) or len(b.shape(n)) != len(b.shape(_first(n))):
+        raise b.unsupported(n, f"the index {index}", "slices that keep the batch, as in x[:, :, ::2, ::2]")
+    return (ops.Slice(tuple((part.start, part.stop, part.step) for part in index[1:])),)
+
+
+def _dropout(b: _Builder, n: fx.Node) -> Chain:
+    if b.argument(n, 2, "training", True):
+        raise b.unsupported(n, "dropout that is always on", "training=self.training")
+    return ()
+
+
+def _pass_on(b: _Builder, n: fx.Node, *_: object) -> Chain:
+    return ()
+
+
+def _relu(b: _Builder, n: fx.Node, *_: object) -> Chain:
+    return (ops.ReLU(),)
+
+
+_MODULES: dict[type, Callable[..., Chain]] = {
+    nn.Conv2d: _conv,
+    nn.BatchNorm2d: _batch_norm,
+    nn.SyncBatchNorm: _batch_norm,
+    nn.Linear: _linear,
+    nn.ReLU: _relu,
+    nn.MaxPool2d: _max_pool_module,
+    nn.AvgPool2d: _avg_pool_module,
+    nn.AdaptiveAvgPool2d: lambda b, n, m: _adaptive(b, n, m.output_size),
+    nn.Flatten: lambda b, n, m: _reshape(b, n),
+    nn.Identity: _pass_on,
+    nn.Dropout: _pass_on,
+    nn.Dropout2d: _pass_on,
+}
+_SUPPORTED_MODULES = "one of " + ", ".join(kind.__name__ for kind in _MODULES)
+_FUNCTIONS: dict[Callable[..., Any], Callable[..., Chain]] = {
+    F.relu: _relu,
+    F.relu_: _relu,
+    torch.relu: _relu,
+    torch.relu_: _relu,
+    operator.add: _add,
+    operator.iadd: _add,
+    torch.add: _add,
+    F.max_pool2d: _max_pool_call,
+    F.avg_pool2d: _avg_pool_call,
+    F.adaptive_avg_pool2d: lambda b, n: _adaptive(b, n, b.argument(n, 1, "output_size")),
+    torch.flatten: _reshape,
+    torch.reshape: _reshape,
+    torch.squeeze: _reshape,
+    torch.mean: _mean,
+    F.pad: _pad,
+    operator.getitem: _slice,
+    F.dropout: _dropout,
+}
+_METHODS: dict[str, Callable[..., Chain]] = {
+    "relu": _relu,
+    "relu_": _relu,
+    "add": _add,
+    "add_": _add,
+    "__add__": _add,
+    "view": _reshape,
+    "reshape": _reshape,
+    "flatten": _reshape,
+    "squeeze": _reshape,
+    "mean": _mean,
+    "contiguous": _pass_on,
+    "clone": _pass_on,
+}
