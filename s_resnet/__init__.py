@@ -1,0 +1,90 @@
+"""S-ResNet: turn a trained ResNet into a spiking ResNet, run it, and say how good it is and what it costs.
+
+    import s_resnet
+
+    snn = s_resnet.convert(model, calibration_batches)      # a Graph
+    logits = snn(images, timesteps=64)                      # [B, N], in the units of the model's logits
+    report = s_resnet.evaluate(snn, loader, timesteps=256)
+    s_resnet.save(snn, "network.snn")
+"""
+
+from . import passes
+from .artifact import load, replacing, save
+from .calibrate import Calibration, calibrate, calibrate_from_batchnorm
+from .checkpoint import Checkpoint, load_checkpoint
+from .convert import apply_recipe, convert
+from .data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageData,
+    ImageLoader,
+    Preprocessing,
+    choose,
+    open_data,
+    preprocessing_for,
+)
+from .errors import (
+    BackendUnavailable,
+    ConversionError,
+    InvalidArtifact,
+    InvalidCheckpoint,
+    InvalidData,
+    SResNetError,
+    UnsupportedModel,
+)
+from .graph import Graph, Node, State
+from .models.resnet import CifarResNet
+from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .recipes import RECIPES, Recipe, Step
+from .report import Report, Row, evaluate, find_device, powers_of_two
+from .simulate import Simulation, simulate
+from .trace import trace
+from .version import __version__
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "RECIPES",
+    "BackendUnavailable",
+    "Calibration",
+    "Checkpoint",
+    "CifarResNet",
+    "ConversionError",
+    "Graph",
+    "ImageData",
+    "ImageLoader",
+    "InvalidArtifact",
+    "InvalidCheckpoint",
+    "InvalidData",
+    "Neuron",
+    "Node",
+    "Preprocessing",
+    "Readout",
+    "Recipe",
+    "Report",
+    "Row",
+    "SResNetError",
+    "Simulation",
+    "SpikingMaxPool2d",
+    "State",
+    "Step",
+    "UnsupportedModel",
+    "__version__",
+    "apply_recipe",
+    "calibrate",
+    "calibrate_from_batchnorm",
+    "choose",
+    "convert",
+    "evaluate",
+    "find_device",
+    "load",
+    "load_checkpoint",
+    "open_data",
+    "passes",
+    "powers_of_two",
+    "preprocessing_for",
+    "replacing",
+    "save",
+    "simulate",
+    "trace",
+]

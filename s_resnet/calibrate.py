@@ -75,7 +75,7 @@ def calibrate(
         graph: an analog graph.
         batches: gone through twice, so a list or a DataLoader, not a generator; with the same images each time.
         percentile: in percent, above 0 and at most 100.
-        held_out: how many of the first images to leave out and return as ``samples``.
+        held_out: how many of the first images (at most half) to leave out and return as ``samples``.
         progress: show a bar on stderr when it is a terminal.
 
     Raises:
@@ -92,6 +92,7 @@ def calibrate(
             "Pass a list or a DataLoader."
         )
     samples = _first_images(batches, held_out)
+    held_out = 0 if samples is None else len(samples.images)
     names = calibrated_nodes(graph)
 
     upper, images = _count(graph, batches, held_out, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2)
@@ -169,21 +170,21 @@ def _images(batch: Any) -> Tensor:
 
 
 def _first_images(batches: Batches, count: int) -> Samples | None:
-    """The first ``count`` images and, when every batch has them, their labels."""
+    """The first ``count`` images (at most half of them all) and, when every batch has them, their labels."""
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    wanted = count
+    seen = 0
     for batch in batches if count else ():
-        x = _images(batch)[:wanted]
-        images.append(x)
+        images.append(_images(batch))
         if isinstance(batch, tuple | list) and len(batch) > 1:
-            labels.append(torch.as_tensor(batch[1])[:wanted])
-        wanted -= len(x)
-        if wanted == 0:
+            labels.append(torch.as_tensor(batch[1]))
+        seen += len(images[-1])
+        if seen >= 2 * count:
             break
-    if not images:
+    count = min(count, seen // 2)
+    if count == 0:
         return None
-    return Samples(torch.cat(images), torch.cat(labels) if len(labels) == len(images) else None)
+    return Samples(torch.cat(images)[:count], torch.cat(labels)[:count] if len(labels) == len(images) else None)
 
 
 def _calibration(
