@@ -1,0 +1,357 @@
+"""Reading a trained network from a checkpoint file: weights only, never code.
+
+A checkpoint holds tensors by name and no network, so the architecture is recognized: candidates are built
+without memory (on the meta device), and their whole set of names and shapes is compared with the file's. What
+shapes cannot tell (strides, padding, nonlinearities) is as in torchvision and in `s_resnet.models.resnet`.
+"""
+
+import argparse
+import hashlib
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from s_resnet.errors import InvalidCheckpoint
+from s_resnet.models.resnet import CifarResNet
+
+Shape: TypeAlias = tuple[int, ...]
+
+# Blocks per stage: only the networks with the file's own numbers need to be built and compared.
+TORCHVISION: dict[str, Shape] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+    "resnext50_32x4d": (3, 4, 6, 3),
+    "resnext101_32x8d": (3, 4, 23, 3),
+    "resnext101_64x4d": (3, 4, 23, 3),
+    "wide_resnet50_2": (3, 4, 6, 3),
+    "wide_resnet101_2": (3, 4, 23, 3),
+}
+KNOWN = ", ".join(TORCHVISION) + ", or cifar_resnet20, cifar_resnet56, ... (depth 6n + 2)"
+
+# Where training scripts put the weights, best first. Averages come last: a recipe reports the plain weights.
+NESTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params")
+AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+
+COUNTER = ".num_batches_tracked"
+SAVE = "save its weights with torch.save(model.state_dict(), path)"
+PYTHON = "use s_resnet.convert(model) from Python"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network as read from a file, and where it came from."""
+
+    model: nn.Module  # float32, eval mode, [B, 3, H, W] -> [B, num_classes]
+    arch: str  # torchvision's name, or "cifar_resnet<depth>"
+    num_classes: int
+    input_size: int  # pixels per side that the architecture was made for: torchvision 224, CIFAR 32
+    digest: str  # sha256 of the file, in hexadecimal
+    name: str  # the file's name without its folder
+
+
+def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Checkpoint:
+    """Read a ResNet from a file of ``torch.save`` or ``.safetensors``; no code in the file is ever run.
+
+    The architecture is recognized from names and shapes: torchvision's ResNets, ResNeXts and wide ResNets,
+    and `CifarResNet`, with any number of classes. `arch` says instead which one the file has to fit. Weights
+    of half or double precision become float32, and share no memory with what was read. Raises
+    `InvalidCheckpoint` where the file cannot be read or holds no such network, or a weight is not finite.
+    """
+    path = Path(path)
+    where = str(path)
+    if arch is not None:
+        _check_arch(arch, where)
+    content, digest = _read(path, where)
+    state = _rename(_strip(_find_state(content, where)))
+    arch, model = recognize({name: tuple(tensor.shape) for name, tensor in state.items()}, arch, where)
+    _fill(model, state, where)
+    (classifier,) = (module for module in model.modules() if isinstance(module, nn.Linear))
+    input_size = 224 if arch in TORCHVISION else 32
+    return Checkpoint(model.eval(), arch, classifier.out_features, input_size, digest, path.name)
+
+
+def recognize(
+    shapes: Mapping[str, Shape], arch: str | None = None, where: str = "checkpoint"
+) -> tuple[str, nn.Module]:
+    """The architecture with exactly these names and shapes (`arch`, if given), and its module on ``meta``.
+
+    BatchNorm's counters (``num_batches_tracked``) may be missing. The classifier may have any number of
+    classes, lack its bias, or be the only layer with weights in a Sequential. Raises `InvalidCheckpoint`,
+    whose message begins with `where`, on anything else.
+    """
+    blocks = _blocks_per_stage(shapes)
+    candidates = [arch] if arch else [name for name, known in TORCHVISION.items() if known == blocks]
+    if not arch and len(blocks) == 3 and len(set(blocks)) == 1:
+        candidates.append(f"cifar_resnet{6 * blocks[0] + 2}")
+    difference = ""
+    for candidate in candidates:
+        model = _build(candidate, shapes)
+        head = "fc" if candidate in TORCHVISION else "linear"
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        difference = _difference(_without(head, expected), _without(head, shapes))
+        if not difference:
+            setattr(model, head, _classifier(head, expected[f"{head}.weight"][1], shapes, where))
+            return candidate, model
+    if arch:
+        remedy = f"Leave out --arch to have the architecture read from the file, or {PYTHON}"
+        raise _invalid(where, "names and shapes", difference, f"exactly those of {arch}", remedy)
+    got = f"{len(shapes)} tensors ({_first(shapes)})"
+    remedy = f"Pass --arch NAME to see in what the file differs from that network, or {PYTHON}"
+    raise _invalid(where, "names and shapes of no known architecture", got, f"those of {KNOWN}", remedy)
+
+
+def _check_arch(arch: str, where: str) -> None:
+    depth = re.fullmatch(r"cifar_resnet([1-9]\d{0,3})", arch)
+    if arch in TORCHVISION or (depth and int(depth[1]) >= 8 and int(depth[1]) % 6 == 2):
+        return
+    raise _invalid(where, "unknown architecture", repr(arch), KNOWN, "Pass one of these, or leave out --arch")
+
+
+def _invalid(where: str, what: str, got: str, expected: str, remedy: str) -> InvalidCheckpoint:
+    message = f"{where}: {what}, got {got}; expected {expected}. {remedy}."
+    # Names come from the file: a line break or a terminal escape in one must not reach the screen.
+    return InvalidCheckpoint("".join(c if c.isprintable() else "?" for c in message))
+
+
+def _damaged(where: str) -> InvalidCheckpoint:
+    remedy = f"Copy or download the file again, or {SAVE}"
+    return _invalid(
+        where, "cannot be read", "truncated, damaged or foreign data", "a whole checkpoint", remedy
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    shown = ", ".join(name if len(name) <= 80 else name[:77] + "..." for name in names[:3])
+    return shown + (", ..." if len(names) > 3 else "")
+
+
+# ---- the file
+
+
+def _read(path: Path, where: str) -> tuple[object, str]:
+    """What the file holds, and its sha256."""
+    try:
+        if not path.exists():
+            raise _invalid(where, "checkpoint", "no such file", "a file that exists", "Check the path")
+        if not path.is_file():
+            got = "a directory" if path.is_dir() else "no regular file"
+            raise _invalid(where, "checkpoint", got, "a .pth or .safetensors file", "Name the file itself")
+        with path.open("rb") as file:
+            sha256 = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                sha256.update(chunk)
+            _check_format(path, file, where)
+            file.seek(0)
+            return _deserialize(path, file, where), sha256.hexdigest()
+    except OSError as error:
+        got = error.strerror or type(error).__name__
+        raise _invalid(where, "cannot be opened", got, "a readable file", "Check its permissions") from None
+
+
+def _check_format(path: Path, file: BinaryIO, where: str) -> None:
+    """Turn away by their first bytes the files that `torch.load` would warn or write paragraphs about."""
+    file.seek(0)
+    head = file.read(16)
+    expected = "a file that torch.save or safetensors wrote"
+    if not head:
+        raise _invalid(where, "empty file", "0 bytes", expected, "Copy or download it again")
+    if path.suffix == ".safetensors":
+        return
+    if head.startswith(b"\x89HDF"):
+        remedy = "Take the network's PyTorch weights, or train it in PyTorch"
+        raise _invalid(where, "not a PyTorch file", "HDF5 (TensorFlow, Keras)", expected, remedy)
+    if head.startswith(b"PK\x03\x04"):
+        _check_zip(file, where)
+    elif not head.startswith(b"\x80"):  # begins a binary pickle, which is torch.save's older format
+        got = f"a file beginning with {head!r}"
+        raise _invalid(where, "not a checkpoint", got, expected, f"Check the path, or {SAVE}")
+
+
+def _check_zip(file: BinaryIO, where: str) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = {name.partition("/")[2] or name for name in archive.namelist()}
+    except Exception:  # a damaged directory fails as BadZipFile, and in the decoding of its names
+        raise _damaged(where) from None
+    if "constants.pkl" in members:
+        got, remedy = "a program with its weights", f"Load it with torch.jit.load and {SAVE}"
+        raise _invalid(where, "TorchScript file", got, "a state dict: tensors by name", remedy)
+    if "data.pkl" not in members:
+        got, remedy = f"a zip archive of {_first(sorted(members))}", f"Check the path, or {SAVE}"
+        raise _invalid(where, "not a checkpoint", got, "a file that torch.save wrote", remedy)
+
+
+def _deserialize(path: Path, file: BinaryIO, where: str) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # Training scripts, torchvision's among them, save their options too: plain attributes, no code.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # what torch remarks on an old format does not concern the user
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise _damaged(where) from None
+        what = "holds Python objects or code (such as a whole pickled module), which are never loaded"
+        remedy = f"If you trust its author, load it in Python and {SAVE}"
+        raise _invalid(where, what, _first([refused[1]]), "a state dict: tensors by name", remedy) from None
+    except Exception:  # a damaged file can make the readers fail in any way
+        raise _damaged(where) from None
+
+
+# ---- the state dict
+
+
+def _find_state(content: object, where: str) -> dict[str, Tensor]:
+    """The weights in what was saved: the dict of tensors under the best-known name, else the largest one."""
+    found = sorted(_dicts_of_tensors(content), key=lambda candidate: len(candidate[1]))
+    if not found:
+        got = f"a {type(content).__name__}"
+        if isinstance(content, dict):
+            got = f"a dict of {_first(map(str, content))}" if content else "an empty dict"
+        expected, remedy = "a state dict: tensors by name", f"Load the network in Python and {SAVE}"
+        raise _invalid(where, "no tensors", got, expected, remedy)
+    ranks = {name: rank for rank, name in enumerate((*NESTS, "", *AVERAGES))}
+
+    def rank(path: tuple[str, ...]) -> int:
+        return max(ranks.get(name, ranks[""]) for name in path or ("",))
+
+    # A tensor or two beside the weights, such as a step counter, is no state dict.
+    large = [(path, state) for path, state in found if 10 * len(state) >= len(found[-1][1])]
+    return min(large, key=lambda candidate: (rank(candidate[0]), -len(candidate[1])))[1]
+
+
+def _dicts_of_tensors(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Every dict that has tensors by name, however deep, with the names that lead to it."""
+    queue: list[tuple[tuple[str, ...], object]] = [((), content)]
+    seen: set[int] = set()  # a pickle can hold itself
+    for path, value in queue:
+        if not isinstance(value, dict) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        named = {key: item for key, item in value.items() if isinstance(key, str)}
+        if tensors := {key: item for key, item in named.items() if isinstance(item, Tensor)}:
+            yield path, tensors
+        queue.extend(((*path, key), item) for key, item in named.items())
+
+
+def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what wrappers put before every name: ``module.``, ``_orig_mod.``, ``backbone.``, ..."""
+    state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}  # torch's AveragedModel
+    while len(prefixes := {name.partition(".")[0] for name in state}) == 1:
+        cut = len(prefixes.pop()) + 1
+        if any(len(name) <= cut for name in state):
+            break
+        state = {name[cut:]: tensor for name, tensor in state.items()}
+    return state
+
+
+def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`CifarResNet`'s names in a network of three stages, where some files have torchvision's."""
+    if any(name.startswith("layer4.") for name in state):
+        return state
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        new = re.sub(r"^fc\.", "linear.", name).replace(".downsample.", ".shortcut.")
+        renamed[name if new in state else new] = tensor  # with both names it is another network: let it show
+    return renamed
+
+
+# ---- the architecture
+
+
+def _blocks_per_stage(shapes: Mapping[str, Shape]) -> Shape:
+    blocks = {match[0] for name in shapes if (match := re.match(r"layer[1-4]\.\d+\.", name))}
+    counts = [sum(block.startswith(f"layer{stage}.") for block in blocks) for stage in (1, 2, 3, 4)]
+    return tuple(count for count in counts if count)
+
+
+def _build(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
+    """The architecture without memory; the width and shortcuts of a CIFAR network are those of the file."""
+    with torch.device("meta"):
+        if arch in TORCHVISION:
+            model: nn.Module = torchvision.models.get_model(arch, weights=None)
+            return model.float()
+        stem = shapes.get("conv1.weight", ())
+        return CifarResNet(
+            int(arch.removeprefix("cifar_resnet")),
+            width=max(1, stem[0]) if stem else 16,
+            shortcut="B" if any(".shortcut." in name for name in shapes) else "A",
+            project_first="layer1.0.shortcut.0.weight" in shapes,
+        ).float()
+
+
+def _without(head: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    return {name: shape for name, shape in shapes.items() if not name.startswith(f"{head}.")}
+
+
+def _difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
+    """In what `found` differs, in words; empty where it does not."""
+    both = [name for name in expected if name in found]
+    parts = {
+        "missing": [name for name in expected if name not in found and not name.endswith(COUNTER)],
+        "unexpected": [name for name in found if name not in expected],
+        "mis-shaped": [f"{n} is {found[n]}, not {expected[n]}" for n in both if found[n] != expected[n]],
+    }
+    return ", ".join(f"{len(names)} {word} ({_first(names)})" for word, names in parts.items() if names)
+
+
+def _classifier(head: str, features: int, shapes: Mapping[str, Shape], where: str) -> nn.Module:
+    """The linear layer of the file, in a Sequential where the file has it in one; on the meta device."""
+    found = {name.removeprefix(f"{head}."): shapes[name] for name in shapes if name.startswith(f"{head}.")}
+    matrices = [name for name, shape in found.items() if len(shape) == 2]
+    if len(matrices) > 1:
+        got = f"{len(matrices)} linear layers ({_first(f'{head}.{name}' for name in matrices)})"
+        remedy = f"The nonlinearity between them is not in the file: {PYTHON}"
+        raise _invalid(where, f"classifier {head}", got, "one linear layer", remedy)
+    match = re.fullmatch(r"((?:0|[1-9]\d?)\.)?weight", matrices[0]) if matrices else None
+    classes = found[matrices[0]][0] if matrices else 0
+    prefix = (match and match[1]) or ""
+    bias = f"{prefix}bias" in found
+    wanted = {f"{prefix}weight": (classes, features)} | ({f"{prefix}bias": (classes,)} if bias else {})
+    if not match or not classes or found != wanted:
+        got = _first(f"{head}.{name} {shape}" for name, shape in found.items()) or f"no {head}.weight"
+        remedy = f"Where the network ends in something else than one linear layer, {PYTHON}"
+        raise _invalid(where, f"classifier {head}", got, f"{head}.weight (classes, {features})", remedy)
+    linear = nn.Linear(features, classes, bias=bias, device="meta", dtype=torch.float32)
+    if not prefix:
+        return linear
+    # What stands before the layer without weights is dropout in practice, and that rests in eval mode.
+    return nn.Sequential(*(nn.Identity() for _ in range(int(prefix[:-1]))), linear)
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Give a module on the meta device its own memory and copy the weights there."""
+    for name, tensor in state.items():
+        dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not dense or not (tensor.is_floating_point() or name.endswith(COUNTER)):
+            got = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+            remedy = f"Undo the quantization or compression and {SAVE}"
+            raise _invalid(where, f"tensor {name}", got, "dense floating-point weights", remedy)
+    model.to_empty(device="cpu")
+    weights = {name: state.get(name, torch.zeros(())) for name in model.state_dict()}
+    for name, tensor in weights.items():
+        if name.endswith(COUNTER) and not tensor.isfinite():
+            weights[name] = torch.zeros(())  # half precision overflows at 65,504; inference never reads it
+    model.load_state_dict(weights)
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            got = f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values NaN or infinite"
+            remedy = "Take a checkpoint from before the training diverged"
+            raise _invalid(where, f"tensor {name}", got, "finite float32 weights", remedy)

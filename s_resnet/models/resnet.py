@@ -1,0 +1,110 @@
+"""The CIFAR ResNet of "Deep Residual Learning for Image Recognition" (He et al. 2015), section 4.2."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s_resnet.errors import InvalidData
+
+
+class ZeroPadding(nn.Module):
+    """Shortcut option A, without parameters: every second pixel, and channels of zeros.
+
+    ``[B, C, H, W] -> [B, C + extra, ceil(H / 2), ceil(W / 2)]``. The paper does not say where the zeros go:
+    half of them stand before the channels and half after, as published CIFAR checkpoints expect.
+    """
+
+    def __init__(self, extra: int) -> None:
+        super().__init__()
+        self.before = extra // 2
+        self.after = extra - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+class CifarBlock(nn.Module):
+    """``ReLU(BN(conv(ReLU(BN(conv(x))))) + shortcut(x))`` with 3x3 convolutions, the first one strided.
+
+    ``[B, in_channels, H, W] -> [B, channels, ceil(H / stride), ceil(W / stride)]``. The shortcut is a strided
+    1x1 convolution with BN where `project` is true, else zero padding at stride 2 and identity at stride 1.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, project: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module
+        if project:
+            convolution = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(channels))
+        elif stride == 2:
+            self.shortcut = ZeroPadding(channels - in_channels)
+        else:
+            self.shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """A ResNet of `depth` = 6n + 2 weighted layers for 32 x 32 images: ``[B, 3, H, W] -> [B, num_classes]``.
+
+    A 3x3 stem of `width` channels; three stages of n blocks with `width`, 2 `width` and 4 `width` channels,
+    of which the second and third halve the image; global average pooling; one linear layer. `shortcut` is the
+    paper's option where a stage halves the image: ``"A"`` zero padding, ``"B"`` projection. `project_first`
+    puts a projection on the first block of stage 1 too, so that every stage begins with one, as in S-ResNet.
+
+    Source: arXiv:1512.03385, section 4.2. Raises `InvalidData` where the arguments describe no network.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int = 10,
+        width: int = 16,
+        shortcut: Literal["A", "B"] = "A",
+        project_first: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise InvalidData(
+                f"CifarResNet: depth, got {depth}; expected 6n + 2. Choose 8, 14, 20, 26 or so on."
+            )
+        if shortcut not in ("A", "B"):
+            raise InvalidData(f"CifarResNet: shortcut, got {shortcut!r}; expected 'A' or 'B'. Choose one.")
+        if project_first and shortcut == "A":
+            raise InvalidData("CifarResNet: project_first, got shortcut 'A'; expected 'B'. Set shortcut='B'.")
+        blocks = (depth - 2) // 6
+        project = shortcut == "B"
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, blocks, 1, project_first)
+        self.layer2 = _stage(width, 2 * width, blocks, 2, project)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, 2, project)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(4 * width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        x = torch.flatten(self.avgpool(x), 1)
+        logits: Tensor = self.linear(x)
+        return logits
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int, project: bool) -> nn.Sequential:
+    """`blocks` blocks, of which the first changes the shape and may have a projection."""
+    first = CifarBlock(in_channels, channels, stride, project)
+    return nn.Sequential(first, *(CifarBlock(channels, channels, 1, False) for _ in range(blocks - 1)))
