@@ -133,7 +133,7 @@ def test_zero_padding_shortcut_is_subsampling_between_zeros():
 
 
 def test_block_is_the_residual_function_of_the_paper():
-    """``relu(F(x) + h(x))`` written out in float64; h is the identity in the first stage, W_s x in the second."""
+    """``relu(F(x) + h(x))`` written out in float64; h is the identity in stage 1, a projection in stage 2."""
     model = randomized(CifarResNet(14, shortcut="B")).double()
 
     def convolve(conv, x):  # one shifted product per filter tap
@@ -693,9 +693,7 @@ def test_several_linear_layers():
     for name in ("fc.weight", "fc.bias"):
         del shapes[name]
     shapes |= {"fc.0.weight": (256, 512), "fc.0.bias": (256,), "fc.3.weight": (10, 256), "fc.3.bias": (10,)}
-    refused_shapes(
-        shapes, "2 linear layers", "fc.0.weight, fc.3.weight", "nonlinearity", "s_resnet.convert(model)"
-    )
+    refused_shapes(shapes, "2 linear layers", "fc.0.weight, fc.3.weight", "nonlinearity", "s_resnet.convert(model)")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import zlib
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -159,9 +160,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert data.image(3).mode == "RGB"
 
 
-def test_the_spec_does_not_depend_on_how_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_spec_does_not_depend_on_how_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folders(tmp_path / "real" / "digits", {"a": 1})
     (tmp_path / "link").symlink_to(folder)
     monkeypatch.chdir(folder.parent)
@@ -191,6 +190,8 @@ def test_flat_test_folder_gives_way_to_val(tmp_path: Path) -> None:
     make_folders(tmp_path / "train", {"cat": 1})
     make_folders(tmp_path / "val", {"cat": 1})
     assert open_data(str(tmp_path), "evaluation").split == "val"
+    make_folders(tmp_path / "test", {"cat": 1})  # now it has labels, and comes first
+    assert open_data(str(tmp_path), "evaluation").split == "test"
 
 
 def test_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
@@ -207,8 +208,8 @@ def test_directories_refused(tmp_path: Path) -> None:
     fails("split, got 'testing'", tmp_path, split="testing")
     (tmp_path / "file.txt").write_text("x")
     fails("path, got a file; expected a directory", tmp_path / "file.txt")
-    (tmp_path / "empty").mkdir()
-    fails("class folders, got none", tmp_path / "empty")
+    (tmp_path / "in\ntwo").mkdir()
+    fails("class folders, got none", tmp_path / "in\ntwo")
     make_folders(tmp_path / "hollow", {"cat": 1, "dog": 0})
     (tmp_path / "hollow" / "dog" / "readme.txt").write_text("x")
     fails(r"images, got none in class folder 'dog'; expected .*\.jpg", tmp_path / "hollow")
@@ -223,9 +224,7 @@ def test_directories_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (FIXTURES / "cifar10").is_dir(), reason="shared/fixtures/cifar10 is not here")
 def test_real_folders() -> None:
-    calibration, evaluation = (
-        open_data(str(FIXTURES / "cifar10"), split) for split in ("calibration", "evaluation")
-    )
+    calibration, evaluation = (open_data(str(FIXTURES / "cifar10"), split) for split in ("calibration", "evaluation"))
     oracle = datasets.ImageFolder(str(FIXTURES / "cifar10" / "test"))
     assert (len(calibration), len(evaluation)) == (2048, 500)
     assert list(evaluation.classes) == oracle.classes and list(evaluation.labels) == oracle.targets
@@ -425,9 +424,7 @@ def test_choose_shares_between_classes(limit: int, seed: int) -> None:
 def test_choose_is_the_same_for_every_order_of_the_files() -> None:
     order = list(range(len(UNEVEN)))
     random.Random(1).shuffle(order)
-    shuffled = replace(
-        UNEVEN, names=[UNEVEN.names[i] for i in order], labels=[UNEVEN.labels[i] for i in order]
-    )
+    shuffled = replace(UNEVEN, names=[UNEVEN.names[i] for i in order], labels=[UNEVEN.labels[i] for i in order])
     for limit in (5, 60, None):
         names = [UNEVEN.names[i] for i in choose(UNEVEN, limit)]
         assert names == [UNEVEN.names[i] for i in choose(UNEVEN, limit)]
@@ -457,9 +454,7 @@ def test_choose_excludes() -> None:
     rest = choose(UNEVEN, None, exclude=used)
     assert len(rest) == 40 and not {UNEVEN.names[i] for i in rest} & set(used)
     assert len(choose(UNEVEN, 8, exclude=used)) == 8
-    with pytest.raises(
-        InvalidData, match=r"images left, got none of 100, 100 excluded.*calibration"
-    ) as error:
+    with pytest.raises(InvalidData, match=r"images left, got none of 100, 100 excluded.*calibration") as error:
         choose(UNEVEN, 10, exclude=set(UNEVEN.names))
     assert_form(error)
 
@@ -538,9 +533,7 @@ def test_loader_notes_what_it_cannot_read(tmp_path: Path, workers: int) -> None:
     batches = list(loader)
     good = [index for index, name in enumerate(data.names) if name not in bad]
     assert [len(labels) for _, labels in batches] == [1, 1, 1, 2]  # of five: b/001 and b/002 are both bad
-    assert torch.equal(
-        torch.cat([b[0] for b in batches]), torch.stack([process(data.image(i)) for i in good])
-    )
+    assert torch.equal(torch.cat([b[0] for b in batches]), torch.stack([process(data.image(i)) for i in good]))
     assert torch.cat([b[1] for b in batches]).tolist() == [data.labels[i] for i in good]
     assert [note.split(" ")[0] for note in loader.unreadable] == bad
     reasons = " ".join(loader.unreadable)
@@ -554,6 +547,20 @@ def test_one_unreadable_image(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=r"image 'a/003.png': file, got not an image") as error:
         open_data(str(tmp_path), "evaluation").image(3)
     assert_form(error)
+
+
+def test_png_with_a_broken_chunk(tmp_path: Path) -> None:
+    make_folders(tmp_path, {"a": 1})
+    path = tmp_path / "a" / "000.png"
+    content = bytearray(path.read_bytes())
+    at = content.index(b"IDAT") - 4
+    length = int.from_bytes(content[at : at + 4], "big")
+    data, rest = bytes(content[at + 8 : at + 8 + length]), bytes(content[at + 12 + length :])
+    first = b"IDAT" + data[:20]
+    chunk = (20).to_bytes(4, "big") + first + zlib.crc32(first).to_bytes(4, "big")
+    path.write_bytes(bytes(content[:at]) + chunk + (9).to_bytes(4, "big") + b"\0\1\2\3" + data[20:] + rest)
+    with pytest.raises(InvalidData, match="file, got broken PNG file"):  # a SyntaxError of Pillow's
+        open_data(str(tmp_path), "evaluation").image(0)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's own, about strange headers
@@ -602,6 +609,15 @@ def test_loader_hides_no_other_error(workers: int) -> None:
     with pytest.raises(ValueError, match="a mistake in the program") as error:
         list(loader)
     traceback.clear_frames(error.tb)  # they hold the workers, which would wait for the garbage collector
+
+
+def test_loader_takes_no_mistake_for_a_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(self: ImageData, index: int) -> Image.Image:
+        raise TypeError("a mistake in the program")
+
+    monkeypatch.setattr(ImageData, "_decode", mistaken)
+    with pytest.raises(TypeError, match="a mistake in the program"):
+        list(ImageLoader(in_memory([0, 1]), [0, 1], preprocessing_for(4), 1, workers=0))
 
 
 @pytest.mark.parametrize(
