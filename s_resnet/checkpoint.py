@@ -84,9 +84,7 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Ch
     return Checkpoint(model.eval(), arch, classifier.out_features, input_size, digest, path.name)
 
 
-def recognize(
-    shapes: Mapping[str, Shape], arch: str | None = None, where: str = "checkpoint"
-) -> tuple[str, nn.Module]:
+def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str = "checkpoint") -> tuple[str, nn.Module]:
     """The architecture with exactly these names and shapes (`arch`, if given), and its module on ``meta``.
 
     BatchNorm's counters (``num_batches_tracked``) may be missing. The classifier may have any number of
@@ -129,9 +127,7 @@ def _invalid(where: str, what: str, got: str, expected: str, remedy: str) -> Inv
 
 def _damaged(where: str) -> InvalidCheckpoint:
     remedy = f"Copy or download the file again, or {SAVE}"
-    return _invalid(
-        where, "cannot be read", "truncated, damaged or foreign data", "a whole checkpoint", remedy
-    )
+    return _invalid(where, "cannot be read", "truncated, damaged or foreign data", "a whole checkpoint", remedy)
 
 
 def _first(names: Iterable[str]) -> str:

@@ -74,9 +74,7 @@ class CifarResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise InvalidData(
-                f"CifarResNet: depth, got {depth}; expected 6n + 2. Choose 8, 14, 20, 26 or so on."
-            )
+            raise InvalidData(f"CifarResNet: depth, got {depth}; expected 6n + 2. Choose 8, 14, 20, 26 or so on.")
         if shortcut not in ("A", "B"):
             raise InvalidData(f"CifarResNet: shortcut, got {shortcut!r}; expected 'A' or 'B'. Choose one.")
         if project_first and shortcut == "A":
