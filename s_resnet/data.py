@@ -11,7 +11,7 @@ import sys
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -315,33 +315,6 @@ def choose(data: ImageData, limit: int | None, seed: int = 0, exclude: Collectio
         taken[data.labels[index]] += 1
     chosen = set(sorted(mixed, key=turn.__getitem__)[:limit])
     return [index for index in mixed if index in chosen]
-
-
-def fingerprints(data: ImageData, indices: Iterable[int]) -> list[str]:
-    """Size and hash of each image's stored bytes: they tell an image again wherever its file has moved to."""
-    return [f"{_stored_size(data, index)}-{_stored_hash(data, index)}" for index in indices]
-
-
-def seen(data: ImageData, marks: Collection[str]) -> set[str]:
-    """Return the names of the images whose fingerprint is among ``marks``: those that a network was made with."""
-    marks = frozenset(marks)
-    sizes = {mark.partition("-")[0] for mark in marks}  # hashing a data set takes minutes, asking for sizes not
-    alike = [index for index in range(len(data)) if str(_stored_size(data, index)) in sizes]
-    return {data.names[i] for i, mark in zip(alike, fingerprints(data, alike), strict=True) if mark in marks}
-
-
-def _stored_size(data: ImageData, index: int) -> int:
-    if data.pixels is not None:
-        return data.pixels[index].nbytes
-    path = Path(data.root, data.names[index])
-    return path.stat().st_size if path.exists() else -1
-
-
-def _stored_hash(data: ImageData, index: int) -> str:
-    if data.pixels is not None:
-        return hashlib.blake2b(np.ascontiguousarray(data.pixels[index]).tobytes(), digest_size=8).hexdigest()
-    path = Path(data.root, data.names[index])
-    return hashlib.blake2b(path.read_bytes() if path.exists() else b"", digest_size=8).hexdigest()
 
 
 def _hash(text: str) -> bytes:
