@@ -1,11 +1,11 @@
 """S-ResNet: turn a trained ResNet into a spiking ResNet, run it, and say how good it is and what it costs.
 
-    import s_resnet
+import s_resnet
 
-    snn = s_resnet.convert(model, calibration_batches)      # a Graph
-    logits = snn(images, timesteps=64)                      # [B, N], in the units of the model's logits
-    report = s_resnet.evaluate(snn, loader, timesteps=256)
-    s_resnet.save(snn, "network.snn")
+snn = s_resnet.convert(model, calibration_batches)      # a Graph
+logits = snn(images, timesteps=64)                      # [B, N], in the units of the model's logits
+report = s_resnet.evaluate(snn, loader, timesteps=256)
+s_resnet.save(snn, "network.snn")
 """
 
 from . import passes
@@ -33,8 +33,11 @@ from .errors import (
     UnsupportedModel,
 )
 from .graph import Graph, Node, State
+from .heldout import fingerprints, seen
+from .kernels import describe as describe_kernels
 from .models.resnet import CifarResNet
 from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .ops import Scale
 from .recipes import RECIPES, Recipe, Step
 from .report import Report, Row, evaluate, find_device, powers_of_two
 from .simulate import Simulation, simulate
@@ -64,6 +67,7 @@ __all__ = [
     "Report",
     "Row",
     "SResNetError",
+    "Scale",
     "Simulation",
     "SpikingMaxPool2d",
     "State",
@@ -75,8 +79,10 @@ __all__ = [
     "calibrate_from_batchnorm",
     "choose",
     "convert",
+    "describe_kernels",
     "evaluate",
     "find_device",
+    "fingerprints",
     "load",
     "load_checkpoint",
     "open_data",
@@ -85,6 +91,7 @@ __all__ = [
     "preprocessing_for",
     "replacing",
     "save",
+    "seen",
     "simulate",
     "trace",
 ]

@@ -85,7 +85,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
         ) from error
     if text is None:
         raise InvalidArtifact(
-            f"{path}: got a safetensors file without a network; expected a .snn file. Use `sresnet convert` on it first."
+            f"{path}: got a safetensors file without a network; expected a .snn file. Run `sresnet convert` on it."
         )
     try:
         header = json.loads(text)

@@ -23,7 +23,7 @@ HALF = 1 << 16
 
 @dataclass(frozen=True)
 class Samples:
-    """Calibration images kept apart from the statistics, for passes that search: ``[B, C, H, W]`` and labels ``[B]``."""
+    """Calibration images kept apart from the statistics, for passes that search: ``[B, C, H, W]``, labels ``[B]``."""
 
     images: Tensor
     labels: Tensor | None
@@ -33,8 +33,8 @@ class Samples:
 class Calibration:
     """The scale of every activation: ``scales[node]`` is lambda, positive and finite.
 
-    ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the nodes
-    that were never above zero and so have a stand-in scale. ``samples`` are not saved.
+    ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the
+    nodes that were never above zero and so have a stand-in scale. ``samples`` are not saved.
     """
 
     scales: Mapping[str, float]
@@ -165,7 +165,9 @@ def _images(batch: Any) -> Tensor:
     images = batch[0] if isinstance(batch, tuple | list) else batch
     if not isinstance(images, Tensor) or images.ndim != 4:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InvalidData(f"calibrate: got a batch of {got}; expected [B, C, H, W] or (images, labels). Check the data.")
+        raise InvalidData(
+            f"calibrate: got a batch of {got}; expected [B, C, H, W] or (images, labels). Check the data."
+        )
     return images
 
 
@@ -221,7 +223,7 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
     """
     if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):
         raise InvalidData(
-            "calibrate: got a network without BatchNorm and no images; expected one of the two. Pass calibration images."
+            "calibrate: got a network without BatchNorm and no images; expected one of the two. Pass images."
         )
     moments: dict[str, Moments] = {}
     values = {}

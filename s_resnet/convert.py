@@ -51,7 +51,9 @@ def convert(
     recipe = find(recipe) if isinstance(recipe, str) else recipe
     timesteps = recipe.timesteps if timesteps is None else timesteps
     if timesteps < 1:
-        raise InvalidData(f"convert: got timesteps={timesteps}; expected at least 1. The recipe's own is {recipe.timesteps}.")
+        raise InvalidData(
+            f"convert: got timesteps={timesteps}; expected at least 1. The recipe's own is {recipe.timesteps}."
+        )
     example = _example(model, calibration_batches, input_size)
     graph = model if isinstance(model, Graph) else trace(model, example)
     percentile = percentile or (99.99 if example.shape[-1] >= IMAGENET_SIZED else 99.9)
@@ -89,9 +91,7 @@ def apply_recipe(
         if graph is not before:
             settings.pop("progress", None)
             applied.append({"pass": step.name, **settings})
-    return graph.validate().with_provenance(
-        recipe={"name": recipe.name, "timesteps": timesteps, "passes": applied}
-    )
+    return graph.validate().with_provenance(recipe={"name": recipe.name, "timesteps": timesteps, "passes": applied})
 
 
 def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int | None) -> Tensor:
@@ -103,7 +103,7 @@ def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int 
                 break
             return images[:2]
         raise InvalidData(
-            "convert: got no usable calibration batch; expected images [B, C, H, W] or (images, labels). Check the data."
+            "convert: got no usable calibration batch; expected images [B, C, H, W] or (images, labels). Check them."
         )
     if isinstance(model, Graph):
         convs = [node.op.weight.shape[1] * node.op.groups for node in model.nodes if isinstance(node.op, Conv2d)]

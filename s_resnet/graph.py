@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -37,7 +38,7 @@ class State:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a chunk of ``S`` steps gave: answers ``[S, B, N]``, spikes per neuron node ``[S, B]``, the state after it."""
+    """What a chunk of ``S`` steps gave: answers ``[S, B, N]``, spikes per neuron node ``[S, B]``, the state after."""
 
     outputs: Tensor
     spikes: Mapping[str, Tensor]
@@ -127,10 +128,8 @@ class Graph:
 
     def run(self, images: Tensor) -> Tensor:
         """The source network's logits ``[B, N]``: neurons act as ReLU and the recipe's corrections are off."""
-        value = images
-        for _, value in self.activations(images):
-            pass
-        return value
+        last = deque(self.activations(images), maxlen=1)
+        return last[0][1]
 
     def activations(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each node's analog value in execution order; a value is freed after its last reader."""
@@ -225,8 +224,7 @@ class _Run:
         self.deferred = {
             node.name: node.inputs[0]
             for node in graph.nodes
-            if isinstance(node.op, Scale)
-            and all(isinstance(graph[user].op, Neuron) for user in graph.users[node.name])
+            if isinstance(node.op, Scale) and all(isinstance(graph[user].op, Neuron) for user in graph.users[node.name])
         }
         self.freed = _freed(graph.nodes, self.deferred)
         self.constant: dict[str, Tensor] = {}
@@ -259,7 +257,7 @@ class _Run:
                 values[node.name] = self.ops[node.name].run(*arguments)
             for name in self.freed[index]:
                 values.pop(name, None)
-        return values[self.graph.nodes[-1].name].unflatten(0, (steps, batch)), counts
+        return values[self.graph.nodes[-1].name].view(steps, batch, -1), counts
 
     def _remember(self, node: Node, values: dict[str, Tensor], steps: int) -> Tensor:
         """Advance a node with memory over its inputs ``[S, B, *]``."""
@@ -293,7 +291,8 @@ class _Run:
         """The value of ``name`` as ``[S, B, *]``; what is constant is expanded without a copy."""
         if name in self.constant:
             return self.constant[name].expand(steps, *self.constant[name].shape)
-        return self._folded(name, values, steps).unflatten(0, (steps, len(self.images)))
+        folded = self._folded(name, values, steps)
+        return folded.view(steps, len(self.images), *folded.shape[1:])
 
 
 def _prepared(op: Op) -> Op:

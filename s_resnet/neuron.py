@@ -1,7 +1,7 @@
 """The operations with memory: the integrate-and-fire neuron, the gated max-pool and the readout.
 
-``run`` is their analog meaning (ReLU, max-pool, identity). ``advance`` takes a chunk of ``S`` steps ``[S, B, *]`` and the
-memory, and returns the chunk's output and the new memory; the memory passed in is left as it is.
+``run`` is their analog meaning (ReLU, max-pool, identity). ``advance`` takes a chunk of ``S`` steps ``[S, B, *]`` and
+the memory, and returns the chunk's output and the new memory; the memory passed in is left as it is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
-from .ops import Pair, per_channel
+from .kernels import per_channel
 
 Memory = tuple[Tensor, ...]
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Neuron:
     def advance(
         self, inputs: list[Tensor], memory: Memory | None, shortcut: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Memory]:
-        """Integrate ``[S, B, *]`` currents into {0, 1} spikes; ``shortcut`` is a branch yet to be scaled: (spikes, weight)."""
+        """Integrate ``[S, B, *]`` currents into {0, 1} spikes; ``shortcut``: a branch to scale, (spikes, weight)."""
         current = inputs[0]
         for other in inputs[1:]:
             current = current + other
@@ -92,9 +93,7 @@ class SpikingMaxPool2d:
 
     def run(self, *inputs: Tensor) -> Tensor:
         """The analog meaning: max-pool."""
-        return F.max_pool2d(
-            inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
-        )
+        return F.max_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def advance(self, inputs: list[Tensor], memory: Memory | None) -> tuple[Tensor, Memory]:
         """Gate ``[S, B, C, H, W]`` spikes; memory is the pair of counts (``C_in``, ``C_out``)."""
@@ -114,11 +113,11 @@ class SpikingMaxPool2d:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """The network's answer after t steps, in the units of the source network's logits; ``I`` is the classifier's current.
+    """The answer after t steps, in the units of the source network's logits; ``I`` is the classifier's current.
 
     mode ``"current"``: ``scale / t * sum(I[1..t])``, the accumulated classifier current.
     mode ``"spikes"``: an integrate-and-fire layer of threshold 1 after the classifier, ``scale / t * (spike count +
-    softmax(membrane))``, the released code's score of arXiv:1805.01352; the softmax (< 1) only breaks ties.
+    softmax(membrane))``, the score of the released code of arXiv:1805.01352; the softmax (< 1) only breaks ties.
     """
 
     scale: Tensor
@@ -130,7 +129,7 @@ class Readout:
         return inputs[0] * self.scale
 
     def advance(self, inputs: list[Tensor], memory: Memory | None) -> tuple[Tensor, Memory]:
-        """``[S, B, N]`` currents to ``[S, B, N]`` answers; memory is the step count, the sum or count, the membrane."""
+        """``[S, B, N]`` currents to ``[S, B, N]`` answers; memory: the step count, the sum or count, the membrane."""
         (current,) = inputs
         if memory is None:
             zero = torch.zeros_like(current[0], dtype=torch.float64)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels import per_channel
+
 Pair = tuple[int, int]
 
 
@@ -44,9 +46,7 @@ class Conv2d:
     gain: float = 1.0
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return F.conv2d(
-            inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return F.conv2d(inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +120,7 @@ class MaxPool2d:
     ceil_mode: bool = False
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return F.max_pool2d(
-            inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
-        )
+        return F.max_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +134,7 @@ class AvgPool2d:
     count_include_pad: bool = True
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return F.avg_pool2d(
-            inputs[0], self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad
-        )
+        return F.avg_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +172,8 @@ class Slice:
     slices: tuple[tuple[int | None, int | None, int | None], ...]
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return inputs[0][(slice(None), *(slice(*part) for part in self.slices))]
+        index = (slice(None), *(slice(*part) for part in self.slices))
+        return inputs[0][index]
 
 
 Synapse = Conv2d | Linear | Scale
@@ -188,11 +185,6 @@ UNIT_PRESERVING = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Pad, Slice)
 def compensated(op: Synapse) -> Synapse:
     """The synapse as a spiking run uses it: ``gain`` multiplied into the weight, bias untouched."""
     return op if op.gain == 1.0 else replace(op, weight=op.weight * op.gain, gain=1.0)
-
-
-def per_channel(values: Tensor, ndim: int) -> Tensor:
-    """``values``, 0-dimensional or ``[C]``, shaped to broadcast over ``[B, C, *]`` of ``ndim`` dimensions."""
-    return values if values.ndim == 0 else values.view(-1, *(1,) * (ndim - 2))
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ class Report:
     def table(self) -> str:
         """The figures as a table for people."""
         lines = [
-            f"{self.network or 'network'}   recipe {self.recipe}   {self.images} images   {self.device}, kernel {self.kernel}",
+            f"{self.network or 'network'}   recipe {self.recipe}   {self.images} images   "
+            f"{self.device}, kernel {self.kernel}",
             "",
             "     T    top-1    top-5   agreement   spikes/neuron",
             f"   ANN  {_percent(self.ann['top1'])}  {_percent(self.ann['top5'])}",
@@ -182,8 +183,8 @@ class _Tally:
             raise InvalidData("evaluate: got no images; expected at least one batch. Check the data.")
         rows = []
         for step, right, spikes in zip(self.steps, self.right / self.images, self.spikes, strict=True):
-            share = [float(value) for value in right]
-            rows.append(Row(step, step, *share, float(spikes) / self.images / self.neurons))
+            top1, top5, agreement = (float(value) for value in right)
+            rows.append(Row(step, step, top1, top5, agreement, float(spikes) / self.images / self.neurons))
         return Report(
             network=network,
             recipe=str(self.snn.provenance.get("recipe", {}).get("name", "custom")),

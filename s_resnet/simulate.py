@@ -55,8 +55,8 @@ def simulate(
         state: where an earlier simulation of the same images stopped; None starts fresh. It is not changed.
         at: the steps (counted from this call's first) to keep answers of; by default the last one.
         coding: ``"direct"`` presents the image as a constant current at every step; ``"poisson"`` draws spikes
-            ``s`` in {0, 1} with probability ``|x| / a`` and presents ``sign(x) a s``, ``a`` the image's largest ``|x|``, so
-            that the mean current is the image.
+            ``s`` in {0, 1} with probability ``|x| / a`` and presents ``sign(x) a s``, ``a`` the image's largest
+            ``|x|``, so that the mean current is the image.
         seed: of the Poisson spikes.
         progress: show a bar on stderr when it is a terminal.
 
@@ -70,7 +70,10 @@ def simulate(
     spikes: dict[str, list[Tensor]] = {}
     totals: dict[str, Tensor] = {}
     done = 0
-    with torch.no_grad(), tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar:
+    with (
+        torch.no_grad(),
+        tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
+    ):
         for part in graph.stream(images, steps, chunk, state, _encoder(images, coding, seed)):
             length = len(part.outputs)
             kept = [t - done - 1 for t in wanted if done < t <= done + length]

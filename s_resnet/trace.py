@@ -1,10 +1,10 @@
-"""From an ``nn.Module`` to an analog Graph, by torch.fx. Neurons belong to call sites, so every call is a node of its own."""
+"""From an ``nn.Module`` to an analog Graph, by torch.fx. Neurons belong to call sites: every call is a node."""
 
 from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,10 +73,17 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
     tracer = _Tracer()
     try:
         return fx.GraphModule(model, tracer.trace(model))
-    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
+    except (
+        fx.proxy.TraceError,
+        TypeError,
+        RuntimeError,
+        ValueError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
         raise UnsupportedModel(
-            f"{type(model).__name__}: torch.fx cannot follow its forward, got {_first_line(error)}; expected no control "
-            "flow on values of the input. Make the forward static, or trace the part that is."
+            f"{type(model).__name__}: torch.fx cannot follow its forward, got {_first_line(error)}; expected no "
+            "control flow on values of the input. Make the forward static, or trace the part that is."
         ) from error
 
 
@@ -174,7 +181,7 @@ class _Builder:
 
 
 def _reachable(nodes: list[Node], output: str) -> tuple[Node, ...]:
-    """The nodes that the output depends on, the output last; what a model computes and drops has no place in a Graph."""
+    """The nodes that the output depends on, the output last; what a model computes and drops is left out."""
     needed = {output, "input"}
     for node in reversed(nodes):
         if node.name in needed:
@@ -253,57 +260,45 @@ def _linear(b: _Builder, n: fx.Node, m: nn.Linear) -> Chain:
     return (ops.Linear(m.weight.detach(), None if m.bias is None else m.bias.detach()),)
 
 
-def _max_pool(b: _Builder, n: fx.Node, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: Any) -> Chain:
-    stride = kernel if stride is None or stride == [] else stride
-    return (ops.MaxPool2d(_pair(kernel), _pair(stride), _pair(padding), _pair(dilation), bool(ceil)),)
+def _settings(b: _Builder, n: fx.Node, m: nn.Module | None, names: Mapping[str, Any]) -> Iterator[Any]:
+    """The settings of a module, or of a call with these parameters after its input."""
+    for position, (name, default) in enumerate(names.items(), 1):
+        yield getattr(m, name) if m is not None else b.argument(n, position, name, default)
 
 
-def _max_pool_module(b: _Builder, n: fx.Node, m: nn.MaxPool2d) -> Chain:
-    if m.return_indices:
+_MAX_POOL = {"kernel_size": None, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": 0}
+_AVG_POOL = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False}
+_AVG_POOL |= {"count_include_pad": True, "divisor_override": None}
+
+
+def _max_pool(b: _Builder, n: fx.Node, m: nn.MaxPool2d | None = None) -> Chain:
+    kernel, stride, padding, dilation, ceil_mode, indices = _settings(b, n, m, _MAX_POOL)
+    if indices:
         raise b.unsupported(n, "return_indices=True", "a plain max-pool")
-    return _max_pool(b, n, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
+    return (ops.MaxPool2d(_pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation), bool(ceil_mode)),)
 
 
-def _max_pool_call(b: _Builder, n: fx.Node) -> Chain:
-    names = (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False))
-    return _max_pool(b, n, *(b.argument(n, i, name, default) for i, (name, default) in enumerate(names, 1)))
-
-
-def _avg_pool(
-    b: _Builder, n: fx.Node, kernel: Any, stride: Any, padding: Any, ceil: Any, count: Any, divisor: Any
-) -> Chain:
+def _avg_pool(b: _Builder, n: fx.Node, m: nn.AvgPool2d | None = None) -> Chain:
+    kernel, stride, padding, ceil_mode, include_pad, divisor = _settings(b, n, m, _AVG_POOL)
     if divisor is not None:
         raise b.unsupported(n, "divisor_override", "a plain average")
-    stride = kernel if stride is None or stride == [] else stride
-    return (ops.AvgPool2d(_pair(kernel), _pair(stride), _pair(padding), bool(ceil), bool(count)),)
+    return (ops.AvgPool2d(_pair(kernel), _pair(stride or kernel), _pair(padding), bool(ceil_mode), bool(include_pad)),)
 
 
-def _avg_pool_module(b: _Builder, n: fx.Node, m: nn.AvgPool2d) -> Chain:
-    return _avg_pool(
-        b, n, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
-    )
-
-
-def _avg_pool_call(b: _Builder, n: fx.Node) -> Chain:
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    defaults = (None, None, 0, False, True, None)
-    values = (b.argument(n, i, *pair) for i, pair in enumerate(zip(names, defaults, strict=True), 1))
-    return _avg_pool(b, n, *values)
-
-
-def _adaptive(b: _Builder, n: fx.Node, size: Any) -> Chain:
+def _adaptive(b: _Builder, n: fx.Node, m: nn.AdaptiveAvgPool2d | None = None) -> Chain:
+    (size,) = _settings(b, n, m, {"output_size": None})
     got = b.shape(_first(n))
     pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
     height, width = (got[2 + i] if s is None else int(s) for i, s in enumerate(pair))
     return (ops.AdaptiveAvgPool2d((height, width)),)
 
 
-def _reshape(b: _Builder, n: fx.Node) -> Chain:
+def _reshape(b: _Builder, n: fx.Node, *_: object) -> Chain:
     """view, reshape, flatten and squeeze, told apart by what they did to the example's shape."""
     before, after = b.shape(_first(n)), b.shape(n)
     if before == after:
         return ()
-    if len(after) != 2 or after[0] != before[0] or after[1] != before[1:].numel():
+    if len(after) != 2 or after[0] != before[0] or after[1] * after[0] != before.numel():
         raise b.unsupported(n, f"a reshape of {tuple(before)} to {tuple(after)}", "[B, *] to [B, features]")
     return (ops.Flatten(),)
 
@@ -311,7 +306,7 @@ def _reshape(b: _Builder, n: fx.Node) -> Chain:
 def _mean(b: _Builder, n: fx.Node) -> Chain:
     """``x.mean([2, 3])`` is a global average pool."""
     before, after = b.shape(_first(n)), b.shape(n)
-    if len(before) != 4 or after[:2] != before[:2] or after.numel() != before[:2].numel():
+    if len(before) != 4 or after[:2] != before[:2] or after.numel() != before[0] * before[1]:
         raise b.unsupported(n, f"a mean of {tuple(before)} to {tuple(after)}", "the mean over height and width")
     pool = ops.AdaptiveAvgPool2d((1, 1))
     return (pool,) if len(after) == 4 else (pool, ops.Flatten())
@@ -365,10 +360,10 @@ _MODULES: dict[type, Callable[..., Chain]] = {
     nn.SyncBatchNorm: _batch_norm,
     nn.Linear: _linear,
     nn.ReLU: _relu,
-    nn.MaxPool2d: _max_pool_module,
-    nn.AvgPool2d: _avg_pool_module,
-    nn.AdaptiveAvgPool2d: lambda b, n, m: _adaptive(b, n, m.output_size),
-    nn.Flatten: lambda b, n, m: _reshape(b, n),
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _avg_pool,
+    nn.AdaptiveAvgPool2d: _adaptive,
+    nn.Flatten: _reshape,
     nn.Identity: _pass_on,
     nn.Dropout: _pass_on,
     nn.Dropout2d: _pass_on,
@@ -382,9 +377,9 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Chain]] = {
     operator.add: _add,
     operator.iadd: _add,
     torch.add: _add,
-    F.max_pool2d: _max_pool_call,
-    F.avg_pool2d: _avg_pool_call,
-    F.adaptive_avg_pool2d: lambda b, n: _adaptive(b, n, b.argument(n, 1, "output_size")),
+    F.max_pool2d: _max_pool,
+    F.avg_pool2d: _avg_pool,
+    F.adaptive_avg_pool2d: _adaptive,
     torch.flatten: _reshape,
     torch.reshape: _reshape,
     torch.squeeze: _reshape,

@@ -31,3 +31,14 @@ def select(device: torch.device) -> tuple[str, Kernel]:
     if device.type == "cpu":
         return "cpu", cpu.integrate_and_fire
     return "reference", reference.integrate_and_fire
+
+
+def describe() -> str:
+    """Which kernels this installation runs, in words."""
+    gpu = f"reference on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no CUDA device"
+    return f"torch {torch.__version__}, membrane kernel: cpu; {gpu}"
+
+
+def per_channel(values: Tensor, ndim: int) -> Tensor:
+    """``values``, 0-dimensional or ``[C]``, shaped to broadcast over ``[B, C, *]`` of ``ndim`` dimensions."""
+    return values if values.ndim == 0 else values.view(-1, *(1,) * (ndim - 2))

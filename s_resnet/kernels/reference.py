@@ -48,7 +48,7 @@ def integrate_and_fire(
     spikes = current.new_empty(current.shape, dtype=v.dtype)
     for t in range(current.shape[0]):
         v = decay * v + current[t]
-        if shortcut is not None:
+        if shortcut is not None and shortcut_scale is not None:
             v = v + shortcut[t] * shortcut_scale
         fired = v >= threshold
         v = v - threshold * fired if reset == "subtract" else v * ~fired

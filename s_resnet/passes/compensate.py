@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,7 +14,7 @@ from ..simulate import simulate
 
 EVALUATIONS = 6
 # Multiply-accumulates that a whole search may cost: about a minute on two cores.
-BUDGET = 4e12
+BUDGET = 3e12
 FEWEST_IMAGES = 8
 
 
@@ -29,8 +28,8 @@ def compensate(graph: Graph, calibration: Calibration, timesteps: int = 350, pro
     A factor c a little above 1 makes up for it. It is searched on the held-out calibration images for the network's
     own accuracy (without labels: its agreement with the analog run); equal ones are told apart by the mean distance of
     the answers from the analog logits. The search starts at c = 1, which may win, doubles its step 2/T while the score
-    rises, and closes the bracket by parabolas through its three points: six evaluations on as many images as the budget of
-    4e12 multiply-accumulates allows (at least 8). Curve and range go into the provenance.
+    rises, and closes the bracket by parabolas through its three points: at most six evaluations, on as many images as
+    the budget of 3e12 multiply-accumulates allows (at least 8). Curve and range go into the provenance.
 
     Without held-out images c stays 1, and the provenance says so.
 
@@ -91,7 +90,11 @@ class _Objective:
         self.target: Tensor = self.logits.argmax(1) if samples.labels is None else samples.labels
         self.scores: dict[float, Score] = {}
         self.bar = tqdm(
-            total=EVALUATIONS, desc="compensate", unit="factor", leave=False, disable=None if progress else True
+            total=EVALUATIONS,
+            desc="compensate",
+            unit="factor",
+            leave=False,
+            disable=None if progress else True,
         )
 
     def __call__(self, factor: float) -> Score:
@@ -113,7 +116,8 @@ def _search(objective: _Objective, step: float) -> float:
             points.append(points[-1] + step)
         while len(objective.scores) < EVALUATIONS:
             factor = _vertex(objective)
-            if factor in objective.scores:
+            # A factor this close changes the input of a neuron by less than an eighth of a spike in T steps.
+            if min(abs(factor - tried) for tried in objective.scores) < 0.125 / objective.timesteps:
                 break
             objective(factor)
     return max(sorted(objective.scores), key=lambda factor: objective.scores[factor])

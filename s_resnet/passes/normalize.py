@@ -48,7 +48,7 @@ def normalize(graph: Graph, calibration: Calibration) -> Graph:
 
 
 class _Work:
-    """The rewriting under way: ``unit[name]`` is what one unit of a value is worth, lambda, 0-dimensional or ``[C]``."""
+    """The rewriting under way: ``unit[name]`` is what one unit of a value is worth, 0-dimensional or ``[C]``."""
 
     def __init__(self, graph: Graph, calibration: Calibration) -> None:
         self.graph, self.calibration = graph, calibration

@@ -1,0 +1,188 @@
+"""``sresnet convert``: from a checkpoint to a network.snn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+Triple = tuple[float, float, float]
+
+
+def _channels(_: click.Context, option: click.Parameter, value: str | None) -> Triple | None:
+    """Three numbers, one per channel, as R,G,B."""
+    try:
+        red, green, blue = (float(part) for part in value.split(",")) if value else (0.0, 0.0, 0.0)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not three numbers such as 0.485,0.456,0.406", param=option) from error
+    return (red, green, blue) if value else None
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="Where to write; by default CHECKPOINT with .snn.")
+@click.option(
+    "--arch",
+    metavar="NAME",
+    help="Architecture, where keys and shapes do not tell it: resnet18, cifar_resnet20, ...",
+)
+@click.option(
+    "--recipe",
+    metavar="NAME",
+    default="s-resnet",
+    show_default=True,
+    help="s-resnet (the paper's) or s-resnet-released (its code's).",
+)
+@click.option(
+    "--timesteps",
+    metavar="T",
+    type=click.IntRange(1),
+    help="The T to tune for; by default the recipe's, 350.",
+)
+@click.option(
+    "--percentile",
+    metavar="P",
+    type=click.FloatRange(0, 100, min_open=True),
+    help="Of the activations; by default 99.9, and 99.99 from 128 pixels on.",
+)
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Images to calibrate on; without them thresholds come from BatchNorm.",
+)
+@click.option(
+    "--calibration-images",
+    metavar="N",
+    type=click.IntRange(2),
+    default=1024,
+    show_default=True,
+    help="How many of them, a seeded random choice over all classes.",
+)
+@click.option(
+    "--input-size",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Pixels per side; by default 32 for CIFAR networks, 224 else.",
+)
+@click.option(
+    "--mean", metavar="R,G,B", callback=_channels, help="Of the training images in [0, 1]; by default ImageNet's."
+)
+@click.option(
+    "--std", metavar="R,G,B", callback=_channels, help="Of the training images in [0, 1]; by default ImageNet's."
+)
+@click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+def convert(
+    checkpoint: str,
+    output: str | None,
+    arch: str | None,
+    recipe: str,
+    timesteps: int | None,
+    percentile: float | None,
+    calibration: str | None,
+    calibration_images: int,
+    input_size: int | None,
+    mean: Triple | None,
+    std: Triple | None,
+    download: bool,
+) -> None:
+    """Convert the trained ResNet in CHECKPOINT into a spiking network.
+
+    The architecture is read from keys and shapes: torchvision's ResNets, ResNeXts and wide ResNets, and CIFAR ResNets.
+
+    \b
+    DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
+    digits, or an .npz with x uint8 [B,H,W,3] and y.
+
+    \b
+    Examples:
+      sresnet convert resnet50.pth --calibration imagenet:/data/imagenet
+      sresnet convert resnet20.th --calibration cifar10:/data --timesteps 128
+      sresnet convert resnet18.pth --input-size 64 --calibration photos/train -o photos.snn
+    """
+    import s_resnet
+
+    loaded = s_resnet.load_checkpoint(checkpoint, arch)
+    target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
+    preprocessing = s_resnet.preprocessing_for(
+        input_size or loaded.input_size, mean or s_resnet.IMAGENET_MEAN, std or s_resnet.IMAGENET_STD
+    )
+    batches: Any = None
+    origin: dict[str, Any] = {}
+    if calibration:
+        batches, origin = _calibration(calibration, calibration_images, preprocessing, loaded, download)
+    else:
+        click.echo(
+            "No --calibration: thresholds come from the BatchNorm statistics, and the compensation stays 1.",
+            err=True,
+        )
+    snn = s_resnet.convert(
+        loaded.model,
+        batches,
+        recipe,
+        timesteps=timesteps,
+        percentile=percentile,
+        input_size=preprocessing.size,
+        progress=True,
+    )
+    source = {
+        "name": loaded.name,
+        "arch": loaded.arch,
+        "classes": loaded.num_classes,
+        "sha256": loaded.digest,
+    }
+    snn = snn.with_provenance(source=source, preprocessing=vars(preprocessing), **origin)
+    s_resnet.save(snn, target)
+    if batches is not None:
+        warn_unreadable(batches.unreadable)
+    click.echo(_summary(snn, target))
+
+
+def _calibration(spec: str, count: int, preprocessing: Any, loaded: Any, download: bool) -> tuple[Any, dict[str, Any]]:
+    """The calibration images as a loader, and what the artifact keeps of where they came from."""
+    import s_resnet
+
+    data = s_resnet.open_data(spec, "calibration", download)
+    check_classes(data, loaded.num_classes)
+    indices = s_resnet.choose(data, count)
+    batches = s_resnet.ImageLoader(data, indices, preprocessing, batch_size=32)
+    marks = s_resnet.fingerprints(data, indices)
+    kept = {"spec": data.spec, "split": data.split, "images": len(indices), "fingerprints": marks}
+    return batches, {"data": kept, "classes": list(data.classes)}
+
+
+def check_classes(data: Any, classes: int) -> None:
+    """Raise InvalidData unless the data have as many classes as the network."""
+    import s_resnet
+
+    if len(data.classes) != classes:
+        raise s_resnet.InvalidData(
+            f"data {data.spec!r}: got {len(data.classes)} classes for a network of {classes}; expected equal numbers. "
+            "Choose the data that the network was trained on."
+        )
+
+
+def warn_unreadable(unreadable: tuple[str, ...]) -> None:
+    """Name and count the images that were left out."""
+    if unreadable:
+        names = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
+        click.echo(f"Left out {len(unreadable)} unreadable image(s): {names}", err=True)
+
+
+def _summary(snn: Any, target: Path) -> str:
+    provenance = snn.provenance
+    calibration = provenance["calibration"]
+    how = f"{calibration['images'] + calibration['held_out']} images"
+    if calibration["source"] == "batchnorm":
+        how = "BatchNorm statistics"
+    compensation = provenance.get("compensation")
+    factor = f", compensation {compensation['factor']:.4f}" if compensation else ""
+    silent = calibration["silent"]
+    lines = [
+        f"{target}: {provenance['source']['arch']}, recipe {provenance['recipe']['name']}, "
+        f"{len(snn.neurons)} neuron layers, thresholds from {how}{factor}"
+    ]
+    if silent:
+        lines.append(f"Never active on these images, threshold 1: {', '.join(silent)}")
+    lines.append(f"Next: sresnet evaluate {target} --timesteps {provenance['recipe']['timesteps']}")
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""``sresnet evaluate``: accuracy over time steps, against the network's own ANN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .convert import check_classes, warn_unreadable
+
+
+def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Time steps as 8,16,32."""
+    try:
+        steps = tuple(int(part) for part in value.split(",")) if value else (1,)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of steps such as 8,16,32", param=option) from error
+    if min(steps) < 1:
+        raise click.BadParameter(f"{value!r} has a step below 1", param=option)
+    return steps if value else None
+
+
+@click.command()
+@click.argument("network", type=click.Path(), required=False)
+@click.option("--timesteps", metavar="T", type=click.IntRange(1), required=True, help="How many steps to simulate.")
+@click.option("--at", metavar="T,T,...", callback=_steps, help="The steps to report; by default 1, 2, 4, ... and T.")
+@click.option(
+    "--data",
+    metavar="DATA",
+    help="Images to evaluate on; by default the held-out part of what was calibrated on.",
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Only N images, a seeded random choice over all classes.",
+)
+@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--json", "json_file", metavar="FILE", type=click.Path(), help="Write the figures there as well.")
+@click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+def evaluate(
+    network: str | None,
+    timesteps: int,
+    at: tuple[int, ...] | None,
+    data: str | None,
+    limit: int | None,
+    batch_size: int,
+    device: str,
+    json_file: str | None,
+    download: bool,
+) -> None:
+    """Evaluate NETWORK.snn (by default the only one here) and its own ANN on the same images.
+
+    One pass gives the figures at every T. Images that the network was calibrated on are never evaluated on.
+
+    \b
+    Examples:
+      sresnet evaluate --timesteps 256
+      sresnet evaluate resnet20.snn --timesteps 64 --at 8,16,32,64 --data cifar10:/data --limit 1000 --json out.json
+    """
+    import s_resnet
+
+    if at is not None and max(at) > timesteps:
+        raise click.UsageError(f"--at asks for step {max(at)}, beyond --timesteps {timesteps}.")
+    s_resnet.find_device(device)
+    path = Path(network) if network else _only_network()
+    snn = s_resnet.load(path)
+    loader = _loader(snn, path, data, limit, batch_size, download)
+    report = s_resnet.evaluate(snn, loader, timesteps, at=at, device=device, network=path.name, progress=True)
+    warn_unreadable(loader.unreadable)
+    click.echo(report.table())
+    if json_file:
+        report.save(json_file)
+
+
+def _only_network() -> Path:
+    found = sorted(Path().glob("*.snn"))
+    if len(found) != 1:
+        names = ", ".join(str(path) for path in found) or "none"
+        raise click.UsageError(
+            f"Which network? Found {names} here. Name one: sresnet evaluate NETWORK.snn --timesteps T"
+        )
+    return found[0]
+
+
+def _loader(snn: Any, path: Path, spec: str | None, limit: int | None, batch_size: int, download: bool) -> Any:
+    """The images to evaluate on, preprocessed as the network was calibrated, without those it was calibrated on."""
+    import s_resnet
+
+    used = snn.provenance.get("data", {})
+    spec = spec or used.get("spec")
+    if spec is None:
+        raise click.UsageError(f"Which data? {path} was converted without calibration images. Pass --data DATA.")
+    settings = snn.provenance.get("preprocessing")
+    if settings is None:
+        raise s_resnet.InvalidArtifact(
+            f"{path}: got no preprocessing; expected the size, mean and std of its images. "
+            "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps)."
+        )
+    data = s_resnet.open_data(spec, "evaluation", download)
+    check_classes(data, snn.provenance["source"]["classes"])
+    indices = s_resnet.choose(data, limit, exclude=s_resnet.seen(data, used.get("fingerprints", ())))
+    return s_resnet.ImageLoader(data, indices, s_resnet.Preprocessing(**settings), batch_size)

@@ -1,0 +1,38 @@
+"""Held-out data: which images a network has been made with, wherever their files have moved to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from .data import ImageData
+
+
+def fingerprints(data: ImageData, indices: Iterable[int]) -> list[str]:
+    """Size and hash of each image's stored bytes: they tell an image again wherever its file has moved to."""
+    return [f"{_stored_size(data, index)}-{_stored_hash(data, index)}" for index in indices]
+
+
+def seen(data: ImageData, marks: Collection[str]) -> set[str]:
+    """Return the names of the images whose fingerprint is among ``marks``: those that a network was made with."""
+    marks = frozenset(marks)
+    sizes = {mark.partition("-")[0] for mark in marks}  # hashing a data set takes minutes, asking for sizes not
+    alike = [index for index in range(len(data)) if str(_stored_size(data, index)) in sizes]
+    return {data.names[i] for i, mark in zip(alike, fingerprints(data, alike), strict=True) if mark in marks}
+
+
+def _stored_size(data: ImageData, index: int) -> int:
+    if data.pixels is not None:
+        return int(data.pixels[index].nbytes)
+    path = Path(data.root, data.names[index])
+    return path.stat().st_size if path.exists() else -1
+
+
+def _stored_hash(data: ImageData, index: int) -> str:
+    if data.pixels is not None:
+        return hashlib.blake2b(np.ascontiguousarray(data.pixels[index]).tobytes(), digest_size=8).hexdigest()
+    path = Path(data.root, data.names[index])
+    return hashlib.blake2b(path.read_bytes() if path.exists() else b"", digest_size=8).hexdigest()
