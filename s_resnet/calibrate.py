@@ -84,8 +84,7 @@ def calibrate(
     Source: percentile normalization as in the released code of arXiv:1805.01352 (Hu, Tang, Pan): all scalars of a
     layer sorted, element floor(p n).
     """
-    if not 0 < percentile <= 100:
-        raise InvalidData(f"calibrate: got percentile {percentile}; expected above 0 and at most 100. Use 99.9.")
+    _check_percentile(percentile)
     if iter(batches) is batches:
         raise InvalidData(
             "calibrate: got a one-shot iterator of batches; expected something that can be gone through twice. "
@@ -95,7 +94,7 @@ def calibrate(
     held_out = 0 if samples is None else len(samples.images)
     names = calibrated_nodes(graph)
 
-    upper, images = _count(graph, batches, held_out, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2)
+    upper, counted = _count(graph, batches, held_out, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2)
     for name in names:
         if upper[name][_INFINITE].any():
             raise InvalidData(f"{name}: got activations that are not finite; expected numbers. Check the images.")
@@ -105,13 +104,23 @@ def calibrate(
     def inside(name: str, key: Tensor) -> Tensor:
         return key[(key >> 16) + HALF // 2 == bucket[name]] & (HALF - 1)
 
-    lower, _ = _count(graph, batches, held_out, "calibrate 2/2", progress, inside)
+    lower, again = _count(graph, batches, held_out, "calibrate 2/2", progress, inside)
+    if again != counted:
+        raise InvalidData(
+            "calibrate: got other images when going through the batches again; expected the same in the same order. "
+            "Turn off shuffling and random augmentation."
+        )
     values = {}
     for name in names:
         rank = ranks[name] - int(upper[name][: bucket[name]].sum())
         low = min(int(torch.searchsorted(lower[name].cumsum(0), rank)), HALF - 1)
         values[name] = _value(((bucket[name] - HALF // 2) << 16) | low)
-    return _calibration(values, percentile, images, "data", samples)
+    return _calibration(values, percentile, counted[0], "data", samples)
+
+
+def _check_percentile(percentile: float) -> None:
+    if not 0 < percentile <= 100:
+        raise InvalidData(f"calibrate: got percentile {percentile}; expected above 0 and at most 100. Use 99.9.")
 
 
 # The 16 upper bits of infinities and NaNs, in the order of _key.
@@ -142,15 +151,15 @@ def _count(
     label: str,
     progress: bool,
     index: Callable[[str, Tensor], Tensor],
-) -> tuple[dict[str, Tensor], int]:
-    """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs, and the number of images seen."""
+) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs; images seen: number and checksum."""
     tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
-    images = 0
+    images = checksum = 0
     for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=None if progress else True):
         x = _images(batch)
         skipped = min(skip, len(x))
         skip, x = skip - skipped, x[skipped:]
-        images += len(x)
+        images, checksum = images + len(x), checksum + int(_key(x).sum(dtype=torch.int64))
         if len(x) == 0:
             continue
         for name, value in graph.activations(x):
@@ -158,7 +167,7 @@ def _count(
                 tables[name] += torch.bincount(index(name, _key(value)), minlength=HALF).cpu()
     if images == 0:
         raise InvalidData("calibrate: got no images beyond those held out; expected at least one. Pass more images.")
-    return tables, images
+    return tables, (images, checksum)
 
 
 def _images(batch: Any) -> Tensor:
@@ -176,17 +185,28 @@ def _first_images(batches: Batches, count: int) -> Samples | None:
     images: list[Tensor] = []
     labels: list[Tensor] = []
     seen = 0
-    for batch in batches if count else ():
+    for batch in batches if count > 0 else ():
         images.append(_images(batch))
-        if isinstance(batch, tuple | list) and len(batch) > 1:
-            labels.append(torch.as_tensor(batch[1]))
+        labels.extend(_labels(batch, len(images[-1])))
         seen += len(images[-1])
         if seen >= 2 * count:
             break
     count = min(count, seen // 2)
-    if count == 0:
+    if count <= 0:
         return None
+    if not all(torch.isfinite(batch).all() for batch in images):
+        raise InvalidData("calibrate: got images that are not finite; expected numbers. Check the images.")
     return Samples(torch.cat(images)[:count], torch.cat(labels)[:count] if len(labels) == len(images) else None)
+
+
+def _labels(batch: Any, count: int) -> list[Tensor]:
+    """The labels of a batch of ``count`` images in a list, empty when it has none that are class numbers."""
+    try:
+        labels = torch.as_tensor(batch[1]) if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    except (TypeError, ValueError, RuntimeError):  # names, say
+        return []
+    integers = labels is not None and labels.shape == (count,) and not labels.is_floating_point()
+    return [labels] if labels is not None and integers else []
 
 
 def _calibration(
@@ -205,22 +225,25 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
     """The scales that the BatchNorm statistics imply, without a single image.
 
     During training BatchNorm made channel c of its output have mean ``beta_c`` and standard deviation ``|gamma_c|``.
-    Taking it for Gaussian, with ``phi`` and ``Phi`` the normal density and distribution and ``z = mu / sigma``::
+    Taking it for Laplace distributed, with mean mu, variance 2 b^2, ``F`` its distribution and ``e = exp(-|mu| / b)``::
 
-        ReLU:     mean = mu Phi(z) + sigma phi(z),   E[x^2] = (mu^2 + sigma^2) Phi(z) + mu sigma phi(z)
+        ReLU:     mean = max(mu, 0) + b e / 2
+                  E[x^2] = mu^2 + 2 b^2 - b^2 e  for mu >= 0,   b^2 e  for mu < 0
         sum:      means add, variances add
-        synapse:  mean = W mean + b,                 variance = W^2 variance
-        lambda:   mean over c of Phi((lambda - mu_c) / sigma_c) = percentile / 100
+        synapse:  mean = W mean + b,   variance = W^2 variance
+        lambda:   mean over c of F_c(lambda) = percentile / 100
 
-    (for a single channel ``lambda = mu + sigma Phi^-1(p)``; for the layer's mixture the equation is solved by
-    bisection, to float64 precision).
+    (for a single channel ``lambda = mu - b ln(2 - 2 p)``; for the layer's mixture the equation is solved by bisection,
+    to float64 precision; a percentile above 99.9999 counts as that).
 
-    Assumptions: the data look like the training data; pre-activations are Gaussian per channel; the two branches of a
-    residual sum are independent; pooling keeps mean and variance. Real activations have heavier tails, so the scales
-    come out somewhat lower than measured ones.
+    Assumptions: the data look like the training data; the two branches of a residual sum are independent; pooling
+    keeps mean and variance; every channel has Laplace tails. The last is the one that matters: with Gaussian tails the
+    scales of a CIFAR ResNet-20 came out up to two times too small, and its agreement with the ANN at T = 256 fell by
+    6 points (150 training images).
 
     Raises InvalidData when the graph has no BatchNorm.
     """
+    _check_percentile(percentile)
     if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):
         raise InvalidData(
             "calibrate: got a network without BatchNorm and no images; expected one of the two. Pass images."
@@ -250,12 +273,10 @@ def _propagate(op: Op, inputs: list[Moments]) -> Moments:
     if isinstance(op, Conv2d | Linear):
         return _through_synapse(op, mean, var)
     if isinstance(op, ReLU):
-        sigma = var.sqrt().clamp_min(1e-12)
-        z = mean / sigma
-        density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-        below = torch.special.ndtr(z)
-        rectified = mean * below + sigma * density
-        square = (mean**2 + var) * below + mean * sigma * density
+        b = _spread(var)
+        e = torch.exp(-mean.abs() / b)
+        rectified = mean.clamp_min(0) + b * e / 2
+        square = torch.where(mean >= 0, mean**2 + 2 * b**2 - b**2 * e, b**2 * e)
         return rectified, (square - rectified**2).clamp_min(0)
     if isinstance(op, Add):
         return sum(m for m, _ in inputs), sum(v for _, v in inputs)  # type: ignore[return-value]
@@ -282,15 +303,19 @@ def _through_synapse(op: Conv2d | Linear, mean: Tensor, var: Tensor) -> Moments:
     return (out if op.bias is None else out + op.bias.double()), out_var
 
 
+def _spread(var: Tensor) -> Tensor:
+    """The Laplace distribution's b of a variance; a little above zero, so that a dead channel is a step."""
+    return (var / 2).sqrt().clamp_min(1e-12)
+
+
 def _mixture_quantile(moments: Moments, p: float) -> float:
-    """The p-quantile of the Gaussians ``moments`` in equal shares; at p = 1, six standard deviations."""
-    mean, var = moments
-    sigma = var.sqrt().clamp_min(1e-12)
-    low, high = float((mean - 6 * sigma).min()), float((mean + 6 * sigma).max())
+    """The p-quantile of Laplace distributions with these moments in equal shares."""
+    mean, b = moments[0], _spread(moments[1])
+    p = min(p, 1 - 1e-6)
+    low, high = float((mean - 40 * b).min()), float((mean + 40 * b).max())
     for _ in range(100):
         middle = (low + high) / 2
-        if float(torch.special.ndtr((middle - mean) / sigma).mean()) < p:
-            low = middle
-        else:
-            high = middle
+        z = (middle - mean) / b
+        below = torch.where(z < 0, torch.exp(z.clamp_max(0)) / 2, 1 - torch.exp(-z.clamp_min(0)) / 2)
+        low, high = (middle, high) if float(below.mean()) < p else (low, middle)
     return high
