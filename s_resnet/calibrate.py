@@ -255,7 +255,8 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
         inputs = [moments[name] for name in node.inputs]
         if node.name in names:
             before = inputs[0] if isinstance(node.op, ReLU) else _propagate(node.op, inputs)
-            values[node.name] = _mixture_quantile(before, percentile / 100)
+            quantile = _mixture_quantile(before, percentile / 100)
+            values[node.name] = quantile if quantile > 1e-9 else 0.0  # zero up to the bisection's rounding
         moments[node.name] = _propagate(node.op, inputs)
     return _calibration(values, percentile, 0, "batchnorm")
 

@@ -56,7 +56,8 @@ def convert(
         )
     example = _example(model, calibration_batches, input_size)
     graph = model if isinstance(model, Graph) else trace(model, example)
-    percentile = percentile or (99.99 if example.shape[-1] >= IMAGENET_SIZED else 99.9)
+    if percentile is None:
+        percentile = 99.99 if example.shape[-1] >= IMAGENET_SIZED else 99.9
     if calibration_batches is None:
         calibration = calibrate_from_batchnorm(graph, percentile)
     else:
@@ -114,4 +115,4 @@ def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int 
     if not convs:
         raise InvalidData(f"convert: got {type(model).__name__} without a convolution; expected a ResNet. Check it.")
     size = input_size or (224 if pooled else 32)
-    return torch.zeros(1, convs[0], size, size)
+    return torch.zeros(2, convs[0], size, size)

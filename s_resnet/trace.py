@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import operator
+import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,15 +41,28 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
     traced = _symbolic(copied)
     recorder = _Recorder(traced)
+    builder = _Builder(traced, recorder)
     try:
         with torch.no_grad():
-            recorder.run(example_batch.detach().cpu())
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            expected = copied(example_batch.detach().cpu().clone())
+            recorder.run(example_batch.detach().cpu().clone())
+    except Exception as error:
         raise InvalidData(
             f"trace: the model failed on the example, got shape {tuple(example_batch.shape)} and "
             f"{_first_line(error)}; expected images that fit the model. Check input size and channels."
         ) from error
-    return _Builder(traced, recorder.values).build()
+    return _checked(builder.build(), example_batch.detach().cpu(), expected)
+
+
+def _checked(graph: Graph, example: Tensor, expected: Tensor) -> Graph:
+    """The graph, or UnsupportedModel where it does not compute what the model does (say, because of a hook)."""
+    difference = float((graph.run(example) - expected).abs().max())
+    if difference > 1e-3 * float(expected.abs().max()):
+        raise UnsupportedModel(
+            f"trace: got a graph whose output is off by {difference:.3g} on the example; expected the model's own. "
+            "Remove forward hooks and changes in place from the model."
+        )
+    return graph
 
 
 class _Tracer(fx.Tracer):
@@ -54,36 +70,56 @@ class _Tracer(fx.Tracer):
 
     record_stack_traces = True
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+class _Proxy(fx.Proxy):
+    """torch.fx reads ``x += y`` as ``x = x + y``, which other names of x would not see."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
 
 class _Recorder(fx.Interpreter):
-    """Runs the traced module once and keeps, per node, the shape of a tensor or the value of anything else."""
+    """Runs the traced module once and keeps, per node, a tensor's shape (a torch.Size) or the value of anything else.
+
+    ``overwritten[n]`` are the nodes alive whose memory ``n`` writes, and whether they then have n's very value.
+    """
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.values: dict[fx.Node, Any] = {}
+        self.overwritten: dict[fx.Node, dict[fx.Node, bool]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        alive = {node: value for node, value in self.env.items() if isinstance(value, Tensor)}
+        versions = {node: alive[node]._version for node in n.all_input_nodes if node in alive}
         value = super().run_node(n)
+        written = {_memory(alive[node]) for node, version in versions.items() if alive[node]._version != version}
+        self.overwritten[n] = {
+            node: tensor.shape == value.shape and tensor.data_ptr() == value.data_ptr()
+            for node, tensor in alive.items()
+            if _memory(tensor) in written
+        }
         keep = isinstance(value, Tensor) and n.op != "get_attr"
-        self.values[n] = value.shape if keep else value
+        self.values[n] = value.shape if keep else tuple(value) if isinstance(value, torch.Size) else value
         return value
 
 
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 def _symbolic(model: nn.Module) -> fx.GraphModule:
-    tracer = _Tracer()
     try:
-        return fx.GraphModule(model, tracer.trace(model))
-    except (
-        fx.proxy.TraceError,
-        TypeError,
-        RuntimeError,
-        ValueError,
-        AttributeError,
-        NotImplementedError,
-    ) as error:
+        return fx.GraphModule(model, _Tracer().trace(model))
+    except Exception as error:
+        places = [f"{f.filename}, line {f.lineno}: {f.line}" for f in traceback.extract_tb(error.__traceback__)]
         raise UnsupportedModel(
-            f"{type(model).__name__}: torch.fx cannot follow its forward, got {_first_line(error)}; expected no "
-            "control flow on values of the input. Make the forward static, or trace the part that is."
+            f"{type(model).__name__}{_last_outside_torch(places)}: torch.fx cannot follow its forward, got "
+            f"{_first_line(error)}; expected no control flow on values of the input. Make the forward static, or "
+            "trace the part that is."
         ) from error
 
 
@@ -94,21 +130,23 @@ def _first_line(error: BaseException) -> str:
 class _Builder:
     """Reads fx nodes in order and writes ours."""
 
-    def __init__(self, traced: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
+    def __init__(self, traced: fx.GraphModule, recorder: _Recorder) -> None:
         self.modules = dict(traced.named_modules())
         self.source = traced.graph
-        self.values = values
+        self.values, self.overwritten = recorder.values, recorder.overwritten
         self.nodes: list[Node] = []
         self.names: dict[fx.Node, str] = {}  # an fx node -> our node that holds its value
         self.taken: set[str] = set()
+        for n in [n for n in self.source.nodes if n.op == "placeholder"][1:]:
+            if n.users:
+                raise self.unsupported(n, "a second input", "one batch of images")
 
     def build(self) -> Graph:
         output = ""
         for n in self.source.nodes:
             if n.op == "placeholder":
-                if self.nodes:
-                    raise self.unsupported(n, "a second input", "one batch of images")
-                self.add(n, ops.Input(), (), "input")
+                if not self.nodes:
+                    self.add(n, ops.Input(), (), "input")
             elif n.op == "output":
                 output = self.result(n)
             elif n.op != "get_attr" and isinstance(self.values[n], torch.Size):
@@ -133,12 +171,16 @@ class _Builder:
             if call is None:
                 raise self.unsupported(n, f"operation {_target_name(n)}", "one that S-ResNet knows")
             chain = call(self, n)
-        operands = n.args[:2] if chain and isinstance(chain[0], ops.Add) else (_first(n),)
+        operands = _operands(n) if chain and isinstance(chain[0], ops.Add) else (_first(n),)
         inputs = tuple(self.input(n, operand) for operand in operands)
         self.names[n] = inputs[0]
         for op in chain:
             self.add(n, op, inputs)
             inputs = (self.names[n],)
+        for other, same in self.overwritten[n].items():
+            if not same:
+                raise self.unsupported(n, f"an in-place operation on memory shared with {other}", "a copy")
+            self.names[other] = self.names[n]
 
     def input(self, n: fx.Node, argument: Any) -> str:
         if not isinstance(argument, fx.Node) or argument not in self.names:
@@ -196,13 +238,21 @@ def _target_name(n: fx.Node) -> str:
 
 def _source_line(n: fx.Node) -> str:
     """``(file, line: code)`` of the user's call, from the trace that torch.fx recorded."""
-    lines = (n.stack_trace or "").strip().splitlines()
-    places = [i for i, line in enumerate(lines) if line.lstrip().startswith("File ")]
-    if not places:
-        return ""
-    place = lines[places[-1]].strip().removeprefix("File ").split(", in ")[0].replace('"', "")
-    code = lines[places[-1] + 1].strip() if places[-1] + 1 < len(lines) else ""
-    return f" ({place}: {code})"
+    lines = [line.strip() for line in (n.stack_trace or "").splitlines()]
+    places = [
+        f"{line.removeprefix('File ').split(', in ')[0]}: {code}".replace('"', "")
+        for line, code in pairwise([*lines, ""])
+        if line.startswith("File ")
+    ]
+    return _last_outside_torch(places)
+
+
+def _last_outside_torch(places: list[str]) -> str:
+    own = [place for place in places if not place.startswith((_TORCH, __file__))]
+    return f" ({own[-1]})" if own else ""
+
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 # ---- what each module, function and method becomes: a chain of ops, empty when it passes its input on ----
@@ -212,6 +262,10 @@ Chain = tuple[Op, ...]
 
 def _first(n: fx.Node) -> Any:
     return n.args[0] if n.args else n.kwargs.get("input")
+
+
+def _operands(n: fx.Node) -> tuple[Any, ...]:
+    return (*n.args, *(n.kwargs[name] for name in ("input", "other") if name in n.kwargs))[:2]
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -282,6 +336,8 @@ def _avg_pool(b: _Builder, n: fx.Node, m: nn.AvgPool2d | None = None) -> Chain:
     kernel, stride, padding, ceil_mode, include_pad, divisor = _settings(b, n, m, _AVG_POOL)
     if divisor is not None:
         raise b.unsupported(n, "divisor_override", "a plain average")
+    if _pair(kernel) == b.shape(_first(n))[2:] and _pair(padding) == (0, 0):
+        return (ops.AdaptiveAvgPool2d((1, 1)),)
     return (ops.AvgPool2d(_pair(kernel), _pair(stride or kernel), _pair(padding), bool(ceil_mode), bool(include_pad)),)
 
 
@@ -315,9 +371,10 @@ def _mean(b: _Builder, n: fx.Node) -> Chain:
 def _add(b: _Builder, n: fx.Node) -> Chain:
     if b.argument(n, 2, "alpha", 1) != 1:
         raise b.unsupported(n, "an addition with alpha", "a plain sum")
-    shapes = [b.values[a] if isinstance(a, fx.Node) else a for a in n.args[:2]]
-    if len(shapes) != 2 or shapes[0] != shapes[1]:
-        raise b.unsupported(n, f"an addition of {shapes[0]} and {shapes[-1]}", "two activations of one shape")
+    values = [b.values[a] if isinstance(a, fx.Node) else a for a in _operands(n)]
+    first, second = (tuple(v.shape) if isinstance(v, Tensor) else v for v in values)
+    if first != second:
+        raise b.unsupported(n, f"an addition of {first} and {second}", "two activations of one shape")
     return (ops.Add(),)
 
 

@@ -31,9 +31,12 @@ def attach_readout(
     nodes = list(graph.nodes)
     if mode == "spikes":
         nodes = _with_pool_neuron(graph, calibration, initial_potential)
-    last = graph.nodes[-1].name
+    last = nodes[-1].name
+    name = "readout"
+    while any(node.name == name for node in nodes):
+        name += "_"
     readout = Readout(torch.ones(()), mode, initial_potential if mode == "spikes" else 0.0)
-    return replace(graph, nodes=(*nodes, Node("readout", readout, (last,))))
+    return replace(graph, nodes=(*nodes, Node(name, readout, (last,))))
 
 
 def _with_pool_neuron(graph: Graph, calibration: Calibration, initial_potential: float) -> list[Node]:

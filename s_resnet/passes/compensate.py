@@ -55,6 +55,7 @@ def compensate(graph: Graph, calibration: Calibration, timesteps: int = 350, pro
             "timesteps": timesteps,
             "images": len(samples.images),
             "criterion": "agreement" if samples.labels is None else "accuracy",
+            "range": [curve[0]["factor"], curve[-1]["factor"]],
             "curve": curve,
         }
     )
@@ -101,7 +102,7 @@ class _Objective:
         if factor not in self.scores:
             answer = simulate(_with_gain(self.graph, factor), self.samples.images, self.timesteps).outputs[-1]
             accuracy = (answer.argmax(1) == self.target).double().mean()
-            error = (answer - self.logits).abs().mean() / self.logits.abs().mean()
+            error = (answer - self.logits).abs().mean() / self.logits.abs().mean().clamp_min(1e-30)
             self.scores[factor] = (float(accuracy), -float(error))
             self.bar.update()
         return self.scores[factor]

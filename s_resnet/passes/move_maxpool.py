@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..calibrate import Calibration
+from ..errors import ConversionError
 from ..graph import Graph, Node
 from ..neuron import Neuron, SpikingMaxPool2d
-from ..ops import MaxPool2d
+from ..ops import UNIT_PRESERVING, MaxPool2d
 
 
 def move_maxpool(graph: Graph, calibration: Calibration) -> Graph:
@@ -19,6 +20,7 @@ def move_maxpool(graph: Graph, calibration: Calibration) -> Graph:
     paper's :class:`~s_resnet.neuron.SpikingMaxPool2d`. The analog run is preserved exactly.
 
     Under Poisson coding the stem's current varies too; a moved pool then takes the maximum of noisy currents.
+    Raises ConversionError for a deeper max-pool over currents whose sign matters (a sum or BatchNorm comes after it).
     """
     nodes = {node.name: node for node in graph.nodes}
     changed = False
@@ -32,6 +34,11 @@ def move_maxpool(graph: Graph, calibration: Calibration) -> Graph:
             nodes[node.name] = Node(before.name, before.op, (node.name,))
             changed = True
         elif before.name not in graph.static:
+            if not _spikes(graph, before) and not _rectified(graph, node):
+                raise ConversionError(
+                    f"{node.name}: got a max-pool over currents, of which no gate on spikes has the maximum; expected "
+                    "one over ReLU outputs. Put the ReLU before the pool."
+                )
             op = node.op
             gate = SpikingMaxPool2d(op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
             nodes[node.name] = replace(node, op=gate)
@@ -41,6 +48,19 @@ def move_maxpool(graph: Graph, calibration: Calibration) -> Graph:
 
 def _constant(graph: Graph, neuron: Node) -> bool:
     return len(neuron.inputs) == 1 and neuron.inputs[0] in graph.static
+
+
+def _spikes(graph: Graph, node: Node) -> bool:
+    """Whether a value is a neuron's output, perhaps pooled."""
+    while isinstance(node.op, UNIT_PRESERVING):
+        node = graph[node.inputs[0]]
+    return isinstance(node.op, Neuron)
+
+
+def _rectified(graph: Graph, node: Node) -> bool:
+    """Whether nothing reads a value but neurons that integrate it alone: what the gate cuts off they do not emit."""
+    readers = [graph[name] for name in graph.users[node.name]]
+    return all(isinstance(reader.op, Neuron) and len(reader.inputs) == 1 for reader in readers)
 
 
 def _renamed(graph: Graph, nodes: dict[str, Node]) -> tuple[Node, ...]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..calibrate import Calibration
+from ..errors import ConversionError
 from ..graph import Graph, Node
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import (
@@ -17,6 +18,8 @@ from ..ops import (
     Add,
     AvgPool2d,
     Conv2d,
+    Flatten,
+    Input,
     Linear,
     MaxPool2d,
     Op,
@@ -75,13 +78,18 @@ class _Work:
             inputs = tuple(self.branch(node, name, unit) for name in inputs)
         elif isinstance(op, (*UNIT_PRESERVING, SpikingMaxPool2d)):
             unit = _carried(op, self.unit[inputs[0]])
-        else:
+        elif isinstance(op, Input):
             unit = torch.ones(())
+        else:
+            raise ConversionError(
+                f"{node.name}: got {type(op).__name__}, which has no units; expected synapses, pools and neurons. "
+                "Run fold_batchnorm and relu_to_neuron before."
+            )
         self.unit[node.name] = unit
         self.nodes.append(Node(node.name, op, inputs))
 
     def wanted(self, node: Node) -> Tensor:
-        """The unit of a synapse's output: the threshold of the one neuron that integrates it."""
+        """The unit of a synapse's output: the threshold of the one neuron that integrates it, else the source's."""
         users = self.graph.users[node.name]
         if len(users) == 1:
             user = self.graph[users[0]]
@@ -89,9 +97,10 @@ class _Work:
                 return user.op.threshold
             if isinstance(user.op, Readout):
                 return torch.tensor(self.calibration.scales.get(node.name, 1.0))
-            if isinstance(user.op, (*_CHANNELWISE, Add)):
-                return self.wanted(user)
-        return self.unit[node.inputs[0]]
+            if isinstance(user.op, (*_CHANNELWISE, Add, Flatten)):
+                unit = self.wanted(user)
+                return unit if unit.ndim == 0 or not isinstance(user.op, Flatten) else torch.ones(())
+        return torch.ones(())
 
     def branch(self, node: Node, name: str, target: Tensor) -> str:
         """The name that ``node`` reads in place of ``name``, in units of ``target``: a shortcut synapse if need be."""

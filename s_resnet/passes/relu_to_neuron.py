@@ -48,7 +48,7 @@ def relu_to_neuron(
             )
         threshold = torch.tensor(calibration.scales[node.name])
         nodes.append(Node(node.name, Neuron(threshold, initial_potential, reset), _summands(graph, node, absorbed)))
-    if not any(isinstance(node.op, Neuron) for node in nodes):
+    if not any(isinstance(node.op, ReLU) for node in graph.nodes):
         return graph
     return replace(graph, nodes=tuple(node for node in nodes if node.name not in absorbed))
 
