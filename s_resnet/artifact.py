@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import neuron, ops
-from .errors import ConversionError, InvalidArtifact, SResNetError
+from .errors import InvalidArtifact, SResNetError
 from .graph import Graph, Node
 from .ops import Op
 
@@ -41,6 +41,13 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     """
     tensors, nodes = _pack(graph)
     header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": dict(graph.provenance)}
+    try:
+        header = json.loads(json.dumps(header))  # as it will be read: keys are texts, tuples are lists
+    except (TypeError, ValueError) as error:
+        raise SResNetError(
+            f"{path}: cannot be written, got provenance that is not JSON ({error}); expected "
+            "texts, numbers, lists and dicts. Change what with_provenance was given."
+        ) from error
     header["digest"] = _digest(header, tensors)
     with replacing(path) as temporary:
         save_file(tensors, temporary, {_KEY: json.dumps(header, sort_keys=True)})
@@ -53,9 +60,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises SResNetError when the file cannot be written (disk full, no permission); an old file then survives.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # that of any new file here; safetensors would leave one for the owner's eyes only
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -90,7 +100,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
     try:
         header = json.loads(text)
         version = header["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _edited(path, "a header that is not ours") from error
     if not isinstance(version, int) or version > FORMAT:
         raise InvalidArtifact(
@@ -100,8 +110,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
         raise _edited(path, "a digest that does not match the content")
     try:
         nodes = tuple(_unpack(entry, tensors) for entry in header["nodes"])
-        return Graph(nodes, header["provenance"]).validate()
-    except (KeyError, TypeError, ValueError, IndexError, ConversionError) as error:
+        return Graph(nodes, dict(header["provenance"])).validate()
+    except (LookupError, TypeError, ValueError, AttributeError, SResNetError) as error:
         raise _edited(path, f"nodes that fit no network ({error})") from error
 
 

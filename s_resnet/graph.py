@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import ConversionError, InvalidData
 from .neuron import STATEFUL, Memory, Neuron, Readout, SpikingMaxPool2d
-from .ops import SYNAPSES, Input, Op, Scale, channels_last, compensated
+from .ops import SYNAPSES, Conv2d, Input, Op, Scale, channels_last, compensated
 
 # Images times steps that go through one layer at a time: enough to keep the convolutions busy, bounded in memory.
 FOLD = 64
@@ -112,7 +112,14 @@ class Graph:
     def validate(self) -> Graph:
         """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""
         seen: set[str] = set()
+        if not self.nodes:
+            raise ConversionError("graph: got no nodes; expected an input first.")
         for node in self.nodes:
+            if isinstance(node.op, Input) != (node is self.nodes[0]) or isinstance(node.op, Input) == bool(node.inputs):
+                raise ConversionError(
+                    f"{node.name}: got {type(node.op).__name__} with {len(node.inputs)} inputs as node {len(seen)}; "
+                    "expected the images as node 0, and every other node to read one."
+                )
             if node.name in seen:
                 raise ConversionError(f"graph: node names must be unique, got {node.name!r} twice; expected one.")
             missing = [name for name in node.inputs if name not in seen]
@@ -133,6 +140,7 @@ class Graph:
 
     def activations(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each node's analog value in execution order; a value is freed after its last reader."""
+        _check_images(self, images)
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.nodes):
             arguments = (images,) if isinstance(node.op, Input) else tuple(values[n] for n in node.inputs)
@@ -182,13 +190,30 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
         raise InvalidData(f"simulate: got timesteps={timesteps}, chunk={chunk}; expected at least 1. Raise it.")
     if images.ndim != 4 or len(images) == 0:
         raise InvalidData(f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W] with B >= 1.")
+    _check_images(graph, images)
     if state is not None:
-        batch = next(iter(state.memory[graph.neurons[0].name])).shape[0]
+        if any(node.name not in state.memory for node in graph.neurons):
+            raise InvalidData("simulate: got the state of another network; expected this one's. Pass state=None.")
+        batch = state.memory[graph.neurons[0].name][0].shape[0]
         if batch != len(images):
             raise InvalidData(
                 f"simulate: got {len(images)} images and a state of {batch}; expected equal numbers. "
                 "Pass state=None for new images."
             )
+
+
+def _check_images(graph: Graph, images: Tensor) -> None:
+    """InvalidData where a convolution that reads the images cannot take them."""
+    for name in graph.users[graph.nodes[0].name]:
+        op = graph[name].op
+        if isinstance(op, Conv2d):
+            got = (images.shape[1] if images.ndim == 4 else None, images.dtype, images.device)
+            expected = (op.weight.shape[1] * op.groups, op.weight.dtype, op.weight.device)
+            if got != expected:
+                raise InvalidData(
+                    f"{name}: got images of shape {tuple(images.shape)}, {got[1]} on {got[2]}; expected "
+                    f"{expected[0]} channels, {expected[1]} on {expected[2]}. Preprocess them as for the source model."
+                )
 
 
 def _freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str]]:
@@ -224,7 +249,9 @@ class _Run:
         self.deferred = {
             node.name: node.inputs[0]
             for node in graph.nodes
-            if isinstance(node.op, Scale) and all(isinstance(graph[user].op, Neuron) for user in graph.users[node.name])
+            if isinstance(node.op, Scale)
+            and graph.users[node.name]
+            and all(isinstance(graph[user].op, Neuron) for user in graph.users[node.name])
         }
         self.freed = _freed(graph.nodes, self.deferred)
         self.constant: dict[str, Tensor] = {}

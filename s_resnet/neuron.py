@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
+from .errors import InvalidData
 from .kernels import per_channel
 
 Memory = tuple[Tensor, ...]
@@ -34,6 +35,9 @@ class Neuron:
     initial_potential: float = 0.0
     reset: str = "subtract"
     decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("neuron: reset", self.reset, "subtract", "zero")
 
     def run(self, *inputs: Tensor) -> Tensor:
         """The analog meaning: ReLU of the sum of the inputs."""
@@ -124,6 +128,9 @@ class Readout:
     mode: str = "current"
     initial_potential: float = 0.0
 
+    def __post_init__(self) -> None:
+        _one_of("readout: mode", self.mode, "current", "spikes")
+
     def run(self, *inputs: Tensor) -> Tensor:
         """The analog meaning: the logits."""
         return inputs[0] * self.scale
@@ -147,6 +154,11 @@ class Readout:
             v, total = v - fired.to(v), total + fired
             answers.append((total + v.softmax(-1)) / step * self.scale)
         return torch.stack(answers).to(current.dtype), (step, total, v)
+
+
+def _one_of(where: str, got: str, *expected: str) -> None:
+    if got not in expected:
+        raise InvalidData(f"{where}, got {got!r}; expected one of {', '.join(expected)}. Choose one of them.")
 
 
 STATEFUL = (Neuron, SpikingMaxPool2d, Readout)

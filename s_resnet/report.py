@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -133,9 +134,13 @@ def find_device(name: str) -> torch.device:
     """The device of that name; ``"auto"`` takes a GPU when there is one. Raises BackendUnavailable."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise BackendUnavailable(f"device: got {name!r}; expected auto, cpu or cuda. Choose one of them.")
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name != "cpu" and int(name[5:] or 0) >= usable:
         raise BackendUnavailable(
-            f"device: got {name!r} on a machine without a usable CUDA device; expected one. Use --device cpu or auto."
+            f"device: got {name!r} on a machine with {usable} usable CUDA devices; expected one that is there. "
+            "Use --device cpu or auto."
         )
     return torch.device(name)
 
@@ -154,13 +159,18 @@ class _Tally:
         self.timesteps = 0
 
     def add(self, images: Tensor, labels: Tensor, timesteps: int, progress: bool) -> None:
+        if labels.shape != images.shape[:1]:
+            raise InvalidData(
+                f"evaluate: got {len(images)} images with labels of shape {tuple(labels.shape)}; expected one each."
+            )
         sizes = {}
         for name, value in self.snn.activations(images):
             sizes[name] = value[0].numel()
         logits = value
-        if int(labels.max()) >= logits.shape[1]:
+        wrong = labels[(labels < 0) | (labels >= logits.shape[1])]
+        if len(wrong):
             raise InvalidData(
-                f"evaluate: got label {int(labels.max())} for a network of {logits.shape[1]} classes; expected labels "
+                f"evaluate: got label {int(wrong[0])} for a network of {logits.shape[1]} classes; expected labels "
                 f"0 ... {logits.shape[1] - 1}. Choose the data that the network was trained on."
             )
         self.neurons = sum(sizes[node.name] for node in self.snn.neurons)
@@ -200,8 +210,11 @@ class _Tally:
 
 
 def _hits(logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """How many of the batch are right at top-1 and at top-5 (all classes where there are fewer)."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    """How many of the batch are right at top-1 and at top-5 (all classes where there are fewer).
+
+    Among equal logits the first counts as the largest, as in argmax; topk would pick any.
+    """
+    best = logits.sort(dim=1, descending=True, stable=True).indices[:, :5] == labels[:, None]
     return [best[:, 0].sum(), best.any(1).sum()]
 
 

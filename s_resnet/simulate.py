@@ -63,6 +63,7 @@ def simulate(
     Raises:
         InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
     """
+    encode = _encoder(images, coding, seed, 0 if state is None else state.step)
     wanted = (steps,) if at is None else tuple(sorted(set(at)))
     if not wanted or wanted[0] < 1 or wanted[-1] > steps:
         raise InvalidData(f"simulate: got steps to report {list(wanted)}; expected within 1 ... {steps}. Change them.")
@@ -74,7 +75,7 @@ def simulate(
         torch.no_grad(),
         tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
     ):
-        for part in graph.stream(images, steps, chunk, state, _encoder(images, coding, seed)):
+        for part in graph.stream(images, steps, chunk, state, encode):
             length = len(part.outputs)
             kept = [t - done - 1 for t in wanted if done < t <= done + length]
             outputs.extend(part.outputs[index] for index in kept)
@@ -89,20 +90,25 @@ def simulate(
     return Simulation(wanted, torch.stack(outputs), counted, part.state)
 
 
-def _encoder(images: Tensor, coding: str, seed: int) -> Callable[[int], Tensor] | None:
+def _encoder(images: Tensor, coding: str, seed: int, done: int) -> Callable[[int], Tensor] | None:
     """The function that gives the next S steps of input, or None when the input is constant."""
     if coding == "direct":
         return None
     if coding != "poisson":
         raise InvalidData(f"simulate: got coding {coding!r}; expected 'direct' or 'poisson'. Choose one.")
     generator = torch.Generator(images.device).manual_seed(seed)
-    amplitude = images.abs().amax(dim=(1, 2, 3), keepdim=True)
-    probability = images.abs() / amplitude.clamp_min(torch.finfo(images.dtype).tiny)
-    spike = images.sign() * amplitude
+
+    def draw() -> Tensor:
+        # Step by step, so that the draws do not depend on the chunk.
+        return torch.rand(images.shape, generator=generator, device=images.device)
 
     def encode(steps: int) -> Tensor:
-        # Step by step, so that the draws do not depend on the chunk.
-        draws = [torch.rand(images.shape, generator=generator, device=images.device) for _ in range(steps)]
-        return torch.stack([spike * (draw < probability) for draw in draws])
+        amplitude = images.abs().amax(dim=(1, 2, 3), keepdim=True)
+        probability = images.abs() / amplitude.clamp_min(torch.finfo(images.dtype).tiny)
+        spike = images.sign() * amplitude
+        return torch.stack([spike * (draw() < probability) for _ in range(steps)])
+
+    for _ in range(done):  # an earlier simulation has had these
+        draw()
 
     return encode

@@ -23,14 +23,14 @@ def integrate_and_fire(
     """
     steps = current.shape[0]
     unit = threshold.numel() == 1 and float(threshold) == 1.0
-    spikes = torch.empty_like(v) if steps == 1 else _empty_steps(steps, v)
-    spikes = spikes.view(steps, *v.shape) if steps == 1 else spikes
+    spikes = _empty_steps(steps, v)
     for t in range(steps):
         s = spikes[t]
         # The first addition allocates, so that the caller's membrane survives; the others work in place.
         leaked = v if decay == 1.0 else v * decay
         v = torch.add(leaked, current[t]) if t == 0 else torch.add(leaked, current[t], out=v)
-        if shortcut is not None and shortcut_scale is not None:
+        if shortcut is not None:
+            assert shortcut_scale is not None, "a shortcut needs its shortcut_scale"
             v.addcmul_(shortcut[t], shortcut_scale)
         torch.ge(v, threshold, out=s)
         if reset == "zero":
@@ -44,4 +44,6 @@ def integrate_and_fire(
 
 def _empty_steps(steps: int, v: Tensor) -> Tensor:
     """An uninitialized ``[T, B, *]`` whose every step has the memory layout of ``v``."""
-    return v.new_empty(0).new_empty(steps * v.numel()).as_strided((steps, *v.shape), (v.numel(), *v.stride()))
+    # empty_like is dense even where v is not (expanded, or a slice); its strides are all that is wanted of it.
+    strides = torch.empty_like(v).stride()
+    return v.new_empty(steps * v.numel()).as_strided((steps, *v.shape), (v.numel(), *strides))

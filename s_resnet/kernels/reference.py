@@ -48,7 +48,8 @@ def integrate_and_fire(
     spikes = current.new_empty(current.shape, dtype=v.dtype)
     for t in range(current.shape[0]):
         v = decay * v + current[t]
-        if shortcut is not None and shortcut_scale is not None:
+        if shortcut is not None:
+            assert shortcut_scale is not None, "a shortcut needs its shortcut_scale"
             v = v + shortcut[t] * shortcut_scale
         fired = v >= threshold
         v = v - threshold * fired if reset == "subtract" else v * ~fired
