@@ -159,9 +159,10 @@ class _Tally:
         self.timesteps = 0
 
     def add(self, images: Tensor, labels: Tensor, timesteps: int, progress: bool) -> None:
-        if labels.shape != images.shape[:1]:
+        if labels.shape != images.shape[:1] or len(images) == 0:
             raise InvalidData(
-                f"evaluate: got {len(images)} images with labels of shape {tuple(labels.shape)}; expected one each."
+                f"evaluate: got a batch of {len(images)} images with labels of shape {tuple(labels.shape)}; expected "
+                "at least one image, and one label for each. Check the loader."
             )
         sizes = {}
         for name, value in self.snn.activations(images):
