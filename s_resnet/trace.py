@@ -160,17 +160,19 @@ class _Builder:
         return self.names[result]
 
     def convert(self, n: fx.Node) -> None:
+        settings: tuple[nn.Module, ...]
         if n.op == "call_module":
-            module = self.modules[str(n.target)]
-            make = _MODULES.get(type(module))
-            if make is None:
-                raise self.unsupported(n, f"module {type(module).__name__}", _SUPPORTED_MODULES)
-            chain = make(self, n, module)
+            settings = (self.modules[str(n.target)],)
+            make = _MODULES.get(type(settings[0]))
+            what, known = f"module {type(settings[0]).__name__}", _SUPPORTED_MODULES
         else:
-            call = _METHODS.get(str(n.target)) if n.op == "call_method" else _FUNCTIONS.get(n.target)  # type: ignore[arg-type]
-            if call is None:
-                raise self.unsupported(n, f"operation {_target_name(n)}", "one that S-ResNet knows")
-            chain = call(self, n)
+            settings = ()
+            make = _METHODS.get(str(n.target)) if n.op == "call_method" else _FUNCTIONS.get(n.target)  # type: ignore[arg-type]
+            what, known = f"operation {_target_name(n)}", "one that S-ResNet knows"
+        if make is None:
+            raise self.unsupported(n, what, known)
+        self.input(n, _first(n))
+        chain = make(self, n, *settings)
         operands = _operands(n) if chain and isinstance(chain[0], ops.Add) else (_first(n),)
         inputs = tuple(self.input(n, operand) for operand in operands)
         self.names[n] = inputs[0]

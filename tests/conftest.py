@@ -1,0 +1,50 @@
+"""Small networks and images that several test files share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES}")
+
+
+def randomized(model, seed=0):
+    """The model in eval mode with seeded weights and BatchNorm statistics: no two tensors are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            tensor.fill_(7)
+        elif tensor.dim() > 1:
+            bound = (6 / tensor[0].numel()) ** 0.5  # Kaiming; uniform, since normal takes seconds for 100 M weights
+            tensor.uniform_(-bound, bound, generator=generator)
+        elif name.endswith(("running_mean", "bias")):
+            tensor.normal_(0, 0.2, generator=generator)
+        else:
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def images(batch=2, size=16, channels=3, seed=1):
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+class Net(nn.Module):
+    """Two convolutions of 8 channels with BatchNorm, a ReLU and a classifier, used as ``body(self, x)`` says."""
+
+    def __init__(self, body, **modules):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(8, 5)
+        self.body = body
+        for name, module in modules.items():
+            setattr(self, name, module)
+        randomized(self)
+
+    def forward(self, x):
+        return self.body(self, x)
+
+    def head(self, x):
+        return self.fc(x.mean([2, 3]))
