@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import operator
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,29 +38,25 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     if not isinstance(example_batch, Tensor) or example_batch.ndim != 4:
         shape = tuple(example_batch.shape) if isinstance(example_batch, Tensor) else type(example_batch).__name__
         raise InvalidData(f"trace: got an example of {shape}; expected a tensor [B, C, H, W]. Pass a batch of images.")
+    example = example_batch.detach().cpu()
     copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
     traced = _symbolic(copied)
     recorder = _Recorder(traced)
     builder = _Builder(traced, recorder)
     try:
-        with torch.no_grad():
-            expected = copied(example_batch.detach().cpu().clone())
-            recorder.run(example_batch.detach().cpu().clone())
+        with torch.inference_mode(False), torch.no_grad():  # inference mode does not tell what is changed in place
+            expected = copied(example.clone())
+            recorder.run(example.clone())
     except Exception as error:
         raise InvalidData(
             f"trace: the model failed on the example, got shape {tuple(example_batch.shape)} and "
             f"{_first_line(error)}; expected images that fit the model. Check input size and channels."
         ) from error
-    return _checked(builder.build(), example_batch.detach().cpu(), expected)
-
-
-def _checked(graph: Graph, example: Tensor, expected: Tensor) -> Graph:
-    """The graph, or UnsupportedModel where it does not compute what the model does (say, because of a hook)."""
-    difference = float((graph.run(example) - expected).abs().max())
-    if difference > 1e-3 * float(expected.abs().max()):
+    graph = builder.build()
+    if not torch.allclose(graph.run(example), expected, 1e-3, 1e-3 * float(expected.abs().max())):
         raise UnsupportedModel(
-            f"trace: got a graph whose output is off by {difference:.3g} on the example; expected the model's own. "
-            "Remove forward hooks and changes in place from the model."
+            f"{type(model).__name__}: got a graph with other outputs on the example; expected the model's own. "
+            "Remove forward hooks, and whatever changes a result outside of forward."
         )
     return graph
 
@@ -82,10 +78,8 @@ class _Proxy(fx.Proxy):
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the traced module once and keeps, per node, a tensor's shape (a torch.Size) or the value of anything else.
-
-    ``overwritten[n]`` are the nodes alive whose memory ``n`` writes, and whether they then have n's very value.
-    """
+    """Runs the module once. ``values``: per node a tensor's shape (a torch.Size), or the value of anything else;
+    ``overwritten``: the nodes whose memory this node changes, and whether they now have its very value."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -96,19 +90,16 @@ class _Recorder(fx.Interpreter):
         alive = {node: value for node, value in self.env.items() if isinstance(value, Tensor)}
         versions = {node: alive[node]._version for node in n.all_input_nodes if node in alive}
         value = super().run_node(n)
-        written = {_memory(alive[node]) for node, version in versions.items() if alive[node]._version != version}
+        changed = [alive[node] for node, version in versions.items() if alive[node]._version != version]
+        memory = {tensor.untyped_storage().data_ptr() for tensor in changed}
         self.overwritten[n] = {
             node: tensor.shape == value.shape and tensor.data_ptr() == value.data_ptr()
             for node, tensor in alive.items()
-            if _memory(tensor) in written
+            if memory and tensor.untyped_storage().data_ptr() in memory
         }
         keep = isinstance(value, Tensor) and n.op != "get_attr"
         self.values[n] = value.shape if keep else tuple(value) if isinstance(value, torch.Size) else value
         return value
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _symbolic(model: nn.Module) -> fx.GraphModule:
@@ -118,8 +109,7 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
         places = [f"{f.filename}, line {f.lineno}: {f.line}" for f in traceback.extract_tb(error.__traceback__)]
         raise UnsupportedModel(
             f"{type(model).__name__}{_last_outside_torch(places)}: torch.fx cannot follow its forward, got "
-            f"{_first_line(error)}; expected no control flow on values of the input. Make the forward static, or "
-            "trace the part that is."
+            f"{_first_line(error)}; expected no control flow on values of the input. Make the forward static."
         ) from error
 
 
@@ -144,12 +134,11 @@ class _Builder:
     def build(self) -> Graph:
         output = ""
         for n in self.source.nodes:
-            if n.op == "placeholder":
-                if not self.nodes:
-                    self.add(n, ops.Input(), (), "input")
-            elif n.op == "output":
+            if n.op == "output":
                 output = self.result(n)
-            elif n.op != "get_attr" and isinstance(self.values[n], torch.Size):
+            elif n.op == "placeholder" and not self.nodes:
+                self.add(n, ops.Input(), (), "input")
+            elif n.op.startswith("call") and isinstance(self.values[n], torch.Size):
                 self.convert(n)
         return Graph(_reachable(self.nodes, output)).validate()
 
@@ -160,19 +149,14 @@ class _Builder:
         return self.names[result]
 
     def convert(self, n: fx.Node) -> None:
-        settings: tuple[nn.Module, ...]
-        if n.op == "call_module":
-            settings = (self.modules[str(n.target)],)
-            make = _MODULES.get(type(settings[0]))
-            what, known = f"module {type(settings[0]).__name__}", _SUPPORTED_MODULES
-        else:
-            settings = ()
-            make = _METHODS.get(str(n.target)) if n.op == "call_method" else _FUNCTIONS.get(n.target)  # type: ignore[arg-type]
-            what, known = f"operation {_target_name(n)}", "one that S-ResNet knows"
+        module = self.modules[str(n.target)] if n.op == "call_module" else None
+        make = _MAKERS.get(n.target if module is None else type(module))
+        if make is None and module is not None:
+            raise self.unsupported(n, f"module {type(module).__name__}", _SUPPORTED_MODULES)
         if make is None:
-            raise self.unsupported(n, what, known)
+            raise self.unsupported(n, f"operation {_target_name(n)}", "one that S-ResNet knows")
         self.input(n, _first(n))
-        chain = make(self, n, *settings)
+        chain = make(self, n) if module is None else make(self, n, module)
         operands = _operands(n) if chain and isinstance(chain[0], ops.Add) else (_first(n),)
         inputs = tuple(self.input(n, operand) for operand in operands)
         self.names[n] = inputs[0]
@@ -212,11 +196,6 @@ class _Builder:
         value = n.args[position] if len(n.args) > position else n.kwargs.get(keyword, default)
         return fx.node.map_arg(value, lambda a: a if a in self.names else self.values[a])
 
-    def shape(self, n: Any) -> torch.Size:
-        value = self.values[n]
-        assert isinstance(value, torch.Size)
-        return value
-
     def unsupported(self, n: fx.Node, got: str, expected: str) -> UnsupportedModel:
         return UnsupportedModel(
             f"node {self.label(n)}{_source_line(n)}: cannot be converted, got {got}; expected {expected}. "
@@ -240,21 +219,14 @@ def _target_name(n: fx.Node) -> str:
 
 def _source_line(n: fx.Node) -> str:
     """``(file, line: code)`` of the user's call, from the trace that torch.fx recorded."""
-    lines = [line.strip() for line in (n.stack_trace or "").splitlines()]
-    places = [
-        f"{line.removeprefix('File ').split(', in ')[0]}: {code}".replace('"', "")
-        for line, code in pairwise([*lines, ""])
-        if line.startswith("File ")
-    ]
-    return _last_outside_torch(places)
+    found = re.findall(r'File "(.+)", (line \d+), in .*\n\s*(.*)', n.stack_trace or "")
+    return _last_outside_torch([f"{file}, {line}: {code}" for file, line, code in found])
 
 
 def _last_outside_torch(places: list[str]) -> str:
-    own = [place for place in places if not place.startswith((_TORCH, __file__))]
+    torchs = os.path.dirname(torch.__file__) + os.sep
+    own = [place for place in places if not place.startswith((torchs, __file__))]
     return f" ({own[-1]})" if own else ""
-
-
-_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 # ---- what each module, function and method becomes: a chain of ops, empty when it passes its input on ----
@@ -278,27 +250,20 @@ def _pair(value: Any) -> tuple[int, int]:
 def _conv(b: _Builder, n: fx.Node, m: nn.Conv2d) -> Chain:
     if m.padding_mode != "zeros":
         raise b.unsupported(n, f"padding_mode={m.padding_mode!r}", "'zeros'")
-    return (
-        ops.Conv2d(
-            m.weight.detach(),
-            None if m.bias is None else m.bias.detach(),
-            _pair(m.stride),
-            _padding(b, n, m.padding, m.kernel_size, _pair(m.dilation)),
-            _pair(m.dilation),
-            m.groups,
-        ),
-    )
+    return (ops.Conv2d(*_weights(m), _pair(m.stride), _padding(b, n, m), _pair(m.dilation), m.groups),)
 
 
-def _padding(b: _Builder, n: fx.Node, padding: Any, kernel: tuple[int, ...], dilation: tuple[int, int]) -> Any:
-    if padding == "valid":
-        return (0, 0)
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        if any(t % 2 for t in total):
-            raise b.unsupported(n, f"padding='same' with an even kernel {tuple(kernel)}", "an odd kernel")
-        return (total[0] // 2, total[1] // 2)
-    return _pair(padding)
+def _weights(m: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor | None]:
+    return m.weight.detach(), None if m.bias is None else m.bias.detach()
+
+
+def _padding(b: _Builder, n: fx.Node, m: nn.Conv2d) -> tuple[int, int]:
+    if m.padding != "same":
+        return _pair(0 if m.padding == "valid" else m.padding)
+    total = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+    if any(t % 2 for t in total):
+        raise b.unsupported(n, f"padding='same' with an even kernel {m.kernel_size}", "an odd kernel")
+    return (total[0] // 2, total[1] // 2)
 
 
 def _batch_norm(b: _Builder, n: fx.Node, m: nn.BatchNorm2d) -> Chain:
@@ -311,9 +276,9 @@ def _batch_norm(b: _Builder, n: fx.Node, m: nn.BatchNorm2d) -> Chain:
 
 
 def _linear(b: _Builder, n: fx.Node, m: nn.Linear) -> Chain:
-    if len(b.shape(_first(n))) != 2:
-        raise b.unsupported(n, f"a linear layer over {tuple(b.shape(_first(n)))}", "[B, features]")
-    return (ops.Linear(m.weight.detach(), None if m.bias is None else m.bias.detach()),)
+    if len(b.values[_first(n)]) != 2:
+        raise b.unsupported(n, f"a linear layer over {tuple(b.values[_first(n)])}", "[B, features]")
+    return (ops.Linear(*_weights(m)),)
 
 
 def _settings(b: _Builder, n: fx.Node, m: nn.Module | None, names: Mapping[str, Any]) -> Iterator[Any]:
@@ -338,14 +303,14 @@ def _avg_pool(b: _Builder, n: fx.Node, m: nn.AvgPool2d | None = None) -> Chain:
     kernel, stride, padding, ceil_mode, include_pad, divisor = _settings(b, n, m, _AVG_POOL)
     if divisor is not None:
         raise b.unsupported(n, "divisor_override", "a plain average")
-    if _pair(kernel) == b.shape(_first(n))[2:] and _pair(padding) == (0, 0):
+    if _pair(kernel) == b.values[_first(n)][2:] and _pair(padding) == (0, 0):
         return (ops.AdaptiveAvgPool2d((1, 1)),)
     return (ops.AvgPool2d(_pair(kernel), _pair(stride or kernel), _pair(padding), bool(ceil_mode), bool(include_pad)),)
 
 
 def _adaptive(b: _Builder, n: fx.Node, m: nn.AdaptiveAvgPool2d | None = None) -> Chain:
     (size,) = _settings(b, n, m, {"output_size": None})
-    got = b.shape(_first(n))
+    got = b.values[_first(n)]
     pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
     height, width = (got[2 + i] if s is None else int(s) for i, s in enumerate(pair))
     return (ops.AdaptiveAvgPool2d((height, width)),)
@@ -353,7 +318,7 @@ def _adaptive(b: _Builder, n: fx.Node, m: nn.AdaptiveAvgPool2d | None = None) ->
 
 def _reshape(b: _Builder, n: fx.Node, *_: object) -> Chain:
     """view, reshape, flatten and squeeze, told apart by what they did to the example's shape."""
-    before, after = b.shape(_first(n)), b.shape(n)
+    before, after = b.values[_first(n)], b.values[n]
     if before == after:
         return ()
     if len(after) != 2 or after[0] != before[0] or after[1] * after[0] != before.numel():
@@ -363,7 +328,7 @@ def _reshape(b: _Builder, n: fx.Node, *_: object) -> Chain:
 
 def _mean(b: _Builder, n: fx.Node) -> Chain:
     """``x.mean([2, 3])`` is a global average pool."""
-    before, after = b.shape(_first(n)), b.shape(n)
+    before, after = b.values[_first(n)], b.values[n]
     if len(before) != 4 or after[:2] != before[:2] or after.numel() != before[0] * before[1]:
         raise b.unsupported(n, f"a mean of {tuple(before)} to {tuple(after)}", "the mean over height and width")
     pool = ops.AdaptiveAvgPool2d((1, 1))
@@ -385,7 +350,7 @@ def _pad(b: _Builder, n: fx.Node) -> Chain:
     if mode != "constant" or value not in (None, 0, 0.0):
         raise b.unsupported(n, f"padding mode={mode!r}, value={value}", "constant zeros")
     padding = tuple(int(p) for p in b.argument(n, 1, "pad"))
-    if len(padding) > 2 * (len(b.shape(_first(n))) - 1):
+    if len(padding) > 2 * (len(b.values[_first(n)]) - 1):
         raise b.unsupported(n, "padding of the batch", "padding of channels or space")
     return (ops.Pad(padding),)
 
@@ -394,7 +359,7 @@ def _slice(b: _Builder, n: fx.Node) -> Chain:
     index = b.argument(n, 1, "index")
     index = index if isinstance(index, tuple) else (index,)
     plain = all(isinstance(part, slice) for part in index)
-    if not plain or index[0] != slice(None) or len(b.shape(n)) != len(b.shape(_first(n))):
+    if not plain or index[0] != slice(None) or len(b.values[n]) != len(b.values[_first(n)]):
         raise b.unsupported(n, f"the index {index}", "slices that keep the batch, as in x[:, :, ::2, ::2]")
     return (ops.Slice(tuple((part.start, part.stop, part.step) for part in index[1:])),)
 
@@ -413,51 +378,22 @@ def _relu(b: _Builder, n: fx.Node, *_: object) -> Chain:
     return (ops.ReLU(),)
 
 
-_MODULES: dict[type, Callable[..., Chain]] = {
-    nn.Conv2d: _conv,
-    nn.BatchNorm2d: _batch_norm,
-    nn.SyncBatchNorm: _batch_norm,
-    nn.Linear: _linear,
-    nn.ReLU: _relu,
-    nn.MaxPool2d: _max_pool,
-    nn.AvgPool2d: _avg_pool,
-    nn.AdaptiveAvgPool2d: _adaptive,
-    nn.Flatten: _reshape,
-    nn.Identity: _pass_on,
-    nn.Dropout: _pass_on,
-    nn.Dropout2d: _pass_on,
+# What is called: modules by type, functions, and methods by name.
+_KNOWN: dict[Callable[..., Chain], tuple[Any, ...]] = {
+    _conv: (nn.Conv2d,),
+    _batch_norm: (nn.BatchNorm2d, nn.SyncBatchNorm),
+    _linear: (nn.Linear,),
+    _relu: (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
+    _add: (operator.add, operator.iadd, torch.add, "add", "add_", "__add__"),
+    _max_pool: (nn.MaxPool2d, F.max_pool2d),
+    _avg_pool: (nn.AvgPool2d, F.avg_pool2d),
+    _adaptive: (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d),
+    _mean: (torch.mean, "mean"),
+    _reshape: (nn.Flatten, torch.flatten, torch.reshape, torch.squeeze, "view", "reshape", "flatten", "squeeze"),
+    _pad: (F.pad,),
+    _slice: (operator.getitem,),
+    _dropout: (F.dropout,),
+    _pass_on: (nn.Identity, nn.Dropout, nn.Dropout2d, "contiguous", "clone"),
 }
-_SUPPORTED_MODULES = "one of " + ", ".join(kind.__name__ for kind in _MODULES)
-_FUNCTIONS: dict[Callable[..., Any], Callable[..., Chain]] = {
-    F.relu: _relu,
-    F.relu_: _relu,
-    torch.relu: _relu,
-    torch.relu_: _relu,
-    operator.add: _add,
-    operator.iadd: _add,
-    torch.add: _add,
-    F.max_pool2d: _max_pool,
-    F.avg_pool2d: _avg_pool,
-    F.adaptive_avg_pool2d: _adaptive,
-    torch.flatten: _reshape,
-    torch.reshape: _reshape,
-    torch.squeeze: _reshape,
-    torch.mean: _mean,
-    F.pad: _pad,
-    operator.getitem: _slice,
-    F.dropout: _dropout,
-}
-_METHODS: dict[str, Callable[..., Chain]] = {
-    "relu": _relu,
-    "relu_": _relu,
-    "add": _add,
-    "add_": _add,
-    "__add__": _add,
-    "view": _reshape,
-    "reshape": _reshape,
-    "flatten": _reshape,
-    "squeeze": _reshape,
-    "mean": _mean,
-    "contiguous": _pass_on,
-    "clone": _pass_on,
-}
+_MAKERS = {call: make for make, calls in _KNOWN.items() for call in calls}
+_SUPPORTED_MODULES = "one of " + ", ".join(call.__name__ for call in _MAKERS if isinstance(call, type))
