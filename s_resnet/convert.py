@@ -100,9 +100,9 @@ def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int 
     if batches is not None:
         for batch in batches:
             images = batch[0] if isinstance(batch, tuple | list) else batch
-            if not isinstance(images, Tensor) or images.ndim != 4:
+            if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0:
                 break
-            return images[:2]
+            return images[[0, -1]]  # two, also of a batch of one: x.squeeze() must not drop the batch
         raise InvalidData(
             "convert: got no usable calibration batch; expected images [B, C, H, W] or (images, labels). Check them."
         )

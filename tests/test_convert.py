@@ -1,0 +1,390 @@
+"""Conversion end to end, and the two passes that only show in spiking runs: readout and compensation."""
+
+import copy
+import importlib
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Net, images, randomized
+from torch import nn
+
+from s_resnet import CifarResNet, Graph, Node, Simulation, convert, ops, passes, simulate, trace
+from s_resnet.calibrate import Calibration, Samples
+from s_resnet.errors import ConversionError, InvalidData
+from s_resnet.neuron import Neuron, Readout
+from s_resnet.passes import attach_readout, compensate, normalize, relu_to_neuron
+from s_resnet.recipes import RECIPES, Recipe, Step
+
+module = importlib.import_module("s_resnet.passes.compensate")  # the package has the function under this name
+
+
+def residual(s, x):
+    x = F.relu(s.bn1(s.conv1(x)))
+    return s.head(F.relu(s.bn2(s.conv2(x)) + x))
+
+
+def analog(model, x):
+    with torch.no_grad():
+        return model(x)
+
+
+# ---- attach_readout ----
+
+
+def by_adaptive_pool(s, x):
+    return s.fc(F.adaptive_avg_pool2d(F.relu(s.conv1(x)), 1).flatten(1))
+
+
+def by_whole_pool(s, x):
+    x = F.relu(s.conv1(x))
+    return s.fc(F.avg_pool2d(x, x.size()[3]).view(x.size(0), -1))
+
+
+def by_mean(s, x):
+    return s.fc(F.relu(s.conv1(x)).mean([2, 3]))
+
+
+def converted_up_to_readout(body, mode, **modules):
+    model = Net(body, **modules)
+    graph = trace(model, images())
+    calibration = Calibration({node.name: 3.0 for node in graph.nodes}, 100, 1, "data")
+    return model, calibration, attach_readout(relu_to_neuron(graph, calibration), calibration, mode, 0.5).validate()
+
+
+@pytest.mark.parametrize("body", [by_adaptive_pool, by_whole_pool, by_mean])
+@pytest.mark.parametrize("mode", ["current", "spikes"])
+def test_the_readout_keeps_the_analog_run_and_spikes_add_a_neuron_after_the_pool(body, mode):
+    model, calibration, graph = converted_up_to_readout(body, mode)
+    last = graph.nodes[-1]
+    assert (last.name, last.inputs, last.op.mode) == ("readout", ("fc",), mode)
+    assert last.op.initial_potential == (0.5 if mode == "spikes" else 0.0)
+    assert torch.allclose(graph.run(images()), analog(model, images()), rtol=1e-5, atol=1e-6)
+    assert len(graph.neurons) == (2 if mode == "spikes" else 1)
+    if mode == "spikes":
+        (pool,) = (node for node in graph.nodes if isinstance(node.op, ops.AdaptiveAvgPool2d))
+        (reader,) = (node for node in graph.nodes if node.inputs == (pool.name,))
+        assert isinstance(reader.op, Neuron)
+        assert (float(reader.op.threshold), reader.op.initial_potential) == (3.0, 0.5)
+        scales = [node for node in normalize(graph, calibration).nodes if isinstance(node.op, ops.Scale)]
+        assert scales == []  # its threshold is that of the ReLU before, so nothing is rescaled
+
+
+def test_a_readout_of_another_mode_is_refused():
+    with pytest.raises(ConversionError, match=r"attach_readout: got mode 'vote'; expected 'current' or 'spikes'"):
+        converted_up_to_readout(by_mean, "vote")
+
+
+def test_a_layer_called_readout_is_another_one():
+    def body(s, x):
+        return s.readout(s.fc(F.relu(s.conv1(x)).mean([2, 3])))
+
+    model, _, graph = converted_up_to_readout(body, "spikes", readout=nn.Linear(5, 4))
+    assert torch.allclose(graph.run(images()), analog(model, images()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_may_end_in_its_pool():
+    _, _, graph = converted_up_to_readout(lambda s, x: F.adaptive_avg_pool2d(F.relu(s.conv1(x)), 1), "spikes")
+    assert graph.nodes[-1].inputs == ("adaptive_avg_pool2d.neuron",)
+
+
+@pytest.mark.parametrize("mode", ["current", "spikes"])
+def test_answers_by_hand(mode):
+    # A neuron at threshold 1 under x = 1 spikes at every step, so the classifier's currents are 0.4 and -0.2.
+    names = (("relu", Neuron(torch.ones(()))), ("flatten", ops.Flatten()))
+    fc = ops.Linear(torch.tensor([[0.8], [-0.4]]), None)
+    nodes = [Node("input", ops.Input(), ())]
+    for name, op in (*names, ("fc", fc)):
+        nodes.append(Node(name, op, (nodes[-1].name,)))
+    calibration = Calibration({"relu": 1.0, "fc": 2.0}, 100, 1, "data")
+    graph = normalize(attach_readout(Graph(tuple(nodes)), calibration, mode, 0.5), calibration)
+    got = simulate(graph, torch.ones(1, 1, 1, 1), 4, at=range(1, 5)).outputs[:, 0]
+    if mode == "current":
+        assert torch.allclose(got, torch.tensor([[0.8, -0.4]]).expand(4, 2))
+        return
+    membranes = [(0.9, 0.3), (0.3, 0.1), (0.7, -0.1), (0.1, -0.3)]  # from 0.5; the first fires at steps 2 and 4
+    for t, (count, v) in enumerate(zip((0, 1, 1, 2), membranes, strict=True), 1):
+        first = 1 / (1 + math.exp(v[1] - v[0]))
+        assert got[t - 1].tolist() == pytest.approx([2 * (count + first) / t, 2 * (1 - first) / t], rel=1e-5)
+
+
+# ---- compensate ----
+
+
+def prepared(labels=None, count=12):
+    """A normalized residual network and a calibration with samples."""
+    model = Net(residual)
+    graph = trace(model, images())
+    x = images(count, seed=5)
+    scales = {name: float(value.max()) for name, value in graph.activations(x)}
+    calibration = Calibration(scales, 100, 1, "data", samples=Samples(x, labels))
+    graph = attach_readout(relu_to_neuron(passes.fold_batchnorm(graph, calibration), calibration), calibration)
+    return graph, normalize(graph, calibration), calibration
+
+
+def test_the_factor_is_on_every_weight_and_on_no_bias():
+    _, graph, calibration = prepared()
+    result = compensate(graph, calibration, timesteps=6)
+    factor = result.provenance["compensation"]["factor"]
+    assert factor > 1  # v(0) = 0: six steps round a lot of charge away
+    synapses = [node for node in result.nodes if hasattr(node.op, "gain")]
+    assert [node.name for node in synapses] == ["conv1", "conv2", "relu_1.shortcut", "fc"]
+    assert all(node.op.gain == factor for node in synapses)
+    assert torch.equal(result.run(images()), graph.run(images()))
+
+    def by_hand(op):
+        return replace(op, weight=op.weight * factor) if hasattr(op, "gain") else op
+
+    scaled = replace(graph, nodes=tuple(replace(node, op=by_hand(node.op)) for node in graph.nodes))
+    assert torch.allclose(result(images(), 6), scaled(images(), 6), atol=1e-5)
+    assert not torch.allclose(result(images(), 6), graph(images(), 6), atol=1e-2)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_recorded_curve_is_the_networks_own(labelled):
+    labels = torch.arange(12) % 5 if labelled else None
+    _, graph, calibration = prepared(labels)
+    found = compensate(graph, calibration, timesteps=5).provenance["compensation"]
+    x, logits = calibration.samples.images, graph.run(calibration.samples.images)
+    assert found["criterion"] == ("accuracy" if labelled else "agreement")
+    assert (found["timesteps"], found["images"]) == (5, 12)
+    assert 2 <= len(found["curve"]) <= 6
+    factors = [point["factor"] for point in found["curve"]]
+    assert factors == sorted(set(factors))
+    assert factors[0] == 1.0
+    assert found["range"] == [factors[0], factors[-1]]
+    for point in found["curve"]:
+        nodes = [
+            replace(n, op=replace(n.op, weight=n.op.weight * point["factor"])) if hasattr(n.op, "gain") else n
+            for n in graph.nodes
+        ]
+        answer = replace(graph, nodes=tuple(nodes))(x, 5)
+        right = answer.argmax(1) == (labels if labelled else logits.argmax(1))
+        assert point["accuracy"] == pytest.approx(float(right.float().mean()), abs=0.09)  # one image at a tie
+        error = float((answer - logits).abs().mean() / logits.abs().mean())
+        assert point["logit_error"] == pytest.approx(error, rel=0.02)
+    best = max(found["curve"], key=lambda point: (point["accuracy"], -point["logit_error"]))
+    assert found["factor"] == best["factor"]
+
+
+def searched(monkeypatch, answer):
+    """The factors tried and the one chosen, where the network answers ``answer(factor, logits)``."""
+    _, graph, calibration = prepared()
+    logits = graph.run(calibration.samples.images)
+    tried = []
+
+    def fake(network, x, steps):
+        tried.append(next(node.op.gain for node in network.nodes if hasattr(node.op, "gain")))
+        return Simulation((steps,), answer(tried[-1], logits)[None], {}, None)
+
+    monkeypatch.setattr(module, "simulate", fake)
+    return tried, compensate(graph, calibration, timesteps=100).provenance["compensation"]
+
+
+@pytest.mark.parametrize("peak", [0.9, 1.0, 1.004, 1.02, 1.1, 1.5, 9.0])
+def test_the_search_ends_within_six_evaluations_at_the_best_it_saw(monkeypatch, peak):
+    tried, found = searched(monkeypatch, lambda factor, logits: logits * (1 + abs(factor - peak)))
+    assert len(tried) <= module.EVALUATIONS == 6
+    assert len(tried) == len(set(tried)) == len(found["curve"])
+    assert tried[:2] == [1.02, 1.0] or tried[:2] == [1.0, 1.02]
+    assert found["factor"] == min(tried, key=lambda factor: abs(factor - peak))
+    if peak <= 1:
+        assert found["factor"] == 1.0
+    elif peak <= 1.3:  # 1 + 0.02 + 0.04 + ... is as far as six evaluations reach
+        assert abs(found["factor"] - peak) <= 0.01
+
+
+def test_accuracy_comes_before_the_distance_of_the_logits(monkeypatch):
+    # Right and far where the factor is about 1.02, wrong and near elsewhere.
+    _, found = searched(monkeypatch, lambda factor, logits: logits * 20 if 1.01 < factor < 1.025 else -logits)
+    assert 1.01 < found["factor"] < 1.025
+
+
+def test_one_wins_where_nothing_is_lost():
+    x = torch.tensor([0.25, 0.5, 0.75, 1.0]).view(1, 4, 1, 1).expand(9, 4, 1, 1)
+    nodes = [Node("input", ops.Input(), ())]
+    for name, op in (
+        ("relu", Neuron(torch.ones(()))),
+        ("flatten", ops.Flatten()),
+        ("fc", ops.Linear(torch.eye(4), None)),
+    ):
+        nodes.append(Node(name, op, (nodes[-1].name,)))
+    nodes.append(Node("readout", Readout(torch.ones(())), ("fc",)))
+    calibration = Calibration({}, 100, 1, "data", samples=Samples(x, None))
+    found = compensate(Graph(tuple(nodes)), calibration, timesteps=8).provenance["compensation"]
+    assert found["factor"] == 1.0
+    assert found["curve"][0] == {"factor": 1.0, "accuracy": 1.0, "logit_error": 0.0}
+
+
+def test_without_samples_the_factor_is_one_with_a_reason():
+    _, graph, calibration = prepared()
+    result = compensate(graph, replace(calibration, samples=None))
+    assert result.nodes == graph.nodes
+    assert result.provenance["compensation"] == {"factor": 1.0, "curve": [], "reason": "no calibration images"}
+
+
+def test_the_budget_limits_the_images(monkeypatch):
+    _, graph, calibration = prepared(torch.zeros(12, dtype=torch.int64))
+    macs = 16 * 16 * 8 * (3 + 8) * 9  # of both convolutions
+    monkeypatch.setattr(module, "BUDGET", 6 * 4 * macs * 10.5)
+    assert compensate(graph, calibration, timesteps=4).provenance["compensation"]["images"] == 10
+    monkeypatch.setattr(module, "BUDGET", 1)
+    assert compensate(graph, calibration, timesteps=4).provenance["compensation"]["images"] == 8
+
+
+def test_a_network_without_synapses_is_given_back():
+    graph = Graph((Node("input", ops.Input(), ()), Node("relu", Neuron(torch.ones(())), ("input",))))
+    assert compensate(graph, Calibration({}, 100, 1, "data")) is graph
+
+
+# ---- convert ----
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomized(CifarResNet(8, width=8))
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return [(images(10, seed=seed), torch.arange(10)) for seed in range(3)]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_end_to_end(model, batches, recipe):
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    snn = convert(model, batches, recipe, timesteps=256, percentile=100)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    x, expected = images(4, seed=9), analog(model.eval(), images(4, seed=9))
+    assert torch.allclose(snn.run(x), expected, rtol=1e-3, atol=1e-4)
+    errors = [float((snn(x, t) - expected).abs().mean() / expected.abs().mean()) for t in (4, 32, 256)]
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < (0.05 if recipe == "s-resnet" else 1)  # counts of spikes cannot be negative
+    assert all(torch.equal(node.op.threshold, torch.ones(())) for node in snn.neurons)
+    assert torch.equal(convert(model, batches, recipe, timesteps=256, percentile=100)(x, 8), snn(x, 8))
+
+
+def test_provenance_is_json_and_tells_what_was_done(model, batches):
+    provenance = convert(model, batches, RECIPES["s-resnet"], timesteps=4, percentile=99).provenance
+    assert json.loads(json.dumps(provenance, allow_nan=False)) == provenance
+    assert provenance["recipe"]["name"] == "s-resnet"
+    assert provenance["recipe"]["timesteps"] == 4
+    assert provenance["recipe"]["passes"] == [
+        {"pass": "fold_batchnorm"},
+        {"pass": "relu_to_neuron", "initial_potential": 0.0, "reset": "subtract"},
+        {"pass": "attach_readout", "mode": "current", "initial_potential": 0.0},
+        {"pass": "normalize"},
+        {"pass": "compensate", "timesteps": 4},
+    ]
+    calibration = provenance["calibration"]
+    assert (calibration["images"], calibration["held_out"], calibration["percentile"]) == (15, 15, 99)
+    assert provenance["input_shape"] == [3, 16, 16]
+    assert set(provenance["versions"]) == {"s_resnet", "torch"}
+    assert provenance["compensation"]["criterion"] == "accuracy"
+
+
+def test_the_first_64_images_are_held_out(model):
+    provenance = convert(model, [images(150)], timesteps=1).provenance
+    assert (provenance["calibration"]["held_out"], provenance["calibration"]["images"]) == (64, 86)
+
+
+def test_a_recipe_can_be_set(model, batches):
+    recipe = RECIPES["s-resnet"].set("relu_to_neuron", reset="zero").set("compensate", timesteps=2)
+    snn = convert(model, batches, recipe, timesteps=3)
+    assert all(node.op.reset == "zero" for node in snn.neurons)
+    assert snn.provenance["compensation"]["timesteps"] == 2
+    assert RECIPES["s-resnet"].steps[1].settings["reset"] == "subtract"
+    with pytest.raises(ConversionError, match=r"recipe s-resnet: got step 'prune'; expected one of fold_batchnorm"):
+        recipe.set("prune")
+
+
+def test_an_unknown_recipe_is_refused(model):
+    with pytest.raises(ConversionError, match=r"got 's-resnext'; expected one of s-resnet, s-resnet-released"):
+        convert(model, recipe="s-resnext")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"timesteps": 0}, r"convert: got timesteps=0; expected at least 1\. The recipe's own is 350"),
+        ({"timesteps": -5}, "got timesteps=-5"),
+        ({"percentile": 0}, "got percentile 0"),
+        ({"percentile": 101.0}, "got percentile 101"),
+    ],
+)
+@pytest.mark.parametrize("with_images", [True, False])
+def test_settings_out_of_range_are_refused(model, batches, settings, message, with_images):
+    with pytest.raises(InvalidData, match=message):
+        convert(model, batches if with_images else None, **settings)
+
+
+@pytest.mark.parametrize("given", ["module", "graph"])
+def test_without_images_the_statistics_of_batchnorm_serve(model, given):
+    source = model if given == "module" else trace(model, images())
+    snn = convert(source, timesteps=32)
+    assert snn.provenance["calibration"]["source"] == "batchnorm"
+    assert snn.provenance["compensation"]["reason"] == "no calibration images"
+    assert snn.provenance["input_shape"] == [3, 32, 32]
+    assert snn(images(size=32), 4).shape == (2, 10)
+
+
+def test_without_images_the_input_size_is_guessed_or_given():
+    def body(s, x):
+        return s.head(F.relu(s.bn1(s.conv1(s.pool(x)))))
+
+    with_pool = Net(body, pool=nn.MaxPool2d(8))
+    found = [convert(with_pool, **given).provenance for given in ({}, {"input_size": 96})]
+    assert [p["input_shape"] for p in found] == [[3, 224, 224], [3, 96, 96]]
+    assert [p["calibration"]["percentile"] for p in found] == [99.99, 99.9]
+    squeezing = Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(F.relu(s.bn1(s.conv1(x))), 1).squeeze()))
+    assert convert(squeezing)(images(1), 2).shape == (1, 5)
+    assert convert(squeezing, [images(1), images(1)], timesteps=2)(images(1), 2).shape == (1, 5)
+
+
+def test_a_pass_that_finds_nothing_is_named(model, batches):
+    linear = Net(lambda s, x: s.head(s.bn1(s.conv1(x))))
+    with pytest.raises(ConversionError, match=r"^relu_to_neuron: got nothing to rewrite.*recipe s-resnet"):
+        convert(linear, batches)
+    strict = Recipe("strict", "", 8, (Step(passes.relu_to_neuron), Step(passes.move_maxpool)))
+    with pytest.raises(ConversionError, match=r"^move_maxpool: got nothing to rewrite.*recipe strict"):
+        convert(model, batches, strict)
+    with pytest.raises(ConversionError, match=r"^relu_to_neuron: got nothing to rewrite"):
+        convert(convert(model, batches, timesteps=1), batches)  # it is a spiking network already
+
+
+def test_an_unfolded_batchnorm_is_refused(model, batches):
+    unfolded = Recipe("unfolded", "", 8, (Step(passes.relu_to_neuron), Step(passes.normalize)))
+    with pytest.raises(ConversionError, match=r"^bn1: got BatchNorm2d, which has no units.*Run fold_batchnorm"):
+        convert(model, batches, unfolded)
+
+
+BAD = {
+    "none": ([], "no usable calibration batch"),
+    "dicts": ([{"image": images()}], "no usable calibration batch"),
+    "arrays": ([images().numpy()], "no usable calibration batch"),
+    "one image": ([images()[0]], "no usable calibration batch"),
+    "a tensor": (images(), "no usable calibration batch"),
+    "an empty batch": ([images()[:0]], "no usable calibration batch"),
+    "a generator": ((x for x in [images()]), "one-shot iterator"),
+    "bytes": ([(images() * 9).byte()], "the model failed on the example"),
+    "channels": ([images(channels=1)], "the model failed on the example"),
+    "not finite": ([images(), images() / 0], "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_batches_of_the_wrong_kind_are_refused(model, name):
+    with pytest.raises(InvalidData, match=BAD[name][1]):
+        convert(model, BAD[name][0])
+
+
+def test_without_images_and_without_batchnorm_it_asks():
+    with pytest.raises(InvalidData, match=r"without BatchNorm and no images"):
+        convert(Net(lambda s, x: s.head(F.relu(s.conv1(x)))))
+    with pytest.raises(InvalidData, match=r"Linear without a convolution; expected a ResNet"):
+        convert(nn.Linear(3, 3))
