@@ -193,7 +193,7 @@ class _Tally:
         if self.images == 0:
             raise InvalidData("evaluate: got no images; expected at least one batch. Check the data.")
         rows = []
-        for step, right, spikes in zip(self.steps, self.right / self.images, self.spikes, strict=True):
+        for step, right, spikes in zip(self.steps, self.right.double() / self.images, self.spikes, strict=True):
             top1, top5, agreement = (float(value) for value in right)
             rows.append(Row(step, step, top1, top5, agreement, float(spikes) / self.images / self.neurons))
         return Report(
@@ -202,7 +202,7 @@ class _Tally:
             images=self.images,
             device=device.type,
             kernel=kernels.select(device)[0],
-            ann=dict(zip(("top1", "top5"), (float(v) for v in self.ann / self.images), strict=True)),
+            ann=dict(zip(("top1", "top5"), (float(v) for v in self.ann.double() / self.images), strict=True)),
             snn=tuple(rows),
             images_per_second=self.images / self.seconds,
             seconds_per_step_per_image=self.seconds / self.images / self.timesteps,

@@ -351,11 +351,11 @@ def test_the_current_readout_is_the_mean_current():
 
 
 def test_the_spike_readout_counts_spikes_and_breaks_ties_by_softmax():
-    """Membranes by hand from 0.5: (0.25, 0.75), then (0.75, 0.25) after two spikes in all, then (-0.25, 0.25)."""
-    current = torch.tensor([[[0.75, 0.25]], [[0.5, 0.5]], [[-1.0, 1.0]]])
+    """Membranes by hand from 0.5: both fire, one at equality; then none; then the second."""
+    current = torch.tensor([[[0.75, 0.5]], [[0.5, 0.5]], [[-1.0, 1.0]]])
     out, _ = Readout(torch.tensor(3.0), "spikes", 0.5).advance([current], None)
-    counts = [(1, 0), (1, 1), (1, 2)]
-    membranes = [(0.25, 0.75), (0.75, 0.25), (-0.25, 0.25)]
+    counts = [(1, 1), (1, 1), (1, 2)]
+    membranes = [(0.25, 0.0), (0.75, 0.5), (-0.25, 0.5)]
     for t, (count, membrane) in enumerate(zip(counts, membranes, strict=True), 1):
         total = sum(math.exp(u) for u in membrane)
         for i in range(2):

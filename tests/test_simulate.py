@@ -342,8 +342,7 @@ def test_values_are_freed_after_their_last_reader_and_memory_does_not_grow_with_
 
 # ---- what does not fit ----
 
-PLAIN = tiny(Neuron(torch.tensor(1.0)), Flatten(), Readout(torch.tensor(1.0)))
-X = torch.zeros(2, 1, 2, 2)
+PLAIN, X = tiny(Neuron(torch.tensor(1.0)), Flatten(), Readout(torch.tensor(1.0))), torch.zeros(2, 1, 2, 2)
 MISUSE = {
     "no steps": lambda: simulate(PLAIN, X, 0),
     "no steps called": lambda: PLAIN(X, timesteps=0),
@@ -394,6 +393,7 @@ def test_a_broken_graph_is_refused(name):
 
 def test_to_keeps_everything_and_users_and_static_say_who_reads():
     snn = network()
+    assert graph(*snn.nodes[1:-1], node("last", Scale(torch.tensor(2.0)), "fc"))(pictures(2), 1).shape == (2, 5)
     assert torch.equal(snn.to("cpu")(pictures(2), 5), snn(pictures(2), 5))
     assert snn.users["n0"] == ("a1", "a.short") and snn.users["readout"] == ()
     assert snn.static == {"input", "stem", "pool"}
