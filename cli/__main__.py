@@ -13,9 +13,19 @@ from .evaluate import evaluate
 from .inspect import inspect
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=lambda *a: _version(*a))
-def sresnet() -> None:
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda *a: _version(*a),
+    help="Show the version and the kernel that runs here, and exit.",
+)
+@click.pass_context
+def sresnet(context: click.Context) -> None:
     """Turn a trained ResNet into a spiking ResNet, run it, and see what it costs.
 
     \b
@@ -24,6 +34,8 @@ def sresnet() -> None:
       sresnet convert resnet50.pth --calibration DIR   writes resnet50.snn
       sresnet evaluate --timesteps 256                 accuracy at T = 1, 2, 4, ... 256
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for _command in (convert, evaluate, inspect, demo):
@@ -46,18 +58,28 @@ def main() -> None:
     try:
         sys.exit(sresnet.main(prog_name="sresnet", standalone_mode=False))
     except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error.format_message(), error.exit_code)
     except click.Abort:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
     except Exception as error:
+        if _out_of_memory(error):
+            _fail("memory: got none left; expected room for a batch. Lower --batch-size or --input-size.", 1)
         # Importing s_resnet costs a second; an error of ours can only come up once it is imported.
         ours = sys.modules.get("s_resnet")
         if ours is None or not isinstance(error, ours.SResNetError):
             raise
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error), 1)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    said = str(error) if isinstance(error, RuntimeError) else ""  # torch has an own class for the GPU's only
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"Error: {' '.join(message.splitlines())}", err=True)  # a file name may hold a line break
+    sys.exit(code)
 
 
 if __name__ == "__main__":

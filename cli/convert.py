@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,29 @@ def _channels(_: click.Context, option: click.Parameter, value: str | None) -> T
     return (red, green, blue) if value else None
 
 
+def check_output(path: Path, *inputs: Path) -> None:
+    """Raise before hours of work are lost, or an input with them."""
+    import s_resnet
+
+    exists = os.path.exists(path)  # unlike Path.exists false also for a name that is too long
+    if exists and any(os.path.exists(source) and path.samefile(source) for source in inputs):
+        raise click.UsageError(f"{path} would be written over itself. Choose another name for what is written.")
+    if exists and not path.is_file():
+        raise click.UsageError(f"{path} is a device or a pipe, and would be replaced. Choose the name of a file.")
+    if not os.path.isdir(path.parent):
+        raise s_resnet.SResNetError(
+            f"{path}: cannot be written, got no folder {path.parent}; expected one that exists. Make it first."
+        )
+
+
 @click.command()
 @click.argument("checkpoint", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), help="Where to write; by default CHECKPOINT with .snn.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, readable=False),
+    help="Where to write; by default CHECKPOINT with .snn.",
+)
 @click.option(
     "--arch",
     metavar="NAME",
@@ -104,6 +125,7 @@ def convert(
 
     loaded = s_resnet.load_checkpoint(checkpoint, arch)
     target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
+    check_output(target, Path(checkpoint))
     preprocessing = s_resnet.preprocessing_for(
         input_size or loaded.input_size, mean or s_resnet.IMAGENET_MEAN, std or s_resnet.IMAGENET_STD
     )
@@ -183,6 +205,6 @@ def _summary(snn: Any, target: Path) -> str:
         f"{len(snn.neurons)} neuron layers, thresholds from {how}{factor}"
     ]
     if silent:
-        lines.append(f"Never active on these images, threshold 1: {', '.join(silent)}")
+        lines.append(f"Never active, threshold 1: {', '.join(silent)}")
     lines.append(f"Next: sresnet evaluate {target} --timesteps {provenance['recipe']['timesteps']}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .convert import check_classes, warn_unreadable
+from .convert import check_classes, check_output, warn_unreadable
 
 
 def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -38,7 +38,13 @@ def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 )
 @click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--json", "json_file", metavar="FILE", type=click.Path(), help="Write the figures there as well.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, readable=False),
+    help="Write the figures there as well.",
+)
 @click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
 def evaluate(
     network: str | None,
@@ -56,6 +62,10 @@ def evaluate(
     One pass gives the figures at every T. Images that the network was calibrated on are never evaluated on.
 
     \b
+    DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
+    digits, or an .npz with x uint8 [B,H,W,3] and y.
+
+    \b
     Examples:
       sresnet evaluate --timesteps 256
       sresnet evaluate resnet20.snn --timesteps 64 --at 8,16,32,64 --data cifar10:/data --limit 1000 --json out.json
@@ -66,6 +76,8 @@ def evaluate(
         raise click.UsageError(f"--at asks for step {max(at)}, beyond --timesteps {timesteps}.")
     s_resnet.find_device(device)
     path = Path(network) if network else _only_network()
+    if json_file:
+        check_output(Path(json_file), path)
     snn = s_resnet.load(path)
     loader = _loader(snn, path, data, limit, batch_size, download)
     report = s_resnet.evaluate(snn, loader, timesteps, at=at, device=device, network=path.name, progress=True)

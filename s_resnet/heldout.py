@@ -27,12 +27,17 @@ def seen(data: ImageData, marks: Collection[str]) -> set[str]:
 def _stored_size(data: ImageData, index: int) -> int:
     if data.pixels is not None:
         return int(data.pixels[index].nbytes)
-    path = Path(data.root, data.names[index])
-    return path.stat().st_size if path.exists() else -1
+    try:
+        return Path(data.root, data.names[index]).stat().st_size
+    except OSError:  # gone or not ours to read: the loader names it
+        return -1
 
 
 def _stored_hash(data: ImageData, index: int) -> str:
     if data.pixels is not None:
         return hashlib.blake2b(np.ascontiguousarray(data.pixels[index]).tobytes(), digest_size=8).hexdigest()
-    path = Path(data.root, data.names[index])
-    return hashlib.blake2b(path.read_bytes() if path.exists() else b"", digest_size=8).hexdigest()
+    try:
+        content = Path(data.root, data.names[index]).read_bytes()
+    except OSError:
+        content = b""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

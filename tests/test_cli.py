@@ -1,0 +1,399 @@
+"""The command line: its frozen form, and the whole path from a checkpoint to figures through the real program."""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sresnet_cli.__main__ import main, sresnet
+from torch import nn
+
+import s_resnet
+
+# A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
+]
+SIZE = 8  # pixels
+CALIBRATED = ("--calibration", "photos", "--calibration-images", 6, "--input-size", SIZE, "--timesteps", 4)
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """Seeded weights and BatchNorm statistics, no two alike."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if tensor.dim() > 1:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+        elif name.endswith(("running_mean", "bias")):
+            tensor.normal_(0, 0.1, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def tiny(classes: int = 3, shortcut: str = "B") -> nn.Module:
+    return randomized(s_resnet.CifarResNet(8, num_classes=classes, width=4, shortcut=shortcut))
+
+
+def make_checkpoint(path: Path, model: nn.Module | None = None) -> Path:
+    torch.save((model or tiny()).state_dict(), path)
+    return path
+
+
+def make_photos(root: Path, count: int = 8, classes: str = "abc", seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+class Program:
+    """The program in this process: arguments in; exit code, stdout and stderr out."""
+
+    def __init__(self, monkeypatch, capfd):
+        monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # main() sets it, which would outlive the test
+        self.monkeypatch, self.capfd = monkeypatch, capfd
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["sresnet", *map(str, arguments)])
+        self.capfd.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main()
+        out, err = self.capfd.readouterr()
+        return exit.value.code or 0, out, err
+
+    def works(self, *arguments: object) -> str:
+        """What it prints, having done its work without a word on stderr."""
+        code, out, err = self(*arguments)
+        assert (code, err) == (0, ""), (code, out, err)
+        return out
+
+
+@pytest.fixture
+def program(monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return Program(monkeypatch, capfd)
+
+
+def record_loaders(monkeypatch) -> list[list[bytes]]:
+    """For every loader that the program makes, the stored bytes of its images: the truth about what is used."""
+    loaders: list[list[bytes]] = []
+
+    class Recorder(s_resnet.ImageLoader):
+        def __init__(self, data, indices, *rest, **named):
+            super().__init__(data, indices, *rest, **named)
+            if data.pixels is not None:
+                loaders.append([data.pixels[index].tobytes() for index in indices])
+            else:
+                loaders.append([Path(data.root, data.names[index]).read_bytes() for index in indices])
+
+    monkeypatch.setattr(s_resnet, "ImageLoader", Recorder)
+    return loaders
+
+
+@pytest.fixture
+def network(program, tmp_path):
+    """tiny.pth, photos/ (24 images) and tiny.snn, calibrated on 6 of them, in the current folder."""
+    make_checkpoint(tmp_path / "tiny.pth")
+    make_photos(tmp_path / "photos")
+    program.works("convert", "tiny.pth", *CALIBRATED)
+    return tmp_path / "tiny.snn"
+
+
+def figures(path: Path) -> dict:
+    """The JSON without what differs from run to run."""
+    report = json.loads(path.read_text())
+    measured = ("images_per_second", "seconds_per_step_per_image", "peak_memory_bytes")
+    return {name: value for name, value in report.items() if name not in measured}
+
+
+# ---- the frozen form
+
+FROZEN = {
+    "convert": (["CHECKPOINT"], [
+        ("-o", "--output"), ("--arch",), ("--recipe",), ("--timesteps",), ("--percentile",), ("--calibration",),
+        ("--calibration-images",), ("--input-size",), ("--mean",), ("--std",), ("--download",),
+    ]),
+    "evaluate": (["NETWORK"], [
+        ("--timesteps",), ("--at",), ("--data",), ("--limit",), ("--batch-size",), ("--device",), ("--json",),
+        ("--download",),
+    ]),
+    "inspect": (["NETWORK"], []),
+    "demo": ([], [("-o", "--output")]),
+}  # fmt: skip
+DEFAULTS = {
+    ("convert", "--recipe"): "s-resnet",
+    ("convert", "--calibration-images"): 1024,
+    ("evaluate", "--batch-size"): 32,
+    ("evaluate", "--device"): "auto",
+    ("demo", "-o"): "demo",
+}
+
+
+def test_the_options_are_frozen():
+    """Others script against these. Change this table only when section 4 of the design changes."""
+    assert sorted(sresnet.commands) == sorted(FROZEN)
+    assert [tuple(option.opts) for option in sresnet.params] == [("--version",)]
+    for name, (arguments, options) in FROZEN.items():
+        params = sresnet.commands[name].params
+        assert [p.human_readable_name for p in params if p.param_type_name == "argument"] == arguments
+        found = [p for p in params if p.param_type_name == "option"]
+        assert [tuple(p.opts) for p in found] == options
+        assert [p.opts[0] for p in found if p.required] == (["--timesteps"] if name == "evaluate" else [])
+        for p in found:
+            default = False if p.is_flag else None
+            assert p.to_info_dict()["default"] == DEFAULTS.get((name, p.opts[0]), default), p.opts
+    required = {name: [p.required for p in sresnet.commands[name].params][:1] for name in FROZEN}
+    assert required == {"convert": [True], "evaluate": [False], "inspect": [True], "demo": [False]}
+
+
+@pytest.mark.parametrize("command", ["", *FROZEN])
+def test_help_teaches_without_loading_torch(command):
+    code = "\n".join((
+        "import sys", "from sresnet_cli.__main__ import main",
+        "try: main()", "except SystemExit as exit: assert not exit.code, exit.code",
+        "assert not {'torch', 'numpy', 's_resnet'} & set(sys.modules)",
+    ))  # fmt: skip
+    asked = [sys.executable, "-c", code, *command.split(), "--help"]
+    result = subprocess.run(asked, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert all(option in result.stdout for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
+    if command in ("", "convert", "evaluate"):
+        assert f"  sresnet {command}".rstrip() in result.stdout.partition("\n")[2]  # an example, beside the usage
+    if command in ("convert", "evaluate"):
+        for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
+                     "digits", ".npz"):  # fmt: skip
+            assert form in result.stdout, form
+
+
+def test_alone_it_shows_its_help(program):
+    assert program.works() == program.works("--help") == program.works("-h")
+
+
+def test_python_m_is_the_same_program():
+    (script,) = entry_points(group="console_scripts", name="sresnet")
+    assert script.value == "sresnet_cli.__main__:main"
+    command = [sys.executable, "-m", "sresnet_cli", "convert", "-h"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("Usage: sresnet convert ")
+
+
+def test_version_says_which_kernel_runs(program):
+    said = program.works("--version")
+    assert said == f"sresnet {s_resnet.__version__}, {s_resnet.describe_kernels()}\n" and "kernel" in said
+
+
+# ---- the whole path
+
+
+def test_two_commands_from_a_checkpoint_to_figures(tmp_path):
+    make_checkpoint(tmp_path / "tiny.pth")
+    make_photos(tmp_path / "photos")
+    said = []
+    for arguments in (("convert", "tiny.pth", *CALIBRATED), ("evaluate", "--timesteps", 4, "--json", "out.json")):
+        command = [sys.executable, "-m", "sresnet_cli", *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert (result.returncode, result.stderr) == (0, "")
+        said.append(result.stdout)
+    assert "sresnet evaluate tiny.snn --timesteps 4" in said[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "photos", "tiny.pth", "tiny.snn"]
+    assert json.loads((tmp_path / "out.json").read_text())["images"] == 18
+
+
+def test_the_network_is_written_beside_its_checkpoint_or_where_asked(program, tmp_path):
+    (tmp_path / "models").mkdir()
+    make_checkpoint(tmp_path / "models" / "tiny-1.5.pth")
+    for target, options in ("models/tiny-1.5.snn", ()), ("other.snn", ("-o", "other.snn")):
+        code, out, _ = program("convert", "models/tiny-1.5.pth", "--input-size", SIZE, *options)
+        assert code == 0 and out.startswith(f"{target}: cifar_resnet8, recipe s-resnet")
+        assert (tmp_path / target).is_file()
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+    assert written == ["models/tiny-1.5.pth", "models/tiny-1.5.snn", "other.snn"]
+
+
+def test_json_is_as_documented_and_the_table_shows_it(program, network, tmp_path):
+    table = program.works("evaluate", "--timesteps", 5, "--json", "out.json")
+    report = json.loads((tmp_path / "out.json").read_text())
+    types = {"schema": int, "network": str, "recipe": str, "images": int, "device": str, "kernel": str, "ann": dict,
+             "snn": list, "images_per_second": float, "seconds_per_step_per_image": float,
+             "peak_memory_bytes": int}  # fmt: skip
+    assert {name: type(value) for name, value in report.items()} == types
+    assert report["schema"] == 1 and report["recipe"] == "s-resnet" and report["network"] == "tiny.snn"
+    assert set(report["ann"]) == {"top1", "top5"}
+    columns = {"timesteps", "end_to_end_steps", "top1", "top5", "agreement", "spikes_per_neuron"}
+    assert all(set(row) == columns for row in report["snn"])
+    assert [row["timesteps"] for row in report["snn"]] == [1, 2, 4, 5]  # powers of two and T
+    assert [row["end_to_end_steps"] for row in report["snn"]] == [1, 2, 4, 5]
+
+    lines = [line.split() for line in table.splitlines() if "%" in line]
+    assert lines[0] == ["ANN", *(f"{100 * report['ann'][name]:.2f}%" for name in ("top1", "top5"))]
+    for line, row in zip(lines[1:], report["snn"], strict=True):
+        shares = [f"{100 * row[name]:.2f}%" for name in ("top1", "top5", "agreement")]
+        assert line == [str(row["timesteps"]), *shares, f"{row['spikes_per_neuron']:.3f}"]
+    assert "18 images" in table and report["device"] in table and report["kernel"] in table
+
+
+def test_the_ann_beside_it_is_the_checkpoint(program, network, tmp_path, monkeypatch):
+    """Its accuracy, computed by hand from the files that were evaluated."""
+    used = record_loaders(monkeypatch)
+    program.works("evaluate", "--timesteps", 1, "--json", "out.json")
+    model, right = tiny(), 0
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (s_resnet.IMAGENET_MEAN, s_resnet.IMAGENET_STD))
+    for path in Path("photos").rglob("*.png"):
+        if path.read_bytes() in used[-1]:
+            pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
+            with torch.no_grad():
+                right += int(model(((pixels - mean) / std)[None]).argmax()) == "abc".index(path.parent.name)
+    assert len(used[-1]) == 18 and 0 < right < 18
+    assert figures(tmp_path / "out.json")["ann"]["top1"] == pytest.approx(right / 18)
+
+
+def test_at_chooses_the_steps(program, network, tmp_path):
+    program.works("evaluate", "--timesteps", 8, "--json", "all.json")
+    program.works("evaluate", "--timesteps", 8, "--at", "8,2,2", "--json", "some.json")
+    every = {row["timesteps"]: row for row in figures(tmp_path / "all.json")["snn"]}
+    assert figures(tmp_path / "some.json")["snn"] == [every[2], every[8]]
+
+
+@pytest.mark.parametrize("size", [1, 5, 18])
+def test_the_batch_size_changes_no_figure(program, network, tmp_path, size):
+    """18 images: 5 leaves a smaller last batch."""
+    for name, batch in (("one.json", 32), ("other.json", size)):
+        program.works("evaluate", "--timesteps", 4, "--batch-size", batch, "--json", name)
+    one, other = figures(tmp_path / "one.json"), figures(tmp_path / "other.json")
+    assert [row.pop("spikes_per_neuron") for row in one["snn"]] == pytest.approx(
+        [row.pop("spikes_per_neuron") for row in other["snn"]], rel=1e-3
+    )
+    assert one == other
+
+
+def test_without_data_it_says_so_in_one_line(program, tmp_path):
+    make_checkpoint(tmp_path / "tiny.pth")
+    code, out, err = program("convert", "tiny.pth")
+    assert code == 0 and "thresholds from BatchNorm statistics" in out
+    assert err.count("\n") == 1 and "No --calibration" in err and "BatchNorm" in err
+    known = s_resnet.load("tiny.snn").provenance
+    assert known["calibration"]["source"] == "batchnorm" and "data" not in known
+    assert known["input_shape"] == [3, 32, 32]
+    make_photos(tmp_path / "photos")
+    assert "24 images" in program.works("evaluate", "--timesteps", 2, "--data", "photos")
+
+
+def test_settings_reach_the_network(program, tmp_path):
+    make_checkpoint(tmp_path / "tiny.pth")
+    make_photos(tmp_path / "photos")
+    settings = ("--arch", "cifar_resnet8", "--recipe", "s-resnet-released", "--timesteps", 7, "--percentile", 90)
+    settings += ("--mean", "0.1,0.2,0.3", "--std", "0.4,0.5,0.6", "--input-size", 6)
+    program.works("convert", "tiny.pth", "--calibration", "photos", "--calibration-images", 10, *settings)
+    known = s_resnet.load("tiny.snn").provenance
+    assert known["source"] == {
+        "name": "tiny.pth", "arch": "cifar_resnet8", "classes": 3,
+        "sha256": hashlib.sha256(Path("tiny.pth").read_bytes()).hexdigest(),
+    }  # fmt: skip
+    assert (known["recipe"]["name"], known["recipe"]["timesteps"]) == ("s-resnet-released", 7)
+    assert known["calibration"]["percentile"] == 90
+    assert known["calibration"]["images"] + known["calibration"]["held_out"] == known["data"]["images"] == 10
+    assert known["preprocessing"] == {"size": 6, "resize": 6, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    assert known["input_shape"] == [3, 6, 6] and known["classes"] == ["a", "b", "c"]
+    assert known["data"]["spec"] == str((tmp_path / "photos").resolve())
+
+
+def test_defaults_are_the_papers(program, network):
+    program("convert", "tiny.pth", "--input-size", SIZE, "-o", "defaults.snn")
+    known = s_resnet.load("defaults.snn").provenance
+    assert (known["recipe"]["name"], known["recipe"]["timesteps"]) == ("s-resnet", 350)
+    assert known["calibration"]["percentile"] == 99.9
+    assert known["preprocessing"]["mean"] == list(s_resnet.IMAGENET_MEAN)
+
+
+# ---- inspect
+
+
+def synapse(model: nn.Module, convolution: str, norm: str) -> torch.Tensor:
+    """A convolution's weight with its BatchNorm folded in, by hand."""
+    conv, bn = model.get_submodule(convolution), model.get_submodule(norm)
+    return conv.weight.detach() * (bn.weight / (bn.running_var + bn.eps).sqrt()).detach().view(-1, 1, 1, 1)
+
+
+def test_inspect_shows_the_shortcut_conversion_model(program, network):
+    """Neuron by neuron lambda_in / lambda_out from the calibrated scales, and the weights that follow from it."""
+    said = program.works("inspect", "tiny.snn")
+    snn, model = s_resnet.load("tiny.snn"), tiny()
+    scale = snn.provenance["calibration"]["scales"]
+    feeds = {"layer1.0.relu_1": "relu", "layer2.0.relu_1": "layer1.0.relu_1", "layer3.0.relu_1": "layer2.0.relu_1"}
+    section = said.split("\n\n")[2].splitlines()
+    assert "lambda_in / lambda_out" in section[0]
+    rows = [line.split() for line in section[1:]]
+    assert [row[0] for row in rows] == list(feeds)
+    assert [row[2] for row in rows] == ["identity", "projection", "projection"]
+    for neuron, name, kind, ratio, threshold in rows:
+        expected = scale[feeds[neuron]] / scale[neuron]
+        assert ratio == f"{expected:.4f}" and threshold == f"{scale[neuron]:.4g}"
+        weight = torch.ones(())
+        if kind == "projection":
+            stage = name.partition(".0.")[0]
+            weight = synapse(model, f"{stage}.0.shortcut.0", f"{stage}.0.shortcut.1")
+        torch.testing.assert_close(snn[name].op.weight, expected * weight)
+        assert snn[neuron].inputs[1] == name
+
+
+def test_inspect_shows_graph_recipe_and_provenance(program, network):
+    header, nodes, _, known = program.works("inspect", "tiny.snn").split("\n\n")
+    snn = s_resnet.load("tiny.snn")
+    assert "cifar_resnet8" in header and "recipe s-resnet" in header and "T = 4" in header
+    rows = {line.split()[0]: line.split() for line in nodes.splitlines()[1:]}
+    assert list(rows) == [node.name for node in snn.nodes]
+    for name, scale in snn.provenance["calibration"]["scales"].items():
+        assert f"{scale:.4g}" in rows[name]
+    assert all(rows[node.name][1:3] == ["Neuron", "1"] for node in snn.neurons)
+    shown = dict(line.split(": ", 1) for line in known.splitlines())
+    assert set(shown) == set(snn.provenance)
+    for name in ("recipe", "preprocessing", "source", "classes", "versions", "compensation"):
+        assert json.loads(shown[name]) == snn.provenance[name]
+    assert "fingerprints" not in known and json.loads(shown["data"])["images"] == 6
+
+
+def test_inspect_lists_every_shortcut_of_a_torchvision_resnet(program, tmp_path):
+    make_checkpoint(tmp_path / "r18.pth", randomized(torchvision.models.resnet18(num_classes=5)))
+    code, _, _ = program("convert", "r18.pth", "--input-size", 32)
+    said = program.works("inspect", "r18.snn")
+    scale = s_resnet.load("r18.snn").provenance["calibration"]["scales"]
+    rows = [line.split() for line in said.split("\n\n")[2].splitlines()[1:]]
+    before = "relu"  # the stem's, behind its max-pool
+    assert code == 0 and len(rows) == 8
+    assert [row[2] for row in rows] == ["identity", "identity", *["projection", "identity"] * 3]
+    for neuron, _, _, ratio, _ in rows:
+        assert ratio == f"{scale[before] / scale[neuron]:.4f}" and math.isfinite(float(ratio))
+        before = neuron
+
+
+# ---- the demo
+
+
+def test_the_demo_tells_the_whole_story(program, tmp_path, monkeypatch):
+    """With an untrained small network in place of the training, which alone takes a minute."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    demo = sys.modules["sresnet_cli.demo"]
+    monkeypatch.setattr(demo, "_train", lambda path: make_checkpoint(path, tiny(10)))
+    for name, value in (("TIMESTEPS", 4), ("IMAGES", 30), ("SIZE", SIZE)):
+        monkeypatch.setattr(demo, name, value)
+    out = program.works("demo", "-o", "new/place")
+    made = ["accuracy.png", "digits.json", "digits.pth", "digits.snn"]
+    assert sorted(path.name for path in (tmp_path / "new" / "place").iterdir()) == made
+    assert figures(Path("new/place/digits.json"))["images"] == 30
+    with Image.open("new/place/accuracy.png") as picture:
+        assert min(picture.size) > 300
+    assert "sresnet inspect new/place/digits.snn" in out
