@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from s_resnet import Graph, Node, calibrate, calibrate_from_batchnorm, load_checkpoint, ops, trace
 from s_resnet.errors import InvalidData
 
-SHARES = {99.9: (999, 1000), 99: (99, 100), 100: (1, 1), 50: (1, 2)}  # percent and the same as a fraction
+SHARES = {99.9: (999, 1000), 99: (99, 100), 100: (1, 1), 50: (1, 2)}  # percent, and the same as a fraction
 
 
 def chain(*named_ops):
@@ -109,6 +109,11 @@ def test_order_and_size_of_the_batches_do_not_matter():
         assert calibrate(graph, order, 99).scales == scales
     for size in (1, 5, 12):
         assert calibrate(graph, torch.cat(batches).split(size), 99).scales == scales
+
+
+@pytest.mark.parametrize(("percentile", "n", "rank"), [(29, 100, 29), (57, 200, 114), (99.9, 3000, 2997), (1, 50, 1)])
+def test_the_rank_is_not_a_float_below_the_whole_number(percentile, n, rank):
+    assert calibrate(IDENTITY, [torch.arange(1.0, n + 1).view(-1, 1, 1, 1)], percentile).scales == {"flatten": rank}
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,7 +85,7 @@ def keyword_add(s, x):
 
 def zero_padding(s, x):
     x = F.relu(s.bn1(s.conv1(x)))
-    short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), "constant", 0)
+    short = F.pad(x[:, :, 1::2, :-1:2], (0, 0, 0, 0, 4, 4), "constant", 0)
     return s.fc16(F.relu(s.wide(x) + short).mean((2, 3)))
 
 
@@ -126,7 +126,7 @@ MODELS = {
     "torch.add by keyword": lambda: Net(keyword_add),
     "zero padding": lambda: Net(zero_padding, wide=nn.Conv2d(8, 16, 3, 2, 1), fc16=nn.Linear(16, 5)),
     "convolution with two users": lambda: Net(two_users),
-    "pools": lambda: Net(pools, avg=nn.AvgPool2d(3, padding=1)),
+    "pools": lambda: Net(pools, avg=nn.AvgPool2d(3, 1, padding=1)),
     "passed on": lambda: Net(
         rest, identity=nn.Identity(), drop=nn.Dropout(0.9), same=nn.Conv2d(8, 8, (3, 5), padding="same", dilation=2)
     ),
