@@ -25,7 +25,7 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
 
     Args:
         model: any module whose forward torch.fx can follow. It is not changed: tensors are copied and its training
-            flags stay. ``DataParallel`` is unwrapped.
+            flags stay. ``DataParallel`` and ``torch.compile`` are unwrapped.
         example_batch: ``[B, C, H, W]``; run once, to learn shapes (``F.avg_pool2d(x, x.size()[3])``).
 
     Raises:
@@ -35,12 +35,12 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     """
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(example_batch, Tensor) or example_batch.ndim != 4:
         shape = tuple(example_batch.shape) if isinstance(example_batch, Tensor) else type(example_batch).__name__
         raise InvalidData(f"trace: got an example of {shape}; expected a tensor [B, C, H, W]. Pass a batch of images.")
     example = example_batch.detach().cpu()
-    copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
-    traced = _symbolic(copied)
+    copied, traced = _symbolic(model)
     recorder = _Recorder(traced)
     builder = _Builder(traced, recorder)
     try:
@@ -102,14 +102,15 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def _symbolic(model: nn.Module) -> fx.GraphModule:
+def _symbolic(model: nn.Module) -> tuple[nn.Module, fx.GraphModule]:
     try:
-        return fx.GraphModule(model, _Tracer().trace(model))
+        copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
+        return copied, fx.GraphModule(copied, _Tracer().trace(copied))
     except Exception as error:
         places = [f"{f.filename}, line {f.lineno}: {f.line}" for f in traceback.extract_tb(error.__traceback__)]
         raise UnsupportedModel(
             f"{type(model).__name__}{_last_outside_torch(places)}: torch.fx cannot follow its forward, got "
-            f"{_first_line(error)}; expected no control flow on values of the input. Make the forward static."
+            f"{_first_line(error)}; expected a module without control flow on values. Make its forward static."
         ) from error
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from s_resnet import CifarResNet, Graph, Node, Simulation, convert, ops, passes, simulate, trace
 from s_resnet.calibrate import Calibration, Samples
-from s_resnet.errors import ConversionError, InvalidData
+from s_resnet.errors import ConversionError, InvalidData, UnsupportedModel
 from s_resnet.neuron import Neuron, Readout
 from s_resnet.passes import attach_readout, compensate, normalize, relu_to_neuron
 from s_resnet.recipes import RECIPES, Recipe, Step
@@ -383,6 +383,14 @@ BAD = {
 def test_batches_of_the_wrong_kind_are_refused(model, name):
     with pytest.raises(InvalidData, match=BAD[name][1]):
         convert(model, BAD[name][0])
+
+
+def test_a_compiled_module_is_unwrapped_and_one_that_cannot_be_copied_refused(model):
+    assert torch.equal(trace(torch.compile(model), images()).run(images()), trace(model, images()).run(images()))
+    bound = randomized(CifarResNet(8, width=4))
+    bound.derived = bound.conv1.weight * 2  # what torch.nn.utils.weight_norm leaves behind
+    with pytest.raises(UnsupportedModel, match=r"CifarResNet.*Only Tensors created explicitly"):
+        convert(bound)
 
 
 def test_without_images_and_without_batchnorm_it_asks():
