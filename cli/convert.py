@@ -135,7 +135,7 @@ def convert(
         batches, origin = _calibration(calibration, calibration_images, preprocessing, loaded, download)
     else:
         click.echo(
-            "No --calibration: thresholds come from the BatchNorm statistics, and the compensation stays 1.",
+            "No --calibration: thresholds and compensation come from the BatchNorm statistics.",
             err=True,
         )
     snn = s_resnet.convert(

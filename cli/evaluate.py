@@ -112,6 +112,7 @@ def _loader(snn: Any, path: Path, spec: str | None, limit: int | None, batch_siz
             "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps)."
         )
     data = s_resnet.open_data(spec, "evaluation", download)
-    check_classes(data, snn.provenance["source"]["classes"])
+    if "source" in snn.provenance:  # a network saved from Python need not say; evaluate still checks every label
+        check_classes(data, snn.provenance["source"]["classes"])
     indices = s_resnet.choose(data, limit, exclude=s_resnet.seen(data, used.get("fingerprints", ())))
     return s_resnet.ImageLoader(data, indices, s_resnet.Preprocessing(**settings), batch_size)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -34,7 +35,8 @@ class Calibration:
     """The scale of every activation: ``scales[node]`` is lambda, positive and finite.
 
     ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the
-    nodes that were never above zero and so have a stand-in scale. ``samples`` are not saved.
+    nodes that were never above zero and so have a stand-in scale. ``samples`` are not saved. ``rounding`` is the share
+    of its activations that a layer running T steps is expected to lose, times T; known from ``"batchnorm"``.
     """
 
     scales: Mapping[str, float]
@@ -43,6 +45,7 @@ class Calibration:
     source: str
     silent: tuple[str, ...] = ()
     samples: Samples | None = None
+    rounding: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """What an artifact keeps of it."""
@@ -73,7 +76,8 @@ def calibrate(
 
     Args:
         graph: an analog graph.
-        batches: gone through twice, so a list or a DataLoader, not a generator; with the same images each time.
+        batches: gone through twice, so a list or a DataLoader, not a generator; the same images each time, shuffled
+            or not.
         percentile: in percent, above 0 and at most 100.
         held_out: how many of the first images (at most half) to leave out and return as ``samples``.
         progress: show a bar on stderr when it is a terminal.
@@ -91,10 +95,12 @@ def calibrate(
             "Pass a list or a DataLoader."
         )
     samples = _first_images(batches, held_out)
-    held_out = 0 if samples is None else len(samples.images)
+    kept_apart = [] if samples is None else _marks(samples.images)
     names = calibrated_nodes(graph)
 
-    upper, counted = _count(graph, batches, held_out, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2)
+    upper, counted = _count(
+        graph, batches, kept_apart, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2
+    )
     for name in names:
         if upper[name][_INFINITE].any():
             raise InvalidData(f"{name}: got activations that are not finite; expected numbers. Check the images.")
@@ -104,11 +110,11 @@ def calibrate(
     def inside(name: str, key: Tensor) -> Tensor:
         return key[(key >> 16) + HALF // 2 == bucket[name]] & (HALF - 1)
 
-    lower, again = _count(graph, batches, held_out, "calibrate 2/2", progress, inside)
+    lower, again = _count(graph, batches, kept_apart, "calibrate 2/2", progress, inside)
     if again != counted:
         raise InvalidData(
-            "calibrate: got other images when going through the batches again; expected the same in the same order. "
-            "Turn off shuffling and random augmentation."
+            "calibrate: got other images when going through the batches again; expected the same ones, in any order. "
+            "Turn off random augmentation and drop_last."
         )
     values = {}
     for name in names:
@@ -147,19 +153,27 @@ def _rank(percentile: float, n: int) -> int:
 def _count(
     graph: Graph,
     batches: Batches,
-    skip: int,
+    kept_apart: list[int],
     label: str,
     progress: bool,
     index: Callable[[str, Tensor], Tensor],
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs; images seen: number and checksum."""
+    """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs; images counted, and a checksum of all."""
     tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
     images = checksum = 0
+    waiting = Counter(kept_apart)
     for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=None if progress else True):
         x = _images(batch)
-        skipped = min(skip, len(x))
-        skip, x = skip - skipped, x[skipped:]
-        images, checksum = images + len(x), checksum + int(_key(x).sum(dtype=torch.int64))
+        marks = _marks(x)
+        checksum += sum(marks)
+        counted = []
+        for index_in_batch, mark in enumerate(marks):
+            if waiting[mark]:
+                waiting[mark] -= 1
+            else:
+                counted.append(index_in_batch)
+        x = x[counted]
+        images += len(x)
         if len(x) == 0:
             continue
         for name, value in graph.activations(x):
@@ -168,6 +182,13 @@ def _count(
     if images == 0:
         raise InvalidData("calibrate: got no images beyond those held out; expected at least one. Pass more images.")
     return tables, (images, checksum)
+
+
+def _marks(images: Tensor) -> list[int]:
+    """A number per image that tells it again in whatever order a loader brings it."""
+    keys = _key(images).view(len(images), -1).long()
+    marks: list[int] = (keys * torch.arange(1, keys.shape[1] + 1, device=keys.device)).sum(1).tolist()
+    return marks
 
 
 def _images(batch: Any) -> Tensor:
@@ -250,6 +271,7 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
         )
     moments: dict[str, Moments] = {}
     values = {}
+    losses = []
     names = set(calibrated_nodes(graph))
     for node in graph.nodes:
         inputs = [moments[name] for name in node.inputs]
@@ -258,7 +280,10 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
             quantile = _mixture_quantile(before, percentile / 100)
             values[node.name] = quantile if quantile > 1e-9 else 0.0  # zero up to the bisection's rounding
         moments[node.name] = _propagate(node.op, inputs)
-    return _calibration(values, percentile, 0, "batchnorm")
+        if isinstance(node.op, ReLU) and values[node.name] > 0:
+            losses.append(_rounding(inputs[0], moments[node.name], values[node.name]))
+    calibration = _calibration(values, percentile, 0, "batchnorm")
+    return replace(calibration, rounding=sum(losses) / len(losses) if losses else None)
 
 
 Moments = tuple[Tensor, Tensor]  # mean and variance per channel, float64 [C]; the input's are [1]
@@ -302,6 +327,17 @@ def _through_synapse(op: Conv2d | Linear, mean: Tensor, var: Tensor) -> Moments:
     out = (weight.view(groups, -1, weight.shape[1]) @ mean).flatten()
     out_var = (square.view(groups, -1, weight.shape[1]) @ var).flatten()
     return (out if op.bias is None else out + op.bias.double()), out_var
+
+
+def _rounding(before: Moments, after: Moments, scale: float) -> float:
+    """T times the share of its activations that a layer loses by rounding down to the grid lambda / T.
+
+    An active neuron loses half a grid step on average: ``P(x > 0) lambda / 2`` of ``E[ReLU(x)]``.
+    """
+    mean, b = before[0], _spread(before[1])
+    tail = torch.exp(-mean.abs() / b) / 2
+    active = torch.where(mean > 0, 1 - tail, tail).mean()
+    return float(active * scale / 2 / after[0].mean())
 
 
 def _spread(var: Tensor) -> Tensor:

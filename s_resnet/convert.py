@@ -34,8 +34,8 @@ def convert(
     Args:
         model: any module that :func:`s_resnet.trace` follows, or its Graph. It is not changed.
         calibration_batches: images ``[B, C, H, W]`` as the model wants them, alone or as (images, labels); a list or a
-            DataLoader, in the same order each time. The first 64 images (at most half) are kept for the search of the
-            compensation, the others give the percentiles. None takes thresholds from the BatchNorm statistics.
+            DataLoader, without random augmentation. The first 64 images (at most half) are kept for the search of the
+            compensation, the others give the percentiles. None takes both from the BatchNorm statistics.
         recipe: a name in :data:`s_resnet.RECIPES`, or a Recipe.
         timesteps: the T to tune for; by default the recipe's (350, the paper's).
         percentile: of the activations, in percent; by default 99.9, and 99.99 from 128 pixels on.

@@ -1,7 +1,4 @@
-"""Images and labels: where they come from, which of them are used, and how they become tensors.
-
-``open_data`` says what exists, ``choose`` which of it, ``ImageLoader`` makes batches by a ``Preprocessing``.
-"""
+"""Images and labels: where they come from, which of them are used, and how they become tensors."""
 
 import contextlib
 import hashlib
@@ -48,7 +45,8 @@ def _is_count(value: object, least: int) -> bool:
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image"  # Pillow's own text holds an object's address
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -142,12 +140,12 @@ class ImageData:
 def open_data(spec: str, split: str, download: bool = False) -> ImageData:
     """Open what ``spec`` names, for ``split`` "calibration" (training images) or "evaluation" (held out).
 
-    ``spec`` is one of the following; the first two have no splits and give every image for either.
-    A directory of class folders. An ``.npz`` with ``x`` uint8 [B, H, W, 3] and ``y`` integer [B]. A directory
-    with ``train/`` and one of ``test/``, ``val/``, ``validation/`` that hold class folders. ``cifar10:DIR``,
-    ``cifar100:DIR``, ``mnist:DIR``, ``imagenet:DIR`` as torchvision stores them; ``download`` fetches the
-    first three where absent, and means nothing elsewhere. ``digits``: scikit-learn's 1797 images of 8 x 8;
-    write ``./digits`` for a directory. Folders whose name begins with a dot are no classes.
+    ``spec`` is one of the following; the first two have no splits and give every image for either. A directory of class
+    folders. An ``.npz`` with ``x`` uint8 [B, H, W, 3] and ``y`` integer [B]. A directory with ``train/`` and one of
+    ``test/``, ``val/``, ``validation/`` that hold class folders. ``cifar10:DIR``, ``cifar100:DIR``, ``mnist:DIR``,
+    ``imagenet:DIR`` as torchvision stores them; ``download`` fetches the first three where absent, and means nothing
+    elsewhere. ``digits``: scikit-learn's 1797 images of 8 x 8; write ``./digits`` for a directory. Folders whose name
+    begins with a dot are no classes.
     Raises InvalidData where the data are missing, incomplete or of another form.
     """
     where = f"data {spec!r}"
@@ -159,17 +157,24 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData:
     if colon and prefix in _TORCHVISION:
         if not rest:
             raise _invalid(where, "directory", "none", f"{prefix}:DIR", "Write it after the colon")
-        return _open_torchvision(prefix, Path(rest).expanduser().resolve(), split, download)
-    path = Path(spec).expanduser().resolve()
+        return _open_torchvision(prefix, _place(where, rest), split, download)
+    path = _place(where, spec)
     if spec and path.is_dir():
         return _open_directory(path, split)
     if path.is_file() and path.suffix.lower() == ".npz":
         return _open_npz(path)
-    if spec and path.exists():
-        raise _invalid(where, "path", "a file", _FORMS, "Give the directory that holds the images")
-    if colon and len(prefix) > 1 and os.sep not in prefix:  # a single letter is a drive
-        raise _invalid(where, "kind", f"unknown prefix {prefix!r}", _FORMS, "Correct the prefix")
-    raise _invalid(where, "path", "nothing at that place", _FORMS, "Check the path")
+    foreign = colon and len(prefix) > 1 and os.sep not in prefix  # a single letter is a drive
+    got = f"unknown prefix {prefix!r}" if foreign else "a file" if spec and path.exists() else "nothing there"
+    raise _invalid(where, "path", got, _FORMS, "Check the path")
+
+
+def _place(where: str, text: str) -> Path:
+    try:
+        path = Path(text).expanduser().resolve()
+        path.exists()  # raises where the name is too long or a folder on the way may not be entered
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _invalid(where, "path", _reason(error), _FORMS, "Check the path") from error
+    return path
 
 
 def _open_directory(path: Path, split: str) -> ImageData:
@@ -257,17 +262,16 @@ def _open_digits(split: str) -> ImageData:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        expected, advice = "it installed", "Run: pip install 's-resnet[demo]'"
-        raise _invalid("data 'digits'", "scikit-learn", "no such package", expected, advice) from error
+        advice = "Run: pip install 's-resnet[demo]'"
+        raise _invalid("data 'digits'", "scikit-learn", "no such package", "it installed", advice) from error
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     labels = tuple(int(label) for label in digits.target)
     every = _from_pixels("digits", "all", tuple("0123456789"), pixels, labels)
     held_out = set(choose(every, 500))  # 50 of each digit
     kept = [index for index in range(len(every)) if (index in held_out) == (split == "evaluation")]
-    names, kept_labels = tuple(str(index) for index in kept), tuple(labels[index] for index in kept)
-    part = "test" if split == "evaluation" else "train"
-    return ImageData("digits", part, every.classes, names, kept_labels, pixels=pixels[kept])
+    part, names = "test" if split == "evaluation" else "train", tuple(str(index) for index in kept)
+    return ImageData("digits", part, every.classes, names, tuple(labels[i] for i in kept), pixels=pixels[kept])
 
 
 def _open_npz(path: Path) -> ImageData:
@@ -371,8 +375,7 @@ class ImageLoader:
         if len(indices) == 0 or min(indices) < 0 or max(indices) >= len(data):
             got = f"{min(indices)} to {max(indices)}" if len(indices) else "none"
             raise _invalid("loader", "indices", got, f"some of 0 to {len(data) - 1}", "Use choose()")
-        starts = range(0, len(indices), batch_size)
-        batches = tuple(tuple(indices[start : start + batch_size]) for start in starts)
+        batches = tuple(tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size))
         if workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             workers = min(2, cores)

@@ -260,12 +260,25 @@ def test_lists_of_class_numbers_are_labels():
     assert calibrate(IDENTITY, [[numbered(2), [4, 2]]] * 2, held_out=2).samples.labels.tolist() == [4, 2]
 
 
-def test_a_loader_serves_and_a_shuffled_one_is_refused():
+def test_a_loader_serves_shuffled_or_not():
     data = TensorDataset(numbered(40), torch.arange(40))
     assert calibrate(IDENTITY, DataLoader(data, 7), 100, 5).scales == {"flatten": 40.0}
     shuffled = DataLoader(data, 7, shuffle=True, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(InvalidData, match=r"other images when going through the batches again.*Turn off shuffling"):
-        calibrate(IDENTITY, shuffled, 100, held_out=5)
+    result = calibrate(IDENTITY, shuffled, 100, held_out=20)
+    others = set(range(1, 41)) - set(result.samples.images.flatten().int().tolist())
+    assert result.images == 20 and result.scales == {"flatten": float(max(others))}
+
+
+def test_equal_images_are_held_out_one_by_one():
+    result = calibrate(IDENTITY, [numbered(2)] * 4, 100, held_out=4)
+    assert (result.images, len(result.samples.images)) == (4, 4)
+
+
+def test_images_that_change_between_the_passes_are_refused():
+    data = TensorDataset(numbered(40), torch.arange(40))
+    dropping = DataLoader(data, 7, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InvalidData, match=r"other images when going through the batches again.*Turn off random"):
+        calibrate(IDENTITY, dropping, 100, held_out=5)
 
 
 # ---- from the statistics of BatchNorm ----
@@ -294,6 +307,13 @@ def test_a_single_channel(mean, deviation, percentile):
     b = abs(deviation) / math.sqrt(2)
     assert got == pytest.approx(mean - b * math.log(2 - 2 * percentile / 100), rel=1e-6)
     assert got == pytest.approx(np.quantile(laplace([mean], [deviation]), percentile / 100), rel=0.03)
+
+
+def test_expected_rounding_is_half_a_grid_step_of_the_active():
+    graph = chain(("bn", norm([0.2, -0.5], [1.0, 2.0])), ("relu", ops.ReLU()), ("flatten", ops.Flatten()))
+    result = calibrate_from_batchnorm(graph, 99.0)
+    x = laplace([0.2, -0.5], [1.0, 2.0])
+    assert result.rounding == pytest.approx((x > 0).mean() * result.scales["relu"] / 2 / x.clip(0).mean(), rel=0.02)
 
 
 def test_a_mixture_of_channels():

@@ -13,7 +13,7 @@ from conftest import Net, images, randomized
 from torch import nn
 
 from s_resnet import CifarResNet, Graph, Node, Simulation, convert, ops, passes, simulate, trace
-from s_resnet.calibrate import Calibration, Samples
+from s_resnet.calibrate import Calibration, Samples, calibrate_from_batchnorm
 from s_resnet.errors import ConversionError, InvalidData, UnsupportedModel
 from s_resnet.neuron import Neuron, Readout
 from s_resnet.passes import attach_readout, compensate, normalize, relu_to_neuron
@@ -329,7 +329,10 @@ def test_without_images_the_statistics_of_batchnorm_serve(model, given):
     source = model if given == "module" else trace(model, images())
     snn = convert(source, timesteps=32)
     assert snn.provenance["calibration"]["source"] == "batchnorm"
-    assert snn.provenance["compensation"]["reason"]
+    found = snn.provenance["compensation"]
+    expected = calibrate_from_batchnorm(trace(model, torch.zeros(2, 3, 32, 32))).rounding / found["timesteps"]
+    assert found["factor"] == pytest.approx(1 + expected) and found["reason"].startswith("expected rounding")
+    assert all(node.op.gain == found["factor"] for node in snn.nodes if hasattr(node.op, "gain"))
     assert snn.provenance["compensation"]["curve"] == []
     assert snn.provenance["input_shape"] == [3, 32, 32]
     assert snn(images(size=32), 4).shape == (2, 10)

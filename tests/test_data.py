@@ -202,7 +202,7 @@ def test_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
 
 
 def test_directories_refused(tmp_path: Path) -> None:
-    fails("path, got nothing at that place; expected a directory of class folders", tmp_path / "absent")
+    fails("path, got nothing there; expected a directory of class folders", tmp_path / "absent")
     fails("path, got nothing", "")
     fails("unknown prefix 'foo'; expected .*cifar10:DIR", "foo:bar")
     fails("split, got 'testing'", tmp_path, split="testing")
