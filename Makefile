@@ -15,8 +15,9 @@ JOBS ?= 2
 demo: .venv/installed
 	$(BIN)/sresnet demo
 
+# One thread per test process: the processes share the cores.
 test: lint types
-	$(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
