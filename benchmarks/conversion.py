@@ -47,6 +47,9 @@ CASES = {
     ),
     "resnet20-no-data": Case("resnet20-12fca82f.th", "", 256, ((LOSSLESS, None), (JPEG, 1000))),
     "resnet56": Case("resnet56-4bfd9763.th", "", 350, ((LOSSLESS, None), (JPEG, 1000)), "cifar10/train"),
+    "resnet56-released": Case(
+        "resnet56-4bfd9763.th", "--recipe s-resnet-released", 350, ((LOSSLESS, None),), "cifar10/train"
+    ),
     "resnet18": Case("resnet18-cifar10-64px.pth", "--input-size 64", 256, ((JPEG, 1000),), "jpeg-train"),
     "resnet50": Case("resnet50-cifar10-64px.pth", "--input-size 64", 256, ((JPEG, 400),), "jpeg-train"),
 }

@@ -9,6 +9,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -66,16 +67,6 @@ class _Tracer(fx.Tracer):
 
     record_stack_traces = True
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-
-class _Proxy(fx.Proxy):
-    """torch.fx reads ``x += y`` as ``x = x + y``, which other names of x would not see."""
-
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
 
 class _Recorder(fx.Interpreter):
     """Runs the module once. ``values``: per node a tensor's shape (a torch.Size), or the value of anything else;
@@ -105,13 +96,26 @@ class _Recorder(fx.Interpreter):
 def _symbolic(model: nn.Module) -> tuple[nn.Module, fx.GraphModule]:
     try:
         copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
-        return copied, fx.GraphModule(copied, _Tracer().trace(copied))
+        pool, reshape = _followed(F.avg_pool2d), _followed(torch.reshape)
+        with mock.patch.object(F, "avg_pool2d", pool), mock.patch.object(torch, "reshape", reshape):
+            return copied, fx.GraphModule(copied, _Tracer().trace(copied))
     except Exception as error:
         places = [f"{f.filename}, line {f.lineno}: {f.line}" for f in traceback.extract_tb(error.__traceback__)]
         raise UnsupportedModel(
             f"{type(model).__name__}{_last_outside_torch(places)}: torch.fx cannot follow its forward, got "
             f"{_first_line(error)}; expected a module without control flow on values. Make its forward static."
         ) from error
+
+
+def _followed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch that takes sizes under tracing: torch 2.6 refuses ``F.avg_pool2d(x, x.size()[3])``."""
+
+    def call(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, fx.Proxy):
+            return x.tracer.create_proxy("call_function", function, (x, *args), kwargs)
+        return function(x, *args, **kwargs)
+
+    return call
 
 
 def _first_line(error: BaseException) -> str:
