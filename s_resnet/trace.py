@@ -62,12 +62,6 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     return graph
 
 
-class _Tracer(fx.Tracer):
-    """torch.fx's tracer, remembering source lines for messages."""
-
-    record_stack_traces = True
-
-
 class _Recorder(fx.Interpreter):
     """Runs the module once. ``values``: per node a tensor's shape (a torch.Size), or the value of anything else;
     ``overwritten``: the nodes whose memory this node changes, and whether they now have its very value."""
@@ -96,9 +90,11 @@ class _Recorder(fx.Interpreter):
 def _symbolic(model: nn.Module) -> tuple[nn.Module, fx.GraphModule]:
     try:
         copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
+        tracer = fx.Tracer()
+        tracer.record_stack_traces = True  # for the source lines in messages
         pool, reshape = _followed(F.avg_pool2d), _followed(torch.reshape)
         with mock.patch.object(F, "avg_pool2d", pool), mock.patch.object(torch, "reshape", reshape):
-            return copied, fx.GraphModule(copied, _Tracer().trace(copied))
+            return copied, fx.GraphModule(copied, tracer.trace(copied))
     except Exception as error:
         places = [f"{f.filename}, line {f.lineno}: {f.line}" for f in traceback.extract_tb(error.__traceback__)]
         raise UnsupportedModel(
