@@ -60,7 +60,19 @@ def step() -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"conversion": conversion, "step": step}
+def memory() -> str:
+    """Peak memory of one evaluation at several T; the newest line of each network and T."""
+    newest = {(line["network"], line["timesteps"]): line for line in lines("memory")}
+    rows = ["| network | images | T | peak memory of the process | against the first T |", "|---|---|---|---|---|"]
+    for line in newest.values():
+        rows.append(
+            f"| {line['network']} | {line['images']} | {line['timesteps']} | "
+            f"{line['peak_memory_bytes'] / 2**20:.0f} MiB | {line['ratio']} |"
+        )
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"conversion": conversion, "step": step, "memory": memory}
 
 
 def render(text: str) -> str:
