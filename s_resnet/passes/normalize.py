@@ -89,7 +89,7 @@ class _Work:
         self.nodes.append(Node(node.name, op, inputs))
 
     def wanted(self, node: Node) -> Tensor:
-        """The unit of a synapse's output: the threshold of the one neuron that integrates it, else the source's."""
+        """The unit of a synapse's output: the threshold of the one neuron that integrates it, else 1, the ANN's own."""
         users = self.graph.users[node.name]
         if len(users) == 1:
             user = self.graph[users[0]]
