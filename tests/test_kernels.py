@@ -270,11 +270,11 @@ def test_a_thousand_steps_do_not_drift(kernel, dtype):
 
 
 @KERNELS
-def test_a_shortcut_without_its_scale_is_not_ignored(kernel):
-    with pytest.raises((AssertionError, TypeError)):
-        kernel.integrate_and_fire(
-            torch.ones(2, 1, 1), torch.zeros(1, 1), threshold=torch.tensor(1.0), shortcut=torch.ones(2, 1, 1)
-        )
+def test_a_shortcut_without_its_scale_is_a_current(kernel):
+    spikes, v = kernel.integrate_and_fire(
+        torch.ones(2, 1, 1), torch.zeros(1, 1), threshold=torch.tensor(4.0), shortcut=torch.full((2, 1, 1), 1.5)
+    )
+    assert spikes.flatten().tolist() == [0, 1] and v.item() == 1.0
 
 
 def test_the_cpu_runs_the_cpu_kernel():

@@ -21,8 +21,11 @@ class Kernel(Protocol):
         threshold: Tensor,
         decay: float = 1.0,
         reset: str = "subtract",
+        bias: Tensor | None = None,
         shortcut: Tensor | None = None,
         shortcut_scale: Tensor | None = None,
+        spike_dtype: torch.dtype | None = None,
+        counts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
 

@@ -13,37 +13,49 @@ def integrate_and_fire(
     threshold: Tensor,
     decay: float = 1.0,
     reset: str = "subtract",
+    bias: Tensor | None = None,
     shortcut: Tensor | None = None,
     shortcut_scale: Tensor | None = None,
+    spike_dtype: torch.dtype | None = None,
+    counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does, with its arguments and results.
 
-    Three passes per step (integrate, compare, reset), one more with a shortcut. The spikes take the memory
-    layout of the membrane (channels_last stays channels_last), so the next convolution need not reorder them.
+    Three passes per step (integrate, compare, reset), one more each for a bias, a shortcut and counts. The spikes take
+    the memory layout of the membrane (channels_last stays channels_last): the next convolution need not reorder them.
     """
     steps = current.shape[0]
     unit = threshold.numel() == 1 and float(threshold) == 1.0
-    spikes = _empty_steps(steps, v)
+    spikes = _empty_steps(steps, v, spike_dtype or v.dtype)
+    fired = spikes if spikes.dtype == v.dtype else None
     for t in range(steps):
-        s = spikes[t]
+        s = torch.empty_like(v) if fired is None else fired[t]
         # The first addition allocates, so that the caller's membrane survives; the others work in place.
         leaked = v if decay == 1.0 else v * decay
-        v = torch.add(leaked, current[t]) if t == 0 else torch.add(leaked, current[t], out=v)
-        if shortcut is not None:
-            assert shortcut_scale is not None, "a shortcut needs its shortcut_scale"
-            v.addcmul_(shortcut[t], shortcut_scale)
+        now = current[t].to(v.dtype)
+        v = torch.add(leaked, now) if t == 0 else torch.add(leaked, now, out=v)
+        if bias is not None:
+            v.add_(bias)
+        if shortcut is not None and shortcut_scale is None:
+            v.add_(shortcut[t])
+        elif shortcut is not None and shortcut_scale is not None:
+            v.addcmul_(shortcut[t].to(v.dtype), shortcut_scale.to(v.dtype))
         torch.ge(v, threshold, out=s)
         if reset == "zero":
-            v.addcmul_(v, s, value=-1.0)
+            v.addcmul_(v, s, value=-1)
         elif unit:
             v.sub_(s)
         else:
-            v.addcmul_(s, threshold, value=-1.0)
+            v.addcmul_(s, threshold.to(v.dtype), value=-1)
+        if fired is None:
+            spikes[t] = s
+        if counts is not None:
+            counts[t] += s.sum(tuple(range(1, s.ndim))).to(torch.int32)
     return spikes, v
 
 
-def _empty_steps(steps: int, v: Tensor) -> Tensor:
+def _empty_steps(steps: int, v: Tensor, dtype: torch.dtype) -> Tensor:
     """An uninitialized ``[T, B, *]`` whose every step has the memory layout of ``v``."""
     # empty_like is dense even where v is not (expanded, or a slice); its strides are all that is wanted of it.
     strides = torch.empty_like(v).stride()
-    return v.new_empty(steps * v.numel()).as_strided((steps, *v.shape), (v.numel(), *strides))
+    return v.new_empty(steps * v.numel(), dtype=dtype).as_strided((steps, *v.shape), (v.numel(), *strides))

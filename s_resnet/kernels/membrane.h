@@ -1,0 +1,29 @@
+// One neuron, one step: the arithmetic that the CUDA kernel and the host kernel share.
+// The equation is that of integrate_and_fire in reference.py; V is float, or int in an integer network.
+#pragma once
+
+#if defined(__CUDACC__)
+#define SRESNET_INLINE __device__ __forceinline__
+#else
+#define SRESNET_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace sresnet {
+
+// v <- decay * v + current, in the order of the reference: the other currents are added one by one.
+template <typename V, bool LEAKY>
+SRESNET_INLINE V integrate(V v, V current, V decay) {
+    if (LEAKY) v = decay * v;
+    return v + current;
+}
+
+// Whether the neuron fires, and its membrane after the reset. Written without a branch, so that lanes stay together.
+template <typename V, bool HARD>
+SRESNET_INLINE bool fire(V& v, V threshold) {
+    const bool fired = v >= threshold;
+    const V after = HARD ? V(0) : v - threshold;
+    v = fired ? after : v;
+    return fired;
+}
+
+}  // namespace sresnet
