@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from s_resnet import InvalidData, Neuron, Readout, SpikingMaxPool2d
-from s_resnet.kernels import cpu, reference, select
+from s_resnet.kernels import cpu, describe, host, native, reference, select
 
-KERNELS = pytest.mark.parametrize("kernel", [reference, cpu], ids=["reference", "cpu"])
+COMPILED = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
+KERNELS = pytest.mark.parametrize(
+    "kernel", [reference, cpu, pytest.param(host, marks=COMPILED)], ids=["reference", "cpu", "host"]
+)
 THRESHOLDS = {
     "one": torch.tensor(1.0),
     "scalar": torch.tensor(0.75),
@@ -277,8 +280,14 @@ def test_a_shortcut_without_its_scale_is_a_current(kernel):
     assert spikes.flatten().tolist() == [0, 1] and v.item() == 1.0
 
 
-def test_the_cpu_runs_the_cpu_kernel():
+def test_the_cpu_runs_the_compiled_kernel_or_says_why_not(monkeypatch):
+    compiled, how = native.library()
+    expected = ("cpu", cpu.integrate_and_fire) if compiled is None else ("cpu-native", host.integrate_and_fire)
+    assert select(torch.device("cpu")) == expected
+    assert how in describe()
+    monkeypatch.setattr(native, "library", lambda: (None, "no C++ compiler: nothing found"))
     assert select(torch.device("cpu")) == ("cpu", cpu.integrate_and_fire)
+    assert "cpu (no C++ compiler" in describe()
 
 
 # ---- the gated max-pool ----

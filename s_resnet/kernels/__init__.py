@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import cpu, reference
+from . import cpu, host, native, reference
 
 
 class Kernel(Protocol):
@@ -32,14 +32,18 @@ class Kernel(Protocol):
 def select(device: torch.device) -> tuple[str, Kernel]:
     """The name and the function of the kernel that runs on ``device``."""
     if device.type == "cpu":
-        return "cpu", cpu.integrate_and_fire
+        return (
+            ("cpu", cpu.integrate_and_fire) if native.library()[0] is None else ("cpu-native", host.integrate_and_fire)
+        )
     return "reference", reference.integrate_and_fire
 
 
 def describe() -> str:
     """Which kernels this installation runs, in words."""
     gpu = f"reference on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no CUDA device"
-    return f"torch {torch.__version__}, membrane kernel: cpu; {gpu}"
+    compiled, how = native.library()
+    host_kernel = "cpu" if compiled is None else "cpu-native"
+    return f"torch {torch.__version__}, membrane kernel: {host_kernel} ({how}); {gpu}"
 
 
 def per_channel(values: Tensor, ndim: int) -> Tensor:

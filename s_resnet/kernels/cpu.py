@@ -26,7 +26,7 @@ def integrate_and_fire(
     """
     steps = current.shape[0]
     unit = threshold.numel() == 1 and float(threshold) == 1.0
-    spikes = _empty_steps(steps, v, spike_dtype or v.dtype)
+    spikes = empty_steps(steps, v, spike_dtype or v.dtype)
     fired = spikes if spikes.dtype == v.dtype else None
     for t in range(steps):
         s = torch.empty_like(v) if fired is None else fired[t]
@@ -54,7 +54,7 @@ def integrate_and_fire(
     return spikes, v
 
 
-def _empty_steps(steps: int, v: Tensor, dtype: torch.dtype) -> Tensor:
+def empty_steps(steps: int, v: Tensor, dtype: torch.dtype) -> Tensor:
     """An uninitialized ``[T, B, *]`` whose every step has the memory layout of ``v``."""
     # empty_like is dense even where v is not (expanded, or a slice); its strides are all that is wanted of it.
     strides = torch.empty_like(v).stride()

@@ -1,0 +1,156 @@
+"""Event-driven convolution on the CPU: a layer costs its spikes, not its zeros. The C++ is in ``events.cpp``.
+
+A spike of channel c at pixel (y, x) adds the weight row ``W[dy][dx][c][:]`` to every output pixel that sees it, so the
+cost is (spikes) x (taps) x (output channels) additions. Each output is summed in one fixed order, so results do not
+depend on the batch, the chunk or the number of threads, bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import native
+
+Pair = tuple[int, int]
+ROOM = 64  # as in events.cpp
+LANES = {torch.float32: 16, torch.int16: 32}
+RUN = 64  # rows of 16-bit weights between two visits of the wide sum: more of them cost precision, fewer cost time
+WIDE = 64  # output channels that fill the registers well: narrower layers do several output pixels at once
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in (
+            *("images", "height", "width", "channels", "out_height", "out_width", "out_channels"),
+            *("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "limit", "threads"),
+        )
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """The spikes of ``[N, C, H, W]`` as lists of positions, one list for each line of pixels."""
+
+    shape: tuple[int, int, int, int]
+    ids: Tensor
+    start: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A convolution's weight as rows for events, for images of one width.
+
+    rows: ``[kernel_h * kernel_w * C + 1, out_channels padded]``, the last row zeros. ``group`` neighboring output
+    pixels are one pixel of ``group * C_out`` channels, under a kernel as wide as all of them see.
+    step: per output channel what one unit of int16 weights is worth, or None (float32 weights, or integer output).
+    limit: int16 rows that can be summed without overflow.
+    """
+
+    rows: Tensor
+    step: Tensor | None
+    limit: int
+    group: int
+    out_channels: int
+    out_size: Pair
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+
+
+def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
+    """Whether the kernel is there and takes such a convolution over images of that height and width."""
+    channels, (height, width) = weight.shape[1], weight.shape[2:]
+    # Ids and weight rows are counted in 16 bits; a group of pixels can widen the kernel by a few columns.
+    fits = channels * size[1] < 2**16 and channels * height * (width + 16) < 2**16
+    return (
+        weight.device.type == "cpu" and groups == 1 and dilation == (1, 1) and fits and native.library()[0] is not None
+    )
+
+
+def find(spikes: Tensor) -> Events:
+    """The events of uint8 spikes ``[N, C, H, W]`` in {0, 1}, in channels_last."""
+    library, reason = native.library()
+    assert library is not None, reason
+    assert spikes.dtype == torch.uint8 and spikes.is_contiguous(memory_format=torch.channels_last)
+    n, c, h, w = spikes.shape
+    ids = torch.empty(n * h * (w * c + ROOM), dtype=torch.int16)
+    start = torch.empty(n * h * (w + 1), dtype=torch.int32)
+    shape = _Shape(images=n, height=h, width=w, channels=c, threads=torch.get_num_threads())
+    library.sresnet_find_events(ctypes.byref(shape), *map(_pointer, (spikes, ids, start)))
+    return Events((n, c, h, w), ids, start)
+
+
+def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str = "exact") -> Packed:
+    """Lay a weight ``[C_out, C, kh, kw]`` out for images of height and width ``size``.
+
+    precision ``"exact"``: float32. ``"fast"``: 16-bit fixed point, with the finest step per output channel for which no
+    sum of ``RUN`` weights can overflow. A weight of whole numbers in int8 is kept as it is and gives int32.
+    """
+    out_channels, channels, kh, kw = weight.shape
+    out_size = tuple((size[i] + 2 * padding[i] - (kh, kw)[i]) // stride[i] + 1 for i in (0, 1))
+    group = max((g for g in (1, 2, 4) if g * out_channels <= WIDE and out_size[1] % g == 0), default=1)
+    step = None
+    limit = 2**16
+    if weight.dtype == torch.int8:
+        limit = 2**15 // max(1, int(weight.to(torch.int16).abs().max())) - 1
+        weight = weight.to(torch.int16)
+    elif precision == "fast":
+        limit = min(RUN, channels * kh * kw)
+        largest = weight.abs().flatten(1).topk(limit, dim=1).values.sum(1)
+        step = largest / (2**15 - 1 - limit)  # rounding adds at most half a unit to each
+        step = torch.where(step > 0, step, torch.ones_like(step))
+        weight = (weight / step.view(-1, 1, 1, 1)).round().to(torch.int16)
+    wide = kw + (group - 1) * stride[1]
+    rows = weight.new_zeros(kh, wide, channels, group, out_channels)
+    taps = weight.permute(2, 3, 1, 0)
+    for g in range(group):
+        rows[:, g * stride[1] : g * stride[1] + kw, :, g] = taps
+    lanes = LANES[weight.dtype]
+    padded = weight.new_zeros(kh * wide * channels + 1, -(-group * out_channels // lanes) * lanes)
+    padded[:-1, : group * out_channels] = rows.flatten(3).flatten(0, 2)
+    return Packed(
+        padded,
+        None if step is None else step.repeat(group).contiguous(),
+        limit,
+        group,
+        out_channels,
+        (out_size[0], out_size[1]),
+        (kh, wide),
+        (stride[0], stride[1] * group),
+        padding,
+    )
+
+
+def conv2d(events: Events, packed: Packed) -> Tensor:
+    """The convolution of the spikes with the packed weight, without bias: ``[N, C_out, H_out, W_out]`` channels_last.
+
+    float32, or int32 for int8 weights.
+    """
+    library, reason = native.library()
+    assert library is not None, reason
+    n, c, h, w = events.shape
+    integer = packed.rows.dtype == torch.int16 and packed.step is None
+    out = torch.empty(
+        (n, packed.out_channels, *packed.out_size),
+        dtype=torch.int32 if integer else torch.float32,
+        memory_format=torch.channels_last,
+    )
+    shape = _Shape(
+        *(n, h, w, c, packed.out_size[0], packed.out_size[1] // packed.group, packed.out_channels * packed.group),
+        *(*packed.kernel, *packed.stride, *packed.padding, packed.limit, torch.get_num_threads()),
+    )
+    function = library.sresnet_convolve_float if packed.rows.dtype == torch.float32 else library.sresnet_convolve_fixed
+    step = None if packed.step is None else _pointer(packed.step)
+    function(
+        ctypes.byref(shape), _pointer(events.ids), _pointer(events.start), _pointer(packed.rows), step, _pointer(out)
+    )
+    return out
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
