@@ -18,8 +18,8 @@ from torch import Tensor
 
 from . import neuron, ops
 from .errors import InvalidArtifact, SResNetError
-from .graph import Graph, Node
-from .ops import Op
+from .graph import Graph
+from .ops import Node, Op
 
 FORMAT = 1
 _KEY = "s_resnet"

@@ -11,21 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import engine
 from .errors import ConversionError, InvalidData
-from .neuron import STATEFUL, Memory, Neuron, Readout, SpikingMaxPool2d
-from .ops import SYNAPSES, Conv2d, Input, Op, Scale, channels_last, compensated
-
-# Images times steps that go through one layer at a time: enough to keep the convolutions busy, bounded in memory.
-FOLD = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One operation under a name; ``inputs`` are the names of earlier nodes."""
-
-    name: str
-    op: Op
-    inputs: tuple[str, ...]
+from .neuron import STATEFUL, Memory, Neuron
+from .ops import Conv2d, Input, Node, Op
 
 
 @dataclass(frozen=True)
@@ -152,7 +141,11 @@ class Graph:
 
     @cached_property
     def _freed(self) -> list[list[str]]:
-        return _freed(self.nodes, {})
+        return engine.freed(self.nodes, {})
+
+    @cached_property
+    def _plans(self) -> dict[str, engine.Plan]:
+        return {}
 
     # ---- spiking ----
 
@@ -163,24 +156,26 @@ class Graph:
         chunk: int | None = None,
         state: State | None = None,
         encode: Callable[[int], Tensor] | None = None,
+        precision: str = "exact",
     ) -> Iterator[Chunk]:
         """Simulate ``timesteps`` steps, ``chunk`` steps through one layer at a time, and yield each chunk's results.
 
         Args:
             images: ``[B, C, H, W]``, the constant input current (direct coding).
-            chunk: steps per layer visit; results do not depend on it, memory does. By default from the batch size.
+            chunk: steps per layer visit; results do not depend on it, memory does. By default from the batch size, on
+                a GPU also from its free memory.
             state: where to go on from; None starts fresh.
             encode: gives the next ``S`` steps of input ``[S, B, C, H, W]`` in place of the constant images.
+            precision: ``"exact"`` is float32 (on a GPU without TF32); ``"fast"`` multiplies in 16 bits where that is
+                faster: bfloat16 or fixed-point weights on a CPU, float16 on a GPU. Membranes are float32 in both.
         """
         _check(self, images, timesteps, chunk, state)
-        chunk = chunk or max(1, FOLD // len(images))
-        run = _Run(self, channels_last(images), None if state is None else dict(state.memory), encode)
-        step = 0 if state is None else state.step
-        for start in range(0, timesteps, chunk):
-            steps = min(chunk, timesteps - start)
-            outputs, spikes = run.advance(steps)
-            step += steps
-            yield Chunk(outputs, spikes, State(step, dict(run.memory)))
+        if precision not in self._plans:
+            self._plans[precision] = engine.plan(self.nodes, self.users, self.static, precision)
+        memory, step = ({}, 0) if state is None else (state.memory, state.step)
+        for outputs, spikes, after in engine.advance(self._plans[precision], images, timesteps, chunk, memory, encode):
+            step += len(outputs)
+            yield Chunk(outputs, spikes, State(step, after))
 
 
 def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
@@ -214,117 +209,3 @@ def _check_images(graph: Graph, images: Tensor) -> None:
                     f"{name}: got images of shape {tuple(images.shape)}, {got[1]} on {got[2]}; expected "
                     f"{expected[0]} channels, {expected[1]} on {expected[2]}. Preprocess them as for the source model."
                 )
-
-
-def _freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str]]:
-    """For each position the names that no later node reads; a deferred node is read as the node it stands for."""
-    last = {
-        deferred.get(name, name): index
-        for index, node in enumerate(nodes)
-        if node.name not in deferred
-        for name in (node.name, *node.inputs)
-    }
-    freed: list[list[str]] = [[] for _ in nodes]
-    for name, index in last.items():
-        if name != nodes[-1].name:
-            freed[index].append(name)
-    return freed
-
-
-class _Run:
-    """One simulation under way: the prepared operations, the constant part computed once, the memory."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        images: Tensor,
-        memory: dict[str, Memory] | None,
-        encode: Callable[[int], Tensor] | None,
-    ) -> None:
-        self.graph, self.images, self.encode = graph, images, encode
-        self.memory: dict[str, Memory] = memory or {}
-        self.ops = {node.name: _prepared(node.op) for node in graph.nodes}
-        self.unit = {node.name: bool((node.op.threshold == 1).all()) for node in graph.neurons}  # type: ignore[attr-defined]
-        # A shortcut synapse that only neurons read is applied inside the membrane kernel, without a pass of its own.
-        self.deferred = {
-            node.name: node.inputs[0]
-            for node in graph.nodes
-            if isinstance(node.op, Scale)
-            and graph.users[node.name]
-            and all(isinstance(graph[user].op, Neuron) for user in graph.users[node.name])
-        }
-        self.freed = _freed(graph.nodes, self.deferred)
-        self.constant: dict[str, Tensor] = {}
-        if encode is None:
-            for node in graph.nodes:
-                if node.name in graph.static:
-                    arguments = [images] if isinstance(node.op, Input) else [self.constant[n] for n in node.inputs]
-                    self.constant[node.name] = self.ops[node.name].run(*arguments)
-
-    def advance(self, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The next ``steps`` steps through every layer: answers ``[S, B, N]`` and spikes per neuron node ``[S, B]``."""
-        values: dict[str, Tensor] = {}  # [S * B, *], so that the convolutions see one large batch
-        counts: dict[str, Tensor] = {}
-        batch = len(self.images)
-        for index, node in enumerate(self.graph.nodes):
-            if node.name in self.constant or node.name in self.deferred:
-                continue
-            if isinstance(node.op, Input):
-                assert self.encode is not None
-                values[node.name] = channels_last(self.encode(steps).flatten(0, 1))
-            elif isinstance(node.op, STATEFUL):
-                out = self._remember(node, values, steps)
-                if isinstance(node.op, Neuron):
-                    counts[node.name] = out.sum(tuple(range(2, out.ndim)))
-                values[node.name] = out.flatten(0, 1)
-                if isinstance(node.op, Neuron) and not self.unit[node.name]:
-                    values[node.name] = node.op.emit(values[node.name])
-            else:
-                arguments = [self._folded(name, values, steps) for name in node.inputs]
-                values[node.name] = self.ops[node.name].run(*arguments)
-            for name in self.freed[index]:
-                values.pop(name, None)
-        return values[self.graph.nodes[-1].name].view(steps, batch, -1), counts
-
-    def _remember(self, node: Node, values: dict[str, Tensor], steps: int) -> Tensor:
-        """Advance a node with memory over its inputs ``[S, B, *]``."""
-        shortcut = None
-        currents = []
-        for name in node.inputs:
-            if name in self.deferred and shortcut is None and len(node.inputs) > 1:
-                scale = self.ops[name]
-                assert isinstance(scale, Scale)
-                shortcut = (self._steps(self.deferred[name], values, steps), scale.weight)
-            else:
-                currents.append(self._steps(name, values, steps))
-        memory = self.memory.get(node.name)
-        if isinstance(node.op, Neuron):
-            out, self.memory[node.name] = node.op.advance(currents, memory, shortcut)
-        else:
-            assert isinstance(node.op, SpikingMaxPool2d | Readout)
-            out, self.memory[node.name] = node.op.advance(currents, memory)
-        return out
-
-    def _folded(self, name: str, values: dict[str, Tensor], steps: int) -> Tensor:
-        """The value of ``name`` as ``[S * B, *]``."""
-        if name in self.deferred:
-            return self.ops[name].run(self._folded(self.deferred[name], values, steps))
-        if name in self.constant:
-            value = self.constant[name]
-            return value.expand(steps, *value.shape).flatten(0, 1)
-        return values[name]
-
-    def _steps(self, name: str, values: dict[str, Tensor], steps: int) -> Tensor:
-        """The value of ``name`` as ``[S, B, *]``; what is constant is expanded without a copy."""
-        if name in self.constant:
-            return self.constant[name].expand(steps, *self.constant[name].shape)
-        folded = self._folded(name, values, steps)
-        return folded.view(steps, len(self.images), *folded.shape[1:])
-
-
-def _prepared(op: Op) -> Op:
-    """The operation as a spiking run uses it: compensated, its convolution weights in channels_last."""
-    if not isinstance(op, SYNAPSES):
-        return op
-    op = compensated(op)
-    return op if isinstance(op, Scale) else replace(op, weight=channels_last(op.weight))

@@ -28,6 +28,8 @@ class Neuron:
     :func:`s_resnet.kernels.reference.integrate_and_fire`. It sums all its inputs, so a residual addition is implicit.
 
     threshold: positive, 0-dimensional (one for the layer) or ``[C]``.
+    integer: the threshold in int32 ``[C]`` of an integer network: its runs count currents and membrane in whole units
+    of 1 / integer of the threshold.
     Source: arXiv:1805.01352 (Hu, Tang, Pan): integrate-and-fire, reset by subtraction.
     """
 
@@ -35,6 +37,7 @@ class Neuron:
     initial_potential: float = 0.0
     reset: str = "subtract"
     decay: float = 1.0
+    integer: Tensor | None = None
 
     def __post_init__(self) -> None:
         _one_of("neuron: reset", self.reset, "subtract", "zero")
@@ -47,28 +50,50 @@ class Neuron:
         return F.relu(total)
 
     def start(self, current: Tensor) -> Memory:
-        """The membrane ``[B, *]`` before the first step, for currents shaped ``[S, B, *]``."""
-        threshold = per_channel(self.threshold, current.ndim - 1)
-        return ((torch.zeros_like(current[0]) + self.initial_potential * threshold),)
+        """The membrane ``[B, *]`` before the first step, for currents ``[S, B, *]``: float32 or wider, or int32."""
+        threshold = per_channel(self.threshold if self.integer is None else self.integer, current.ndim - 1)
+        if self.integer is not None:
+            start = (self.initial_potential * threshold).round().to(torch.int32)
+        else:
+            start = self.initial_potential * threshold.to(torch.promote_types(threshold.dtype, torch.float32))
+        return (torch.zeros_like(current[0], dtype=start.dtype) + start,)
 
     def advance(
-        self, inputs: list[Tensor], memory: Memory | None, shortcut: tuple[Tensor, Tensor] | None = None
+        self,
+        inputs: list[Tensor],
+        memory: Memory | None,
+        shortcut: tuple[Tensor, Tensor] | None = None,
+        *,
+        bias: Tensor | None = None,
+        spike_dtype: torch.dtype | None = None,
+        counts: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
-        """Integrate ``[S, B, *]`` currents into {0, 1} spikes; ``shortcut``: a branch to scale, (spikes, weight)."""
-        current = inputs[0]
-        for other in inputs[1:]:
+        """Integrate ``[S, B, *]`` currents into {0, 1} spikes; ``shortcut``: a branch to scale, (spikes, weight).
+
+        bias, spike_dtype, counts: as in :func:`s_resnet.kernels.reference.integrate_and_fire`.
+        """
+        current, *others = inputs
+        branch: Tensor | None = None
+        scale: Tensor | None = None
+        if shortcut is not None:
+            branch, scale = shortcut[0], per_channel(shortcut[1], current.ndim - 1)
+        elif others:
+            branch = others.pop()
+        for other in others:
             current = current + other
         (v,) = self.start(current) if memory is None else memory
         _, integrate_and_fire = kernels.select(current.device)
-        threshold = per_channel(self.threshold, v.ndim)
         spikes, v = integrate_and_fire(
             current,
             v,
-            threshold=threshold,
+            threshold=per_channel(self.threshold if self.integer is None else self.integer, v.ndim),
             decay=self.decay,
             reset=self.reset,
-            shortcut=None if shortcut is None else shortcut[0],
-            shortcut_scale=None if shortcut is None else per_channel(shortcut[1], v.ndim),
+            bias=bias,
+            shortcut=branch,
+            shortcut_scale=scale,
+            spike_dtype=spike_dtype,
+            counts=counts,
         )
         return spikes, (v,)
 
@@ -140,7 +165,7 @@ class Readout:
         (current,) = inputs
         if memory is None:
             zero = torch.zeros_like(current[0], dtype=torch.float64)
-            memory = (torch.zeros((), dtype=torch.float64), zero, zero + self.initial_potential)
+            memory = (zero.new_zeros(()), zero, zero + self.initial_potential)
         step, total, v = memory
         answers = []
         for now in current:

@@ -26,8 +26,22 @@ class Op(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Node:
+    """One operation under a name; ``inputs`` are the names of earlier nodes."""
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Input:
-    """The images ``[B, C, H, W]``, preprocessed."""
+    """The images ``[B, C, H, W]``, preprocessed.
+
+    grid: an integer network sees them as multiples of 1 / grid, within +-8; 0 as they are.
+    """
+
+    grid: int = 0
 
     def run(self, *inputs: Tensor) -> Tensor:
         return inputs[0]
@@ -35,7 +49,11 @@ class Input:
 
 @dataclass(frozen=True, eq=False)
 class Conv2d:
-    """``y = gain * W * x + b``; weight ``[C_out, C_in / groups, kh, kw]``, bias ``[C_out]`` or None, zero padding."""
+    """``y = gain * W * x + b``; weight ``[C_out, C_in / groups, kh, kw]``, bias ``[C_out]`` or None, zero padding.
+
+    integer, integer_bias: the weight in int8 and the bias in int32, in units of the threshold of the neuron layer that
+    reads it; an integer run uses them instead, and no gain. grid: the images' grid, when it reads the images.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -44,6 +62,9 @@ class Conv2d:
     dilation: Pair = (1, 1)
     groups: int = 1
     gain: float = 1.0
+    integer: Tensor | None = None
+    integer_bias: Tensor | None = None
+    grid: int = 0
 
     def run(self, *inputs: Tensor) -> Tensor:
         return F.conv2d(inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -51,11 +72,16 @@ class Conv2d:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """``y = gain * W x + b``; weight ``[N, features]``, bias ``[N]`` or None."""
+    """``y = gain * W x + b``; weight ``[N, features]``, bias ``[N]`` or None.
+
+    integer: the weight in int8, in units of ``integer_step``; an integer run uses it instead, and no gain.
+    """
 
     weight: Tensor
     bias: Tensor | None
     gain: float = 1.0
+    integer: Tensor | None = None
+    integer_step: float = 1.0
 
     def run(self, *inputs: Tensor) -> Tensor:
         return F.linear(inputs[0], self.weight, self.bias)
@@ -66,11 +92,13 @@ class Scale:
     """A one-to-one synapse ``y = gain * w x`` without bias: the identity branch of the shortcut conversion model.
 
     weight 0-dimensional (one factor for the layer) or ``[C]``.
+    integer: the weight in int32 ``[C]``, in units of the threshold of the neuron layer that reads it.
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352, shortcut conversion.
     """
 
     weight: Tensor
     gain: float = 1.0
+    integer: Tensor | None = None
 
     def run(self, *inputs: Tensor) -> Tensor:
         return inputs[0] * per_channel(self.weight, inputs[0].ndim)
@@ -185,6 +213,48 @@ UNIT_PRESERVING = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Pad, Slice)
 def compensated(op: Synapse) -> Synapse:
     """The synapse as a spiking run uses it: ``gain`` multiplied into the weight, bias untouched."""
     return op if op.gain == 1.0 else replace(op, weight=op.weight * op.gain, gain=1.0)
+
+
+def whole(op: Op) -> Op:
+    """The operation as an integer run uses it: whole numbers, held in float32 where torch multiplies them.
+
+    Every sum stays below 2^24, so float32 is exact and the order of additions does not matter.
+    """
+    if isinstance(op, Input) and op.grid:
+        return _GridInput(op.grid)
+    if isinstance(op, Conv2d) and op.integer is not None:
+        weight = channels_last(op.integer.to(torch.float32))
+        if op.grid:
+            bias = 0 if op.integer_bias is None else op.integer_bias.view(-1, 1, 1)
+            return _GridConv2d(replace(op, weight=weight, bias=None), bias, op.grid)
+        return replace(op, weight=weight, bias=op.integer_bias, gain=1.0)
+    if isinstance(op, Linear) and op.integer is not None:
+        return replace(op, weight=op.integer.to(op.weight.dtype) * op.integer_step, gain=1.0)
+    if isinstance(op, Scale) and op.integer is not None:
+        return replace(op, weight=op.integer, gain=1.0)
+    return op
+
+
+@dataclass(frozen=True, eq=False)
+class _GridInput:
+    """The images in whole multiples of 1 / grid."""
+
+    grid: int
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return (inputs[0].to(torch.float32) * self.grid).round().clamp(-8 * self.grid, 8 * self.grid)
+
+
+@dataclass(frozen=True, eq=False)
+class _GridConv2d:
+    """The first convolution over whole multiples of 1 / grid, rounded to whole units once per image."""
+
+    convolution: Conv2d
+    bias: Tensor | int
+    grid: int
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return (self.convolution.run(*inputs) / self.grid).round() + self.bias
 
 
 def channels_last(x: Tensor) -> Tensor:

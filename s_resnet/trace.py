@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 
 from . import ops
 from .errors import InvalidData, UnsupportedModel
-from .graph import Graph, Node
-from .ops import Op
+from .graph import Graph
+from .ops import Node, Op
 
 
 def trace(model: nn.Module, example_batch: Tensor) -> Graph:

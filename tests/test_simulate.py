@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from s_resnet import ConversionError, Graph, InvalidData, Neuron, Node, Readout, Scale, SpikingMaxPool2d, simulate
+from s_resnet.kernels import events
 from s_resnet.ops import Add, AvgPool2d, Conv2d, Flatten, Input, Linear, MaxPool2d, Pad, ReLU, Slice
 
 
@@ -318,7 +319,13 @@ def test_the_constant_stem_is_computed_once(monkeypatch, coding, stem_calls):
         calls.append(weight.shape[1])
         return plain(x, weight, *rest)
 
+    def counted_events(spikes, packed):
+        calls.append(spikes.shape[1])
+        return plain_events(spikes, packed)
+
+    plain_events = events.conv2d
     monkeypatch.setattr(F, "conv2d", counted)
+    monkeypatch.setattr(events, "conv2d", counted_events)
     simulate(network(), pictures(2), 14, 3, coding=coding)  # chunks of 3, 3, 3, 3 and 2 steps
     assert calls.count(3) == stem_calls  # the stem alone reads three channels
     assert len(calls) == stem_calls + 5 * 7

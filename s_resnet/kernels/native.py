@@ -69,3 +69,8 @@ def _processor() -> str:
     lines = listing.read_text().splitlines() if listing.is_file() else []
     features = next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
     return f"{platform.system()} {platform.machine()} {features}"
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself."""
+    return any(feature in _processor().split() for feature in ("avx512_bf16", "amx_bf16", "bf16"))

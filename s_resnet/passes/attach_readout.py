@@ -8,9 +8,9 @@ import torch
 
 from ..calibrate import Calibration
 from ..errors import ConversionError
-from ..graph import Graph, Node
+from ..graph import Graph
 from ..neuron import Neuron, Readout
-from ..ops import AdaptiveAvgPool2d
+from ..ops import AdaptiveAvgPool2d, Node
 
 
 def attach_readout(

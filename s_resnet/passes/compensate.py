@@ -8,8 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..calibrate import Calibration, Samples
-from ..graph import Graph, Node
-from ..ops import SYNAPSES, Conv2d
+from ..graph import Graph
+from ..ops import SYNAPSES, Conv2d, Node
 from ..simulate import simulate
 
 EVALUATIONS = 6

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from ..calibrate import Calibration
-from ..graph import Graph, Node
-from ..ops import BatchNorm2d, Conv2d
+from ..graph import Graph
+from ..ops import BatchNorm2d, Conv2d, Node
 
 
 def fold_batchnorm(graph: Graph, calibration: Calibration) -> Graph:

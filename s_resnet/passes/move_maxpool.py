@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from ..calibrate import Calibration
 from ..errors import ConversionError
-from ..graph import Graph, Node
+from ..graph import Graph
 from ..neuron import Neuron, SpikingMaxPool2d
-from ..ops import UNIT_PRESERVING, MaxPool2d
+from ..ops import UNIT_PRESERVING, MaxPool2d, Node
 
 
 def move_maxpool(graph: Graph, calibration: Calibration) -> Graph:

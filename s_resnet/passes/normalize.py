@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..calibrate import Calibration
 from ..errors import ConversionError
-from ..graph import Graph, Node
+from ..graph import Graph
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import (
     UNIT_PRESERVING,
@@ -22,6 +22,7 @@ from ..ops import (
     Input,
     Linear,
     MaxPool2d,
+    Node,
     Op,
     Pad,
     Scale,

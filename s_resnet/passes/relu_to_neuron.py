@@ -8,9 +8,9 @@ import torch
 
 from ..calibrate import Calibration
 from ..errors import ConversionError
-from ..graph import Graph, Node
+from ..graph import Graph
 from ..neuron import Neuron
-from ..ops import Add, ReLU
+from ..ops import Add, Node, ReLU
 
 
 def relu_to_neuron(

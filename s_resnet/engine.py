@@ -1,0 +1,297 @@
+"""The engine: a spiking network's layers over chunks of time steps, each value in the form its readers want.
+
+``chunk`` steps go through one layer at a time: convolutions see ``[S * B, ...]``, the membrane kernel ``[S, B, ...]``.
+Spikes that convolutions read travel as bytes on the CPU, and a convolution costs their number (``kernels/events.py``);
+a layer that fires in more than ``DENSE`` of its neurons goes through torch's dense convolution instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidData
+from .kernels import events, narrow_dtype
+from .neuron import Memory, Neuron, Readout, SpikingMaxPool2d
+from .ops import SYNAPSES, Conv2d, Input, Node, Op, Scale, channels_last, compensated, whole
+
+PRECISIONS = ("exact", "fast")
+# Share of active neurons from which the dense convolution is faster: measured, docs/notes/simulator.md.
+DENSE = 0.4
+# Images times steps that go through one layer at a time: enough to keep the convolutions busy, bounded in memory.
+FOLD = {"cpu": 64, "cuda": 2048}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is prepared once for a network and a precision: operations, biases, and who reads what in which form."""
+
+    nodes: tuple[Node, ...]
+    ops: Mapping[str, Op]
+    static: frozenset[str]
+    deferred: Mapping[str, str]  # a shortcut synapse applied inside the membrane kernel -> the node it scales
+    freed: list[list[str]]
+    unit: frozenset[str]  # neuron layers that emit spikes in {0, 1}
+    bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
+    spiking: Mapping[str, str]  # a convolution whose input is spikes in {0, 1} -> the neuron layer it reads
+    dtype: torch.dtype  # of analog values and dense exact convolutions
+    narrow: torch.dtype | None  # of dense fast convolutions
+    precision: str
+    integer: bool
+    dense: dict[str, Conv2d] = field(default_factory=dict)
+    packed: dict[tuple[str, int, int], events.Packed] = field(default_factory=dict)
+
+
+def plan(nodes: tuple[Node, ...], users: Mapping[str, tuple[str, ...]], static: frozenset[str], precision: str) -> Plan:
+    """Prepare a spiking network. Raises InvalidData for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise InvalidData(f"simulate: got precision {precision!r}; expected exact or fast. Choose one of them.")
+    neurons = {node.name: node.op for node in nodes if isinstance(node.op, Neuron)}
+    integer = any(op.integer is not None for op in neurons.values())
+    unit = frozenset(name for name, op in neurons.items() if integer or bool((op.threshold == 1).all()))
+    ops = {node.name: whole(node.op) if integer else _prepared(node.op) for node in nodes}
+    weights = [op.weight for op in ops.values() if isinstance(op, Conv2d)]
+    dtype = weights[0].dtype if weights else torch.float32
+    narrowed = precision == "fast" and weights and dtype == torch.float32 and not integer
+    # A shortcut synapse that only neurons read is applied inside the membrane kernel, without a pass of its own.
+    deferred = {
+        node.name: node.inputs[0]
+        for node in nodes
+        if isinstance(node.op, Scale) and users[node.name] and all(user in neurons for user in users[node.name])
+    }
+    bias: dict[str, Tensor | None] = dict.fromkeys(neurons)
+    for node in nodes:
+        op = ops[node.name]
+        if not isinstance(op, Conv2d) or op.bias is None or node.name in static:
+            continue
+        if all(user in neurons for user in users[node.name]):  # the membrane kernel adds it, in full precision
+            for user in users[node.name]:
+                before = bias[user]
+                bias[user] = op.bias if before is None else before + op.bias
+            ops[node.name] = replace(op, bias=None)
+    return Plan(
+        *(nodes, ops, static, deferred, freed(nodes, deferred), unit),
+        bias={name: None if value is None else value.view(-1, 1, 1) for name, value in bias.items()},
+        spiking={n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in unit},
+        dtype=dtype,
+        narrow=narrow_dtype(weights[0].device) if narrowed else None,
+        precision=precision,
+        integer=integer,
+    )
+
+
+def _prepared(op: Op) -> Op:
+    """The operation as a spiking run uses it: compensated, its convolution weights in channels_last."""
+    if not isinstance(op, SYNAPSES):
+        return op
+    op = compensated(op)
+    return op if isinstance(op, Scale) else replace(op, weight=channels_last(op.weight))
+
+
+def freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str]]:
+    """For each position the names that no later node reads; a deferred node is read as the node it stands for."""
+    last = {
+        deferred.get(name, name): index
+        for index, node in enumerate(nodes)
+        if node.name not in deferred
+        for name in (node.name, *node.inputs)
+    }
+    freed: list[list[str]] = [[] for _ in nodes]
+    for name, index in last.items():
+        if name != nodes[-1].name:
+            freed[index].append(name)
+    return freed
+
+
+def advance(
+    plan: Plan,
+    images: Tensor,
+    timesteps: int,
+    chunk: int | None,
+    memory: Mapping[str, Memory],
+    encode: Callable[[int], Tensor] | None,
+) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Memory]]]:
+    """Run ``timesteps`` steps: for each chunk its answers ``[S, B, N]``, spikes per layer ``[S, B]`` and the memory."""
+    cuda = images.is_cuda
+    chunk = chunk or _chunk(plan, images)
+    # TF32 multiplies whole numbers up to 2^11 exactly, so an integer network may have it.
+    tf32 = plan.integer or plan.precision == "fast"
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32) if cuda else nullcontext():
+        run = Run(plan, images, memory, encode)
+        replay: Replay | None = None
+        done = 0
+        while done < timesteps:
+            steps = min(chunk, timesteps - done)
+            # The first chunk runs eagerly, which compiles and warms everything that a recording must find ready.
+            if cuda and encode is None and done and replay is None and timesteps - done >= 2 * chunk:
+                replay = Replay(run, chunk)
+            if replay is not None and steps == chunk:
+                outputs, counts = replay.advance()
+                run.memory = {name: tuple(t.clone() for t in tensors) for name, tensors in replay.memory.items()}
+            else:
+                outputs, counts = run.advance(steps)
+            done += steps
+            yield outputs, counts, dict(run.memory)
+
+
+def _chunk(plan: Plan, images: Tensor) -> int:
+    """Steps per layer visit: ``FOLD`` images times steps, and on a GPU no more than a quarter of its free memory."""
+    steps = max(1, FOLD[images.device.type] // len(images))
+    if not images.is_cuda:
+        return steps
+    largest = max(value.numel() for value in Run(plan, images[:1]).constant.values())
+    live = 8 * 4 * largest * len(images)  # about eight tensors as large as the stem's, in float32
+    return max(1, min(steps, torch.cuda.mem_get_info(images.device)[0] // 4 // live))
+
+
+class Run:
+    """One simulation under way: the constant part computed once, the memory, and how densely each layer fired."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        images: Tensor,
+        memory: Mapping[str, Memory] | None = None,
+        encode: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self.plan, self.batch, self.encode = plan, len(images), encode
+        self.memory: dict[str, Memory] = dict(memory or {})
+        self.density: dict[str, float] = {}
+        self.constant: dict[str, Tensor] = {}
+        for node in plan.nodes if encode is None else ():
+            if node.name in plan.static:
+                inputs = [channels_last(images)] if isinstance(node.op, Input) else map(self.constant.get, node.inputs)
+                self.constant[node.name] = plan.ops[node.name].run(*inputs)
+
+    def advance(self, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next ``steps`` steps through every layer: answers ``[S, B, N]`` and spikes per neuron node ``[S, B]``."""
+        plan, self.steps = self.plan, steps
+        self.values: dict[str, Tensor] = {}  # [S * B, *], so that the convolutions see one large batch
+        self.events: dict[str, events.Events] = {}
+        counts: dict[str, Tensor] = {}
+        for index, node in enumerate(plan.nodes):
+            op = plan.ops[node.name]
+            if node.name in self.constant or node.name in plan.deferred:
+                continue
+            if isinstance(op, Input):
+                assert self.encode is not None
+                self.values[node.name] = op.run(channels_last(self.encode(steps).flatten(0, 1)))
+            elif isinstance(op, Neuron):
+                self.values[node.name], counts[node.name] = self._fire(node, op)
+            elif isinstance(op, SpikingMaxPool2d | Readout):
+                self.values[node.name] = self._remember(node, op)
+            elif node.name in plan.spiking and isinstance(op, Conv2d):
+                self.values[node.name] = self._convolve(node, op)
+            else:
+                self.values[node.name] = op.run(*(self._analog(name) for name in node.inputs))
+            for name in plan.freed[index]:
+                self.values.pop(name, None)
+                self.events.pop(name, None)
+        return self.values.pop(plan.nodes[-1].name).view(steps, self.batch, -1), counts
+
+    def _fire(self, node: Node, op: Neuron) -> tuple[Tensor, Tensor]:
+        """A neuron layer over its inputs ``[S, B, *]``: what it emits ``[S * B, *]``, its spikes per step and image."""
+        plan = self.plan
+        shortcut: tuple[Tensor, Tensor] | None = None
+        currents = []
+        for name in node.inputs:
+            scale = plan.ops[name]
+            if name in plan.deferred and shortcut is None and len(node.inputs) > 1 and isinstance(scale, Scale):
+                shortcut = (self._in_time(plan.deferred[name]), scale.weight)
+            else:
+                currents.append(self._in_time(name))
+        counts = torch.zeros(self.steps, self.batch, dtype=torch.int32, device=currents[0].device)
+        spikes, self.memory[node.name] = op.advance(
+            currents,
+            self.memory.get(node.name),
+            shortcut,
+            bias=plan.bias[node.name],
+            spike_dtype=self._spike_dtype(node.name, currents[0]),
+            counts=counts,
+        )
+        if not spikes.is_cuda:  # there it would stop the queue
+            self.density[node.name] = int(counts.sum()) / max(1, spikes.numel())
+        folded = spikes.flatten(0, 1)
+        return folded if node.name in plan.unit else op.emit(folded), counts
+
+    def _remember(self, node: Node, op: SpikingMaxPool2d | Readout) -> Tensor:
+        inputs = [_unfold(self._analog(name), self.steps) for name in node.inputs]
+        out, self.memory[node.name] = op.advance(inputs, self.memory.get(node.name))
+        return out.flatten(0, 1)
+
+    def _spike_dtype(self, name: str, current: Tensor) -> torch.dtype | None:
+        """Bytes for the event-driven convolution; where that is not to be had, what the dense one reads."""
+        plan = self.plan
+        if name not in plan.unit:
+            return None  # the membrane's
+        readers = [plan.ops[reader] for reader, source in plan.spiking.items() if source == name]
+        sparse = self.density.get(name, 0.0) <= DENSE and current.dtype != torch.float64
+        if readers and sparse and all(_takes_events(reader, current) for reader in readers):
+            return torch.uint8
+        return plan.narrow if plan.narrow is not None and readers else plan.dtype
+
+    def _convolve(self, node: Node, op: Conv2d) -> Tensor:
+        """A convolution of spikes, by events where they came as bytes, else dense."""
+        plan, source = self.plan, node.inputs[0]
+        spikes = self.values[source]
+        if spikes.dtype != torch.uint8:
+            if node.name not in plan.dense:
+                plan.dense[node.name] = op if plan.narrow is None else replace(op, weight=op.weight.to(plan.narrow))
+            return plan.dense[node.name].run(spikes)
+        if source not in self.events:
+            self.events[source] = events.find(spikes)
+        key = (node.name, *spikes.shape[-2:])
+        if key not in plan.packed:
+            weight = op.weight if op.integer is None else op.integer
+            plan.packed[key] = events.pack(weight, op.stride, op.padding, key[1:], plan.precision)
+        current = events.conv2d(self.events[source], plan.packed[key])
+        return current if op.bias is None else current.add_(op.bias.view(-1, 1, 1))
+
+    def _analog(self, name: str) -> Tensor:
+        """The value of ``name`` as ``[S * B, *]``, spikes as numbers of the network's own dtype."""
+        if name in self.plan.deferred:
+            return self.plan.ops[name].run(self._analog(self.plan.deferred[name]))
+        if name in self.constant:
+            value = self.constant[name]
+            return value.expand(self.steps, *value.shape).flatten(0, 1)
+        return self.values[name].to(self.plan.dtype)
+
+    def _in_time(self, name: str) -> Tensor:
+        """The value of ``name`` as ``[S, B, *]`` for the membrane kernel; a constant is expanded without a copy."""
+        if name in self.constant:
+            return self.constant[name].expand(self.steps, *self.constant[name].shape)
+        value = self._analog(name) if name in self.plan.deferred else self.values[name]
+        return _unfold(value, self.steps)
+
+
+def _unfold(value: Tensor, steps: int) -> Tensor:
+    """``[S * B, *]`` as ``[S, B, *]``."""
+    return value.view(steps, len(value) // steps, *value.shape[1:])
+
+
+def _takes_events(op: Op, current: Tensor) -> bool:
+    assert isinstance(op, Conv2d)
+    return events.usable(op.weight, op.groups, op.dilation, (current.shape[-2], current.shape[-1]))
+
+
+class Replay:
+    """A chunk of steps as one CUDA graph: launched whole, with no Python and no wait between its kernels."""
+
+    def __init__(self, run: Run, steps: int) -> None:
+        self.memory = {name: tuple(tensor.clone() for tensor in tensors) for name, tensors in run.memory.items()}
+        self.graph = torch.cuda.CUDAGraph()
+        run.memory = dict(self.memory)
+        with torch.cuda.graph(self.graph):
+            self.outputs, self.counts = run.advance(steps)
+            for name, kept in self.memory.items():
+                for old, new in zip(kept, run.memory[name], strict=True):
+                    old.copy_(new)
+
+    def advance(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next steps: copies of what the graph leaves in its own tensors, which the next replay overwrites."""
+        self.graph.replay()
+        return self.outputs.clone(), {name: count.clone() for name, count in self.counts.items()}
