@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import click
 
@@ -60,7 +61,7 @@ def main() -> None:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except click.Abort:
-        click.echo("Interrupted.", err=True)
+        _say("Interrupted.")
         sys.exit(130)
     except Exception as error:
         if _out_of_memory(error):
@@ -78,8 +79,16 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"Error: {' '.join(message.splitlines())}", err=True)  # a file name may hold a line break
+    _say(f"Error: {' '.join(message.splitlines())}")  # a file name may hold a line break
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    # Of torchrun's processes the first speaks for all: an error of one is raised in every one.
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
+        click.echo(message, err=True)
+    else:
+        time.sleep(1)  # torchrun ends the others as soon as one is gone: the first has to have spoken
 
 
 if __name__ == "__main__":

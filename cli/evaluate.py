@@ -21,10 +21,24 @@ def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     return steps if value else None
 
 
+def _confidence(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """A probability short of certainty; click's own range lets nan pass."""
+    if value is not None and not 0 < value < 1:
+        raise click.BadParameter(f"{value} is not between 0 and 1, such as 0.7", param=option)
+    return value
+
+
 @click.command()
 @click.argument("network", type=click.Path(), required=False)
 @click.option("--timesteps", metavar="T", type=click.IntRange(1), required=True, help="How many steps to simulate.")
 @click.option("--at", metavar="T,T,...", callback=_steps, help="The steps to report; by default 1, 2, 4, ... and T.")
+@click.option(
+    "--exit-confidence",
+    metavar="P",
+    type=float,
+    callback=_confidence,
+    help="Stop each image once it is that sure of its answer, 0 < P < 1, and save its other steps.",
+)
 @click.option(
     "--data",
     metavar="DATA",
@@ -50,6 +64,7 @@ def evaluate(
     network: str | None,
     timesteps: int,
     at: tuple[int, ...] | None,
+    exit_confidence: float | None,
     data: str | None,
     limit: int | None,
     batch_size: int,
@@ -61,6 +76,9 @@ def evaluate(
 
     One pass gives the figures at every T. Images that the network was calibrated on are never evaluated on.
 
+    With --exit-confidence each image is simulated only until its answer is sure, and T is the most it may take. Mean T
+    and accuracy are given, and no fixed T, unless --at asks for them too: they cost the steps that the exit saves.
+
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
     digits, or an .npz with x uint8 [B,H,W,3] and y.
@@ -69,22 +87,30 @@ def evaluate(
     Examples:
       sresnet evaluate --timesteps 256
       sresnet evaluate resnet20.snn --timesteps 64 --at 8,16,32,64 --data cifar10:/data --limit 1000 --json out.json
+      sresnet evaluate resnet20.snn --timesteps 128 --exit-confidence 0.8
+      torchrun --nproc-per-node 4 -m sresnet_cli evaluate resnet20.snn --timesteps 256    (4 processes, 4 GPUs)
     """
     import s_resnet
 
     if at is not None and max(at) > timesteps:
         raise click.UsageError(f"--at asks for step {max(at)}, beyond --timesteps {timesteps}.")
-    s_resnet.find_device(device)
-    path = Path(network) if network else _only_network()
-    if json_file:
-        check_output(Path(json_file), path)
-    snn = s_resnet.load(path)
-    loader = _loader(snn, path, data, limit, batch_size, download)
-    report = s_resnet.evaluate(snn, loader, timesteps, at=at, device=device, network=path.name, progress=True)
-    warn_unreadable(loader.unreadable)
-    click.echo(report.table())
-    if json_file:
-        report.save(json_file)
+    with s_resnet.process_group(device) as (rank, world):
+        s_resnet.find_device(device)
+        path = Path(network) if network else _only_network()
+        if json_file and rank == 0:
+            check_output(Path(json_file), path)
+        snn = s_resnet.load(path)
+        loader = _loader(snn, path, data, limit, batch_size, download, rank, world)
+        report = s_resnet.evaluate(
+            snn, loader, timesteps, at=at, exit_confidence=exit_confidence, device=device, network=path.name,
+            progress=True,
+        )  # fmt: skip
+        unreadable = sum(s_resnet.exchange(loader.unreadable), ())
+        if rank == 0:
+            warn_unreadable(unreadable)
+            click.echo(report.table())
+            if json_file:
+                report.save(json_file)
 
 
 def _only_network() -> Path:
@@ -97,8 +123,13 @@ def _only_network() -> Path:
     return found[0]
 
 
-def _loader(snn: Any, path: Path, spec: str | None, limit: int | None, batch_size: int, download: bool) -> Any:
-    """The images to evaluate on, preprocessed as the network was calibrated, without those it was calibrated on."""
+def _loader(
+    snn: Any, path: Path, spec: str | None, limit: int | None, batch_size: int, download: bool, rank: int, world: int
+) -> Any:
+    """This process's part of the images to evaluate on: all, without those that the network was calibrated on.
+
+    They are preprocessed as the network was calibrated.
+    """
     import s_resnet
 
     used = snn.provenance.get("data", {})
@@ -111,8 +142,10 @@ def _loader(snn: Any, path: Path, spec: str | None, limit: int | None, batch_siz
             f"{path}: got no preprocessing; expected the size, mean and std of its images. "
             "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps)."
         )
-    data = s_resnet.open_data(spec, "evaluation", download)
+    with s_resnet.first_process_first():
+        data = s_resnet.open_data(spec, "evaluation", download)
     if "source" in snn.provenance:  # a network saved from Python need not say; evaluate still checks every label
         check_classes(data, snn.provenance["source"]["classes"])
     indices = s_resnet.choose(data, limit, exclude=s_resnet.seen(data, used.get("fingerprints", ())))
-    return s_resnet.ImageLoader(data, indices, s_resnet.Preprocessing(**settings), batch_size)
+    part = s_resnet.shard(indices, rank, world)
+    return s_resnet.ImageLoader(data, part, s_resnet.Preprocessing(**settings), batch_size, total=len(indices))

@@ -23,6 +23,7 @@ from .data import (
     open_data,
     preprocessing_for,
 )
+from .distributed import exchange, first_process_first, process_group, shard
 from .errors import (
     BackendUnavailable,
     ConversionError,
@@ -32,15 +33,15 @@ from .errors import (
     SResNetError,
     UnsupportedModel,
 )
-from .graph import Graph, Node, State
+from .graph import Graph, State
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
 from .models.resnet import CifarResNet
 from .neuron import Neuron, Readout, SpikingMaxPool2d
-from .ops import Scale
+from .ops import Node, Scale
 from .recipes import RECIPES, Recipe, Step
-from .report import Report, Row, evaluate, find_device, powers_of_two
-from .simulate import Simulation, simulate
+from .report import Exit, Report, Row, evaluate, find_device, powers_of_two
+from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .trace import trace
 from .version import __version__
 
@@ -48,11 +49,13 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "RECIPES",
+    "AnytimeSimulation",
     "BackendUnavailable",
     "Calibration",
     "Checkpoint",
     "CifarResNet",
     "ConversionError",
+    "Exit",
     "Graph",
     "ImageData",
     "ImageLoader",
@@ -81,17 +84,22 @@ __all__ = [
     "convert",
     "describe_kernels",
     "evaluate",
+    "exchange",
     "find_device",
     "fingerprints",
+    "first_process_first",
     "load",
     "load_checkpoint",
     "open_data",
     "passes",
     "powers_of_two",
     "preprocessing_for",
+    "process_group",
     "replacing",
     "save",
     "seen",
+    "shard",
     "simulate",
+    "simulate_until_confident",
     "trace",
 ]

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .errors import InvalidData
 
+Pixels = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -84,10 +85,9 @@ class Preprocessing:
 
 
 def _three_numbers(name: str, values: Any, above: float) -> tuple[float, ...]:
-    try:
+    numbers: tuple[float, ...] = ()
+    with contextlib.suppress(TypeError, ValueError):
         numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        numbers = ()
     if len(numbers) != 3 or not all(above < number < math.inf for number in numbers):
         expected = "three numbers (R, G, B)" + (" above 0" if above == 0 else "")
         raise _invalid("preprocessing", name, values, expected, "Give it for images scaled to [0, 1]")
@@ -117,7 +117,7 @@ class ImageData:
     names: Sequence[str]
     labels: Sequence[int]
     root: str = ""
-    pixels: npt.NDArray[np.uint8] | None = None  # [B, H, W, 3] or gray [B, H, W]; None: files below root
+    pixels: Pixels | None = None  # [B, H, W, 3] or gray [B, H, W]; None: files below root
 
     def __len__(self) -> int:
         return len(self.names)
@@ -252,9 +252,7 @@ def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> Imag
     return _from_pixels(spec, "train" if train else "test", tuple(stored.classes), pixels, labels)
 
 
-def _from_pixels(
-    spec: str, split: str, classes: tuple[str, ...], pixels: npt.NDArray[np.uint8], labels: tuple[int, ...]
-) -> ImageData:
+def _from_pixels(spec: str, split: str, classes: tuple[str, ...], pixels: Pixels, labels: tuple[int, ...]) -> ImageData:
     return ImageData(spec, split, classes, tuple(map(str, range(len(labels)))), labels, pixels=pixels)
 
 
@@ -357,6 +355,7 @@ class ImageLoader:
     Iterate as often as you like. ``workers`` processes of one thread each decode ahead (None: 2, or 1 on one
     core; 0: decode in this process). An image that cannot be read is left out of its batch; a batch without
     any is not yielded. Raises InvalidData for senseless settings, and after a pass that could read nothing.
+    ``total``: how many there are where ``indices`` are a shard, which may be empty or hold nothing readable.
     ``images`` is the number of indices; ``unreadable``: name and reason of what the last pass left out.
     """
 
@@ -367,19 +366,20 @@ class ImageLoader:
         preprocessing: Preprocessing,
         batch_size: int,
         workers: int | None = None,
+        total: int | None = None,
     ) -> None:
         if not _is_count(batch_size, 1):
             raise _invalid("loader", "batch size", batch_size, "a whole number >= 1", "Give a larger one")
         if workers is not None and not _is_count(workers, 0):
             raise _invalid("loader", "workers", workers, "a whole number >= 0", "Give 0 for no processes")
-        if len(indices) == 0 or min(indices) < 0 or max(indices) >= len(data):
+        if not (total or len(indices)) or min(indices, default=0) < 0 or max(indices, default=0) >= len(data):
             got = f"{min(indices)} to {max(indices)}" if len(indices) else "none"
             raise _invalid("loader", "indices", got, f"some of 0 to {len(data) - 1}", "Use choose()")
         batches = tuple(tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size))
         if workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             workers = min(2, cores)
-        self.images = len(indices)
+        self.images, self._total = len(indices), len(indices) if total is None else total
         self.unreadable: tuple[str, ...] = ()
         self._batches = _Batches(data, batches, preprocessing)
         self._workers = min(workers, len(batches))
@@ -395,6 +395,6 @@ class ImageLoader:
             self.unreadable += tuple(unreadable)
             if len(labels):
                 yield images, labels
-        if len(self.unreadable) == self.images:
+        if len(self.unreadable) == self._total:
             got = f"none of {self.images}: {', '.join(self.unreadable[:3])}"
             raise _invalid("loader", "readable images", got, "at least one", "Check that the files are whole")

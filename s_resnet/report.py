@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,9 +19,10 @@ from tqdm import tqdm
 
 from . import kernels
 from .artifact import replacing
+from .distributed import exchange, in_step, place, shared_errors
 from .errors import BackendUnavailable, InvalidData
 from .graph import Graph
-from .simulate import simulate
+from .simulate import simulate, simulate_until_confident
 
 SCHEMA = 1
 
@@ -38,8 +40,34 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Exit:
+    """The network where each image stops once its answer is confident, after ``timesteps`` steps at most.
+
+    ``spikes_per_neuron`` counts up to where each image stopped; ``mean_timesteps`` is the mean of where.
+    """
+
+    confidence: float
+    timesteps: int
+    mean_timesteps: float
+    top1: float
+    top5: float
+    agreement: float
+    spikes_per_neuron: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
 class Report:
-    """The figures of one evaluation. ``ann`` holds the source network's ``top1`` and ``top5`` on the same images."""
+    """The figures of one evaluation, over the images of all processes where there are several.
+
+    ann: the source network's ``top1`` and ``top5`` on the same images.
+    snn: the network at each T; empty where only the exit was asked for.
+    images_per_second: of the simulation, without decoding and the ANN: all images over the time of the slowest
+        process. Of the fixed T where it was simulated, else of the exit.
+    seconds_per_step_per_image: that same time over all the steps of all the images.
+    peak_memory_bytes: of the process with the largest: its GPU's tensors, or on the CPU the whole process.
+    exit: where each image stops once it is confident; None, and absent in the JSON, unless asked for.
+    """
 
     network: str
     recipe: str
@@ -51,10 +79,14 @@ class Report:
     images_per_second: float
     seconds_per_step_per_image: float
     peak_memory_bytes: int
+    exit: Exit | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object, schema 1."""
-        return {"schema": SCHEMA, **asdict(self), "snn": [asdict(row) for row in self.snn]}
+        stored = {"schema": SCHEMA, **asdict(self), "snn": [asdict(row) for row in self.snn]}
+        if self.exit is None:
+            del stored["exit"]
+        return stored
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
@@ -75,6 +107,12 @@ class Report:
                 f"{row.timesteps:6d}  {_percent(row.top1)}  {_percent(row.top5)}   {_percent(row.agreement)}"
                 f"  {row.spikes_per_neuron:14.3f}"
             )
+        if out := self.exit:
+            lines.append(
+                f"{out.mean_timesteps:6.1f}  {_percent(out.top1)}  {_percent(out.top5)}   {_percent(out.agreement)}"
+                f"  {out.spikes_per_neuron:14.3f}   mean T; each image until it is {out.confidence:g} sure, at most "
+                f"T = {out.timesteps}; {out.images_per_second:.2f} images/s"
+            )
         lines += [
             "",
             f"{self.images_per_second:.2f} images/s   {self.seconds_per_step_per_image * 1e3:.4g} ms per step and image"
@@ -93,36 +131,50 @@ def evaluate(
     timesteps: int,
     *,
     at: Sequence[int] | None = None,
+    exit_confidence: float | None = None,
     device: str = "auto",
     network: str = "",
     progress: bool = False,
 ) -> Report:
     """Evaluate a spiking network and its own ANN on the same images, at many T from one pass.
 
+    In a process group of torch.distributed each process passes its own part of the images (see :func:`shard`), which
+    may be empty; all get the report on all images, or the same error. ``"cuda"`` is then the current GPU.
+
     Args:
         snn: a converted network.
         loader: batches of (images ``[B, C, H, W]``, labels ``[B]``).
         timesteps: T >= 1.
         at: the steps to report; by default 1, 2, 4, ... and T.
+        exit_confidence: 0 < P < 1; simulate each image only until it is that confident, T at most, as
+            :func:`simulate_until_confident` does. The fixed T of ``at`` are then simulated only if ``at`` is given:
+            they cost the steps that the exit saves.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         network: a name for the report.
-        progress: show bars on stderr when it is a terminal.
+        progress: show bars on stderr when it is a terminal, in the first process.
 
     Raises:
         InvalidData: no images, labels that the network has no class for, or a setting out of range.
         BackendUnavailable: ``device="cuda"`` without a GPU.
     """
-    if timesteps < 1:
-        raise InvalidData(f"evaluate: got timesteps={timesteps}; expected at least 1. Pass a positive number.")
-    target = find_device(device)
-    snn = snn.to(target)
-    steps = tuple(sorted(set(at))) if at is not None else powers_of_two(timesteps)
-    tally = _Tally(snn, steps)
-    if target.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(target)
-    for images, labels in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if progress else True):
-        tally.add(images.to(target), labels.to(target), timesteps, progress)
-    return tally.report(network, target)
+    with shared_errors():
+        if timesteps < 1:
+            raise InvalidData(f"evaluate: got timesteps={timesteps}; expected at least 1. Pass a positive number.")
+        if exit_confidence is not None and not 0 < exit_confidence < 1:
+            raise InvalidData(
+                f"evaluate: got exit_confidence={exit_confidence}; expected 0 < P < 1. Pass one such as 0.8."
+            )
+        target = find_device(device)
+        if at is None:
+            at = powers_of_two(timesteps) if exit_confidence is None else None
+        tally = _Tally(snn.to(target), timesteps, None if at is None else tuple(sorted(set(at))), exit_confidence)
+        if target.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(target)
+        progress = progress and place()[0] == 0
+        batches = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if progress else True)
+        for images, labels in in_step(batches):
+            tally.add(images.to(target), labels.to(target), progress)
+        return tally.report(network, target)
 
 
 def powers_of_two(timesteps: int) -> tuple[int, ...]:
@@ -145,20 +197,43 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@dataclass
+class _Sums:
+    """Sums over images, of one way to simulate them: integers, or doubles that hold integers, but for the time."""
+
+    right: Tensor  # [rows, 3] int64: top-1, top-5, agreement
+    spikes: Tensor  # [rows] float64
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, rows: int) -> _Sums:
+        return cls(torch.zeros(rows, 3, dtype=torch.int64), torch.zeros(rows, dtype=torch.float64))
+
+    def add(self, row: int, answer: Tensor, labels: Tensor, choice: Tensor, spikes: Iterable[Tensor]) -> None:
+        """Count what is right in the answers ``[B, N]`` of a batch, and its spikes ``[B]`` per layer."""
+        same = (answer.argmax(1) == choice).sum()
+        self.right[row] += torch.stack([*_hits(answer, labels), same]).cpu()
+        self.spikes[row] += torch.stack([count.sum() for count in spikes]).sum().cpu()
+
+    def shares(self, images: int, neurons: int) -> list[tuple[float, float, float, float]]:
+        """Per row top-1, top-5, agreement and spikes per neuron and image."""
+        right, spikes = (self.right.double() / images).tolist(), self.spikes.tolist()
+        return [(*three, count / images / neurons) for three, count in zip(right, spikes, strict=True)]
+
+
 class _Tally:
     """The sums over batches that a Report divides."""
 
-    def __init__(self, snn: Graph, steps: tuple[int, ...]) -> None:
-        self.snn, self.steps = snn, steps
+    def __init__(self, snn: Graph, timesteps: int, at: tuple[int, ...] | None, confidence: float | None) -> None:
+        self.snn, self.timesteps, self.at, self.confidence = snn, timesteps, at, confidence
         self.images = 0
-        self.seconds = 0.0
         self.ann = torch.zeros(2, dtype=torch.int64)  # right at top-1, top-5
-        self.right = torch.zeros(len(steps), 3, dtype=torch.int64)  # top-1, top-5, agreement
-        self.spikes = torch.zeros(len(steps), dtype=torch.float64)
+        self.fixed = _Sums.of(len(at or ()))
+        self.exit = _Sums.of(1)
         self.neurons = 0
-        self.timesteps = 0
 
-    def add(self, images: Tensor, labels: Tensor, timesteps: int, progress: bool) -> None:
+    def add(self, images: Tensor, labels: Tensor, progress: bool) -> None:
         if labels.shape != images.shape[:1] or len(images) == 0:
             raise InvalidData(
                 f"evaluate: got a batch of {len(images)} images with labels of shape {tuple(labels.shape)}; expected "
@@ -175,39 +250,71 @@ class _Tally:
                 f"0 ... {logits.shape[1] - 1}. Choose the data that the network was trained on."
             )
         self.neurons = sum(sizes[node.name] for node in self.snn.neurons)
-        start = time.perf_counter()
-        result = simulate(self.snn, images, timesteps, at=self.steps, progress=progress)
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
-        self.seconds += time.perf_counter() - start
         self.images += len(images)
-        self.timesteps = timesteps
         self.ann += torch.stack(_hits(logits, labels)).cpu()
         choice = logits.argmax(1)
-        for row, answer in enumerate(result.outputs):
-            same = (answer.argmax(1) == choice).sum()
-            self.right[row] += torch.stack([*_hits(answer, labels), same]).cpu()
-        self.spikes += torch.stack([count.sum(1) for count in result.spikes.values()]).sum(0).cpu()
+        if self.at is not None:
+            with _timed(self.fixed, images.device):
+                result = simulate(self.snn, images, self.timesteps, at=self.at, progress=progress)
+            self.fixed.steps += self.timesteps * len(images)
+            for row, answer in enumerate(result.outputs):
+                self.fixed.add(row, answer, labels, choice, [count[row] for count in result.spikes.values()])
+        if self.confidence is not None:
+            with _timed(self.exit, images.device):
+                exits = simulate_until_confident(self.snn, images, self.timesteps, self.confidence, progress=progress)
+            self.exit.steps += int(exits.steps.sum())
+            self.exit.add(0, exits.outputs, labels, choice, exits.spikes.values())
 
     def report(self, network: str, device: torch.device) -> Report:
-        if self.images == 0:
+        """The report on the images of all processes."""
+        said = exchange((self.images, self.ann, self.fixed, self.exit, self.neurons, _peak_memory(device)))
+        every, anns, fixed, exits, neurons, peaks = zip(*said, strict=True)
+        images, whole, exit = sum(every), _total(fixed), _total(exits)
+        if images == 0:
             raise InvalidData("evaluate: got no images; expected at least one batch. Check the data.")
-        rows = []
-        for step, right, spikes in zip(self.steps, self.right.double() / self.images, self.spikes, strict=True):
-            top1, top5, agreement = (float(value) for value in right)
-            rows.append(Row(step, step, top1, top5, agreement, float(spikes) / self.images / self.neurons))
+        rows = whole.shares(images, max(neurons))
+        timed = exit if self.at is None else whole
+        ann = (sum(anns, torch.zeros_like(self.ann)).double() / images).tolist()
         return Report(
             network=network,
             recipe=str(self.snn.provenance.get("recipe", {}).get("name", "custom")),
-            images=self.images,
+            images=images,
             device=device.type,
             kernel=kernels.select(device)[0],
-            ann=dict(zip(("top1", "top5"), (float(v) for v in self.ann.double() / self.images), strict=True)),
-            snn=tuple(rows),
-            images_per_second=self.images / self.seconds,
-            seconds_per_step_per_image=self.seconds / self.images / self.timesteps,
-            peak_memory_bytes=_peak_memory(device),
+            ann={"top1": ann[0], "top5": ann[1]},
+            snn=tuple(Row(step, step, *row) for step, row in zip(self.at or (), rows, strict=True)),
+            images_per_second=images / timed.seconds,
+            seconds_per_step_per_image=timed.seconds / timed.steps,
+            peak_memory_bytes=max(peaks),
+            exit=self._exit(exit, images, max(neurons)),
         )
+
+    def _exit(self, sums: _Sums, images: int, neurons: int) -> Exit | None:
+        if self.confidence is None:
+            return None
+        ((top1, top5, agreement, spikes),) = sums.shares(images, neurons)
+        mean, speed = sums.steps / images, images / sums.seconds
+        return Exit(self.confidence, self.timesteps, mean, top1, top5, agreement, spikes, speed)
+
+
+def _total(parts: Sequence[_Sums]) -> _Sums:
+    """The sums of all processes; the time is the slowest one's."""
+    total = _Sums.of(len(parts[0].right))
+    for part in parts:
+        total.right += part.right
+        total.spikes += part.spikes
+        total.steps += part.steps
+        total.seconds = max(total.seconds, part.seconds)
+    return total
+
+
+@contextmanager
+def _timed(sums: _Sums, device: torch.device) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    sums.seconds += time.perf_counter() - start
 
 
 def _hits(logits: Tensor, labels: Tensor) -> list[Tensor]:

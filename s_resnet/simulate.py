@@ -10,7 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .errors import InvalidData
-from .graph import Graph, State
+from .graph import Chunk, Graph, State
+
+# Steps between two looks at who may stop, and images times steps in between: what is simulated in vain stays small.
+LOOK, FOLD = 4, 64
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,118 @@ def simulate(
             bar.update(length)
     counted = {name: torch.stack(values) for name, values in spikes.items()}
     return Simulation(wanted, torch.stack(outputs), counted, part.state)
+
+
+@dataclass(frozen=True)
+class AnytimeSimulation:
+    """What came out where each image stopped as soon as it was confident.
+
+    steps: ``[B]`` int64, the step at which each image stopped.
+    outputs: ``[B, N]``, its answer there, in the units of the source's logits.
+    spikes: per neuron layer ``[B]``, its spikes up to there.
+    """
+
+    steps: Tensor
+    outputs: Tensor
+    spikes: Mapping[str, Tensor]
+
+
+def simulate_until_confident(
+    graph: Graph,
+    images: Tensor,
+    steps: int,
+    confidence: float,
+    chunk: int | None = None,
+    *,
+    progress: bool = False,
+) -> AnytimeSimulation:
+    """Run a spiking network for at most ``steps`` steps, each image only until its answer is confident.
+
+    An image stops at the first step t where the softmax of ``readout(t) * t / steps`` reaches ``confidence`` in one
+    class: what has been accumulated is answer enough even if the steps to come brought nothing. Images that stopped
+    leave the batch, so that their steps are saved; the answers of the others are those of :func:`simulate`.
+
+    The plain softmax of ``readout(t)`` is no measure here: after few steps it holds few spikes, which make it large
+    and wrong at once. The factor ``t / steps`` also makes ``steps`` a choice of how sure to be.
+
+    Args:
+        graph: a converted network.
+        images: ``[B, C, H, W]``, preprocessed, on the graph's device.
+        steps: T >= 1, where an image stops that has not been confident before.
+        confidence: 0 < P < 1.
+        chunk: steps between two looks at who may stop; results do not depend on it, as in :func:`simulate`.
+        progress: show a bar on stderr when it is a terminal.
+
+    Raises:
+        InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
+    """
+    if not 0 < confidence < 1:
+        raise InvalidData(f"simulate: got confidence={confidence}; expected 0 < P < 1. Pass one such as 0.8.")
+    exits = _Exits(images, steps, confidence)
+    state = None
+    with (
+        torch.no_grad(),
+        tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
+    ):
+        while state is None or (len(images) and exits.done < steps):
+            size = max(1, min(LOOK, FOLD // max(1, len(images)))) if chunk is None else chunk
+            for part in graph.stream(images, steps - exits.done, size, state):
+                waiting = exits.look(part)
+                bar.update(len(part.outputs))
+                # A smaller batch has to be set up anew: not for one image of many.
+                if len(waiting) - int(waiting.sum()) >= len(waiting) / 8:
+                    break
+            images, state = images[waiting], _selected(part.state, waiting)
+            exits.select(waiting)
+    return AnytimeSimulation(exits.steps, exits.outputs, exits.spikes)
+
+
+class _Exits:
+    """Who has stopped, with which answer, and which image of the batch is which."""
+
+    def __init__(self, images: Tensor, limit: int, confidence: float) -> None:
+        self.limit, self.confidence, self.done = limit, confidence, 0
+        self.number = torch.arange(len(images), device=images.device)  # of the images in the batch
+        self.waiting = torch.ones_like(self.number, dtype=torch.bool)  # which of them have not stopped yet
+        self.steps = torch.zeros_like(self.number)
+        self.outputs = torch.empty(0)
+        self.spikes: dict[str, Tensor] = {}
+        self.totals: dict[str, Tensor] = {}  # spikes so far, of the images in the batch
+
+    def look(self, part: Chunk) -> Tensor:
+        """Note who stops within the chunk; gives who in the batch does not."""
+        length, batch, classes = part.outputs.shape
+        t = torch.arange(self.done + 1, self.done + length + 1, device=part.outputs.device)
+        shares = (part.outputs.double() * (t.double() / self.limit)[:, None, None]).softmax(2)
+        sure = (shares.amax(2) >= self.confidence) | (t == self.limit)[:, None]
+        first, place = sure.int().argmax(0), torch.arange(batch, device=t.device)
+        leaving = sure.any(0) & self.waiting
+        who = self.number[leaving]
+        if self.done == 0:
+            self.outputs = part.outputs.new_zeros(batch, classes)
+        self.steps[who] = t[first][leaving]
+        self.outputs[who] = part.outputs[first, place][leaving]
+        for name, count in part.spikes.items():
+            running = count.double().cumsum(0) + self.totals.get(name, 0.0)
+            self.spikes.setdefault(name, running.new_zeros(batch))[who] = running[first, place][leaving]
+            self.totals[name] = running[-1]
+        self.done += length
+        self.waiting = self.waiting & ~leaving
+        return self.waiting
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with a part of the batch."""
+        self.number, self.waiting = self.number[keep], self.waiting[keep]
+        self.totals = {name: total[keep] for name, total in self.totals.items()}
+
+
+def _selected(state: State, keep: Tensor) -> State:
+    """The memory of a part of the batch; what has no batch (a readout's step) stays. Indexing keeps channels_last."""
+    memory = {
+        name: tuple(part[keep.to(part.device)] if part.ndim else part for part in parts)
+        for name, parts in state.memory.items()
+    }
+    return State(state.step, memory)
 
 
 def _encoder(images: Tensor, coding: str, seed: int, done: int) -> Callable[[int], Tensor] | None:

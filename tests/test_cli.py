@@ -127,8 +127,8 @@ FROZEN = {
         ("--calibration-images",), ("--input-size",), ("--mean",), ("--std",), ("--download",),
     ]),
     "evaluate": (["NETWORK"], [
-        ("--timesteps",), ("--at",), ("--data",), ("--limit",), ("--batch-size",), ("--device",), ("--json",),
-        ("--download",),
+        ("--timesteps",), ("--at",), ("--exit-confidence",), ("--data",), ("--limit",), ("--batch-size",),
+        ("--device",), ("--json",), ("--download",),
     ]),
     "inspect": (["NETWORK"], []),
     "demo": ([], [("-o", "--output")]),

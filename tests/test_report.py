@@ -218,7 +218,7 @@ def test_the_json_has_exactly_the_documented_keys_and_types(tmp_path):
     assert shape_of(stored) == SCHEMA and list(stored) == list(SCHEMA)
     ann, rows = figures(labels, 9, [1, 2, 4, 5])
     assert stored["schema"] == 1 and stored["network"] == "a.snn" and stored["images"] == 13
-    assert (stored["device"], stored["kernel"]) == ("cpu", "cpu")
+    assert stored["device"] == "cpu" and stored["kernel"].startswith("cpu")
     assert stored["ann"] == pytest.approx(ann) and stored["snn"] == [pytest.approx(row) for row in rows]
     assert stored["images_per_second"] * stored["seconds_per_step_per_image"] * 5 == pytest.approx(1)
     assert stored["images_per_second"] > 0 and stored["peak_memory_bytes"] > 2**20
