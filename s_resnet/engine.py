@@ -38,6 +38,7 @@ class Plan:
     unit: frozenset[str]  # neuron layers that emit spikes in {0, 1}
     bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
     spiking: Mapping[str, str]  # a convolution whose input is spikes in {0, 1} -> the neuron layer it reads
+    fused: frozenset[str]  # those that one neuron layer alone reads, which can take the currents as they arise
     dtype: torch.dtype  # of analog values and dense exact convolutions
     narrow: torch.dtype | None  # of dense fast convolutions
     precision: str
@@ -77,6 +78,7 @@ def plan(nodes: tuple[Node, ...], users: Mapping[str, tuple[str, ...]], static: 
         *(nodes, ops, static, deferred, freed(nodes, deferred), unit),
         bias={name: None if value is None else value.view(-1, 1, 1) for name, value in bias.items()},
         spiking={n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in unit},
+        fused=frozenset(n.name for n in nodes if len(users[n.name]) == 1 and users[n.name][0] in neurons),
         dtype=dtype,
         narrow=narrow_dtype(weights[0].device) if narrowed else None,
         precision=precision,
@@ -172,6 +174,7 @@ class Run:
         plan, self.steps = self.plan, steps
         self.values: dict[str, Tensor] = {}  # [S * B, *], so that the convolutions see one large batch
         self.events: dict[str, events.Events] = {}
+        self.pending: dict[str, events.Currents] = {}  # convolutions that their neurons will compute line by line
         counts: dict[str, Tensor] = {}
         for index, node in enumerate(plan.nodes):
             op = plan.ops[node.name]
@@ -185,32 +188,35 @@ class Run:
             elif isinstance(op, SpikingMaxPool2d | Readout):
                 self.values[node.name] = self._remember(node, op)
             elif node.name in plan.spiking and isinstance(op, Conv2d):
-                self.values[node.name] = self._convolve(node, op)
+                self._convolve(node, op)
             else:
                 self.values[node.name] = op.run(*(self._analog(name) for name in node.inputs))
             for name in plan.freed[index]:
                 self.values.pop(name, None)
                 self.events.pop(name, None)
+                self.pending.pop(name, None)
         return self.values.pop(plan.nodes[-1].name).view(steps, self.batch, -1), counts
 
     def _fire(self, node: Node, op: Neuron) -> tuple[Tensor, Tensor]:
         """A neuron layer over its inputs ``[S, B, *]``: what it emits ``[S * B, *]``, its spikes per step and image."""
         plan = self.plan
         shortcut: tuple[Tensor, Tensor] | None = None
-        currents = []
+        currents: list[Tensor | events.Currents] = []
         for name in node.inputs:
             scale = plan.ops[name]
-            if name in plan.deferred and shortcut is None and len(node.inputs) > 1 and isinstance(scale, Scale):
+            if name in self.pending:
+                currents.append(self.pending[name])
+            elif name in plan.deferred and shortcut is None and len(node.inputs) > 1 and isinstance(scale, Scale):
                 shortcut = (self._in_time(plan.deferred[name]), scale.weight)
             else:
                 currents.append(self._in_time(name))
-        counts = torch.zeros(self.steps, self.batch, dtype=torch.int32, device=currents[0].device)
+        counts = torch.zeros(self.steps, self.batch, dtype=torch.int32, device=op.threshold.device)
         spikes, self.memory[node.name] = op.advance(
             currents,
             self.memory.get(node.name),
             shortcut,
             bias=plan.bias[node.name],
-            spike_dtype=self._spike_dtype(node.name, currents[0]),
+            spike_dtype=self._spike_dtype(node.name, _size(currents[0])),
             counts=counts,
         )
         if not spikes.is_cuda:  # there it would stop the queue
@@ -223,33 +229,38 @@ class Run:
         out, self.memory[node.name] = op.advance(inputs, self.memory.get(node.name))
         return out.flatten(0, 1)
 
-    def _spike_dtype(self, name: str, current: Tensor) -> torch.dtype | None:
+    def _spike_dtype(self, name: str, size: tuple[int, ...]) -> torch.dtype | None:
         """Bytes for the event-driven convolution; where that is not to be had, what the dense one reads."""
         plan = self.plan
         if name not in plan.unit:
             return None  # the membrane's
         readers = [plan.ops[reader] for reader, source in plan.spiking.items() if source == name]
-        sparse = self.density.get(name, 0.0) <= DENSE and current.dtype != torch.float64
-        if readers and sparse and all(_takes_events(reader, current) for reader in readers):
+        sparse = self.density.get(name, 0.0) <= DENSE and len(size) == 2
+        if readers and sparse and all(_takes_events(reader, size) for reader in readers):
             return torch.uint8
         return plan.narrow if plan.narrow is not None and readers else plan.dtype
 
-    def _convolve(self, node: Node, op: Conv2d) -> Tensor:
+    def _convolve(self, node: Node, op: Conv2d) -> None:
         """A convolution of spikes, by events where they came as bytes, else dense."""
         plan, source = self.plan, node.inputs[0]
         spikes = self.values[source]
         if spikes.dtype != torch.uint8:
             if node.name not in plan.dense:
                 plan.dense[node.name] = op if plan.narrow is None else replace(op, weight=op.weight.to(plan.narrow))
-            return plan.dense[node.name].run(spikes)
+            self.values[node.name] = plan.dense[node.name].run(spikes)
+            return
         if source not in self.events:
             self.events[source] = events.find(spikes)
         key = (node.name, *spikes.shape[-2:])
         if key not in plan.packed:
             weight = op.weight if op.integer is None else op.integer
             plan.packed[key] = events.pack(weight, op.stride, op.padding, key[1:], plan.precision)
-        current = events.conv2d(self.events[source], plan.packed[key])
-        return current if op.bias is None else current.add_(op.bias.view(-1, 1, 1))
+        currents = events.Currents(self.events[source], plan.packed[key], self.steps)
+        if node.name in plan.fused:
+            self.pending[node.name] = currents
+            return
+        current = currents.tensor().flatten(0, 1)
+        self.values[node.name] = current if op.bias is None else current.add_(op.bias.view(-1, 1, 1))
 
     def _analog(self, name: str) -> Tensor:
         """The value of ``name`` as ``[S * B, *]``, spikes as numbers of the network's own dtype."""
@@ -273,9 +284,14 @@ def _unfold(value: Tensor, steps: int) -> Tensor:
     return value.view(steps, len(value) // steps, *value.shape[1:])
 
 
-def _takes_events(op: Op, current: Tensor) -> bool:
+def _size(current: Tensor | events.Currents) -> tuple[int, ...]:
+    """Height and width of the pixels."""
+    return current.packed.out_size if isinstance(current, events.Currents) else current.shape[3:]
+
+
+def _takes_events(op: Op, size: tuple[int, ...]) -> bool:
     assert isinstance(op, Conv2d)
-    return events.usable(op.weight, op.groups, op.dilation, (current.shape[-2], current.shape[-1]))
+    return events.usable(op.weight, op.groups, op.dilation, (size[0], size[1]))
 
 
 class Replay:

@@ -6,7 +6,9 @@ the memory, and returns the chunk's output and the new memory; the memory passed
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from . import kernels
 from .errors import InvalidData
-from .kernels import per_channel
+from .kernels import events, per_channel
+from .kernels.events import Currents
 
 Memory = tuple[Tensor, ...]
 Pair = tuple[int, int]
@@ -49,18 +52,18 @@ class Neuron:
             total = total + other
         return F.relu(total)
 
-    def start(self, current: Tensor) -> Memory:
-        """The membrane ``[B, *]`` before the first step, for currents ``[S, B, *]``: float32 or wider, or int32."""
-        threshold = per_channel(self.threshold if self.integer is None else self.integer, current.ndim - 1)
+    def start(self, example: Tensor) -> Memory:
+        """The membrane before the first step, laid out as ``example`` ``[B, *]``: float32 or wider, or int32."""
+        threshold = per_channel(self.threshold if self.integer is None else self.integer, example.ndim)
         if self.integer is not None:
             start = (self.initial_potential * threshold).round().to(torch.int32)
         else:
             start = self.initial_potential * threshold.to(torch.promote_types(threshold.dtype, torch.float32))
-        return (torch.zeros_like(current[0], dtype=start.dtype) + start,)
+        return (torch.zeros_like(example, dtype=start.dtype) + start,)
 
     def advance(
         self,
-        inputs: list[Tensor],
+        inputs: Sequence[Tensor | Currents],
         memory: Memory | None,
         shortcut: tuple[Tensor, Tensor] | None = None,
         *,
@@ -72,19 +75,26 @@ class Neuron:
 
         bias, spike_dtype, counts: as in :func:`s_resnet.kernels.reference.integrate_and_fire`.
         """
-        current, *others = inputs
+        pending = next((current for current in inputs if isinstance(current, Currents)), None)
+        others = [x.tensor() if isinstance(x, Currents) else x for x in inputs if x is not pending]
+        first = pending if pending is not None else others.pop(0)
+        (v,) = memory or self.start(first.empty() if isinstance(first, Currents) else first[0])
         branch: Tensor | None = None
         scale: Tensor | None = None
         if shortcut is not None:
-            branch, scale = shortcut[0], per_channel(shortcut[1], current.ndim - 1)
+            branch, scale = shortcut[0], per_channel(shortcut[1], v.ndim)
         elif others:
             branch = others.pop()
-        for other in others:
-            current = current + other
-        (v,) = self.start(current) if memory is None else memory
-        _, integrate_and_fire = kernels.select(current.device)
-        spikes, v = integrate_and_fire(
-            current,
+        if others:
+            first = first.tensor() if isinstance(first, Currents) else first
+            for other in others:
+                first = first + other
+        update: Callable[..., tuple[Tensor, Tensor]]
+        if isinstance(first, Currents):
+            update = partial(events.integrate_and_fire, first)
+        else:
+            update = partial(kernels.select(first.device)[1], first)
+        spikes, v = update(
             v,
             threshold=per_channel(self.threshold if self.integer is None else self.integer, v.ndim),
             decay=self.decay,

@@ -319,13 +319,13 @@ def test_the_constant_stem_is_computed_once(monkeypatch, coding, stem_calls):
         calls.append(weight.shape[1])
         return plain(x, weight, *rest)
 
-    def counted_events(spikes, packed):
+    def counted_events(spikes, *rest):
         calls.append(spikes.shape[1])
-        return plain_events(spikes, packed)
+        return plain_events(spikes, *rest)
 
-    plain_events = events.conv2d
+    plain_events = events._convolve
     monkeypatch.setattr(F, "conv2d", counted)
-    monkeypatch.setattr(events, "conv2d", counted_events)
+    monkeypatch.setattr(events, "_convolve", counted_events)
     simulate(network(), pictures(2), 14, 3, coding=coding)  # chunks of 3, 3, 3, 3 and 2 steps
     assert calls.count(3) == stem_calls  # the stem alone reads three channels
     assert len(calls) == stem_calls + 5 * 7

@@ -2,14 +2,20 @@
 // A spike of channel c adds one row of the weight, W[dy][dx][c][:], to each output pixel that sees it, so a layer costs
 // (spikes) x (taps) x (output channels) additions. Output-stationary: a tile of sums stays in registers meanwhile.
 // The sum of a pixel is in one fixed order, so results do not depend on the batch, the chunk or the threads.
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#if defined(__AVX512VBMI2__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#endif
+
+#include "layer.h"
 
 namespace {
 
+using namespace sresnet;
+
 typedef uint16_t Eight __attribute__((vector_size(16), aligned(2)));
+typedef uint16_t Many __attribute__((vector_size(64), aligned(2)));
 const int ROOM = 64;  // entries that whole-vector writes may touch beyond a list's end
+const int RUN = 512;  // neurons that fire at a time
 
 // The positions of the set bits of every byte: compaction without a branch.
 struct Positions {
@@ -21,11 +27,23 @@ struct Positions {
     }
 };
 const Positions POSITIONS;
+#if defined(__AVX512VBMI2__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+const __m256i SIXTEEN = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
 
 // Writes base + i for every i with spikes[i] = 1, in ascending order, and returns how many.
 inline int32_t positions(const uint8_t* spikes, int n, int base, uint16_t* ids) {
     int32_t found = 0;
     int i = 0;
+#if defined(__AVX512VBMI2__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    for (; i + 16 <= n; i += 16) {
+        const __m128i bytes = _mm_loadu_si128((const __m128i*)(spikes + i));
+        const __mmask16 mask = _mm_test_epi8_mask(bytes, bytes);
+        const __m256i at = _mm256_add_epi16(_mm256_set1_epi16((short)(base + i)), SIXTEEN);
+        _mm256_storeu_si256((__m256i*)(ids + found), _mm256_maskz_compress_epi16(mask, at));
+        found += __builtin_popcount(mask);
+    }
+#endif
     for (; i + 8 <= n; i += 8) {
         uint64_t bytes;
         memcpy(&bytes, spikes + i, 8);
@@ -106,8 +124,8 @@ inline int gather(const Shape& s, const uint16_t* ids, const int32_t* start, int
         const int found = pixel[xb] - pixel[xa];
         // The spike x * channels + c meets tap (dy, x - left): along a line both differ by one constant.
         const uint16_t shift = (uint16_t)(dy * taps - left * s.channels);
-        for (int i = 0; i < found; i += 8) {
-            Eight at;
+        for (int i = 0; i < found; i += 32) {  // seldom more than once, so the branch is foreseen
+            Many at;
             memcpy(&at, from + i, sizeof at);
             at += shift;
             memcpy(rows + n + i, &at, sizeof at);
@@ -117,59 +135,129 @@ inline int gather(const Shape& s, const uint16_t* ids, const int32_t* start, int
     return n;
 }
 
+// Everything that one call reads and writes.
+struct Job {
+    const Shape& s;
+    const uint16_t* ids;
+    const int32_t* start;
+    const void* weight;
+    const float* step;   // what one unit of a 16-bit weight is worth per output channel, or null
+    void* out;           // the currents; unused with a layer
+    const Layer* layer;  // the neurons that take them, or null
+};
+
+// A tile of output channels of one line of output pixels, for one image: line[x * width + channel].
 template <class P, int VECTORS, int UNROLL>
-void convolve_tile(const Shape& s, const uint16_t* ids, const int32_t* start, const typename P::Weight* weight,
-                   const float* step, int64_t stride, int first, void* out) {
+inline void convolve_line(const Job& job, const typename P::Weight* weight, int64_t stride, int64_t image, int y,
+                          int width, uint16_t* rows, typename P::Total* line) {
+    const Shape& s = job.s;
     const int zero = s.kernel_h * s.kernel_w * s.channels;  // the row of zeros, which fills up the unrolled loop
-    const int width = s.out_channels - first < VECTORS * P::LANES ? s.out_channels - first : VECTORS * P::LANES;
     const int limit = s.limit / UNROLL * UNROLL;
-    const int64_t lines = (int64_t)s.images * s.out_height;
-#pragma omp parallel num_threads(s.threads)
-    {
-        std::vector<uint16_t> rows(zero + ROOM);
-        typename P::Total total[VECTORS * P::LANES];
-#pragma omp for schedule(static)
-        for (int64_t line = 0; line < lines; line++)
-            for (int xo = 0; xo < s.out_width; xo++) {
-                const int top = (int)(line % s.out_height) * s.stride_h - s.pad_h;
-                int n = gather(s, ids, start, line / s.out_height, top, xo * s.stride_w - s.pad_w, rows.data());
-                for (int u = 0; u < UNROLL; u++) rows[n + u] = (uint16_t)zero;
-                n = (n + UNROLL - 1) / UNROLL * UNROLL;
-                sum_rows<P, VECTORS, UNROLL>(rows.data(), n, limit, weight + first, stride, total);
-                const int64_t at = (line * s.out_width + xo) * s.out_channels + first;
-                if (step) {
-                    for (int j = 0; j < width; j++) ((float*)out)[at + j] = (float)total[j] * step[first + j];
-                } else if (width == VECTORS * P::LANES) {
-                    memcpy((typename P::Total*)out + at, total, sizeof total);
-                } else {
-                    memcpy((typename P::Total*)out + at, total, width * sizeof total[0]);
-                }
-            }
+    typename P::Total total[VECTORS * P::LANES];
+    for (int x = 0; x < s.out_width; x++) {
+        int n = gather(s, job.ids, job.start, image, y * s.stride_h - s.pad_h, x * s.stride_w - s.pad_w, rows);
+        for (int u = 0; u < UNROLL; u++) rows[n + u] = (uint16_t)zero;
+        n = (n + UNROLL - 1) / UNROLL * UNROLL;
+        if (width == VECTORS * P::LANES) {
+            sum_rows<P, VECTORS, UNROLL>(rows, n, limit, weight, stride, line + (int64_t)x * width);
+        } else {
+            sum_rows<P, VECTORS, UNROLL>(rows, n, limit, weight, stride, total);
+            memcpy(line + (int64_t)x * width, total, width * sizeof total[0]);
+        }
     }
 }
 
-template <class P>
-void convolve(const Shape& s, const uint16_t* ids, const int32_t* start, const void* weight, const float* step,
-              void* out) {
-    const typename P::Weight* w = (const typename P::Weight*)weight;
-    const int64_t stride = (int64_t)(s.out_channels + P::LANES - 1) / P::LANES * P::LANES;
+// Currents of a line to float, in place: both types have four bytes.
+inline void scale_line(int32_t* line, const float* step, int pixels, int width) {
+    for (int x = 0; x < pixels; x++)
+        for (int j = 0; j < width; j++) {
+            const float value = (float)line[x * width + j] * step[j];
+            memcpy(line + x * width + j, &value, sizeof value);
+        }
+}
+inline void scale_line(float*, const float*, int, int) {}
+
+// The neurons of a line take its currents: v, spikes and shortcut lie at `at` of the image's step and pixel.
+template <typename V>
+inline int32_t fire_line(const Layer& l, const Parameters<V>& p, const V* line, int64_t v_at, int64_t t_at, int pixels,
+                         int width, int channels, uint8_t* fired) {
+    V* v = (V*)l.v_after;
+    int32_t count = 0;
+    if (width == channels) {  // the whole line lies together
+        const int64_t length = (int64_t)pixels * width, period = (int64_t)p.bias.size();
+        for (int64_t j = 0; j < length; j += period) {
+            const int64_t n = length - j < period ? length - j : period;
+            count += step<V, V>(l, line + j, t_at + j, p, 0, v + v_at + j, fired, n);
+            store(l.spike_type, fired, l.spikes, t_at + j, n);
+        }
+        return count;
+    }
+    for (int x = 0; x < pixels; x++) {
+        const int64_t j = (int64_t)x * channels;
+        count += step<V, V>(l, line + (int64_t)x * width, t_at + j, p, 0, v + v_at + j, fired, width);
+        store(l.spike_type, fired, l.spikes, t_at + j, width);
+    }
+    return count;
+}
+
+template <class P, int VECTORS, int UNROLL, typename V>
+void convolve_tile(const Job& job, int64_t stride, int first) {
+    const Shape& s = job.s;
+    const Layer* l = job.layer;
+    const typename P::Weight* weight = (const typename P::Weight*)job.weight + first;
+    const int width = s.out_channels - first < VECTORS * P::LANES ? s.out_channels - first : VECTORS * P::LANES;
+    const int64_t steps = l ? l->steps : 1, images = s.images / steps, line_length = (int64_t)s.out_width * s.out_channels;
+#pragma omp parallel num_threads(s.threads)
+    {
+        std::vector<uint16_t> rows(s.kernel_h * s.kernel_w * s.channels + ROOM);
+        std::vector<typename P::Total> line((int64_t)s.out_width * width);
+        std::vector<uint8_t> fired(l ? RUN + width : 0);
+        Parameters<V> p;
+        if (l) p.set(*l, first, width == s.out_channels ? (RUN + width - 1) / width * width : width);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < images * s.out_height; i++) {
+            const int64_t image = i / s.out_height, v_at = i * line_length + first;
+            const int y = (int)(i % s.out_height);
+            if (l)
+                for (int x = 0; x < s.out_width; x++) {
+                    const int64_t j = v_at + (int64_t)x * s.out_channels;
+                    memcpy((V*)l->v_after + j, (const V*)l->v + j, width * sizeof(V));
+                }
+            for (int64_t t = 0; t < steps; t++) {
+                convolve_line<P, VECTORS, UNROLL>(job, weight, stride, t * images + image, y, width, rows.data(), line.data());
+                if (job.step) scale_line(line.data(), job.step + first, s.out_width, width);
+                const int64_t t_at = t * images * s.out_height * line_length + v_at;
+                if (l) {
+                    add_count(*l, t, image, fire_line<V>(*l, p, (const V*)line.data(), v_at, t_at, s.out_width, width, s.out_channels, fired.data()));
+                } else {
+                    for (int x = 0; x < s.out_width; x++)
+                        memcpy((V*)job.out + t_at + (int64_t)x * s.out_channels, line.data() + (int64_t)x * width, width * sizeof(V));
+                }
+            }
+        }
+    }
+}
+
+template <class P, typename V>
+void convolve(const Job& job) {
+    const int64_t stride = (int64_t)(job.s.out_channels + P::LANES - 1) / P::LANES * P::LANES;
     for (int first = 0; first < stride;) {
         const int left = (int)(stride - first) / P::LANES;
 #if defined(__AVX512F__)  // elsewhere a vector of 64 bytes takes several registers, and eight of them would spill
         if (left >= 8) {
-            convolve_tile<P, 8, 1>(s, ids, start, w, step, stride, first, out);
+            convolve_tile<P, 8, 1, V>(job, stride, first);
             first += 8 * P::LANES;
             continue;
         }
 #endif
         if (left >= 4) {
-            convolve_tile<P, 4, 2>(s, ids, start, w, step, stride, first, out);
+            convolve_tile<P, 4, 2, V>(job, stride, first);
             first += 4 * P::LANES;
         } else if (left >= 2) {
-            convolve_tile<P, 2, 4>(s, ids, start, w, step, stride, first, out);
+            convolve_tile<P, 2, 4, V>(job, stride, first);
             first += 2 * P::LANES;
         } else {
-            convolve_tile<P, 1, 4>(s, ids, start, w, step, stride, first, out);
+            convolve_tile<P, 1, 4, V>(job, stride, first);
             first += P::LANES;
         }
     }
@@ -197,16 +285,20 @@ void sresnet_find_events(const Shape* shape, const uint8_t* spikes, uint16_t* id
     }
 }
 
-// weight [kernel_h * kernel_w * channels + 1][out_channels rounded up to a vector], the last row zeros
-// -> out [images, out_height, out_width, out_channels].
+// weight [kernel_h * kernel_w * channels + 1][out_channels rounded up to a vector], the last row zeros. Without a layer
+// the currents go to out [images, out_height, out_width, out_channels]; with one its neurons take them at once, line by
+// line, and images counts steps times images.
 void sresnet_convolve_float(const Shape* s, const uint16_t* ids, const int32_t* start, const void* weight,
-                            const float*, void* out) {
-    convolve<Float>(*s, ids, start, weight, nullptr, out);
+                            const float*, void* out, const Layer* layer) {
+    convolve<Float, float>({*s, ids, start, weight, nullptr, out, layer});
 }
 
-// int16 weights: out is float32, sum * step[out_channel], or int32 where step is null.
+// int16 weights: the currents are float32, sum * step[out_channel], or int32 where step is null.
 void sresnet_convolve_fixed(const Shape* s, const uint16_t* ids, const int32_t* start, const void* weight,
-                            const float* step, void* out) {
-    convolve<Fixed>(*s, ids, start, weight, step, out);
+                            const float* step, void* out, const Layer* layer) {
+    if (step)
+        convolve<Fixed, float>({*s, ids, start, weight, step, out, layer});
+    else
+        convolve<Fixed, int32_t>({*s, ids, start, weight, step, out, layer});
 }
 }

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import native
+from . import host, native
 
 Pair = tuple[int, int]
 ROOM = 64  # as in events.cpp
+IDS = 2**16 - 1  # positions in a line of pixels, and rows of a weight, are counted in 16 bits
 LANES = {torch.float32: 16, torch.int16: 32}
 RUN = 64  # rows of 16-bit weights between two visits of the wide sum: more of them cost precision, fewer cost time
-WIDE = 64  # output channels that fill the registers well: narrower layers do several output pixels at once
+# Output channels that fill the registers well: narrower layers do several output pixels at once.
+WIDE = 64
 
 
 class _Shape(ctypes.Structure):
@@ -61,15 +63,23 @@ class Packed:
     stride: Pair
     padding: Pair
 
+    @property
+    def integer(self) -> bool:
+        """Whether the currents are whole numbers."""
+        return self.rows.dtype == torch.int16 and self.step is None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the currents."""
+        return torch.int32 if self.integer else torch.float32
+
 
 def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
     """Whether the kernel is there and takes such a convolution over images of that height and width."""
     channels, (height, width) = weight.shape[1], weight.shape[2:]
-    # Ids and weight rows are counted in 16 bits; a group of pixels can widen the kernel by a few columns.
-    fits = channels * size[1] < 2**16 and channels * height * (width + 16) < 2**16
-    return (
-        weight.device.type == "cpu" and groups == 1 and dilation == (1, 1) and fits and native.library()[0] is not None
-    )
+    fits = channels * size[1] < IDS and channels * height * width < IDS
+    plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and groups == 1 and dilation == (1, 1)
+    return plain and fits and native.library()[0] is not None
 
 
 def find(spikes: Tensor) -> Events:
@@ -93,7 +103,6 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
     """
     out_channels, channels, kh, kw = weight.shape
     out_size = tuple((size[i] + 2 * padding[i] - (kh, kw)[i]) // stride[i] + 1 for i in (0, 1))
-    group = max((g for g in (1, 2, 4) if g * out_channels <= WIDE and out_size[1] % g == 0), default=1)
     step = None
     limit = 2**16
     if weight.dtype == torch.int8:
@@ -105,6 +114,8 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
         step = largest / (2**15 - 1 - limit)  # rounding adds at most half a unit to each
         step = torch.where(step > 0, step, torch.ones_like(step))
         weight = (weight / step.view(-1, 1, 1, 1)).round().to(torch.int16)
+    groups = [g for g in (2, 4, 8) if g * out_channels <= WIDE and out_size[1] % g == 0]
+    group = max((g for g in groups if kh * (kw + (g - 1) * stride[1]) * channels < IDS), default=1)
     wide = kw + (group - 1) * stride[1]
     rows = weight.new_zeros(kh, wide, channels, group, out_channels)
     taps = weight.permute(2, 3, 1, 0)
@@ -126,30 +137,85 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Currents:
+    """A convolution of ``steps`` times B images of spikes, not computed yet: its neurons may take it line by line."""
+
+    events: Events
+    packed: Packed
+    steps: int
+
+    def tensor(self) -> Tensor:
+        """The currents ``[S, B, C_out, H_out, W_out]``."""
+        out = conv2d(self.events, self.packed)
+        return out.view(self.steps, len(out) // self.steps, *out.shape[1:])
+
+    def empty(self) -> Tensor:
+        """An uninitialized tensor shaped and laid out as one step, ``[B, C_out, H_out, W_out]``."""
+        shape = (self.events.shape[0] // self.steps, self.packed.out_channels, *self.packed.out_size)
+        return torch.empty(shape, dtype=self.packed.dtype, memory_format=torch.channels_last)
+
+
 def conv2d(events: Events, packed: Packed) -> Tensor:
     """The convolution of the spikes with the packed weight, without bias: ``[N, C_out, H_out, W_out]`` channels_last.
 
     float32, or int32 for int8 weights.
     """
+    out = Currents(events, packed, 1).empty()
+    _convolve(events, packed, out, None)
+    return out
+
+
+def integrate_and_fire(
+    current: Currents,
+    v: Tensor,
+    *,
+    threshold: Tensor,
+    decay: float = 1.0,
+    reset: str = "subtract",
+    bias: Tensor | None = None,
+    shortcut: Tensor | None = None,
+    shortcut_scale: Tensor | None = None,
+    spike_dtype: torch.dtype | None = None,
+    counts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does with ``current.tensor()``.
+
+    Each line of currents goes from the registers to its neurons; memory never sees it.
+    """
+    rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts)
+    dense = v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)
+    ready = (
+        host.prepare(current.steps, v, *rest) if dense and (v.dtype == torch.int32) == current.packed.integer else None
+    )
+    if ready is None:
+        return host.integrate_and_fire(
+            *(current.tensor(), v),
+            threshold=threshold,
+            decay=decay,
+            reset=reset,
+            bias=bias,
+            shortcut=shortcut,
+            shortcut_scale=shortcut_scale,
+            spike_dtype=spike_dtype,
+            counts=counts,
+        )
+    ready.layer.inner = 1
+    _convolve(current.events, current.packed, None, ready.layer)
+    return ready.spikes, ready.after
+
+
+def _convolve(events: Events, packed: Packed, out: Tensor | None, layer: host.Layer | None) -> None:
     library, reason = native.library()
     assert library is not None, reason
     n, c, h, w = events.shape
-    integer = packed.rows.dtype == torch.int16 and packed.step is None
-    out = torch.empty(
-        (n, packed.out_channels, *packed.out_size),
-        dtype=torch.int32 if integer else torch.float32,
-        memory_format=torch.channels_last,
-    )
     shape = _Shape(
         *(n, h, w, c, packed.out_size[0], packed.out_size[1] // packed.group, packed.out_channels * packed.group),
         *(*packed.kernel, *packed.stride, *packed.padding, packed.limit, torch.get_num_threads()),
     )
     function = library.sresnet_convolve_float if packed.rows.dtype == torch.float32 else library.sresnet_convolve_fixed
-    step = None if packed.step is None else _pointer(packed.step)
-    function(
-        ctypes.byref(shape), _pointer(events.ids), _pointer(events.start), _pointer(packed.rows), step, _pointer(out)
-    )
-    return out
+    pointers = [None if t is None else _pointer(t) for t in (events.ids, events.start, packed.rows, packed.step, out)]
+    function(ctypes.byref(shape), *pointers, None if layer is None else ctypes.byref(layer))
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import cpu, native
 
-# As in membrane.cpp.
+# As in layer.h.
 TYPES = {torch.float32: 1, torch.bfloat16: 2, torch.uint8: 3, torch.int32: 4}
 MEMBRANES = (torch.float32, torch.int32)
 
 
-class _Layer(ctypes.Structure):
+class Layer(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("steps", "images", "neurons", "channels", "inner")),
         *((name, ctypes.c_int64) for name in ("current_step", "shortcut_step")),
@@ -23,6 +24,16 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("current", "v", "threshold", "bias", "shortcut", "scale")),
         *((name, ctypes.c_void_p) for name in ("v_after", "spikes", "counts")),
     ]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A neuron layer as the C++ takes it, the tensors it writes, and those that must live as long."""
+
+    layer: Layer
+    spikes: Tensor
+    after: Tensor
+    kept: tuple[Tensor | None, ...]
 
 
 def integrate_and_fire(
@@ -43,17 +54,9 @@ def integrate_and_fire(
     Membranes in float32 or int32, currents and spikes in float32, bfloat16, uint8 or int32, and thresholds, biases and
     scales for the layer or per channel go through the C++; :mod:`s_resnet.kernels.cpu` takes everything else.
     """
-    dtype = spike_dtype or v.dtype
-    vectors = [_per_channel(value, v) for value in (threshold, bias, shortcut_scale)]
-    given = [value for value in (current, shortcut) if value is not None]
-    if (
-        v.dtype not in MEMBRANES
-        or any(value.dtype not in TYPES for value in given)
-        or dtype not in TYPES
-        or [vector is None for vector in vectors] != [value is None for value in (threshold, bias, shortcut_scale)]
-        or (counts is not None and not (counts.dtype == torch.int32 and counts.is_contiguous()))
-        or v.numel() == 0
-    ):
+    rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts)
+    ready = prepare(len(current), v, *rest) if current.dtype in TYPES else None
+    if ready is None:
         return cpu.integrate_and_fire(
             *(current, v),
             threshold=threshold,
@@ -67,24 +70,59 @@ def integrate_and_fire(
         )
     library, reason = native.library()
     assert library is not None, reason
-    v = _dense(v)
     current = _in_step(current, v)
-    shortcut = None if shortcut is None else _in_step(shortcut, v)
-    spikes = cpu.empty_steps(len(current), v, dtype)
-    after = torch.empty_like(v)
-    last = v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)
-    layer = _Layer(
-        *(len(current), len(v), v[0].numel(), v.shape[1] if v.ndim > 1 else 1),
-        1 if last or v.ndim < 3 else v[0, 0].numel(),
-        current.stride(0) if len(current) > 1 else 0,
-        0 if shortcut is None or len(shortcut) == 1 else shortcut.stride(0),
-        *(TYPES[current.dtype], 0 if shortcut is None else TYPES[shortcut.dtype], TYPES[dtype]),
-        *(reset == "zero", torch.get_num_threads(), decay),
-        *map(_pointer, (current, v, vectors[0], vectors[1], shortcut, vectors[2], after, spikes, counts)),
-    )
+    ready.layer.current = current.data_ptr()
+    ready.layer.current_type = TYPES[current.dtype]
+    ready.layer.current_step = current.stride(0) if len(current) > 1 else 0
     update = library.sresnet_update_float if v.dtype == torch.float32 else library.sresnet_update_int
-    update(ctypes.byref(layer))
-    return spikes, after
+    update(ctypes.byref(ready.layer))
+    return ready.spikes, ready.after
+
+
+def prepare(
+    steps: int,
+    v: Tensor,
+    threshold: Tensor,
+    decay: float,
+    reset: str,
+    bias: Tensor | None,
+    shortcut: Tensor | None,
+    shortcut_scale: Tensor | None,
+    spike_dtype: torch.dtype | None,
+    counts: Tensor | None,
+) -> Prepared | None:
+    """The layer without its currents; None where the C++ does not take it."""
+    dtype = spike_dtype or v.dtype
+    given = (threshold, bias, shortcut_scale)
+    vectors = [_per_channel(value, v) for value in given]
+    if (
+        v.dtype not in MEMBRANES
+        or v.numel() == 0
+        or v.stride() != torch.empty_like(v).stride()
+        or dtype not in TYPES
+        or (shortcut is not None and shortcut.dtype not in TYPES)
+        or [vector is None for vector in vectors] != [value is None for value in given]
+        or (counts is not None and not (counts.dtype == torch.int32 and counts.is_contiguous()))
+    ):
+        return None
+    branch = None if shortcut is None else _in_step(shortcut, v)
+    spikes, after = cpu.empty_steps(steps, v, dtype), torch.empty_like(v)
+    last = v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)
+    layer = Layer(
+        *(steps, len(v), v[0].numel(), v.shape[1] if v.ndim > 1 else 1),
+        inner=1 if last or v.ndim < 3 else v[0, 0].numel(),
+        shortcut_step=0 if branch is None or len(branch) == 1 else branch.stride(0),
+        shortcut_type=0 if branch is None else TYPES[branch.dtype],
+        spike_type=TYPES[dtype],
+        hard=reset == "zero",
+        threads=torch.get_num_threads(),
+        decay=decay,
+    )
+    kept = {"v": v, "shortcut": branch, "v_after": after, "spikes": spikes, "counts": counts}
+    kept |= dict(zip(("threshold", "bias", "scale"), vectors, strict=True))
+    for name, tensor in kept.items():
+        setattr(layer, name, None if tensor is None else tensor.data_ptr())
+    return Prepared(layer, spikes, after, tuple(kept.values()))
 
 
 def _per_channel(value: Tensor | None, v: Tensor) -> Tensor | None:
@@ -97,11 +135,6 @@ def _per_channel(value: Tensor | None, v: Tensor) -> Tensor | None:
     return value.reshape(-1).to(v.dtype).expand(channels).contiguous()
 
 
-def _dense(v: Tensor) -> Tensor:
-    """``v`` in the layout that empty_like gives: channels_last where it is so, else contiguous."""
-    return v if v.stride() == torch.empty_like(v).stride() else torch.empty_like(v).copy_(v)
-
-
 def _in_step(values: Tensor, v: Tensor) -> Tensor:
     """``[T, B, *]`` whose every step lies in memory as ``v`` does; steps that are one tensor stay one."""
     if values.shape[1:] == v.shape and values.stride()[1:] == v.stride():
@@ -110,7 +143,3 @@ def _in_step(values: Tensor, v: Tensor) -> Tensor:
     steps = values[:1] if constant else values
     copy = cpu.empty_steps(len(steps), v, values.dtype).copy_(steps)
     return copy.expand(values.shape) if constant else copy
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

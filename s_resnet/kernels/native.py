@@ -17,8 +17,9 @@ from .cache import built
 
 HERE = Path(__file__).parent
 SOURCES = ("events.cpp", "membrane.cpp")
+HEADERS = ("layer.h", "membrane.h")
 # No contraction: a fused multiply-add rounds once where the reference rounds twice.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC")
 
 
 @cache
@@ -31,7 +32,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         version = _run([compiler, "--version"]).splitlines()[0]
     except (subprocess.CalledProcessError, OSError, IndexError) as error:
         return None, f"{compiler} --version failed: {error}"
-    sources = [(HERE / name).read_text() for name in (*SOURCES, "membrane.h")]
+    sources = [(HERE / name).read_text() for name in (*SOURCES, *HEADERS)]
     reason = ""
     for threading in (("-fopenmp",), ()):
         key = "\n".join([version, *FLAGS, *threading, _processor(), *sources])
