@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import cpu, host, native, reference
+from ..errors import BackendUnavailable, InvalidData
+from . import cpu, cuda, host, native, reference
 
 
 class Kernel(Protocol):
@@ -29,13 +30,40 @@ class Kernel(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-def select(device: torch.device) -> tuple[str, Kernel]:
-    """The name and the function of the kernel that runs on ``device``."""
-    if device.type == "cpu":
-        return (
-            ("cpu", cpu.integrate_and_fire) if native.library()[0] is None else ("cpu-native", host.integrate_and_fire)
-        )
-    return "reference", reference.integrate_and_fire
+# By name, the fastest first.
+KERNELS: dict[str, Kernel] = {
+    "cuda": cuda.integrate_and_fire,
+    "cpu-native": host.integrate_and_fire,
+    "cpu": cpu.integrate_and_fire,
+    "reference": reference.integrate_and_fire,
+}
+
+
+def select(device: torch.device, name: str | None = None) -> tuple[str, Kernel]:
+    """The name and the function of the kernel for ``device``: the fastest that runs there, or the one asked for.
+
+    Raises:
+        InvalidData: there is no kernel of that name.
+        BackendUnavailable: the kernel asked for by name does not run on this device or machine.
+    """
+    if name is None:
+        name = next(each for each in KERNELS if _missing(each, device) is None)
+    if name not in KERNELS:
+        raise InvalidData(f"kernel: got {name!r}; expected one of {', '.join(KERNELS)}. Choose one of them.")
+    reason = _missing(name, device)
+    if reason is not None:
+        raise BackendUnavailable(f"kernel {name}: got {reason}; expected a device it runs on. Choose another kernel.")
+    return name, KERNELS[name]
+
+
+def _missing(name: str, device: torch.device) -> str | None:
+    """Why a kernel does not run on ``device``; None when it does."""
+    if name != "reference" and device.type != name.split("-")[0]:
+        return f"device {device}"
+    if name == "cuda":
+        return cuda.unavailable(device)
+    compiled, how = native.library() if name == "cpu-native" else (True, "")
+    return how if compiled is None else None
 
 
 def narrow_dtype(device: torch.device) -> torch.dtype | None:
@@ -47,7 +75,9 @@ def narrow_dtype(device: torch.device) -> torch.dtype | None:
 
 def describe() -> str:
     """Which kernels this installation runs, in words."""
-    gpu = f"reference on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no CUDA device"
+    gpu = "no CUDA device"
+    if torch.cuda.is_available():
+        gpu = f"{cuda.path(torch.device('cuda'))} on {torch.cuda.get_device_name()}"
     compiled, how = native.library()
     host_kernel = "cpu" if compiled is None else "cpu-native"
     return f"torch {torch.__version__}, membrane kernel: {host_kernel} ({how}); {gpu}"

@@ -1,0 +1,312 @@
+"""The membrane update on a CUDA device (``membrane.cu``): one launch per neuron layer for a whole chunk of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendUnavailable, InvalidData
+from . import nvrtc
+from .cpu import empty_steps
+
+# As in membrane.cu.
+TYPES = {
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+}
+MEMBRANES = {torch.float32: "float", torch.int32: "int"}
+AHEAD = 4  # steps whose currents are on their way while one is computed
+LIMIT = 2**31
+# What a network in half precision runs most; also the instance that shows whether the device can run any.
+PROBE = ("f16", "f32", "f16", "float", "8", "true", "false", "false", "ONE", "EACH", "NONE", str(AHEAD))
+
+_torch_library: Any = torch.library  # its types differ between versions of torch
+_library = _torch_library.Library("s_resnet", "FRAGMENT")
+# Inputs must reach the kernel as they lie: channels_last, or the same current at every step (stride 0).
+_tags = [getattr(torch.Tag, name, None) for name in ("pt2_compliant_tag", "needs_fixed_stride_order")]
+_exact = getattr(torch.Tag, "needs_exact_strides", None)
+_library.define(
+    "integrate_and_fire(Tensor current, Tensor v, Tensor threshold, float decay, bool hard, Tensor? bias, "
+    "Tensor? shortcut, Tensor? shortcut_scale, ScalarType? spike_dtype, Tensor(a!)? counts) -> (Tensor, Tensor)",
+    tags=[tag for tag in (_tags[0], _exact or _tags[1]) if tag is not None],
+)
+
+
+def integrate_and_fire(
+    current: Tensor,
+    v: Tensor,
+    *,
+    threshold: Tensor,
+    decay: float = 1.0,
+    reset: str = "subtract",
+    bias: Tensor | None = None,
+    shortcut: Tensor | None = None,
+    shortcut_scale: Tensor | None = None,
+    spike_dtype: torch.dtype | None = None,
+    counts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does, with its arguments and results.
+
+    The equation and the order of its operations are the reference's, without fused multiply-adds: equal bit for bit.
+    The operator ``s_resnet::integrate_and_fire`` is the same for torch.compile; before a CUDA graph is captured,
+    :func:`warm_up` must have seen the same arguments.
+
+    current: ``[T, B, *]`` float32, float16, bfloat16, int32, int8 or uint8; every step in the memory layout of ``v``.
+        The same current at every step may have stride 0 in time.
+    v: ``[B, *]`` float32 or int32, contiguous or channels_last. The spikes take its layout.
+    threshold, bias, shortcut_scale: one number or one per channel (dimension 1).
+    shortcut: as ``current``. counts: int32 ``[T, B]``, contiguous.
+
+    Raises:
+        InvalidData: a layout, dtype, shape or device that the kernel does not take.
+        BackendUnavailable: the kernel cannot be compiled or loaded.
+    """
+    if reset not in ("subtract", "zero"):
+        raise InvalidData(f"cuda kernel: reset, got {reset!r}; expected 'subtract' or 'zero'. Choose one of them.")
+    if v.device.type != "cuda":
+        raise InvalidData(f"cuda kernel: membrane, got one on {v.device}; expected a CUDA device. Move it there.")
+    hard = reset == "zero"
+    spikes, after = torch.ops.s_resnet.integrate_and_fire(
+        current, v, threshold, decay, hard, bias, shortcut, shortcut_scale, spike_dtype, counts
+    )
+    return spikes, after
+
+
+def warm_up(current: Tensor, v: Tensor, *, counts: Tensor | None = None, **settings: object) -> None:
+    """Compile, load and launch once what :func:`integrate_and_fire` would run; ``counts`` are left as they are."""
+    integrate_and_fire(current, v, **settings)  # type: ignore[arg-type]
+
+
+@cache
+def unavailable(device: torch.device) -> str | None:
+    """Why the kernel cannot run on a CUDA device; None when it can."""
+    if torch.version.hip is not None:
+        return "no NVRTC: this torch is for ROCm"
+    if nvrtc.compiler()[0] is None:
+        return nvrtc.compiler()[1]
+    try:
+        with torch.cuda.device(device):
+            nvrtc.loaded(_instance(*PROBE), torch.cuda.current_device())
+    except BackendUnavailable as error:
+        return str(error)
+    return None
+
+
+def path(device: torch.device) -> str:
+    """What runs on a CUDA device, in words, such as ``cuda (NVRTC 13.2 by cuda-core 1.2.2, sm_90)``."""
+    reason = unavailable(device)
+    if reason is not None:
+        return f"reference ({reason})"
+    return "cuda ({}, sm_{}{})".format(nvrtc.compiler()[1], *torch.cuda.get_device_capability(device))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch: the template instance, the number of blocks, and the kernel's arguments in its order."""
+
+    instance: str
+    blocks: int
+    arguments: tuple[nvrtc.Argument, ...]
+
+
+def plan(
+    *,
+    current: Tensor,
+    v: Tensor,
+    threshold: Tensor,
+    decay: float,
+    hard: bool,
+    bias: Tensor | None,
+    shortcut: Tensor | None,
+    shortcut_scale: Tensor | None,
+    counts: Tensor | None,
+    spikes: Tensor,
+    after: Tensor,
+    block: int = nvrtc.BLOCK,
+) -> Plan:
+    """Choose the instance and the arguments for a chunk of at least one step of at least one neuron.
+
+    spikes, after: where the results go, laid out like the membrane. block: threads of a block.
+    """
+    neurons, (last, span) = v[0].numel(), _layout(v)
+    strides = [_strides("current", current, v, len(spikes))]
+    strides.append((0, 0) if shortcut is None else _strides("shortcut", shortcut, v, len(spikes)))
+    _check(v, spikes, counts, (current, threshold, bias, shortcut, shortcut_scale), decay)
+    kinds, values = [], []
+    for name, value in (("threshold", threshold), ("bias", bias), ("shortcut_scale", shortcut_scale)):
+        kinds.append(_kind(name, value, v))
+        values.append(None if value is None else value.to(v.dtype).contiguous())
+    if shortcut is not None and shortcut_scale is None:
+        kinds[2] = "BARE"
+    streams = (current, shortcut, v, after, spikes)
+    # 16 bytes of current: 8 halves or 4 floats; else, or where vectors would straddle images, one by one.
+    wide = 4 if current.element_size() == 4 else 8
+    width = wide if neurons % wide == 0 and all(map(_aligned, streams)) else 1
+    whole = last and span % width == 0 and all(map(_aligned, values))
+    per_image = -(-neurons // (width * block))
+    blocks = per_image * len(v)
+    if max(neurons, blocks, *strides[0], *strides[1]) >= LIMIT:
+        raise InvalidData(f"cuda kernel: got {neurons} neurons x {len(v)} images; expected fewer. Use a smaller batch.")
+    types = [TYPES[current.dtype], TYPES[torch.float32 if shortcut is None else shortcut.dtype], TYPES[spikes.dtype]]
+    flags = [str(flag).lower() for flag in (last, decay != 1.0, hard)]
+    ahead = 1 if len(spikes) == 1 else AHEAD
+    parts = [*types, MEMBRANES[v.dtype], str(width), *flags, *kinds, str(ahead)]
+    return Plan(
+        _instance(*parts),
+        blocks,
+        (
+            *(current, shortcut, v, *values, after, spikes, counts, float(decay)),
+            *(len(spikes), len(v), neurons, span, int(whole), per_image, *strides[0], *strides[1]),
+        ),
+    )
+
+
+def _check(v: Tensor, spikes: Tensor, counts: Tensor | None, others: tuple[Tensor | None, ...], decay: float) -> None:
+    if v.dtype not in MEMBRANES:
+        raise InvalidData(f"cuda kernel: membrane, got {v.dtype}; expected float32 or int32. Convert it.")
+    if v.dtype == torch.int32 and decay != 1.0:
+        raise InvalidData(f"cuda kernel: decay, got {decay} with an int32 membrane; expected 1. Use float32.")
+    for other in others:
+        if other is not None and other.device != v.device:
+            raise InvalidData(
+                f"cuda kernel: got tensors on {v.device} and {other.device}; expected one device. Move them together."
+            )
+    if spikes.dtype not in TYPES:
+        raise InvalidData(f"cuda kernel: spikes, got {spikes.dtype}; expected {_names()}. Choose one of them.")
+    if counts is not None and not (
+        counts.dtype == torch.int32
+        and counts.shape == spikes.shape[:2]
+        and counts.is_contiguous()
+        and counts.device == v.device
+    ):
+        raise InvalidData(
+            f"cuda kernel: counts, got {counts.dtype} {list(counts.shape)} strides {counts.stride()} on "
+            f"{counts.device}; expected contiguous int32 {list(spikes.shape[:2])} on {v.device}. Allocate them so."
+        )
+
+
+def _layout(v: Tensor) -> tuple[bool, int]:
+    """Whether channels are innermost; then their number, else the neurons of a channel."""
+    channels = v.shape[1] if v.ndim > 1 else 1
+    if v.is_contiguous():
+        inner = v[0].numel() // channels
+        return (True, channels) if inner == 1 else (False, inner)
+    if v.ndim > 2 and v.movedim(1, -1).is_contiguous():
+        return True, channels
+    raise InvalidData(
+        f"cuda kernel: membrane, got {list(v.shape)} with strides {v.stride()}; expected contiguous or channels_last "
+        f"memory. Make it so with .contiguous(memory_format=...)."
+    )
+
+
+def _strides(name: str, values: Tensor, v: Tensor, steps: int) -> tuple[int, int]:
+    """The strides of ``[T, B, *]`` in time and over images, in images; a step must lie in memory as ``v`` does."""
+    neurons = v[0].numel()
+    if values.dtype not in TYPES:
+        raise InvalidData(f"cuda kernel: {name}, got {values.dtype}; expected {_names()}. Convert it.")
+    if values.shape != (steps, *v.shape):
+        raise InvalidData(f"cuda kernel: {name}, got {list(values.shape)}; expected {[steps, *v.shape]}. Reshape it.")
+    time, image = (values.stride(i) if values.shape[i] > 1 else 0 for i in (0, 1))
+    inside = zip(values.shape[2:], values.stride()[2:], v.stride()[1:], strict=True)
+    if time % neurons or image % neurons or any(size > 1 and got != want for size, got, want in inside):
+        raise InvalidData(
+            f"cuda kernel: {name}, got strides {values.stride()}; expected every step to lie in memory as the membrane "
+            f"does, {v.stride()}. Bring both into one memory format."
+        )
+    return time // neurons, image // neurons
+
+
+def _kind(name: str, value: Tensor | None, v: Tensor) -> str:
+    if value is None:
+        return "NONE"
+    if value.numel() == 1 and value.ndim <= v.ndim:
+        return "ONE"
+    channels = v.shape[1] if v.ndim > 1 else 1
+    shape = (1,) * (v.ndim - value.ndim) + tuple(value.shape)
+    if shape != (1, channels, *(1,) * (v.ndim - 2)):
+        raise InvalidData(
+            f"cuda kernel: {name}, got {list(value.shape)} for a membrane {list(v.shape)}; expected one number or one "
+            f"per channel. Use the reference kernel for others."
+        )
+    return "EACH"
+
+
+def _aligned(tensor: Tensor | None) -> bool:
+    return tensor is None or tensor.data_ptr() % 16 == 0
+
+
+def _names() -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in TYPES)
+
+
+def _instance(*parameters: str) -> str:
+    """The template instance; types and kinds with their namespace, since NVRTC reads the name outside of it."""
+    ours = {*TYPES.values(), "NONE", "ONE", "EACH", "BARE"}
+    return f"sresnet::membrane<{', '.join(f'sresnet::{p}' if p in ours else p for p in parameters)}>"
+
+
+def _run(
+    current: Tensor,
+    v: Tensor,
+    threshold: Tensor,
+    decay: float,
+    hard: bool,
+    bias: Tensor | None,
+    shortcut: Tensor | None,
+    shortcut_scale: Tensor | None,
+    spike_dtype: torch.dtype | None,
+    counts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The operator on a CUDA device."""
+    if current.shape[1:] != v.shape:
+        raise InvalidData(
+            f"cuda kernel: current, got {list(current.shape)}; expected [T, {list(v.shape)}]. Reshape it."
+        )
+    with torch.cuda.device(v.device):
+        spikes = empty_steps(len(current), v, spike_dtype or v.dtype)
+        if spikes.numel() == 0:
+            return spikes, v.clone()
+        after = torch.empty_like(v)
+        todo = plan(
+            current=current,
+            v=v,
+            threshold=threshold,
+            decay=decay,
+            hard=hard,
+            bias=bias,
+            shortcut=shortcut,
+            shortcut_scale=shortcut_scale,
+            counts=counts,
+            spikes=spikes,
+            after=after,
+        )
+        nvrtc.loaded(todo.instance, v.device.index)(todo.blocks, todo.arguments)
+    return spikes, after
+
+
+def _fake(
+    current: Tensor,
+    v: Tensor,
+    threshold: Tensor,
+    decay: float,
+    hard: bool,
+    bias: Tensor | None,
+    shortcut: Tensor | None,
+    shortcut_scale: Tensor | None,
+    spike_dtype: torch.dtype | None,
+    counts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The operator's results without values, for torch.compile."""
+    return empty_steps(current.shape[0], v, spike_dtype or v.dtype), torch.empty_like(v)
+
+
+_library.impl("integrate_and_fire", _run, "CUDA")
+_torch_library.register_fake("s_resnet::integrate_and_fire", _fake, lib=_library)

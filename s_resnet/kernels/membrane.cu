@@ -1,0 +1,303 @@
+// The membrane update on a CUDA device: one launch per neuron layer and chunk of steps, the membrane in registers.
+//
+// The equation is that of integrate_and_fire in reference.py. A block works on neurons of one image, so that counts
+// never mix images; a thread on WIDTH neurons that lie together in memory, over all steps. Plain CUDA C++ without any
+// header of the toolkit: 16-bit floats are taken apart by hand, since cuda_fp16.h is not there on every machine.
+// cuda.py chooses the instance and the arguments; tests/test_cuda.py runs this file on the CPU.
+#include "membrane.h"
+
+namespace sresnet {
+
+constexpr int LANES = 32;
+constexpr int WARPS = SRESNET_BLOCK / LANES;
+constexpr unsigned ALL = 0xffffffffu;
+
+// A bias, a threshold or a scale: absent, one for the layer, one per channel; BARE is a shortcut without a scale.
+enum Kind { NONE, ONE, EACH, BARE };
+
+// ---- how numbers lie in memory: SIZE bytes, SPIKE the bits of 1 ----
+
+struct f32 {
+    static constexpr int SIZE = 4;
+    static constexpr unsigned SPIKE = 0x3f800000u;
+    static SRESNET_INLINE float read(unsigned bits) { return __uint_as_float(bits); }
+};
+struct f16 {
+    static constexpr int SIZE = 2;
+    static constexpr unsigned SPIKE = 0x3c00u;
+    static SRESNET_INLINE float read(unsigned bits) {
+#if defined(__CUDACC__)
+        float value;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((unsigned short)bits));
+        return value;
+#else
+        // The exponent's bias goes from 15 to 127 by a product, which is exact and makes subnormals normal.
+        const unsigned magnitude = bits & 0x7fffu;
+        const unsigned wide = magnitude << 13 | (magnitude >= 0x7c00u ? 0x7f800000u : 0u);
+        const float value = magnitude >= 0x7c00u ? __uint_as_float(wide) : __uint_as_float(wide) * 0x1p112f;
+        return bits & 0x8000u ? -value : value;
+#endif
+    }
+};
+struct bf16 {
+    static constexpr int SIZE = 2;
+    static constexpr unsigned SPIKE = 0x3f80u;
+    static SRESNET_INLINE float read(unsigned bits) { return __uint_as_float(bits << 16); }
+};
+struct i32 {
+    static constexpr int SIZE = 4;
+    static constexpr unsigned SPIKE = 1u;
+    static SRESNET_INLINE int read(unsigned bits) { return (int)bits; }
+};
+struct i8 {
+    static constexpr int SIZE = 1;
+    static constexpr unsigned SPIKE = 1u;
+    static SRESNET_INLINE int read(unsigned bits) { return (signed char)bits; }
+};
+struct u8 {
+    static constexpr int SIZE = 1;
+    static constexpr unsigned SPIKE = 1u;
+    static SRESNET_INLINE int read(unsigned bits) { return (int)bits; }
+};
+
+// ---- vectors: BYTES that are moved in accesses of up to 16, and taken apart in registers ----
+
+template <int BYTES>
+struct Bits {
+    unsigned word[(BYTES + 3) / 4];
+    // The k-th number of SIZE bytes.
+    template <int SIZE>
+    SRESNET_INLINE unsigned get(int k) const {
+        const unsigned whole = word[k * SIZE / 4] >> (k * SIZE % 4 * 8);
+        return SIZE == 4 ? whole : whole & ((1u << SIZE % 4 * 8) - 1u);
+    }
+    template <int SIZE>
+    SRESNET_INLINE void put(int k, unsigned bits) {
+        word[k * SIZE / 4] |= bits << (k * SIZE % 4 * 8);
+    }
+};
+
+template <int BYTES>
+SRESNET_INLINE Bits<BYTES> load(const char* from) {
+    Bits<BYTES> bits;
+    if constexpr (BYTES >= 16) {
+#pragma unroll
+        for (int i = 0; i < BYTES / 16; i++) {
+            const uint4 four = reinterpret_cast<const uint4*>(from)[i];
+            bits.word[4 * i] = four.x, bits.word[4 * i + 1] = four.y;
+            bits.word[4 * i + 2] = four.z, bits.word[4 * i + 3] = four.w;
+        }
+    } else if constexpr (BYTES == 8) {
+        const uint2 two = *reinterpret_cast<const uint2*>(from);
+        bits.word[0] = two.x, bits.word[1] = two.y;
+    } else if constexpr (BYTES == 4) {
+        bits.word[0] = *reinterpret_cast<const unsigned*>(from);
+    } else if constexpr (BYTES == 2) {
+        bits.word[0] = *reinterpret_cast<const unsigned short*>(from);
+    } else {
+        bits.word[0] = *reinterpret_cast<const unsigned char*>(from);
+    }
+    return bits;
+}
+
+template <int BYTES>
+SRESNET_INLINE void store(char* to, const Bits<BYTES>& bits) {
+    if constexpr (BYTES >= 16) {
+#pragma unroll
+        for (int i = 0; i < BYTES / 16; i++)
+            reinterpret_cast<uint4*>(to)[i] =
+                make_uint4(bits.word[4 * i], bits.word[4 * i + 1], bits.word[4 * i + 2], bits.word[4 * i + 3]);
+    } else if constexpr (BYTES == 8) {
+        *reinterpret_cast<uint2*>(to) = make_uint2(bits.word[0], bits.word[1]);
+    } else if constexpr (BYTES == 4) {
+        *reinterpret_cast<unsigned*>(to) = bits.word[0];
+    } else if constexpr (BYTES == 2) {
+        *reinterpret_cast<unsigned short*>(to) = (unsigned short)bits.word[0];
+    } else {
+        *reinterpret_cast<unsigned char*>(to) = (unsigned char)bits.word[0];
+    }
+}
+
+// The membrane's own type in memory, and its bits.
+template <typename V> struct Memory;
+template <> struct Memory<float> : f32 {
+    static SRESNET_INLINE unsigned write(float v) { return __float_as_uint(v); }
+};
+template <> struct Memory<int> : i32 {
+    static SRESNET_INLINE unsigned write(int v) { return (unsigned)v; }
+};
+
+// ---- parameters ----
+
+// The channels of WIDTH neurons from `first` on. LAST: channels are innermost, span is C; else span is H * W.
+template <bool LAST>
+struct Channels {
+    unsigned channel, inside, span;
+    SRESNET_INLINE Channels(unsigned first, unsigned span)
+        : channel(LAST ? first % span : first / span), inside(LAST ? 0u : first % span), span(span) {}
+    SRESNET_INLINE void next() {
+        if (LAST) {
+            channel = channel + 1 == span ? 0 : channel + 1;
+        } else {
+            const bool over = inside + 1 == span;
+            inside = over ? 0 : inside + 1;
+            channel += over;
+        }
+    }
+};
+
+template <typename V, Kind KIND, int WIDTH, bool LAST>
+struct Values {
+    static constexpr int N = KIND == EACH ? WIDTH : 1;
+    V value[N];
+    SRESNET_INLINE V get(int k) const { return value[KIND == EACH ? k : 0]; }
+    // whole: no vector straddles two pixels, and the values are aligned, so that they can be read as a vector.
+    SRESNET_INLINE void set(const void* from, unsigned first, unsigned span, bool whole) {
+        const V* values = static_cast<const V*>(from);
+        if constexpr (KIND == ONE) {
+            value[0] = values[0];
+        } else if constexpr (KIND == EACH) {
+            if (LAST && whole) {
+                const Bits<4 * N> bits = load<4 * N>(reinterpret_cast<const char*>(values + first % span));
+#pragma unroll
+                for (int k = 0; k < N; k++) value[k] = Memory<V>::read(bits.template get<4>(k));
+            } else {
+                Channels<LAST> at(first, span);
+#pragma unroll
+                for (int k = 0; k < N; k++, at.next()) value[k] = values[at.channel];
+            }
+        }
+    }
+};
+
+// ---- counts ----
+
+SRESNET_INLINE int sum_of_warp(int n) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(ALL, n);
+#else
+#pragma unroll
+    for (int distance = LANES / 2; distance > 0; distance /= 2) n += __shfl_xor_sync(ALL, n, distance);
+    return n;
+#endif
+}
+
+// Lane i of every warp brings its warp's count of step i; one atomic addition per block and step leaves.
+SRESNET_INLINE void add_counts(int* to, int mine, int steps, int images) {
+    __shared__ int tally[WARPS][LANES];
+    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    tally[warp][lane] = mine;
+    __syncthreads();
+    if (warp == 0 && lane < steps) {
+        int sum = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) sum += tally[w][lane];
+        if (sum) atomicAdd(to + (long long)lane * images, sum);
+    }
+    __syncthreads();  // the next LANES steps write into the same tally
+}
+
+// ---- the kernel ----
+
+// I, X, S: how currents, shortcut and spikes lie in memory. V: the membrane, float or int. AHEAD: steps that are read
+// before they are needed. Every [T, B, N] is in one order of neurons; *_time and *_image are strides in images (0: the
+// same at every step, or in every image). blocks: of one image. counts, where given: [T, B].
+// At most 96 registers, so that 5 blocks, which is 640 threads, share a multiprocessor.
+template <typename I, typename X, typename S, typename V, int WIDTH, bool LAST, bool LEAKY, bool HARD, Kind THRESHOLD,
+          Kind BIAS, Kind SHORTCUT, int AHEAD>
+__global__ void __launch_bounds__(SRESNET_BLOCK, 5)
+    membrane(const void* __restrict__ current, const void* __restrict__ shortcut, const void* __restrict__ v_before,
+             const void* __restrict__ threshold, const void* __restrict__ bias, const void* __restrict__ scale,
+             void* __restrict__ v_after, void* __restrict__ spikes, int* __restrict__ counts, double decay, int steps,
+             int images, int neurons, int span, int whole, int blocks, int current_time, int current_image,
+             int shortcut_time, int shortcut_image) {
+    constexpr bool BRANCH = SHORTCUT != NONE;
+    const int image = blockIdx.x / blocks;
+    const unsigned first = (blockIdx.x % blocks * SRESNET_BLOCK + threadIdx.x) * WIDTH;
+    const bool active = first < (unsigned)neurons;  // all WIDTH neurons are there, or none
+    const int lane = threadIdx.x % LANES;
+
+    // Offsets are 64-bit: T * B * N passes 2^31.
+    const long long n = neurons, at = image * n + first;
+    const char* in = static_cast<const char*>(current) + (current_image * n * image + first) * I::SIZE;
+    const char* in_branch = static_cast<const char*>(shortcut) + (shortcut_image * n * image + first) * X::SIZE;
+    char* out = static_cast<char*>(spikes) + at * S::SIZE;
+    const long long in_step = current_time * n * I::SIZE, branch_step = shortcut_time * n * X::SIZE;
+    const long long out_step = images * n * S::SIZE;
+
+    Bits<WIDTH * I::SIZE> charge[AHEAD];
+    Bits<WIDTH * X::SIZE> branch[AHEAD];
+#pragma unroll
+    for (int d = 0; d < AHEAD; d++)
+        if (active && d < steps) {
+            charge[d] = load<WIDTH * I::SIZE>(in + d * in_step);
+            if (BRANCH) branch[d] = load<WIDTH * X::SIZE>(in_branch + d * branch_step);
+        }
+    in += AHEAD * in_step;
+    in_branch += AHEAD * branch_step;
+
+    V v[WIDTH];
+    Values<V, THRESHOLD, WIDTH, LAST> theta;
+    Values<V, BIAS, WIDTH, LAST> constant;
+    Values<V, SHORTCUT, WIDTH, LAST> weight;
+    if (active) {
+        const Bits<WIDTH * 4> bits = load<WIDTH * 4>(static_cast<const char*>(v_before) + at * 4);
+#pragma unroll
+        for (int k = 0; k < WIDTH; k++) v[k] = Memory<V>::read(bits.template get<4>(k));
+        theta.set(threshold, first, span, whole);
+        constant.set(bias, first, span, whole);
+        weight.set(scale, first, span, whole);
+    }
+
+    int mine = 0;  // of the step that this lane will add up
+    for (int start = 0; start < steps; start += AHEAD) {
+#pragma unroll
+        for (int d = 0; d < AHEAD; d++) {
+            const int t = start + d;
+            if (t >= steps) break;
+            int fired = 0;
+            if (active) {
+                const Bits<WIDTH * I::SIZE> now = charge[d];
+                const Bits<WIDTH * X::SIZE> now_branch = branch[d];
+                if (t + AHEAD < steps) {
+                    charge[d] = load<WIDTH * I::SIZE>(in);
+                    if (BRANCH) branch[d] = load<WIDTH * X::SIZE>(in_branch);
+                }
+                in += in_step;
+                in_branch += branch_step;
+                Bits<WIDTH * S::SIZE> spike = {};
+#pragma unroll
+                for (int k = 0; k < WIDTH; k++) {
+                    v[k] = integrate<V, LEAKY>(v[k], (V)I::read(now.template get<I::SIZE>(k)), (V)decay);
+                    if (BIAS != NONE) v[k] = v[k] + constant.get(k);
+                    if (BRANCH) {
+                        const V x = (V)X::read(now_branch.template get<X::SIZE>(k));
+                        v[k] = v[k] + (SHORTCUT == BARE ? x : x * weight.get(k));
+                    }
+                    const bool fires = fire<V, HARD>(v[k], theta.get(k));
+                    spike.template put<S::SIZE>(k, fires ? S::SPIKE : 0u);
+                    fired += fires;
+                }
+                store(out, spike);
+                out += out_step;
+            }
+            if (counts) {  // the same for the whole grid, and so is t: every thread comes here
+                const int sum = sum_of_warp(fired);
+                mine = lane == t % LANES ? sum : mine;
+                if (t % LANES == LANES - 1 || t == steps - 1) {
+                    const int begin = t / LANES * LANES;
+                    add_counts(counts + (long long)begin * images + image, mine, t + 1 - begin, images);
+                }
+            }
+        }
+    }
+
+    if (active) {
+        Bits<WIDTH * 4> bits;
+#pragma unroll
+        for (int k = 0; k < WIDTH; k++) bits.word[k] = Memory<V>::write(v[k]);
+        store(static_cast<char*>(v_after) + at * 4, bits);
+    }
+}
+
+}  // namespace sresnet

@@ -1,0 +1,89 @@
+"""The CUDA kernel on the CPU: ``membrane.cu`` itself, compiled by the host's compiler under ``cuda_on_cpu.h``."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+from s_resnet.kernels import cuda, nvrtc
+from s_resnet.kernels.cache import built
+from s_resnet.kernels.cpu import empty_steps
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+BLOCK = 64  # two warps: enough for everything that warps do together
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
+POINTERS, INTEGERS = 9, 10
+GUARD = 64  # bytes around every result that must stay as they are
+
+_kernels = {}
+
+
+def kernels(instances, arch=None, source=None):
+    """Instances as C functions, compiled together when they are not there yet; with ``__CUDA_ARCH__`` when given."""
+    missing = sorted({i for i in instances if (i, arch, source) not in _kernels})
+    if missing:
+        types = [*["const void*"] * 6, "void*", "void*", "int*", "double", *["int"] * INTEGERS]
+        names = [f"a{i}" for i in range(len(types))]
+        lines = [f'#include "{HERE / "cuda_on_cpu.h"}"', f'#include "{source or nvrtc.HERE / "membrane.cu"}"']
+        for i, instance in enumerate(missing):
+            given = ", ".join(f"{t} {n}" for t, n in zip(types, names, strict=True))
+            call = f"on_cpu::run(blocks, [&] {{ {instance}({', '.join(names)}); }})"
+            lines.append(f'extern "C" int run_{i}(int blocks, {given}) {{ return {call}; }}')
+        flags = [*FLAGS, f"-DSRESNET_BLOCK={BLOCK}", f"-I{nvrtc.HERE}", *([f"-D__CUDA_ARCH__={arch}"] if arch else [])]
+        read = [Path(source or nvrtc.HERE / "membrane.cu"), nvrtc.HERE / "membrane.h", HERE / "cuda_on_cpu.h"]
+        version = subprocess.run([COMPILER, "--version"], check=True, capture_output=True, text=True).stdout
+
+        def build(path):
+            main = path.with_suffix(".cpp")
+            main.write_text("\n".join(lines))
+            done = subprocess.run([COMPILER, *flags, str(main), "-o", str(path)], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[:4000]
+
+        key = "\n".join([version, *flags, *lines, *(file.read_text() for file in read)])
+        library = ctypes.CDLL(str(built("cuda_on_cpu.so", key, build)))
+        for i, instance in enumerate(missing):
+            _kernels[instance, arch, source] = getattr(library, f"run_{i}")
+    return [_kernels[instance, arch, source] for instance in instances]
+
+
+def guarded(like):
+    """A tensor of the strides of ``like`` between guards, and a check that the guards are whole."""
+    size = like.numel() * like.element_size()
+    room = torch.full((size + 2 * GUARD + 16,), 0x5A, dtype=torch.uint8)
+    start = GUARD - room.data_ptr() % 16
+    inside = room[start : start + size].view(like.dtype).as_strided(like.shape, like.stride())
+
+    def check():
+        assert (room[:start] == 0x5A).all() and (room[start + size :] == 0x5A).all(), "written outside of the result"
+
+    return inside, check
+
+
+def prepare(current, v, *, threshold, decay=1.0, reset="subtract", bias=None, shortcut=None, shortcut_scale=None,
+            spike_dtype=None, counts=None):  # fmt: skip
+    """The plan of a launch on CPU tensors, its results, and the check of their guards."""
+    spikes, check_spikes = guarded(empty_steps(len(current), v, spike_dtype or v.dtype))
+    after, check_after = guarded(torch.empty_like(v))
+    plan = cuda.plan(
+        current=current, v=v, threshold=threshold, decay=decay, hard=reset == "zero", bias=bias, shortcut=shortcut,
+        shortcut_scale=shortcut_scale, counts=counts, spikes=spikes, after=after, block=BLOCK,
+    )  # fmt: skip
+    return plan, spikes, after, (check_spikes, check_after)
+
+
+def integrate_and_fire(current, v, *, arch=None, source=None, **settings):
+    """:func:`s_resnet.kernels.cuda.integrate_and_fire` with CPU tensors: its plan, its source, no GPU."""
+    plan, spikes, after, checks = prepare(current, v, **settings)
+    (run,) = kernels([plan.instance], arch, source)
+    pointers, decay, integers = plan.arguments[:POINTERS], plan.arguments[POINTERS], plan.arguments[POINTERS + 1 :]
+    assert len(integers) == INTEGERS and isinstance(decay, float)
+    given = [ctypes.c_void_p(None if p is None else p.data_ptr()) for p in pointers]
+    stuck = run(plan.blocks, *given, ctypes.c_double(decay), *map(ctypes.c_int, integers))
+    assert not stuck, "threads wait for each other for ever"
+    for check in checks:
+        check()
+    return spikes, after
