@@ -1,0 +1,277 @@
+"""More than one process, for real: torchrun starts gloo processes on this machine, and their answer is that of one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_cli import SIZE, Program, figures, make_checkpoint, make_photos, tiny
+
+import s_resnet
+from s_resnet import BackendUnavailable, SResNetError, distributed, process_group, shard
+
+# A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
+]
+# Two processes on busy cores take seconds to start; one that hangs is ended here.
+PATIENCE = 240
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
+
+def torchrun(folder, *arguments):
+    """Two processes of the program, or of a script: exit code, stdout and the lines of stderr."""
+    what = ["-m", "sresnet_cli"] if arguments[0] == "evaluate" else []
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, *what, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, timeout=PATIENCE, check=False
+    )
+    # torch's sockets complain of host names that do not resolve; that is the machine's affair.
+    return done.returncode, done.stdout, [line for line in done.stderr.splitlines() if "socket.cpp" not in line]
+
+
+def untimed(path):
+    """The figures of a report without what is measured."""
+    report = figures(path)
+    if "exit" in report:
+        del report["exit"]["images_per_second"]
+    return report
+
+
+def unmeasured(table):
+    """The table without its last line, and what stands beside the figures of a row."""
+    return [re.sub(r"[\d.]+ images/s", "", line) for line in table.splitlines()[:-1]]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with tiny.snn for 8 pixels and 10 classes."""
+    monkeypatch.chdir(tmp_path)
+    loaded = s_resnet.load_checkpoint(make_checkpoint(tmp_path / "tiny.pth", tiny(10)))
+    snn = s_resnet.convert(loaded.model, input_size=SIZE, timesteps=8)
+    settings = vars(s_resnet.preprocessing_for(SIZE))
+    s_resnet.save(snn.with_provenance(preprocessing=settings), tmp_path / "tiny.snn")
+    return tmp_path
+
+
+@pytest.fixture
+def alone(folder, monkeypatch, capfd):
+    """The program in this process alone: exit code, stdout and the lines of stderr."""
+    program = Program(monkeypatch, capfd)
+
+    def run(*arguments):
+        code, out, err = program(*arguments)
+        return code, out, err.splitlines()
+
+    return run
+
+
+# ---- who takes which image
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 6, 7, 8, 100])
+def test_the_shards_hold_every_index_once(count, world):
+    indices = [3 * i + 1 for i in range(count)]
+    parts = [shard(indices, rank, world) for rank in range(world)]
+    assert sorted(index for part in parts for index in part) == indices
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1 and min(map(len, parts)) == count // world
+    assert all(part == sorted(part) for part in parts)  # in order, as one process takes them
+
+
+# ---- the program
+
+
+def test_two_processes_say_what_one_says(folder, alone):
+    """33 images in batches of 8: the last batch of one process holds one image, the other's are even."""
+    pytest.importorskip("sklearn")
+    asked = ("evaluate", "tiny.snn", "--timesteps", 8, "--at", "3,8", "--exit-confidence", 0.12,
+             "--data", "digits", "--limit", 33, "--batch-size", 8, "--device", "cpu")  # fmt: skip
+    one = alone(*asked, "--json", "one.json")
+    two = torchrun(folder, *asked, "--json", "two.json")
+    assert (one[0], one[2]) == (two[0], two[2]) == (0, [])
+    assert unmeasured(one[1]) == unmeasured(two[1])  # one table, from one process
+    report = untimed(folder / "one.json")
+    assert report["images"] == 33 and 1 < report["exit"]["mean_timesteps"] < 8
+    assert untimed(folder / "two.json") == report
+    measured = json.loads((folder / "two.json").read_text())
+    speed, cost = measured["images_per_second"], measured["seconds_per_step_per_image"]
+    assert speed * cost * 8 == pytest.approx(1) and measured["peak_memory_bytes"] > 2**20
+
+
+def test_more_processes_than_images(folder, alone):
+    pytest.importorskip("sklearn")
+    asked = ("evaluate", "tiny.snn", "--timesteps", 4, "--data", "digits", "--limit", 1, "--device", "cpu")
+    one = alone(*asked, "--json", "one.json")
+    two = torchrun(folder, *asked, "--json", "two.json")
+    assert (one[0], one[2]) == (two[0], two[2]) == (0, [])
+    assert unmeasured(one[1]) == unmeasured(two[1]) and "1 images" in two[1]
+    assert untimed(folder / "two.json") == untimed(folder / "one.json")
+
+
+def test_an_error_in_one_process_ends_all_with_one_line(folder, alone):
+    """The only wrong label is in the second process's part; the first says it, as one process would."""
+    path, count = folder / "data.npz", 12
+    pixels = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+    np.savez(path, x=pixels, y=np.arange(count) % 10)
+    second = shard(s_resnet.choose(s_resnet.open_data(str(path), "evaluation"), None), 1, 2)
+    labels = np.arange(count) % 10
+    labels[second[-1]] = 11
+    np.savez(path, x=pixels, y=labels)
+    asked = ("evaluate", "tiny.snn", "--timesteps", 2, "--data", "data.npz", "--batch-size", 2,
+             "--device", "cpu", "--json", "out.json")  # fmt: skip
+    one = alone(*asked)
+    assert one[0] == 1 and len(one[2]) == 1 and one[2][0].startswith("Error: evaluate: got label 11 ")
+    code, out, said = torchrun(folder, *asked)
+    assert code == 1 and out == "" and not (folder / "out.json").exists()
+    ours = [line for line in said if "Error: " in line and "ChildFailedError" not in line]
+    assert ours == one[2], said  # what torchrun says of its children is its own
+    assert "sresnet_cli/" not in "".join(said) and "s_resnet/" not in "".join(said), said  # no traceback of ours
+
+
+def test_a_process_without_a_readable_image_is_no_error(folder, alone):
+    photos = make_photos(folder / "photos", count=1, classes="abcdefghij")
+    data = s_resnet.open_data(str(photos), "evaluation")
+    chosen = s_resnet.choose(data, 3)
+    broken = Path(data.root, data.names[chosen[1]])  # all that the second process has
+    broken.write_bytes(b"no image")
+    asked = ("evaluate", "tiny.snn", "--timesteps", 2, "--data", "photos", "--limit", 3, "--device", "cpu")
+    one = alone(*asked, "--json", "one.json")
+    two = torchrun(folder, *asked, "--json", "two.json")
+    assert one[0] == two[0] == 0 and one[2] == two[2]
+    assert len(one[2]) == 1 and one[2][0].startswith("Left out 1 unreadable image(s): ") and broken.name in one[2][0]
+    report = untimed(folder / "two.json")
+    assert report["images"] == 2 and report == untimed(folder / "one.json")
+
+
+# ---- from Python, in a group that the caller made
+
+SCRIPT = """
+import json, os, sys, time
+import torch
+import torch.distributed as dist
+import s_resnet
+
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+with s_resnet.process_group("cpu") as place:  # joins nothing, and leaves what is not its own
+    assert place == (rank, world)
+snn = s_resnet.load("tiny.snn")
+images, labels = torch.load("data.pt", weights_only=True)
+mine = s_resnet.shard(range(len(images)), rank, world)
+loader = list(zip(images[mine].split(4), labels[mine].split(4)))
+said = {"report": s_resnet.evaluate(snn, loader, 4, exit_confidence=0.12, at=[2, 4], device="cpu").to_json()}
+
+def failing():
+    yield loader[0]
+    if rank == 1:
+        raise ValueError("no such\\nluck")
+    yield from loader * 1000
+
+for name, batches in (("failing", failing()), ("empty", [])):
+    try:
+        s_resnet.evaluate(snn, batches, 4, device="cpu")
+    except Exception as error:
+        said[name] = [type(error).__name__, str(error)]
+
+with s_resnet.first_process_first():
+    if rank == 0:
+        time.sleep(1)
+    said["time"] = time.time()
+said["ranks"] = s_resnet.exchange(rank)  # errors have not put the processes out of step
+if rank == 1:
+    dist.monitored_barrier()
+    os.write(1, (json.dumps(said) + "\\n").encode())
+    os._exit(0)
+dist.monitored_barrier()
+try:
+    s_resnet.exchange(None)
+except s_resnet.SResNetError as error:
+    said["gone"] = str(error)
+os.write(1, (json.dumps(said) + "\\n").encode())
+os._exit(0)
+"""
+
+
+def test_evaluate_in_a_group_of_the_callers_own(folder):
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(11, 3, SIZE, SIZE, generator=generator), torch.arange(11) % 10
+    torch.save((images, labels), folder / "data.pt")
+    (folder / "script.py").write_text(SCRIPT)
+    code, out, said = torchrun(folder, "script.py")
+    assert (code, said) == (0, [])
+    first, second = sorted(map(json.loads, out.splitlines()), key=lambda said: "gone" not in said)
+    snn = s_resnet.load(folder / "tiny.snn")
+    alone = s_resnet.evaluate(snn, [(images, labels)], 4, exit_confidence=0.12, at=[2, 4], device="cpu")
+
+    def same(report):
+        exit = {name: value for name, value in report["exit"].items() if name != "images_per_second"}
+        return report["images"], report["ann"], report["snn"], exit
+
+    assert first["report"] == second["report"]  # measured once for all
+    assert same(first["report"]) == same(alone.to_json()) and alone.images == 11
+    assert second["failing"] == ["ValueError", "no such\nluck"]
+    kind, text = first["failing"]
+    assert kind == "SResNetError" and text.startswith("process 1: failed, got ValueError (no such); expected")
+    assert first["empty"] == second["empty"] and first["empty"][0] == "InvalidData" and "no images" in first["empty"][1]
+    assert first["time"] < second["time"] and first["ranks"] == second["ranks"] == [0, 1]
+    assert first["gone"].startswith("process 0: another process is gone, got ") and "\n" not in first["gone"]
+
+
+# ---- one process
+
+
+def test_alone_there_is_nothing_to_join(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # some machines set it for other reasons: torchrun was not there
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with process_group() as place:
+        assert place == (0, 1) == distributed.place()
+        with distributed.first_process_first():
+            assert s_resnet.exchange("a") == ["a"]
+    assert list(distributed.in_step([1, None, 3])) == [1, None, 3]
+    with pytest.raises(KeyError, match="x"), process_group():
+        raise KeyError("x")
+
+
+@pytest.mark.parametrize(("there", "local"), [(0, 0), (1, 1), (2, 5)])
+def test_a_process_without_a_gpu_of_its_own_is_an_error(monkeypatch, there, local):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    with pytest.raises(BackendUnavailable, match="Lower --nproc-per-node, or use --device cpu") as caught:
+        distributed._take_gpu(local)
+    assert "\n" not in str(caught.value)
+
+
+def test_processes_that_cannot_meet_are_an_error_in_one_line(monkeypatch):
+    names = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(BackendUnavailable, match="process group: cannot be joined") as caught, process_group("cpu"):
+        pass
+    assert "\n" not in str(caught.value) and isinstance(caught.value, SResNetError)
+
+
+@pytest.mark.parametrize(("environment", "silent"), [
+    ({}, False), ({"RANK": "1"}, False), ({"RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, False),
+    ({"RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, True),
+])  # fmt: skip
+def test_a_usage_error_is_said_once(monkeypatch, capsys, environment, silent):
+    """By the first of torchrun's processes; a RANK that another program left in the environment silences nobody."""
+    program = sys.modules["sresnet_cli.__main__"]
+    for name in ("RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["sresnet", "evaluate"])
+    monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit) as exit:
+        program.main()
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2 and out == "" and err.count("\n") == (not silent)
