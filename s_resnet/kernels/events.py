@@ -83,10 +83,11 @@ def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
 
 
 def find(spikes: Tensor) -> Events:
-    """The events of uint8 spikes ``[N, C, H, W]`` in {0, 1}, in channels_last."""
+    """The events of uint8 spikes ``[N, C, H, W]`` in {0, 1}; fastest in channels_last."""
     library, reason = native.library()
     assert library is not None, reason
-    assert spikes.dtype == torch.uint8 and spikes.is_contiguous(memory_format=torch.channels_last)
+    assert spikes.dtype == torch.uint8
+    spikes = spikes.contiguous(memory_format=torch.channels_last)
     n, c, h, w = spikes.shape
     ids = torch.empty(n * h * (w * c + ROOM), dtype=torch.int16)
     start = torch.empty(n * h * (w + 1), dtype=torch.int32)
@@ -109,9 +110,9 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
         limit = 2**15 // max(1, int(weight.to(torch.int16).abs().max())) - 1
         weight = weight.to(torch.int16)
     elif precision == "fast":
-        limit = min(RUN, channels * kh * kw)
-        largest = weight.abs().flatten(1).topk(limit, dim=1).values.sum(1)
-        step = largest / (2**15 - 1 - limit)  # rounding adds at most half a unit to each
+        limit = RUN
+        largest = weight.abs().flatten(1).topk(min(RUN, channels * kh * kw), dim=1).values.sum(1)
+        step = largest / (2**15 - 1 - RUN)  # rounding adds at most half a unit to each
         step = torch.where(step > 0, step, torch.ones_like(step))
         weight = (weight / step.view(-1, 1, 1, 1)).round().to(torch.int16)
     groups = [g for g in (2, 4, 8) if g * out_channels <= WIDE and out_size[1] % g == 0]

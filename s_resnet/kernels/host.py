@@ -51,8 +51,9 @@ def integrate_and_fire(
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does, with its arguments and results.
 
-    Membranes in float32 or int32, currents and spikes in float32, bfloat16, uint8 or int32, and thresholds, biases and
-    scales for the layer or per channel go through the C++; :mod:`s_resnet.kernels.cpu` takes everything else.
+    Membranes in float32 or int32 that are contiguous or channels_last, currents and spikes in float32, bfloat16, uint8
+    or int32, and thresholds, biases and scales for the layer or per channel go through the C++;
+    :mod:`s_resnet.kernels.cpu` takes everything else.
     """
     rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts)
     ready = prepare(len(current), v, *rest) if current.dtype in TYPES else None
@@ -93,12 +94,13 @@ def prepare(
 ) -> Prepared | None:
     """The layer without its currents; None where the C++ does not take it."""
     dtype = spike_dtype or v.dtype
+    last = v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)
     given = (threshold, bias, shortcut_scale)
     vectors = [_per_channel(value, v) for value in given]
     if (
         v.dtype not in MEMBRANES
         or v.numel() == 0
-        or v.stride() != torch.empty_like(v).stride()
+        or not (last or v.is_contiguous())
         or dtype not in TYPES
         or (shortcut is not None and shortcut.dtype not in TYPES)
         or [vector is None for vector in vectors] != [value is None for value in given]
@@ -107,7 +109,6 @@ def prepare(
         return None
     branch = None if shortcut is None else _in_step(shortcut, v)
     spikes, after = cpu.empty_steps(steps, v, dtype), torch.empty_like(v)
-    last = v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)
     layer = Layer(
         *(steps, len(v), v[0].numel(), v.shape[1] if v.ndim > 1 else 1),
         inner=1 if last or v.ndim < 3 else v[0, 0].numel(),

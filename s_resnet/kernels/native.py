@@ -39,7 +39,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         try:
             return ctypes.CDLL(str(built("host.so", key, partial(_compile, compiler, threading)))), version
         except subprocess.CalledProcessError as error:
-            reason = (error.stderr or str(error)).strip().splitlines()[0]
+            reason = (error.stderr.strip() or str(error)).splitlines()[0]
         except OSError as error:
             reason = str(error)
     return None, f"{compiler} failed: {reason}"
