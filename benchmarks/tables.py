@@ -72,7 +72,65 @@ def memory() -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"conversion": conversion, "step": step, "memory": memory}
+def newest_speed(question: str) -> list[dict[str, Any]]:
+    """The newest line of `speed.py` for each network, size, batch, T, thread count, device and layout."""
+    keys = ("network", "weights", "size", "batch", "steps", "threads", "device", "layout_of_others")
+    found = [line for line in lines("speed") if line["question"] == question]
+    return list({str([line[key] for key in keys]): line for line in found}.values())
+
+
+def heading(line: dict[str, Any]) -> str:
+    """What was run, where, for the first column of a table of contenders."""
+    where = f"{line['threads']} thread{'s' * (line['threads'] > 1)}" if line["device"] == "cpu" else line["device"]
+    return (
+        f"{line['network']}{' (random)' * (line['weights'] == 'random')}, {line['size']} px, {line['batch']}, {where}"
+    )
+
+
+def ratio(values: dict[str, float] | None) -> str:
+    """A median with its range."""
+    return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})" if values else ""
+
+
+def speed() -> str:
+    """One simulated step of each contender, against the convolutions alone and against SpikingJelly."""
+    rows = [
+        "| network, size, batch | steps | contender | ms per step and image | rate | / convolutions alone (range) | "
+        "times faster than SpikingJelly eager (range) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in newest_speed("speed"):
+        first, last = line["steps"]
+        for name, got in line["contenders"].items():
+            rate = "" if got["rate"] is None else f"{got['rate']:.3f}"
+            milliseconds = got["ms_per_step_per_image"]["median"]
+            rows.append(
+                f"| {heading(line)} | {first} to {last} | {name} | {milliseconds:.3g} | {rate} | "
+                f"{ratio(got.get('over_floor'))} | {ratio(got.get('times_faster_than_spikingjelly_eager'))} |"
+            )
+    return "\n".join(rows)
+
+
+def peer_memory() -> str:
+    """Peak memory of each contender at two T."""
+    rows = [
+        "| network, size, batch | contender | peak memory, T = 32 | T = 512 | T = 512 / T = 32 |",
+        "|---|---|---|---|---|",
+    ]
+    for line in newest_speed("memory"):
+        for name, got in line["contenders"].items():
+            cells = [f"{steps['peak_bytes'] / 2**20:.0f} MiB" for steps in got["steps"].values()]
+            rows.append(f"| {heading(line)} | {name} | {' | '.join(cells)} | {got['last_over_first']} |")
+    return "\n".join(rows) if len(rows) > 2 else "Not measured."
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "conversion": conversion,
+    "step": step,
+    "memory": memory,
+    "speed": speed,
+    "peer-memory": peer_memory,
+}
 
 
 def render(text: str) -> str:

@@ -1,0 +1,300 @@
+"""Who is measured by `speed.py`: the networks, and each contender made ready to run so many steps."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import peers
+import torch
+import torch.nn.functional as F
+import torchvision
+from conversion import CASES, place
+from torch import Tensor, nn
+
+import s_resnet
+from s_resnet.kernels import native
+from s_resnet.ops import Conv2d
+
+WARM = 32  # steps before the clock starts
+CALIBRATION = 256  # images
+NETWORKS: dict[str, tuple[str, int, Callable[[], nn.Module]]] = {  # case of conversion.py, size, without fixtures
+    "resnet18": ("resnet18", 64, torchvision.models.resnet18),
+    "cifar_resnet20": ("resnet20", 32, lambda: s_resnet.CifarResNet(20)),
+    "resnet50": ("resnet50", 64, torchvision.models.resnet50),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, but for the contender."""
+
+    network: str
+    size: int
+    batch: int
+    device: str
+    layout: str  # of the peers and the ANN: "contiguous" as they come, or "channels_last"
+    fixtures: Path | None
+    work: Path
+
+    @cached_property
+    def model(self) -> nn.Module:
+        case, _, fresh = NETWORKS[self.network]
+        if self.fixtures is None:
+            torch.manual_seed(0)
+            return self.placed(fresh().eval())
+        return self.placed(s_resnet.load_checkpoint(self.fixtures / "checkpoints" / CASES[case].checkpoint).model)
+
+    @cached_property
+    def images(self) -> Tensor:
+        if self.fixtures is None:
+            images = torch.randn(self.batch, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+        else:
+            (images,) = self.read(CASES[NETWORKS[self.network][0]].data[0][0], "evaluation", self.batch, self.batch)
+        return images.to(self.device)
+
+    @cached_property
+    def calibration(self) -> list[Tensor] | None:
+        if self.fixtures is None:
+            return None
+        return self.read(CASES[NETWORKS[self.network][0]].calibration or "", "calibration", CALIBRATION, 64)
+
+    @property
+    def peer_images(self) -> Tensor:
+        return self.placed(self.images)
+
+    def placed(self, what: Any) -> Any:
+        """A model or images of a peer, on the device and in the layout asked for."""
+        layout = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
+        return what.to(self.device, memory_format=layout)
+
+    def read(self, name: str, split: str, number: int, batch: int) -> list[Tensor]:
+        """Preprocessed images of the fixtures, a seeded choice over all classes."""
+        assert self.fixtures is not None
+        data = s_resnet.open_data(str(place(name, self.fixtures, self.work)), split)
+        preprocessing = s_resnet.preprocessing_for(self.size, s_resnet.IMAGENET_MEAN, s_resnet.IMAGENET_STD)
+        if self.size != NETWORKS[self.network][1]:  # a crop of an image of 32 pixels would be another image
+            preprocessing = replace(preprocessing, resize=self.size)
+        loader = s_resnet.ImageLoader(data, s_resnet.choose(data, number), preprocessing, batch, workers=0)
+        return [images for images, _ in loader]
+
+    def converted(self, **settings: Any) -> s_resnet.Graph:
+        """Our network; converted once for all runs that find it in the work folder."""
+        named = "-".join(str(value) for value in (self.network, self.size, s_resnet.__version__, *settings.values()))
+        file = self.work / f"speed-{named}{'' if self.fixtures else '-random'}.snn"
+        if not file.exists():
+            model = self.model.cpu()
+            snn = s_resnet.convert(model, self.calibration, timesteps=256, input_size=self.size, **settings)
+            s_resnet.save(snn, file)
+            self.placed(model)
+        return s_resnet.load(file).to(self.device)
+
+    @cached_property
+    def snn(self) -> s_resnet.Graph:
+        return self.converted()
+
+    @cached_property
+    def begun(self) -> s_resnet.Simulation:
+        """Our exact simulation of the first steps."""
+        return s_resnet.simulate(self.snn, self.images, WARM)
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Each node's value for one image."""
+        return {name: value.shape[1:] for name, value in self.snn.activations(self.images[:1])}
+
+    def rates(self, spikes: Any) -> dict[str, float]:
+        """Spikes per neuron and step of each layer, from the counts of WARM steps."""
+        return {
+            name: float(counts[-1].sum()) / (self.batch * self.shapes[name].numel() * WARM)
+            for name, counts in spikes.items()
+        }
+
+    def mean_rate(self, rates: dict[str, float]) -> float:
+        """Of all neurons."""
+        sizes = {name: self.shapes[name].numel() for name in rates}
+        return sum(rates[name] * size for name, size in sizes.items()) / sum(sizes.values())
+
+
+@dataclass
+class Runner:
+    """A contender, ready: ``run(T)`` is timed; ``rewind`` goes back to the warm state and is not."""
+
+    run: Callable[[int], object]
+    rewind: Callable[[], None] = lambda: None
+    rate: float | None = None
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+def floor(setting: Setting) -> Runner:
+    """The convolutions alone; see `speed.py`."""
+    snn = setting.snn
+    after = s_resnet.simulate(snn, setting.images, WARM, state=setting.begun.state)
+    rates = setting.rates(after.spikes)
+    layers, spikes, neurons = [], 0.0, 0
+    for node in snn.nodes:
+        if not isinstance(node.op, Conv2d) or node.name in snn.static:
+            continue
+        source = node.inputs[0]
+        while source not in rates:  # pooled or cut spikes
+            source = snn[source].inputs[0]
+        x = torch.empty(setting.batch, *setting.shapes[node.inputs[0]], device=setting.device)
+        x = x.bernoulli_(rates[source]).contiguous(memory_format=torch.channels_last)
+        spikes, neurons = spikes + float(x.sum()), neurons + x.numel()
+        op = node.op
+        weight = (op.weight * op.gain).contiguous(memory_format=torch.channels_last)
+        layers.append((x, weight, op.bias, op.stride, op.padding, op.dilation, op.groups))
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            for layer in layers:
+                F.conv2d(*layer)
+
+    return Runner(run, rate=spikes / neurons)
+
+
+def ann(setting: Setting) -> Runner:
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            model(images)
+
+    model, images = setting.model, setting.peer_images
+    return Runner(run)
+
+
+def ours(compiler: bool = True, convert: dict[str, Any] | None = None, **settings: Any) -> Callable[[Setting], Runner]:
+    """Our simulator; ``settings`` go to `s_resnet.simulate`, ``convert`` to `s_resnet.convert`."""
+
+    def build(setting: Setting) -> Runner:
+        snn = setting.converted(**(convert or {}))
+        missing = mock.patch.object(native, "library", lambda: (None, "left out"))
+
+        def simulate(steps: int, state: s_resnet.State | None) -> s_resnet.Simulation:
+            if compiler:
+                return s_resnet.simulate(snn, setting.images, steps, state=state, **settings)
+            with missing:
+                return s_resnet.simulate(snn, setting.images, steps, state=state, **settings)
+
+        begun = simulate(WARM, None)
+        after = simulate(WARM, begun.state)
+        rate = setting.mean_rate(setting.rates(after.spikes))
+        notes: dict[str, object] = {"top1_as_ann_at_64": same_top1(after.outputs[-1], setting.model(setting.images))}
+        return Runner(lambda steps: simulate(steps, begun.state), rate=rate, notes=notes)
+
+    return build
+
+
+def by_hand(make: Callable[[s_resnet.Graph], peers.Copy]) -> Callable[[Setting], Runner]:
+    """A copy of our network; that it gives our answers is checked before it is timed."""
+
+    def build(setting: Setting) -> Runner:
+        net, images = setting.placed(make(setting.snn)), setting.peer_images
+
+        def run(steps: int) -> Tensor:
+            total = net(images)
+            for _ in range(steps - 1):
+                total = total + net(images)
+            return total
+
+        def counted() -> tuple[Tensor, float]:
+            net.spikes = torch.zeros((), dtype=torch.float64, device=setting.device)
+            answer, spikes = run(WARM) / WARM, net.spikes
+            net.spikes = None
+            return answer, float(spikes)
+
+        answer, spikes = counted()
+        memory = dict(net.memory)
+        expected = setting.begun.outputs[-1]
+        count = sum(float(counts[-1].sum()) for counts in setting.begun.spikes.values())
+        notes: dict[str, object] = {
+            "top1_as_ours_at_32": same_top1(answer, expected),
+            "answer_difference_at_32": round(float((answer - expected).abs().max() / expected.abs().max()), 5),
+            "spike_difference_at_32": round(spikes / count - 1, 7),
+        }
+        if abs(spikes / count - 1) > 0.001 or same_top1(answer, expected) < 0.95:
+            raise SystemExit(f"{make.__name__}: got {notes}; expected our answers. Do not time another network.")
+        neurons = sum(setting.shapes[node.name].numel() for node in setting.snn.neurons)
+        rate = counted()[1] / (neurons * setting.batch * WARM)
+        return Runner(run, lambda: net.memory.update(memory), rate, notes)
+
+    return build
+
+
+def spikingjelly(compiled: bool = False, backend: str | None = None) -> Callable[[Setting], Runner]:
+    """SpikingJelly's conversion: a step at a time, or with a backend as many at once as fit."""
+
+    def build(setting: Setting) -> Runner:
+        images, calibration = setting.peer_images, setting.calibration or [setting.images.cpu()]
+        net = peers.spikingjelly_network(setting.model, calibration, images)
+        neurons = peers.spikingjelly_neurons(net)
+        many = images[None]
+        if backend:
+            peers.spikingjelly_multistep(net, backend)
+            many = images.expand(peers.largest_that_fits(net, images), *images.shape)
+        quick = torch.compile(net) if compiled else net
+
+        def run(steps: int, call: nn.Module = quick) -> Tensor:
+            total = torch.zeros((), device=setting.device)
+            if backend:
+                for done in range(0, steps, len(many)):
+                    total = total + call(many[: steps - done]).sum(0)
+                return total
+            for _ in range(steps):
+                total = total + call(images)
+            return total
+
+        answer = run(WARM, net)
+        memory = [neuron.v.clone() for neuron in neurons]
+        with peers.counting(neurons) as counts:
+            answer = answer + run(WARM, net)
+
+        def rewind() -> None:
+            for neuron, v in zip(neurons, memory, strict=True):
+                neuron.v = v.clone()
+
+        notes: dict[str, object] = {"top1_as_ann_at_64": same_top1(answer, setting.model(images))}
+        if backend:
+            notes["steps_at_once"] = len(many)
+        return Runner(run, rewind, counts["spikes"] / counts["outputs"], notes)
+
+    return build
+
+
+@dataclass(frozen=True)
+class Contender:
+    """How it is built, and what has to be there: packages by name, or "cuda"."""
+
+    build: Callable[[Setting], Runner]
+    needs: tuple[str, ...] = ()
+
+    def missing(self, device: str) -> str | None:
+        """Why it cannot run here, or None."""
+        for need in self.needs:
+            if need == "cuda" and device != "cuda":
+                return "needs a CUDA device"
+            if need != "cuda" and importlib.util.find_spec(need) is None:
+                return f"{need} is not installed"
+        return None
+
+
+CONTENDERS = {
+    "floor": Contender(floor),
+    "ann": Contender(ann),
+    "ours exact": Contender(ours()),
+    "ours exact without compiler": Contender(ours(compiler=False)),
+    "spikingjelly eager": Contender(spikingjelly(), ("spikingjelly",)),
+    "spikingjelly compiled": Contender(spikingjelly(compiled=True), ("spikingjelly",)),
+    "spikingjelly triton": Contender(spikingjelly(backend="triton"), ("spikingjelly", "triton", "cuda")),
+    "spikingjelly cupy": Contender(spikingjelly(backend="cupy"), ("spikingjelly", "cupy", "cuda")),
+    "snntorch": Contender(by_hand(peers.snntorch_copy), ("snntorch",)),
+    "norse": Contender(by_hand(peers.norse_copy), ("norse",)),
+}
+
+
+def same_top1(answers: Tensor, others: Tensor) -> float:
+    return round(float((answers.argmax(1) == others.argmax(1)).float().mean()), 4)
