@@ -56,6 +56,13 @@ def check_output(path: Path, *inputs: Path) -> None:
     help="s-resnet (the paper's) or s-resnet-released (its code's).",
 )
 @click.option(
+    "--weights",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
+    show_default=True,
+    help="int8 makes an integer network: int8 weights, int32 thresholds and membranes.",
+)
+@click.option(
     "--timesteps",
     metavar="T",
     type=click.IntRange(1),
@@ -98,6 +105,7 @@ def convert(
     output: str | None,
     arch: str | None,
     recipe: str,
+    weights: str,
     timesteps: int | None,
     percentile: float | None,
     calibration: str | None,
@@ -118,6 +126,7 @@ def convert(
     \b
     Examples:
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet
+      sresnet convert resnet50.pth --calibration imagenet:/data/imagenet --weights int8 -o resnet50-int8.snn
       sresnet convert resnet20.th --calibration cifar10:/data --timesteps 128
       sresnet convert resnet18.pth --input-size 64 --calibration photos/train -o photos.snn
     """
@@ -145,6 +154,7 @@ def convert(
         timesteps=timesteps,
         percentile=percentile,
         input_size=preprocessing.size,
+        weights=weights,
         progress=True,
     )
     source = {
@@ -200,8 +210,9 @@ def _summary(snn: Any, target: Path) -> str:
     compensation = provenance.get("compensation")
     factor = f", compensation {compensation['factor']:.4f}" if compensation else ""
     silent = calibration["silent"]
+    integer = ", int8 weights" if snn.integer else ""
     lines = [
-        f"{target}: {provenance['source']['arch']}, recipe {provenance['recipe']['name']}, "
+        f"{target}: {provenance['source']['arch']}, recipe {provenance['recipe']['name']}{integer}, "
         f"{len(snn.neurons)} neuron layers, thresholds from {how}{factor}"
     ]
     if silent:

@@ -53,6 +53,13 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
 @click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
+    "--precision",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="exact: float32. fast: 16-bit weights; membranes stay float32.",
+)
+@click.option(
     "--json",
     "json_file",
     metavar="FILE",
@@ -65,6 +72,7 @@ def evaluate(
     timesteps: int,
     at: tuple[int, ...] | None,
     exit_confidence: float | None,
+    precision: str,
     data: str | None,
     limit: int | None,
     batch_size: int,
@@ -102,9 +110,14 @@ def evaluate(
         snn = s_resnet.load(path)
         loader = _loader(snn, path, data, limit, batch_size, download, rank, world)
         report = s_resnet.evaluate(
-            snn, loader, timesteps, at=at, exit_confidence=exit_confidence, device=device, network=path.name,
+            *(snn, loader, timesteps),
+            at=at,
+            exit_confidence=exit_confidence,
+            precision=precision,
+            device=device,
+            network=path.name,
             progress=True,
-        )  # fmt: skip
+        )
         unreadable = sum(s_resnet.exchange(loader.unreadable), ())
         if rank == 0:
             warn_unreadable(unreadable)

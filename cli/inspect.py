@@ -34,9 +34,13 @@ def _nodes(snn: Any) -> str:
     for node in snn.nodes:
         op = node.op
         threshold = f"{float(op.threshold.max()):g}" if hasattr(op, "threshold") else ""
+        if threshold and op.integer is not None:
+            threshold = f"{int(op.integer.min())} ... {int(op.integer.max())}"
         scale = f"{scales[node.name]:.4g}" if node.name in scales else ""
         weight = getattr(op, "weight", None)
         weights = "" if weight is None else "x".join(map(str, weight.shape)) or "1"
+        if weights and getattr(op, "integer", None) is not None:
+            weights += f" {str(op.integer.dtype).removeprefix('torch.')}"
         rows.append((node.name, type(op).__name__, threshold, scale, weights, ", ".join(node.inputs)))
     return _table(rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from .calibrate import Batches, Calibration, calibrate, calibrate_from_batchnorm
 from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .ops import Conv2d, MaxPool2d
-from .recipes import Recipe, find
+from .passes import quantize_weights
+from .recipes import Recipe, Step, find
 from .trace import trace
 from .version import __version__
 
 HELD_OUT = 64  # at most; calibrate keeps at least half of the images for the statistics
+WEIGHTS = ("float32", "int8")
 IMAGENET_SIZED = 128  # pixels; from here on the percentile's default is the paper's for ImageNet
 
 
@@ -27,6 +30,7 @@ def convert(
     timesteps: int | None = None,
     percentile: float | None = None,
     input_size: int | None = None,
+    weights: str = "float32",
     progress: bool = False,
 ) -> Graph:
     """Turn a trained ResNet into a spiking network: ``snn(images, timesteps=64)`` gives logits ``[B, N]``.
@@ -41,6 +45,7 @@ def convert(
         percentile: of the activations, in percent; by default 99.9, and 99.99 from 128 pixels on.
         input_size: height and width, used without calibration batches; by default 224 for a network with a max-pool
             stem, else 32.
+        weights: ``"float32"``, or ``"int8"`` for an integer network (:func:`s_resnet.passes.quantize_weights`).
         progress: show bars on stderr when it is a terminal.
 
     Raises:
@@ -49,6 +54,10 @@ def convert(
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352.
     """
     recipe = find(recipe) if isinstance(recipe, str) else recipe
+    if weights not in WEIGHTS:
+        raise InvalidData(f"convert: got weights {weights!r}; expected {' or '.join(WEIGHTS)}. Choose one of them.")
+    if weights == "int8":
+        recipe = replace(recipe, steps=(*recipe.steps, Step(quantize_weights)))
     timesteps = recipe.timesteps if timesteps is None else timesteps
     if timesteps < 1:
         raise InvalidData(

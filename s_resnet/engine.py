@@ -43,6 +43,7 @@ class Plan:
     narrow: torch.dtype | None  # of dense fast convolutions
     precision: str
     integer: bool
+    reach: int  # of an integer network: what the membrane can move in one step, at most
     dense: dict[str, Conv2d] = field(default_factory=dict)
     packed: dict[tuple[str, int, int], events.Packed] = field(default_factory=dict)
 
@@ -83,7 +84,25 @@ def plan(nodes: tuple[Node, ...], users: Mapping[str, tuple[str, ...]], static: 
         narrow=narrow_dtype(weights[0].device) if narrowed else None,
         precision=precision,
         integer=integer,
+        reach=_reach(nodes) if integer else 0,
     )
+
+
+def _reach(nodes: tuple[Node, ...]) -> int:
+    """How far an integer membrane can move in one step, at most."""
+    reach: dict[str, int] = {}
+    for node in nodes:
+        op = node.op
+        below = sum(reach[name] for name in node.inputs)
+        if isinstance(op, Conv2d) and op.integer is not None:
+            rows = op.integer.to(torch.int64).abs().flatten(1).sum(1) * (8 if op.grid else 1)
+            below = int((rows if op.integer_bias is None else rows + op.integer_bias.abs()).max())
+        elif isinstance(op, Scale) and op.integer is not None:
+            below = int(op.integer.abs().max())
+        elif not isinstance(op, Neuron):
+            below = max((reach[name] for name in node.inputs), default=0)
+        reach[node.name] = below
+    return max(reach.values())
 
 
 def _prepared(op: Op) -> Op:

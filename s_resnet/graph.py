@@ -47,13 +47,14 @@ class Graph:
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
 
-    def __call__(self, images: Tensor, timesteps: int) -> Tensor:
+    def __call__(self, images: Tensor, timesteps: int, precision: str = "exact") -> Tensor:
         """The answer ``[B, N]`` after ``timesteps`` steps of constant input ``[B, C, H, W]``, from a fresh state.
 
-        In the units of the source network's logits. Raises InvalidData when ``timesteps`` is below 1.
+        In the units of the source network's logits; precision as in :meth:`stream`. Raises InvalidData when
+        ``timesteps`` is below 1.
         """
         with torch.no_grad():
-            for chunk in self.stream(images, timesteps):
+            for chunk in self.stream(images, timesteps, precision=precision):
                 answer = chunk.outputs[-1]
         return answer
 
@@ -83,6 +84,11 @@ class Graph:
     def neurons(self) -> tuple[Node, ...]:
         """The neuron layers, in execution order; empty for an analog network."""
         return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
+
+    @property
+    def integer(self) -> bool:
+        """Whether its spiking runs count in whole numbers."""
+        return any(isinstance(node.op, Neuron) and node.op.integer is not None for node in self.nodes)
 
     def with_provenance(self, **entries: Any) -> Graph:
         """The same network with these entries added to its provenance."""
@@ -172,8 +178,16 @@ class Graph:
         _check(self, images, timesteps, chunk, state)
         if precision not in self._plans:
             self._plans[precision] = engine.plan(self.nodes, self.users, self.static, precision)
+        plan = self._plans[precision]
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
-        for outputs, spikes, after in engine.advance(self._plans[precision], images, timesteps, chunk, memory, encode):
+        if plan.integer and encode is not None:
+            raise InvalidData("simulate: got coding 'poisson' for an integer network; expected 'direct'. Choose it.")
+        if plan.reach * (step + timesteps) >= 2**31:
+            raise InvalidData(
+                f"simulate: got T = {step + timesteps}; expected below {2**31 // plan.reach}, beyond which the 32-bit "
+                "membranes of this integer network could overflow. Lower T."
+            )
+        for outputs, spikes, after in engine.advance(plan, images, timesteps, chunk, memory, encode):
             step += len(outputs)
             yield Chunk(outputs, spikes, State(step, after))
 

@@ -67,6 +67,7 @@ class Report:
     seconds_per_step_per_image: that same time over all the steps of all the images.
     peak_memory_bytes: of the process with the largest: its GPU's tensors, or on the CPU the whole process.
     exit: where each image stops once it is confident; None, and absent in the JSON, unless asked for.
+    precision: ``"exact"``, which the JSON leaves out, or ``"fast"``.
     """
 
     network: str
@@ -80,12 +81,15 @@ class Report:
     seconds_per_step_per_image: float
     peak_memory_bytes: int
     exit: Exit | None = None
+    precision: str = "exact"
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object, schema 1."""
         stored = {"schema": SCHEMA, **asdict(self), "snn": [asdict(row) for row in self.snn]}
         if self.exit is None:
             del stored["exit"]
+        if self.precision == "exact":
+            del stored["precision"]
         return stored
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -97,7 +101,7 @@ class Report:
         """The figures as a table for people."""
         lines = [
             f"{self.network or 'network'}   recipe {self.recipe}   {self.images} images   "
-            f"{self.device}, kernel {self.kernel}",
+            f"{self.device}, kernel {self.kernel}" + (", fast" if self.precision == "fast" else ""),
             "",
             "     T    top-1    top-5   agreement   spikes/neuron",
             f"   ANN  {_percent(self.ann['top1'])}  {_percent(self.ann['top5'])}",
@@ -132,6 +136,7 @@ def evaluate(
     *,
     at: Sequence[int] | None = None,
     exit_confidence: float | None = None,
+    precision: str = "exact",
     device: str = "auto",
     network: str = "",
     progress: bool = False,
@@ -149,6 +154,7 @@ def evaluate(
         exit_confidence: 0 < P < 1; simulate each image only until it is that confident, T at most, as
             :func:`simulate_until_confident` does. The fixed T of ``at`` are then simulated only if ``at`` is given:
             they cost the steps that the exit saves.
+        precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as in :func:`simulate`.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         network: a name for the report.
         progress: show bars on stderr when it is a terminal, in the first process.
@@ -167,13 +173,15 @@ def evaluate(
         target = find_device(device)
         if at is None:
             at = powers_of_two(timesteps) if exit_confidence is None else None
-        tally = _Tally(snn.to(target), timesteps, None if at is None else tuple(sorted(set(at))), exit_confidence)
+        tally = _Tally(
+            snn.to(target), timesteps, None if at is None else tuple(sorted(set(at))), exit_confidence, precision
+        )
         if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)
         progress = progress and place()[0] == 0
         batches = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if progress else True)
-        for images, labels in in_step(batches):
-            tally.add(images.to(target), labels.to(target), progress)
+        for images, labels in in_step(_ahead(batches, target)):
+            tally.add(images, labels, progress)
         return tally.report(network, target)
 
 
@@ -225,8 +233,10 @@ class _Sums:
 class _Tally:
     """The sums over batches that a Report divides."""
 
-    def __init__(self, snn: Graph, timesteps: int, at: tuple[int, ...] | None, confidence: float | None) -> None:
-        self.snn, self.timesteps, self.at, self.confidence = snn, timesteps, at, confidence
+    def __init__(
+        self, snn: Graph, timesteps: int, at: tuple[int, ...] | None, confidence: float | None, precision: str
+    ) -> None:
+        self.snn, self.timesteps, self.at, self.confidence, self.precision = snn, timesteps, at, confidence, precision
         self.images = 0
         self.ann = torch.zeros(2, dtype=torch.int64)  # right at top-1, top-5
         self.fixed = _Sums.of(len(at or ()))
@@ -255,13 +265,19 @@ class _Tally:
         choice = logits.argmax(1)
         if self.at is not None:
             with _timed(self.fixed, images.device):
-                result = simulate(self.snn, images, self.timesteps, at=self.at, progress=progress)
+                result = simulate(
+                    self.snn, images, self.timesteps, at=self.at, precision=self.precision, progress=progress
+                )
             self.fixed.steps += self.timesteps * len(images)
             for row, answer in enumerate(result.outputs):
                 self.fixed.add(row, answer, labels, choice, [count[row] for count in result.spikes.values()])
         if self.confidence is not None:
             with _timed(self.exit, images.device):
-                exits = simulate_until_confident(self.snn, images, self.timesteps, self.confidence, progress=progress)
+                exits = simulate_until_confident(
+                    *(self.snn, images, self.timesteps, self.confidence),
+                    precision=self.precision,
+                    progress=progress,
+                )
             self.exit.steps += int(exits.steps.sum())
             self.exit.add(0, exits.outputs, labels, choice, exits.spikes.values())
 
@@ -287,6 +303,7 @@ class _Tally:
             seconds_per_step_per_image=timed.seconds / timed.steps,
             peak_memory_bytes=max(peaks),
             exit=self._exit(exit, images, max(neurons)),
+            precision=self.precision,
         )
 
     def _exit(self, sums: _Sums, images: int, neurons: int) -> Exit | None:
@@ -306,6 +323,27 @@ def _total(parts: Sequence[_Sums]) -> _Sums:
         total.steps += part.steps
         total.seconds = max(total.seconds, part.seconds)
     return total
+
+
+def _ahead(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches on ``device``; a GPU gets the next one while it works on this one."""
+    if device.type != "cuda":
+        for images, labels in batches:
+            yield images.to(device), labels.to(device)
+        return
+    copies, waiting = torch.cuda.Stream(device), None  # type: ignore[no-untyped-call]
+    for images, labels in batches:
+        with torch.cuda.stream(copies):
+            pinned = (part if part.is_cuda else part.pin_memory() for part in (images, labels))
+            ready = tuple(part.to(device, non_blocking=True) for part in pinned)
+        if waiting is not None:
+            yield waiting
+        torch.cuda.current_stream(device).wait_stream(copies)
+        for part in ready:
+            part.record_stream(torch.cuda.current_stream(device))
+        waiting = (ready[0], ready[1])
+    if waiting is not None:
+        yield waiting
 
 
 @contextmanager

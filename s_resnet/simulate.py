@@ -42,6 +42,7 @@ def simulate(
     at: Sequence[int] | None = None,
     coding: str = "direct",
     seed: int = 0,
+    precision: str = "exact",
     progress: bool = False,
 ) -> Simulation:
     """Run a spiking network for ``steps`` time steps.
@@ -61,6 +62,7 @@ def simulate(
             ``s`` in {0, 1} with probability ``|x| / a`` and presents ``sign(x) a s``, ``a`` the image's largest
             ``|x|``, so that the mean current is the image.
         seed: of the Poisson spikes.
+        precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as in :meth:`Graph.stream`.
         progress: show a bar on stderr when it is a terminal.
 
     Raises:
@@ -78,7 +80,7 @@ def simulate(
         torch.no_grad(),
         tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
     ):
-        for part in graph.stream(images, steps, chunk, state, encode):
+        for part in graph.stream(images, steps, chunk, state, encode, precision):
             length = len(part.outputs)
             kept = [t - done - 1 for t in wanted if done < t <= done + length]
             outputs.extend(part.outputs[index] for index in kept)
@@ -114,6 +116,7 @@ def simulate_until_confident(
     confidence: float,
     chunk: int | None = None,
     *,
+    precision: str = "exact",
     progress: bool = False,
 ) -> AnytimeSimulation:
     """Run a spiking network for at most ``steps`` steps, each image only until its answer is confident.
@@ -131,6 +134,7 @@ def simulate_until_confident(
         steps: T >= 1, where an image stops that has not been confident before.
         confidence: 0 < P < 1.
         chunk: steps between two looks at who may stop; results do not depend on it, as in :func:`simulate`.
+        precision: as in :func:`simulate`.
         progress: show a bar on stderr when it is a terminal.
 
     Raises:
@@ -146,7 +150,7 @@ def simulate_until_confident(
     ):
         while state is None or (len(images) and exits.done < steps):
             size = max(1, min(LOOK, FOLD // max(1, len(images)))) if chunk is None else chunk
-            for part in graph.stream(images, steps - exits.done, size, state):
+            for part in graph.stream(images, steps - exits.done, size, state, precision=precision):
                 waiting = exits.look(part)
                 bar.update(len(part.outputs))
                 # A smaller batch has to be set up anew: not for one image of many.

@@ -30,6 +30,7 @@ from s_resnet import (
     ops,
     save,
 )
+from s_resnet.artifact import FORMAT
 
 GENERATOR = torch.Generator().manual_seed(0)
 PROVENANCE = {
@@ -283,8 +284,8 @@ def test_the_digest_is_all_that_an_honest_edit_needs(file):
 
 
 def test_a_newer_format_asks_for_an_upgrade(file):
-    rewrite(file, lambda h, t: h.update(format=2, nodes="in another way"), sign=True)
-    assert "version 2" in refused(file) and "pgrade" in refused(file)
+    rewrite(file, lambda h, t: h.update(format=FORMAT + 1, nodes="in another way"), sign=True)
+    assert f"version {FORMAT + 1}" in refused(file) and "pgrade" in refused(file)
 
 
 def test_what_is_no_snn_file_is_refused(tmp_path):

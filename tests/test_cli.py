@@ -123,21 +123,23 @@ def figures(path: Path) -> dict:
 
 FROZEN = {
     "convert": (["CHECKPOINT"], [
-        ("-o", "--output"), ("--arch",), ("--recipe",), ("--timesteps",), ("--percentile",), ("--calibration",),
-        ("--calibration-images",), ("--input-size",), ("--mean",), ("--std",), ("--download",),
+        ("-o", "--output"), ("--arch",), ("--recipe",), ("--weights",), ("--timesteps",), ("--percentile",),
+        ("--calibration",), ("--calibration-images",), ("--input-size",), ("--mean",), ("--std",), ("--download",),
     ]),
     "evaluate": (["NETWORK"], [
         ("--timesteps",), ("--at",), ("--exit-confidence",), ("--data",), ("--limit",), ("--batch-size",),
-        ("--device",), ("--json",), ("--download",),
+        ("--device",), ("--precision",), ("--json",), ("--download",),
     ]),
     "inspect": (["NETWORK"], []),
     "demo": ([], [("-o", "--output")]),
 }  # fmt: skip
 DEFAULTS = {
     ("convert", "--recipe"): "s-resnet",
+    ("convert", "--weights"): "float32",
     ("convert", "--calibration-images"): 1024,
     ("evaluate", "--batch-size"): 32,
     ("evaluate", "--device"): "auto",
+    ("evaluate", "--precision"): "exact",
     ("demo", "-o"): "demo",
 }
 
