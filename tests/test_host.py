@@ -58,7 +58,7 @@ def agree(current, v, counts=False, **arguments):
     assert all(map(torch.equal, given, kept)), "an argument was changed"
     if counts:
         assert torch.equal(*counted)
-        assert torch.equal(counted[0] - start, want.flatten(2).sum(2).int())
+        assert torch.equal(counted[0] - start, want.float().flatten(2).sum(2).int())
     return want.float()
 
 
@@ -251,7 +251,7 @@ def test_any_layer(data):
     def pick(*choices):
         return data.draw(st.sampled_from(choices))
 
-    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=5)))
+    shape = tuple(data.draw(st.lists(st.integers(1, 7), min_size=2, max_size=5)))
     steps, membrane = data.draw(st.integers(1, 8)), pick(*MEMBRANES)
     v = numbers(28, membrane, *shape)
     if len(shape) == 4 and pick(False, True):

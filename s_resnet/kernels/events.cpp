@@ -177,24 +177,24 @@ inline void scale_line(int32_t* line, const float* step, int pixels, int width) 
 }
 inline void scale_line(float*, const float*, int, int) {}
 
-// The neurons of a line take its currents: v, spikes and shortcut lie at `at` of the image's step and pixel.
+// The neurons of a line take its currents; v_at, t_at and s_at are where its membranes, spikes and shortcut begin.
 template <typename V>
-inline int32_t fire_line(const Layer& l, const Parameters<V>& p, const V* line, int64_t v_at, int64_t t_at, int pixels,
-                         int width, int channels, uint8_t* fired) {
+inline int32_t fire_line(const Layer& l, const Parameters<V>& p, const V* line, int64_t v_at, int64_t t_at,
+                         int64_t s_at, int pixels, int width, int channels, uint8_t* fired) {
     V* v = (V*)l.v_after;
     int32_t count = 0;
     if (width == channels) {  // the whole line lies together
         const int64_t length = (int64_t)pixels * width, period = (int64_t)p.bias.size();
         for (int64_t j = 0; j < length; j += period) {
             const int64_t n = length - j < period ? length - j : period;
-            count += step<V, V>(l, line + j, t_at + j, p, 0, v + v_at + j, fired, n);
+            count += step<V, V>(l, line + j, s_at + j, p, 0, v + v_at + j, fired, n);
             store(l.spike_type, fired, l.spikes, t_at + j, n);
         }
         return count;
     }
     for (int x = 0; x < pixels; x++) {
         const int64_t j = (int64_t)x * channels;
-        count += step<V, V>(l, line + (int64_t)x * width, t_at + j, p, 0, v + v_at + j, fired, width);
+        count += step<V, V>(l, line + (int64_t)x * width, s_at + j, p, 0, v + v_at + j, fired, width);
         store(l.spike_type, fired, l.spikes, t_at + j, width);
     }
     return count;
@@ -228,7 +228,8 @@ void convolve_tile(const Job& job, int64_t stride, int first) {
                 if (job.step) scale_line(line.data(), job.step + first, s.out_width, width);
                 const int64_t t_at = t * images * s.out_height * line_length + v_at;
                 if (l) {
-                    add_count(*l, t, image, fire_line<V>(*l, p, (const V*)line.data(), v_at, t_at, s.out_width, width, s.out_channels, fired.data()));
+                    const int64_t s_at = t * l->shortcut_step + v_at;
+                    add_count(*l, t, image, fire_line<V>(*l, p, (const V*)line.data(), v_at, t_at, s_at, s.out_width, width, s.out_channels, fired.data()));
                 } else {
                     for (int x = 0; x < s.out_width; x++)
                         memcpy((V*)job.out + t_at + (int64_t)x * s.out_channels, line.data() + (int64_t)x * width, width * sizeof(V));
