@@ -66,8 +66,9 @@ inline int run_block() {
     for (int left = THREADS; left > 0;) {
         moved = false;
         left = 0;
-        // Backwards, so that code which hopes for an order of its threads is found out.
-        for (int i = THREADS - 1; i >= 0; i--) {
+        // Backwards in every other block, so that code which hopes for an order of its threads is found out.
+        for (int turn = 0; turn < THREADS; turn++) {
+            const int i = blockIdx.x % 2 ? turn : THREADS - 1 - turn;
             if (done[i]) continue;
             threadIdx.x = i;
             swapcontext(&scheduler, &thread[i]);

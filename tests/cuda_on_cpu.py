@@ -17,7 +17,7 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
 BLOCK = 64  # two warps: enough for everything that warps do together
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
 POINTERS, INTEGERS = 9, 10
-GUARD = 64  # bytes around every result that must stay as they are
+GUARD = 8192  # bytes around every result that must stay as they are: room for all threads of a block to go astray
 
 _kernels = {}
 

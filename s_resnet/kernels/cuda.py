@@ -147,8 +147,8 @@ def plan(
     if shortcut is not None and shortcut_scale is None:
         kinds[2] = "BARE"
     streams = (current, shortcut, v, after, spikes)
-    # 16 bytes of current: 8 halves or 4 floats; else, or where vectors would straddle images, one by one.
-    wide = 4 if current.element_size() == 4 else 8
+    # 16 bytes: 8 halves or 4 floats (8 of these, and registers spill); one by one where vectors would straddle images.
+    wide = 8 if all(x is None or x.element_size() < 4 for x in (current, shortcut)) else 4
     width = wide if neurons % wide == 0 and all(map(_aligned, streams)) else 1
     whole = last and span % width == 0 and all(map(_aligned, values))
     per_image = -(-neurons // (width * block))

@@ -1,0 +1,127 @@
+"""Inputs for the membrane kernels: every type, layout, tail and kind of parameter, on dyadic numbers."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+SPIKES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int32)
+# Whole vectors; vectors that straddle pixels; odd sizes, which only the scalar path takes; several blocks and a tail.
+SHAPES = ((2, 8, 3, 5), (3, 6, 2, 4), (1, 3, 5, 7), (1, 16, 9, 9), (3, 40), (2, 17), (1, 1), (2, 5, 8), (2, 4, 2, 3, 2))
+STEPS = (1, 7, 16, 40)  # 40: the counts of 32 steps leave, and those of the rest
+
+
+@dataclass(frozen=True)
+class Case:
+    """The settings of a kernel, without its sizes; kinds are "none", "one", "each" or, of a shortcut, "bare"."""
+
+    current: torch.dtype = torch.float32
+    spikes: torch.dtype | None = None
+    branch: torch.dtype = torch.float32
+    threshold: str = "one"
+    bias: str = "each"
+    shortcut: str = "each"
+    decay: float = 1.0
+    reset: str = "subtract"
+    last: bool = True
+    constant: bool = False
+    integer: bool = False
+    counted: bool = True
+
+    def __str__(self):
+        names = [str(dtype).removeprefix("torch.") for dtype in (self.current, self.branch, self.spikes)]
+        flags = [name for name in ("last", "constant", "integer", "counted") if getattr(self, name)]
+        return "-".join([*names, self.threshold, self.bias, self.shortcut, str(self.decay), self.reset, *flags])
+
+
+def _some(count, seed=5):
+    """Cases drawn so that each value of each setting comes up, in many combinations."""
+    draw = random.Random(seed)
+    cases = []
+    for i in range(count):
+        integer = i % 4 == 3
+        cases.append(
+            Case(
+                current=draw.choice((torch.int32, torch.float32) if integer else FLOATS),
+                spikes=draw.choice((None, *SPIKES)),
+                branch=draw.choice(SPIKES),
+                threshold=draw.choice(("one", "each")),
+                bias=draw.choice(("none", "one", "each")),
+                shortcut=draw.choice(("none", "one", "each", "bare")),
+                decay=1.0 if integer else draw.choice((1.0, 0.5)),
+                reset=draw.choice(("subtract", "zero")),
+                last=draw.random() < 0.6,
+                constant=draw.random() < 0.3,
+                integer=integer,
+                counted=draw.random() < 0.7,
+            )
+        )
+    return cases
+
+
+CASES = _some(36)
+
+
+def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
+    """current, v and the settings of ``integrate_and_fire`` with fresh counts."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(*sizes, low=-512, high=640):
+        if case.integer:
+            return torch.randint(low // 8, high // 8, sizes, generator=generator, dtype=torch.int32)
+        if not dyadic:
+            return torch.rand(sizes, generator=generator) * ((high - low) / 256) + low / 256
+        return torch.randint(low, high, sizes, generator=generator) / 256
+
+    def parameter(kind, low, high):
+        if kind in ("none", "bare"):
+            return None
+        sizes = () if kind == "one" else (shape[1], *(1,) * (len(shape) - 2))
+        return numbers(*sizes, low=low, high=high).to(device)
+
+    def laid(values):
+        values = values.to(device)
+        if not case.last or values.ndim < 4:
+            return values
+        return values.movedim(2, -1).contiguous().movedim(-1, 2)
+
+    v = laid(numbers(1, *shape))[0]
+    current = laid(numbers(1 if case.constant else steps, *shape).to(case.current)).expand(steps, *shape)
+    branch = None
+    if case.shortcut == "bare":
+        branch = numbers(steps, *shape) if case.integer or case.branch in FLOATS else numbers(steps, *shape).sign()
+        branch = branch.abs() if case.branch == torch.uint8 else branch
+        branch = branch.clamp(-100, 100) if not case.branch.is_floating_point else branch
+    elif case.shortcut != "none":
+        branch = torch.randint(0, 2, (steps, *shape), generator=generator)
+    settings = {
+        "threshold": parameter(case.threshold, 64, 512),
+        "decay": case.decay,
+        "reset": case.reset,
+        "bias": parameter(case.bias, -256, 256),
+        "shortcut": None if branch is None else laid(branch.to(case.branch)),
+        "shortcut_scale": parameter(case.shortcut, -256, 384),
+        "spike_dtype": case.spikes,
+        # Not from zero: a kernel adds.
+        "counts": torch.full((steps, shape[0]), 3, dtype=torch.int32, device=device) if case.counted else None,
+    }
+    return current, v, settings
+
+
+def run(kernel, current, v, settings):
+    """Spikes, membrane and counts of a kernel, which must leave its arguments alone."""
+    counts = settings["counts"]
+    settings = {**settings, "counts": None if counts is None else counts.clone()}
+    kept = [(x, x.clone()) for x in (current, v, settings["shortcut"]) if x is not None]
+    spikes, after = kernel(current, v, **settings)
+    assert all(torch.equal(x, copy) for x, copy in kept)
+    return spikes, after, settings["counts"]
+
+
+def same(got, want):
+    """Bit for bit, and of one dtype and shape; -0 and 0 are one number."""
+    return all(
+        (a is None and b is None) or (a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b))
+        for a, b in zip(got, want, strict=True)
+    )

@@ -1,0 +1,516 @@
+"""The CUDA membrane kernel without a GPU: its source run on the CPU, compiled by NVRTC, planned, cached, registered."""
+
+import io
+import itertools
+import re
+import sys
+from dataclasses import replace
+
+import cuda_on_cpu
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from membrane_cases import CASES, FLOATS, SHAPES, STEPS, Case, make, run, same
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import s_resnet
+from s_resnet import BackendUnavailable, InvalidData, kernels
+from s_resnet.kernels import cache, cuda, nvrtc, reference
+
+needs_compiler = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="no C++ compiler (g++ or $CXX)")
+needs_nvrtc = pytest.mark.skipif(nvrtc.compiler()[0] is None, reason=nvrtc.compiler()[1])
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
+REGISTERS = 96  # 5 blocks of 128 threads on one multiprocessor
+
+
+# ---- the source itself, on the CPU ----
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_source_on_the_cpu_equals_the_reference_bit_for_bit(case):
+    inputs = [make(case, shape, steps, seed) for seed, (shape, steps) in enumerate(itertools.product(SHAPES, STEPS))]
+    cuda_on_cpu.kernels([cuda_on_cpu.prepare(*given[:2], **given[2])[0].instance for given in inputs])
+    fired = total = 0
+    for current, v, options in inputs:
+        got = run(cuda_on_cpu.integrate_and_fire, current, v, options)
+        want = run(reference.integrate_and_fire, current, v, options)
+        assert same(got, want), (current.shape, current.stride())
+        assert all(step.stride() == v.stride() for step in got[0]) and got[1].stride() == v.stride()
+        fired, total = fired + want[0].double().sum(), total + want[0].numel()
+    assert 0.05 < fired / total < 0.95  # both cases are there
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CASES[::6], ids=str)
+def test_rounding_is_the_references_too(case):
+    """Not dyadic: every operation rounds, in the reference's order."""
+    current, v, options = make(case, (2, 8, 3, 5), 16, dyadic=False)
+    got = run(cuda_on_cpu.integrate_and_fire, current, v, options)
+    assert same(got, run(reference.integrate_and_fire, current, v, options))
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(
+        [Case(), Case(torch.float16, torch.int8, torch.uint8, bias="one"), Case(threshold="each", last=False)]
+    ),
+    st.tuples(*(st.integers(1, 9),) * 4),
+    st.integers(1, 70),
+    st.integers(0, 99),
+)
+def test_any_size(case, shape, steps, seed):
+    current, v, options = make(case, shape, steps, seed)
+    got = run(cuda_on_cpu.integrate_and_fire, current, v, options)
+    assert same(got, run(reference.integrate_and_fire, current, v, options))
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", [None, 800])
+def test_warps_add_up_by_shuffles_and_by_one_instruction(arch):
+    current, v, options = make(Case(), (2, 16, 9, 9), 40)
+    _, _, counts = run(lambda *a, **k: cuda_on_cpu.integrate_and_fire(*a, arch=arch, **k), current, v, options)
+    spikes, _, want = run(reference.integrate_and_fire, current, v, options)
+    assert torch.equal(counts, want) and torch.equal(counts - 3, spikes.flatten(2).sum(2).int())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+def test_every_16_bit_number_is_read_as_torch_reads_it(dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 1, -1)
+    theta = torch.tensor(torch.finfo(torch.float32).max)
+    for width in (0, 1):  # as vectors, and one by one
+        current = every[..., width:]
+        v = torch.zeros(current.shape[1:])
+        got = cuda_on_cpu.integrate_and_fire(current, v, threshold=theta)
+        want = reference.integrate_and_fire(current, v, threshold=theta)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_compiler
+def test_a_chunk_of_a_longer_run_and_a_batch_that_is_one_image():
+    """Strides in time and over images that are neither dense nor 0."""
+    current, v, options = make(replace(Case(), constant=False, shortcut="none"), (2, 8, 3, 5), 12)
+    for part in (current[3:10], current[::2], current[:, :1].expand_as(current)):
+        given = {**options, "counts": options["counts"][: len(part)]}
+        got = run(cuda_on_cpu.integrate_and_fire, part, v, given)
+        assert same(got, run(reference.integrate_and_fire, part, v, given))
+
+
+MUTANTS = {
+    "no tail": ("first < (unsigned)neurons", "true"),
+    "images run on": ("current_image * n * image + first", "first"),
+    "time stands still": ("out += out_step;", ""),
+    "reads too late": ("in += AHEAD * in_step;", "in += (AHEAD - 1) * in_step;"),
+    "another step's shortcut": ("in_branch += branch_step;", ""),
+    "channels do not wrap": ("channel + 1 == span ? 0 : channel + 1", "channel"),
+    "parameters as vectors always": ("if (LAST && whole)", "if (LAST)"),
+    "no bias": ("if (BIAS != NONE)", "if (false)"),
+    "one lane of counts": ("lane == t % LANES ? sum : mine", "lane == t ? sum : mine"),
+    "counts leave early": ("t % LANES == LANES - 1 ||", ""),
+    "a half of the warp": ("distance = LANES / 2", "distance = LANES / 4"),
+    "never fires at the threshold": (
+        "fire<V, HARD>(v[k], theta.get(k))",
+        "fire<V, HARD>(v[k], theta.get(k) + 0.0625f)",
+    ),
+    "threads leave before the collective": ("int fired = 0;", "int fired = 0; if (!active) continue;"),
+    "no barrier": ("__syncthreads();\n    if (warp == 0", "if (warp == 0"),
+    "the last neuron is not written": ("k < WIDTH; k++) bits.word[k] = M", "k < WIDTH - 1; k++) bits.word[k] = M"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_comparison_sees_a_broken_kernel(name, tmp_path):
+    text = (nvrtc.HERE / "membrane.cu").read_text()
+    old, new = MUTANTS[name]
+    assert old in text
+    broken = tmp_path / "broken.cu"
+    broken.write_text(text.replace(old, new))
+    current, v, options = make(Case(current=torch.float16, branch=torch.int8), (3, 6, 8, 12), 40)
+    try:
+        got = run(lambda *a, **k: cuda_on_cpu.integrate_and_fire(*a, source=broken, **k), current, v, options)
+    except AssertionError:
+        return
+    assert not same(got, run(reference.integrate_and_fire, current, v, options))
+
+
+# ---- the simulator's own calls ----
+
+
+@pytest.fixture
+def through_the_cuda_source(monkeypatch):
+    """Every neuron layer goes through membrane.cu on the CPU, as it would on a GPU: dense convolutions, no bytes."""
+    plans = []
+
+    def kernel(current, v, **options):
+        plans.append(cuda_on_cpu.prepare(current, v, **options)[0])
+        return cuda_on_cpu.integrate_and_fire(current, v, **options)
+
+    monkeypatch.setattr("s_resnet.kernels.select", lambda device: ("cuda", kernel))
+    monkeypatch.setattr("s_resnet.kernels.events.usable", lambda *_: False)
+    return plans
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_a_network_gives_the_same_spikes_through_the_cuda_source(precision, through_the_cuda_source, monkeypatch):
+    monkeypatch.setattr("s_resnet.engine.narrow_dtype", lambda device: torch.bfloat16)
+    torch.manual_seed(0)
+    snn = s_resnet.convert(s_resnet.CifarResNet(8).eval(), input_size=8)
+    images = torch.randn(2, 3, 8, 8)
+    got = s_resnet.simulate(snn, images, 6, chunk=3, precision=precision)
+    used = {plan.instance for plan in through_the_cuda_source}
+    assert len(through_the_cuda_source) >= 2 * 7 and len(used) >= 3
+    monkeypatch.setattr("s_resnet.kernels.select", lambda device: ("reference", reference.integrate_and_fire))
+    want = s_resnet.simulate(snn, images, 6, chunk=3, precision=precision)
+    assert torch.equal(got.outputs, want.outputs)
+    assert all(torch.equal(got.spikes[name], want.spikes[name]) for name in want.spikes)
+    assert {type_of_current(name) for name in used} <= {type_of_current(name) for name in INSTANCES}
+    if nvrtc.compiler()[0] is not None:
+        for instance in used:
+            assert nvrtc.binary(instance, "sm_90")[1].startswith(b"\x7fELF")
+
+
+def type_of_current(instance):
+    return instance.split("<")[1].split(",")[0]
+
+
+# ---- compiled for GPUs, without one ----
+
+
+def instances():
+    """What the simulator runs in either precision and in integers, and what needs most registers."""
+    types = [
+        ("f32", "f32", "f32", "float", "4"),
+        ("f16", "f16", "f16", "float", "8"),
+        ("f32", "f16", "f16", "float", "4"),
+        ("bf16", "bf16", "bf16", "float", "8"),
+        ("i32", "u8", "u8", "int", "4"),
+        ("f16", "f32", "f32", "float", "4"),
+        ("f16", "i8", "i8", "float", "8"),
+        ("f32", "f32", "f32", "float", "1"),
+        ("f16", "f16", "i8", "float", "1"),
+    ]
+    most = ("true", "EACH", "EACH", "EACH")
+    settings = [
+        ("false", "ONE", "EACH", "NONE"),
+        ("false", "ONE", "EACH", "EACH"),
+        ("false", "ONE", "NONE", "BARE"),
+        most,
+    ]
+    found = []
+    for (current, branch, spikes, v, width), (leaky, *kinds) in itertools.product(types, settings):
+        leaks = "false" if v == "int" else leaky
+        for last, ahead in itertools.product(("true", "false"), ("1", str(cuda.AHEAD))):
+            if (last == "true" and ahead != "1") or (leaky, *kinds) == most:
+                found.append(cuda._instance(current, branch, spikes, v, width, last, leaks, leaks, *kinds, ahead))
+    return found
+
+
+INSTANCES = instances()
+
+
+def program(kind, names, arch, **options):
+    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    log = io.StringIO()
+    given = core.ProgramOptions(
+        arch=arch, std="c++17", fma=False, define_macro=("SRESNET_BLOCK", str(nvrtc.BLOCK)),
+        include_path=str(nvrtc.HERE), **options,
+    )  # fmt: skip
+    made = core.Program((nvrtc.HERE / "membrane.cu").read_text(), "c++", given)
+    return bytes(made.compile(kind, name_expressions=tuple(names), logs=log).code), log.getvalue()
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_few_registers_and_nothing_spilled(arch):
+    assert len(INSTANCES) > 50 and len(set(INSTANCES)) == len(INSTANCES)
+    _, log = program("cubin", INSTANCES, arch, ptxas_options="-v")
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    stacks = [tuple(map(int, found)) for found in re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)]  # fmt: skip
+    assert len(registers) == len(stacks) == len(INSTANCES), log[:2000]
+    assert 16 < max(registers) <= REGISTERS
+    assert set(stacks) == {(0, 0, 0)}
+
+
+@needs_nvrtc
+def test_the_check_of_spills_sees_them():
+    """Eight floats of shortcut, four steps ahead: that is why the plan takes four."""
+    name = cuda._instance("f16", "f32", "f16", "float", "8", "true", "true", "true", "EACH", "EACH", "EACH", "4")
+    _, log = program("cubin", [name], "sm_90", ptxas_options="-v")
+    assert re.search(r"[1-9]\d* bytes spill stores", log)
+
+
+def ptx_of(name):
+    """By the bindings: cuda-core asks the driver before it gives PTX away."""
+    raw = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+    options = [flag.encode() for flag in (*nvrtc.FLAGS, "--gpu-architecture=compute_90", f"-I{nvrtc.HERE}")]
+    _, made = raw.nvrtcCreateProgram((nvrtc.HERE / "membrane.cu").read_bytes(), b"membrane.cu", 0, [], [])
+    raw.nvrtcAddNameExpression(made, name.encode())
+    assert int(raw.nvrtcCompileProgram(made, len(options), options)[0]) == 0
+    text = b" " * raw.nvrtcGetPTXSize(made)[1]
+    raw.nvrtcGetPTX(made, text)
+    return text.decode()
+
+
+@needs_nvrtc
+def test_memory_is_moved_16_bytes_at_a_time_and_nothing_is_contracted():
+    name = cuda._instance("f16", "f16", "f16", "float", "8", "true", "true", "false", "ONE", "NONE", "EACH", "4")
+    ptx = ptx_of(name)
+    loads, stores = re.findall(r"ld\.global\S*", ptx), re.findall(r"st\.global\S*", ptx)
+    wide = [load for load in loads if ".v4." in load]
+    assert len(wide) >= 2 * 4 + 2 + 2 * 4  # currents and shortcut: before the loop and in it; the membrane
+    assert all(".v4." in store for store in stores) and len(stores) >= 2 + 4
+    assert not re.search(r"fma\S*f32", ptx) and re.search(r"mul\S*f32", ptx)
+
+
+@needs_nvrtc
+def test_a_refused_source_says_what_the_compiler_said():
+    with pytest.raises(BackendUnavailable, match="not_a_kernel"):
+        nvrtc.binary("sresnet::not_a_kernel<float>", "sm_90")
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is a CPU build")
+def test_torch_compiles_it_where_cuda_core_is_absent(monkeypatch, recwarn):
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    compile_instance, name = nvrtc.compiler.__wrapped__()
+    assert compile_instance is nvrtc._compile_by_torch and "by torch" in name
+    symbol, code = compile_instance(INSTANCES[0], "sm_90")
+    assert "membrane" in symbol and code.startswith(b"\x7fELF") and symbol.encode() in code
+    with pytest.raises(BackendUnavailable, match="not_a_kernel"):
+        compile_instance("sresnet::not_a_kernel<float>", "sm_90")
+
+
+# ---- the cache on disk ----
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path):
+    """An empty cache, and a compiler that counts what it is asked for."""
+    asked = []
+
+    def compile_instance(instance, arch):
+        asked.append((instance, arch))
+        return "symbol", b"code of " + instance.encode() + b"\nfor " + arch.encode()
+
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(nvrtc, "compiler", lambda: (compile_instance, "NVRTC for a test"))
+    return asked
+
+
+def test_a_binary_is_compiled_once_for_each_instance_and_architecture(counted):
+    for _ in range(2):
+        assert nvrtc.binary("a", "sm_80") == ("symbol", b"code of a\nfor sm_80")
+        assert nvrtc.binary("a", "sm_90") == ("symbol", b"code of a\nfor sm_90")
+        assert nvrtc.binary("b", "sm_80") == ("symbol", b"code of b\nfor sm_80")
+    assert len(counted) == 3
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b.replace(b"code", b"evil")])
+def test_a_damaged_binary_is_never_used(counted, tmp_path, damage):
+    nvrtc.binary("a", "sm_80")
+    (file,) = tmp_path.glob("*.cubin")
+    file.write_bytes(damage(file.read_bytes()))
+    assert nvrtc.binary("a", "sm_80") == ("symbol", b"code of a\nfor sm_80")
+    assert len(counted) == 2 and b"code of a" in file.read_bytes()
+
+
+def test_another_compiler_makes_another_binary(counted, monkeypatch):
+    nvrtc.binary("a", "sm_80")
+    compile_instance, _ = nvrtc.compiler()
+    monkeypatch.setattr(nvrtc, "compiler", lambda: (compile_instance, "a newer NVRTC"))
+    nvrtc.binary("a", "sm_80")
+    monkeypatch.setattr(nvrtc, "FLAGS", ())
+    nvrtc.binary("a", "sm_80")
+    assert len(counted) == 3
+
+
+def test_a_disk_that_cannot_be_written_is_no_reason_to_stop(counted, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(nvrtc, "built", full)
+    assert nvrtc.binary("a", "sm_80") == ("symbol", b"code of a\nfor sm_80")
+
+
+# ---- what is chosen, and what is refused ----
+
+
+def test_vectors_only_where_they_fit():
+    def width(shape, dtype=torch.float16, offset=0, **options):
+        case = Case(current=dtype, shortcut="none", **options)
+        current, v, given = make(case, shape, 2)
+        if offset:
+            current = torch.zeros(current.numel() + offset, dtype=dtype)[offset:].view(current.shape)
+        plan = cuda_on_cpu.prepare(current, v, **given)[0]
+        return int(plan.instance.split(", ")[4]), plan.arguments[cuda_on_cpu.POINTERS + 5]
+
+    assert width((2, 8, 3, 5)) == (8, 1)
+    assert width((2, 8, 3, 5), torch.float32) == (4, 1)
+    assert width((2, 8, 3, 5), last=False) == (8, 0)
+    assert width((3, 6, 2, 4)) == (8, 0)  # 48 neurons, 6 channels
+    assert width((3, 6, 1, 2)) == (1, 1)  # 12 neurons
+    assert width((3, 6, 1, 2), torch.float32) == (4, 0)
+    assert width((1, 3, 5, 7))[0] == 1
+    assert width((2, 8, 3, 5), offset=4, last=False)[0] == 1
+    assert width((2, 8, 3, 5), offset=8, last=False)[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda c, v, o: (c.double(), v, o), "current, got torch.float64"),
+        (lambda c, v, o: (c, v.half(), o), "membrane, got torch.float16"),
+        (lambda c, v, o: (c[:, :1], v, o), r"current, got \[4, 1"),
+        (lambda c, v, o: (c.contiguous(), v, o), "current, got strides"),
+        (lambda c, v, o: (c, v.transpose(2, 3), o), "membrane, got .*strides"),
+        (lambda c, v, o: (c, v[:, :, :, ::2], o), "membrane, got .*strides"),
+        (lambda c, v, o: (c, v[:1].expand_as(v), o), "membrane, got .*strides"),
+        (lambda c, v, o: (c, v, {**o, "shortcut": o["shortcut"].bool()}), "shortcut, got torch.bool"),
+        (lambda c, v, o: (c, v, {**o, "shortcut": o["shortcut"].contiguous()}), "shortcut, got strides"),
+        (lambda c, v, o: (c, v, {**o, "shortcut": o["shortcut"][:3]}), r"shortcut, got \[3"),
+        (lambda c, v, o: (c, v, {**o, "threshold": torch.ones(8)}), r"threshold, got \[8\]"),
+        (lambda c, v, o: (c, v, {**o, "threshold": torch.ones(8, 3, 5)}), r"threshold, got \[8, 3, 5\]"),
+        (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 1, 1)}), r"bias, got \[4, 1, 1\]"),
+        (lambda c, v, o: (c, v, {**o, "bias": torch.ones(8, 1, 1, device="meta")}), "cpu and meta"),
+        (lambda c, v, o: (c, v.int(), {**o, "decay": 0.5}), "decay, got 0.5"),
+        (lambda c, v, o: (c, v, {**o, "spike_dtype": torch.bool}), "spikes, got torch.bool"),
+        (lambda c, v, o: (c, v, {**o, "counts": o["counts"].long()}), "counts, got torch.int64"),
+        (lambda c, v, o: (c, v, {**o, "counts": o["counts"][:3]}), "counts, got"),
+        (lambda c, v, o: (c, v, {**o, "counts": o["counts"].t().contiguous().t()}), "counts, got .*strides"),
+    ],
+)
+def test_what_the_kernel_cannot_take_is_named(change, match):
+    current, v, options = make(Case(), (2, 8, 3, 5), 4)
+    with pytest.raises(InvalidData, match=f"cuda kernel: .*{match}"):
+        cuda_on_cpu.prepare(*(changed := change(current, v, options))[:2], **changed[2])
+
+
+def test_more_neurons_than_32_bits_count_are_refused():
+    v = torch.empty(1, 2**31, device="meta")
+    with pytest.raises(InvalidData, match="expected fewer"):
+        cuda.plan(current=v[None], v=v, threshold=v[0, 0], decay=1.0, hard=False, bias=None, shortcut=None,
+                  shortcut_scale=None, counts=None, spikes=v[None], after=v)  # fmt: skip
+
+
+def test_the_cuda_kernel_is_for_cuda_devices():
+    v = torch.zeros(1, 4)
+    with pytest.raises(InvalidData, match="membrane, got one on cpu"):
+        cuda.integrate_and_fire(v[None], v, threshold=torch.tensor(1.0))
+    with pytest.raises(InvalidData, match="reset, got 'hard'"):
+        cuda.integrate_and_fire(v[None], v, threshold=torch.tensor(1.0), reset="hard")
+    with pytest.raises(BackendUnavailable, match="kernel cuda: got device cpu"):
+        kernels.select(torch.device("cpu"), "cuda")
+    with pytest.raises(InvalidData, match="'triton'"):
+        kernels.select(torch.device("cpu"), "triton")
+    assert kernels.select(torch.device("cpu"), "reference") == ("reference", reference.integrate_and_fire)
+
+
+def test_a_cuda_device_gets_the_cuda_kernel_or_the_reference_and_says_so(monkeypatch):
+    device = torch.device("cuda:0")
+    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert kernels.select(device) == ("cuda", cuda.integrate_and_fire)
+    assert re.fullmatch(r"cuda \(.*, sm_90\)", cuda.path(device))
+    monkeypatch.setattr(cuda, "unavailable", lambda device: "no NVRTC: gone")
+    assert kernels.select(device) == ("reference", reference.integrate_and_fire)
+    assert cuda.path(device) == "reference (no NVRTC: gone)"
+    with pytest.raises(BackendUnavailable, match="no NVRTC: gone"):
+        kernels.select(device, "cuda")
+
+
+def test_a_device_without_a_compiler_says_so(monkeypatch):
+    monkeypatch.setattr(nvrtc, "compiler", lambda: (None, "no NVRTC: none"))
+    assert cuda.unavailable.__wrapped__(torch.device("cuda:0")) == "no NVRTC: none"
+    with pytest.raises(BackendUnavailable, match="no NVRTC: none"):
+        nvrtc.binary("a", "sm_80")
+
+
+def test_a_kernel_that_is_new_while_a_graph_is_captured_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(BackendUnavailable, match="warm_up"):
+        nvrtc.loaded("never seen", 0)
+
+
+def test_arguments_have_the_types_of_the_kernel():
+    """cuda-core passes Python integers as pointers; torch passes them in 32 bits and floats in 64."""
+    text = (nvrtc.HERE / "membrane.cu").read_text()
+    signature = re.search(r"membrane\((.*?)\) \{", text, re.DOTALL).group(1)
+    current, v, options = make(Case(), (2, 8, 3, 5), 4)
+    given = cuda_on_cpu.prepare(current, v, **options)[0].arguments
+    parameters = signature.split(",")
+    assert len(parameters) == len(given)
+    for parameter, argument in zip(parameters, given, strict=True):
+        passed = nvrtc._for_core(argument)
+        kind = int if "*" in parameter else float if "double" in parameter else nvrtc.ctypes.c_int
+        assert type(passed) is kind, parameter
+
+
+# ---- the operator ----
+
+
+@pytest.fixture
+def operator_on_cpu():
+    """The operator with the CUDA source on the CPU behind it, for as long as a test takes."""
+    library = torch.library.Library("s_resnet", "IMPL")
+
+    def implementation(current, v, threshold, decay, hard, bias, shortcut, scale, spike_dtype, counts):
+        spikes, after = cuda_on_cpu.integrate_and_fire(
+            current, v, threshold=threshold, decay=decay, reset="zero" if hard else "subtract", bias=bias,
+            shortcut=shortcut, shortcut_scale=scale, spike_dtype=spike_dtype, counts=counts,
+        )  # fmt: skip
+        # Results that own their memory, as the real operator's.
+        return torch.empty_strided(spikes.shape, spikes.stride(), dtype=spikes.dtype).copy_(spikes), after.clone()
+
+    library.impl("integrate_and_fire", implementation, "CPU")
+    yield torch.ops.s_resnet.integrate_and_fire.default
+    library._destroy()
+
+
+OPERATOR_CASES = [
+    Case(),
+    Case(torch.float16, torch.int8, torch.float16),
+    Case(last=False, constant=True, shortcut="none"),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", OPERATOR_CASES, ids=str)
+def test_the_operator_keeps_its_word(case, operator_on_cpu):
+    current, v, o = make(case, (2, 8, 3, 5), 4)
+    given = (current, v, o["threshold"], 1.0, False, o["bias"], o["shortcut"], o["shortcut_scale"], o["spike_dtype"])
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+    torch.library.opcheck(operator_on_cpu, (*given, o["counts"]), test_utils=checks)
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", OPERATOR_CASES, ids=str)
+def test_compiled_it_gives_the_same(case, operator_on_cpu):
+    current, v, o = make(case, (2, 8, 3, 5), 4)
+
+    def layer(current, v, counts):
+        rest = (o["bias"], o["shortcut"], o["shortcut_scale"], o["spike_dtype"])
+        spikes, after = torch.ops.s_resnet.integrate_and_fire(current, v, o["threshold"], 1.0, False, *rest, counts)
+        return spikes, after, counts + 1
+
+    want = layer(current, v, counts := o["counts"].clone())
+    got = torch.compile(layer, backend="aot_eager", fullgraph=True)(current, v, kept := o["counts"].clone())
+    assert same(got, want) and torch.equal(kept, counts) and not torch.equal(counts, o["counts"])
+    assert got[0].stride() == want[0].stride()
+
+
+def test_shapes_are_known_without_a_gpu():
+    """The fake implementation, on tensors that claim to be on a GPU."""
+    with FakeTensorMode():
+        v = torch.empty(2, 8, 3, 5, device="cuda").contiguous(memory_format=torch.channels_last)
+        spikes, after = cuda.integrate_and_fire(
+            torch.empty(4, 2, 8, 3, 5, device="cuda"), v, threshold=torch.empty((), device="cuda"),
+            spike_dtype=torch.float16,
+        )  # fmt: skip
+    assert spikes.shape == (4, 2, 8, 3, 5) and spikes.dtype == torch.float16 and spikes.device.type == "cuda"
+    assert spikes.stride() == (240, *v.stride()) and after.stride() == v.stride() and after.dtype == v.dtype
