@@ -286,6 +286,8 @@ CONTENDERS = {
     "floor": Contender(floor),
     "ann": Contender(ann),
     "ours exact": Contender(ours()),
+    "ours fast": Contender(ours(precision="fast")),
+    "ours int8": Contender(ours(convert={"weights": "int8"})),
     "ours exact without compiler": Contender(ours(compiler=False)),
     "spikingjelly eager": Contender(spikingjelly(), ("spikingjelly",)),
     "spikingjelly compiled": Contender(spikingjelly(compiled=True), ("spikingjelly",)),
