@@ -8,7 +8,7 @@ a layer that fires in more than ``DENSE`` of its neurons goes through torch's de
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -137,26 +137,33 @@ def advance(
     encode: Callable[[int], Tensor] | None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Memory]]]:
     """Run ``timesteps`` steps: for each chunk its answers ``[S, B, N]``, spikes per layer ``[S, B]`` and the memory."""
-    cuda = images.is_cuda
     chunk = chunk or _chunk(plan, images)
     # TF32 multiplies whole numbers up to 2^11 exactly, so an integer network may have it.
     tf32 = plan.integer or plan.precision == "fast"
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32) if cuda else nullcontext():
+    with arithmetic(images, tf32):
         run = Run(plan, images, memory, encode)
-        replay: Replay | None = None
-        done = 0
-        while done < timesteps:
-            steps = min(chunk, timesteps - done)
+    replay: Replay | None = None
+    done = 0
+    while done < timesteps:
+        steps = min(chunk, timesteps - done)
+        with arithmetic(images, tf32):
             # The first chunk runs eagerly, which compiles and warms everything that a recording must find ready.
-            if cuda and encode is None and done and replay is None and timesteps - done >= 2 * chunk:
+            if images.is_cuda and encode is None and done and replay is None and timesteps - done >= 2 * chunk:
                 replay = Replay(run, chunk)
             if replay is not None and steps == chunk:
                 outputs, counts = replay.advance()
                 run.memory = {name: tuple(t.clone() for t in tensors) for name, tensors in replay.memory.items()}
             else:
                 outputs, counts = run.advance(steps)
-            done += steps
-            yield outputs, counts, dict(run.memory)
+        done += steps
+        yield outputs, counts, dict(run.memory)
+
+
+def arithmetic(images: Tensor, tf32: bool) -> AbstractContextManager[None]:
+    """How a GPU multiplies in float32: exactly, or in TF32, which is torch's default for convolutions."""
+    if not images.is_cuda:
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32)
 
 
 def _chunk(plan: Plan, images: Tensor) -> int:

@@ -139,7 +139,7 @@ class Graph:
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.nodes):
             arguments = (images,) if isinstance(node.op, Input) else tuple(values[n] for n in node.inputs)
-            with torch.no_grad():
+            with torch.no_grad(), engine.arithmetic(images, tf32=False):
                 values[node.name] = node.op.run(*arguments)
             yield node.name, values[node.name]
             for name in self._freed[index]:

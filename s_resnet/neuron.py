@@ -93,7 +93,9 @@ class Neuron:
         if isinstance(first, Currents):
             update = partial(events.integrate_and_fire, first)
         else:
-            update = partial(kernels.select(first.device)[1], first)
+            # Double precision is for checking: the CUDA source has float32 and int32 membranes only.
+            name = "reference" if v.is_cuda and v.dtype == torch.float64 else None
+            update = partial(kernels.select(first.device, name)[1], first)
         spikes, v = update(
             v,
             threshold=per_channel(self.threshold if self.integer is None else self.integer, v.ndim),

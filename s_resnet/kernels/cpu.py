@@ -37,7 +37,7 @@ def integrate_and_fire(
         if bias is not None:
             v.add_(bias)
         if shortcut is not None and shortcut_scale is None:
-            v.add_(shortcut[t])
+            v.add_(shortcut[t].to(v.dtype))
         elif shortcut is not None and shortcut_scale is not None:
             v.addcmul_(shortcut[t].to(v.dtype), shortcut_scale.to(v.dtype))
         torch.ge(v, threshold, out=s)
