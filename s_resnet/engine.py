@@ -272,8 +272,10 @@ class Run:
         spikes = self.values[source]
         if spikes.dtype != torch.uint8:
             if node.name not in plan.dense:
-                plan.dense[node.name] = op if plan.narrow is None else replace(op, weight=op.weight.to(plan.narrow))
-            self.values[node.name] = plan.dense[node.name].run(spikes)
+                narrow = op.weight if plan.narrow is None else op.weight.to(plan.narrow)
+                plan.dense[node.name] = replace(op, weight=narrow, bias=None)
+            current = plan.dense[node.name].run(spikes)
+            self.values[node.name] = current if op.bias is None else current + op.bias.view(-1, 1, 1)
             return
         if source not in self.events:
             self.events[source] = events.find(spikes)
