@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -85,13 +84,23 @@ def warm_up(current: Tensor, v: Tensor, *, counts: Tensor | None = None, **setti
     integrate_and_fire(current, v, **settings)  # type: ignore[arg-type]
 
 
-@cache
+_reasons: dict[torch.device, str | None] = {}
+
+
 def unavailable(device: torch.device) -> str | None:
-    """Why the kernel cannot run on a CUDA device; None when it can."""
-    if torch.version.hip is not None:
-        return "no NVRTC: this torch is for ROCm"
-    if nvrtc.compiler()[0] is None:
-        return nvrtc.compiler()[1]
+    """Why the kernel cannot run on a CUDA device; None when it can. The first call compiles and loads one instance."""
+    if device not in _reasons:
+        if torch.version.hip is not None:
+            return "no NVRTC: this torch is for ROCm"
+        if nvrtc.compiler()[0] is None:
+            return nvrtc.compiler()[1]
+        if torch.cuda.is_current_stream_capturing():
+            return None  # too late to try, and no reason to say no; the launch will tell
+        _reasons[device] = _tried(device)
+    return _reasons[device]
+
+
+def _tried(device: torch.device) -> str | None:
     try:
         with torch.cuda.device(device):
             nvrtc.loaded(_instance(*PROBE), torch.cuda.current_device())

@@ -1,0 +1,191 @@
+"""The CUDA membrane kernel on a GPU, against the reference on the CPU. Skipped, with the reason, without a device."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from membrane_cases import CASES, FLOATS, SHAPES, STEPS, Case, make, run, same
+
+from s_resnet import BackendUnavailable, kernels
+from s_resnet.kernels import cuda, nvrtc, reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+GB = 2**30
+
+
+def on_cpu(results):
+    return tuple(None if x is None else x.cpu() for x in results)
+
+
+def both(case, shape, steps, seed=0, device="cuda", dyadic=True):
+    """The kernel on the device and the reference on the CPU, from the same numbers."""
+    here, there = (make(case, shape, steps, seed, where, dyadic) for where in ("cpu", device))
+    return on_cpu(run(cuda.integrate_and_fire, *there)), run(reference.integrate_and_fire, *here)
+
+
+def test_the_device_runs_the_cuda_kernel():
+    assert kernels.select(torch.device("cuda")) == ("cuda", cuda.integrate_and_fire)
+    major, minor = torch.cuda.get_device_capability()
+    assert cuda.path(torch.device("cuda")).endswith(f"sm_{major}{minor})") and "cuda (" in kernels.describe()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_equals_the_reference_bit_for_bit(case):
+    for seed, (shape, steps) in enumerate(itertools.product(SHAPES, STEPS)):
+        assert same(*both(case, shape, steps, seed)), (shape, steps)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rounding_is_the_references_too(case):
+    assert same(*both(case, (2, 24, 7, 9), 33, dyadic=False))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 64, 56, 56), (2, 2048, 7, 7), (3, 512, 28, 28), (2, 33, 31, 29), (4, 1000)], ids=str
+)
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_layers_of_real_size(shape, last, steps):
+    for dtype in FLOATS:
+        assert same(*both(Case(dtype, dtype, dtype, last=last), shape, steps))
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+def test_every_16_bit_number_is_read_as_torch_reads_it(dtype):
+    current = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 1, -1)
+    v, theta = torch.zeros(current.shape[1:]), torch.tensor(torch.finfo(torch.float32).max)
+    got = cuda.integrate_and_fire(current.cuda(), v.cuda(), threshold=theta.cuda())
+    for a, b in zip(on_cpu(got), reference.integrate_and_fire(current, v, threshold=theta), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_results_do_not_depend_on_the_chunk():
+    current, v, o = make(Case(), (3, 64, 14, 14), 21, device="cuda")
+    want = run(cuda.integrate_and_fire, current, v, o)
+    for chunk in (1, 7, 20):
+        parts, membrane, counts = [], v, o["counts"].clone()
+        for at in range(0, 21, chunk):
+            part = slice(at, at + chunk)
+            given = {**o, "shortcut": o["shortcut"][part], "counts": counts[part]}
+            spikes, membrane = cuda.integrate_and_fire(current[part], membrane, **given)
+            parts.append(spikes)
+        assert same((torch.cat(parts), membrane, counts), want)
+
+
+def test_offsets_pass_32_bits():
+    """2.2 * 10^9 spikes: the last step lies beyond 2^31."""
+    steps, batch, neurons = 34, 64, 2**20
+    if torch.cuda.mem_get_info()[0] < 8 * GB:
+        pytest.skip("less than 8 GB free")
+    v = torch.zeros(batch, neurons, device="cuda")
+    current = (torch.arange(neurons, device="cuda") % 7 / 4).half().expand(steps, batch, neurons)
+    counts = torch.zeros(steps, batch, dtype=torch.int32, device="cuda")
+    one = torch.tensor(1.0, device="cuda")
+    spikes, after = cuda.integrate_and_fire(current, v, threshold=one, spike_dtype=torch.int8, counts=counts)
+    want, want_after = reference.integrate_and_fire(current[:, :1, :7], v[:1, :7], threshold=one)
+    for image in (0, batch - 1):
+        assert torch.equal(spikes[:, image, -7 - neurons % 7 : neurons - neurons % 7].float(), want[:, 0])
+        assert torch.equal(after[image, :7], want_after[0])
+    assert torch.equal(counts[-1], spikes[-1].sum(1, dtype=torch.int32))
+
+
+# ---- streams, graphs, devices ----
+
+
+def test_it_runs_on_the_current_stream():
+    current, v, o = make(Case(), (2, 64, 14, 14), 8, device="cuda")
+    want = run(cuda.integrate_and_fire, current, v, o)
+    late = torch.zeros_like(current)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # on another stream the kernel would read zeros
+        late.copy_(current)
+        got = cuda.integrate_and_fire(late, v, **{**o, "counts": None})
+    torch.cuda.current_stream().wait_stream(stream)
+    assert same(got, want[:2])
+
+
+def test_a_captured_graph_replays_with_new_inputs():
+    current, v, o = make(Case(), (2, 64, 14, 14), 8, seed=1, device="cuda")
+    other = make(Case(), (2, 64, 14, 14), 8, seed=2, device="cuda")[0]
+    want = [run(cuda.integrate_and_fire, x, v, o) for x in (current, other)]
+    cuda.warm_up(current, v, **o)
+    counts = o["counts"].clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        spikes, after = cuda.integrate_and_fire(current, v, **{**o, "counts": counts})
+    for values, expected in zip((current.clone(), other), want, strict=True):
+        current.copy_(values)
+        counts.fill_(3)
+        graph.replay()
+        assert same((spikes, after, counts), expected)
+
+
+def test_a_first_use_while_a_graph_is_captured_says_what_to_do(monkeypatch):
+    current, v, o = make(
+        Case(torch.bfloat16, torch.uint8, torch.int32, decay=0.5, reset="zero"), (2, 8, 3, 5), 8, device="cuda"
+    )
+    torch.cuda.synchronize()
+    monkeypatch.setattr(nvrtc, "_loaded", {})
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), pytest.raises(BackendUnavailable, match="warm_up"):
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        current.add_(0)  # an empty graph is warned of
+        try:
+            cuda.integrate_and_fire(current, v, **o)
+        finally:
+            graph.capture_end()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_each_device_runs_its_own():
+    """The current device is the first; the tensors say where the work is done."""
+    for device in ("cuda:1", "cuda:0", "cuda:1"):
+        with torch.cuda.device(0):
+            assert same(*both(Case(torch.float16), (2, 64, 14, 14), 8, device=device))
+
+
+# ---- the operator ----
+
+
+@pytest.mark.parametrize("case", [Case(), Case(torch.float16, torch.int8, torch.float16, last=False)], ids=str)
+def test_the_operator_keeps_its_word(case):
+    current, v, o = make(case, (2, 8, 3, 5), 4, device="cuda")
+    rest = (o["bias"], o["shortcut"], o["shortcut_scale"], o["spike_dtype"], o["counts"])
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+    operator = torch.ops.s_resnet.integrate_and_fire.default
+    torch.library.opcheck(operator, (current, v, o["threshold"], 1.0, False, *rest), test_utils=checks)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_it_gives_the_same(backend):
+    current, v, o = make(Case(constant=True), (2, 16, 8, 8), 4, device="cuda")
+
+    def layer(current, v, counts):
+        spikes, after = cuda.integrate_and_fire(current * 1.0, v, **{**o, "counts": counts})
+        return spikes.float() + 1, after, counts * 2
+
+    want = layer(current, v, counts := o["counts"].clone())
+    got = torch.compile(layer, backend=backend, fullgraph=True)(current, v, kept := o["counts"].clone())
+    assert same(got, want) and torch.equal(kept, counts) and not torch.equal(counts, o["counts"])
+
+
+@pytest.mark.skipif(not hasattr(torch.cuda, "_compile_kernel"), reason="this torch has no NVRTC of its own")
+def test_without_cuda_core_torch_compiles_and_launches_it():
+    """In a process of its own: a compiler is chosen once."""
+    program = (
+        "import sys; sys.modules['cuda.core'] = None; sys.path.insert(0, 'tests')\n"
+        "import test_gpu; from s_resnet.kernels import nvrtc\n"
+        "assert 'by torch' in nvrtc.compiler()[1]\n"
+        "assert all(test_gpu.same(*test_gpu.both(case, (2, 8, 3, 5), 9)) for case in test_gpu.CASES[:4])\n"
+        "print('equal')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip().endswith("equal"), done.stderr

@@ -1,0 +1,175 @@
+"""The CUDA membrane kernel compiled for GPUs without one: registers, spills, vectors; and the binaries on disk."""
+
+import io
+import itertools
+import re
+import sys
+
+import pytest
+import torch
+
+from s_resnet import BackendUnavailable
+from s_resnet.kernels import cache, cuda, nvrtc
+
+needs_nvrtc = pytest.mark.skipif(nvrtc.compiler()[0] is None, reason=nvrtc.compiler()[1])
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
+REGISTERS = 96  # 5 blocks of 128 threads on one multiprocessor
+
+
+# ---- compiled ----
+
+
+def instances():
+    """What the simulator runs in either precision and in integers, and what needs most registers."""
+    types = [
+        ("f32", "f32", "f32", "float", "4"),
+        ("f16", "f16", "f16", "float", "8"),
+        ("f32", "f16", "f16", "float", "4"),
+        ("bf16", "bf16", "bf16", "float", "8"),
+        ("i32", "u8", "u8", "int", "4"),
+        ("f16", "f32", "f32", "float", "4"),
+        ("f16", "i8", "i8", "float", "8"),
+        ("f32", "f32", "f32", "float", "1"),
+        ("f16", "f16", "i8", "float", "1"),
+    ]
+    most = ("true", "EACH", "EACH", "EACH")
+    settings = [
+        ("false", "ONE", "EACH", "NONE"),
+        ("false", "ONE", "EACH", "EACH"),
+        ("false", "ONE", "NONE", "BARE"),
+        most,
+    ]
+    found = []
+    for (current, branch, spikes, v, width), (leaky, *kinds) in itertools.product(types, settings):
+        leaks = "false" if v == "int" else leaky
+        for last, ahead in itertools.product(("true", "false"), ("1", str(cuda.AHEAD))):
+            if (last == "true" and ahead != "1") or (leaky, *kinds) == most:
+                found.append(cuda._instance(current, branch, spikes, v, width, last, leaks, leaks, *kinds, ahead))
+    return found
+
+
+INSTANCES = instances()
+
+
+def program(kind, names, arch, **options):
+    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    log = io.StringIO()
+    given = core.ProgramOptions(
+        arch=arch, std="c++17", fma=False, define_macro=("SRESNET_BLOCK", str(nvrtc.BLOCK)),
+        include_path=str(nvrtc.HERE), **options,
+    )  # fmt: skip
+    made = core.Program((nvrtc.HERE / "membrane.cu").read_text(), "c++", given)
+    return bytes(made.compile(kind, name_expressions=tuple(names), logs=log).code), log.getvalue()
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_few_registers_and_nothing_spilled(arch):
+    assert len(INSTANCES) > 50 and len(set(INSTANCES)) == len(INSTANCES)
+    _, log = program("cubin", INSTANCES, arch, ptxas_options="-v")
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    stacks = [tuple(map(int, found)) for found in re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)]  # fmt: skip
+    assert len(registers) == len(stacks) == len(INSTANCES), log[:2000]
+    assert 16 < max(registers) <= REGISTERS
+    assert set(stacks) == {(0, 0, 0)}
+
+
+@needs_nvrtc
+def test_the_check_of_spills_sees_them():
+    """Eight floats of shortcut, four steps ahead: that is why the plan takes four."""
+    name = cuda._instance("f16", "f32", "f16", "float", "8", "true", "true", "true", "EACH", "EACH", "EACH", "4")
+    _, log = program("cubin", [name], "sm_90", ptxas_options="-v")
+    assert re.search(r"[1-9]\d* bytes spill stores", log)
+
+
+def ptx_of(name):
+    """By the bindings: cuda-core asks the driver before it gives PTX away."""
+    raw = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+    options = [flag.encode() for flag in (*nvrtc.FLAGS, "--gpu-architecture=compute_90", f"-I{nvrtc.HERE}")]
+    _, made = raw.nvrtcCreateProgram((nvrtc.HERE / "membrane.cu").read_bytes(), b"membrane.cu", 0, [], [])
+    raw.nvrtcAddNameExpression(made, name.encode())
+    assert int(raw.nvrtcCompileProgram(made, len(options), options)[0]) == 0
+    text = b" " * raw.nvrtcGetPTXSize(made)[1]
+    raw.nvrtcGetPTX(made, text)
+    return text.decode()
+
+
+@needs_nvrtc
+def test_memory_is_moved_16_bytes_at_a_time_and_nothing_is_contracted():
+    name = cuda._instance("f16", "f16", "f16", "float", "8", "true", "true", "false", "ONE", "NONE", "EACH", "4")
+    ptx = ptx_of(name)
+    loads, stores = re.findall(r"ld\.global\S*", ptx), re.findall(r"st\.global\S*", ptx)
+    wide = [load for load in loads if ".v4." in load]
+    assert len(wide) >= 2 * 4 + 2 + 2 * 4  # currents and shortcut: before the loop and in it; the membrane
+    assert all(".v4." in store for store in stores) and len(stores) >= 2 + 4
+    assert not re.search(r"fma\S*f32", ptx) and re.search(r"mul\S*f32", ptx)
+
+
+@needs_nvrtc
+def test_a_refused_source_says_what_the_compiler_said():
+    with pytest.raises(BackendUnavailable, match="not_a_kernel"):
+        nvrtc.binary("sresnet::not_a_kernel<float>", "sm_90")
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is a CPU build")
+def test_torch_compiles_it_where_cuda_core_is_absent(monkeypatch, recwarn):
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    compile_instance, name = nvrtc.compiler.__wrapped__()
+    assert compile_instance is nvrtc._compile_by_torch and "by torch" in name
+    symbol, code = compile_instance(INSTANCES[0], "sm_90")
+    assert "membrane" in symbol and code.startswith(b"\x7fELF") and symbol.encode() in code
+    with pytest.raises(BackendUnavailable, match="not_a_kernel"):
+        compile_instance("sresnet::not_a_kernel<float>", "sm_90")
+
+
+# ---- the cache on disk ----
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path):
+    """An empty cache, and a compiler that counts what it is asked for."""
+    asked = []
+
+    def compile_instance(instance, arch):
+        asked.append((instance, arch))
+        return "symbol", b"code of " + instance.encode() + b"\nfor " + arch.encode()
+
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(nvrtc, "compiler", lambda: (compile_instance, "NVRTC for a test"))
+    return asked
+
+
+def test_a_binary_is_compiled_once_for_each_instance_and_architecture(counted):
+    for _ in range(2):
+        assert nvrtc.binary("a", "sm_80") == ("symbol", b"code of a\nfor sm_80")
+        assert nvrtc.binary("a", "sm_90") == ("symbol", b"code of a\nfor sm_90")
+        assert nvrtc.binary("b", "sm_80") == ("symbol", b"code of b\nfor sm_80")
+    assert len(counted) == 3
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b.replace(b"code", b"evil")])
+def test_a_damaged_binary_is_never_used(counted, tmp_path, damage):
+    nvrtc.binary("a", "sm_80")
+    (file,) = tmp_path.glob("*.cubin")
+    file.write_bytes(damage(file.read_bytes()))
+    assert nvrtc.binary("a", "sm_80") == ("symbol", b"code of a\nfor sm_80")
+    assert len(counted) == 2 and b"code of a" in file.read_bytes()
+
+
+def test_another_compiler_makes_another_binary(counted, monkeypatch):
+    nvrtc.binary("a", "sm_80")
+    compile_instance, _ = nvrtc.compiler()
+    monkeypatch.setattr(nvrtc, "compiler", lambda: (compile_instance, "a newer NVRTC"))
+    nvrtc.binary("a", "sm_80")
+    monkeypatch.setattr(nvrtc, "FLAGS", ())
+    nvrtc.binary("a", "sm_80")
+    assert len(counted) == 3
+
+
+def test_a_disk_that_cannot_be_written_is_no_reason_to_stop(counted, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(nvrtc, "built", full)
+    assert nvrtc.binary("a", "sm_80") == ("symbol", b"code of a\nfor sm_80")
