@@ -22,8 +22,9 @@ from .ops import SYNAPSES, Conv2d, Input, Node, Op, Scale, channels_last, compen
 PRECISIONS = ("exact", "fast")
 # Share of active neurons from which the dense convolution is faster: measured, docs/notes/simulator.md.
 DENSE = 0.4
-# Images times steps that go through one layer at a time: enough to keep the convolutions busy, bounded in memory.
-FOLD = {"cpu": 64, "cuda": 2048}
+# Neurons times steps of the largest layer that go through at a time: on a CPU what the caches hold (dense convolutions
+# also keep their currents), on a GPU what keeps it busy. And steps at most, since answers come once in a chunk.
+EVENTS, CURRENTS, GPU, LONGEST = 2**21, 2**20, 2**28, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,13 +168,16 @@ def arithmetic(images: Tensor, tf32: bool) -> AbstractContextManager[None]:
 
 
 def _chunk(plan: Plan, images: Tensor) -> int:
-    """Steps per layer visit: ``FOLD`` images times steps, and on a GPU no more than a quarter of its free memory."""
-    steps = max(1, FOLD[images.device.type] // len(images))
-    if not images.is_cuda:
-        return steps
-    largest = max(value.numel() for value in Run(plan, images[:1]).constant.values())
-    live = 8 * 4 * largest * len(images)  # about eight tensors as large as the stem's, in float32
-    return max(1, min(steps, torch.cuda.mem_get_info(images.device)[0] // 4 // live))
+    """Steps per layer visit, by the size of the stem's output; on a GPU no more than a quarter of its free memory."""
+    constant = Run(plan, images[:1]).constant
+    read_last = [name for name in constant if any(name in n.inputs for n in plan.nodes if n.name not in constant)]
+    neurons = len(images) * max(constant[name].numel() for name in read_last)
+    if images.is_cuda:
+        free = torch.cuda.mem_get_info(images.device)[0]
+        budget = min(GPU, free // 4 // (8 * 4))  # about eight such tensors live at a time, in float32
+    else:
+        budget = EVENTS if events.available() else CURRENTS
+    return max(1, min(LONGEST, budget // neurons))
 
 
 class Run:

@@ -74,12 +74,17 @@ class Packed:
         return torch.int32 if self.integer else torch.float32
 
 
+def available() -> bool:
+    """Whether the kernel is there."""
+    return native.library()[0] is not None
+
+
 def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
     """Whether the kernel is there and takes such a convolution over images of that height and width."""
     channels, (height, width) = weight.shape[1], weight.shape[2:]
     fits = channels * size[1] < IDS and channels * height * width < IDS
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and groups == 1 and dilation == (1, 1)
-    return plain and fits and native.library()[0] is not None
+    return plain and fits and available()
 
 
 def find(spikes: Tensor) -> Events:
