@@ -28,3 +28,6 @@ echo "== timings"
 for steps in 1 8; do
     "$PYTHON" benchmarks/gpu/membrane.py --steps "$steps"
 done
+"$PYTHON" benchmarks/gpu/share.py
+# Beside SpikingJelly's own GPU paths, where they are installed: pip install '.[bench]'
+"$PYTHON" benchmarks/speed.py resnet50 --size 224 --batch 64 --steps 64 --device cuda --repeats 5
