@@ -31,7 +31,7 @@ def built(name: str, key: str, build: Callable[[Path], None]) -> Path:
     stem, suffix = os.path.splitext(name)
     path = folder() / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
     note = path.with_name(path.name + ".sha256")
-    if path.is_file() and note.is_file() and note.read_text() == _digest(path):
+    if path.is_file() and note.is_file() and note.read_bytes() == _digest(path).encode():
         return path
     with tempfile.TemporaryDirectory(dir=folder()) as work:
         fresh = Path(work) / name

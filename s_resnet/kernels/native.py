@@ -30,7 +30,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         return None, f"no C++ compiler: {os.environ.get('CXX') or 'c++, g++ and clang++'} not found"
     try:
         version = _run([compiler, "--version"]).splitlines()[0]
-    except (subprocess.CalledProcessError, OSError, IndexError) as error:
+    except (subprocess.SubprocessError, OSError, IndexError) as error:
         return None, f"{compiler} --version failed: {error}"
     sources = [(HERE / name).read_text() for name in (*SOURCES, *HEADERS)]
     reason = ""
@@ -40,7 +40,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
             return ctypes.CDLL(str(built("host.so", key, partial(_compile, compiler, threading)))), version
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.strip() or str(error)).splitlines()[0]
-        except OSError as error:
+        except (subprocess.TimeoutExpired, OSError) as error:
             reason = str(error)
     return None, f"{compiler} failed: {reason}"
 
@@ -61,7 +61,9 @@ def _compile(compiler: str, threading: tuple[str, ...], target: Path) -> None:
 
 
 def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    # A compiler may speak in another encoding than Python expects.
+    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=300)
+    return done.stdout
 
 
 def _processor() -> str:
