@@ -1,5 +1,6 @@
 """More than one process, for real: torchrun starts gloo processes on this machine, and their answer is that of one."""
 
+import contextlib
 import json
 import os
 import re
@@ -30,11 +31,15 @@ def torchrun(folder, *arguments):
     what = ["-m", "sresnet_cli"] if arguments[0] == "evaluate" else []
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, *what, *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, timeout=PATIENCE, check=False
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, **pipes) as process:
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun ends its processes; killed, it would leave them behind
+            raise
     # torch's sockets complain of host names that do not resolve; that is the machine's affair.
-    return done.returncode, done.stdout, [line for line in done.stderr.splitlines() if "socket.cpp" not in line]
+    return process.returncode, out, [line for line in err.splitlines() if "socket.cpp" not in line]
 
 
 def untimed(path):
@@ -238,6 +243,21 @@ def test_alone_there_is_nothing_to_join(monkeypatch):
     assert list(distributed.in_step([1, None, 3])) == [1, None, 3]
     with pytest.raises(KeyError, match="x"), process_group():
         raise KeyError("x")
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x")])
+def test_the_group_is_gone_at_the_end(monkeypatch, error):
+    """Whatever happened in the block: torch complains at exit otherwise."""
+    dist = torch.distributed
+    join, store = dist.init_process_group, dist.HashStore()
+    monkeypatch.setattr(dist, "init_process_group", lambda kind, **_: join(kind, store=store, rank=0, world_size=1))
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with contextlib.suppress(ValueError), process_group("cpu") as place:
+        assert dist.is_initialized() and place == (0, 1)
+        if error:
+            raise error
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize(("there", "local"), [(0, 0), (1, 1), (2, 5)])
