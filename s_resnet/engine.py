@@ -308,7 +308,7 @@ class Run:
         if name in self.constant:
             return self.constant[name].expand(self.steps, *self.constant[name].shape)
         value = self._analog(name) if name in self.plan.deferred else self.values[name]
-        return _unfold(value, self.steps)
+        return _unfold(channels_last(value), self.steps)
 
 
 def _unfold(value: Tensor, steps: int) -> Tensor:
