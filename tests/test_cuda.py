@@ -96,6 +96,22 @@ def test_a_chunk_of_a_longer_run_and_a_batch_that_is_one_image():
         assert same(got, run(reference.integrate_and_fire, part, v, given))
 
 
+@needs_compiler
+def test_parameters_may_lie_anyhow():
+    current, v, options = make(Case(), (2, 8, 3, 5), 7)
+    spread = {**options, "bias": torch.full((1, 1, 1), 0.25).expand(8, 1, 1)}
+    for name in ("threshold", "shortcut_scale"):
+        spread[name] = torch.arange(1.0, 17.0).div(8)[::2].view(8, 1, 1)
+    got = run(cuda_on_cpu.integrate_and_fire, current, v, spread)
+    assert same(got, run(reference.integrate_and_fire, current, v, spread))
+
+
+def test_a_chunk_is_read_ahead_and_a_single_step_is_not():
+    for steps, ahead in ((1, 1), (2, cuda.AHEAD), (40, cuda.AHEAD)):
+        current, v, options = make(Case(), (2, 8, 3, 5), steps)
+        assert cuda_on_cpu.prepare(current, v, **options)[0].instance.endswith(f", {ahead}>")
+
+
 MUTANTS = {
     "no tail": ("first < (unsigned)neurons", "true"),
     "images run on": ("current_image * n * image + first", "first"),
@@ -186,6 +202,7 @@ def test_vectors_only_where_they_fit():
     assert width((2, 8, 3, 5), torch.float32) == (4, 1)
     assert width((2, 8, 3, 5), last=False) == (8, 0)
     assert width((3, 6, 2, 4)) == (8, 0)  # 48 neurons, 6 channels
+    assert width((2, 40)) == width((2, 40, 1, 1), last=False) == (8, 1)
     assert width((3, 6, 1, 2)) == (1, 1)  # 12 neurons
     assert width((3, 6, 1, 2), torch.float32) == (4, 0)
     assert width((1, 3, 5, 7))[0] == 1
@@ -200,6 +217,10 @@ def test_vectors_only_where_they_fit():
         (lambda c, v, o: (c, v.half(), o), "membrane, got torch.float16"),
         (lambda c, v, o: (c[:, :1], v, o), r"current, got \[4, 1"),
         (lambda c, v, o: (c.contiguous(), v, o), "current, got strides"),
+        (
+            lambda c, v, o: (c.new_zeros(4 * 300).as_strided(c.shape, (300, 121, *c.stride()[2:])), v, o),
+            "current, got s",
+        ),
         (lambda c, v, o: (c, v.transpose(2, 3), o), "membrane, got .*strides"),
         (lambda c, v, o: (c, v[:, :, :, ::2], o), "membrane, got .*strides"),
         (lambda c, v, o: (c, v[:1].expand_as(v), o), "membrane, got .*strides"),

@@ -55,7 +55,7 @@ def program(kind, names, arch, **options):
     core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
     log = io.StringIO()
     given = core.ProgramOptions(
-        arch=arch, std="c++17", fma=False, define_macro=("SRESNET_BLOCK", str(nvrtc.BLOCK)),
+        arch=arch, std="c++17", fma=options.pop("fma", False), define_macro=("SRESNET_BLOCK", str(nvrtc.BLOCK)),
         include_path=str(nvrtc.HERE), **options,
     )  # fmt: skip
     made = core.Program((nvrtc.HERE / "membrane.cu").read_text(), "c++", given)
@@ -104,6 +104,15 @@ def test_memory_is_moved_16_bytes_at_a_time_and_nothing_is_contracted():
     assert len(wide) >= 2 * 4 + 2 + 2 * 4  # currents and shortcut: before the loop and in it; the membrane
     assert all(".v4." in store for store in stores) and len(stores) >= 2 + 4
     assert not re.search(r"fma\S*f32", ptx) and re.search(r"mul\S*f32", ptx)
+
+
+@needs_nvrtc
+def test_cuda_core_compiles_without_contraction_too():
+    if nvrtc.compiler()[0] is not nvrtc._compile_by_core:
+        pytest.skip("cuda-core is not installed")
+    name = cuda._instance("f32", "f32", "f32", "float", "4", "true", "true", "false", "ONE", "NONE", "EACH", "4")
+    _, code = nvrtc._compile_by_core(name, "sm_90")
+    assert code == program("cubin", [name], "sm_90")[0] != program("cubin", [name], "sm_90", fma=True)[0]
 
 
 @needs_nvrtc
@@ -165,6 +174,19 @@ def test_another_compiler_makes_another_binary(counted, monkeypatch):
     monkeypatch.setattr(nvrtc, "FLAGS", ())
     nvrtc.binary("a", "sm_80")
     assert len(counted) == 3
+
+
+def test_another_source_makes_another_binary(counted, monkeypatch, tmp_path):
+    for name in ("membrane.cu", "membrane.h"):
+        nvrtc.binary("a", "sm_80")
+        before = len(counted)
+        changed = tmp_path / name.replace(".", "_")
+        changed.mkdir()
+        for file in ("membrane.cu", "membrane.h"):
+            (changed / file).write_text((nvrtc.HERE / file).read_text() + ("// changed" if file == name else ""))
+        monkeypatch.setattr(nvrtc, "HERE", changed)
+        nvrtc.binary("a", "sm_80")
+        assert len(counted) == before + 1
 
 
 def test_a_disk_that_cannot_be_written_is_no_reason_to_stop(counted, monkeypatch):
