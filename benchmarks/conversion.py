@@ -37,6 +37,7 @@ class Case:
     timesteps: int
     data: tuple[tuple[str, int | None], ...]  # (where below FIXTURES or unpacked, limit)
     calibration: str | None = None
+    evaluate: str = ""  # options of evaluate
 
 
 LOSSLESS, JPEG = "cifar10/test", "jpeg-test"
@@ -46,11 +47,23 @@ CASES = {
         "resnet20-12fca82f.th", "--recipe s-resnet-released", 350, ((LOSSLESS, None),), "cifar10/train"
     ),
     "resnet20-no-data": Case("resnet20-12fca82f.th", "", 256, ((LOSSLESS, None), (JPEG, 1000))),
+    "resnet20-int8": Case(
+        "resnet20-12fca82f.th", "--weights int8", 350, ((LOSSLESS, None), (JPEG, 1000)), "cifar10/train"
+    ),
+    "resnet20-fast": Case(
+        *("resnet20-12fca82f.th", "", 350, ((LOSSLESS, None), (JPEG, 1000)), "cifar10/train", "--precision fast")
+    ),
     "resnet56": Case("resnet56-4bfd9763.th", "", 350, ((LOSSLESS, None), (JPEG, 1000)), "cifar10/train"),
     "resnet56-released": Case(
         "resnet56-4bfd9763.th", "--recipe s-resnet-released", 350, ((LOSSLESS, None),), "cifar10/train"
     ),
     "resnet18": Case("resnet18-cifar10-64px.pth", "--input-size 64", 256, ((JPEG, 1000),), "jpeg-train"),
+    "resnet18-int8": Case(
+        "resnet18-cifar10-64px.pth", "--input-size 64 --weights int8", 256, ((JPEG, 1000),), "jpeg-train"
+    ),
+    "resnet18-fast": Case(
+        *("resnet18-cifar10-64px.pth", "--input-size 64", 256, ((JPEG, 1000),), "jpeg-train", "--precision fast")
+    ),
     "resnet50": Case("resnet50-cifar10-64px.pth", "--input-size 64", 256, ((JPEG, 400),), "jpeg-train"),
 }
 
@@ -95,7 +108,7 @@ def run(name: str, case: Case, fixtures: Path, work: Path) -> None:
         limits = ["--limit", str(limit)] if limit else []
         sresnet(
             *("evaluate", str(network), "--data", str(place(data, fixtures, work)), *limits, "--at", at),
-            *("--timesteps", str(case.timesteps), "--json", str(figures)),
+            *("--timesteps", str(case.timesteps), "--json", str(figures), *shlex.split(case.evaluate)),
         )
         line = {
             "case": name,
@@ -104,7 +117,9 @@ def run(name: str, case: Case, fixtures: Path, work: Path) -> None:
             "convert_seconds": round(seconds, 1),
             "convert": f"sresnet convert {case.checkpoint} {case.options} --timesteps {case.timesteps}"
             + (f" --calibration {case.calibration}" if case.calibration else ""),
-            "evaluate": f"sresnet evaluate --timesteps {case.timesteps} --data {data} {' '.join(limits)}".strip(),
+            "evaluate": " ".join(
+                [*("sresnet", "evaluate", "--timesteps", str(case.timesteps), "--data", data), *limits, case.evaluate]
+            ).strip(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,

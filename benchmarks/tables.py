@@ -26,8 +26,9 @@ def conversion() -> str:
     """Accuracy against the own ANN; the newest line of each case and data set."""
     newest = {(line["case"], line["data"]): line for line in lines("conversion")}
     rows = [
-        "| network | thresholds | recipe | images | ANN | T = 64 | T = 128 | T = 256 | T = 350 | drop at the last T |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network | arithmetic | thresholds | recipe | images | ANN | T = 64 | T = 128 | T = 256 | T = 350 | "
+        "drop at the last T |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in newest.values():
         report = line["report"]
@@ -36,38 +37,11 @@ def conversion() -> str:
         last = max(top1)
         data = "lossless test" if line["data"] == "cifar10/test" else "JPEG test"
         source = "1,024 images" if "--calibration" in line["convert"] else "no data"
+        arithmetic = "int8" if "--weights int8" in line["convert"] else report.get("precision", "float32")
         rows.append(
-            f"| {line['convert'].split()[2].split('-')[0]} | {source} | {report['recipe']} | "
+            f"| {line['convert'].split()[2].split('-')[0]} | {arithmetic} | {source} | {report['recipe']} | "
             f"{report['images']:,} {data} | {100 * report['ann']['top1']:.2f} | {' | '.join(cells)} | "
             f"{100 * (report['ann']['top1'] - top1[last]):+.2f} |"
-        )
-    return "\n".join(rows)
-
-
-def step() -> str:
-    """One simulated step against one pass of the ANN; the newest line of each network and thread count."""
-    newest = {(line["network"], line["threads"]): line for line in lines("step")}
-    rows = [
-        "| network | size | batch | threads | one step / one ANN pass (median) | range |",
-        "|---|---|---|---|---|---|",
-    ]
-    for line in newest.values():
-        spread = f"{min(line['ratios'])} to {max(line['ratios'])}"
-        rows.append(
-            f"| {line['network']} | {line['size']} px | {line['batch']} | {line['threads']} | "
-            f"{line['ratio_median']} | {spread} |"
-        )
-    return "\n".join(rows)
-
-
-def memory() -> str:
-    """Peak memory of one evaluation at several T; the newest line of each network and T."""
-    newest = {(line["network"], line["timesteps"]): line for line in lines("memory")}
-    rows = ["| network | images | T | peak memory of the process | against the first T |", "|---|---|---|---|---|"]
-    for line in newest.values():
-        rows.append(
-            f"| {line['network']} | {line['images']} | {line['timesteps']} | "
-            f"{line['peak_memory_bytes'] / 2**20:.0f} MiB | {line['ratio']} |"
         )
     return "\n".join(rows)
 
@@ -126,8 +100,6 @@ def peer_memory() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
-    "step": step,
-    "memory": memory,
     "speed": speed,
     "peer-memory": peer_memory,
 }
