@@ -340,7 +340,10 @@ def test_parameters_of_a_square_image_are_not_taken_for_channels():
     agree(dyadic(52, 4, 2, 3, 3), dyadic(53, 2, 3, 3), threshold=torch.tensor([0.25, 0.5, 1.0]))
 
 
-def test_counts_that_are_a_view():
+def test_counts_that_are_a_view_or_wider():
+    current, v, wide = dyadic(56, 4, 3, 5), dyadic(57, 3, 5), torch.full((4, 3), 2**40)
+    spikes, _ = host.integrate_and_fire(current, v, threshold=torch.tensor(0.5), counts=wide)
+    assert torch.equal(wide, 2**40 + spikes.sum(2).long()) and spikes.any()
     wide = torch.full((4, 6), 7, dtype=torch.int32)
     current, v = dyadic(54, 4, 3, 5), dyadic(55, 3, 5)
     spikes, _ = host.integrate_and_fire(current, v, threshold=torch.tensor(0.5), counts=wide[:, ::2])
