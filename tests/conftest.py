@@ -1,11 +1,14 @@
 """Small networks and images that several test files share."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+# Kernels that the tests compile stay out of the user's cache, and are there for the next run.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled")
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES}")
 

@@ -11,7 +11,7 @@ from conftest import randomized
 
 from s_resnet import CifarResNet, Graph, InvalidData, Neuron, Node, Readout, Scale, SpikingMaxPool2d, convert, engine
 from s_resnet.kernels import events, native
-from s_resnet.ops import AdaptiveAvgPool2d, Add, Conv2d, Flatten, Input, Linear, compensated
+from s_resnet.ops import AdaptiveAvgPool2d, Add, AvgPool2d, Conv2d, Flatten, Input, Linear, compensated
 from s_resnet.recipes import RECIPES
 
 COMPILED = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
@@ -96,7 +96,7 @@ def three_inputs():
 
 
 def two_readers():
-    """A convolution of two neurons, one of a neuron and a sum, one that a neuron reads twice, spikes that all read."""
+    """Convolutions read by two neurons, by a neuron and a sum, twice by one; spikes that bytes suit some readers of."""
     return graph(
         *stem(),
         node("both", conv(3, 8, 8), "n0"),
@@ -107,7 +107,10 @@ def two_readers():
         node("sum", Add(), "shared", "n3", "n2"),
         node("n4", Neuron(HALF), "sum"),
         node("twice", conv(7, 8, 8), "n3"),
-        node("n5", Neuron(ONE), "twice", "twice", "n4"),
+        node("mean", AvgPool2d((1, 1), (1, 1)), "n3"),
+        node("half", conv(9, 8, 8, groups=2), "n2"),
+        node("all", conv(11, 8, 8), "n2"),
+        node("n5", Neuron(ONE), "twice", "twice", "n4", "mean", "half", "all"),
     )
 
 
@@ -355,10 +358,7 @@ ANALOG = ("not normalized", "thresholds by channel")
 @NAMES
 @pytest.mark.parametrize("dense", [-1.0, 0.4, 1.0], ids=["dense", "as it is", "events"])
 def test_fast_is_close_to_exact(monkeypatch, name, dense):
-    """Largest errors measured: 0.006 of the range of an image's answers, 0.21 for the deep networks of random weights.
-
-    A late spike there moves all that follows; with more steps it wears off as 1 / T.
-    """
+    """Measured: 0.006 of an image's range of answers; 0.21 where random weights make one late spike move many."""
     monkeypatch.setattr(engine, "DENSE", dense)
     snn, images = real(name), images_of(network(name), 16)
     exact, fast = run(snn, images, 32), run(snn, images, 32, precision="fast")
