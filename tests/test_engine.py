@@ -149,7 +149,7 @@ NETWORKS = {
     "thresholds by channel": lambda: chain(
         conv(3, 12, 8), HARD, conv(5, 8, 12), neuron=Neuron(dyadic(41, 8, low=4, high=20))
     ),
-    "one channel": lambda: chain(conv(13, 1, 1), Neuron(ONE), conv(5, 8, 1, stride=2), channels=1, out=1),
+    "one channel": lambda: chain(conv(21, 1, 8), Neuron(ONE), conv(5, 8, 1, stride=2), channels=1),
     "tiles and gain": lambda: chain(conv(3, 130, 8, gain=1.5), Neuron(ONE), conv(5, 8, 130, 1, 2)),
 }
 NAMES = pytest.mark.parametrize("name", NETWORKS)
