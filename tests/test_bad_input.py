@@ -379,6 +379,8 @@ def test_an_interrupt_leaves_nothing(program, network, monkeypatch, where, comma
 def test_a_true_interrupt_while_workers_decode(program, network):
     before = files()
     code = "\n".join((
+        # A shell's background jobs are born deaf to the interrupt.
+        "import signal", "signal.signal(signal.SIGINT, signal.default_int_handler)",
         "import s_resnet.report as report", "real = report.simulate",
         "def simulate(*args, **named): print('started', flush=True); return real(*args, **named)",
         "report.simulate = simulate", "from sresnet_cli.__main__ import main", "main()",

@@ -657,10 +657,11 @@ def test_what_workers_are_given_can_be_pickled() -> None:
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from s_resnet.data import ImageLoader, open_data, preprocessing_for
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
     data = open_data(sys.argv[1], "evaluation")
     for _ in ImageLoader(data, [0] * 200_000, preprocessing_for(224), 64, workers=2):
         print("running", flush=True)
