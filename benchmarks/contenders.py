@@ -172,7 +172,7 @@ def ours(compiler: bool = True, convert: dict[str, Any] | None = None, **setting
 
     def build(setting: Setting) -> Runner:
         snn = setting.converted(**(convert or {}))
-        missing = mock.patch.object(native, "library", lambda: (None, "left out"))
+        missing = mock.patch.object(native, "compiled", lambda: (None, "left out"))
 
         def simulate(steps: int, state: s_resnet.State | None) -> s_resnet.Simulation:
             if compiler:

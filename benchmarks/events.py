@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if not events.available():
-        raise SystemExit(native.library()[1])
+        raise SystemExit(native.compiled()[1])
     for channels, size in LAYERS:
         ratios = {str(rate): measure(channels, size, rate, arguments.repeats) for rate in RATES}
         line = {
@@ -67,7 +67,7 @@ def main() -> None:
             "threads": arguments.threads,
             "event_over_dense": ratios,
             "torch": torch.__version__,
-            "compiler": native.library()[1],
+            "compiler": native.compiled()[1],
             "capability": torch.backends.cpu.get_cpu_capability(),
             "machine": platform.machine(),
         }

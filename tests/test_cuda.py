@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from membrane_cases import CASES, FLOATS, SHAPES, STEPS, Case, make, run, same
+from torch import library as operators
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import s_resnet
@@ -331,7 +332,7 @@ def test_arguments_have_the_types_of_the_kernel():
 @pytest.fixture
 def operator_on_cpu():
     """The operator with the CUDA source on the CPU behind it, for as long as a test takes."""
-    library = torch.library.Library("s_resnet", "IMPL")
+    registry = operators.Library("s_resnet", "IMPL")
 
     def implementation(current, v, threshold, decay, hard, bias, shortcut, scale, spike_dtype, counts):
         spikes, after = cuda_on_cpu.integrate_and_fire(
@@ -341,9 +342,9 @@ def operator_on_cpu():
         # Results that own their memory, as the real operator's.
         return torch.empty_strided(spikes.shape, spikes.stride(), dtype=spikes.dtype).copy_(spikes), after.clone()
 
-    library.impl("integrate_and_fire", implementation, "CPU")
+    registry.impl("integrate_and_fire", implementation, "CPU")
     yield torch.ops.s_resnet.integrate_and_fire.default
-    library._destroy()
+    registry._destroy()
 
 
 OPERATOR_CASES = [
@@ -359,7 +360,7 @@ def test_the_operator_keeps_its_word(case, operator_on_cpu):
     current, v, o = make(case, (2, 8, 3, 5), 4)
     given = (current, v, o["threshold"], 1.0, False, o["bias"], o["shortcut"], o["shortcut_scale"], o["spike_dtype"])
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(operator_on_cpu, (*given, o["counts"]), test_utils=checks)
+    operators.opcheck(operator_on_cpu, (*given, o["counts"]), test_utils=checks)
 
 
 @needs_compiler

@@ -14,7 +14,7 @@ from s_resnet.kernels import events, native
 from s_resnet.ops import AdaptiveAvgPool2d, Add, AvgPool2d, Conv2d, Flatten, Input, Linear, compensated
 from s_resnet.recipes import RECIPES
 
-COMPILED = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
+COMPILED = pytest.mark.skipif(native.compiled()[0] is None, reason=native.compiled()[1])
 ONE, HALF = torch.tensor(1.0), torch.tensor(0.5)
 STEPS = 13
 
@@ -241,7 +241,7 @@ def test_every_spike_in_every_way(monkeypatch, name, way):
     chunk, dense = WAYS[way]
     monkeypatch.setattr(engine, "DENSE", dense)
     if way == "plain torch":
-        monkeypatch.setattr(native, "library", lambda: (None, "no C++ compiler"))
+        monkeypatch.setattr(native, "compiled", lambda: (None, "no C++ compiler"))
     snn, images = network(name), images_of(network(name))
     right(run(snn, images, chunk=chunk), by_steps(snn, images, STEPS))
 
@@ -369,7 +369,7 @@ def test_fast_is_close_to_exact(monkeypatch, name, dense):
     agree = want.argmax(1) == got.argmax(1)
     lead = want.sort(1).values.diff(dim=1)[:, -1]
     assert agree[lead > 2 * bound].all() and agree.float().mean() >= 0.75
-    narrowed = native.library()[0] is not None if dense == 1.0 else engine.narrow_dtype(images.device) is not None
+    narrowed = native.compiled()[0] is not None if dense == 1.0 else engine.narrow_dtype(images.device) is not None
     unlike = any(not torch.equal(exact.spikes[n], fast.spikes[n]) for n in exact.spikes)
     assert not unlike if name in ANALOG else unlike or not narrowed or dense == 0.4 or name == "one channel"
 

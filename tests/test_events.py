@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from s_resnet.kernels import events, host, native, reference
 
-pytestmark = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
+pytestmark = pytest.mark.skipif(native.compiled()[0] is None, reason=native.compiled()[1])
 
 
 def seeded(seed):
@@ -251,7 +251,7 @@ def test_usable_refuses_what_the_kernel_cannot_do(monkeypatch):
     wide, deep = torch.ones(1, 2048, 1, 1), torch.ones(1, 1344, 7, 7)
     assert events.usable(wide, 1, (1, 1), (900, 31)) and not events.usable(wide, 1, (1, 1), (1, 32))
     assert not events.usable(deep, 1, (1, 1), (1, 1)) and events.usable(deep[:, :1337], 1, (1, 1), (1, 1))
-    monkeypatch.setattr(native, "library", lambda: (None, "no C++ compiler"))
+    monkeypatch.setattr(native, "compiled", lambda: (None, "no C++ compiler"))
     assert not events.usable(weight, 1, (1, 1), size)
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from membrane_cases import CASES, FLOATS, SHAPES, STEPS, Case, make, run, same
+from torch import library as operators
 
 from s_resnet import BackendUnavailable, kernels
 from s_resnet.kernels import cuda, nvrtc, reference
@@ -161,7 +162,7 @@ def test_the_operator_keeps_its_word(case):
     rest = (o["bias"], o["shortcut"], o["shortcut_scale"], o["spike_dtype"], o["counts"])
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     operator = torch.ops.s_resnet.integrate_and_fire.default
-    torch.library.opcheck(operator, (current, v, o["threshold"], 1.0, False, *rest), test_utils=checks)
+    operators.opcheck(operator, (current, v, o["threshold"], 1.0, False, *rest), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

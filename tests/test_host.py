@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from s_resnet.kernels import cpu, host, native, reference
 
-pytestmark = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
+pytestmark = pytest.mark.skipif(native.compiled()[0] is None, reason=native.compiled()[1])
 
 TYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.int32)
 MEMBRANES = (torch.float32, torch.int32)

@@ -10,7 +10,7 @@ import torch
 from s_resnet import InvalidData, Neuron, Readout, SpikingMaxPool2d
 from s_resnet.kernels import cpu, describe, host, native, reference, select
 
-COMPILED = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
+COMPILED = pytest.mark.skipif(native.compiled()[0] is None, reason=native.compiled()[1])
 KERNELS = pytest.mark.parametrize(
     "kernel", [reference, cpu, pytest.param(host, marks=COMPILED)], ids=["reference", "cpu", "host"]
 )
@@ -281,11 +281,11 @@ def test_a_shortcut_without_its_scale_is_a_current(kernel):
 
 
 def test_the_cpu_runs_the_compiled_kernel_or_says_why_not(monkeypatch):
-    compiled, how = native.library()
+    compiled, how = native.compiled()
     expected = ("cpu", cpu.integrate_and_fire) if compiled is None else ("cpu-native", host.integrate_and_fire)
     assert select(torch.device("cpu")) == expected
     assert how in describe()
-    monkeypatch.setattr(native, "library", lambda: (None, "no C++ compiler: nothing found"))
+    monkeypatch.setattr(native, "compiled", lambda: (None, "no C++ compiler: nothing found"))
     assert select(torch.device("cpu")) == ("cpu", cpu.integrate_and_fire)
     assert "cpu (no C++ compiler" in describe()
 

@@ -20,8 +20,8 @@ from test_simulate import network, pictures
 from s_resnet.kernels import cache, cpu, describe, host, native, select
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL, LOAD = native._compiler(), native.library.__wrapped__
-needs_compiler = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
+REAL, LOAD = native._compiler(), native.compiled.__wrapped__
+needs_compiler = pytest.mark.skipif(native.compiled()[0] is None, reason=native.compiled()[1])
 
 VERSION = 'case "$*" in *--version*) echo "script ${SCRIPT_VERSION:-1}"; exit 0;; esac\n'
 TARGET = 'for word; do [ "$before" = -o ] && target=$word; before=$word; done\n'
@@ -98,7 +98,7 @@ def test_without_a_compiler_plain_torch_gives_the_same_answers(tmp_path):
     program = (
         "import torch; from test_simulate import network, pictures\n"
         "from s_resnet.kernels import describe, native, select\n"
-        "print(native.library()[1]); print(select(torch.device('cpu'))[0]); print(describe())\n"
+        "print(native.compiled()[1]); print(select(torch.device('cpu'))[0]); print(describe())\n"
         "torch.save(network()(pictures(3), 9), 'answers')"
     )
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
@@ -145,7 +145,7 @@ def test_a_compiler_that_fails_is_a_reason_and_not_an_exception(machine, name):
     script = machine.compiler(body)
     library, how = machine.load()
     assert library is None and str(script) in how and reason in how and "\n" not in how
-    machine.monkeypatch.setattr(native, "library", lambda: (library, how))
+    machine.monkeypatch.setattr(native, "compiled", lambda: (library, how))
     assert select(torch.device("cpu")) == ("cpu", cpu.integrate_and_fire) and how in describe()
     left = machine.files() if (machine.place / "cache").exists() else []
     assert all(path.name.startswith("host-") for path in left), "something half done was left behind"
@@ -208,8 +208,8 @@ ALONE = """
 import sys, types
 package = types.ModuleType("kernels"); package.__path__ = [sys.argv[1]]; sys.modules["kernels"] = package
 from kernels import native
-library, how = native.library()
-print(library.answer() if library else how, native.library()[1])
+library, how = native.compiled()
+print(library.answer() if library else how, native.compiled()[1])
 """
 
 

@@ -80,7 +80,7 @@ def test_spikes_equal_a_loop_in_64_bit_integers(networks, monkeypatch, how):
     if how == "dense":
         monkeypatch.setattr(engine, "DENSE", -1.0)
     if how == "plain torch":
-        monkeypatch.setattr(native, "library", lambda: (None, "no compiler"))
+        monkeypatch.setattr(native, "compiled", lambda: (None, "no compiler"))
     want = integer_loop(quantized, images, 20)
     counts = simulate(quantized, images, 20, 3, at=range(1, 21)).spikes
     assert len(counts) == len(want) == 7

@@ -62,7 +62,7 @@ def _missing(name: str, device: torch.device) -> str | None:
         return f"device {device}"
     if name == "cuda":
         return cuda.unavailable(device)
-    compiled, how = native.library() if name == "cpu-native" else (True, "")
+    compiled, how = native.compiled() if name == "cpu-native" else (True, "")
     return how if compiled is None else None
 
 
@@ -78,7 +78,7 @@ def describe() -> str:
     gpu = "no CUDA device"
     if torch.cuda.is_available():
         gpu = f"{cuda.path(torch.device('cuda'))} on {torch.cuda.get_device_name()}"
-    compiled, how = native.library()
+    compiled, how = native.compiled()
     host_kernel = "cpu" if compiled is None else "cpu-native"
     return f"torch {torch.__version__}, membrane kernel: {host_kernel} ({how}); {gpu}"
 

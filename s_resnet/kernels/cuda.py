@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..errors import BackendUnavailable, InvalidData
 from . import nvrtc
@@ -27,7 +27,7 @@ LIMIT = 2**31
 # What a network in half precision runs most; also the instance that shows whether the device can run any.
 PROBE = ("f16", "f32", "f16", "float", "8", "true", "false", "false", "ONE", "EACH", "NONE", str(AHEAD))
 
-_torch_library: Any = torch.library  # its types differ between versions of torch
+_torch_library: Any = library  # its types differ between versions of torch
 _library = _torch_library.Library("s_resnet", "FRAGMENT")
 # Inputs must reach the kernel as they lie: channels_last, or the same current at every step (stride 0).
 _tags = [getattr(torch.Tag, name, None) for name in ("pt2_compliant_tag", "needs_fixed_stride_order")]

@@ -76,7 +76,7 @@ class Packed:
 
 def available() -> bool:
     """Whether the kernel is there."""
-    return native.library()[0] is not None
+    return native.compiled()[0] is not None
 
 
 def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
@@ -89,7 +89,7 @@ def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
 
 def find(spikes: Tensor) -> Events:
     """The events of uint8 spikes ``[N, C, H, W]`` in {0, 1}; fastest in channels_last."""
-    library, reason = native.library()
+    library, reason = native.compiled()
     assert library is not None, reason
     assert spikes.dtype == torch.uint8
     spikes = spikes.contiguous(memory_format=torch.channels_last)
@@ -212,7 +212,7 @@ def integrate_and_fire(
 
 
 def _convolve(events: Events, packed: Packed, out: Tensor | None, layer: host.Layer | None) -> None:
-    library, reason = native.library()
+    library, reason = native.compiled()
     assert library is not None, reason
     n, c, h, w = events.shape
     shape = _Shape(

@@ -69,7 +69,7 @@ def integrate_and_fire(
             spike_dtype=spike_dtype,
             counts=counts,
         )
-    library, reason = native.library()
+    library, reason = native.compiled()
     assert library is not None, reason
     current = _in_step(current, v)
     ready.layer.current = current.data_ptr()

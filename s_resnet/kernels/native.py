@@ -23,7 +23,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict
 
 
 @cache
-def library() -> tuple[ctypes.CDLL | None, str]:
+def compiled() -> tuple[ctypes.CDLL | None, str]:
     """The compiled kernels, or None; and which compiler made them, or why there are none."""
     compiler = _compiler()
     if compiler is None:
