@@ -138,11 +138,11 @@ def advance(
     encode: Callable[[int], Tensor] | None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Memory]]]:
     """Run ``timesteps`` steps: for each chunk its answers ``[S, B, N]``, spikes per layer ``[S, B]`` and the memory."""
-    chunk = chunk or _chunk(plan, images)
     # TF32 multiplies whole numbers up to 2^11 exactly, so an integer network may have it.
     tf32 = plan.integer or plan.precision == "fast"
     with arithmetic(images, tf32):
         run = Run(plan, images, memory, encode)
+        chunk = chunk or _chunk(run, images)
     replay: Replay | None = None
     done = 0
     while done < timesteps:
@@ -167,11 +167,11 @@ def arithmetic(images: Tensor, tf32: bool) -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32)
 
 
-def _chunk(plan: Plan, images: Tensor) -> int:
+def _chunk(run: Run, images: Tensor) -> int:
     """Steps per layer visit, by the size of the stem's output; on a GPU no more than a quarter of its free memory."""
-    constant = Run(plan, images[:1]).constant
-    read_last = [name for name in constant if any(name in n.inputs for n in plan.nodes if n.name not in constant)]
-    neurons = len(images) * max(constant[name].numel() for name in read_last)
+    constant = run.constant or Run(run.plan, images[:1]).constant
+    read_later = {name for node in run.plan.nodes if node.name not in constant for name in node.inputs}
+    neurons = len(images) * max(constant[name][0].numel() for name in read_later & constant.keys())
     if images.is_cuda:
         free = torch.cuda.mem_get_info(images.device)[0]
         budget = min(GPU, free // 4 // (8 * 4))  # about eight such tensors live at a time, in float32
