@@ -27,6 +27,8 @@ class Kernel(Protocol):
         shortcut_scale: Tensor | None = None,
         spike_dtype: torch.dtype | None = None,
         counts: Tensor | None = None,
+        levels: int = 1,
+        emitted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
 

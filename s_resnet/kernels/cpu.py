@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .reference import amplitudes, check_alphabet
+
 
 def integrate_and_fire(
     current: Tensor,
@@ -18,13 +20,17 @@ def integrate_and_fire(
     shortcut_scale: Tensor | None = None,
     spike_dtype: torch.dtype | None = None,
     counts: Tensor | None = None,
+    levels: int = 1,
+    emitted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does, with its arguments and results.
 
-    Three passes per step (integrate, compare, reset), one more each for a bias, a shortcut and counts. The spikes take
-    the memory layout of the membrane (channels_last stays channels_last): the next convolution need not reorder them.
+    Three passes per step (integrate, compare, reset), one more each for a bias, a shortcut and counts; more for an
+    alphabet that is not binary. The spikes take the memory layout of the membrane (channels_last stays channels_last):
+    the next convolution need not reorder them.
     """
-    steps = current.shape[0]
+    binary = check_alphabet(v, levels, emitted, reset, spike_dtype)
+    steps, memory = current.shape[0], None if emitted is None else emitted.clone()
     unit = threshold.numel() == 1 and float(threshold) == 1.0
     spikes = empty_steps(steps, v, spike_dtype or v.dtype)
     fired = spikes if spikes.dtype == v.dtype else None
@@ -40,18 +46,35 @@ def integrate_and_fire(
             v.add_(shortcut[t].to(v.dtype))
         elif shortcut is not None and shortcut_scale is not None:
             v.addcmul_(shortcut[t].to(v.dtype), shortcut_scale.to(v.dtype))
-        torch.ge(v, threshold, out=s)
-        if reset == "zero":
-            v.addcmul_(v, s, value=-1)
-        elif unit:
-            v.sub_(s)
+        if not binary:
+            _emit(v, threshold.to(v.dtype), 2**levels - 1, memory, s)
         else:
-            v.addcmul_(s, threshold.to(v.dtype), value=-1)
+            torch.ge(v, threshold, out=s)
+            if reset == "zero":
+                v.addcmul_(v, s, value=-1)
+            elif unit:
+                v.sub_(s)
+            else:
+                v.addcmul_(s, threshold.to(v.dtype), value=-1)
         if fired is None:
             spikes[t] = s
         if counts is not None:
-            counts[t] += s.sum(tuple(range(1, s.ndim))).to(torch.int32)
+            each = s if binary else amplitudes(s, levels)
+            counts[t] += each.sum(tuple(range(1, s.ndim))).to(torch.int32)
     return spikes, v
+
+
+def _emit(v: Tensor, threshold: Tensor, most: int, memory: Tensor | None, k: Tensor) -> None:
+    """What neurons of an alphabet that is not binary emit, into ``k``; membrane and memory follow, in place."""
+    if v.dtype == torch.int32:
+        torch.div(v, threshold, rounding_mode="floor", out=k)
+    else:
+        torch.div(v, threshold, out=k).floor_()
+    low = v.new_zeros(()) if memory is None else memory.clamp(max=most).neg_()
+    torch.fmax(k, low, out=k).clamp_(max=most)
+    v.sub_(k * threshold)
+    if memory is not None:
+        memory.add_(k)
 
 
 def empty_steps(steps: int, v: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, library
 from ..errors import BackendUnavailable, InvalidData
 from . import nvrtc
 from .cpu import empty_steps
+from .reference import check_alphabet
 
 # As in membrane.cu.
 TYPES = {
@@ -51,6 +52,8 @@ def integrate_and_fire(
     shortcut_scale: Tensor | None = None,
     spike_dtype: torch.dtype | None = None,
     counts: Tensor | None = None,
+    levels: int = 1,
+    emitted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does, with its arguments and results.
 
@@ -72,6 +75,8 @@ def integrate_and_fire(
         raise InvalidData(f"cuda kernel: reset, got {reset!r}; expected 'subtract' or 'zero'. Choose one of them.")
     if v.device.type != "cuda":
         raise InvalidData(f"cuda kernel: membrane, got one on {v.device}; expected a CUDA device. Move it there.")
+    if not check_alphabet(v, levels, emitted, reset, spike_dtype):
+        raise InvalidData("cuda kernel: alphabet, got another than the binary one; expected that. Use the reference.")
     hard = reset == "zero"
     spikes, after = torch.ops.s_resnet.integrate_and_fire(
         current, v, threshold, decay, hard, bias, shortcut, shortcut_scale, spike_dtype, counts

@@ -184,6 +184,8 @@ def integrate_and_fire(
     shortcut_scale: Tensor | None = None,
     spike_dtype: torch.dtype | None = None,
     counts: Tensor | None = None,
+    levels: int = 1,
+    emitted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does with ``current.tensor()``.
 
@@ -191,9 +193,8 @@ def integrate_and_fire(
     """
     rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts)
     dense = v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)
-    ready = (
-        host.prepare(current.steps, v, *rest) if dense and (v.dtype == torch.int32) == current.packed.integer else None
-    )
+    fused = dense and (v.dtype == torch.int32) == current.packed.integer and levels == 1 and emitted is None
+    ready = host.prepare(current.steps, v, *rest) if fused else None
     if ready is None:
         return host.integrate_and_fire(
             *(current.tensor(), v),
@@ -205,6 +206,8 @@ def integrate_and_fire(
             shortcut_scale=shortcut_scale,
             spike_dtype=spike_dtype,
             counts=counts,
+            levels=levels,
+            emitted=emitted,
         )
     ready.layer.inner = 1
     _convolve(current.events, current.packed, None, ready.layer)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, native
+from .reference import check_alphabet
 
 # As in layer.h.
 TYPES = {torch.float32: 1, torch.bfloat16: 2, torch.uint8: 3, torch.int32: 4}
@@ -48,6 +49,8 @@ def integrate_and_fire(
     shortcut_scale: Tensor | None = None,
     spike_dtype: torch.dtype | None = None,
     counts: Tensor | None = None,
+    levels: int = 1,
+    emitted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does, with its arguments and results.
 
@@ -56,7 +59,8 @@ def integrate_and_fire(
     :mod:`s_resnet.kernels.cpu` takes everything else.
     """
     rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts)
-    ready = prepare(len(current), v, *rest) if current.dtype in TYPES else None
+    binary = check_alphabet(v, levels, emitted, reset, spike_dtype)
+    ready = prepare(len(current), v, *rest) if binary and current.dtype in TYPES else None
     if ready is None:
         return cpu.integrate_and_fire(
             *(current, v),
@@ -68,6 +72,8 @@ def integrate_and_fire(
             shortcut_scale=shortcut_scale,
             spike_dtype=spike_dtype,
             counts=counts,
+            levels=levels,
+            emitted=emitted,
         )
     library, reason = native.compiled()
     assert library is not None, reason

@@ -8,6 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import InvalidData
+
+LEVELS = 8  # so that every number of thresholds fits a byte, and bfloat16
+
 
 def integrate_and_fire(
     current: Tensor,
@@ -21,18 +25,29 @@ def integrate_and_fire(
     shortcut_scale: Tensor | None = None,
     spike_dtype: torch.dtype | None = None,
     counts: Tensor | None = None,
+    levels: int = 1,
+    emitted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integrate ``T`` steps of current into the membrane and fire.
 
     For t = 1 ... T, with ``I[t] = current[t] + bias + shortcut_scale * shortcut[t]``::
 
         u[t] = decay * v[t-1] + I[t]
-        s[t] = 1 if u[t] >= threshold else 0
-        v[t] = u[t] - threshold * s[t]      reset = "subtract"
-        v[t] = u[t] * (1 - s[t])            reset = "zero"
+        k[t] = 1 if u[t] >= threshold else 0                     binary: levels = 1, without emitted
+        k[t] = clamp(floor(u[t] / threshold), low[t], L)         every other alphabet, with L = 2^levels - 1
+        v[t] = u[t] - threshold * k[t]      reset = "subtract"
+        v[t] = u[t] * (1 - k[t])            reset = "zero", binary only
 
-    At most one spike per step; the membrane is not clamped below. With ``decay = 1`` and
-    ``reset = "subtract"`` charge is conserved: ``sum(I) = v[T] - v[0] + threshold * sum(s)``.
+    ``spikes[t]`` is ``k[t]``. Without ``emitted`` no neuron takes anything back: ``low`` is 0. With it neurons are
+    signed and remember: ``c[0] = emitted``, ``c[t] = c[t-1] + k[t]`` and ``low[t] = max(-L, -c[t-1])``, so that ``c``
+    never falls below 0: a neuron takes back only what it has emitted, which makes its sum a ReLU of its charge. The
+    caller carries ``emitted + spikes.sum(0, dtype=emitted.dtype)`` on.
+
+    The quotient is rounded as IEEE division of the membrane's type does, and exact in an integer network; product and
+    difference are rounded apart. A membrane that is not a number emits ``low``.
+
+    The membrane is not clamped below. With ``decay = 1`` and ``reset = "subtract"`` charge is conserved:
+    ``sum(I) = v[T] - v[0] + threshold * sum(k)``.
 
     All terms are converted to the membrane's dtype first: float32, whatever the narrower dtype of the currents; or
     int32 in an integer network, where every term is a whole number and ``decay`` is 1.
@@ -44,17 +59,31 @@ def integrate_and_fire(
         decay: factor on the membrane per step; 1 is the integrate-and-fire neuron.
         reset: ``"subtract"`` (soft) or ``"zero"`` (hard).
         bias: constant current per step, broadcastable to ``[B, *]``, or None.
-        shortcut: ``[T, B, *]``, the shortcut branch: spikes, or a current when it comes without a scale; or None.
+        shortcut: ``[T, B, *]``, the shortcut branch: spikes ``k`` of any alphabet, or a current when it comes without a
+            scale; or None.
         shortcut_scale: weight of the shortcut synapse, broadcastable to ``[B, *]``; None is 1.
-        spike_dtype: of the spikes; by default the membrane's.
-        counts: int32 ``[T, B]``; the number of spikes of each step and image is added to it.
+        spike_dtype: of the spikes; by default the membrane's. It must hold every ``k``: uint8 none below 0, int8 none
+            of 8 levels.
+        counts: int32 ``[T, B]``; the number of spikes of each step and image is added to it. An emission is one spike
+            for each power of two that ``abs(k)`` is the sum of, whether it gives or takes back.
+        levels: 1 to 8 amplitudes 1, 2, 4, ... that a step may emit, in thresholds.
+        emitted: ``[B, *]`` of the membrane's dtype, the sum of what each neuron emitted before, at least 0; left as it
+            is. Given exactly for signed neurons.
 
     Returns:
-        spikes ``[T, B, *]`` in {0, 1}, and the membrane ``[B, *]`` after step T.
+        spikes ``[T, B, *]``, whole numbers between ``low`` and ``L``, and the membrane ``[B, *]`` after step T.
+
+    Raises:
+        InvalidData: there are no such levels; or an alphabet that is not binary comes with reset to zero, an
+            ``emitted`` that is not like ``v``, or a ``spike_dtype`` that does not hold it.
 
     Source: the If layer of the released code of Hu, Tang and Pan, "Spiking Deep Residual Network"
-    (arXiv:1805.01352): reset by subtraction, firing at ``>=``, no lower clamp.
+    (arXiv:1805.01352): reset by subtraction, firing at ``>=``, no lower clamp. Signed neurons that remember: Wang et
+    al., "Signed Neuron with Memory" (IJCAI 2022), and the ST-BIF neuron of "SpikeZIP-TF" (ICML 2024). Amplitudes in
+    powers of two from cascaded thresholds: H-MT (AAAI 2026).
     """
+    binary = check_alphabet(v, levels, emitted, reset, spike_dtype)
+    most, theta = 2**levels - 1, threshold.to(v)
     spikes = current.new_empty(current.shape, dtype=spike_dtype or v.dtype)
     for t in range(current.shape[0]):
         v = (v if decay == 1.0 else decay * v) + current[t].to(v.dtype)
@@ -63,9 +92,56 @@ def integrate_and_fire(
         if shortcut is not None:
             branch = shortcut[t].to(v.dtype)
             v = v + (branch if shortcut_scale is None else branch * shortcut_scale)
-        fired = v >= threshold
-        v = v - threshold * fired if reset == "subtract" else v * ~fired
-        spikes[t] = fired
+        if binary:
+            k = v >= threshold
+            v = v - threshold * k if reset == "subtract" else v * ~k
+        else:
+            k = v // theta if v.dtype == torch.int32 else torch.floor(v / theta)
+            low = v.new_zeros(()) if emitted is None else -emitted.clamp(max=most)
+            k = torch.fmax(k, low).clamp(max=most)
+            v = v - theta * k
+            emitted = None if emitted is None else emitted + k
+        spikes[t] = k
         if counts is not None:
-            counts[t] += fired.flatten(1).sum(1)
+            counts[t] += (k if binary else amplitudes(k, levels)).flatten(1).sum(1)
     return spikes, v
+
+
+def amplitudes(k: Tensor, levels: int) -> Tensor:
+    """How many powers of two each ``abs(k)`` is the sum of, in int32."""
+    magnitude = k.abs().to(torch.int32)
+    bits = [magnitude >> level & 1 for level in range(levels)]
+    return torch.stack(bits).sum(0, dtype=torch.int32)
+
+
+def check_alphabet(v: Tensor, levels: int, emitted: Tensor | None, reset: str, spike_dtype: torch.dtype | None) -> bool:
+    """Whether the alphabet is the binary one.
+
+    Raises:
+        InvalidData: as :func:`integrate_and_fire` says.
+    """
+    if not 1 <= levels <= LEVELS:
+        raise InvalidData(f"kernel: levels, got {levels}; expected 1 to {LEVELS}. Choose one of them.")
+    if levels == 1 and emitted is None:
+        return True
+    if reset != "subtract":
+        raise InvalidData(
+            f"kernel: reset, got {reset!r} with {levels} levels{' and signs' if emitted is not None else ''}; expected "
+            f"'subtract'. Reset to zero is for one level without signs."
+        )
+    if emitted is not None and (emitted.shape != v.shape or emitted.dtype != v.dtype):
+        raise InvalidData(
+            f"kernel: emitted, got {emitted.dtype} {list(emitted.shape)}; expected the membrane's {v.dtype} "
+            f"{list(v.shape)}. Convert it."
+        )
+    dtype = spike_dtype or v.dtype
+    if not dtype.is_floating_point and (
+        dtype == torch.bool
+        or torch.iinfo(dtype).max < 2**levels - 1
+        or (emitted is not None and torch.iinfo(dtype).min == 0)
+    ):
+        raise InvalidData(
+            f"kernel: spikes, got {dtype} for {levels} levels{' and signs' if emitted is not None else ''}; expected a "
+            f"type that holds them. Use the membrane's."
+        )
+    return False
