@@ -21,7 +21,7 @@ from .errors import InvalidArtifact, SResNetError
 from .graph import Graph
 from .ops import Node, Op
 
-FORMAT = 2  # 2: operations may hold whole numbers besides their weights
+FORMAT = 3  # 2: whole numbers besides the weights. 3: schedules, alphabets, corrections, spiking weights, readout weights
 _KEY = "s_resnet"
 _OPS = {
     kind.__name__: kind

@@ -36,7 +36,8 @@ class Plan:
     static: frozenset[str]
     deferred: Mapping[str, str]  # a shortcut synapse applied inside the membrane kernel -> the node it scales
     freed: list[list[str]]
-    unit: frozenset[str]  # neuron layers that emit spikes in {0, 1}
+    unit: frozenset[str]  # neuron layers whose spikes are sent on as they are: the threshold is 1
+    binary: frozenset[str]  # those of them that emit {0, 1}
     bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
     spiking: Mapping[str, str]  # a convolution whose input is spikes in {0, 1} -> the neuron layer it reads
     fused: frozenset[str]  # those that one neuron layer alone reads, which can take the currents as they arise
@@ -56,6 +57,7 @@ def plan(nodes: tuple[Node, ...], users: Mapping[str, tuple[str, ...]], static: 
     neurons = {node.name: node.op for node in nodes if isinstance(node.op, Neuron)}
     integer = any(op.integer is not None for op in neurons.values())
     unit = frozenset(name for name, op in neurons.items() if integer or bool((op.threshold == 1).all()))
+    binary = frozenset(name for name in unit if neurons[name].binary)
     ops = {node.name: whole(node.op) if integer else _prepared(node.op) for node in nodes}
     weights = [op.weight for op in ops.values() if isinstance(op, Conv2d)]
     dtype = weights[0].dtype if weights else torch.float32
@@ -77,9 +79,9 @@ def plan(nodes: tuple[Node, ...], users: Mapping[str, tuple[str, ...]], static: 
                 bias[user] = op.bias if before is None else before + op.bias
             ops[node.name] = replace(op, bias=None)
     return Plan(
-        *(nodes, ops, static, deferred, freed(nodes, deferred), unit),
+        *(nodes, ops, static, deferred, freed(nodes, deferred), unit, binary),
         bias={name: None if value is None else value.view(-1, 1, 1) for name, value in bias.items()},
-        spiking={n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in unit},
+        spiking={n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in binary},
         fused=frozenset(n.name for n in nodes if len(users[n.name]) == 1 and users[n.name][0] in neurons),
         dtype=dtype,
         narrow=narrow_dtype(weights[0].device) if narrowed else None,
@@ -135,21 +137,24 @@ def advance(
     timesteps: int,
     chunk: int | None,
     memory: Mapping[str, Memory],
+    step: int,
     encode: Callable[[int], Tensor] | None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Memory]]]:
-    """Run ``timesteps`` steps: for each chunk its answers ``[S, B, N]``, spikes per layer ``[S, B]`` and the memory."""
+    """Run ``timesteps`` steps from ``step`` on: for each chunk its answers ``[S, B, N]``, spikes per layer ``[S, B]`` and the memory."""
     # TF32 multiplies whole numbers up to 2^11 exactly, so an integer network may have it.
     tf32 = plan.integer or plan.precision == "fast"
     with arithmetic(images, tf32):
-        run = Run(plan, images, memory, encode)
-        chunk = chunk or _chunk(run, images)
+        run = Run(plan, images, memory, step, encode)
+        chunk = timesteps if windowed(plan.nodes) else chunk or _chunk(run, images)
+    # A recording repeats the corrections of its own steps.
+    replayable = images.is_cuda and encode is None and not _time_indexed(plan)
     replay: Replay | None = None
     done = 0
     while done < timesteps:
         steps = min(chunk, timesteps - done)
         with arithmetic(images, tf32):
             # The first chunk runs eagerly, which compiles and warms everything that a recording must find ready.
-            if images.is_cuda and encode is None and done and replay is None and timesteps - done >= 2 * chunk:
+            if replayable and done and replay is None and timesteps - done >= 2 * chunk:
                 replay = Replay(run, chunk)
             if replay is not None and steps == chunk:
                 outputs, counts = replay.advance()
@@ -158,6 +163,16 @@ def advance(
                 outputs, counts = run.advance(steps)
         done += steps
         yield outputs, counts, dict(run.memory)
+
+
+def windowed(nodes: tuple[Node, ...]) -> bool:
+    """Whether a layer waits for a part of its window, so that all steps go through it at once."""
+    return any(isinstance(node.op, Neuron) and node.op.schedule != "streaming" for node in nodes)
+
+
+def _time_indexed(plan: Plan) -> bool:
+    corrections = [op.correction for op in plan.ops.values() if isinstance(op, Neuron)]
+    return any(correction is not None and correction.ndim == 2 for correction in corrections)
 
 
 def arithmetic(images: Tensor, tf32: bool) -> AbstractContextManager[None]:
@@ -188,9 +203,10 @@ class Run:
         plan: Plan,
         images: Tensor,
         memory: Mapping[str, Memory] | None = None,
+        step: int = 0,
         encode: Callable[[int], Tensor] | None = None,
     ) -> None:
-        self.plan, self.batch, self.encode = plan, len(images), encode
+        self.plan, self.batch, self.step, self.encode = plan, len(images), step, encode
         self.memory: dict[str, Memory] = dict(memory or {})
         self.density: dict[str, float] = {}
         self.constant: dict[str, Tensor] = {}
@@ -225,6 +241,7 @@ class Run:
                 self.values.pop(name, None)
                 self.events.pop(name, None)
                 self.pending.pop(name, None)
+        self.step += steps
         return self.values.pop(plan.nodes[-1].name).view(steps, self.batch, -1), counts
 
     def _fire(self, node: Node, op: Neuron) -> tuple[Tensor, Tensor]:
@@ -245,7 +262,7 @@ class Run:
             currents,
             self.memory.get(node.name),
             shortcut,
-            bias=plan.bias[node.name],
+            bias=self._bias(node.name, op, currents[0]),
             spike_dtype=self._spike_dtype(node.name, _size(currents[0])),
             counts=counts,
         )
@@ -253,6 +270,13 @@ class Run:
             self.density[node.name] = int(counts.sum()) / max(1, spikes.numel())
         folded = spikes.flatten(0, 1)
         return folded if node.name in plan.unit else op.emit(folded), counts
+
+    def _bias(self, name: str, op: Neuron, current: Tensor | events.Currents) -> Tensor | None:
+        """The convolutions' biases and the layer's correction."""
+        bias, correction = self.plan.bias[name], op.correct(self.step, self.steps, 3 + len(_size(current)))
+        if bias is None or correction is None:
+            return correction if bias is None else bias
+        return bias + correction
 
     def _remember(self, node: Node, op: SpikingMaxPool2d | Readout) -> Tensor:
         inputs = [_unfold(self._analog(name), self.steps) for name in node.inputs]
@@ -262,7 +286,7 @@ class Run:
     def _spike_dtype(self, name: str, size: tuple[int, ...]) -> torch.dtype | None:
         """Bytes for the event-driven convolution; where that is not to be had, what the dense one reads."""
         plan = self.plan
-        if name not in plan.unit:
+        if name not in plan.binary:
             return None  # the membrane's
         readers = [plan.ops[reader] for reader, source in plan.spiking.items() if source == name]
         sparse = self.density.get(name, 0.0) <= DENSE and len(size) == 2

@@ -86,6 +86,19 @@ class Graph:
         return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
 
     @property
+    def windowed(self) -> bool:
+        """Whether a layer waits for a part of its window of T steps, so that T has to be known beforehand."""
+        return engine.windowed(self.nodes)
+
+    def end_to_end_steps(self, timesteps: int) -> int:
+        """Steps from the first input to the answer: T, and what the layers on the longest path wait."""
+        waited: dict[str, int] = {}
+        for node in self.nodes:
+            lag = node.op.lag(timesteps) if isinstance(node.op, Neuron) else 0
+            waited[node.name] = lag + max((waited[name] for name in node.inputs), default=0)
+        return timesteps + max(waited.values())
+
+    @property
     def integer(self) -> bool:
         """Whether its spiking runs count in whole numbers."""
         return any(isinstance(node.op, Neuron) and node.op.integer is not None for node in self.nodes)
@@ -187,7 +200,7 @@ class Graph:
                 f"simulate: got T = {step + timesteps}; expected below {2**31 // plan.reach}, beyond which the 32-bit "
                 "membranes of this integer network could overflow. Lower T."
             )
-        for outputs, spikes, after in engine.advance(plan, images, timesteps, chunk, memory, encode):
+        for outputs, spikes, after in engine.advance(plan, images, timesteps, chunk, memory, step, encode):
             step += len(outputs)
             yield Chunk(outputs, spikes, State(step, after))
 
@@ -200,6 +213,11 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
     if images.ndim != 4 or len(images) == 0:
         raise InvalidData(f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W] with B >= 1.")
     _check_images(graph, images)
+    if graph.windowed and (state is not None or chunk not in (None, timesteps)):
+        raise InvalidData(
+            f"simulate: got chunk={chunk} or a state for a network whose layers wait for their window of T; expected "
+            "all T steps at once. Leave both out."
+        )
     if state is not None:
         if any(node.name not in state.memory for node in graph.neurons):
             raise InvalidData("simulate: got the state of another network; expected this one's. Pass state=None.")

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from . import kernels
 from .errors import InvalidData
-from .kernels import events, per_channel
+from .kernels import differential, events, per_channel
 from .kernels.events import Currents
 
 Memory = tuple[Tensor, ...]
 Pair = tuple[int, int]
+SCHEDULES = ("streaming", "lagged", "phased")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,16 @@ class Neuron:
     threshold: positive, 0-dimensional (one for the layer) or ``[C]``.
     integer: the threshold in int32 ``[C]`` of an integer network: its runs count currents and membrane in whole units
     of 1 / integer of the threshold.
+    correction: current added in spiking runs only, so that the analog run stays the source network: ``[C]`` at every
+    step, or ``[T, C]``, one row per step, and after step T their mean (a time-indexed bias).
+    integer_correction: the same in units of the integer threshold, int32.
+    schedule: when the layer fires within a window of T steps of input. ``"streaming"``: as it integrates.
+    ``"lagged"``: one step later, so that it has seen one step more than it has answered; ``"phased"``: T steps later,
+    when it has seen all. Everything downstream, shortcuts included, is later by as much, so values that meet belong to
+    the same step. Both take the whole window at once.
+    levels: n power-of-two amplitudes 1, 2, ... 2^(n-1) thresholds; a step emits up to :attr:`most` thresholds.
+    signed: it also takes back, down to ``-most`` a step, what it has emitted in excess, and no more than that.
+    differential: a step stands for the mean of all steps before plus what it emits (:mod:`s_resnet.kernels.differential`).
     Source: arXiv:1805.01352 (Hu, Tang, Pan): integrate-and-fire, reset by subtraction.
     """
 
@@ -41,9 +52,32 @@ class Neuron:
     reset: str = "subtract"
     decay: float = 1.0
     integer: Tensor | None = None
+    correction: Tensor | None = None
+    integer_correction: Tensor | None = None
+    schedule: str = "streaming"
+    levels: int = 1
+    signed: bool = False
+    differential: bool = False
 
     def __post_init__(self) -> None:
         _one_of("neuron: reset", self.reset, "subtract", "zero")
+        _one_of("neuron: schedule", self.schedule, *SCHEDULES)
+        if not 1 <= self.levels <= 8:
+            raise InvalidData(f"neuron: got levels={self.levels}; expected 1 ... 8. Choose fewer steps or more levels.")
+
+    @property
+    def most(self) -> int:
+        """The most thresholds that a step emits, ``2^levels - 1``."""
+        return 2**self.levels - 1
+
+    @property
+    def binary(self) -> bool:
+        """Whether a step's spike is 0 or 1."""
+        return self.levels == 1 and not self.signed and not self.differential
+
+    def lag(self, timesteps: int) -> int:
+        """Steps from the start of its input to its first chance to fire, beyond the streaming neuron's."""
+        return {"streaming": 0, "lagged": 1, "phased": timesteps}[self.schedule]
 
     def run(self, *inputs: Tensor) -> Tensor:
         """The analog meaning: ReLU of the sum of the inputs."""
@@ -52,14 +86,45 @@ class Neuron:
             total = total + other
         return F.relu(total)
 
+    def settled(self, charge: Tensor, timesteps: int) -> Tensor:
+        """What it has emitted, in thresholds, once it has answered a total charge ``[B, *]`` of T steps exactly.
+
+        ``N = clip(floor(v(0) / threshold + charge / threshold), 0, T most)``: the (T most + 1)-level quantizer.
+        """
+        count = torch.floor(self.initial_potential + charge / per_channel(self.threshold, charge.ndim))
+        return count.clamp(0, timesteps * self.most)
+
+    def correct(self, first: int, steps: int, ndim: int) -> Tensor | None:
+        """The correction in steps ``first + 1 ... first + steps``, for currents ``[S, B, C, *]`` of ``ndim`` dimensions.
+
+        ``[C, ...]`` where it is the same in all of them, else ``[S, 1, C, ...]``.
+        """
+        table = self.correction if self.integer is None else self.integer_correction
+        if table is None:
+            return None
+        if table.ndim == 1:
+            return per_channel(table, ndim - 1)
+        rows = table[first : first + steps]
+        if len(rows) < steps:
+            mean = table.to(torch.float64).mean(0)
+            after = mean.to(table.dtype) if table.is_floating_point() else mean.round().to(table.dtype)
+            rows = torch.cat([rows, after.expand(steps - len(rows), -1)])
+        return rows.view(steps, 1, -1, *(1,) * (ndim - 3))
+
     def start(self, example: Tensor) -> Memory:
-        """The membrane before the first step, laid out as ``example`` ``[B, *]``: float32 or wider, or int32."""
+        """The memory before the first step, laid out as ``example`` ``[B, *]``: float32 or wider, or int32.
+
+        The membrane; of a signed neuron also what it has emitted, in thresholds.
+        """
         threshold = per_channel(self.threshold if self.integer is None else self.integer, example.ndim)
         if self.integer is not None:
             start = (self.initial_potential * threshold).round().to(torch.int32)
         else:
             start = self.initial_potential * threshold.to(torch.promote_types(threshold.dtype, torch.float32))
-        return (torch.zeros_like(example, dtype=start.dtype) + start,)
+        v = torch.zeros_like(example, dtype=start.dtype) + start
+        if self.differential:
+            return v, torch.zeros_like(v), v.new_zeros(())
+        return (v, torch.zeros_like(v)) if self.signed else (v,)
 
     def advance(
         self,
@@ -71,24 +136,39 @@ class Neuron:
         spike_dtype: torch.dtype | None = None,
         counts: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
-        """Integrate ``[S, B, *]`` currents into {0, 1} spikes; ``shortcut``: a branch to scale, (spikes, weight).
+        """Integrate ``[S, B, *]`` currents into spikes; ``shortcut``: a branch to scale, (spikes, weight).
 
-        bias, spike_dtype, counts: as in :func:`s_resnet.kernels.reference.integrate_and_fire`.
+        bias: for ``[B, *]``, or for ``[S, B, *]`` where it differs from step to step.
+        spike_dtype, counts: as in :func:`s_resnet.kernels.reference.integrate_and_fire`.
         """
+        if bias is not None and bias.ndim > 0 and len(bias.shape) == _ndim(inputs[0]):
+            inputs, bias = [*inputs, bias], None
+        if self.schedule != "streaming" or self.differential:
+            total = _total(inputs, shortcut, bias)
+            v, *rest = self.start(total[0]) if memory is None else memory
+            v, total = _delayed(self.schedule, v, total)
+            inputs, shortcut, bias, memory = [total], None, None, (v, *rest)
         pending = next((current for current in inputs if isinstance(current, Currents)), None)
         others = [x.tensor() if isinstance(x, Currents) else x for x in inputs if x is not pending]
         first = pending if pending is not None else others.pop(0)
-        (v,) = memory or self.start(first.empty() if isinstance(first, Currents) else first[0])
+        if memory is None:
+            memory = self.start(first.empty() if isinstance(first, Currents) else first[0])
         branch: Tensor | None = None
         scale: Tensor | None = None
         if shortcut is not None:
-            branch, scale = shortcut[0], per_channel(shortcut[1], v.ndim)
+            branch, scale = shortcut[0], per_channel(shortcut[1], memory[0].ndim)
         elif others:
             branch = others.pop()
-        if others:
-            first = first.tensor() if isinstance(first, Currents) else first
-            for other in others:
-                first = first + other
+            branch = branch.expand(len(branch), *memory[0].shape)
+        for other in others:
+            first = (first.tensor() if isinstance(first, Currents) else first) + other
+        threshold = per_channel(self.threshold if self.integer is None else self.integer, memory[0].ndim)
+        if self.differential:
+            assert isinstance(first, Tensor)
+            return differential.integrate_and_fire(
+                *(first, memory), threshold=threshold, levels=self.levels, counts=counts
+            )
+        v, emitted = memory if self.signed else (memory[0], None)
         update: Callable[..., tuple[Tensor, Tensor]]
         if isinstance(first, Currents):
             update = partial(events.integrate_and_fire, first)
@@ -98,7 +178,7 @@ class Neuron:
             update = partial(kernels.select(first.device, name)[1], first)
         spikes, v = update(
             v,
-            threshold=per_channel(self.threshold if self.integer is None else self.integer, v.ndim),
+            threshold=threshold,
             decay=self.decay,
             reset=self.reset,
             bias=bias,
@@ -106,23 +186,57 @@ class Neuron:
             shortcut_scale=scale,
             spike_dtype=spike_dtype,
             counts=counts,
+            levels=self.levels,
+            emitted=emitted,
         )
-        return spikes, (v,)
+        return spikes, (v,) if emitted is None else (v, emitted + spikes.sum(0, dtype=emitted.dtype))
 
     def emit(self, spikes: Tensor) -> Tensor:
         """What the layer sends on, ``threshold * spike``, for spikes shaped ``[B, *]``."""
         return spikes * per_channel(self.threshold, spikes.ndim)
 
 
+def _ndim(current: Tensor | Currents) -> int:
+    return 5 if isinstance(current, Currents) else current.ndim
+
+
+def _total(
+    inputs: Sequence[Tensor | Currents], shortcut: tuple[Tensor, Tensor] | None, bias: Tensor | None
+) -> Tensor:
+    """All that arrives at the membrane, ``[S, B, *]``."""
+    parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
+    if shortcut is not None:
+        spikes, weight = shortcut
+        parts.append(spikes.to(weight.dtype) * per_channel(weight, spikes.ndim - 1))
+    if bias is not None:
+        parts.append(bias)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _delayed(schedule: str, v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+    """Membrane and currents at the first step at which the layer may fire; then nothing arrives at the last steps."""
+    if schedule == "lagged":
+        return v + current[0], torch.cat([current[1:], torch.zeros_like(current[:1])])
+    if schedule == "phased":
+        for now in current:  # in order, as a membrane does
+            v = v + now
+        return v, torch.zeros_like(current[:1]).expand(current.shape)
+    return v, current
+
+
 @dataclass(frozen=True, eq=False)
 class SpikingMaxPool2d:
-    """The paper's max-pool gate for spikes.
+    """The paper's max-pool gate for spikes: an output keeps up with the largest spike count in its window.
 
     With ``C_in`` the spike counts of the inputs and ``C_out`` those of the outputs, per step::
 
-        o = maxpool(s);  C_in += s;  z = maxpool(C_in);  o = 0 where z <= C_out;  C_out += o
+        C_in += s;  z = maxpool(C_in);  o = z - C_out;  C_out += o
 
-    so an output fires only while its count is below the largest count in its window. Inputs of one channel share one
+    For spikes in {0, 1} that is the paper's gate (``maxpool(s)`` where ``z > C_out``, else 0), since the largest count
+    grows by one at most; for signed and multi-level spikes it is the same idea. Inputs of one channel share one
     amplitude. Source: the SPooling layer of the released code of arXiv:1805.01352.
     """
 
@@ -145,10 +259,9 @@ class SpikingMaxPool2d:
         count_in, count_out = memory
         for s in spikes:
             count_in = count_in + s
-            gate = self.run(count_in) > count_out
-            o = self.run(s) * gate
-            count_out = count_out + o
-            pooled.append(o)
+            highest = self.run(count_in)
+            pooled.append(highest - count_out)
+            count_out = highest
         return torch.stack(pooled), (count_in, count_out)
 
 
@@ -156,14 +269,20 @@ class SpikingMaxPool2d:
 class Readout:
     """The answer after t steps, in the units of the source network's logits; ``I`` is the classifier's current.
 
-    mode ``"current"``: ``scale / t * sum(I[1..t])``, the accumulated classifier current.
+    mode ``"current"``: ``scale * sum(w[j] I[j]) / sum(w[j]) + correction`` over ``j = 1 ... t``: the mean classifier
+    current, weighted. Weights that are small at first make a delayed readout.
     mode ``"spikes"``: an integrate-and-fire layer of threshold 1 after the classifier, ``scale / t * (spike count +
     softmax(membrane))``, the score of the released code of arXiv:1805.01352; the softmax (< 1) only breaks ties.
+
+    weights: ``[T]``, positive, the last one for the steps beyond; None weighs all steps alike.
+    correction: ``[N]``, of spiking runs only, or None.
     """
 
     scale: Tensor
     mode: str = "current"
     initial_potential: float = 0.0
+    weights: Tensor | None = None
+    correction: Tensor | None = None
 
     def __post_init__(self) -> None:
         _one_of("readout: mode", self.mode, "current", "spikes")
@@ -173,24 +292,35 @@ class Readout:
         return inputs[0] * self.scale
 
     def advance(self, inputs: list[Tensor], memory: Memory | None) -> tuple[Tensor, Memory]:
-        """``[S, B, N]`` currents to ``[S, B, N]`` answers; memory: the step count, the sum or count, the membrane."""
+        """``[S, B, N]`` currents to ``[S, B, N]`` answers.
+
+        Memory: the step count, the sum or count, the membrane, the sum of the weights.
+        """
         (current,) = inputs
         if memory is None:
             zero = torch.zeros_like(current[0], dtype=torch.float64)
-            memory = (zero.new_zeros(()), zero, zero + self.initial_potential)
-        step, total, v = memory
+            memory = (zero.new_zeros(()), zero, zero + self.initial_potential, zero.new_zeros(()))
+        step, total, v, weighed = memory
         answers = []
-        for now in current:
+        for now, weight in zip(current, self._weights(step, len(current)), strict=True):
             step = step + 1
             if self.mode == "current":
-                total = total + now
-                answers.append(total / step * self.scale)
+                total, weighed = total + weight * now, weighed + weight
+                answer = total / weighed * self.scale
+                answers.append(answer if self.correction is None else answer + self.correction)
                 continue
             v = v + now
             fired = v >= 1.0
             v, total = v - fired.to(v), total + fired
             answers.append((total + v.softmax(-1)) / step * self.scale)
-        return torch.stack(answers).to(current.dtype), (step, total, v)
+        return torch.stack(answers).to(current.dtype), (step, total, v, weighed)
+
+    def _weights(self, step: Tensor, steps: int) -> Tensor:
+        """The weights of the next steps, float64 ``[S]``; looked up on the device, so that nothing waits for it."""
+        if self.weights is None:
+            return torch.ones(steps, dtype=torch.float64, device=step.device)
+        at = (step.to(torch.int64) + torch.arange(steps, device=step.device)).clamp_max(len(self.weights) - 1)
+        return self.weights.to(torch.float64)[at]
 
 
 def _one_of(where: str, got: str, *expected: str) -> None:

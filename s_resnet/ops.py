@@ -53,6 +53,7 @@ class Conv2d:
 
     integer, integer_bias: the weight in int8 and the bias in int32, in units of the threshold of the neuron layer that
     reads it; an integer run uses them instead, and no gain. grid: the images' grid, when it reads the images.
+    spiking_weight: what spiking runs use in place of the weight, so that the analog run stays the source network.
     """
 
     weight: Tensor
@@ -65,6 +66,7 @@ class Conv2d:
     integer: Tensor | None = None
     integer_bias: Tensor | None = None
     grid: int = 0
+    spiking_weight: Tensor | None = None
 
     def run(self, *inputs: Tensor) -> Tensor:
         return F.conv2d(inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -75,6 +77,7 @@ class Linear:
     """``y = gain * W x + b``; weight ``[N, features]``, bias ``[N]`` or None.
 
     integer: the weight in int8, in units of ``integer_step``; an integer run uses it instead, and no gain.
+    spiking_weight: as in :class:`Conv2d`.
     """
 
     weight: Tensor
@@ -82,6 +85,7 @@ class Linear:
     gain: float = 1.0
     integer: Tensor | None = None
     integer_step: float = 1.0
+    spiking_weight: Tensor | None = None
 
     def run(self, *inputs: Tensor) -> Tensor:
         return F.linear(inputs[0], self.weight, self.bias)
@@ -211,7 +215,9 @@ UNIT_PRESERVING = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Pad, Slice)
 
 
 def compensated(op: Synapse) -> Synapse:
-    """The synapse as a spiking run uses it: ``gain`` multiplied into the weight, bias untouched."""
+    """The synapse as a spiking run uses it: its spiking weight, ``gain`` multiplied into it, bias untouched."""
+    if not isinstance(op, Scale) and op.spiking_weight is not None:
+        op = replace(op, weight=op.spiking_weight, spiking_weight=None)
     return op if op.gain == 1.0 else replace(op, weight=op.weight * op.gain, gain=1.0)
 
 

@@ -298,7 +298,9 @@ class _Tally:
             device=device.type,
             kernel=kernels.select(device)[0],
             ann={"top1": ann[0], "top5": ann[1]},
-            snn=tuple(Row(step, step, *row) for step, row in zip(self.at or (), rows, strict=True)),
+            snn=tuple(
+                Row(step, self.snn.end_to_end_steps(step), *row) for step, row in zip(self.at or (), rows, strict=True)
+            ),
             images_per_second=images / timed.seconds,
             seconds_per_step_per_image=timed.seconds / timed.steps,
             peak_memory_bytes=max(peaks),

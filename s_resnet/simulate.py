@@ -48,7 +48,9 @@ def simulate(
     """Run a spiking network for ``steps`` time steps.
 
     All layers are active in every step, in topological order, without transport delay: a spike emitted at t is
-    integrated downstream at t (the paper's clock-driven simulation).
+    integrated downstream at t (the paper's clock-driven simulation). Layers that wait for a part of their window of T
+    steps (:class:`Neuron`, schedule) are each simulated in their own time, so steps are those of the window; such a
+    network is run anew for every T in ``at``, and has no state to go on from.
 
     Args:
         graph: a converted network.
@@ -72,6 +74,11 @@ def simulate(
     wanted = (steps,) if at is None else tuple(sorted(set(at)))
     if not wanted or wanted[0] < 1 or wanted[-1] > steps:
         raise InvalidData(f"simulate: got steps to report {list(wanted)}; expected within 1 ... {steps}. Change them.")
+    if graph.windowed and wanted != (steps,):
+        rest = {"coding": coding, "seed": seed, "precision": precision, "progress": progress}
+        runs = [simulate(graph, images, window, chunk, state, **rest) for window in wanted]  # type: ignore[arg-type]
+        together = {name: torch.cat([run.spikes[name] for run in runs]) for name in runs[0].spikes}
+        return Simulation(wanted, torch.cat([run.outputs for run in runs]), together, runs[-1].state)
     outputs: list[Tensor] = []
     spikes: dict[str, list[Tensor]] = {}
     totals: dict[str, Tensor] = {}
@@ -142,6 +149,11 @@ def simulate_until_confident(
     """
     if not 0 < confidence < 1:
         raise InvalidData(f"simulate: got confidence={confidence}; expected 0 < P < 1. Pass one such as 0.8.")
+    if graph.windowed:
+        raise InvalidData(
+            "simulate: got an exit for a network whose layers wait for their window of T, so that it answers once; "
+            "expected a streaming one. Leave the confidence out."
+        )
     exits = _Exits(images, steps, confidence)
     state = None
     with (

@@ -12,18 +12,20 @@ from . import cpu, native
 from .reference import check_alphabet
 
 # As in layer.h.
-TYPES = {torch.float32: 1, torch.bfloat16: 2, torch.uint8: 3, torch.int32: 4}
+TYPES = {torch.float32: 1, torch.bfloat16: 2, torch.uint8: 3, torch.int32: 4, torch.int8: 5}
 MEMBRANES = (torch.float32, torch.int32)
+SUBTRACT, ZERO, LEVELS, SIGNED = range(4)  # as in membrane.h
 
 
 class Layer(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("steps", "images", "neurons", "channels", "inner")),
         *((name, ctypes.c_int64) for name in ("current_step", "shortcut_step")),
-        *((name, ctypes.c_int32) for name in ("current_type", "shortcut_type", "spike_type", "hard", "threads")),
+        *((name, ctypes.c_int32) for name in ("current_type", "shortcut_type", "spike_type")),
+        *((name, ctypes.c_int32) for name in ("rule", "most", "threads")),
         ("decay", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("current", "v", "threshold", "bias", "shortcut", "scale")),
-        *((name, ctypes.c_void_p) for name in ("v_after", "spikes", "counts")),
+        *((name, ctypes.c_void_p) for name in ("emitted", "v_after", "spikes", "counts")),
     ]
 
 
@@ -54,13 +56,13 @@ def integrate_and_fire(
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does, with its arguments and results.
 
-    Membranes in float32 or int32 that are contiguous or channels_last, currents and spikes in float32, bfloat16, uint8
-    or int32, and thresholds, biases and scales for the layer or per channel go through the C++;
+    Membranes in float32 or int32 that are contiguous or channels_last, currents and spikes in float32, bfloat16, uint8,
+    int8 or int32, and thresholds, biases and scales for the layer or per channel go through the C++;
     :mod:`s_resnet.kernels.cpu` takes everything else.
     """
-    rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts)
-    binary = check_alphabet(v, levels, emitted, reset, spike_dtype)
-    ready = prepare(len(current), v, *rest) if binary and current.dtype in TYPES else None
+    check_alphabet(v, levels, emitted, reset, spike_dtype)
+    rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts, levels, emitted)
+    ready = prepare(len(current), v, *rest) if current.dtype in TYPES else None
     if ready is None:
         return cpu.integrate_and_fire(
             *(current, v),
@@ -97,6 +99,8 @@ def prepare(
     shortcut_scale: Tensor | None,
     spike_dtype: torch.dtype | None,
     counts: Tensor | None,
+    levels: int = 1,
+    emitted: Tensor | None = None,
 ) -> Prepared | None:
     """The layer without its currents; None where the C++ does not take it."""
     dtype = spike_dtype or v.dtype
@@ -121,11 +125,13 @@ def prepare(
         shortcut_step=0 if branch is None or len(branch) == 1 else branch.stride(0),
         shortcut_type=0 if branch is None else TYPES[branch.dtype],
         spike_type=TYPES[dtype],
-        hard=reset == "zero",
+        rule=SIGNED if emitted is not None else LEVELS if levels > 1 else ZERO if reset == "zero" else SUBTRACT,
+        most=2**levels - 1,
         threads=torch.get_num_threads(),
         decay=decay,
     )
-    kept = {"v": v, "shortcut": branch, "v_after": after, "spikes": spikes, "counts": counts}
+    memory = None if emitted is None else _in_step(emitted[None], v)
+    kept = {"v": v, "emitted": memory, "shortcut": branch, "v_after": after, "spikes": spikes, "counts": counts}
     kept |= dict(zip(("threshold", "bias", "scale"), vectors, strict=True))
     for name, tensor in kept.items():
         setattr(layer, name, None if tensor is None else tensor.data_ptr())

@@ -8,20 +8,28 @@
 
 namespace sresnet {
 
-enum Type : int32_t { NONE, FLOAT32, BFLOAT16, UINT8, INT32 };
+enum Type : int32_t { NONE, FLOAT32, BFLOAT16, UINT8, INT32, INT8 };
 
 struct Layer {
     int64_t steps, images, neurons, channels, inner;  // neurons of one image; those of one channel that lie together
     int64_t current_step, shortcut_step;               // elements from one step to the next; 0 for a constant
-    int32_t current_type, shortcut_type, spike_type, hard, threads;
+    int32_t current_type, shortcut_type, spike_type, rule, most, threads;
     float decay;
     const void *current, *v, *threshold, *bias, *shortcut, *scale;  // threshold, bias, scale: [channels] or null
+    const void *emitted;  // of signed neurons
     void *v_after, *spikes;
     int32_t* counts;  // [steps, images] or null
 };
 
 struct Bf16 {
     uint16_t bits;
+    Bf16() = default;
+    // Whole numbers of up to 8 bits, which need no rounding.
+    explicit inline Bf16(float whole) {
+        uint32_t wide;
+        memcpy(&wide, &whole, sizeof wide);
+        bits = (uint16_t)(wide >> 16);
+    }
     inline operator float() const {
         const uint32_t wide = (uint32_t)bits << 16;
         float value;
@@ -69,8 +77,8 @@ template <typename V, typename C, typename S, bool SHORTCUT>
 int32_t step(const Layer& l, const C* current, const S* shortcut, const Parameters<V>& p, int64_t at, V* v,
              uint8_t* fired, int64_t n) {
     const V *bias = p.bias.data() + at, *scale = p.scale.data() + at, *threshold = p.threshold.data() + at;
-    return l.hard ? step<V, true, SHORTCUT>(current, shortcut, bias, scale, threshold, (V)l.decay, v, fired, n)
-                  : step<V, false, SHORTCUT>(current, shortcut, bias, scale, threshold, (V)l.decay, v, fired, n);
+    return l.rule == ZERO ? step<V, true, SHORTCUT>(current, shortcut, bias, scale, threshold, (V)l.decay, v, fired, n)
+                          : step<V, false, SHORTCUT>(current, shortcut, bias, scale, threshold, (V)l.decay, v, fired, n);
 }
 
 // The same; `from` is where the neurons begin within the whole shortcut.
@@ -78,6 +86,7 @@ template <typename V, typename C>
 int32_t step(const Layer& l, const C* current, int64_t from, const Parameters<V>& p, int64_t at, V* v, uint8_t* fired,
              int64_t n) {
     switch (l.shortcut_type) {
+        case INT8: return step<V, C, int8_t, true>(l, current, (const int8_t*)l.shortcut + from, p, at, v, fired, n);
         case UINT8: return step<V, C, uint8_t, true>(l, current, (const uint8_t*)l.shortcut + from, p, at, v, fired, n);
         case FLOAT32: return step<V, C, float, true>(l, current, (const float*)l.shortcut + from, p, at, v, fired, n);
         case BFLOAT16: return step<V, C, Bf16, true>(l, current, (const Bf16*)l.shortcut + from, p, at, v, fired, n);
@@ -86,17 +95,18 @@ int32_t step(const Layer& l, const C* current, int64_t from, const Parameters<V>
     return step<V, C, uint8_t, false>(l, current, (const uint8_t*)nullptr, p, at, v, fired, n);
 }
 
-template <typename T>
-inline void widen(const uint8_t* from, T* to, int64_t n) {
+template <typename F, typename T>
+inline void convert(const F* from, T* to, int64_t n) {
     for (int64_t j = 0; j < n; j++) to[j] = (T)from[j];
 }
 
 // Spikes in the type that the next layer reads.
 inline void store(int32_t type, const uint8_t* fired, void* to, int64_t at, int64_t n) {
     switch (type) {
+        case INT8:
         case UINT8: memcpy((uint8_t*)to + at, fired, n); return;
-        case FLOAT32: return widen(fired, (float*)to + at, n);
-        case INT32: return widen(fired, (int32_t*)to + at, n);
+        case FLOAT32: return convert(fired, (float*)to + at, n);
+        case INT32: return convert(fired, (int32_t*)to + at, n);
         case BFLOAT16:
             for (int64_t j = 0; j < n; j++) ((uint16_t*)to)[at + j] = fired[j] ? 0x3f80 : 0;
     }

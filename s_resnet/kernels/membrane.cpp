@@ -1,5 +1,8 @@
 // The membrane update on the CPU for currents that are in memory: a block of neurons stays in the first cache over the
 // whole chunk of steps, so that memory sees each current once, each spike once, and the membrane twice.
+#include <cmath>
+#include <type_traits>
+
 #include "layer.h"
 
 namespace {
@@ -27,7 +30,86 @@ void advance(const Layer& l, const Parameters<V>& p, int64_t image, int64_t firs
         case BFLOAT16: return advance<V, Bf16>(l, p, image, first, n, v, fired);
         case INT32: return advance<V, int32_t>(l, p, image, first, n, v, fired);
         case UINT8: return advance<V, uint8_t>(l, p, image, first, n, v, fired);
+        case INT8: return advance<V, int8_t>(l, p, image, first, n, v, fired);
     }
+}
+
+// ---- more than one threshold at a time: one loop for each term, so that types do not multiply ----
+
+// n numbers as V: where they lie, or in `room`.
+template <typename V>
+const V* as(int32_t type, const void* from, int64_t at, V* room, int64_t n) {
+    const bool there = type == (std::is_same<V, float>::value ? FLOAT32 : INT32);
+    if (there) return (const V*)from + at;
+    switch (type) {
+        case FLOAT32: convert((const float*)from + at, room, n); break;
+        case BFLOAT16: convert((const Bf16*)from + at, room, n); break;
+        case INT32: convert((const int32_t*)from + at, room, n); break;
+        case UINT8: convert((const uint8_t*)from + at, room, n); break;
+        case INT8: convert((const int8_t*)from + at, room, n); break;
+    }
+    return room;
+}
+
+template <typename V>
+void store(int32_t type, const V* k, void* to, int64_t at, int64_t n) {
+    switch (type) {
+        case FLOAT32: return convert(k, (float*)to + at, n);
+        case BFLOAT16: return convert(k, (Bf16*)to + at, n);
+        case INT32: return convert(k, (int32_t*)to + at, n);
+        case UINT8: return convert(k, (uint8_t*)to + at, n);
+        case INT8: return convert(k, (int8_t*)to + at, n);
+    }
+}
+
+// Exact for whole numbers too, and done on whole vectors: 53 bits are more than twice the quotient's.
+inline float quotient(float v, float threshold) { return floorf(v / threshold); }
+inline int32_t quotient(int32_t v, int32_t threshold) { return (int32_t)floor((double)v / threshold); }
+
+// The powers of two that all |k| are sums of. Bits are added side by side: not every processor counts them in vectors.
+template <typename V>
+int32_t amplitudes(const V* k, int64_t n) {
+    int32_t count = 0;
+    for (int64_t j = 0; j < n; j++) {
+        const uint32_t all = (uint32_t)(int32_t)(k[j] < 0 ? -k[j] : k[j]);
+        const uint32_t pairs = all - (all >> 1 & 0x55), fours = (pairs & 0x33) + (pairs >> 2 & 0x33);
+        count += (int32_t)((fours & 15) + (fours >> 4));
+    }
+    return count;
+}
+
+// What a thread has for its block of neurons, in the first cache.
+template <typename V>
+struct Room {
+    std::vector<V> v, emitted, current, shortcut, k;
+    std::vector<uint8_t> fired;
+
+    Room(const Layer& l, int64_t block) : v(block) {
+        if (l.rule < LEVELS) fired.resize(block);
+        else for (auto* each : {&emitted, &current, &shortcut, &k}) each->resize(block);
+    }
+};
+
+template <typename V, Rule RULE>
+void advance_levels(const Layer& l, const Parameters<V>& p, int64_t image, int64_t first, int64_t n, Room<V>& room) {
+    const int64_t at = image * l.neurons + first;
+    const V decay = (V)l.decay, most = (V)l.most, *threshold = p.threshold.data(), *bias = p.bias.data();
+    V *__restrict v = room.v.data(), *__restrict c = room.emitted.data(), *__restrict k = room.k.data();
+    memcpy(v, (const V*)l.v + at, n * sizeof(V));
+    if (RULE == SIGNED) memcpy(c, (const V*)l.emitted + at, n * sizeof(V));
+    for (int64_t t = 0; t < l.steps; t++) {
+        const V* current = as(l.current_type, l.current, at + t * l.current_step, room.current.data(), n);
+        for (int64_t j = 0; j < n; j++) v[j] = integrate<V, true>(v[j], current[j], decay) + bias[j];
+        if (l.shortcut_type) {
+            const V* shortcut = as(l.shortcut_type, l.shortcut, at + t * l.shortcut_step, room.shortcut.data(), n);
+            for (int64_t j = 0; j < n; j++) v[j] = v[j] + shortcut[j] * p.scale[j];
+        }
+        for (int64_t j = 0; j < n; j++)
+            k[j] = emit<V, RULE>(v[j], c[j], quotient(v[j], threshold[j]), threshold[j], most);
+        store(l.spike_type, k, l.spikes, at + t * l.images * l.neurons, n);
+        if (l.counts) add_count(l, t, image, amplitudes(k, n));
+    }
+    memcpy((V*)l.v_after + at, v, n * sizeof(V));
 }
 
 template <typename V>
@@ -40,8 +122,7 @@ void update(const Layer& l) {
     const int64_t in_run = (run + block - 1) / block, blocks = l.neurons / run * in_run;
 #pragma omp parallel num_threads(l.threads)
     {
-        std::vector<V> v(block);
-        std::vector<uint8_t> fired(block);
+        Room<V> room(l, block);
         Parameters<V> p;
         if (l.inner == 1) p.set(l, 0, block);
 #pragma omp for schedule(static)
@@ -49,7 +130,12 @@ void update(const Layer& l) {
             const int64_t index = i % blocks, first = index / in_run * run + index % in_run * block;
             const int64_t left = run - index % in_run * block, n = left < block ? left : block;
             if (l.inner != 1) p.set(l, first, n);
-            advance<V>(l, p, i / blocks, first, n, v.data(), fired.data());
+            if (l.rule == SIGNED)
+                advance_levels<V, SIGNED>(l, p, i / blocks, first, n, room);
+            else if (l.rule == LEVELS)
+                advance_levels<V, LEVELS>(l, p, i / blocks, first, n, room);
+            else
+                advance<V>(l, p, i / blocks, first, n, room.v.data(), room.fired.data());
         }
     }
 }

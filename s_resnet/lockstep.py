@@ -1,0 +1,144 @@
+"""A spiking network and its source network side by side, layer by layer, so that a layer can be fitted before it fires.
+
+For every neuron layer a visitor sees the currents of all T steps, made by layers that are already final, and what the
+source network has there; it gives back the layer as it should be, and that one then fires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .graph import Graph
+from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .ops import SYNAPSES, Input, Node, Op, compensated
+from .progress import bar
+
+# Values of the largest layer, over all steps and images, that are in memory at a time.
+ROOM = 2**28
+# Convolutions of more images than this at a time are no faster, and take more memory.
+PART = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Both:
+    """A value in both networks: spiking ``[S, B, *]`` (constant ones expanded), analog ``[B, *]``."""
+
+    spiking: Tensor
+    analog: Tensor
+
+    @property
+    def constant(self) -> bool:
+        return len(self.spiking) > 1 and self.spiking.stride(0) == 0
+
+
+Visit = Callable[[Node, Tensor, Tensor], Op]
+
+
+def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "") -> Graph:
+    """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations that ``visit`` chose.
+
+    ``visit(node, currents, target)`` is called for every neuron layer and the readout, in execution order: currents
+    ``[S, B, *]`` per step without the layer's own correction, target ``[B, *]`` the source network's value (of a
+    readout: before its scale). S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then
+    the mean over T and spikes are mean rates, which is exact and T times cheaper. progress: a label for a bar.
+    """
+    start = {graph.nodes[0].name: Both(images.expand(steps_of(graph, timesteps), *images.shape), images)}
+    with torch.no_grad():
+        nodes = walk(graph.nodes, start, timesteps, visit, progress)[0]
+    return replace(graph, nodes=nodes)
+
+
+def steps_of(graph: Graph, timesteps: int) -> int:
+    """The steps that have to be looked at one by one: 1 where only the counts matter."""
+    return 1 if order_free(graph) else timesteps
+
+
+def order_free(graph: Graph) -> bool:
+    """Whether spike counts depend on nothing but the total charge, so that one pass over mean currents gives them.
+
+    So it is where every neuron layer is phased, or streaming under a constant current; with reset by subtraction, no
+    decay, no time-indexed correction and no differential coding.
+    """
+    return bool(graph.neurons) and all(_order_free(graph, node) for node in graph.neurons)
+
+
+def _order_free(graph: Graph, node: Node) -> bool:
+    op = node.op
+    assert isinstance(op, Neuron)
+    constant = all(name in graph.static for name in node.inputs)
+    plain = op.reset == "subtract" and op.decay == 1.0 and not op.differential
+    unindexed = op.correction is None or op.correction.ndim == 1
+    return plain and unindexed and (op.schedule == "phased" or constant)
+
+
+def affordable(graph: Graph, images: Tensor, timesteps: int) -> int:
+    """How many images fit in memory for all steps at once, at least 8."""
+    sizes = [value[0].numel() for _, value in graph.activations(images[:1])]
+    return max(8, min(len(images), ROOM // (max(sizes) * steps_of(graph, timesteps))))
+
+
+def walk(
+    nodes: Iterable[Node], values: Mapping[str, Both], timesteps: int, visit: Visit, progress: str = ""
+) -> tuple[tuple[Node, ...], dict[str, Both]]:
+    """Go through ``nodes`` from ``values`` on: the nodes as visited, and the values that no node of them read."""
+    nodes = tuple(nodes)
+    values = dict(values)
+    last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
+    done: list[Node] = []
+    for index, node in enumerate(bar(nodes, progress, "node")):
+        if not isinstance(node.op, Input):
+            inputs = [values[name] for name in node.inputs]
+            op, values[node.name] = _through(node, inputs, timesteps, visit)
+            node = replace(node, op=op)
+        done.append(node)
+        for name in [name for name in values if last.get(name, len(nodes)) <= index]:
+            del values[name]
+    return tuple(done), values
+
+
+def _through(node: Node, inputs: list[Both], timesteps: int, visit: Visit) -> tuple[Op, Both]:
+    op: Op = node.op
+    analog = op.run(*(value.analog for value in inputs))
+    if isinstance(op, Neuron):
+        currents = inputs[0].spiking
+        for other in inputs[1:]:
+            currents = currents + other.spiking
+        op = visit(node, currents, analog)
+        assert isinstance(op, Neuron)
+        return op, Both(respond(op, currents, timesteps), analog)
+    if isinstance(op, Readout):
+        op = visit(node, inputs[0].spiking, inputs[0].analog)
+        return op, Both(inputs[0].spiking, analog)
+    return op, Both(propagate(op, [value.spiking for value in inputs]), analog)
+
+
+def propagate(op: Op, inputs: list[Tensor]) -> Tensor:
+    """An operation without neurons over spiking values ``[S, B, *]``; constant ones are computed once."""
+    steps, batch = inputs[0].shape[:2]
+    if isinstance(op, SpikingMaxPool2d):
+        if steps == 1:
+            return op.run(inputs[0][0])[None]
+        return op.advance(inputs, None)[0]
+    if isinstance(op, SYNAPSES):
+        op = compensated(op)
+    if steps > 1 and all(value.stride(0) == 0 for value in inputs):
+        out = op.run(*(value[0] for value in inputs))
+        return out.expand(steps, *out.shape)
+    folded = [value.reshape(steps * batch, *value.shape[2:]) for value in inputs]
+    parts = zip(*(value.split(PART) for value in folded), strict=True)
+    out = torch.cat([op.run(*part) for part in parts])
+    return out.view(steps, batch, *out.shape[1:])
+
+
+def respond(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
+    """What a neuron layer sends on, ``[S, B, *]``, for currents without its correction; for S = 1 < T mean rates."""
+    bias = op.correct(0, len(currents), currents.ndim)
+    if len(currents) == 1 < timesteps:
+        mean = currents[0] if bias is None else currents[0] + bias
+        return op.emit(op.settled(mean * timesteps, timesteps) / timesteps)[None]
+    spikes, _ = op.advance([currents], None, bias=bias)
+    return op.emit(spikes.flatten(0, 1)).view(spikes.shape)
