@@ -73,9 +73,10 @@ def integrate_and_fire(
     """
     if reset not in ("subtract", "zero"):
         raise InvalidData(f"cuda kernel: reset, got {reset!r}; expected 'subtract' or 'zero'. Choose one of them.")
+    binary = check_alphabet(v, levels, emitted, reset, spike_dtype)
     if v.device.type != "cuda":
         raise InvalidData(f"cuda kernel: membrane, got one on {v.device}; expected a CUDA device. Move it there.")
-    if not check_alphabet(v, levels, emitted, reset, spike_dtype):
+    if not binary:
         raise InvalidData("cuda kernel: alphabet, got another than the binary one; expected that. Use the reference.")
     hard = reset == "zero"
     spikes, after = torch.ops.s_resnet.integrate_and_fire(

@@ -51,8 +51,9 @@ struct Parameters {
     }
 
     static void spread(const Layer& l, const void* values, V missing, int64_t first, int64_t n, std::vector<V>& to) {
-        to.assign(n, missing);
-        for (int64_t j = 0; values && j < n; j++) to[j] = ((const V*)values)[(first + j) / l.inner % l.channels];
+        const V* given = (const V*)values;
+        to.assign(n, given && l.inner != 1 ? given[first / l.inner % l.channels] : missing);
+        for (int64_t j = 0; given && l.inner == 1 && j < n; j++) to[j] = given[(first + j) % l.channels];
     }
 };
 

@@ -1,6 +1,5 @@
 // The membrane update on the CPU for currents that are in memory: a block of neurons stays in the first cache over the
 // whole chunk of steps, so that memory sees each current once, each spike once, and the membrane twice.
-#include <cmath>
 #include <type_traits>
 
 #include "layer.h"
@@ -51,8 +50,8 @@ const V* as(int32_t type, const void* from, int64_t at, V* room, int64_t n) {
     return room;
 }
 
-template <typename V>
-void store(int32_t type, const V* k, void* to, int64_t at, int64_t n) {
+// Emissions in the type that the next layer reads.
+inline void store(int32_t type, const int16_t* k, void* to, int64_t at, int64_t n) {
     switch (type) {
         case FLOAT32: return convert(k, (float*)to + at, n);
         case BFLOAT16: return convert(k, (Bf16*)to + at, n);
@@ -62,18 +61,21 @@ void store(int32_t type, const V* k, void* to, int64_t at, int64_t n) {
     }
 }
 
-// Exact for whole numbers too, and done on whole vectors: 53 bits are more than twice the quotient's.
-inline float quotient(float v, float threshold) { return floorf(v / threshold); }
-inline int32_t quotient(int32_t v, int32_t threshold) { return (int32_t)floor((double)v / threshold); }
+inline float quotient(float v, float threshold) { return v / threshold; }
+// Rounded down. Exact, and done on whole vectors: 53 bits are more than enough for a quotient of 32-bit numbers.
+inline int32_t quotient(int32_t v, int32_t threshold) {
+    const int32_t cut = (int32_t)((double)v / threshold);
+    return cut - (cut * threshold > v);
+}
 
 // The powers of two that all |k| are sums of. Bits are added side by side: not every processor counts them in vectors.
-template <typename V>
-int32_t amplitudes(const V* k, int64_t n) {
+inline int32_t amplitudes(const int16_t* k, int64_t n) {
     int32_t count = 0;
     for (int64_t j = 0; j < n; j++) {
-        const uint32_t all = (uint32_t)(int32_t)(k[j] < 0 ? -k[j] : k[j]);
-        const uint32_t pairs = all - (all >> 1 & 0x55), fours = (pairs & 0x33) + (pairs >> 2 & 0x33);
-        count += (int32_t)((fours & 15) + (fours >> 4));
+        const uint16_t all = (uint16_t)(k[j] < 0 ? -k[j] : k[j]);
+        const uint16_t pairs = (uint16_t)(all - (all >> 1 & 0x55));
+        const uint16_t fours = (uint16_t)((pairs & 0x33) + (pairs >> 2 & 0x33));
+        count += (fours & 15) + (fours >> 4);
     }
     return count;
 }
@@ -81,12 +83,17 @@ int32_t amplitudes(const V* k, int64_t n) {
 // What a thread has for its block of neurons, in the first cache.
 template <typename V>
 struct Room {
-    std::vector<V> v, emitted, current, shortcut, k;
+    std::vector<V> v, emitted, current, shortcut;
+    std::vector<int16_t> k;
     std::vector<uint8_t> fired;
 
     Room(const Layer& l, int64_t block) : v(block) {
-        if (l.rule < LEVELS) fired.resize(block);
-        else for (auto* each : {&emitted, &current, &shortcut, &k}) each->resize(block);
+        if (l.rule < LEVELS) {
+            fired.resize(block);
+        } else {
+            for (auto* each : {&emitted, &current, &shortcut}) each->resize(block);
+            k.resize(block);
+        }
     }
 };
 
@@ -94,7 +101,8 @@ template <typename V, Rule RULE>
 void advance_levels(const Layer& l, const Parameters<V>& p, int64_t image, int64_t first, int64_t n, Room<V>& room) {
     const int64_t at = image * l.neurons + first;
     const V decay = (V)l.decay, most = (V)l.most, *threshold = p.threshold.data(), *bias = p.bias.data();
-    V *__restrict v = room.v.data(), *__restrict c = room.emitted.data(), *__restrict k = room.k.data();
+    V *__restrict v = room.v.data(), *__restrict c = room.emitted.data();
+    int16_t* __restrict k = room.k.data();
     memcpy(v, (const V*)l.v + at, n * sizeof(V));
     if (RULE == SIGNED) memcpy(c, (const V*)l.emitted + at, n * sizeof(V));
     for (int64_t t = 0; t < l.steps; t++) {
@@ -105,7 +113,7 @@ void advance_levels(const Layer& l, const Parameters<V>& p, int64_t image, int64
             for (int64_t j = 0; j < n; j++) v[j] = v[j] + shortcut[j] * p.scale[j];
         }
         for (int64_t j = 0; j < n; j++)
-            k[j] = emit<V, RULE>(v[j], c[j], quotient(v[j], threshold[j]), threshold[j], most);
+            k[j] = (int16_t)emit<RULE>(v[j], c[j], quotient(v[j], threshold[j]), threshold[j], most);
         store(l.spike_type, k, l.spikes, at + t * l.images * l.neurons, n);
         if (l.counts) add_count(l, t, image, amplitudes(k, n));
     }

@@ -30,15 +30,17 @@ SRESNET_INLINE bool fire(V& v, V threshold) {
     return fired;
 }
 
-// What a neuron of the other rules emits, in thresholds, and its membrane after that. k: v / threshold rounded down;
-// c: what a signed neuron has emitted. First what is too low: a membrane that is not a number emits the lowest.
-template <typename V, Rule RULE>
-SRESNET_INLINE V emit(V& v, V& c, V k, V threshold, V most) {
-    const V low = RULE == SIGNED ? (c < most ? -c : -most) : V(0);
-    k = k > low ? k : low;
-    k = k < most ? k : most;
-    v = v - threshold * k;
-    if (RULE == SIGNED) c = c + k;
+// What a neuron of the other rules emits, in thresholds, and its membrane after that. q: v / threshold, for floats not
+// rounded yet: the limits are whole, so that it may be held to them first; what is not a number goes to the lower one.
+// c: what a signed neuron has emitted. Cut off and corrected rather than floor(), which some compilers do lane by lane.
+template <Rule RULE, typename V>
+SRESNET_INLINE int emit(V& v, V& c, V q, V threshold, V most) {
+    const V low = RULE == SIGNED ? -(c < most ? c : most) : V(0);
+    q = q > low ? q : low;
+    q = q < most ? q : most;
+    const int cut = (int)q, k = RULE == SIGNED ? cut - ((V)cut > q) : cut;
+    v = v - threshold * (V)k;
+    if (RULE == SIGNED) c = c + (V)k;
     return k;
 }
 
