@@ -35,7 +35,8 @@ class Calibration:
     """The scale of every activation: ``scales[node]`` is lambda, positive and finite.
 
     ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the
-    nodes that were never above zero and so have a stand-in scale. ``samples`` are not saved. ``rounding`` is the share
+    nodes that were never above zero and so have a stand-in scale. ``samples`` are not saved, nor are ``fitting``, images
+    that passes fit to, ``[B, C, H, W]``, or None: both are calibration images, and no image is in both. ``rounding`` is the share
     of its activations that a layer running T steps is expected to lose, times T; known from ``"batchnorm"``.
     """
 
@@ -46,6 +47,7 @@ class Calibration:
     silent: tuple[str, ...] = ()
     samples: Samples | None = None
     rounding: float | None = None
+    fitting: Tensor | None = None
 
     def summary(self) -> dict[str, Any]:
         """What an artifact keeps of it."""
@@ -54,6 +56,7 @@ class Calibration:
             "percentile": self.percentile,
             "images": self.images,
             "held_out": 0 if self.samples is None else len(self.samples.images),
+            "fitted": 0 if self.fitting is None else len(self.fitting),
             "scales": dict(self.scales),
             "silent": list(self.silent),
         }
@@ -65,7 +68,12 @@ def calibrated_nodes(graph: Graph) -> list[str]:
 
 
 def calibrate(
-    graph: Graph, batches: Batches, percentile: float = 99.9, held_out: int = 0, progress: bool = False
+    graph: Graph,
+    batches: Batches,
+    percentile: float = 99.9,
+    held_out: int = 0,
+    progress: bool = False,
+    fitting: int = 0,
 ) -> Calibration:
     """The exact ``percentile`` of every ReLU output and of the logits over all calibration images, zeros included.
 
@@ -81,6 +89,7 @@ def calibrate(
         percentile: in percent, above 0 and at most 100.
         held_out: how many of the first images (at most half) to leave out and return as ``samples``.
         progress: show a bar on stderr when it is a terminal.
+        fitting: how many of the other images, at most, to return for passes that fit to images.
 
     Raises:
         InvalidData: a one-shot iterator, no images, images that do not fit, or values that are not finite.
@@ -121,7 +130,8 @@ def calibrate(
         rank = ranks[name] - int(upper[name][: bucket[name]].sum())
         low = min(int(torch.searchsorted(lower[name].cumsum(0), rank)), HALF - 1)
         values[name] = _value(((bucket[name] - HALF // 2) << 16) | low)
-    return _calibration(values, percentile, counted[0], "data", samples)
+    found = _calibration(values, percentile, counted[0], "data", samples)
+    return replace(found, fitting=_others(batches, kept_apart, fitting) if fitting else None)
 
 
 def _check_percentile(percentile: float) -> None:
@@ -218,6 +228,22 @@ def _first_images(batches: Batches, count: int) -> Samples | None:
     if not all(torch.isfinite(batch).all() for batch in images):
         raise InvalidData("calibrate: got images that are not finite; expected numbers. Check the images.")
     return Samples(torch.cat(images)[:count], torch.cat(labels)[:count] if len(labels) == len(images) else None)
+
+
+def _others(batches: Batches, kept_apart: list[int], count: int) -> Tensor:
+    """The first ``count`` images that are not kept apart."""
+    found: list[Tensor] = []
+    missing, waiting = count, Counter(kept_apart)
+    for batch in batches:
+        images = _images(batch)
+        marks = _marks(images)
+        free = [index for index, mark in enumerate(marks) if not waiting[mark]][:missing]
+        waiting.subtract(mark for mark in marks if waiting[mark])
+        found.append(images[free])
+        missing -= len(free)
+        if not missing:
+            break
+    return torch.cat(found)
 
 
 def _labels(batch: Any, count: int) -> list[Tensor]:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .graph import Graph
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import SYNAPSES, Input, Node, Op, compensated
-from .progress import bar
 
 # Values of the largest layer, over all steps and images, that are in memory at a time.
 ROOM = 2**28
@@ -89,7 +89,8 @@ def walk(
     values = dict(values)
     last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
     done: list[Node] = []
-    for index, node in enumerate(bar(nodes, progress, "node")):
+    bar = tqdm(nodes, desc=progress, unit="node", leave=False, disable=None if progress else True)
+    for index, node in enumerate(bar):
         if not isinstance(node.op, Input):
             inputs = [values[name] for name in node.inputs]
             op, values[node.name] = _through(node, inputs, timesteps, visit)

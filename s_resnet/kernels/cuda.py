@@ -26,7 +26,7 @@ MEMBRANES = {torch.float32: "float", torch.int32: "int"}
 AHEAD = 4  # steps whose currents are on their way while one is computed
 LIMIT = 2**31
 # What a network in half precision runs most; also the instance that shows whether the device can run any.
-PROBE = ("f16", "f32", "f16", "float", "8", "true", "false", "false", "ONE", "EACH", "NONE", str(AHEAD))
+PROBE = ("f16", "f32", "f16", "float", "8", "true", "false", "SUBTRACT", "ONE", "EACH", "NONE", str(AHEAD))
 
 _torch_library: Any = library  # its types differ between versions of torch
 _library = _torch_library.Library("s_resnet", "FRAGMENT")
@@ -35,7 +35,8 @@ _tags = [getattr(torch.Tag, name, None) for name in ("pt2_compliant_tag", "needs
 _exact = getattr(torch.Tag, "needs_exact_strides", None)
 _library.define(
     "integrate_and_fire(Tensor current, Tensor v, Tensor threshold, float decay, bool hard, Tensor? bias, "
-    "Tensor? shortcut, Tensor? shortcut_scale, ScalarType? spike_dtype, Tensor(a!)? counts) -> (Tensor, Tensor)",
+    "Tensor? shortcut, Tensor? shortcut_scale, ScalarType? spike_dtype, Tensor(a!)? counts, int levels=1, "
+    "Tensor? emitted=None) -> (Tensor, Tensor)",
     tags=[tag for tag in (_tags[0], _exact or _tags[1]) if tag is not None],
 )
 
@@ -65,7 +66,7 @@ def integrate_and_fire(
         The same current at every step may have stride 0 in time.
     v: ``[B, *]`` float32 or int32, contiguous or channels_last. The spikes take its layout.
     threshold, bias, shortcut_scale: one number or one per channel (dimension 1).
-    shortcut: as ``current``. counts: int32 ``[T, B]``, contiguous.
+    shortcut: as ``current``. counts: int32 ``[T, B]``, contiguous. emitted: copied where it does not lie as ``v`` does.
 
     Raises:
         InvalidData: a layout, dtype, shape or device that the kernel does not take.
@@ -73,14 +74,11 @@ def integrate_and_fire(
     """
     if reset not in ("subtract", "zero"):
         raise InvalidData(f"cuda kernel: reset, got {reset!r}; expected 'subtract' or 'zero'. Choose one of them.")
-    binary = check_alphabet(v, levels, emitted, reset, spike_dtype)
     if v.device.type != "cuda":
         raise InvalidData(f"cuda kernel: membrane, got one on {v.device}; expected a CUDA device. Move it there.")
-    if not binary:
-        raise InvalidData("cuda kernel: alphabet, got another than the binary one; expected that. Use the reference.")
     hard = reset == "zero"
     spikes, after = torch.ops.s_resnet.integrate_and_fire(
-        current, v, threshold, decay, hard, bias, shortcut, shortcut_scale, spike_dtype, counts
+        current, v, threshold, decay, hard, bias, shortcut, shortcut_scale, spike_dtype, counts, levels, emitted
     )
     return spikes, after
 
@@ -145,6 +143,8 @@ def plan(
     counts: Tensor | None,
     spikes: Tensor,
     after: Tensor,
+    levels: int = 1,
+    emitted: Tensor | None = None,
     block: int = nvrtc.BLOCK,
 ) -> Plan:
     """Choose the instance and the arguments for a chunk of at least one step of at least one neuron.
@@ -154,14 +154,17 @@ def plan(
     neurons, (last, span) = v[0].numel(), _layout(v)
     strides = [_strides("current", current, v, len(spikes))]
     strides.append((0, 0) if shortcut is None else _strides("shortcut", shortcut, v, len(spikes)))
-    _check(v, spikes, counts, (current, threshold, bias, shortcut, shortcut_scale), decay)
+    check_alphabet(v, levels, emitted, "zero" if hard else "subtract", spikes.dtype)
+    _check(v, spikes, counts, (current, threshold, bias, shortcut, shortcut_scale, emitted), decay)
+    if emitted is not None and emitted.stride() != v.stride():
+        emitted = torch.empty_like(v).copy_(emitted)
     kinds, values = [], []
     for name, value in (("threshold", threshold), ("bias", bias), ("shortcut_scale", shortcut_scale)):
         kinds.append(_kind(name, value, v))
         values.append(None if value is None else value.to(v.dtype).contiguous())
     if shortcut is not None and shortcut_scale is None:
         kinds[2] = "BARE"
-    streams = (current, shortcut, v, after, spikes)
+    streams = (current, shortcut, v, emitted, after, spikes)
     # 16 bytes: 8 halves or 4 floats (8 of these, and registers spill); one by one where vectors would straddle images.
     wide = 8 if all(x is None or x.element_size() < 4 for x in (current, shortcut)) else 4
     width = wide if neurons % wide == 0 and all(map(_aligned, streams)) else 1
@@ -171,15 +174,17 @@ def plan(
     if max(neurons, blocks, *strides[0], *strides[1]) >= LIMIT:
         raise InvalidData(f"cuda kernel: got {neurons} neurons x {len(v)} images; expected fewer. Use a smaller batch.")
     types = [TYPES[current.dtype], TYPES[torch.float32 if shortcut is None else shortcut.dtype], TYPES[spikes.dtype]]
-    flags = [str(flag).lower() for flag in (last, decay != 1.0, hard)]
-    ahead = 1 if len(spikes) == 1 else AHEAD
-    parts = [*types, MEMBRANES[v.dtype], str(width), *flags, *kinds, str(ahead)]
+    flags = [str(flag).lower() for flag in (last, decay != 1.0)]
+    rule = "SIGNED" if emitted is not None else "LEVELS" if levels > 1 else "ZERO" if hard else "SUBTRACT"
+    # Memories and quotients take registers too: four steps of eight halves ahead, and they spill.
+    ahead = 1 if len(spikes) == 1 else AHEAD // 2 if width == 8 and rule in ("LEVELS", "SIGNED") else AHEAD
+    parts = [*types, MEMBRANES[v.dtype], str(width), *flags, rule, *kinds, str(ahead)]
     return Plan(
         _instance(*parts),
         blocks,
         (
-            *(current, shortcut, v, *values, after, spikes, counts, float(decay)),
-            *(len(spikes), len(v), neurons, span, int(whole), per_image, *strides[0], *strides[1]),
+            *(current, shortcut, v, emitted, *values, after, spikes, counts, float(decay)),
+            *(2**levels - 1, len(spikes), len(v), neurons, span, int(whole), per_image, *strides[0], *strides[1]),
         ),
     )
 
@@ -264,7 +269,7 @@ def _names() -> str:
 
 def _instance(*parameters: str) -> str:
     """The template instance; types and kinds with their namespace, since NVRTC reads the name outside of it."""
-    ours = {*TYPES.values(), "NONE", "ONE", "EACH", "BARE"}
+    ours = {*TYPES.values(), "NONE", "ONE", "EACH", "BARE", "SUBTRACT", "ZERO", "LEVELS", "SIGNED"}
     return f"sresnet::membrane<{', '.join(f'sresnet::{p}' if p in ours else p for p in parameters)}>"
 
 
@@ -279,6 +284,8 @@ def _run(
     shortcut_scale: Tensor | None,
     spike_dtype: torch.dtype | None,
     counts: Tensor | None,
+    levels: int = 1,
+    emitted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator on a CUDA device."""
     if current.shape[1:] != v.shape:
@@ -302,6 +309,8 @@ def _run(
             counts=counts,
             spikes=spikes,
             after=after,
+            levels=levels,
+            emitted=emitted,
         )
         nvrtc.loaded(todo.instance, v.device.index)(todo.blocks, todo.arguments)
     return spikes, after
@@ -318,6 +327,8 @@ def _fake(
     shortcut_scale: Tensor | None,
     spike_dtype: torch.dtype | None,
     counts: Tensor | None,
+    levels: int = 1,
+    emitted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator's results without values, for torch.compile."""
     return empty_steps(current.shape[0], v, spike_dtype or v.dtype), torch.empty_like(v)

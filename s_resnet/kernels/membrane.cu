@@ -15,12 +15,13 @@ constexpr unsigned ALL = 0xffffffffu;
 // A bias, a threshold or a scale: absent, one for the layer, one per channel; BARE is a shortcut without a scale.
 enum Kind { NONE, ONE, EACH, BARE };
 
-// ---- how numbers lie in memory: SIZE bytes, SPIKE the bits of 1 ----
+// ---- how numbers lie in memory: SIZE bytes, SPIKE the bits of 1, spike() those of k: up to 8 bits, and a sign ----
 
 struct f32 {
     static constexpr int SIZE = 4;
     static constexpr unsigned SPIKE = 0x3f800000u;
     static SRESNET_INLINE float read(unsigned bits) { return __uint_as_float(bits); }
+    static SRESNET_INLINE unsigned spike(int k) { return __float_as_uint((float)k); }
 };
 struct f16 {
     static constexpr int SIZE = 2;
@@ -38,26 +39,35 @@ struct f16 {
         return bits & 0x8000u ? -value : value;
 #endif
     }
+    static SRESNET_INLINE unsigned spike(int k) {
+        const unsigned wide = __float_as_uint((float)k);
+        // Fewer bits of the exponent, whose bias goes from 127 to 15, and of the mantissa, where only zeros are lost.
+        return k == 0 ? 0u : (wide >> 16 & 0x8000u) | ((wide & 0x7fffffffu) - 0x38000000u) >> 13;
+    }
 };
 struct bf16 {
     static constexpr int SIZE = 2;
     static constexpr unsigned SPIKE = 0x3f80u;
     static SRESNET_INLINE float read(unsigned bits) { return __uint_as_float(bits << 16); }
+    static SRESNET_INLINE unsigned spike(int k) { return __float_as_uint((float)k) >> 16; }
 };
 struct i32 {
     static constexpr int SIZE = 4;
     static constexpr unsigned SPIKE = 1u;
     static SRESNET_INLINE int read(unsigned bits) { return (int)bits; }
+    static SRESNET_INLINE unsigned spike(int k) { return (unsigned)k; }
 };
 struct i8 {
     static constexpr int SIZE = 1;
     static constexpr unsigned SPIKE = 1u;
     static SRESNET_INLINE int read(unsigned bits) { return (signed char)bits; }
+    static SRESNET_INLINE unsigned spike(int k) { return (unsigned)k & 0xffu; }
 };
 struct u8 {
     static constexpr int SIZE = 1;
     static constexpr unsigned SPIKE = 1u;
     static SRESNET_INLINE int read(unsigned bits) { return (int)bits; }
+    static SRESNET_INLINE unsigned spike(int k) { return (unsigned)k & 0xffu; }
 };
 
 // ---- vectors: BYTES that are moved in accesses of up to 16, and taken apart in registers ----
@@ -126,6 +136,13 @@ template <> struct Memory<float> : f32 {
 template <> struct Memory<int> : i32 {
     static SRESNET_INLINE unsigned write(int v) { return (unsigned)v; }
 };
+
+// v / threshold; of whole numbers rounded down. IEEE division, whatever the compiler's options say.
+SRESNET_INLINE float quotient(float v, float threshold) { return __fdiv_rn(v, threshold); }
+SRESNET_INLINE int quotient(int v, int threshold) {
+    const int cut = v / threshold;
+    return cut - (cut * threshold > v);
+}
 
 // ---- parameters ----
 
@@ -201,16 +218,16 @@ SRESNET_INLINE void add_counts(int* to, int mine, int steps, int images) {
 
 // I, X, S: how currents, shortcut and spikes lie in memory. V: the membrane, float or int. AHEAD: steps that are read
 // before they are needed. Every [T, B, N] is in one order of neurons; *_time and *_image are strides in images (0: the
-// same at every step, or in every image). blocks: of one image. counts, where given: [T, B].
+// same at every step, or in every image). blocks: of one image. counts, where given: [T, B]. emitted, most: see emit().
 // At most 96 registers, so that 5 blocks, which is 640 threads, share a multiprocessor.
-template <typename I, typename X, typename S, typename V, int WIDTH, bool LAST, bool LEAKY, bool HARD, Kind THRESHOLD,
+template <typename I, typename X, typename S, typename V, int WIDTH, bool LAST, bool LEAKY, Rule RULE, Kind THRESHOLD,
           Kind BIAS, Kind SHORTCUT, int AHEAD>
 __global__ void __launch_bounds__(SRESNET_BLOCK, 5)
     membrane(const void* __restrict__ current, const void* __restrict__ shortcut, const void* __restrict__ v_before,
-             const void* __restrict__ threshold, const void* __restrict__ bias, const void* __restrict__ scale,
-             void* __restrict__ v_after, void* __restrict__ spikes, int* __restrict__ counts, double decay, int steps,
-             int images, int neurons, int span, int whole, int blocks, int current_time, int current_image,
-             int shortcut_time, int shortcut_image) {
+             const void* __restrict__ emitted, const void* __restrict__ threshold, const void* __restrict__ bias,
+             const void* __restrict__ scale, void* __restrict__ v_after, void* __restrict__ spikes,
+             int* __restrict__ counts, double decay, int most, int steps, int images, int neurons, int span, int whole,
+             int blocks, int current_time, int current_image, int shortcut_time, int shortcut_image) {
     constexpr bool BRANCH = SHORTCUT != NONE;
     const int image = blockIdx.x / blocks;
     const unsigned first = (blockIdx.x % blocks * SRESNET_BLOCK + threadIdx.x) * WIDTH;
@@ -236,7 +253,7 @@ __global__ void __launch_bounds__(SRESNET_BLOCK, 5)
     in += AHEAD * in_step;
     in_branch += AHEAD * branch_step;
 
-    V v[WIDTH];
+    V v[WIDTH], memory[RULE == SIGNED ? WIDTH : 1] = {};
     Values<V, THRESHOLD, WIDTH, LAST> theta;
     Values<V, BIAS, WIDTH, LAST> constant;
     Values<V, SHORTCUT, WIDTH, LAST> weight;
@@ -244,6 +261,11 @@ __global__ void __launch_bounds__(SRESNET_BLOCK, 5)
         const Bits<WIDTH * 4> bits = load<WIDTH * 4>(static_cast<const char*>(v_before) + at * 4);
 #pragma unroll
         for (int k = 0; k < WIDTH; k++) v[k] = Memory<V>::read(bits.template get<4>(k));
+        if constexpr (RULE == SIGNED) {
+            const Bits<WIDTH * 4> before = load<WIDTH * 4>(static_cast<const char*>(emitted) + at * 4);
+#pragma unroll
+            for (int k = 0; k < WIDTH; k++) memory[k] = Memory<V>::read(before.template get<4>(k));
+        }
         theta.set(threshold, first, span, whole);
         constant.set(bias, first, span, whole);
         weight.set(scale, first, span, whole);
@@ -274,9 +296,16 @@ __global__ void __launch_bounds__(SRESNET_BLOCK, 5)
                         const V x = (V)X::read(now_branch.template get<X::SIZE>(k));
                         v[k] = v[k] + (SHORTCUT == BARE ? x : x * weight.get(k));
                     }
-                    const bool fires = fire<V, HARD>(v[k], theta.get(k));
-                    spike.template put<S::SIZE>(k, fires ? S::SPIKE : 0u);
-                    fired += fires;
+                    if constexpr (RULE == SUBTRACT || RULE == ZERO) {
+                        const bool fires = fire<V, RULE == ZERO>(v[k], theta.get(k));
+                        spike.template put<S::SIZE>(k, fires ? S::SPIKE : 0u);
+                        fired += fires;
+                    } else {
+                        const V q = quotient(v[k], theta.get(k));
+                        const int n = emit<RULE>(v[k], memory[RULE == SIGNED ? k : 0], q, theta.get(k), (V)most);
+                        spike.template put<S::SIZE>(k, S::spike(n));
+                        fired += __popc(n < 0 ? -n : n);
+                    }
                 }
                 store(out, spike);
                 out += out_step;

@@ -10,7 +10,7 @@
 
 namespace sresnet {
 
-// What neurons do at their threshold: one spike and reset by subtraction, or to zero; up to `most` thresholds at a time;
+// What neurons do at their threshold: one spike and reset by subtraction, or to zero; up to `most` thresholds at once;
 // or as many back as well, and no more than they have emitted.
 enum Rule { SUBTRACT, ZERO, LEVELS, SIGNED };
 
