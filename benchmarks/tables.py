@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+DATA_SETS = {"cifar10/test": "lossless test", "jpeg-test": "JPEG test", "imagenet": "ImageNet val"}
+ALPHABETS = {"signed": "-1, 0, 1", "multilevel": "powers of two"}  # of the recipes whose spikes are not 0, 1
+PEER = "spikingjelly"
 
 
 def lines(name: str) -> list[dict[str, Any]]:
@@ -35,7 +38,7 @@ def conversion() -> str:
         top1 = {row["timesteps"]: row["top1"] for row in report["snn"]}
         cells = [f"{100 * top1[t]:.2f}" if t in top1 else "" for t in (64, 128, 256, 350)]
         last = max(top1)
-        data = "lossless test" if line["data"] == "cifar10/test" else "JPEG test"
+        data = DATA_SETS[line["data"]]
         source = "1,024 images" if "--calibration" in line["convert"] else "no data"
         arithmetic = "int8" if "--weights int8" in line["convert"] else report.get("precision", "float32")
         rows.append(
@@ -98,21 +101,113 @@ def peer_memory() -> str:
     return "\n".join(rows) if len(rows) > 2 else "Not measured."
 
 
+Group = dict[str, dict[int, dict[str, Any]]]  # recipe, T, line
+
+
+def few_steps(name: str) -> dict[tuple[str, str, int], Group]:
+    """The newest lines of `latency.py` or `imagenet.py` by (network, data, images), then by recipe and T."""
+    groups: dict[tuple[str, str, int], Group] = {}
+    for line in lines(name):
+        if line["question"] == "recipe":
+            group = groups.setdefault((line["network"], line["data"], line["images"]), {})
+            group.setdefault(line["recipe"], {})[line["timesteps"]] = line
+    return groups
+
+
+def with_error(line: dict[str, Any], value: str = "drop", error: str = "standard_error") -> str:
+    """A figure in points with its standard error."""
+    return f"{line[value]:{'+' if value == 'drop' else ''}.2f} ± {line[error]:.2f}"
+
+
+def drops(groups: Iterable[tuple[tuple[str, str, int], Group]]) -> str:
+    """A row for each network, data set and recipe with the drop at every T that any of them has."""
+    groups = list(groups)
+    columns = sorted({steps for _, group in groups for got in group.values() for steps in got})
+    if not columns:
+        return "Not measured."
+    rows = [
+        f"| network, images | ANN | recipe | spikes | {' | '.join(f'T = {t}' for t in columns)} | steps end to end |",
+        "|---" * (len(columns) + 5) + "|",
+    ]
+    for (network, data, images), group in groups:
+        where = f"{network}, {images:,} {DATA_SETS.get(data, data)}"
+        for recipe, got in group.items():
+            first = got[min(got)]
+            cells = [with_error(got[t]) if t in got else "" for t in columns]
+            rows.append(
+                f"| {where} | {with_error(first, 'ann_top1', 'ann_standard_error')} | {recipe.replace('+', ' + ')} | "
+                f"{ALPHABETS.get(recipe.partition('+')[0], '0, 1')} | {' | '.join(cells)} | "
+                f"{', '.join(str(got[t]['end_to_end_steps']) for t in sorted(got))} |"
+            )
+    return "\n".join(rows)
+
+
+def latency() -> str:
+    """The drop of our recipes at few time steps, on the most images of each data set."""
+    ours = {
+        key: {recipe: got for recipe, got in group.items() if not recipe.startswith(PEER)}
+        for key, group in few_steps("latency").items()
+    }
+    most: dict[tuple[str, str], int] = {}
+    for (network, data, images), group in ours.items():
+        if group:
+            most[network, data] = max(images, most.get((network, data), 0))
+    return drops((key, group) for key, group in ours.items() if group and most[key[:2]] == key[2])
+
+
+def peers_latency() -> str:
+    """SpikingJelly's recipes, and ours where they were evaluated on the same images."""
+    return drops(
+        (key, dict(sorted(group.items(), key=lambda item: not item[0].startswith(PEER))))
+        for key, group in few_steps("latency").items()
+        if any(recipe.startswith(PEER) for recipe in group)
+    )
+
+
+def imagenet() -> str:
+    """The drop on ImageNet."""
+    return drops(few_steps("imagenet").items()) if (HERE / "results" / "imagenet.jsonl").exists() else "Not measured."
+
+
+def ablation() -> str:
+    """The drop with each mechanism of a recipe left out, and with it alone."""
+    found: dict[str, dict[tuple[int, str, int], dict[str, Any]]] = {}
+    for line in lines("latency"):
+        if line["question"] == "ablation":
+            column = (line["timesteps"], line["data"], line["images"])
+            found.setdefault(line["variation"], {})[column] = line
+    columns = sorted({column for got in found.values() for column in got})
+    if not columns:
+        return "Not measured."
+    names = [f"T = {t}, {images:,} {DATA_SETS.get(data, data)}" for t, data, images in columns]
+    rows = [f"| mechanisms | {' | '.join(names)} |", "|---" * (len(columns) + 1) + "|"]
+    for variation, got in found.items():
+        rows.append(f"| {variation} | {' | '.join(with_error(got[c]) if c in got else '' for c in columns)} |")
+    return "\n".join(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
     "speed": speed,
     "peer-memory": peer_memory,
+    "latency": latency,
+    "peers-latency": peers_latency,
+    "ablation": ablation,
+    "imagenet": imagenet,
 }
 
 
 def render(text: str) -> str:
     """The README with its tables as the results have them."""
-    for name, table in TABLES.items():
-        pattern = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        content = table()
-        text, found = pattern.subn(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+    names = re.findall(r"<!-- table:(\S+) -->", text)
+    if not names or len(names) != len(set(names)) or not set(names) <= TABLES.keys():
+        raise SystemExit(f"README.md: got tables {', '.join(names)}; expected each once, of {', '.join(TABLES)}.")
+    for name in names:
+        pattern = re.compile(rf"(<!-- table:{name} -->\n)((?!<!-- table:).)*?(<!-- end -->)", re.DOTALL)
+        content = TABLES[name]()
+        text, found = pattern.subn(lambda match, content=content: f"{match[1]}{content}\n{match[3]}", text)
         if found != 1:
-            raise SystemExit(f"README.md: got {found} places for table {name}; expected one. Add its two markers.")
+            raise SystemExit(f"README.md: got no end of table {name}; expected <!-- end --> after it. Add it.")
     return text
 
 
