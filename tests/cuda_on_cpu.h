@@ -17,6 +17,8 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float __uint_as_float(unsigned bits) { float value; memcpy(&value, &bits, 4); return value; }
 inline unsigned __float_as_uint(float value) { unsigned bits; memcpy(&bits, &value, 4); return bits; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 struct Index { unsigned x; };
 static Index threadIdx, blockIdx;

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
 BLOCK = 64  # two warps: enough for everything that warps do together
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
-POINTERS, INTEGERS = 9, 10
+POINTERS, INTEGERS = 10, 11
 GUARD = 8192  # bytes around every result that must stay as they are: room for all threads of a block to go astray
 
 _kernels = {}
@@ -26,7 +26,7 @@ def kernels(instances, arch=None, source=None):
     """Instances as C functions, compiled together when they are not there yet; with ``__CUDA_ARCH__`` when given."""
     missing = sorted({i for i in instances if (i, arch, source) not in _kernels})
     if missing:
-        types = [*["const void*"] * 6, "void*", "void*", "int*", "double", *["int"] * INTEGERS]
+        types = [*["const void*"] * 7, "void*", "void*", "int*", "double", *["int"] * INTEGERS]
         names = [f"a{i}" for i in range(len(types))]
         lines = [f'#include "{HERE / "cuda_on_cpu.h"}"', f'#include "{source or nvrtc.HERE / "membrane.cu"}"']
         for i, instance in enumerate(missing):
@@ -64,13 +64,14 @@ def guarded(like):
 
 
 def prepare(current, v, *, threshold, decay=1.0, reset="subtract", bias=None, shortcut=None, shortcut_scale=None,
-            spike_dtype=None, counts=None):  # fmt: skip
+            spike_dtype=None, counts=None, levels=1, emitted=None):  # fmt: skip
     """The plan of a launch on CPU tensors, its results, and the check of their guards."""
     spikes, check_spikes = guarded(empty_steps(len(current), v, spike_dtype or v.dtype))
     after, check_after = guarded(torch.empty_like(v))
     plan = cuda.plan(
         current=current, v=v, threshold=threshold, decay=decay, hard=reset == "zero", bias=bias, shortcut=shortcut,
-        shortcut_scale=shortcut_scale, counts=counts, spikes=spikes, after=after, block=BLOCK,
+        shortcut_scale=shortcut_scale, counts=counts, spikes=spikes, after=after, levels=levels,
+        emitted=emitted, block=BLOCK,
     )  # fmt: skip
     return plan, spikes, after, (check_spikes, check_after)
 

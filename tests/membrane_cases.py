@@ -1,7 +1,7 @@
 """Inputs for the membrane kernels: every type, layout, tail and kind of parameter, on dyadic numbers."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,10 +28,13 @@ class Case:
     constant: bool = False
     integer: bool = False
     counted: bool = True
+    levels: int = 1
+    signed: bool = False
 
     def __str__(self):
         names = [str(dtype).removeprefix("torch.") for dtype in (self.current, self.branch, self.spikes)]
-        flags = [name for name in ("last", "constant", "integer", "counted") if getattr(self, name)]
+        flags = [name for name in ("last", "constant", "integer", "counted", "signed") if getattr(self, name)]
+        flags += [f"{self.levels} levels"] * (self.levels > 1)
         return "-".join([*names, self.threshold, self.bias, self.shortcut, str(self.decay), self.reset, *flags])
 
 
@@ -60,7 +63,20 @@ def _some(count, seed=5):
     return cases
 
 
+def _alphabets(count, seed=6):
+    """Cases of every number of levels, with and without signs, in spikes that hold them."""
+    draw = random.Random(seed)
+    cases = []
+    for i, case in enumerate(_some(count, seed)):
+        levels, signed = 1 + i % 8, i % 3 > 0 or i % 8 == 0
+        held = [d for d in SPIKES if not (signed and d == torch.uint8) and not (levels == 8 and d == torch.int8)]
+        spikes = draw.choice((None, *held))
+        cases.append(replace(case, reset="subtract", levels=levels, signed=signed, spikes=spikes))
+    return cases
+
+
 CASES = _some(36)
+ALPHABETS = _alphabets(24)
 
 
 def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
@@ -94,7 +110,9 @@ def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
         branch = branch.abs() if case.branch == torch.uint8 else branch
         branch = branch.clamp(-100, 100) if not case.branch.is_floating_point else branch
     elif case.shortcut != "none":
-        branch = torch.randint(0, 2, (steps, *shape), generator=generator)
+        most = 2**case.levels
+        low = 1 - most if case.signed and case.branch != torch.uint8 else 0
+        branch = torch.randint(low, most, (steps, *shape), generator=generator).clamp(-100, 100)
     settings = {
         "threshold": parameter(case.threshold, 64, 512),
         "decay": case.decay,
@@ -105,6 +123,8 @@ def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
         "spike_dtype": case.spikes,
         # Not from zero: a kernel adds.
         "counts": torch.full((steps, shape[0]), 3, dtype=torch.int32, device=device) if case.counted else None,
+        "levels": case.levels,
+        "emitted": laid(numbers(1, *shape, low=0, high=1280).floor())[0] if case.signed else None,
     }
     return current, v, settings
 
@@ -113,7 +133,7 @@ def run(kernel, current, v, settings):
     """Spikes, membrane and counts of a kernel, which must leave its arguments alone."""
     counts = settings["counts"]
     settings = {**settings, "counts": None if counts is None else counts.clone()}
-    kept = [(x, x.clone()) for x in (current, v, settings["shortcut"]) if x is not None]
+    kept = [(x, x.clone()) for x in (current, v, settings["shortcut"], settings["emitted"]) if x is not None]
     spikes, after = kernel(current, v, **settings)
     assert all(torch.equal(x, copy) for x, copy in kept)
     return spikes, after, settings["counts"]

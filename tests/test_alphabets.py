@@ -3,13 +3,14 @@
 import itertools
 from fractions import Fraction
 
+import cuda_on_cpu
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s_resnet import InvalidData
-from s_resnet.kernels import cpu, cuda, events, host, native, reference
+from s_resnet.kernels import cpu, events, host, native, reference
 
 COMPILED = pytest.mark.skipif(native.compiled()[0] is None, reason=native.compiled()[1])
 KERNELS = pytest.mark.parametrize(
@@ -478,7 +479,7 @@ def test_unsigned_neurons_do_depend_on_the_order():
 # ---- wrong arguments ----
 
 
-@pytest.mark.parametrize("kernel", [reference, cpu, host, cuda, events], ids=lambda k: k.__name__.split(".")[-1])
+@pytest.mark.parametrize("kernel", [reference, cpu, host, cuda_on_cpu, events], ids=lambda k: k.__name__.split(".")[-1])
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from membrane_cases import CASES, FLOATS, SHAPES, STEPS, Case, make, run, same
+from membrane_cases import ALPHABETS, CASES, FLOATS, SHAPES, STEPS, Case, make, run, same
 from torch import library as operators
 
 from s_resnet import BackendUnavailable, kernels
@@ -35,13 +35,13 @@ def test_the_device_runs_the_cuda_kernel():
     assert cuda.path(torch.device("cuda")).endswith(f"sm_{major}{minor})") and "cuda (" in kernels.describe()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *ALPHABETS], ids=str)
 def test_it_equals_the_reference_bit_for_bit(case):
     for seed, (shape, steps) in enumerate(itertools.product(SHAPES, STEPS)):
         assert same(*both(case, shape, steps, seed)), (shape, steps)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *ALPHABETS], ids=str)
 def test_rounding_is_the_references_too(case):
     assert same(*both(case, (2, 24, 7, 9), 33, dyadic=False))
 
@@ -65,15 +65,17 @@ def test_every_16_bit_number_is_read_as_torch_reads_it(dtype):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-def test_results_do_not_depend_on_the_chunk():
-    current, v, o = make(Case(), (3, 64, 14, 14), 21, device="cuda")
+@pytest.mark.parametrize("case", [Case(), Case(levels=3, signed=True)], ids=str)
+def test_results_do_not_depend_on_the_chunk(case):
+    current, v, o = make(case, (3, 64, 14, 14), 21, device="cuda")
     want = run(cuda.integrate_and_fire, current, v, o)
     for chunk in (1, 7, 20):
-        parts, membrane, counts = [], v, o["counts"].clone()
+        parts, membrane, counts, emitted = [], v, o["counts"].clone(), o["emitted"]
         for at in range(0, 21, chunk):
             part = slice(at, at + chunk)
-            given = {**o, "shortcut": o["shortcut"][part], "counts": counts[part]}
+            given = {**o, "shortcut": o["shortcut"][part], "counts": counts[part], "emitted": emitted}
             spikes, membrane = cuda.integrate_and_fire(current[part], membrane, **given)
+            emitted = None if emitted is None else emitted + spikes.sum(0)
             parts.append(spikes)
         assert same((torch.cat(parts), membrane, counts), want)
 
@@ -156,10 +158,13 @@ def test_each_device_runs_its_own():
 # ---- the operator ----
 
 
-@pytest.mark.parametrize("case", [Case(), Case(torch.float16, torch.int8, torch.float16, last=False)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(), Case(torch.float16, torch.int8, torch.float16, last=False, levels=2, signed=True)], ids=str
+)
 def test_the_operator_keeps_its_word(case):
     current, v, o = make(case, (2, 8, 3, 5), 4, device="cuda")
-    rest = (o["bias"], o["shortcut"], o["shortcut_scale"], o["spike_dtype"], o["counts"])
+    names = ("bias", "shortcut", "shortcut_scale", "spike_dtype", "counts", "levels", "emitted")
+    rest = [o[name] for name in names]
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     operator = torch.ops.s_resnet.integrate_and_fire.default
     operators.opcheck(operator, (current, v, o["threshold"], 1.0, False, *rest), test_utils=checks)

@@ -45,7 +45,13 @@ def instances():
         leaks = "false" if v == "int" else leaky
         for last, ahead in itertools.product(("true", "false"), ("1", str(cuda.AHEAD))):
             if (last == "true" and ahead != "1") or (leaky, *kinds) == most:
-                found.append(cuda._instance(current, branch, spikes, v, width, last, leaks, leaks, *kinds, ahead))
+                reset = "ZERO" if leaks == "true" else "SUBTRACT"
+                found.append(cuda._instance(current, branch, spikes, v, width, last, leaks, reset, *kinds, ahead))
+    for (current, branch, spikes, v, width), rule in itertools.product(types, ("LEVELS", "SIGNED")):
+        ahead = str(cuda.AHEAD // 2 if width == "8" else cuda.AHEAD)
+        for last in ("true", "false"):
+            leaks = "false" if v == "int" else "true"
+            found.append(cuda._instance(current, branch, spikes, v, width, last, leaks, rule, *most[1:], ahead))
     return found
 
 
@@ -81,7 +87,7 @@ def test_few_registers_and_nothing_spilled(arch):
 @needs_nvrtc
 def test_the_check_of_spills_sees_them():
     """Eight floats of shortcut, four steps ahead: that is why the plan takes four."""
-    name = cuda._instance("f16", "f32", "f16", "float", "8", "true", "true", "true", "EACH", "EACH", "EACH", "4")
+    name = cuda._instance("f16", "f32", "f16", "float", "8", "true", "true", "ZERO", "EACH", "EACH", "EACH", "4")
     _, log = program("cubin", [name], "sm_90", ptxas_options="-v")
     assert re.search(r"[1-9]\d* bytes spill stores", log)
 
@@ -100,7 +106,7 @@ def ptx_of(name):
 
 @needs_nvrtc
 def test_memory_is_moved_16_bytes_at_a_time_and_nothing_is_contracted():
-    name = cuda._instance("f16", "f16", "f16", "float", "8", "true", "true", "false", "ONE", "NONE", "EACH", "4")
+    name = cuda._instance("f16", "f16", "f16", "float", "8", "true", "true", "SUBTRACT", "ONE", "NONE", "EACH", "4")
     ptx = ptx_of(name)
     loads, stores = re.findall(r"ld\.global\S*", ptx), re.findall(r"st\.global\S*", ptx)
     wide = [load for load in loads if ".v4." in load]
@@ -110,10 +116,18 @@ def test_memory_is_moved_16_bytes_at_a_time_and_nothing_is_contracted():
 
 
 @needs_nvrtc
+@pytest.mark.parametrize("rule", ["LEVELS", "SIGNED"])
+def test_the_quotient_is_ieee_division_and_its_product_is_not_contracted(rule):
+    ptx = ptx_of(cuda._instance("f16", "i8", "i8", "float", "8", "true", "true", rule, "ONE", "NONE", "EACH", "2"))
+    assert len(re.findall(r"div\.rn\.f32", ptx)) >= 8 and not re.search(r"div\.(approx|full)", ptx)
+    assert not re.search(r"fma\S*f32", ptx) and re.search(r"sub\S*f32", ptx)
+
+
+@needs_nvrtc
 def test_cuda_core_compiles_without_contraction_too():
     if nvrtc.compiler()[0] is not nvrtc._compile_by_core:
         pytest.skip("cuda-core is not installed")
-    name = cuda._instance("f32", "f32", "f32", "float", "4", "true", "true", "false", "ONE", "NONE", "EACH", "4")
+    name = cuda._instance("f32", "f32", "f32", "float", "4", "true", "true", "SUBTRACT", "ONE", "NONE", "EACH", "4")
     _, code = nvrtc._compile_by_core(name, "sm_90")
     plain, contracted = (program("cubin", [name], "sm_90", fma=fma)[0] for fma in (False, True))
     assert instructions(code) == instructions(plain) != instructions(contracted)
