@@ -53,7 +53,8 @@ def check_output(path: Path, *inputs: Path) -> None:
     metavar="NAME",
     default="s-resnet",
     show_default=True,
-    help="s-resnet (the paper's) or s-resnet-released (its code's).",
+    help="s-resnet (the paper's), s-resnet-released (its code's); for few steps calibrated, phased, signed, "
+    "multilevel, or auto, which chooses among these.",
 )
 @click.option(
     "--weights",
@@ -66,7 +67,25 @@ def check_output(path: Path, *inputs: Path) -> None:
     "--timesteps",
     metavar="T",
     type=click.IntRange(1),
-    help="The T to tune for; by default the recipe's, 350.",
+    help="The T to tune for; by default the recipe's: 350 for the paper's, 16 or 4 for the others.",
+)
+@click.option(
+    "--reconstruct",
+    is_flag=True,
+    help="Also train the spiking weights to give what the ANN's blocks give, without labels; minutes, and resumed "
+    "after an interruption from OUT.snn.partial. For recipes for few steps.",
+)
+@click.option(
+    "--spikes",
+    type=click.Choice(["binary", "signed", "levels"]),
+    help="For --recipe auto: what the target can send. binary: 0 or 1; signed: also -1; levels: up to 15 either way. "
+    "By default binary.",
+)
+@click.option(
+    "--target-drop",
+    metavar="POINTS",
+    type=float,
+    help="For --recipe auto, in place of --timesteps: find the smallest T that loses no more.",
 )
 @click.option(
     "--percentile",
@@ -107,6 +126,9 @@ def convert(
     recipe: str,
     weights: str,
     timesteps: int | None,
+    reconstruct: bool,
+    spikes: str | None,
+    target_drop: float | None,
     percentile: float | None,
     calibration: str | None,
     calibration_images: int,
@@ -128,6 +150,8 @@ def convert(
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet --weights int8 -o resnet50-int8.snn
       sresnet convert resnet20.th --calibration cifar10:/data --timesteps 128
+      sresnet convert resnet20.th --calibration cifar10:/data --recipe phased --timesteps 8 --reconstruct
+      sresnet convert resnet20.th --calibration cifar10:/data --recipe auto --spikes signed --target-drop 1
       sresnet convert resnet18.pth --input-size 64 --calibration photos/train -o photos.snn
     """
     import s_resnet
@@ -147,6 +171,7 @@ def convert(
             "No --calibration: thresholds and compensation come from the BatchNorm statistics.",
             err=True,
         )
+    partial = Path(f"{target}.partial") if reconstruct else None
     snn = s_resnet.convert(
         loaded.model,
         batches,
@@ -155,6 +180,10 @@ def convert(
         percentile=percentile,
         input_size=preprocessing.size,
         weights=weights,
+        reconstruct=reconstruct,
+        resume=partial,
+        spikes=spikes,
+        target_drop=target_drop,
         progress=True,
     )
     source = {
@@ -165,6 +194,8 @@ def convert(
     }
     snn = snn.with_provenance(source=source, preprocessing=vars(preprocessing), **origin)
     s_resnet.save(snn, target)
+    if partial is not None:
+        partial.unlink(missing_ok=True)
     if batches is not None:
         warn_unreadable(batches.unreadable)
     click.echo(_summary(snn, target))
@@ -205,6 +236,7 @@ def _summary(snn: Any, target: Path) -> str:
     provenance = snn.provenance
     calibration = provenance["calibration"]
     how = f"{calibration['images'] + calibration['held_out']} images"
+    timesteps = provenance["recipe"]["timesteps"]
     if calibration["source"] == "batchnorm":
         how = "BatchNorm statistics"
     compensation = provenance.get("compensation")
@@ -215,7 +247,12 @@ def _summary(snn: Any, target: Path) -> str:
         f"{target}: {provenance['source']['arch']}, recipe {provenance['recipe']['name']}{integer}, "
         f"{len(snn.neurons)} neuron layers, thresholds from {how}{factor}"
     ]
+    waited = snn.end_to_end_steps(timesteps)
+    if waited != timesteps:
+        lines.append(f"T = {timesteps} steps of input, an answer after {waited} steps")
+    if "choice" in provenance:
+        lines.append(provenance["choice"]["reason"])
     if silent:
         lines.append(f"Never active, threshold 1: {', '.join(silent)}")
-    lines.append(f"Next: sresnet evaluate {target} --timesteps {provenance['recipe']['timesteps']}")
+    lines.append(f"Next: sresnet evaluate {target} --timesteps {timesteps}")
     return "\n".join(lines)

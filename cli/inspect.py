@@ -29,19 +29,19 @@ def _header(snn: Any, network: str) -> str:
 
 def _nodes(snn: Any) -> str:
     """One line per node; the scale is what one spike (or unit of current) stands for in the source network."""
-    scales = snn.provenance.get("calibration", {}).get("scales", {})
+    scales = _scales(snn)
     rows: list[tuple[str, ...]] = [("node", "operation", "threshold", "scale", "weights", "inputs")]
     for node in snn.nodes:
         op = node.op
         threshold = f"{float(op.threshold.max()):g}" if hasattr(op, "threshold") else ""
         if threshold and op.integer is not None:
             threshold = f"{int(op.integer.min())} ... {int(op.integer.max())}"
-        scale = f"{scales[node.name]:.4g}" if node.name in scales else ""
+        scale = _range(getattr(op, "scale", None)) or (f"{scales[node.name]:.4g}" if node.name in scales else "")
         weight = getattr(op, "weight", None)
         weights = "" if weight is None else "x".join(map(str, weight.shape)) or "1"
         if weights and getattr(op, "integer", None) is not None:
             weights += f" {str(op.integer.dtype).removeprefix('torch.')}"
-        rows.append((node.name, type(op).__name__, threshold, scale, weights, ", ".join(node.inputs)))
+        rows.append((node.name, type(op).__name__ + _kind(op), threshold, scale, weights, ", ".join(node.inputs)))
     return _table(rows)
 
 
@@ -49,7 +49,7 @@ def _shortcuts(snn: Any) -> str:
     """The shortcut conversion model: what each residual branch is multiplied by."""
     import s_resnet
 
-    scales = snn.provenance.get("calibration", {}).get("scales", {})
+    scales = _scales(snn)
     rows: list[tuple[str, ...]] = [("neuron", "shortcut synapse", "kind", "lambda_in / lambda_out", "lambda_out")]
     for node in snn.neurons:
         if len(node.inputs) < 2:
@@ -60,6 +60,34 @@ def _shortcuts(snn: Any) -> str:
             ratio = float(op.weight.mean()) if kind == "identity" else _ratio(snn, name, scales, node.name)
             rows.append((node.name, name, kind, f"{ratio:.4f}", f"{scales.get(node.name, 1.0):.4g}"))
     return _table(rows) if len(rows) > 1 else "No residual branches."
+
+
+def _scales(snn: Any) -> dict[str, float]:
+    """What one spike of a layer (or unit of the logits) stands for in the source network, in the mean over channels."""
+    scales = dict(snn.provenance.get("calibration", {}).get("scales", {}))
+    for node in snn.neurons:
+        if node.op.scale is not None:
+            scales[node.name] = float(node.op.scale.mean())
+    return scales
+
+
+def _range(scale: Any) -> str:
+    """A scale per channel from its smallest to its largest."""
+    if scale is None:
+        return ""
+    low, high = float(scale.min()), float(scale.max())
+    return f"{low:.4g}" if low == high else f"{low:.4g} ... {high:.4g}"
+
+
+def _kind(op: Any) -> str:
+    """What is special about a neuron layer."""
+    if not hasattr(op, "schedule"):
+        return ""
+    words = [op.schedule] if op.schedule != "streaming" else []
+    words += ["signed"] if op.signed else []
+    words += [f"{op.levels} levels"] if op.levels > 1 else []
+    words += ["differential"] if op.differential else []
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _ratio(snn: Any, name: str, scales: dict[str, float], neuron: str) -> float:

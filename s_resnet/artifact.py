@@ -21,7 +21,7 @@ from .errors import InvalidArtifact, SResNetError
 from .graph import Graph
 from .ops import Node, Op
 
-FORMAT = 3  # 2: whole numbers besides the weights. 3: schedules, alphabets, corrections, spiking weights, readout weights
+FORMAT = 3  # 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what spiking runs alone use
 _KEY = "s_resnet"
 _OPS = {
     kind.__name__: kind

@@ -35,9 +35,10 @@ class Calibration:
     """The scale of every activation: ``scales[node]`` is lambda, positive and finite.
 
     ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the
-    nodes that were never above zero and so have a stand-in scale. ``samples`` are not saved, nor are ``fitting``, images
-    that passes fit to, ``[B, C, H, W]``, or None: both are calibration images, and no image is in both. ``rounding`` is the share
-    of its activations that a layer running T steps is expected to lose, times T; known from ``"batchnorm"``.
+    nodes that were never above zero and so have a stand-in scale. ``rounding`` is the share of its activations that a
+    layer running T steps is expected to lose, times T; known from ``"batchnorm"``.
+    ``samples`` and ``fitting`` are calibration images, for passes that search and for passes that fit,
+    ``[B, C, H, W]``; no image is in both, and neither are saved.
     """
 
     scales: Mapping[str, float]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .calibrate import Batches, Calibration, calibrate, calibrate_from_batchnorm
-from .errors import ConversionError, InvalidData
+from .apply_recipe import apply_recipe
+from .auto import check_wishes, choose_recipe
+from .calibrate import Batches, calibrate, calibrate_from_batchnorm
+from .errors import InvalidData
 from .graph import Graph
 from .ops import Conv2d, MaxPool2d
 from .passes import quantize_weights
@@ -18,6 +20,8 @@ from .trace import trace
 from .version import __version__
 
 HELD_OUT = 64  # at most; calibrate keeps at least half of the images for the statistics
+FITTED = 1024  # images at most that passes fit to
+WATCHED = 256  # at most, held out for recipe "auto" to choose by
 WEIGHTS = ("float32", "int8")
 IMAGENET_SIZED = 128  # pixels; from here on the percentile's default is the paper's for ImageNet
 
@@ -31,6 +35,10 @@ def convert(
     percentile: float | None = None,
     input_size: int | None = None,
     weights: str = "float32",
+    reconstruct: bool = False,
+    resume: str | os.PathLike[str] | None = None,
+    spikes: str | None = None,
+    target_drop: float | None = None,
     progress: bool = False,
 ) -> Graph:
     """Turn a trained ResNet into a spiking network: ``snn(images, timesteps=64)`` gives logits ``[B, N]``.
@@ -40,11 +48,16 @@ def convert(
         calibration_batches: images ``[B, C, H, W]`` as the model wants them, alone or as (images, labels); a list or a
             DataLoader, without random augmentation. The first 64 images (at most half) are kept for the search of the
             compensation, the others give the percentiles. None takes both from the BatchNorm statistics.
-        recipe: a name in :data:`s_resnet.RECIPES`, or a Recipe.
-        timesteps: the T to tune for; by default the recipe's (350, the paper's).
+        recipe: a name in :data:`s_resnet.RECIPES`, ``"auto"``, or a Recipe.
+        timesteps: the T to tune for; by default the recipe's (350, the paper's, for s-resnet).
         percentile: of the activations, in percent; by default 99.9, and 99.99 from 128 pixels on.
         input_size: height and width, used without calibration batches; by default 224 for a network with a max-pool
             stem, else 32.
+        reconstruct: also reconstruct weights and biases on the calibration images, block by block
+            (:func:`s_resnet.passes.reconstruct`); for recipes that fit to images.
+        resume: a file for the reconstruction to go on from after an interruption.
+        spikes, target_drop: for recipe ``"auto"``: the alphabet allowed (``"binary"``, ``"signed"`` or ``"levels"``),
+            and the points of accuracy that may be lost, to choose T by; see :func:`s_resnet.choose_recipe`.
         weights: ``"float32"``, or ``"int8"`` for an integer network (:func:`s_resnet.passes.quantize_weights`).
         progress: show bars on stderr when it is a terminal.
 
@@ -53,16 +66,20 @@ def convert(
 
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352.
     """
-    recipe = find(recipe) if isinstance(recipe, str) else recipe
     if weights not in WEIGHTS:
         raise InvalidData(f"convert: got weights {weights!r}; expected {' or '.join(WEIGHTS)}. Choose one of them.")
-    if weights == "int8":
-        recipe = replace(recipe, steps=(*recipe.steps, Step(quantize_weights)))
-    timesteps = recipe.timesteps if timesteps is None else timesteps
-    if timesteps < 1:
+    if timesteps is not None and timesteps < 1:
+        raise InvalidData(f"convert: got timesteps={timesteps}; expected at least 1. Leave it out for the recipe's.")
+    fixed: Recipe | None = None
+    if recipe == "auto":
+        check_wishes(spikes, target_drop, timesteps)
+    elif spikes is not None or target_drop is not None:
         raise InvalidData(
-            f"convert: got timesteps={timesteps}; expected at least 1. The recipe's own is {recipe.timesteps}."
+            "convert: got spikes or target_drop with a recipe by name; expected them with recipe 'auto', which chooses "
+            "by them. Leave them out, or choose auto."
         )
+    else:
+        fixed = _completed(find(recipe) if isinstance(recipe, str) else recipe, reconstruct, resume, weights)
     example = _example(model, calibration_batches, input_size)
     graph = model if isinstance(model, Graph) else trace(model, example)
     if percentile is None:
@@ -70,8 +87,16 @@ def convert(
     if calibration_batches is None:
         calibration = calibrate_from_batchnorm(graph, percentile)
     else:
-        calibration = calibrate(graph, calibration_batches, percentile, HELD_OUT, progress)
-    snn = apply_recipe(graph, calibration, recipe, timesteps, progress)
+        held_out, fitted = (HELD_OUT, FITTED if fixed.fits else 0) if fixed is not None else (WATCHED, FITTED)
+        calibration = calibrate(graph, calibration_batches, percentile, held_out, progress, fitted)
+    if fixed is not None:
+        snn = apply_recipe(graph, calibration, fixed, timesteps or fixed.timesteps, progress)
+    else:
+        snn = choose_recipe(
+            *(graph, calibration, spikes or "binary", timesteps, target_drop),
+            complete=lambda chosen: _completed(chosen, reconstruct, None, weights),
+            progress=progress,
+        )
     return snn.with_provenance(
         calibration=calibration.summary(),
         input_shape=list(example.shape[1:]),
@@ -79,29 +104,13 @@ def convert(
     )
 
 
-def apply_recipe(
-    graph: Graph, calibration: Calibration, recipe: Recipe, timesteps: int, progress: bool = False
-) -> Graph:
-    """Run the recipe's passes on an analog graph and validate the result.
-
-    Raises ConversionError when a pass that is not optional finds nothing to rewrite.
-    """
-    applied: list[dict[str, Any]] = []
-    for step in recipe.steps:
-        settings = dict(step.settings)
-        if step.name == "compensate":
-            settings = {"timesteps": timesteps, "progress": progress, **settings}
-        before = graph
-        graph = step.run(graph, calibration, **settings)
-        if graph is before and not step.optional:
-            raise ConversionError(
-                f"{step.name}: got nothing to rewrite in this network; expected something, as recipe {recipe.name} "
-                "needs it. Mark the step optional if that is right."
-            )
-        if graph is not before:
-            settings.pop("progress", None)
-            applied.append({"pass": step.name, **settings})
-    return graph.validate().with_provenance(recipe={"name": recipe.name, "timesteps": timesteps, "passes": applied})
+def _completed(recipe: Recipe, reconstruct: bool, resume: str | os.PathLike[str] | None, weights: str) -> Recipe:
+    """The recipe with the steps that were asked for besides."""
+    if reconstruct:
+        recipe = recipe.reconstructed().set("reconstruct", resume=None if resume is None else os.fspath(resume))
+    if weights == "int8":
+        recipe = replace(recipe, steps=(*recipe.steps, Step(quantize_weights)))
+    return recipe
 
 
 def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int | None) -> Tensor:

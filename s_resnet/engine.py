@@ -104,6 +104,8 @@ def _reach(nodes: tuple[Node, ...]) -> int:
             below = int(op.integer.abs().max())
         elif not isinstance(op, Neuron):
             below = max((reach[name] for name in node.inputs), default=0)
+        if isinstance(op, Neuron) and op.integer_correction is not None:
+            below += int(op.integer_correction.abs().max())
         reach[node.name] = below
     return max(reach.values())
 
@@ -140,7 +142,10 @@ def advance(
     step: int,
     encode: Callable[[int], Tensor] | None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Memory]]]:
-    """Run ``timesteps`` steps from ``step`` on: for each chunk its answers ``[S, B, N]``, spikes per layer ``[S, B]`` and the memory."""
+    """Run ``timesteps`` steps from ``step`` on.
+
+    For each chunk its answers ``[S, B, N]``, spikes per layer ``[S, B]``, and the memory.
+    """
     # TF32 multiplies whole numbers up to 2^11 exactly, so an integer network may have it.
     tf32 = plan.integer or plan.precision == "fast"
     with arithmetic(images, tf32):

@@ -39,7 +39,7 @@ Visit = Callable[[Node, Tensor, Tensor], Op]
 
 
 def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "") -> Graph:
-    """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations that ``visit`` chose.
+    """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations ``visit`` chose.
 
     ``visit(node, currents, target)`` is called for every neuron layer and the readout, in execution order: currents
     ``[S, B, *]`` per step without the layer's own correction, target ``[B, *]`` the source network's value (of a
@@ -130,7 +130,7 @@ def propagate(op: Op, inputs: list[Tensor]) -> Tensor:
         out = op.run(*(value[0] for value in inputs))
         return out.expand(steps, *out.shape)
     folded = [value.reshape(steps * batch, *value.shape[2:]) for value in inputs]
-    parts = zip(*(value.split(PART) for value in folded), strict=True)
+    parts = zip(*(torch.split(value, PART) for value in folded), strict=True)
     out = torch.cat([op.run(*part) for part in parts])
     return out.view(steps, batch, *out.shape[1:])
 
@@ -143,3 +143,16 @@ def respond(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
         return op.emit(op.settled(mean * timesteps, timesteps) / timesteps)[None]
     spikes, _ = op.advance([currents], None, bias=bias)
     return op.emit(spikes.flatten(0, 1)).view(spikes.shape)
+
+
+def blocks(graph: Graph) -> list[tuple[Node, ...]]:
+    """The nodes in runs that end at a neuron layer through which everything passes, and what follows the last."""
+    last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
+    found: list[tuple[Node, ...]] = []
+    begin = 0
+    for index, node in enumerate(graph.nodes):
+        alone = all(last.get(before.name, 0) <= index for before in graph.nodes[:index])
+        if isinstance(node.op, Neuron) and alone:
+            found.append(graph.nodes[begin : index + 1])
+            begin = index + 1
+    return [*found, graph.nodes[begin:]] if begin < len(graph.nodes) else found

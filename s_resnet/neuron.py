@@ -43,7 +43,9 @@ class Neuron:
     the same step. Both take the whole window at once.
     levels: n power-of-two amplitudes 1, 2, ... 2^(n-1) thresholds; a step emits up to :attr:`most` thresholds.
     signed: it also takes back, down to ``-most`` a step, what it has emitted in excess, and no more than that.
-    differential: a step stands for the mean of all steps before plus what it emits (:mod:`s_resnet.kernels.differential`).
+    differential: a step stands for the mean of all steps before plus what it emits
+    (:func:`s_resnet.kernels.differential.integrate_and_fire`).
+    scale: what one spike stands for in the units of the source network, 0-dimensional or ``[C]``; set by normalize.
     Source: arXiv:1805.01352 (Hu, Tang, Pan): integrate-and-fire, reset by subtraction.
     """
 
@@ -58,6 +60,7 @@ class Neuron:
     levels: int = 1
     signed: bool = False
     differential: bool = False
+    scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         _one_of("neuron: reset", self.reset, "subtract", "zero")
@@ -68,7 +71,7 @@ class Neuron:
     @property
     def most(self) -> int:
         """The most thresholds that a step emits, ``2^levels - 1``."""
-        return 2**self.levels - 1
+        return (1 << self.levels) - 1
 
     @property
     def binary(self) -> bool:
@@ -95,7 +98,7 @@ class Neuron:
         return count.clamp(0, timesteps * self.most)
 
     def correct(self, first: int, steps: int, ndim: int) -> Tensor | None:
-        """The correction in steps ``first + 1 ... first + steps``, for currents ``[S, B, C, *]`` of ``ndim`` dimensions.
+        """The correction in steps ``first + 1 ... first + steps``, for currents ``[S, B, C, *]`` of ``ndim`` axes.
 
         ``[C, ...]`` where it is the same in all of them, else ``[S, 1, C, ...]``.
         """
@@ -200,9 +203,7 @@ def _ndim(current: Tensor | Currents) -> int:
     return 5 if isinstance(current, Currents) else current.ndim
 
 
-def _total(
-    inputs: Sequence[Tensor | Currents], shortcut: tuple[Tensor, Tensor] | None, bias: Tensor | None
-) -> Tensor:
+def _total(inputs: Sequence[Tensor | Currents], shortcut: tuple[Tensor, Tensor] | None, bias: Tensor | None) -> Tensor:
     """All that arrives at the membrane, ``[S, B, *]``."""
     parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
     if shortcut is not None:

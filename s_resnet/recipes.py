@@ -26,12 +26,34 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to convert: steps in order, and the number of time steps it is meant for."""
+    """A way to convert: steps in order, and the number of time steps it is meant for.
+
+    fits: whether steps are fitted to calibration images, without which the recipe cannot do.
+    """
 
     name: str
     about: str
     timesteps: int
     steps: tuple[Step, ...]
+    fits: bool = False
+
+    def without(self, *steps: str) -> Recipe:
+        """The same recipe without the steps of these names."""
+        return replace(self, steps=tuple(step for step in self.steps if step.name not in steps))
+
+    def reconstructed(self) -> Recipe:
+        """The same recipe with weights and biases reconstructed block by block before its neurons are calibrated.
+
+        Raises ConversionError for a recipe that does not calibrate neurons.
+        """
+        names = [step.name for step in self.steps]
+        if "calibrate_neurons" not in names:
+            fitting = ", ".join(recipe.name for recipe in RECIPES.values() if recipe.fits)
+            raise ConversionError(
+                f"recipe {self.name}: got nothing to reconstruct for; expected one of {fitting}. Choose one of them."
+            )
+        at = names.index("calibrate_neurons")
+        return replace(self, steps=(*self.steps[:at], Step(passes.reconstruct), *self.steps[at:]))
 
     def set(self, step: str, **settings: Any) -> Recipe:
         """The same recipe with other settings of one step: ``recipe.set("relu_to_neuron", reset="zero")``.
@@ -58,6 +80,26 @@ def _recipe(name: str, about: str, initial_potential: float, compensated: bool, 
     return Recipe(name, about, 350, tuple(steps))
 
 
+def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, Any], **calibrated: Any) -> Recipe:
+    """A recipe for few steps: neurons that round, thresholds per channel for that T, corrections from real spikes."""
+    return Recipe(
+        name,
+        about,
+        timesteps,
+        (
+            Step(passes.fold_batchnorm, optional=True),
+            Step(passes.relu_to_neuron, {"initial_potential": 0.5, **neuron}),
+            Step(passes.move_maxpool, optional=True),
+            Step(passes.attach_readout),
+            Step(passes.fit_thresholds),
+            Step(passes.calibrate_neurons, calibrated),
+            Step(passes.fit_readout),
+            Step(passes.normalize),
+        ),
+        fits=True,
+    )
+
+
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -74,6 +116,34 @@ RECIPES: Mapping[str, Recipe] = {
             0.5,
             False,
             "spikes",
+        ),
+        _fitted(
+            "calibrated",
+            "plain neurons, binary spikes, an answer after T steps: thresholds, time-indexed biases and readout fitted",
+            16,
+            {},
+            time_indexed=True,
+        ),
+        _fitted(
+            "phased",
+            "plain neurons, binary spikes, exact counts: a layer takes its whole window of T steps, then fires",
+            16,
+            {"schedule": "phased"},
+            refine=0,
+        ),
+        _fitted(
+            "signed",
+            "spikes in {-1, 0, 1}: a neuron takes back what it fired too early; one step of lag per layer",
+            16,
+            {"schedule": "lagged", "signed": True},
+            refine=0,
+        ),
+        _fitted(
+            "multilevel",
+            "spikes of amplitude 1, 2, 4, 8 and their negatives, for 2 to 8 steps",
+            4,
+            {"signed": True, "levels": 4},
+            refine=0,
         ),
     )
 }

@@ -31,12 +31,15 @@ LEVELS: dict[str, float] = {
     "trace": 4,
     "artifact": 4,
     "calibrate": 4,
+    "lockstep": 4,
     "simulate": 4,
     "export": 4,
     "passes": 5,
     "report": 5,
     "train": 5,
     "recipes": 6,
+    "apply_recipe": 6.3,
+    "auto": 6.6,
     "convert": 7,
 }
 # Files over 400 lines that have a reason to be: none so far.

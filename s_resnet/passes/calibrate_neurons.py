@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from ..calibrate import Calibration
 from ..graph import Graph
-from ..kernels import per_channel
 from ..lockstep import affordable, lockstep, respond
 from ..neuron import Neuron
 from ..ops import Node, Op

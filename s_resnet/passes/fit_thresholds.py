@@ -27,8 +27,8 @@ def fit_thresholds(graph: Graph, calibration: Calibration, timesteps: int = 16) 
 
         Q(x) = threshold / T * clip(floor(T x / threshold + p), 0, T L)
 
-    The threshold that minimizes ``E[(Q(ReLU x) - ReLU x)^2]`` is found on a histogram of the channel's activations (1024
-    bins up to its largest, over all calibration images and pixels), among 80 full scales ``T L threshold / T`` from a
+    The threshold that minimizes ``E[(Q(ReLU x) - ReLU x)^2]`` is found on a histogram of the channel's activations
+    (1,024 bins up to its largest, over all calibration images and pixels), among 80 full scales ``L threshold`` from a
     tenth of the largest activation to all of it. A channel that was never active gets the layer's median.
 
     The analog run is preserved. Source: the grid search of Li et al., ICML 2021 (arXiv:2106.06984), with the quantizer
@@ -61,12 +61,12 @@ def _histograms(graph: Graph, images: Tensor) -> dict[str, tuple[Tensor, Tensor]
     names = {node.name for node in graph.neurons}
     largest: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
-    for batch in images.split(BATCH):
+    for batch in torch.split(images, BATCH):
         for name, value in graph.activations(batch):
             if name in names:
                 peak = value.transpose(0, 1).flatten(1).amax(1)
                 largest[name] = torch.maximum(largest[name], peak) if name in largest else peak
-    for batch in images.split(BATCH):
+    for batch in torch.split(images, BATCH):
         for name, value in graph.activations(batch):
             if name in names:
                 counts[name] = counts.get(name, 0) + _count(value.transpose(0, 1).flatten(1), largest[name])

@@ -36,7 +36,8 @@ def normalize(graph: Graph, calibration: Calibration) -> Graph:
     lambda_out of a synapse is the threshold of the neuron that integrates it (for the last convolution of a residual
     branch and for a projection: of the neuron after the sum), lambda_in the threshold of the neuron that feeds it. An
     identity branch becomes an explicit synapse of weight ``lambda_in / lambda_out``, also where that is 1. The
-    classifier is divided by the scale of the logits, which the readout multiplies back.
+    classifier is divided by the scale of the logits, which the readout multiplies back. Each neuron keeps lambda as its
+    ``scale``.
 
     Spikes are preserved: identical when all thresholds are powers of two, up to rounding otherwise. The analog run
     is preserved up to rounding.
@@ -64,7 +65,8 @@ class _Work:
         if isinstance(op, Neuron):
             target = op.threshold
             inputs = tuple(self.branch(node, name, target) for name in inputs)
-            op, unit = replace(op, threshold=torch.ones(())), target
+            correction = None if op.correction is None else op.correction / target
+            op, unit = replace(op, threshold=torch.ones(()), correction=correction, scale=target), target
         elif isinstance(op, Readout):
             unit = self.unit[inputs[0]]
             op = replace(op, scale=op.scale * unit)
@@ -125,7 +127,13 @@ _CHANNELWISE = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d)
 
 def _rescaled(op: Conv2d | Linear, unit_in: Tensor, unit_out: Tensor) -> Conv2d | Linear:
     """``W * lambda_in / lambda_out`` and ``b / lambda_out``."""
-    weight = op.weight
+    weights = (op.weight, op.spiking_weight)
+    weight, spiking = (None if w is None else _in_units(op, w, unit_in, unit_out) for w in weights)
+    assert weight is not None
+    return replace(op, weight=weight, spiking_weight=spiking, bias=None if op.bias is None else op.bias / unit_out)
+
+
+def _in_units(op: Conv2d | Linear, weight: Tensor, unit_in: Tensor, unit_out: Tensor) -> Tensor:
     if unit_in.ndim:
         groups = op.groups if isinstance(op, Conv2d) else 1
         per_input = unit_in.repeat_interleave(weight.shape[1] * groups // len(unit_in)).view(groups, 1, -1)
@@ -133,8 +141,7 @@ def _rescaled(op: Conv2d | Linear, unit_in: Tensor, unit_out: Tensor) -> Conv2d 
         weight = (weight.view(shape) * per_input.unsqueeze(-1)).view(weight.shape)
     else:
         weight = weight * unit_in
-    weight = weight / unit_out.view(-1, *(1,) * (weight.ndim - 1))
-    return replace(op, weight=weight, bias=None if op.bias is None else op.bias / unit_out)
+    return weight / unit_out.view(-1, *(1,) * (weight.ndim - 1))
 
 
 def _carried(op: Op, unit: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ..calibrate import Calibration
 from ..errors import ConversionError
 from ..graph import Graph
 from ..neuron import Neuron, SpikingMaxPool2d
-from ..ops import Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale
+from ..ops import Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale, compensated
 
 LARGEST = 127  # of int8, used symmetrically
 THRESHOLDS = 2**15  # the largest: finer than that the weights are not
@@ -27,7 +27,8 @@ def quantize_weights(graph: Graph, calibration: Calibration) -> Graph:
 
         W_q = round(theta_k c W)  int8        b_q = round(theta_k b)  int32        shortcut: round(theta_k c w)  int32
 
-    so the neuron's equation holds as it is, in whole numbers, with c the compensation. The first convolution reads the
+    so the neuron's equation holds as it is, in whole numbers, with c the compensation and W what spiking runs use.
+    Corrections become whole numbers as biases do. The first convolution reads the
     images in steps of 1/64 (coarser where its sums would not fit 24 bits) and its currents are rounded once. The
     classifier's weights are int8 in one common step; its currents and the answer stay floating point.
 
@@ -52,11 +53,16 @@ def _threshold(graph: Graph, node: Node) -> Tensor:
             f"{node.name}: got a threshold other than 1, or a decay; expected a normalized integrate-and-fire network. "
             "Run normalize before."
         )
+    if not node.op.binary:
+        raise ConversionError(
+            f"{node.name}: got signed or multi-level spikes; expected spikes in {{0, 1}}. Leave weights as they are, "
+            "or choose the recipe calibrated or phased."
+        )
     largest: Tensor | None = None
     for name in node.inputs:
         op = graph[_source(graph, name)].op
         if isinstance(op, Conv2d):
-            peak = (op.weight * op.gain).abs().flatten(1).amax(1)
+            peak = compensated(op).weight.abs().flatten(1).amax(1)
             largest = peak if largest is None else torch.maximum(largest, peak)
         elif not isinstance(op, Scale):
             raise ConversionError(
@@ -115,15 +121,18 @@ def _neuron(graph: Graph, node: Node) -> str:
 def _quantized(graph: Graph, node: Node, theta: dict[str, Tensor], grid: int) -> Op:
     op = node.op
     if isinstance(op, Neuron):
-        return replace(op, integer=theta[node.name])
+        own, correction = theta[node.name], op.correction
+        whole = None if correction is None else (correction * own).round().to(torch.int32)
+        return replace(op, integer=own, integer_correction=whole)
     if isinstance(op, Input):
         return replace(op, grid=grid)
     if isinstance(op, Linear):
-        step = float((op.weight * op.gain).abs().max()) / LARGEST or 1.0
-        return replace(op, integer=(op.weight * op.gain / step).round().to(torch.int8), integer_step=step)
+        weight = compensated(op).weight
+        step = float(weight.abs().max()) / LARGEST or 1.0
+        return replace(op, integer=(weight / step).round().to(torch.int8), integer_step=step)
     if isinstance(op, Scale):
         own = theta[_neuron(graph, node)]
-        return replace(op, integer=(op.weight * op.gain * own).round().to(torch.int32))
+        return replace(op, integer=(compensated(op).weight * own).round().to(torch.int32))
     if not isinstance(op, Conv2d):
         return op
     own = theta[_neuron(graph, node)]
@@ -138,4 +147,4 @@ def _quantized(graph: Graph, node: Node, theta: dict[str, Tensor], grid: int) ->
 
 
 def _whole_weight(op: Conv2d, theta: Tensor) -> Tensor:
-    return (op.weight * op.gain * theta.view(-1, 1, 1, 1)).round().to(torch.int8)
+    return (compensated(op).weight * theta.view(-1, 1, 1, 1)).round().to(torch.int8)

@@ -14,17 +14,26 @@ from ..ops import Add, Node, ReLU
 
 
 def relu_to_neuron(
-    graph: Graph, calibration: Calibration, initial_potential: float = 0.0, reset: str = "subtract"
+    graph: Graph,
+    calibration: Calibration,
+    initial_potential: float = 0.0,
+    reset: str = "subtract",
+    schedule: str = "streaming",
+    levels: int = 1,
+    signed: bool = False,
+    differential: bool = False,
 ) -> Graph:
-    """Replace every ReLU by a neuron whose threshold is the calibrated scale of that activation.
+    """Replace every ReLU by a neuron that emits up to the calibrated scale of that activation per step.
 
     A residual addition read by nothing but the ReLU disappears: the neuron integrates both branches, and its bias is
     the sum of theirs. The analog run is preserved exactly; the spiking rate of a neuron under constant current x
-    satisfies ``|mean output - clip(x, 0, threshold)| <= threshold / T``.
+    satisfies ``|mean output - clip(x, 0, most threshold)| <= threshold / T``.
 
     Args:
         initial_potential: v(0) as a share of the threshold; 0 is the paper's theory, 0.5 its released code.
         reset: ``"subtract"`` or ``"zero"``.
+        schedule, levels, signed, differential: as in :class:`s_resnet.Neuron`. A layer with no neuron before it sees a
+            constant current, which has no unevenness to wait for: its schedule is ``"streaming"`` in any case.
 
     Raises:
         ConversionError: the calibration lacks a ReLU of this graph, or a setting is out of range.
@@ -37,8 +46,12 @@ def relu_to_neuron(
             "'zero', and a share of the threshold in [0, 1). Change the recipe."
         )
     absorbed: set[str] = set()
+    spiking: set[str] = set()  # nodes with a neuron before them
     nodes: list[Node] = []
     for node in graph.nodes:
+        later = any(name in spiking for name in node.inputs)
+        if later or isinstance(node.op, ReLU):
+            spiking.add(node.name)
         if not isinstance(node.op, ReLU):
             nodes.append(node)
             continue
@@ -46,8 +59,15 @@ def relu_to_neuron(
             raise ConversionError(
                 f"{node.name}: got no calibrated scale; expected one per ReLU. Calibrate this very graph."
             )
-        threshold = torch.tensor(calibration.scales[node.name])
-        nodes.append(Node(node.name, Neuron(threshold, initial_potential, reset), _summands(graph, node, absorbed)))
+        neuron = Neuron(
+            *(torch.tensor(calibration.scales[node.name]), initial_potential, reset),
+            schedule=schedule if later else "streaming",
+            levels=levels,
+            signed=signed,
+            differential=differential,
+        )
+        neuron = replace(neuron, threshold=neuron.threshold / neuron.most)
+        nodes.append(Node(node.name, neuron, _summands(graph, node, absorbed)))
     if not any(isinstance(node.op, ReLU) for node in graph.nodes):
         return graph
     return replace(graph, nodes=tuple(node for node in nodes if node.name not in absorbed))

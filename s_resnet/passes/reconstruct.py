@@ -1,0 +1,246 @@
+"""Pass: weights, biases and thresholds of the spiking network reconstructed block by block, without labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..artifact import load, save
+from ..calibrate import Calibration
+from ..errors import InvalidArtifact
+from ..graph import Graph
+from ..kernels import per_channel
+from ..lockstep import Both, affordable, blocks, propagate, respond, steps_of, walk
+from ..neuron import Neuron, Readout, SpikingMaxPool2d
+from ..ops import Conv2d, Linear, Node, Op, compensated
+from .fit_thresholds import fitting_images
+
+BATCH = 32
+# Learning rates: of a weight in its layer's standard deviations, of a correction in full scales, of a log threshold.
+WEIGHT, CORRECTION, THRESHOLD = 0.01, 0.002, 0.005
+CHECKED = 8  # one image of so many is not trained on, but decides whether the block is better than before
+
+
+def reconstruct(
+    graph: Graph,
+    calibration: Calibration,
+    timesteps: int = 16,
+    steps: int = 500,
+    minutes: float = 30.0,
+    drop: float = 0.5,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Graph:
+    """Train each block's spiking weights, corrections and thresholds to give what the source network's block gives.
+
+    A block lies between two neuron layers through which everything passes (in a ResNet, the ends of its residual
+    blocks). On calibration images it gets what the finished blocks before it really send, and minimizes::
+
+        E[(r - a)^2],   r: the mean output of the real spiking forward over T steps, a: the source's activation
+
+    by Adam, ``steps`` steps of 32 images, the learning rate falling to zero along a cosine. The gradient goes straight
+    through the spikes: with ``u = clip(z / threshold, 0, L)`` of the mean current z, and N the real count, the backward
+    pass sees ``r = threshold (u + (N / T - u).detach())``, so that weights, corrections and thresholds learn. A share
+    ``drop`` of the values that enter is replaced by the source's own, at random, which keeps a block from fitting the
+    noise of these images. One image of eight is kept apart: a block that is no better on those stays as it was.
+
+    What spiking runs use is written beside the source's weights, so the analog run is preserved.
+
+    Args:
+        minutes: the most that all blocks together may take; a block that would take more than its share of what is
+            left gets fewer steps.
+        resume: a file that keeps finished blocks, from which the same call goes on after an interruption.
+
+    Source: block reconstruction, Li et al., ICLR 2021 (arXiv:2102.05426); random dropping of quantization, Wei et al.,
+    ICLR 2022 (arXiv:2203.05740); threshold gradient, Esser et al., ICLR 2020 (arXiv:1902.08153).
+
+    Raises:
+        ConversionError: there are no calibration images.
+        InvalidArtifact: ``resume`` belongs to another network, other images or other settings.
+    """
+    if not graph.neurons:
+        return graph
+    images = fitting_images(calibration, "reconstruct")
+    images = images[: affordable(graph, images, timesteps)]
+    key = _key(graph, images, {"timesteps": timesteps, "steps": steps, "drop": drop})
+    graph, finished = _resumed(graph, resume, key)
+    values = {graph.nodes[0].name: Both(images.expand(steps_of(graph, timesteps), *images.shape), images)}
+    parts = blocks(graph)
+    nodes = list(graph.nodes)
+    deadline = time.monotonic() + 60 * minutes
+    with tqdm(parts, desc="reconstruct", unit="block", leave=False, disable=None if progress else True) as bar:
+        for index, part in enumerate(bar):
+            if index >= finished:
+                allowed = (deadline - time.monotonic()) / (len(parts) - index)
+                part = _Block(part, values, timesteps).train(steps, allowed, drop)
+                first = next(i for i, node in enumerate(nodes) if node.name == part[0].name)
+                nodes[first : first + len(part)] = part
+                graph = replace(graph, nodes=tuple(nodes))
+                if resume is not None:
+                    save(graph.with_provenance(reconstruction={"key": key, "blocks": index + 1}), resume)
+            with torch.no_grad():
+                _, values = walk(part, values, timesteps, lambda node, *_: node.op)
+    return graph
+
+
+def _key(graph: Graph, images: Tensor, settings: Mapping[str, float]) -> str:
+    """What tells one reconstruction from another."""
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    sha.update(images.cpu().contiguous().numpy().tobytes())
+    for node in graph.nodes:
+        for name in ("weight", "bias", "threshold"):
+            value = getattr(node.op, name, None)
+            if value is not None:
+                sha.update(value.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tuple[Graph, int]:
+    """The graph with the blocks that an interrupted call has finished, and how many these are."""
+    if path is None or not Path(path).exists():
+        return graph, 0
+    kept = load(path)
+    entry = kept.provenance.get("reconstruction", {})
+    if entry.get("key") != key:
+        raise InvalidArtifact(
+            f"{path}: got the reconstruction of another network, other images or other settings; expected this one's. "
+            "Delete the file, or repeat the command that it is from."
+        )
+    return replace(graph, nodes=kept.nodes), int(entry["blocks"])
+
+
+class _Block:
+    """A block under training: its nodes, and the leaves that learn, by node and field."""
+
+    def __init__(self, nodes: tuple[Node, ...], values: Mapping[str, Both], timesteps: int) -> None:
+        self.nodes, self.values, self.timesteps = nodes, values, timesteps
+        with torch.no_grad():
+            after = walk(nodes, values, timesteps, lambda node, *_: node.op)[1]
+        self.target = after[nodes[-1].name].analog
+        self.scale = float(self.target.pow(2).mean()) or 1.0
+        self.leaves: dict[str, tuple[Tensor, ...]] = {}
+        self.groups: list[dict[str, object]] = []
+        for node in nodes:
+            self._learn(node)
+
+    def _learn(self, node: Node) -> None:
+        op = node.op
+        if isinstance(op, Conv2d | Linear):
+            weight = compensated(op).weight.clone()
+            self._add(node, (weight, WEIGHT * float(weight.std())))
+        elif isinstance(op, Neuron):
+            threshold = op.threshold.log().clone()
+            correction = torch.zeros_like(threshold) if op.correction is None else op.correction.clone()
+            full = float(op.threshold.mean()) * op.most
+            self._add(node, (threshold, THRESHOLD), (correction, CORRECTION * full))
+
+    def _add(self, node: Node, *leaves: tuple[Tensor, float]) -> None:
+        self.leaves[node.name] = tuple(leaf.requires_grad_() for leaf, _ in leaves)
+        self.groups += [{"params": [leaf], "lr": rate} for leaf, rate in leaves]
+
+    def trained(self) -> tuple[Node, ...]:
+        """The nodes with what has been learned."""
+        return tuple(replace(node, op=_detached(self._op(node))) for node in self.nodes)
+
+    def _op(self, node: Node) -> Op:
+        op = node.op
+        if isinstance(op, Conv2d | Linear):
+            return replace(op, spiking_weight=self.leaves[node.name][0], gain=1.0)
+        if isinstance(op, Neuron):
+            threshold, correction = self.leaves[node.name]
+            return replace(op, threshold=threshold.exp(), correction=correction)
+        return op
+
+    def train(self, steps: int, seconds: float, drop: float) -> tuple[Node, ...]:
+        """The nodes after ``steps`` steps, or as many as fit in ``seconds``; unchanged where that is no better."""
+        count = len(self.target)
+        checked = torch.arange(0, count, CHECKED)
+        learned = torch.tensor([i for i in range(count) if i % CHECKED])
+        before = self._error(checked)
+        generator = torch.Generator().manual_seed(0)
+        optimizer = torch.optim.Adam(self.groups)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        start = time.monotonic()
+        for step in range(steps):
+            share = max(step / steps, (time.monotonic() - start) / max(seconds, 1e-9))
+            if share >= 1:
+                break
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
+            chosen = learned[torch.randint(len(learned), (BATCH,), generator=generator)]
+            loss = self._loss(chosen, drop, generator)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return self.trained() if self._error(checked) < before else self.nodes
+
+    def _error(self, chosen: Tensor) -> float:
+        with torch.no_grad():
+            parts = torch.split(chosen, BATCH)
+            return sum(float(self._loss(part, 0.0, None)) * len(part) for part in parts) / len(chosen)
+
+    def _loss(self, chosen: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:
+        """The mean squared distance to the source on the chosen images, relative to the source's mean square."""
+        mean: dict[str, Tensor] = {}
+        real: dict[str, Tensor] = {}
+        for name, value in self.values.items():
+            spiking, analog = value.spiking[:, chosen], value.analog[chosen]
+            if drop and not value.constant:
+                # The same places at every step, so that what enters is a rate that the source could send.
+                dropped = torch.rand(analog.shape, generator=generator).to(analog.device) < drop
+                spiking = torch.where(dropped, analog, spiking)
+            real[name], mean[name] = spiking, spiking.mean(0)
+        for node in self.nodes:
+            if node.inputs:
+                self._forward(node, mean, real)
+        return (mean[self.nodes[-1].name] - self.target[chosen]).pow(2).mean() / self.scale
+
+    def _forward(self, node: Node, mean: dict[str, Tensor], real: dict[str, Tensor]) -> None:
+        """The node's mean output, with gradient, and its real one over the steps, without."""
+        op = self._op(node)
+        inputs, trains = [mean[name] for name in node.inputs], [real[name] for name in node.inputs]
+        if isinstance(op, Neuron):
+            current = trains[0]
+            for other in trains[1:]:
+                current = current + other
+            with torch.no_grad():
+                real[node.name] = respond(op, current, self.timesteps)
+            mean[node.name] = _through_spikes(op, inputs, real[node.name].mean(0))
+            return
+        if isinstance(op, Readout):
+            mean[node.name] = op.run(*inputs)
+            return
+        with torch.no_grad():
+            real[node.name] = propagate(op, trains)
+        mean[node.name] = (compensated(op) if isinstance(op, Conv2d | Linear) else op).run(*inputs)
+        if isinstance(op, SpikingMaxPool2d):
+            mean[node.name] = mean[node.name] + (real[node.name].mean(0) - mean[node.name]).detach()
+
+
+def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
+    """The layer's mean output ``rate`` with a gradient to its mean inputs, correction and threshold."""
+    total = inputs[0]
+    for other in inputs[1:]:
+        total = total + other
+    threshold = per_channel(op.threshold, total.ndim)
+    assert op.correction is not None
+    u = ((total + per_channel(op.correction, total.ndim)) / threshold).clamp(0, op.most)
+    return threshold * (u + (rate / threshold - u).detach())
+
+
+def _detached(op: Op) -> Op:
+    if isinstance(op, Conv2d | Linear) and op.spiking_weight is not None:
+        return replace(op, spiking_weight=op.spiking_weight.detach())
+    if isinstance(op, Neuron) and op.correction is not None:
+        return replace(op, threshold=op.threshold.detach(), correction=op.correction.detach())
+    return op
