@@ -92,10 +92,9 @@ def without(step: str) -> Variation:
     """A recipe without one of its steps."""
 
     def vary(recipe: Recipe) -> Recipe:
-        left = tuple(s for s in recipe.steps if s.name != step)
-        if len(left) == len(recipe.steps):
+        if step not in [s.name for s in recipe.steps]:
             raise SystemExit(f"recipe {recipe.name}: got no step {step!r}; expected one to leave out. See MECHANISMS.")
-        return replace(recipe, steps=left)
+        return recipe.without(step)
 
     return vary
 
@@ -109,20 +108,26 @@ ABLATED = ("resnet20", "calibrated", (8, 16))
 MECHANISMS: dict[str, Variation] = {  # each: how it is left out of the recipe
     "v(0) = 1/2": setting("relu_to_neuron", initial_potential=0.0),
     "thresholds fitted to T": without("fit_thresholds"),
-    "neurons corrected": without("calibrate_neurons"),
+    "neurons calibrated": without("calibrate_neurons"),
     "readout fitted": without("fit_readout"),
+}
+PARTS: dict[str, Variation] = {  # of a mechanism
+    "search on spike trains": setting("calibrate_neurons", refine=0),
+    "late spikes as many as early ones": setting("calibrate_neurons", evenness=0.0),
+    "correction per step": setting("calibrate_neurons", time_indexed=False),
+    "weights of steps": setting("fit_readout", weighted=False),
 }
 
 
-def variations(mechanisms: Mapping[str, Variation]) -> dict[str, Variation]:
-    """The whole recipe, each mechanism left out, each alone, none."""
+def variations(mechanisms: Mapping[str, Variation], parts: Mapping[str, Variation]) -> dict[str, Variation]:
+    """The whole recipe, each mechanism and each part of one left out, each mechanism alone, none."""
 
     def off(names: Iterable[str]) -> Variation:
         return lambda recipe: functools.reduce(lambda r, name: mechanisms[name](r), names, recipe)
 
     return {
         "all": off(()),
-        **{f"without {name}": off([name]) for name in mechanisms},
+        **{f"without {name}": vary for name, vary in (*mechanisms.items(), *parts.items())},
         **{f"only {name}": off([other for other in mechanisms if other != name]) for name in mechanisms},
         "none": off(mechanisms),
     }
@@ -317,7 +322,7 @@ def measure_ablation(asked: Asked, done: set[Key]) -> Iterator[Line]:
     network, recipe, steps = ABLATED
     named = {"question": "ablation", "network": network, "recipe": recipe}
     for t in asked.timesteps or steps:
-        for variation, vary in variations(MECHANISMS).items():
+        for variation, vary in variations(MECHANISMS, PARTS).items():
             sets = [(data, asked.limited(images)) for data, images in NETWORKS[network].data]
             lines = [{**named, "variation": variation, "timesteps": t, "data": d, "limit": n} for d, n in sets]
             lines = [line for line in lines if key(line) not in done]

@@ -15,7 +15,7 @@ from typing import Any
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 DATA_SETS = {"cifar10/test": "lossless test", "jpeg-test": "JPEG test", "imagenet": "ImageNet val"}
-ALPHABETS = {"signed": "-1, 0, 1", "multilevel": "powers of two"}  # of the recipes whose spikes are not 0, 1
+ALPHABETS = {"signed": "0, ±1", "multilevel": "0, ±1, ±2, ±4, ±8"}  # of the recipes whose spikes are not 0, 1
 PEER = "spikingjelly"
 
 

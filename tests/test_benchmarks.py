@@ -79,18 +79,27 @@ def test_peers_have_their_own_steps():
 
 def test_every_variation_leaves_out_what_its_name_says():
     mechanisms = {name: latency.without(name) for name in ("move_maxpool", "compensate")}
-    found = latency.variations(mechanisms)
+    found = latency.variations(mechanisms, {"part": latency.setting("relu_to_neuron", initial_potential=0.25)})
     whole = s_resnet.RECIPES["s-resnet"]
     assert list(found) == [
-        *("all", "without move_maxpool", "without compensate", "only move_maxpool", "only compensate", "none")
+        *("all", "without move_maxpool", "without compensate", "without part"),
+        *("only move_maxpool", "only compensate", "none"),
     ]
     left = {name: {s.name for s in whole.steps} - {s.name for s in vary(whole).steps} for name, vary in found.items()}
     assert left["all"] == set() and left["none"] == {"move_maxpool", "compensate"}
     assert left["without compensate"] == left["only move_maxpool"] == {"compensate"}
-    changed = latency.setting("relu_to_neuron", initial_potential=0.25)(whole)
-    assert {s.name: s.settings for s in changed.steps}["relu_to_neuron"]["initial_potential"] == 0.25
+    assert {s.name: s.settings for s in found["without part"](whole).steps}["relu_to_neuron"][
+        "initial_potential"
+    ] == 0.25
     with pytest.raises(SystemExit, match="no step 'quantize_weights'"):
         latency.without("quantize_weights")(whole)
+
+
+def test_the_ablation_varies_what_the_recipe_has():
+    whole = s_resnet.RECIPES[latency.ABLATED[1]]
+    found = [vary(whole) for vary in latency.variations(latency.MECHANISMS, latency.PARTS).values()]
+    assert found[0] == whole
+    assert len({str(recipe.steps) for recipe in found}) == len(found) == 14
 
 
 # ---- what a line says ----
@@ -234,7 +243,7 @@ def test_the_table_of_latency_takes_the_most_images_and_the_newest_line(results)
         "| network, images | ANN | recipe | spikes | T = 8 | T = 16 | steps end to end |",
         "|---|---|---|---|---|---|---|",
         "| resnet18, 2,000 JPEG test | 91.00 ± 1.28 | calibrated | 0, 1 | -0.25 ± 0.50 | +0.40 ± 0.50 | 8, 16 |",
-        "| resnet18, 2,000 JPEG test | 91.00 ± 1.28 | signed + reconstruct | -1, 0, 1 |  | +0.40 ± 0.50 | 35 |",
+        "| resnet18, 2,000 JPEG test | 91.00 ± 1.28 | signed + reconstruct | 0, ±1 |  | +0.40 ± 0.50 | 35 |",
     ]
     assert tables.peers_latency().splitlines()[2:] == [
         "| resnet18, 500 JPEG test | 91.00 ± 1.28 | spikingjelly-ltb | 0, 1 |  | +8.00 ± 0.50 | 64 |",
