@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import InvalidData
+from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .ops import Add, BatchNorm2d, Conv2d, Input, Linear, Op, Pad, ReLU, Slice
 
@@ -61,6 +61,16 @@ class Calibration:
             "scales": dict(self.scales),
             "silent": list(self.silent),
         }
+
+
+def fitting_images(calibration: Calibration, where: str) -> Tensor:
+    """The images to fit to. Raises ConversionError where there are none."""
+    if calibration.fitting is None:
+        raise ConversionError(
+            f"{where}: got no calibration images; expected 256 to 1,024. Pass --calibration DATA, or choose the recipe "
+            "s-resnet, which can do without."
+        )
+    return calibration.fitting
 
 
 def calibrated_nodes(graph: Graph) -> list[str]:

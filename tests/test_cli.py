@@ -123,14 +123,18 @@ def figures(path: Path) -> dict:
 
 FROZEN = {
     "convert": (["CHECKPOINT"], [
-        ("-o", "--output"), ("--arch",), ("--recipe",), ("--weights",), ("--timesteps",), ("--percentile",),
-        ("--calibration",), ("--calibration-images",), ("--input-size",), ("--mean",), ("--std",), ("--download",),
+        ("-o", "--output"), ("--arch",), ("--recipe",), ("--weights",), ("--timesteps",), ("--reconstruct",),
+        ("--spikes",), ("--target-drop",), ("--percentile",), ("--calibration",), ("--calibration-images",),
+        ("--input-size",), ("--mean",), ("--std",), ("--download",),
     ]),
     "evaluate": (["NETWORK"], [
         ("--timesteps",), ("--at",), ("--exit-confidence",), ("--data",), ("--limit",), ("--batch-size",),
         ("--device",), ("--precision",), ("--json",), ("--download",),
     ]),
     "inspect": (["NETWORK"], []),
+    "verify": (["NETWORK"], [
+        ("--data",), ("--timesteps",), ("--limit",), ("--batch-size",), ("--device",), ("--json",), ("--download",),
+    ]),
     "demo": ([], [("-o", "--output")]),
 }  # fmt: skip
 DEFAULTS = {
@@ -140,6 +144,9 @@ DEFAULTS = {
     ("evaluate", "--batch-size"): 32,
     ("evaluate", "--device"): "auto",
     ("evaluate", "--precision"): "exact",
+    ("verify", "--limit"): 256,
+    ("verify", "--batch-size"): 32,
+    ("verify", "--device"): "auto",
     ("demo", "-o"): "demo",
 }
 
@@ -158,7 +165,7 @@ def test_the_options_are_frozen():
             default = False if p.is_flag else None
             assert p.to_info_dict()["default"] == DEFAULTS.get((name, p.opts[0]), default), p.opts
     required = {name: [p.required for p in sresnet.commands[name].params][:1] for name in FROZEN}
-    assert required == {"convert": [True], "evaluate": [False], "inspect": [True], "demo": [False]}
+    assert required == {"convert": [True], "evaluate": [False], "inspect": [True], "verify": [True], "demo": [False]}
 
 
 @pytest.mark.parametrize("command", ["", *FROZEN])
@@ -172,9 +179,9 @@ def test_help_teaches_without_loading_torch(command):
     result = subprocess.run(asked, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert all(option in result.stdout for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
-    if command in ("", "convert", "evaluate"):
+    if command in ("", "convert", "evaluate", "verify"):
         assert f"  sresnet {command}".rstrip() in result.stdout.partition("\n")[2]  # an example, beside the usage
-    if command in ("convert", "evaluate"):
+    if command in ("convert", "evaluate", "verify"):
         for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
                      "digits", ".npz"):  # fmt: skip
             assert form in result.stdout, form

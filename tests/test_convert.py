@@ -312,7 +312,7 @@ def test_an_unknown_recipe_is_refused(model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"timesteps": 0}, r"convert: got timesteps=0; expected at least 1\. The recipe's own is 350"),
+        ({"timesteps": 0}, r"convert: got timesteps=0; expected at least 1\. Leave it out for the recipe's"),
         ({"timesteps": -5}, "got timesteps=-5"),
         ({"percentile": 0}, "got percentile 0"),
         ({"percentile": 101.0}, "got percentile 101"),

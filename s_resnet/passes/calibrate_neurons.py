@@ -7,12 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..calibrate import Calibration
+from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
 from ..lockstep import affordable, lockstep, respond
 from ..neuron import Neuron
 from ..ops import Node, Op
-from .fit_thresholds import fitting_images
 
 SWEEPS = 8
 RATE = 0.5  # of the distance to the source's mean that one sweep corrects

@@ -7,12 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..calibrate import Calibration
+from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
 from ..lockstep import affordable, lockstep
 from ..neuron import Readout
 from ..ops import Node, Op
-from .fit_thresholds import fitting_images
 
 LEAST = 1e-3  # of the mean weight: an answer exists at every step
 RIDGE = 1e-2  # of the currents' own variance, towards equal weights

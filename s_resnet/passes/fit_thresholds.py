@@ -7,8 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..calibrate import Calibration
-from ..errors import ConversionError
+from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
 from ..neuron import Neuron
 
@@ -44,16 +43,6 @@ def fit_thresholds(graph: Graph, calibration: Calibration, timesteps: int = 16) 
         for node in graph.nodes
     )
     return replace(graph, nodes=nodes)
-
-
-def fitting_images(calibration: Calibration, where: str) -> Tensor:
-    """The images to fit to. Raises ConversionError where there are none."""
-    if calibration.fitting is None:
-        raise ConversionError(
-            f"{where}: got no calibration images; expected 256 to 1,024. Pass --calibration DATA, or choose the recipe "
-            "s-resnet, which can do without."
-        )
-    return calibration.fitting
 
 
 def _histograms(graph: Graph, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

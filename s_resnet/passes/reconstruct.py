@@ -16,14 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..artifact import load, save
-from ..calibrate import Calibration
+from ..calibrate import Calibration, fitting_images
 from ..errors import InvalidArtifact
 from ..graph import Graph
 from ..kernels import per_channel
 from ..lockstep import Both, affordable, blocks, propagate, respond, steps_of, walk
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import Conv2d, Linear, Node, Op, compensated
-from .fit_thresholds import fitting_images
 
 BATCH = 32
 # Learning rates: of a weight in its layer's standard deviations, of a correction in full scales, of a log threshold.
