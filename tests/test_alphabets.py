@@ -31,8 +31,7 @@ def numbers(seed, dtype, *shape, low=-700, high=800):
     drawn = torch.randint(low, high, shape, generator=seeded(seed))
     if dtype.is_floating_point:
         return (drawn / 128).to(torch.bfloat16).to(dtype)
-    whole = drawn // 64
-    return (whole.clamp(min=0) if dtype == torch.uint8 else whole).to(dtype)
+    return (drawn % 256 if dtype == torch.uint8 else drawn // 64).to(dtype)
 
 
 def parameters(v, seed=90):

@@ -11,7 +11,7 @@ from s_resnet.kernels import cpu, host, native, reference
 
 pytestmark = pytest.mark.skipif(native.compiled()[0] is None, reason=native.compiled()[1])
 
-TYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.int32)
+TYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.int8, torch.int32)
 MEMBRANES = (torch.float32, torch.int32)
 
 
