@@ -42,7 +42,7 @@ class Recipe:
         return replace(self, steps=tuple(step for step in self.steps if step.name not in steps))
 
     def reconstructed(self) -> Recipe:
-        """The same recipe with weights and biases reconstructed block by block before its neurons are calibrated.
+        """The same recipe with weights and biases reconstructed block by block after its neurons are calibrated.
 
         Raises ConversionError for a recipe that does not calibrate neurons.
         """
@@ -52,7 +52,7 @@ class Recipe:
             raise ConversionError(
                 f"recipe {self.name}: got nothing to reconstruct for; expected one of {fitting}. Choose one of them."
             )
-        at = names.index("calibrate_neurons")
+        at = names.index("calibrate_neurons") + 1
         return replace(self, steps=(*self.steps[:at], Step(passes.reconstruct), *self.steps[at:]))
 
     def set(self, step: str, **settings: Any) -> Recipe:
@@ -119,9 +119,9 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         _fitted(
             "calibrated",
-            "plain neurons, binary spikes, an answer after T steps: thresholds, time-indexed biases and readout fitted",
+            "plain neurons, binary spikes, each layer a step behind the one before; all fitted to T",
             16,
-            {},
+            {"schedule": "lagged"},
             time_indexed=True,
         ),
         _fitted(
@@ -129,21 +129,18 @@ RECIPES: Mapping[str, Recipe] = {
             "plain neurons, binary spikes, exact counts: a layer takes its whole window of T steps, then fires",
             16,
             {"schedule": "phased"},
-            refine=0,
         ),
         _fitted(
             "signed",
             "spikes in {-1, 0, 1}: a neuron takes back what it fired too early; one step of lag per layer",
             16,
             {"schedule": "lagged", "signed": True},
-            refine=0,
         ),
         _fitted(
             "multilevel",
             "spikes of amplitude 1, 2, 4, 8 and their negatives, for 2 to 8 steps",
             4,
             {"signed": True, "levels": 4},
-            refine=0,
         ),
     )
 }
