@@ -12,6 +12,7 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .inspect import inspect
+from .verify import verify
 
 
 @click.group(
@@ -39,7 +40,7 @@ def sresnet(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, evaluate, inspect, demo):
+for _command in (convert, evaluate, inspect, verify, demo):
     sresnet.add_command(_command)
 
 

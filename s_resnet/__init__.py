@@ -43,6 +43,7 @@ from .recipes import RECIPES, Recipe, Step
 from .report import Exit, Report, Row, evaluate, find_device, powers_of_two
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .trace import trace
+from .verify import LayerError, Verification, verify
 from .version import __version__
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "InvalidArtifact",
     "InvalidCheckpoint",
     "InvalidData",
+    "LayerError",
     "Neuron",
     "Node",
     "Preprocessing",
@@ -76,6 +78,7 @@ __all__ = [
     "State",
     "Step",
     "UnsupportedModel",
+    "Verification",
     "__version__",
     "apply_recipe",
     "calibrate",
@@ -102,4 +105,5 @@ __all__ = [
     "simulate",
     "simulate_until_confident",
     "trace",
+    "verify",
 ]

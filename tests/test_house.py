@@ -36,6 +36,7 @@ LEVELS: dict[str, float] = {
     "export": 4,
     "passes": 5,
     "report": 5,
+    "verify": 5,
     "train": 5,
     "recipes": 6,
     "apply_recipe": 6.3,

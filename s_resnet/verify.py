@@ -1,0 +1,398 @@
+"""Verification: layer by layer and channel by channel, what a spiking network loses against its source, and why."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .artifact import replacing
+from .calibrate import Batches
+from .engine import arithmetic
+from .errors import InvalidData
+from .graph import Graph
+from .kernels import per_channel
+from .lockstep import affordable, lockstep, respond
+from .neuron import Neuron, Readout
+from .ops import Node, Op
+
+SCHEMA = 1
+PARTS = ("unevenness", "quantization", "clipping", "inherited")
+MEASURES = (*PARTS, "own", "total")
+# A layer is broken where its error is half as large as its signal, a quarter of its power.
+BREAKS = 0.5
+SMALL = BREAKS / 5  # where all own errors are below it, what breaks is the sum of many
+SATURATED = 0.01  # the share of a channel's neurons and images that may be stuck at its largest count
+
+# What helps against a part, each with the recipes for which it is nothing new.
+_FITTED = ("calibrated", "phased", "signed", "multilevel")
+_ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "unevenness": (
+        ("--recipe phased, whose layers fire once they have seen all", ("phased",)),
+        ("--recipe signed, which takes back what it has emitted in excess", ("phased", "signed")),
+        ("--recipe calibrated, which corrects every layer on the spikes it really gets", _FITTED),
+    ),
+    "quantization": (
+        ("a larger T (convert --timesteps {twice})", ()),
+        ("--recipe multilevel, whose steps count up to several thresholds", ("multilevel",)),
+    ),
+    "clipping": (
+        ("more calibration images (convert --calibration-images)", ()),
+        ("a larger convert --percentile", _FITTED),
+        ("--recipe calibrated, whose thresholds are fitted to T", _FITTED),
+    ),
+    "inherited": (("convert --reconstruct, with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What a neuron layer loses, neuron by neuron and image by image: ``[B, *]``, float64, as :func:`split` says.
+
+    counts: N. settled: whether N is what the total charge is worth. saturated: it is the largest, a is larger still.
+    """
+
+    output: Tensor
+    source: Tensor
+    counts: Tensor
+    unevenness: Tensor
+    quantization: Tensor
+    clipping: Tensor
+    inherited: Tensor
+    settled: Tensor
+    saturated: Tensor
+
+
+def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split:
+    """Split the distance of a neuron layer from the source network into four parts that sum to it.
+
+    With N the thresholds that it really emits in T steps, ``r = threshold N / T``, a the source's activation, z the
+    mean over T of its real current, correction included, and ``R = threshold most`` its full scale::
+
+        r - a = [r - Q(z)]                   unevenness: the same charge, evenly spread, would give another count
+              + [Q(z) - clip(z, 0, R)]       quantization: T steps know T most + 1 values
+              + [clip(z, 0, R) - ReLU(z)]    clipping: no more than R can be said
+              + [ReLU(z) - a]                inherited: from the layers before; also what corrections change on purpose
+        Q(z) = threshold / T * settled(T z)
+
+    What a decay or a reset to zero loses counts as unevenness. A differential layer has no such Q: it is taken as
+    ``Q(z) = r``, so quantization stands for both, and R is the most that it can reach.
+
+    Args:
+        op: the neuron layer.
+        currents: ``[S, B, *]`` without its correction, as :func:`s_resnet.lockstep.lockstep` gives them.
+        source: a, ``[B, *]``, in the same units.
+        timesteps: T.
+    """
+    threshold = per_channel(op.threshold, source.ndim).double()
+    charge = _charge(op, currents, timesteps)
+    emitted = respond(op, currents, timesteps).sum(0).double() * (timesteps / len(currents)) / threshold
+    if op.differential:
+        counts = worth = emitted
+        cap = timesteps * op.most * sum(1 / t for t in range(1, timesteps + 1))
+    else:
+        counts, worth = emitted.round(), op.settled(charge, timesteps).double()
+        cap = float(timesteps * op.most)
+    unit, mean, a = threshold / timesteps, charge.double() / timesteps, source.double()
+    rectified = mean.clamp_min(0)
+    clipped = torch.minimum(rectified, unit * cap)
+    return Split(
+        output=unit * counts,
+        source=a,
+        counts=counts,
+        unevenness=unit * (counts - worth),
+        quantization=unit * worth - clipped,
+        clipping=clipped - rectified,
+        inherited=rectified - a,
+        settled=counts == worth,
+        saturated=(counts > cap - 0.5) & (a > unit * cap),
+    )
+
+
+def _charge(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
+    """T z: all that arrives within T steps, ``[B, *]``; for S = 1 < T in the arithmetic in which the layer counts."""
+    bias = op.correct(0, len(currents), currents.ndim)
+    if len(currents) == 1 < timesteps:
+        return (currents[0] if bias is None else currents[0] + bias) * timesteps
+    charge = torch.zeros_like(currents[0], dtype=torch.float64)
+    for now in currents:  # torch's own sum in another type would copy all steps
+        charge += now
+    if bias is not None:
+        charge += bias.double().sum(0) if bias.ndim == currents.ndim else bias.double() * timesteps
+    return charge
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What one neuron layer loses. Errors are root mean squares over neurons and images, relative to the source's own.
+
+    Channels are weighed in the source's units (:attr:`Neuron.scale`). Parts may cancel, so their root mean squares do
+    not sum to the total; the parts themselves do.
+
+    rate: thresholds emitted per neuron and step.
+    errors: ``unevenness``, ``quantization``, ``clipping``, ``inherited``; ``own``, the first three as one; ``total``.
+    unsettled: share of neurons and images whose count is not the one that their total charge is worth.
+    dead: channels that never fire although the source network is active there.
+    saturated: channels where more than 1 % of neurons and images are stuck at the largest count T * most, below a.
+    channels: per channel ``rate``, ``saturation`` (that share) and all of ``errors``.
+    differential: quantization stands for unevenness as well.
+    """
+
+    name: str
+    rate: float
+    errors: dict[str, float]
+    unsettled: float
+    dead: tuple[int, ...]
+    saturated: tuple[int, ...]
+    channels: dict[str, tuple[float, ...]]
+    differential: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Where a spiking network parts from its source network, on the same images.
+
+    layers: its neuron layers in execution order.
+    logit_error: root mean square of the logits' error, relative to the source's logits; agreement: share of images with
+        the same answer; top1: of ``ann`` and ``snn``, empty without labels.
+    breaks: the first layer whose total error reaches half of its signal (a signal-to-error power ratio of 4), or None.
+    worst: the layer with the largest own error.
+    cause: the part with the largest sum of squared errors over the layers up to ``breaks`` (all, without one). It is
+        ``inherited``, many small ones add up, where no own error is a tenth of its signal and nothing is reconstructed.
+    """
+
+    network: str
+    recipe: str
+    timesteps: int
+    images: int
+    layers: tuple[LayerError, ...]
+    logit_error: float
+    agreement: float
+    top1: dict[str, float]
+    breaks: str | None
+    worst: str
+    cause: str
+
+    @property
+    def verdict(self) -> str:
+        """What the figures say, in a sentence."""
+        layers = {layer.name: layer for layer in self.layers}
+        worst = layers[self.worst]
+        most = max(PARTS[:3], key=lambda part: worst.errors[part])
+        if worst.differential and most == "quantization":
+            most += " and unevenness"
+        adds = f"{worst.name} adds most ({_percent(worst.errors['own'])} of its own, mostly {most})."
+        if self.breaks is None:
+            name, error = max(((layer.name, layer.errors["total"]) for layer in self.layers), key=lambda pair: pair[1])
+            return f"No layer breaks: the largest error is {_percent(error)}, in {name}. {adds}"
+        errors = layers[self.breaks].errors
+        return (
+            f"{self.breaks} is the first to break: its error is {_percent(errors['total'])} of its signal "
+            f"({_percent(errors['own'])} its own, {_percent(errors['inherited'])} inherited). {adds}"
+        )
+
+    @property
+    def advice(self) -> str:
+        """The settings that would help against the cause."""
+        because = "Small errors of many layers add up" if self.cause == "inherited" else f"Mostly {self.cause}"
+        help = [text for text, needless in _ADVICE[self.cause] if self.recipe not in needless]
+        return f"{because}; what would help: {'; or '.join(help).format(twice=2 * self.timesteps)}."
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object, schema 1; an error where the source network is silent is null."""
+        return dict(_finite({"schema": SCHEMA, **asdict(self), "verdict": self.verdict, "advice": self.advice}))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _finite(value: Any) -> Any:
+    """``value`` as JSON knows it, null for infinite figures."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", progress: bool = False) -> Verification:
+    """Run a spiking network beside its source network and split what every layer loses, as :func:`split` says.
+
+    Args:
+        snn: a converted network. Images are moved to its device.
+        loader: batches of images ``[B, C, H, W]``, alone or as (images, labels). Large ones are taken apart, so that
+            all T steps of a layer fit in memory.
+        timesteps: T >= 1.
+        network: a name for the result.
+        progress: show bars on stderr when it is a terminal.
+
+    Raises:
+        InvalidData: no images, labels that do not fit, T out of range, or a network without neurons, without a readout
+            at its end, or of whole numbers.
+    """
+    _check(snn, timesteps)
+    tally = _Tally(snn, timesteps)
+    device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
+    for batch in tqdm(loader, desc="verify", unit="batch", leave=False, disable=None if progress else True):
+        images, labels = batch if isinstance(batch, tuple | list) else (batch, None)
+        shape = images.shape[:1] if labels is None else labels.shape
+        if len(images) == 0 or shape != images.shape[:1]:
+            raise InvalidData(
+                f"verify: got {len(images)} images with labels of shape {tuple(shape)}; expected at least one image, "
+                "and one label for each. Check the loader."
+            )
+        images = images.to(device)
+        size = affordable(snn, images, timesteps)
+        known = [None] * len(images) if labels is None else labels.to(device).split(size)
+        for part, answers in zip(images.split(size), known, strict=False):
+            tally.add(part, answers, "layers" if progress else "")
+    return tally.result(network)
+
+
+def _check(snn: Graph, timesteps: int) -> None:
+    if timesteps < 1:
+        raise InvalidData(f"verify: got timesteps={timesteps}; expected at least 1. Pass a positive number.")
+    if not snn.neurons or not isinstance(snn.nodes[-1].op, Readout):
+        raise InvalidData(
+            f"verify: got a network with {len(snn.neurons)} neuron layers that ends in "
+            f"{type(snn.nodes[-1].op).__name__}; expected neurons and a readout. Call convert first."
+        )
+    if snn.integer:
+        raise InvalidData(
+            "verify: got an integer network; expected floating-point weights. Verify the same network converted with "
+            "--weights float32, and compare the two with evaluate."
+        )
+
+
+class _Tally:
+    """The sums over batches that a Verification divides."""
+
+    def __init__(self, snn: Graph, timesteps: int) -> None:
+        self.snn, self.timesteps = snn, timesteps
+        self.layers = {node.name: _Sums() for node in snn.neurons}
+        self.images, self.same = 0, 0
+        self.right: dict[str, int] = {}
+        self.error, self.signal = 0.0, 0.0  # of the logits, squared
+
+    def add(self, images: Tensor, labels: Tensor | None, progress: str) -> None:
+        self.images += len(images)
+
+        def visit(node: Node, currents: Tensor, target: Tensor) -> Op:
+            if isinstance(node.op, Neuron):
+                self.layers[node.name].add(split(node.op, currents, target, self.timesteps))
+            elif isinstance(node.op, Readout):
+                self.answer(self.read(node.op, currents, images), node.op.run(target), labels)
+            return node.op
+
+        with arithmetic(images, tf32=False):
+            lockstep(self.snn, images, self.timesteps, visit, progress)
+
+    def read(self, op: Readout, currents: Tensor, images: Tensor) -> Tensor:
+        """The answer after T steps; where mean currents do not tell it, that of a simulation."""
+        if len(currents) == 1 < self.timesteps and (op.mode != "current" or op.weights is not None):
+            return self.snn(images, self.timesteps)
+        return op.advance([currents], None)[0][-1]
+
+    def answer(self, snn: Tensor, ann: Tensor, labels: Tensor | None) -> None:
+        self.error += float(((snn.double() - ann.double()) ** 2).sum())
+        self.signal += float((ann.double() ** 2).sum())
+        self.same += int((snn.argmax(1) == ann.argmax(1)).sum())
+        if labels is None:
+            return
+        wrong = labels[(labels < 0) | (labels >= ann.shape[1])]
+        if len(wrong):
+            raise InvalidData(
+                f"verify: got label {int(wrong[0])} for a network of {ann.shape[1]} classes; expected labels "
+                f"0 ... {ann.shape[1] - 1}. Choose the data that the network was trained on."
+            )
+        for name, logits in (("ann", ann), ("snn", snn)):
+            self.right[name] = self.right.get(name, 0) + int((logits.argmax(1) == labels).sum())
+
+    def result(self, network: str) -> Verification:
+        if self.images == 0:
+            raise InvalidData("verify: got no images; expected at least one batch. Check the data.")
+        layers = tuple(self.layers[node.name].divided(node, self.timesteps) for node in self.snn.neurons)
+        breaks = next((layer.name for layer in layers if layer.errors["total"] > BREAKS), None)
+        recipe = self.snn.provenance.get("recipe", {})
+        passes = [step["pass"] for step in recipe.get("passes", ())]
+        return Verification(
+            network=network,
+            recipe=str(recipe.get("name", "custom")),
+            timesteps=self.timesteps,
+            images=self.images,
+            layers=layers,
+            logit_error=float(_relative(*torch.tensor([self.error, self.signal], dtype=torch.float64))),
+            agreement=self.same / self.images,
+            top1={name: right / self.images for name, right in self.right.items()},
+            breaks=breaks,
+            worst=max(layers, key=lambda layer: layer.errors["own"]).name,
+            cause=_cause(layers, breaks, 0.0 if "reconstruct" in passes else SMALL),
+        )
+
+
+def _cause(layers: tuple[LayerError, ...], breaks: str | None, small: float) -> str:
+    """The part that does most harm up to the layer that breaks."""
+    if breaks is not None:
+        layers = layers[: [layer.name for layer in layers].index(breaks) + 1]
+    if max(layer.errors["own"] for layer in layers) < small:
+        return "inherited"
+    return max(PARTS[:3], key=lambda part: sum(layer.errors[part] ** 2 for layer in layers))
+
+
+class _Sums:
+    """Sums over neurons and images of one layer, per channel, float64."""
+
+    def __init__(self) -> None:
+        self.neurons = 0  # of one channel, times images
+        self.squares: Tensor | float = 0.0  # [len(MEASURES) + 1, C], the last row the source's activations
+        self.totals: Tensor | float = 0.0  # [3, C]: thresholds emitted, saturated, unsettled
+
+    def add(self, parts: Split) -> None:
+        own = parts.unevenness + parts.quantization + parts.clipping
+        errors = (*(getattr(parts, name) for name in PARTS), own, parts.output - parts.source, parts.source)
+        self.squares = self.squares + _by_channel(value**2 for value in errors)
+        self.totals = self.totals + _by_channel((parts.counts, parts.saturated.double(), (~parts.settled).double()))
+        self.neurons += parts.counts[:, 0].numel()
+
+    def divided(self, node: Node, timesteps: int) -> LayerError:
+        assert isinstance(self.squares, Tensor) and isinstance(self.totals, Tensor) and isinstance(node.op, Neuron)
+        emitted, stuck, unsettled = self.totals / self.neurons
+        rate = emitted / timesteps
+        errors = _relative(self.squares[:-1], self.squares[-1])
+        dead = (emitted == 0) & (self.squares[-1] > 0)
+        scaled = self.squares if node.op.scale is None else self.squares * node.op.scale.double().cpu() ** 2
+        measures = _relative(scaled[:-1].sum(1), scaled[-1].sum()).tolist()
+        named = zip(("rate", "saturation", *MEASURES), (rate, stuck, *errors), strict=True)
+        return LayerError(
+            name=node.name,
+            rate=rate.mean().item(),
+            errors=dict(zip(MEASURES, measures, strict=True)),
+            unsettled=unsettled.mean().item(),
+            dead=tuple(dead.nonzero()[:, 0].tolist()),
+            saturated=tuple((stuck > SATURATED).nonzero()[:, 0].tolist()),
+            channels={name: tuple(values.tolist()) for name, values in named},
+            differential=node.op.differential,
+        )
+
+
+def _by_channel(values: Iterable[Tensor]) -> Tensor:
+    """The sums of values ``[B, C, *]``, ``[len(values), C]`` on the CPU."""
+    return torch.stack([value.transpose(0, 1).flatten(1).sum(1) for value in values]).cpu()
+
+
+def _relative(error: Tensor, signal: Tensor) -> Tensor:
+    """The root of a quotient of squares: 0 where there is no error, infinite where there is one of nothing."""
+    return torch.where(error == 0, 0.0, error / signal).sqrt()
