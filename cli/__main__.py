@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -57,6 +58,7 @@ def main() -> None:
     """Run the command line: exit 0 done, 1 our error in one line, 2 usage, 130 interrupted."""
     # Threads that wait by spinning make two threads slower than one on a busy machine; has to be set before torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _keep_freed_memory()
     try:
         sys.exit(sresnet.main(prog_name="sresnet", standalone_mode=False))
     except click.ClickException as error:
@@ -72,6 +74,19 @@ def main() -> None:
         if ours is None or not isinstance(error, ours.SResNetError):
             raise
         _fail(str(error), 1)
+
+
+def _keep_freed_memory() -> None:
+    """Have the allocator reuse large blocks: giving each back to the system and getting it anew took half of the time.
+
+    For the C library of Linux; others stay as they are.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(ctypes.c_int(-4), ctypes.c_int(0))  # M_MMAP_MAX: no block of its own for each large tensor
+        library.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -60,6 +60,11 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
     help="exact: float32. fast: 16-bit weights; membranes stay float32.",
 )
 @click.option(
+    "--closed-form",
+    is_flag=True,
+    help="Of a phased network: spike counts from one quantized pass in place of T steps; the same, and faster.",
+)
+@click.option(
     "--json",
     "json_file",
     metavar="FILE",
@@ -73,6 +78,7 @@ def evaluate(
     at: tuple[int, ...] | None,
     exit_confidence: float | None,
     precision: str,
+    closed_form: bool,
     data: str | None,
     limit: int | None,
     batch_size: int,
@@ -114,6 +120,7 @@ def evaluate(
             at=at,
             exit_confidence=exit_confidence,
             precision=precision,
+            in_closed_form=closed_form,
             device=device,
             network=path.name,
             progress=True,

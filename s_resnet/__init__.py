@@ -9,10 +9,13 @@ s_resnet.save(snn, "network.snn")
 """
 
 from . import passes
+from .apply_recipe import apply_recipe
 from .artifact import load, replacing, save
+from .auto import choose_recipe
 from .calibrate import Calibration, calibrate, calibrate_from_batchnorm
 from .checkpoint import Checkpoint, load_checkpoint
-from .convert import apply_recipe, convert
+from .closed_form import closed_form
+from .convert import convert
 from .data import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -84,6 +87,8 @@ __all__ = [
     "calibrate",
     "calibrate_from_batchnorm",
     "choose",
+    "choose_recipe",
+    "closed_form",
     "convert",
     "describe_kernels",
     "evaluate",

@@ -99,6 +99,16 @@ class Graph:
         return timesteps + max(waited.values())
 
     @property
+    def alphabet(self) -> str:
+        """What its neurons send: ``"binary"``, ``"signed"``, or levels such as ``"signed, 4 levels"``."""
+        ops = [node.op for node in self.nodes if isinstance(node.op, Neuron)]
+        levels = max((op.levels for op in ops), default=1)
+        words = ["signed"] if any(op.signed or op.differential for op in ops) else []
+        words += [f"{levels} levels"] if levels > 1 else []
+        words += ["differential"] if any(op.differential for op in ops) else []
+        return ", ".join(words) or "binary"
+
+    @property
     def integer(self) -> bool:
         """Whether its spiking runs count in whole numbers."""
         return any(isinstance(node.op, Neuron) and node.op.integer is not None for node in self.nodes)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import kernels
 from .artifact import replacing
+from .closed_form import closed_form
 from .distributed import exchange, in_step, place, shared_errors
 from .errors import BackendUnavailable, InvalidData
 from .graph import Graph
@@ -66,6 +67,7 @@ class Report:
         process. Of the fixed T where it was simulated, else of the exit.
     seconds_per_step_per_image: that same time over all the steps of all the images.
     peak_memory_bytes: of the process with the largest: its GPU's tensors, or on the CPU the whole process.
+    alphabet: what the neurons send, as :attr:`Graph.alphabet`; the JSON leaves ``"binary"`` out.
     exit: where each image stops once it is confident; None, and absent in the JSON, unless asked for.
     precision: ``"exact"``, which the JSON leaves out, or ``"fast"``.
     """
@@ -82,6 +84,7 @@ class Report:
     peak_memory_bytes: int
     exit: Exit | None = None
     precision: str = "exact"
+    alphabet: str = "binary"
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object, schema 1."""
@@ -90,6 +93,8 @@ class Report:
             del stored["exit"]
         if self.precision == "exact":
             del stored["precision"]
+        if self.alphabet == "binary":
+            del stored["alphabet"]
         return stored
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -99,17 +104,19 @@ class Report:
 
     def table(self) -> str:
         """The figures as a table for people."""
+        late = any(row.end_to_end_steps != row.timesteps for row in self.snn)
         lines = [
             f"{self.network or 'network'}   recipe {self.recipe}   {self.images} images   "
             f"{self.device}, kernel {self.kernel}" + (", fast" if self.precision == "fast" else ""),
+            *([] if self.alphabet == "binary" else [f"spikes: {self.alphabet}"]),
             "",
-            "     T    top-1    top-5   agreement   spikes/neuron",
+            "     T    top-1    top-5   agreement   spikes/neuron" + ("   end-to-end steps" if late else ""),
             f"   ANN  {_percent(self.ann['top1'])}  {_percent(self.ann['top5'])}",
         ]
         for row in self.snn:
             lines.append(
                 f"{row.timesteps:6d}  {_percent(row.top1)}  {_percent(row.top5)}   {_percent(row.agreement)}"
-                f"  {row.spikes_per_neuron:14.3f}"
+                f"  {row.spikes_per_neuron:14.3f}" + (f"  {row.end_to_end_steps:17d}" if late else "")
             )
         if out := self.exit:
             lines.append(
@@ -137,6 +144,7 @@ def evaluate(
     at: Sequence[int] | None = None,
     exit_confidence: float | None = None,
     precision: str = "exact",
+    in_closed_form: bool = False,
     device: str = "auto",
     network: str = "",
     progress: bool = False,
@@ -155,6 +163,7 @@ def evaluate(
             :func:`simulate_until_confident` does. The fixed T of ``at`` are then simulated only if ``at`` is given:
             they cost the steps that the exit saves.
         precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as in :func:`simulate`.
+        in_closed_form: of a phased network, take spike counts from :func:`s_resnet.closed_form`, about T times faster.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         network: a name for the report.
         progress: show bars on stderr when it is a terminal, in the first process.
@@ -173,9 +182,8 @@ def evaluate(
         target = find_device(device)
         if at is None:
             at = powers_of_two(timesteps) if exit_confidence is None else None
-        tally = _Tally(
-            snn.to(target), timesteps, None if at is None else tuple(sorted(set(at))), exit_confidence, precision
-        )
+        wanted = None if at is None else tuple(sorted(set(at)))
+        tally = _Tally(snn.to(target), timesteps, wanted, exit_confidence, precision, in_closed_form)
         if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)
         progress = progress and place()[0] == 0
@@ -234,9 +242,16 @@ class _Tally:
     """The sums over batches that a Report divides."""
 
     def __init__(
-        self, snn: Graph, timesteps: int, at: tuple[int, ...] | None, confidence: float | None, precision: str
+        self,
+        snn: Graph,
+        timesteps: int,
+        at: tuple[int, ...] | None,
+        confidence: float | None,
+        precision: str,
+        in_closed_form: bool,
     ) -> None:
         self.snn, self.timesteps, self.at, self.confidence, self.precision = snn, timesteps, at, confidence, precision
+        self.in_closed_form = in_closed_form
         self.images = 0
         self.ann = torch.zeros(2, dtype=torch.int64)  # right at top-1, top-5
         self.fixed = _Sums.of(len(at or ()))
@@ -265,10 +280,13 @@ class _Tally:
         choice = logits.argmax(1)
         if self.at is not None:
             with _timed(self.fixed, images.device):
-                result = simulate(
-                    self.snn, images, self.timesteps, at=self.at, precision=self.precision, progress=progress
-                )
-            self.fixed.steps += self.timesteps * len(images)
+                if self.in_closed_form:
+                    result = closed_form(self.snn, images, self.timesteps, self.at)
+                else:
+                    result = simulate(
+                        self.snn, images, self.timesteps, at=self.at, precision=self.precision, progress=progress
+                    )
+            self.fixed.steps += (sum(self.at) if self.snn.windowed else self.timesteps) * len(images)
             for row, answer in enumerate(result.outputs):
                 self.fixed.add(row, answer, labels, choice, [count[row] for count in result.spikes.values()])
         if self.confidence is not None:
@@ -296,7 +314,7 @@ class _Tally:
             recipe=str(self.snn.provenance.get("recipe", {}).get("name", "custom")),
             images=images,
             device=device.type,
-            kernel=kernels.select(device)[0],
+            kernel="closed-form" if self.in_closed_form else kernels.select(device)[0],
             ann={"top1": ann[0], "top5": ann[1]},
             snn=tuple(
                 Row(step, self.snn.end_to_end_steps(step), *row) for step, row in zip(self.at or (), rows, strict=True)
@@ -306,6 +324,7 @@ class _Tally:
             peak_memory_bytes=max(peaks),
             exit=self._exit(exit, images, max(neurons)),
             precision=self.precision,
+            alphabet=self.snn.alphabet,
         )
 
     def _exit(self, sums: _Sums, images: int, neurons: int) -> Exit | None:

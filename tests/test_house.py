@@ -33,6 +33,7 @@ LEVELS: dict[str, float] = {
     "calibrate": 4,
     "lockstep": 4,
     "simulate": 4,
+    "closed_form": 4.5,
     "export": 4,
     "passes": 5,
     "report": 5,

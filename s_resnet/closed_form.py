@@ -1,0 +1,72 @@
+"""The closed form of a phased network: spike counts depend on total charge alone, so one quantized pass gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidData
+from .graph import Graph, State
+from .lockstep import lockstep, order_free
+from .neuron import Neuron, Readout
+from .ops import Node, Op
+from .simulate import Simulation
+
+
+def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] | None = None) -> Simulation:
+    """What :func:`s_resnet.simulate` answers for a phased network, from one forward pass for each T.
+
+    A phased layer has the charge of its whole window before it fires, so it emits::
+
+        N = clip(floor(v(0) / threshold + T z / threshold), 0, T)
+
+    for its mean current z, in whatever order the spikes came: the quantized network with T + 1 levels. Counts are equal
+    to the simulated ones, but where the charge is so close to a threshold that the order of float additions matters.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        timesteps: T >= 1.
+        at: the windows to give answers for; by default T.
+
+    Returns a Simulation without state. Raises InvalidData for a network whose counts depend on the order of spikes.
+    """
+    if timesteps < 1:
+        raise InvalidData(f"closed_form: got timesteps={timesteps}; expected at least 1. Raise it.")
+    if not order_free(graph) or graph.integer:
+        raise InvalidData(
+            "closed_form: got a network whose answer depends on when spikes come, or an integer one; expected recipe "
+            "phased in float32. Simulate it."
+        )
+    wanted = (timesteps,) if at is None else tuple(sorted(set(at)))
+    answers: list[Tensor] = []
+    spikes: dict[str, list[Tensor]] = {node.name: [] for node in graph.neurons}
+    for window in wanted:
+        outputs, counts = _pass(graph, images, window)
+        answers.append(outputs)
+        for name, count in counts.items():
+            spikes[name].append(count)
+    counted = {name: torch.stack(values) for name, values in spikes.items()}
+    return Simulation(wanted, torch.stack(answers), counted, State(timesteps, {}))
+
+
+def _pass(graph: Graph, images: Tensor, timesteps: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Answers ``[B, N]``, and spikes per layer ``[B]``, of one window of T steps."""
+    counts: dict[str, Tensor] = {}
+    answers: list[Tensor] = []
+
+    def visit(node: Node, current: Tensor, target: Tensor) -> Op:
+        op = node.op
+        if isinstance(op, Neuron):
+            correction = op.correct(0, 1, current.ndim)
+            mean = current[0] if correction is None else current[0] + correction
+            counts[node.name] = op.settled(mean * timesteps, timesteps).flatten(1).sum(1, dtype=torch.float64)
+        elif isinstance(op, Readout):
+            answers.append(op.advance([current], None)[0][0])
+        return op
+
+    lockstep(graph, images, timesteps, visit)
+    if not answers:
+        raise InvalidData("closed_form: got a network without a readout; expected one made by convert. Simulate it.")
+    return answers[0], counts
