@@ -147,9 +147,9 @@ class Neuron:
         if bias is not None and bias.ndim > 0 and len(bias.shape) == _ndim(inputs[0]):
             inputs, bias = [*inputs, bias], None
         if self.schedule != "streaming" or self.differential:
-            total = _total(inputs, shortcut, bias)
-            v, *rest = self.start(total[0]) if memory is None else memory
-            v, total = _delayed(self.schedule, v, total)
+            parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
+            v, *rest = self.start(parts[0][0]) if memory is None else memory
+            v, total = _delayed(self.schedule, v, _total(parts, shortcut, bias, v.dtype))
             inputs, shortcut, bias, memory = [total], None, None, (v, *rest)
         pending = next((current for current in inputs if isinstance(current, Currents)), None)
         others = [x.tensor() if isinstance(x, Currents) else x for x in inputs if x is not pending]
@@ -164,7 +164,7 @@ class Neuron:
             branch = others.pop()
             branch = branch.expand(len(branch), *memory[0].shape)
         for other in others:
-            first = (first.tensor() if isinstance(first, Currents) else first) + other
+            first = (first.tensor() if isinstance(first, Currents) else first).to(memory[0].dtype) + other
         threshold = per_channel(self.threshold if self.integer is None else self.integer, memory[0].ndim)
         if self.differential:
             assert isinstance(first, Tensor)
@@ -203,14 +203,16 @@ def _ndim(current: Tensor | Currents) -> int:
     return 5 if isinstance(current, Currents) else current.ndim
 
 
-def _total(inputs: Sequence[Tensor | Currents], shortcut: tuple[Tensor, Tensor] | None, bias: Tensor | None) -> Tensor:
-    """All that arrives at the membrane, ``[S, B, *]``."""
-    parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
+def _total(
+    inputs: Sequence[Tensor], shortcut: tuple[Tensor, Tensor] | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """All that arrives at the membrane, ``[S, B, *]``, in the membrane's ``dtype`` before anything is added."""
+    parts = [x.to(dtype) for x in inputs]
     if shortcut is not None:
         spikes, weight = shortcut
-        parts.append(spikes.to(weight.dtype) * per_channel(weight, spikes.ndim - 1))
+        parts.append(spikes.to(dtype) * per_channel(weight.to(dtype), spikes.ndim - 1))
     if bias is not None:
-        parts.append(bias)
+        parts.append(bias.to(dtype))
     total = parts[0]
     for part in parts[1:]:
         total = total + part
