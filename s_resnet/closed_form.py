@@ -32,14 +32,18 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
 
     Returns a Simulation without state. Raises InvalidData for a network whose counts depend on the order of spikes.
     """
-    if timesteps < 1:
-        raise InvalidData(f"closed_form: got timesteps={timesteps}; expected at least 1. Raise it.")
-    if not order_free(graph) or graph.integer:
-        raise InvalidData(
-            "closed_form: got a network whose answer depends on when spikes come, or an integer one; expected recipe "
-            "phased in float32. Simulate it."
-        )
     wanted = (timesteps,) if at is None else tuple(sorted(set(at)))
+    if not wanted or wanted[0] < 1 or wanted[-1] > timesteps:
+        raise InvalidData(
+            f"closed_form: got T = {timesteps} and {list(wanted)} to answer for; expected T of at least 1, and none "
+            "beyond it. Change them."
+        )
+    weighed = any(isinstance(node.op, Readout) and not _plain(node.op) for node in graph.nodes)
+    if not order_free(graph) or weighed or graph.integer or graph.alphabet != "binary":
+        raise InvalidData(
+            "closed_form: got a network whose answer depends on when spikes come, an integer one, or one whose spikes "
+            "are not 0 and 1; expected recipe phased in float32. Simulate it."
+        )
     answers: list[Tensor] = []
     spikes: dict[str, list[Tensor]] = {node.name: [] for node in graph.neurons}
     for window in wanted:
@@ -49,6 +53,11 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
             spikes[name].append(count)
     counted = {name: torch.stack(values) for name, values in spikes.items()}
     return Simulation(wanted, torch.stack(answers), counted, State(timesteps, {}))
+
+
+def _plain(op: Readout) -> bool:
+    """Whether the answer is the plain mean of the currents."""
+    return op.mode == "current" and op.weights is None
 
 
 def _pass(graph: Graph, images: Tensor, timesteps: int) -> tuple[Tensor, dict[str, Tensor]]:

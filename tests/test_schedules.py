@@ -25,6 +25,7 @@ from s_resnet import (
     Readout,
     Scale,
     SpikingMaxPool2d,
+    closed_form,
     convert,
     load_checkpoint,
     lockstep,
@@ -369,12 +370,15 @@ def counts_in_closed_form(graph, x, steps):
     return found
 
 
+def changed(graph, name, **settings):
+    """The network with other settings of one node."""
+    nodes = (replace(node, op=replace(node.op, **settings)) if node.name == name else node for node in graph.nodes)
+    return replace(graph, nodes=tuple(nodes))
+
+
 def without_rows(graph):
     """The network with corrections that are the same at every step."""
-    nodes = (
-        replace(node, op=replace(node.op, correction=ROWS[0])) if node.name == "nc" else node for node in graph.nodes
-    )
-    return replace(graph, nodes=tuple(nodes))
+    return changed(graph, "nc", correction=ROWS[0])
 
 
 @pytest.mark.parametrize("steps", [2, 4, 8])
@@ -388,6 +392,42 @@ def test_one_pass_over_mean_currents_counts_the_same_spikes(monkeypatch, name, s
         assert torch.equal(count, trains[neuron].float().sum(0)), neuron
 
 
+def test_the_closed_form_answers_as_the_global_clock_does():
+    graph, x = without_rows(network(PLANS["phased"])), pictures(3)
+    found = closed_form(graph, x, 8, at=[8, 2, 4, 4])
+    assert found.steps == (2, 4, 8)
+    for row, steps in enumerate(found.steps):
+        simulated = simulate(graph, x, steps)  # which is the global clock's, as shown above
+        assert torch.equal(found.outputs[row], simulated.outputs[0])
+        for name, count in simulated.spikes.items():
+            assert torch.equal(found.spikes[name][row], count[0]), name
+    assert found.outputs.std() > 0 and torch.equal(closed_form(graph, x, 4).outputs[0], found.outputs[1])
+
+
+PHASED = without_rows(network(PLANS["phased"]))
+NO_CLOSED_FORM = {
+    "corrections by step": (network(PLANS["phased"]), 4, None),
+    "lagged": (without_rows(network(PLANS["lagged"])), 4, None),
+    "levels, whose spikes are not what they count": (without_rows(network(PLANS["phased levels"])), 4, None),
+    "a weighed readout": (without_rows(network(PLANS["phased"], weighed=True)), 4, None),
+    "a spiking readout": (changed(PHASED, "readout", mode="spikes"), 4, None),
+    "whole numbers": (changed(PHASED, "n1", integer=torch.ones(4, dtype=torch.int32)), 4, None),
+    "no steps": (PHASED, 0, None),
+    "at 0": (PHASED, 4, [0, 2]),
+    "at beyond": (PHASED, 4, [5]),
+    "at nothing": (PHASED, 4, []),
+    "no readout": (Graph(PHASED.nodes[:-1]), 4, None),
+}
+
+
+@pytest.mark.parametrize("name", NO_CLOSED_FORM)
+def test_what_has_no_closed_form_is_refused(name):
+    graph, steps, at = NO_CLOSED_FORM[name]
+    with pytest.raises(InvalidData, match=r"^closed_form: got") as caught:
+        closed_form(graph, pictures(), steps, at)
+    assert "\n" not in str(caught.value)
+
+
 def test_when_the_closed_form_holds():
     graph = without_rows(network(PLANS["phased"]))
     assert lockstep.order_free(graph) and lockstep.steps_of(graph, 9) == 1
@@ -397,9 +437,8 @@ def test_when_the_closed_form_holds():
         not lockstep.order_free(without_rows(network(PLANS[name]))) for name in ("lagged", "multilevel", "mixed")
     )
     for change in ({"reset": "zero"}, {"decay": 0.5}, {"differential": True}, {"schedule": "streaming"}):
-        nodes = (replace(n, op=replace(n.op, **change)) if n.name == "n2" else n for n in graph.nodes)
-        changed = replace(graph, nodes=tuple(nodes))
-        assert not lockstep.order_free(changed) and lockstep.steps_of(changed, 9) == 9
+        other = changed(graph, "n2", **change)
+        assert not lockstep.order_free(other) and lockstep.steps_of(other, 9) == 9
     assert not lockstep.order_free(Graph(graph.nodes[:3]))  # no neurons
 
 
@@ -465,6 +504,9 @@ def test_an_integer_network_counts_in_whole_numbers(monkeypatch, model, schedule
     by_step = time_indexed and schedule != "phased"
     assert [table.ndim for table in tables] == [1, *[2 if by_step else 1] * 6]
     assert not by_step or all(bool((table != table[0]).any()) for table in tables[1:])
+    for node in graph.neurons:
+        exact = node.op.correction.double() * node.op.integer
+        assert (node.op.integer_correction - exact).abs().max() <= 0.5 + 1e-4
     x = images(4, 12, seed=6)
     for steps in (5, 7):
         want, closed = whole_numbers(graph, x, steps, 5)

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -97,10 +97,11 @@ def _key(graph: Graph, images: Tensor, settings: Mapping[str, float]) -> str:
     sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     sha.update(images.cpu().contiguous().numpy().tobytes())
     for node in graph.nodes:
-        for name in ("weight", "bias", "threshold"):
-            value = getattr(node.op, name, None)
-            if value is not None:
-                sha.update(value.cpu().contiguous().numpy().tobytes())
+        sha.update(repr((node.name, type(node.op).__name__, node.inputs)).encode())
+        for field in fields(node.op):  # type: ignore[arg-type]
+            value = getattr(node.op, field.name)
+            tensor = isinstance(value, Tensor)
+            sha.update(value.cpu().contiguous().numpy().tobytes() if tensor else repr(value).encode())
     return sha.hexdigest()
 
 
@@ -164,7 +165,7 @@ class _Block:
         """The nodes after ``steps`` steps, or as many as fit in ``seconds``; unchanged where that is no better."""
         count = len(self.target)
         checked = torch.arange(0, count, CHECKED)
-        learned = torch.tensor([i for i in range(count) if i % CHECKED])
+        learned = torch.tensor([i for i in range(count) if i % CHECKED] or [0])
         before = self._error(checked)
         generator = torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(self.groups)
