@@ -26,7 +26,8 @@ from ..ops import Conv2d, Linear, Node, Op, compensated
 
 BATCH = 32
 # Learning rates: of a weight in its layer's standard deviations, of a correction in full scales, of a log threshold.
-WEIGHT, CORRECTION, THRESHOLD = 0.01, 0.002, 0.005
+WEIGHT, CORRECTION, THRESHOLD = 0.03, 0.003, 0.01
+JOINT = 0.4  # of these rates, for all blocks at once
 CHECKED = 8  # one image of so many is not trained on, but decides whether the block is better than before
 
 
@@ -34,9 +35,10 @@ def reconstruct(
     graph: Graph,
     calibration: Calibration,
     timesteps: int = 16,
-    steps: int = 500,
+    steps: int = 250,
+    joint: int = 500,
     minutes: float = 30.0,
-    drop: float = 0.5,
+    drop: float = 0.0,
     resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Graph:
@@ -47,17 +49,18 @@ def reconstruct(
 
         E[(r - a)^2],   r: the mean output of the real spiking forward over T steps, a: the source's activation
 
-    by Adam, ``steps`` steps of 32 images, the learning rate falling to zero along a cosine. The gradient goes straight
-    through the spikes: with ``u = clip(z / threshold, 0, L)`` of the mean current z, and N the real count, the backward
+    by Adam, ``steps`` steps of 32 images, the learning rate falling to zero along a cosine. Then all blocks together
+    get ``joint`` such steps towards the source's logits, at 0.4 of the rates. The gradient goes straight through the
+    spikes: with ``u = clip(z / threshold, 0, L)`` of the mean current z, and N the real count, the backward
     pass sees ``r = threshold (u + (N / T - u).detach())``, so that weights, corrections and thresholds learn. A share
-    ``drop`` of the values that enter is replaced by the source's own, at random, which keeps a block from fitting the
-    noise of these images. One image of eight is kept apart: a block that is no better on those stays as it was.
+    ``drop`` of the values that enter a block can be replaced by the source's own, at random. One image of eight is kept
+    apart: a block that is no better on those, and the whole that is no better, stays as it was.
 
     What spiking runs use is written beside the source's weights, so the analog run is preserved.
 
     Args:
-        minutes: the most that all blocks together may take; a block that would take more than its share of what is
-            left gets fewer steps.
+        minutes: the most that it may take, half of it for the blocks in equal shares, the rest for all together; what
+            would take longer gets fewer steps.
         resume: a file that keeps finished blocks, from which the same call goes on after an interruption.
 
     Source: block reconstruction, Li et al., ICLR 2021 (arXiv:2102.05426); random dropping of quantization, Wei et al.,
@@ -71,24 +74,39 @@ def reconstruct(
         return graph
     images = fitting_images(calibration, "reconstruct")
     images = images[: affordable(graph, images, timesteps)]
-    key = _key(graph, images, {"timesteps": timesteps, "steps": steps, "drop": drop})
+    key = _key(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint, "drop": drop})
     graph, finished = _resumed(graph, resume, key)
-    values = {graph.nodes[0].name: Both(images.expand(steps_of(graph, timesteps), *images.shape), images)}
-    parts = blocks(graph)
-    nodes = list(graph.nodes)
-    deadline = time.monotonic() + 60 * minutes
-    with tqdm(parts, desc="reconstruct", unit="block", leave=False, disable=None if progress else True) as bar:
-        for index, part in enumerate(bar):
+    entered = {graph.nodes[0].name: Both(images.expand(steps_of(graph, timesteps), *images.shape), images)}
+    values, parts = entered, blocks(graph)
+    start = time.monotonic()
+    with tqdm(
+        total=len(parts) + 1, desc="reconstruct", unit="block", leave=False, disable=None if progress else True
+    ) as bar:
+        for index, part in enumerate(parts):
             if index >= finished:
-                allowed = (deadline - time.monotonic()) / (len(parts) - index)
-                part = _Block(part, values, timesteps).train(steps, allowed, drop)
-                first = next(i for i, node in enumerate(nodes) if node.name == part[0].name)
-                nodes[first : first + len(part)] = part
-                graph = replace(graph, nodes=tuple(nodes))
-                if resume is not None:
-                    save(graph.with_provenance(reconstruction={"key": key, "blocks": index + 1}), resume)
+                part = _Block(part, values, timesteps, 1.0).train(steps, 30 * minutes / len(parts), drop)
+                graph = _kept(_replaced(graph, part), resume, key, index + 1)
             with torch.no_grad():
                 _, values = walk(part, values, timesteps, lambda node, *_: node.op)
+            bar.update()
+        if joint and finished <= len(parts):
+            left = 60 * minutes - (time.monotonic() - start)
+            whole = _Block(graph.nodes, entered, timesteps, JOINT).train(joint, left, 0.0)
+            graph = _kept(_replaced(graph, whole), resume, key, len(parts) + 1)
+        bar.update()
+    return graph
+
+
+def _replaced(graph: Graph, part: tuple[Node, ...]) -> Graph:
+    """The graph with these nodes in place of those of their names."""
+    changed = {node.name: node for node in part}
+    return replace(graph, nodes=tuple(changed.get(node.name, node) for node in graph.nodes))
+
+
+def _kept(graph: Graph, path: str | os.PathLike[str] | None, key: str, finished: int) -> Graph:
+    """The graph, also written to ``path`` as far as it is."""
+    if path is not None:
+        save(graph.with_provenance(reconstruction={"key": key, "blocks": finished}), path)
     return graph
 
 
@@ -122,8 +140,8 @@ def _resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tup
 class _Block:
     """A block under training: its nodes, and the leaves that learn, by node and field."""
 
-    def __init__(self, nodes: tuple[Node, ...], values: Mapping[str, Both], timesteps: int) -> None:
-        self.nodes, self.values, self.timesteps = nodes, values, timesteps
+    def __init__(self, nodes: tuple[Node, ...], values: Mapping[str, Both], timesteps: int, rate: float) -> None:
+        self.nodes, self.values, self.timesteps, self.rate = nodes, values, timesteps, rate
         with torch.no_grad():
             after = walk(nodes, values, timesteps, lambda node, *_: node.op)[1]
         self.target = after[nodes[-1].name].analog
@@ -146,7 +164,7 @@ class _Block:
 
     def _add(self, node: Node, *leaves: tuple[Tensor, float]) -> None:
         self.leaves[node.name] = tuple(leaf.requires_grad_() for leaf, _ in leaves)
-        self.groups += [{"params": [leaf], "lr": rate} for leaf, rate in leaves]
+        self.groups += [{"params": [leaf], "lr": rate * self.rate} for leaf, rate in leaves]
 
     def trained(self) -> tuple[Node, ...]:
         """The nodes with what has been learned."""
