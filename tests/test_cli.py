@@ -129,7 +129,7 @@ FROZEN = {
     ]),
     "evaluate": (["NETWORK"], [
         ("--timesteps",), ("--at",), ("--exit-confidence",), ("--data",), ("--limit",), ("--batch-size",),
-        ("--device",), ("--precision",), ("--json",), ("--download",),
+        ("--device",), ("--precision",), ("--closed-form",), ("--json",), ("--download",),
     ]),
     "inspect": (["NETWORK"], []),
     "verify": (["NETWORK"], [
