@@ -18,7 +18,7 @@ from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import SYNAPSES, Input, Node, Op, compensated
 
 # Values of the largest layer, over all steps and images, that are in memory at a time.
-ROOM = 2**27
+ROOM = 2**26
 # Convolutions of more images than this at a time are no faster, and take more memory.
 PART = 2048
 
