@@ -107,15 +107,14 @@ def setting(step: str, **settings: Any) -> Variation:
 ABLATED = ("resnet20", "calibrated", (8, 16))
 MECHANISMS: dict[str, Variation] = {  # each: how it is left out of the recipe
     "v(0) = 1/2": setting("relu_to_neuron", initial_potential=0.0),
+    "layers one step behind": setting("relu_to_neuron", schedule="streaming"),
     "thresholds fitted to T": without("fit_thresholds"),
-    "neurons calibrated": without("calibrate_neurons"),
+    "currents corrected": without("calibrate_neurons"),
     "readout fitted": without("fit_readout"),
 }
 PARTS: dict[str, Variation] = {  # of a mechanism
-    "search on spike trains": setting("calibrate_neurons", refine=0),
-    "late spikes as many as early ones": setting("calibrate_neurons", evenness=0.0),
-    "correction per step": setting("calibrate_neurons", time_indexed=False),
-    "weights of steps": setting("fit_readout", weighted=False),
+    "currents corrected per step": setting("calibrate_neurons", time_indexed=False),
+    "steps weighed in the readout": setting("fit_readout", weighted=False),
 }
 
 
@@ -199,6 +198,7 @@ def from_report(report: Line, timesteps: int) -> Line:
     (row,) = (row for row in report["snn"] if row["timesteps"] == timesteps)
     found = figures(report["ann"]["top1"], row["top1"], 1 - row["agreement"], report["images"], exact=False)
     kept = {name: row[name] for name in ("end_to_end_steps", "agreement", "spikes_per_neuron")}
+    kept["alphabet"] = report.get("alphabet", "binary")
     return {**found, **kept, "device": report["device"], "kernel": report["kernel"]}
 
 
@@ -311,6 +311,7 @@ def measure_peer(asked: Asked, network: str, recipe: str, steps: Sequence[int], 
             **got,
             **figures(ann, top1, differing, number, exact=True),
             "end_to_end_steps": got["timesteps"],
+            "alphabet": "binary",
             "device": "cpu",
             "spikingjelly": importlib.metadata.version("spikingjelly"),
             **versions(),

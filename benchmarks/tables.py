@@ -15,14 +15,13 @@ from typing import Any
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 DATA_SETS = {"cifar10/test": "lossless test", "jpeg-test": "JPEG test", "imagenet": "ImageNet val"}
-ALPHABETS = {"signed": "0, ±1", "multilevel": "0, ±1, ±2, ±4, ±8"}  # of the recipes whose spikes are not 0, 1
 PEER = "spikingjelly"
 
 
 def lines(name: str) -> list[dict[str, Any]]:
-    """The results of one benchmark, oldest first."""
-    text = (HERE / "results" / f"{name}.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    """The results of one benchmark, oldest first; none where it has not been run."""
+    file = HERE / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def conversion() -> str:
@@ -136,7 +135,7 @@ def drops(groups: Iterable[tuple[tuple[str, str, int], Group]]) -> str:
             cells = [with_error(got[t]) if t in got else "" for t in columns]
             rows.append(
                 f"| {where} | {with_error(first, 'ann_top1', 'ann_standard_error')} | {recipe.replace('+', ' + ')} | "
-                f"{ALPHABETS.get(recipe.partition('+')[0], '0, 1')} | {' | '.join(cells)} | "
+                f"{first['alphabet']} | {' | '.join(cells)} | "
                 f"{', '.join(str(got[t]['end_to_end_steps']) for t in sorted(got))} |"
             )
     return "\n".join(rows)
@@ -166,7 +165,7 @@ def peers_latency() -> str:
 
 def imagenet() -> str:
     """The drop on ImageNet."""
-    return drops(few_steps("imagenet").items()) if (HERE / "results" / "imagenet.jsonl").exists() else "Not measured."
+    return drops(few_steps("imagenet").items())
 
 
 def ablation() -> str:
