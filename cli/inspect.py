@@ -104,7 +104,7 @@ def _provenance(snn: Any) -> str:
     if "data" in shown:
         shown["data"] = {k: v for k, v in shown["data"].items() if k != "fingerprints"}
     if "calibration" in shown:
-        shown["calibration"] = {k: v for k, v in shown["calibration"].items() if k != "scales"}
+        shown["calibration"] = {k: v for k, v in shown["calibration"].items() if k not in ("scales", "marks")}
     return "\n".join(f"{name}: {json.dumps(value)}" for name, value in sorted(shown.items()))
 
 

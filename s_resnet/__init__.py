@@ -26,6 +26,7 @@ from .data import (
     open_data,
     preprocessing_for,
 )
+from .device import find_device
 from .distributed import exchange, first_process_first, process_group, shard
 from .errors import (
     BackendUnavailable,
@@ -43,7 +44,7 @@ from .models.resnet import CifarResNet
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import Node, Scale
 from .recipes import RECIPES, Recipe, Step
-from .report import Exit, Report, Row, evaluate, find_device, powers_of_two
+from .report import Exit, Report, Row, evaluate, powers_of_two
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .trace import trace
 from .verify import LayerError, Verification, verify

@@ -38,7 +38,8 @@ class Calibration:
     nodes that were never above zero and so have a stand-in scale. ``rounding`` is the share of its activations that a
     layer running T steps is expected to lose, times T; known from ``"batchnorm"``.
     ``samples`` and ``fitting`` are calibration images, for passes that search and for passes that fit,
-    ``[B, C, H, W]``; no image is in both, and neither are saved.
+    ``[B, C, H, W]``; no image is in both, and neither are saved. ``marks`` tell every calibration image again
+    (:func:`image_marks`), so that an evaluation can say how many of its images it has been calibrated on.
     """
 
     scales: Mapping[str, float]
@@ -49,6 +50,7 @@ class Calibration:
     samples: Samples | None = None
     rounding: float | None = None
     fitting: Tensor | None = None
+    marks: tuple[int, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """What an artifact keeps of it."""
@@ -60,6 +62,7 @@ class Calibration:
             "fitted": 0 if self.fitting is None else len(self.fitting),
             "scales": dict(self.scales),
             "silent": list(self.silent),
+            "marks": list(self.marks),
         }
 
 
@@ -115,7 +118,7 @@ def calibrate(
             "Pass a list or a DataLoader."
         )
     samples = _first_images(batches, held_out)
-    kept_apart = [] if samples is None else _marks(samples.images)
+    kept_apart = [] if samples is None else image_marks(samples.images)
     names = calibrated_nodes(graph)
 
     upper, counted = _count(
@@ -142,7 +145,7 @@ def calibrate(
         low = min(int(torch.searchsorted(lower[name].cumsum(0), rank)), HALF - 1)
         values[name] = _value(((bucket[name] - HALF // 2) << 16) | low)
     found = _calibration(values, percentile, counted[0], "data", samples)
-    return replace(found, fitting=_others(batches, kept_apart, fitting) if fitting else None)
+    return replace(found, marks=counted[1], fitting=_others(batches, kept_apart, fitting) if fitting else None)
 
 
 def _check_percentile(percentile: float) -> None:
@@ -178,15 +181,15 @@ def _count(
     label: str,
     progress: bool,
     index: Callable[[str, Tensor], Tensor],
-) -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs; images counted, and a checksum of all."""
+) -> tuple[dict[str, Tensor], tuple[int, tuple[int, ...]]]:
+    """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs; images counted, and the marks of all."""
     tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
-    images = checksum = 0
+    images, seen = 0, list[int]()
     waiting = Counter(kept_apart)
     for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=None if progress else True):
         x = _images(batch)
-        marks = _marks(x)
-        checksum += sum(marks)
+        marks = image_marks(x)
+        seen += marks
         counted = []
         for index_in_batch, mark in enumerate(marks):
             if waiting[mark]:
@@ -202,10 +205,10 @@ def _count(
                 tables[name] += torch.bincount(index(name, _key(value)), minlength=HALF).cpu()
     if images == 0:
         raise InvalidData("calibrate: got no images beyond those held out; expected at least one. Pass more images.")
-    return tables, (images, checksum)
+    return tables, (images, tuple(sorted(seen)))
 
 
-def _marks(images: Tensor) -> list[int]:
+def image_marks(images: Tensor) -> list[int]:
     """A number per image that tells it again in whatever order a loader brings it."""
     keys = _key(images).view(len(images), -1).long()
     marks: list[int] = (keys * torch.arange(1, keys.shape[1] + 1, device=keys.device)).sum(1).tolist()
@@ -247,7 +250,7 @@ def _others(batches: Batches, kept_apart: list[int], count: int) -> Tensor:
     missing, waiting = count, Counter(kept_apart)
     for batch in batches:
         images = _images(batch)
-        marks = _marks(images)
+        marks = image_marks(images)
         free = [index for index, mark in enumerate(marks) if not waiting[mark]][:missing]
         waiting.subtract(mark for mark in marks if waiting[mark])
         found.append(images[free])

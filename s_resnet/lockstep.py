@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .engine import arithmetic
 from .graph import Graph
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import SYNAPSES, Input, Node, Op, compensated
@@ -47,7 +48,7 @@ def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progres
     the mean over T and spikes are mean rates, which is exact and T times cheaper. progress: a label for a bar.
     """
     start = {graph.nodes[0].name: Both(images.expand(steps_of(graph, timesteps), *images.shape), images)}
-    with torch.no_grad():
+    with torch.no_grad(), arithmetic(images, tf32=False):
         nodes = walk(graph.nodes, start, timesteps, visit, progress)[0]
     return replace(graph, nodes=nodes)
 

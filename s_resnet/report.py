@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import re
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +16,11 @@ from tqdm import tqdm
 
 from . import kernels
 from .artifact import replacing
+from .calibrate import image_marks
 from .closed_form import closed_form
+from .device import ahead, find_device, peak_memory
 from .distributed import exchange, in_step, place, shared_errors
-from .errors import BackendUnavailable, InvalidData
+from .errors import InvalidData
 from .graph import Graph
 from .simulate import simulate, simulate_until_confident
 
@@ -67,6 +66,7 @@ class Report:
         process. Of the fixed T where it was simulated, else of the exit.
     seconds_per_step_per_image: that same time over all the steps of all the images.
     peak_memory_bytes: of the process with the largest: its GPU's tensors, or on the CPU the whole process.
+    calibrated_on: how many of the images the network was calibrated on; the JSON leaves 0 out.
     alphabet: what the neurons send, as :attr:`Graph.alphabet`; the JSON leaves ``"binary"`` out.
     exit: where each image stops once it is confident; None, and absent in the JSON, unless asked for.
     precision: ``"exact"``, which the JSON leaves out, or ``"fast"``.
@@ -85,6 +85,7 @@ class Report:
     exit: Exit | None = None
     precision: str = "exact"
     alphabet: str = "binary"
+    calibrated_on: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object, schema 1."""
@@ -95,6 +96,8 @@ class Report:
             del stored["precision"]
         if self.alphabet == "binary":
             del stored["alphabet"]
+        if not self.calibrated_on:
+            del stored["calibrated_on"]
         return stored
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -109,6 +112,7 @@ class Report:
             f"{self.network or 'network'}   recipe {self.recipe}   {self.images} images   "
             f"{self.device}, kernel {self.kernel}" + (", fast" if self.precision == "fast" else ""),
             *([] if self.alphabet == "binary" else [f"spikes: {self.alphabet}"]),
+            *([f"{self.calibrated_on} of the images were calibrated on"] if self.calibrated_on else []),
             "",
             "     T    top-1    top-5   agreement   spikes/neuron" + ("   end-to-end steps" if late else ""),
             f"   ANN  {_percent(self.ann['top1'])}  {_percent(self.ann['top5'])}",
@@ -188,7 +192,7 @@ def evaluate(
             torch.cuda.reset_peak_memory_stats(target)
         progress = progress and place()[0] == 0
         batches = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if progress else True)
-        for images, labels in in_step(_ahead(batches, target)):
+        for images, labels in in_step(ahead(batches, target)):
             tally.add(images, labels, progress)
         return tally.report(network, target)
 
@@ -196,21 +200,6 @@ def evaluate(
 def powers_of_two(timesteps: int) -> tuple[int, ...]:
     """1, 2, 4, ... below ``timesteps``, and ``timesteps`` itself."""
     return (*(2**k for k in range(timesteps.bit_length()) if 2**k < timesteps), timesteps)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` takes a GPU when there is one. Raises BackendUnavailable."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise BackendUnavailable(f"device: got {name!r}; expected auto, cpu or cuda. Choose one of them.")
-    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name != "cpu" and int(name[5:] or 0) >= usable:
-        raise BackendUnavailable(
-            f"device: got {name!r} on a machine with {usable} usable CUDA devices; expected one that is there. "
-            "Use --device cpu or auto."
-        )
-    return torch.device(name)
 
 
 @dataclass
@@ -257,6 +246,8 @@ class _Tally:
         self.fixed = _Sums.of(len(at or ()))
         self.exit = _Sums.of(1)
         self.neurons = 0
+        self.marks = frozenset(snn.provenance.get("calibration", {}).get("marks", ()))
+        self.calibrated_on = 0
 
     def add(self, images: Tensor, labels: Tensor, progress: bool) -> None:
         if labels.shape != images.shape[:1] or len(images) == 0:
@@ -276,6 +267,7 @@ class _Tally:
             )
         self.neurons = sum(sizes[node.name] for node in self.snn.neurons)
         self.images += len(images)
+        self.calibrated_on += sum(mark in self.marks for mark in image_marks(images)) if self.marks else 0
         self.ann += torch.stack(_hits(logits, labels)).cpu()
         choice = logits.argmax(1)
         if self.at is not None:
@@ -301,8 +293,8 @@ class _Tally:
 
     def report(self, network: str, device: torch.device) -> Report:
         """The report on the images of all processes."""
-        said = exchange((self.images, self.ann, self.fixed, self.exit, self.neurons, _peak_memory(device)))
-        every, anns, fixed, exits, neurons, peaks = zip(*said, strict=True)
+        own = (self.images, self.calibrated_on, self.ann, self.fixed, self.exit, self.neurons, peak_memory(device))
+        every, known, anns, fixed, exits, neurons, peaks = zip(*exchange(own), strict=True)
         images, whole, exit = sum(every), _total(fixed), _total(exits)
         if images == 0:
             raise InvalidData("evaluate: got no images; expected at least one batch. Check the data.")
@@ -325,6 +317,7 @@ class _Tally:
             exit=self._exit(exit, images, max(neurons)),
             precision=self.precision,
             alphabet=self.snn.alphabet,
+            calibrated_on=sum(known),
         )
 
     def _exit(self, sums: _Sums, images: int, neurons: int) -> Exit | None:
@@ -346,27 +339,6 @@ def _total(parts: Sequence[_Sums]) -> _Sums:
     return total
 
 
-def _ahead(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches on ``device``; a GPU gets the next one while it works on this one."""
-    if device.type != "cuda":
-        for images, labels in batches:
-            yield images.to(device), labels.to(device)
-        return
-    copies, waiting = torch.cuda.Stream(device), None  # type: ignore[no-untyped-call]
-    for images, labels in batches:
-        with torch.cuda.stream(copies):
-            pinned = (part if part.is_cuda else part.pin_memory() for part in (images, labels))
-            ready = tuple(part.to(device, non_blocking=True) for part in pinned)
-        if waiting is not None:
-            yield waiting
-        torch.cuda.current_stream(device).wait_stream(copies)
-        for part in ready:
-            part.record_stream(torch.cuda.current_stream(device))
-        waiting = (ready[0], ready[1])
-    if waiting is not None:
-        yield waiting
-
-
 @contextmanager
 def _timed(sums: _Sums, device: torch.device) -> Iterator[None]:
     start = time.perf_counter()
@@ -383,15 +355,3 @@ def _hits(logits: Tensor, labels: Tensor) -> list[Tensor]:
     """
     best = logits.sort(dim=1, descending=True, stable=True).indices[:, :5] == labels[:, None]
     return [best[:, 0].sum(), best.any(1).sum()]
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The most memory in use so far: the GPU's tensors, or the whole process; 0 where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if importlib.util.find_spec("resource") is None:
-        return 0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
+from conftest import images, randomized
 from test_cli import CALIBRATED, SIZE, Program, figures, make_checkpoint, make_photos, record_loaders, tiny
 
 import s_resnet
@@ -232,3 +235,17 @@ def test_digits_are_data(program, tmp_path, used):
     assert "40 images" in program.works("evaluate", "--timesteps", 2, "--limit", 40)
     assert not set(used[0]) & set(used[1])
     assert s_resnet.load("tiny.snn").provenance["data"]["split"] == "train"
+
+
+def test_an_evaluation_says_how_many_of_its_images_were_calibrated_on() -> None:
+    model = randomized(torchvision.models.resnet18(num_classes=3))
+    calibrated, others = images(8, 32, seed=1), images(4, 32, seed=2)
+    snn = s_resnet.convert(model, [calibrated], timesteps=2)
+    labels = torch.zeros(6, dtype=torch.int64)
+    mixed = s_resnet.evaluate(snn, [(torch.cat([others, calibrated[:2]]), labels)], 2)
+    assert mixed.calibrated_on == mixed.to_json()["calibrated_on"] == 2
+    assert "2 of the images were calibrated on" in mixed.table()
+    clean = s_resnet.evaluate(snn, [(others, labels[:4])], 2)
+    assert clean.calibrated_on == 0
+    assert "calibrated_on" not in clean.to_json()
+    assert "calibrated on" not in clean.table()

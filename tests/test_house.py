@@ -20,6 +20,7 @@ LEVELS: dict[str, float] = {
     "version": 0,
     "kernels": 1,
     "data": 1,
+    "device": 1,
     "distributed": 1,
     "neuron": 2,
     "ops": 2,
