@@ -15,7 +15,6 @@ from ..ops import Node, Op
 
 LEAST = 1e-3  # of the mean weight: an answer exists at every step
 RIDGE = 1e-2  # of the currents' own variance, towards equal weights
-SWEEPS = 200
 
 
 def fit_readout(
@@ -27,7 +26,7 @@ def fit_readout(
 
         E[(sum(w[t] I[t]) - z)^2] + ridge,   w[t] > 0
 
-    by coordinate descent over the T x T normal equations. Early steps, in which deep layers have seen little, get small
+    over the T x T normal equations. Early steps, in which deep layers have seen little, get small
     weights: a delayed readout whose delay is measured. The correction is then, per class, ``E[z] - E[answer]``. With
     ``weighted`` off, and where only counts matter (phased networks), there is nothing to weigh, only to correct.
 
@@ -60,9 +59,27 @@ def _weights(currents: Tensor, target: Tensor) -> Tensor:
     ridge = RIDGE * float((x**2).sum()) / len(x)
     gram = x @ x.T + ridge * torch.eye(len(x), dtype=x.dtype, device=x.device)
     right = x @ y + ridge / len(x)
-    w = torch.full_like(right, 1 / len(x))
-    for _ in range(SWEEPS):
-        for t in range(len(w)):
-            rest = right[t] - gram[t] @ w + gram[t, t] * w[t]
-            w[t] = (rest / gram[t, t]).clamp_min(LEAST / len(w))
+    w = _least_squares(gram, right, LEAST / len(x))
     return (w / w.sum()).to(target.dtype)
+
+
+def _least_squares(gram: Tensor, right: Tensor, least: float) -> Tensor:
+    """The minimum of ``w gram w / 2 - right w`` over ``w >= least``, by the active set method of Lawson and Hanson."""
+    right = right - least * gram.sum(1)
+    w, free = torch.zeros_like(right), torch.zeros(len(right), dtype=torch.bool, device=right.device)
+    for _ in range(3 * len(right)):  # as many as are ever needed; rounding could have it go in circles
+        downhill = torch.where(free, -torch.inf, right - gram @ w)
+        if float(downhill.max()) <= 1e-12 * float(right.abs().max()):
+            break
+        free[downhill.argmax()] = True
+        while True:
+            wished = torch.zeros_like(w)
+            wished[free] = torch.linalg.solve(gram[free][:, free], right[free])
+            over = free & (wished <= 0)
+            if not bool(over.any()):
+                break
+            # As far towards it as nothing falls below 0; what gets there is held.
+            w = w + (w[over] / (w[over] - wished[over])).min() * (wished - w)
+            free = free & (w > 1e-14)
+        w = wished
+    return w + least
