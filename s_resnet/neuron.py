@@ -34,8 +34,8 @@ class Neuron:
     threshold: positive, 0-dimensional (one for the layer) or ``[C]``.
     integer: the threshold in int32 ``[C]`` of an integer network: its runs count currents and membrane in whole units
     of 1 / integer of the threshold.
-    correction: current added in spiking runs only, so that the analog run stays the source network: ``[C]`` at every
-    step, or ``[T, C]``, one row per step, and after step T their mean (a time-indexed bias).
+    correction: current added in spiking runs only, so that the analog run stays the source network: 0-dimensional or
+    ``[C]`` at every step, or ``[T, C]``, one row per step, and after step T their mean (a time-indexed bias).
     integer_correction: the same in units of the integer threshold, int32.
     schedule: when the layer fires within a window of T steps of input. ``"streaming"``: as it integrates.
     ``"lagged"``: one step later, so that it has seen one step more than it has answered; ``"phased"``: T steps later,
@@ -105,7 +105,7 @@ class Neuron:
         table = self.correction if self.integer is None else self.integer_correction
         if table is None:
             return None
-        if table.ndim == 1:
+        if table.ndim < 2:
             return per_channel(table, ndim - 1)
         rows = table[first : first + steps]
         if len(rows) < steps:

@@ -252,7 +252,7 @@ def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
         total = total + other
     threshold = per_channel(op.threshold, total.ndim)
     assert op.correction is not None
-    correction = op.correction if op.correction.ndim == 1 else op.correction.mean(0)
+    correction = op.correction if op.correction.ndim < 2 else op.correction.mean(0)
     u = ((total + per_channel(correction, total.ndim)) / threshold).clamp(0, op.most)
     return threshold * (u + (rate / threshold - u).detach())
 
