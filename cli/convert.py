@@ -166,11 +166,6 @@ def convert(
     origin: dict[str, Any] = {}
     if calibration:
         batches, origin = _calibration(calibration, calibration_images, preprocessing, loaded, download)
-    else:
-        click.echo(
-            "No --calibration: thresholds and compensation come from the BatchNorm statistics.",
-            err=True,
-        )
     partial = Path(f"{target}.partial") if reconstruct else None
     snn = s_resnet.convert(
         loaded.model,
@@ -186,6 +181,8 @@ def convert(
         target_drop=target_drop,
         progress=True,
     )
+    if batches is None:
+        click.echo("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     source = {
         "name": loaded.name,
         "arch": loaded.arch,

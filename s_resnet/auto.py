@@ -37,13 +37,15 @@ class Trial:
 
 
 def check_wishes(spikes: str | None, target_drop: float | None, timesteps: int | None) -> None:
-    """Raise InvalidData for an unknown alphabet, or a drop that is none."""
+    """Raise InvalidData for an unknown alphabet, or a drop or a T that is none."""
     if spikes is not None and spikes not in ALPHABETS:
         raise InvalidData(f"auto: got spikes {spikes!r}; expected one of {', '.join(ALPHABETS)}. Choose one of them.")
     if target_drop is not None and not 0 < target_drop < 100:
         raise InvalidData(
             f"auto: got target_drop={target_drop}; expected points between 0 and 100. Pass one such as 1."
         )
+    if timesteps is not None and timesteps < 1:
+        raise InvalidData(f"auto: got timesteps={timesteps}; expected at least 1. Leave it out for 16.")
     if target_drop is not None and timesteps is not None:
         raise InvalidData(
             "auto: got timesteps and target_drop; expected one of them, to find the other. Leave one out."
@@ -123,10 +125,15 @@ def _best(tried: list[tuple[Trial, Graph]], target_drop: float | None) -> tuple[
     if target_drop is None:
         good = [pair for pair in tried if pair[0].agreement >= most - pair[0].standard_error]
     else:
-        good = [pair for pair in tried if 100 * (1 - pair[0].agreement) <= target_drop]
+        good = [pair for pair in tried if _holds(pair[0], target_drop)]
     if good:
         return min(good, key=lambda pair: pair[0].end_to_end_steps), True
     return max(tried, key=lambda pair: pair[0].agreement), False
+
+
+def _holds(trial: Trial, target_drop: float) -> bool:
+    """Whether it disagrees on no more than that; 97 of 100 images are 3 % short, whatever floats make of it."""
+    return 100 * (1 - trial.agreement) <= target_drop + 1e-9
 
 
 def _reason(chosen: Trial, trials: list[Trial], target_drop: float | None) -> str:
@@ -143,7 +150,7 @@ def _reason(chosen: Trial, trials: list[Trial], target_drop: float | None) -> st
     )
     if target_drop is None:
         why = "the fastest of those within one standard error of the best"
-    elif 100 * (1 - chosen.agreement) <= target_drop:
+    elif _holds(chosen, target_drop):
         why = f"the smallest T that disagrees on no more than {target_drop:g} %"
     else:
         why = f"the best there is: none disagrees on no more than {target_drop:g} %"
