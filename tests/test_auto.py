@@ -398,7 +398,7 @@ def test_wishes_that_do_not_fit_are_refused(model, batches, name):
 
 
 @pytest.mark.parametrize("wish", [{"spikes": "signed"}, {"target_drop": 1.0}, {"spikes": "binary", "target_drop": 2.0}])
-@pytest.mark.parametrize("recipe", ["phased", "s-resnet", RECIPES["signed"]], ids=str)
+@pytest.mark.parametrize("recipe", ["phased", "s-resnet", RECIPES["signed"]], ids=["phased", "s-resnet", "a recipe"])
 def test_wishes_are_for_auto(model, batches, wish, recipe):
     with pytest.raises(InvalidData, match=r"with recipe 'auto'"):
         convert(model, batches, recipe, **wish)
