@@ -64,10 +64,13 @@ def every_op():
         ("relu", ops.ReLU(), "pad"),
         ("sum", ops.Add(), "pad", "relu"),
         ("avg", ops.AvgPool2d((2, 2), (1, 1), (1, 0), True, False), "sum"),
-        ("adaptive", ops.AdaptiveAvgPool2d((2, 1)), "avg"),
+        ("mixed", ops.Conv2d(rand(6, 6, 1, 1), None, spiking_weight=rand(6, 6, 1, 1)), "avg"),
+        ("third", Neuron(half, correction=rand(9, 6), schedule="lagged", levels=3, signed=True, scale=one), "mixed"),
+        ("fourth", Neuron(half, correction=rand(6), schedule="phased", differential=True, scale=rand(6)), "third"),
+        ("adaptive", ops.AdaptiveAvgPool2d((2, 1)), "fourth"),
         ("flat", ops.Flatten(), "adaptive"),
-        ("fc", ops.Linear(rand(5, 12), rand(5), 1.125), "flat"),
-        ("readout", Readout(one * 3, "spikes", 0.5), "fc"),
+        ("fc", ops.Linear(rand(5, 12), rand(5), 1.125, spiking_weight=rand(5, 12)), "flat"),
+        ("readout", Readout(one * 3, "spikes", 0.5, rand(9).abs(), rand(5)), "fc"),
     ]
     nodes = tuple(Node(name, op, tuple(inputs)) for name, op, *inputs in rows)
     return Graph(nodes, PROVENANCE).validate()
@@ -137,7 +140,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, dtype):
                 assert a.dtype == b.dtype == dtype and a.shape == b.shape and torch.equal(a, b)
             else:
                 assert a == b and type(a) is type(b)
-    assert tensors == 13
+    assert tensors == 24
     if dtype == torch.float32:
         assert torch.equal(again.run(pictures()), graph.run(pictures()))
         assert torch.equal(again(pictures(), 9), graph(pictures(), 9)) and graph(pictures(), 9).std() > 0
