@@ -121,9 +121,9 @@ def _trial(name: str, snn: Graph, calibration: Calibration, timesteps: int) -> T
 
 def _best(tried: list[tuple[Trial, Graph]], target_drop: float | None) -> tuple[tuple[Trial, Graph], bool]:
     """The trial to choose, and whether it is good enough."""
-    most = max(trial.agreement for trial, _ in tried)
+    most = max((trial for trial, _ in tried), key=lambda trial: trial.agreement)
     if target_drop is None:
-        good = [pair for pair in tried if pair[0].agreement >= most - pair[0].standard_error]
+        good = [pair for pair in tried if pair[0].agreement >= most.agreement - most.standard_error]
     else:
         good = [pair for pair in tried if _holds(pair[0], target_drop)]
     if good:

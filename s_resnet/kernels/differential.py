@@ -21,8 +21,8 @@ def integrate_and_fire(
         y[t] = m[t-1] + k[t],  so that  m[t] = m[t-1] + k[t] / t
 
     Only k is sent: whoever receives it keeps the mean ``e[t] = e[t-1] + W k[t] / t`` of its current and integrates
-    ``e[t-1] + W k[t]``, which is ``W y[t]``. Here y itself is handed on, which is the same arithmetic. Once the mean is
-    right nothing needs to be sent, and the grid of the means is finer than ``threshold / T``.
+    ``e[t-1] + W k[t]``, which is ``W y[t]``. Here y itself is handed on, which is the same arithmetic. The nearer
+    the mean is, the less needs to be sent, and the grid of the means is finer than ``threshold / T``.
 
     Args:
         current: ``[S, B, *]``.

@@ -212,7 +212,10 @@ class _Block:
         mean: dict[str, Tensor] = {}
         real: dict[str, Tensor] = {}
         for name, value in self.values.items():
-            spiking, analog = value.spiking[:, chosen], value.analog[chosen]
+            analog = value.analog[chosen]
+            # What is constant stays one step expanded, so that its convolutions are computed once.
+            kept = value.spiking[:1] if value.constant else value.spiking
+            spiking = kept[:, chosen].expand(len(value.spiking), *analog.shape)
             if drop and not value.constant:
                 # The same places at every step, so that what enters is a rate that the source could send.
                 dropped = torch.rand(analog.shape, generator=generator).to(analog.device) < drop
