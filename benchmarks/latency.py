@@ -113,6 +113,7 @@ MECHANISMS: dict[str, Variation] = {  # each: how it is left out of the recipe
     "readout fitted": without("fit_readout"),
 }
 PARTS: dict[str, Variation] = {  # of a mechanism
+    "synapses fitted to the spikes": setting("calibrate_neurons", weights=False),
     "currents corrected per step": setting("calibrate_neurons", time_indexed=False),
     "steps weighed in the readout": setting("fit_readout", weighted=False),
 }

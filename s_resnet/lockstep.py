@@ -6,7 +6,7 @@ source network has there; it gives back the layer as it should be, and that one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .engine import arithmetic
 from .graph import Graph
 from .neuron import Neuron, Readout, SpikingMaxPool2d
-from .ops import SYNAPSES, Input, Node, Op, compensated
+from .ops import SYNAPSES, Conv2d, Input, Linear, Node, Op, compensated
 
 # Values of the largest layer, over all steps and images, that are in memory at a time.
 ROOM = 2**26
@@ -37,19 +37,26 @@ class Both:
 
 
 Visit = Callable[[Node, Tensor, Tensor], Op]
+Refit = Callable[[Node, Tensor, Tensor], Op]
 
 
-def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "") -> Graph:
+def lockstep(
+    graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "", refit: Refit | None = None
+) -> Graph:
     """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations ``visit`` chose.
 
     ``visit(node, currents, target)`` is called for every neuron layer and the readout, in execution order: currents
     ``[S, B, *]`` per step without the layer's own correction, target ``[B, *]`` the source network's value (of a
     readout: before its scale). S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then
     the mean over T and spikes are mean rates, which is exact and T times cheaper. progress: a label for a bar.
+
+    ``refit(node, inputs, wanted)`` is called before for every convolution and linear layer: inputs ``[B, *]``, the mean
+    over the steps, and what its mean output should be: the source network's value, and where only one neuron layer
+    reads it, also what that one's other inputs, as far as they are there, lack against the source's.
     """
     start = {graph.nodes[0].name: Both(images.expand(steps_of(graph, timesteps), *images.shape), images)}
     with torch.no_grad(), arithmetic(images, tf32=False):
-        nodes = walk(graph.nodes, start, timesteps, visit, progress)[0]
+        nodes = walk(graph.nodes, start, timesteps, visit, progress, refit)[0]
     return replace(graph, nodes=nodes)
 
 
@@ -83,7 +90,12 @@ def affordable(graph: Graph, images: Tensor, timesteps: int) -> int:
 
 
 def walk(
-    nodes: Iterable[Node], values: Mapping[str, Both], timesteps: int, visit: Visit, progress: str = ""
+    nodes: Iterable[Node],
+    values: Mapping[str, Both],
+    timesteps: int,
+    visit: Visit,
+    progress: str = "",
+    refit: Refit | None = None,
 ) -> tuple[tuple[Node, ...], dict[str, Both]]:
     """Go through ``nodes`` from ``values`` on: the nodes as visited, and the values that no node of them read."""
     nodes = tuple(nodes)
@@ -94,12 +106,24 @@ def walk(
     for index, node in enumerate(bar):
         if not isinstance(node.op, Input):
             inputs = [values[name] for name in node.inputs]
+            if refit is not None and isinstance(node.op, Conv2d | Linear):
+                wanted = node.op.run(inputs[0].analog) + _lacking(nodes, node, values)
+                node = replace(node, op=refit(node, inputs[0].spiking.mean(0), wanted))
             op, values[node.name] = _through(node, inputs, timesteps, visit)
             node = replace(node, op=op)
         done.append(node)
         for name in [name for name in values if last.get(name, len(nodes)) <= index]:
             del values[name]
     return tuple(done), values
+
+
+def _lacking(nodes: Sequence[Node], node: Node, values: Mapping[str, Both]) -> Tensor | float:
+    """What the other inputs of the neuron layer that alone reads ``node`` lack in the mean, ``[B, *]``."""
+    readers = [other for other in nodes if node.name in other.inputs]
+    if len(readers) != 1 or not isinstance(readers[0].op, Neuron):
+        return 0.0
+    others = [values[name] for name in readers[0].inputs if name != node.name and name in values]
+    return sum((other.analog - other.spiking.mean(0) for other in others), start=torch.zeros(()))
 
 
 def _through(node: Node, inputs: list[Both], timesteps: int, visit: Visit) -> tuple[Op, Both]:

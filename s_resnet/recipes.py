@@ -81,7 +81,7 @@ def _recipe(name: str, about: str, initial_potential: float, compensated: bool, 
 
 
 def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, Any], **calibrated: Any) -> Recipe:
-    """A recipe for few steps: neurons that round, thresholds per channel for that T, corrections from real spikes."""
+    """A recipe for few steps: neurons that round, thresholds per channel for that T, synapses fitted to real spikes."""
     return Recipe(
         name,
         about,
@@ -92,7 +92,7 @@ def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, Any], **
             Step(passes.move_maxpool, optional=True),
             Step(passes.attach_readout),
             Step(passes.fit_thresholds),
-            Step(passes.calibrate_neurons, calibrated),
+            Step(passes.calibrate_neurons, {"weights": True, **calibrated}),
             Step(passes.fit_readout),
             Step(passes.normalize),
         ),

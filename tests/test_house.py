@@ -32,6 +32,7 @@ LEVELS: dict[str, float] = {
     "trace": 4,
     "artifact": 4,
     "calibrate": 4,
+    "least_squares": 3,
     "lockstep": 4,
     "simulate": 4,
     "closed_form": 4.5,

@@ -1,4 +1,4 @@
-"""Pass: thresholds and currents of every neuron layer corrected for how its spiking input really arrives."""
+"""Pass: synapses and currents of every neuron layer corrected for how its spiking input really arrives."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from torch import Tensor
 
 from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
+from ..least_squares import refit
 from ..lockstep import affordable, lockstep, respond
 from ..neuron import Neuron
-from ..ops import Node, Op
+from ..ops import Conv2d, Linear, Node, Op
 
 SWEEPS = 8
 RATE = 0.5  # of the distance to the source's mean that one sweep corrects
 
 
 def calibrate_neurons(
-    graph: Graph, calibration: Calibration, timesteps: int = 16, time_indexed: bool = False, progress: bool = False
+    graph: Graph,
+    calibration: Calibration,
+    timesteps: int = 16,
+    weights: bool = False,
+    time_indexed: bool = False,
+    progress: bool = False,
 ) -> Graph:
     """Correct neuron layers one after the other, each on the spikes that the corrected ones before it really send.
 
@@ -28,8 +34,12 @@ def calibrate_neurons(
     every step by its own mean, ``b[t] += (E[a] - E[s[t]]) / 2``, but for layers under constant current and networks
     where only counts matter.
 
-    The corrections are currents of the neuron layer, so a residual sum gets its own once, and the analog run is
-    preserved.
+    With ``weights`` the synapses of each layer come first: least squares on the mean spikes they really get, towards
+    the source's currents (:func:`s_resnet.least_squares.refit`), so that a channel that quantization made noisy counts
+    less and the others make up for it. On a residual sum they also make up for what the shortcut lacks.
+
+    The corrections are currents of the neuron layer, so a residual sum gets its own once; they and the weights belong
+    to spiking runs only, and the analog run is preserved.
 
     Source: Li et al., ICML 2021 (arXiv:2106.06984), bias calibration; Wu et al., ECCV 2024 (arXiv:2403.18388),
     forward temporal bias correction.
@@ -47,7 +57,13 @@ def calibrate_neurons(
         constant = all(name in graph.static for name in node.inputs)
         return _unbiased(node.op, currents, target, timesteps, time_indexed and not constant and len(currents) > 1)
 
-    return lockstep(graph, images, timesteps, visit, "calibrate_neurons" if progress else "")
+    def refitted(node: Node, inputs: Tensor, wanted: Tensor) -> Op:
+        assert isinstance(node.op, Conv2d | Linear)
+        exact = all(name in graph.static for name in node.inputs)  # what reads the images lacks nothing
+        return node.op if exact else refit(node.op, inputs, wanted)
+
+    label = "calibrate_neurons" if progress else ""
+    return lockstep(graph, images, timesteps, visit, label, refitted if weights else None)
 
 
 def _unbiased(op: Neuron, currents: Tensor, target: Tensor, timesteps: int, time_indexed: bool) -> Neuron:
