@@ -50,9 +50,9 @@ def lockstep(
     readout: before its scale). S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then
     the mean over T and spikes are mean rates, which is exact and T times cheaper. progress: a label for a bar.
 
-    ``refit(node, inputs, wanted)`` is called before for every convolution and linear layer: inputs ``[B, *]``, the mean
-    over the steps, and what its mean output should be: the source network's value, and where only one neuron layer
-    reads it, also what that one's other inputs, as far as they are there, lack against the source's.
+    ``refit(node, inputs, wanted)`` is called before for every convolution and linear layer that only neuron layers
+    read: inputs ``[B, *]``, the mean over the steps, and what its mean output should be: the source network's value,
+    and for a single reader also what that one's other inputs, as far as they are there, lack against the source's.
     """
     start = {graph.nodes[0].name: Both(images.expand(steps_of(graph, timesteps), *images.shape), images)}
     with torch.no_grad(), arithmetic(images, tf32=False):
@@ -106,8 +106,12 @@ def walk(
     for index, node in enumerate(bar):
         if not isinstance(node.op, Input):
             inputs = [values[name] for name in node.inputs]
-            if refit is not None and isinstance(node.op, Conv2d | Linear):
-                wanted = node.op.run(inputs[0].analog) + _lacking(nodes, node, values)
+            readers = [other for other in nodes if node.name in other.inputs]
+            fires = bool(readers) and all(isinstance(other.op, Neuron) for other in readers)
+            if refit is not None and fires and isinstance(node.op, Conv2d | Linear):
+                wanted = node.op.run(inputs[0].analog)
+                if len(readers) == 1:
+                    wanted = wanted + _lacking(readers[0].inputs, node.name, values)
                 node = replace(node, op=refit(node, inputs[0].spiking.mean(0), wanted))
             op, values[node.name] = _through(node, inputs, timesteps, visit)
             node = replace(node, op=op)
@@ -117,12 +121,9 @@ def walk(
     return tuple(done), values
 
 
-def _lacking(nodes: Sequence[Node], node: Node, values: Mapping[str, Both]) -> Tensor | float:
-    """What the other inputs of the neuron layer that alone reads ``node`` lack in the mean, ``[B, *]``."""
-    readers = [other for other in nodes if node.name in other.inputs]
-    if len(readers) != 1 or not isinstance(readers[0].op, Neuron):
-        return 0.0
-    others = [values[name] for name in readers[0].inputs if name != node.name and name in values]
+def _lacking(inputs: Sequence[str], besides: str, values: Mapping[str, Both]) -> Tensor | float:
+    """What these values, as far as they are there, lack in the mean against the source's, ``[B, *]``."""
+    others = [values[name] for name in inputs if name != besides and name in values]
     return sum((other.analog - other.spiking.mean(0) for other in others), start=torch.zeros(()))
 
 
