@@ -185,7 +185,7 @@ def given():
     return graph, calibrate(graph, [x], 99.9, 0, False, 72)
 
 
-@pytest.mark.parametrize("schedule", ["phased", "lagged", "streaming"])
+@pytest.mark.parametrize("schedule", ["phased", "lagged"])
 def test_fitted_synapses_bring_the_network_closer_to_its_source_on_other_images(given, schedule):
     graph, calibration = given
     graph = relu_to_neuron(fold_batchnorm(graph, calibration), calibration, initial_potential=0.5, schedule=schedule)
