@@ -183,6 +183,12 @@ def evaluate(
             raise InvalidData(
                 f"evaluate: got exit_confidence={exit_confidence}; expected 0 < P < 1. Pass one such as 0.8."
             )
+        if in_closed_form and (precision != "exact" or exit_confidence is not None):
+            asked = "an exit" if precision == "exact" else f"precision {precision}"
+            raise InvalidData(
+                f"evaluate: got the closed form with {asked}; expected it alone: it counts in float32, and has no steps "
+                "to leave at. Choose one of the two."
+            )
         target = find_device(device)
         if at is None:
             at = powers_of_two(timesteps) if exit_confidence is None else None

@@ -159,6 +159,9 @@ def test_the_closed_form_in_a_report(networks):
     for other in ("calibrated", "multilevel", "s-resnet"):
         with pytest.raises(InvalidData, match=r"^closed_form: got"):
             evaluate(networks[other], fresh, 4, in_closed_form=True)
+    for besides in ({"precision": "fast"}, {"exit_confidence": 0.5}):
+        with pytest.raises(InvalidData, match=r"^evaluate: got the closed form with .*Choose one of the two\.$"):
+            evaluate(snn, fresh, 4, in_closed_form=True, **besides)
 
 
 def test_what_answers_once_has_no_exit(networks):
