@@ -186,8 +186,8 @@ def evaluate(
         if in_closed_form and (precision != "exact" or exit_confidence is not None):
             asked = "an exit" if precision == "exact" else f"precision {precision}"
             raise InvalidData(
-                f"evaluate: got the closed form with {asked}; expected it alone: it counts in float32, and has no steps "
-                "to leave at. Choose one of the two."
+                f"evaluate: got the closed form with {asked}; expected it alone, as it counts in float32 and has no "
+                "steps to leave at. Choose one of the two."
             )
         target = find_device(device)
         if at is None:
