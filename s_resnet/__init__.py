@@ -41,7 +41,9 @@ from .graph import Graph, State
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
 from .models.resnet import CifarResNet
+from .layer_operations import LayerOperations, SourceOperations, Traffic
 from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .operations import Operations, count_operations
 from .ops import Node, Scale
 from .recipes import RECIPES, Recipe, Step
 from .report import Exit, Report, Row, evaluate, powers_of_two
@@ -68,8 +70,10 @@ __all__ = [
     "InvalidCheckpoint",
     "InvalidData",
     "LayerError",
+    "LayerOperations",
     "Neuron",
     "Node",
+    "Operations",
     "Preprocessing",
     "Readout",
     "Recipe",
@@ -78,9 +82,11 @@ __all__ = [
     "SResNetError",
     "Scale",
     "Simulation",
+    "SourceOperations",
     "SpikingMaxPool2d",
     "State",
     "Step",
+    "Traffic",
     "UnsupportedModel",
     "Verification",
     "__version__",
@@ -91,6 +97,7 @@ __all__ = [
     "choose_recipe",
     "closed_form",
     "convert",
+    "count_operations",
     "describe_kernels",
     "evaluate",
     "exchange",

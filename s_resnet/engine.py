@@ -27,6 +27,10 @@ DENSE = 0.4
 EVENTS, CURRENTS, GPU, LONGEST = 2**21, 2**20, 2**28, 32
 
 
+# Gets the name and the value ``[S * B, *]`` of a node after each chunk of S steps; spikes may come as bytes.
+Observe = Callable[[str, Tensor], None]
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What is prepared once for a network and a precision: operations, biases, and who reads what in which form."""
@@ -141,6 +145,7 @@ def advance(
     memory: Mapping[str, Memory],
     step: int,
     encode: Callable[[int], Tensor] | None,
+    observe: Observe | None = None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Memory]]]:
     """Run ``timesteps`` steps from ``step`` on.
 
@@ -149,10 +154,10 @@ def advance(
     # TF32 multiplies whole numbers up to 2^11 exactly, so an integer network may have it.
     tf32 = plan.integer or plan.precision == "fast"
     with arithmetic(images, tf32):
-        run = Run(plan, images, memory, step, encode)
+        run = Run(plan, images, memory, step, encode, observe)
         chunk = timesteps if windowed(plan.nodes) else chunk or _chunk(run, images)
     # A recording repeats the corrections of its own steps.
-    replayable = images.is_cuda and encode is None and not _time_indexed(plan)
+    replayable = images.is_cuda and encode is None and observe is None and not _time_indexed(plan)
     replay: Replay | None = None
     done = 0
     while done < timesteps:
@@ -210,8 +215,9 @@ class Run:
         memory: Mapping[str, Memory] | None = None,
         step: int = 0,
         encode: Callable[[int], Tensor] | None = None,
+        observe: Observe | None = None,
     ) -> None:
-        self.plan, self.batch, self.step, self.encode = plan, len(images), step, encode
+        self.plan, self.batch, self.step, self.encode, self.observe = plan, len(images), step, encode, observe
         self.memory: dict[str, Memory] = dict(memory or {})
         self.density: dict[str, float] = {}
         self.constant: dict[str, Tensor] = {}
@@ -242,6 +248,8 @@ class Run:
                 self._convolve(node, op)
             else:
                 self.values[node.name] = op.run(*(self._analog(name) for name in node.inputs))
+            if self.observe is not None and node.name in self.values:
+                self.observe(node.name, self.values[node.name])
             for name in plan.freed[index]:
                 self.values.pop(name, None)
                 self.events.pop(name, None)

@@ -186,6 +186,7 @@ class Graph:
         state: State | None = None,
         encode: Callable[[int], Tensor] | None = None,
         precision: str = "exact",
+        observe: engine.Observe | None = None,
     ) -> Iterator[Chunk]:
         """Simulate ``timesteps`` steps, ``chunk`` steps through one layer at a time, and yield each chunk's results.
 
@@ -197,6 +198,9 @@ class Graph:
             encode: gives the next ``S`` steps of input ``[S, B, C, H, W]`` in place of the constant images.
             precision: ``"exact"`` is float32 (on a GPU without TF32); ``"fast"`` multiplies in 16 bits where that is
                 faster: bfloat16 or fixed-point weights on a CPU, float16 on a GPU. Membranes are float32 in both.
+            observe: called with the name and the value ``[S * B, *]`` of every node that is computed for each chunk:
+                neurons, pools and currents, but not what is constant, and not the currents that go straight into a
+                membrane (a shortcut synapse, an event-driven convolution). It must not change them.
         """
         _check(self, images, timesteps, chunk, state)
         if precision not in self._plans:
@@ -210,7 +214,7 @@ class Graph:
                 f"simulate: got T = {step + timesteps}; expected below {2**31 // plan.reach}, beyond which the 32-bit "
                 "membranes of this integer network could overflow. Lower T."
             )
-        for outputs, spikes, after in engine.advance(plan, images, timesteps, chunk, memory, step, encode):
+        for outputs, spikes, after in engine.advance(plan, images, timesteps, chunk, memory, step, encode, observe):
             step += len(outputs)
             yield Chunk(outputs, spikes, State(step, after))
 

@@ -70,7 +70,7 @@ def simulate(
     Raises:
         InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
     """
-    encode = _encoder(images, coding, seed, 0 if state is None else state.step)
+    encode = encoder(images, coding, seed, 0 if state is None else state.step)
     wanted = (steps,) if at is None else tuple(sorted(set(at)))
     if not wanted or wanted[0] < 1 or wanted[-1] > steps:
         raise InvalidData(f"simulate: got steps to report {list(wanted)}; expected within 1 ... {steps}. Change them.")
@@ -221,7 +221,7 @@ def _selected(state: State, keep: Tensor) -> State:
     return State(state.step, memory)
 
 
-def _encoder(images: Tensor, coding: str, seed: int, done: int) -> Callable[[int], Tensor] | None:
+def encoder(images: Tensor, coding: str, seed: int, done: int) -> Callable[[int], Tensor] | None:
     """The function that gives the next S steps of input, or None when the input is constant."""
     if coding == "direct":
         return None

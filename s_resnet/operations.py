@@ -1,0 +1,166 @@
+"""Operation counts of a spiking network and of its source, exact; :mod:`s_resnet.layer_operations` says what counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .artifact import replacing
+from .calibrate import Batches
+from .errors import InvalidData
+from .fan_out import Shape
+from .graph import Graph
+from .layer_operations import Counter, LayerOperations, SourceOperations, Traffic
+from .simulate import encoder
+from .wiring import Watch, Wiring
+
+SCHEMA = 1
+ROOM = 2**26  # values of the largest layer, over the steps of a window and its images, that are in memory at a time
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations of a spiking network and of its source, mean per image.
+
+    most: thresholds that a neuron emits in a step, at most. pixels: values of an image. weight_bytes: 4, or 1 of an
+    integer network. layers: the nodes in execution order, without those that compute nothing.
+    """
+
+    timesteps: int
+    images: int
+    coding: str
+    alphabet: str
+    most: int
+    pixels: int
+    weight_bytes: int
+    layers: tuple[LayerOperations, ...]
+
+    @property
+    def total(self) -> LayerOperations:
+        """The sum over the layers."""
+
+        def add(parts: list[Any]) -> dict[str, Any]:
+            names = [f.name for f in fields(parts[0]) if f.name not in ("name", "op", "traffic", "ann", "from_image")]
+            return {name: sum(getattr(part, name) for part in parts) for name in names}
+
+        layers = list(self.layers)
+        traffic, ann = [layer.traffic for layer in layers], [layer.ann for layer in layers]
+        return LayerOperations(
+            "total", "", **add(layers), traffic=Traffic(**add(traffic)), ann=SourceOperations(**add(ann))
+        )
+
+    @property
+    def spikes_per_synapse(self) -> float:
+        """Synaptic events per synapse of the source network: below it, not per neuron, a spiking network saves."""
+        total = self.total
+        return total.acs / total.ann.macs
+
+    @property
+    def bytes(self) -> dict[str, float]:
+        """Bytes moved per image: weights of this network's width, values and state in 4 bytes, spikes in bits."""
+        moved = self.total.traffic
+        return {
+            "weights_read": moved.weight_reads * self.weight_bytes,
+            "values_read": moved.value_reads * 4,
+            "values_written": moved.value_writes * 4,
+            "state_read": moved.state_reads * 4,
+            "state_written": moved.state_writes * 4,
+            "spikes_read": moved.spike_bits_read / 8,
+            "spikes_written": moved.spike_bits_written / 8,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object, schema 1."""
+        stored = {"schema": SCHEMA, **asdict(self), "layers": [asdict(layer) for layer in self.layers]}
+        return {**stored, "total": asdict(self.total), "bytes": self.bytes}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+    def table(self) -> str:
+        """The figures as a table for people."""
+        width = max(len(layer.name) for layer in (*self.layers, self.total))
+        titles = ("spikes", "AC", "MAC", "updates", "additions", "ANN MAC", "AC / ANN MAC")
+        lines = [
+            f"operations per image   T = {self.timesteps}   {self.images} images   spikes: {self.alphabet}",
+            "",
+            " " * width + "".join(f"{title:>14}" for title in titles),
+        ]
+        for layer in (*self.layers, self.total):
+            counts = (layer.spikes, layer.acs, layer.macs, layer.updates, layer.additions, layer.ann.macs)
+            share = f"{layer.acs / layer.ann.macs:14.3f}" if layer.ann.macs else " " * 14
+            lines.append(f"{layer.name:<{width}}" + "".join(f"{count:14,.0f}" for count in counts) + share)
+        return "\n".join(lines)
+
+
+def count_operations(
+    snn: Graph, batches: Batches, timesteps: int, *, coding: str = "direct", seed: int = 0, progress: bool = False
+) -> Operations:
+    """Simulate a spiking network and count what it computes and moves per image, exactly.
+
+    :mod:`s_resnet.layer_operations` says what counts as what.
+
+    Args:
+        snn: a converted network. Images are moved to its device.
+        batches: of images ``[B, C, H, W]``, alone or as (images, labels).
+        timesteps: T >= 1.
+        coding, seed: of the input, as in :func:`s_resnet.simulate`.
+        progress: show a bar on stderr when it is a terminal.
+
+    Raises:
+        InvalidData: no images, a setting out of range, or an operation that cannot be counted, by its name.
+    """
+    if not snn.neurons:
+        raise InvalidData("operations: got a network without neurons; expected a converted one. Call convert first.")
+    if timesteps < 1:
+        raise InvalidData(f"operations: got timesteps={timesteps}; expected at least 1. Pass a positive number.")
+    wiring = Wiring(snn, snn.static if coding == "direct" else frozenset())
+    watch, images, shapes = Watch(wiring), 0, dict[str, Shape]()
+    device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
+    for batch in tqdm(batches, desc="operations", unit="batch", leave=False, disable=None if progress else True):
+        x = (batch[0] if isinstance(batch, tuple | list) else batch).to(device)
+        if len(x) == 0:
+            raise InvalidData("operations: got a batch of 0 images; expected at least one. Check the loader.")
+        found = {name: tuple(value.shape[1:]) for name, value in snn.activations(x[:1])}
+        if shapes and found != shapes:
+            raise InvalidData(
+                f"operations: got images of {tuple(x.shape[1:])} after {shapes[snn.nodes[0].name]}; expected one size, "
+                "since counts are means per image. Count each size by itself."
+            )
+        shapes = found
+        images += len(x)
+        most = max(torch.Size(shape).numel() for shape in shapes.values())
+        for part in x.split(max(1, ROOM // (most * timesteps)) if snn.windowed else len(x)):
+            _show(watch, snn, part, timesteps, encoder(part, coding, seed, 0))
+    if not images:
+        raise InvalidData("operations: got no images; expected at least one batch. Check the data.")
+    counter = Counter(wiring, watch, shapes, timesteps, images)
+    layers = [counter.layer(node) for node in snn.nodes]
+    return Operations(
+        *(timesteps, images, coding, snn.alphabet),
+        most=max(op.most for op in wiring.alphabet.values()),
+        pixels=torch.Size(shapes[snn.nodes[0].name]).numel(),
+        weight_bytes=1 if snn.integer else 4,
+        layers=tuple(layer for layer in layers if _computes(layer)),
+    )
+
+
+def _show(watch: Watch, snn: Graph, images: Tensor, timesteps: int, encode: Callable[[int], Tensor] | None) -> None:
+    watch.begin(len(images))
+    with torch.no_grad():
+        for _ in snn.stream(images, timesteps, encode=encode, observe=watch):
+            pass
+
+
+def _computes(layer: LayerOperations) -> bool:
+    counts = (layer.spikes, layer.acs, layer.macs, layer.updates, layer.additions, layer.ann.additions, layer.ann.macs)
+    return any(counts) or layer.op in ("Neuron", "SpikingMaxPool2d", "Conv2d", "Linear", "Scale")
