@@ -28,6 +28,7 @@ from .data import (
 )
 from .device import find_device
 from .distributed import exchange, first_process_first, process_group, shard
+from .energy import CONSTANTS, Constants, Cost, Energy, energy, load_constants
 from .errors import (
     BackendUnavailable,
     ConversionError,
@@ -40,8 +41,8 @@ from .errors import (
 from .graph import Graph, State
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
-from .models.resnet import CifarResNet
 from .layer_operations import LayerOperations, SourceOperations, Traffic
+from .models.resnet import CifarResNet
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .operations import Operations, count_operations
 from .ops import Node, Scale
@@ -53,6 +54,7 @@ from .verify import LayerError, Verification, verify
 from .version import __version__
 
 __all__ = [
+    "CONSTANTS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "RECIPES",
@@ -61,7 +63,10 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "CifarResNet",
+    "Constants",
     "ConversionError",
+    "Cost",
+    "Energy",
     "Exit",
     "Graph",
     "ImageData",
@@ -99,6 +104,7 @@ __all__ = [
     "convert",
     "count_operations",
     "describe_kernels",
+    "energy",
     "evaluate",
     "exchange",
     "find_device",
@@ -106,6 +112,7 @@ __all__ = [
     "first_process_first",
     "load",
     "load_checkpoint",
+    "load_constants",
     "open_data",
     "passes",
     "powers_of_two",

@@ -1,0 +1,277 @@
+"""Energy per image, estimated from operation counts and a table of energies per operation; nothing here is measured.
+
+With A accumulations, M MACs, U neuron updates and additions (:mod:`s_resnet.layer_operations`), e_add and e_mul of the
+arithmetic::
+
+    spiking  synapses = A e_add + M (e_mul + e_add)         neurons = U e_add, an update being one addition
+    ANN      synapses = M (e_mul + e_add)                   neurons = (additions) e_add
+
+* float32: 32-bit floating point on both sides, the usual comparison.
+* 8-bit: the spiking network with 8-bit weights, 32-bit integer membranes, against the *equal-bit* ANN, its fair rival:
+  8-bit weights, and activations of ``bits = ceil(log2(T most + 1))``, which is what a neuron can say in T steps (Yan,
+  Bai and Wong, arXiv:2409.08290, take the same rival). Both accumulate in 32-bit integers. A multiplier's energy is
+  assumed to grow with the product of its operands' widths: ``e_mul(bits) = multiply_int8 * bits / 8``; images, and the
+  means that the spiking network's classifier reads, have 8 bits. These are assumptions: the table has no such figures.
+* Memory: all that is moved, without reuse on either side: a spiking network's :class:`Traffic`; of an ANN one weight
+  and one value read for each MAC, and each value written once. Weights, state and values of a layer lie in the smallest
+  of three on-chip memories that holds them (larger ones in several of the largest); spikes wait in the smallest; an
+  image comes from DRAM once. Energy is in proportion to bytes, a 64-bit access for 8 of them.
+* A Loihi-like chip: a synaptic operation for each A and M, an update for each neuron and step; the stem's MACs, which
+  it has not, are 8-bit ones off the chip. Only figures for Loihi 1 are known to us.
+
+Static power, clocks, routing, instruction fetch and the host are left out. The energy of a GPU that simulates is
+another thing altogether.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .artifact import replacing
+from .errors import BackendUnavailable, InvalidData
+from .layer_operations import LayerOperations
+from .operations import Operations
+
+SCHEMA = 1
+PICO = 1e-12
+WEIGHT_BITS = PIXEL_BITS = 8  # of the quantized networks
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Energies in pJ; the defaults are published estimates for 45 nm at 0.9 V, and for Loihi in 14 nm.
+
+    add_float32, multiply_float32, add_int32, multiply_int8: one operation. cache_8kb, cache_32kb, cache_1mb, dram: an
+    access of 64 bits; of DRAM the lower end of 1300 to 2600. Source: Horowitz, "Computing's energy problem", ISSCC
+    2014, doi:10.1109/ISSCC.2014.6757323.
+    synaptic_event (the least), neuron_update (of an active neuron): Davies et al., "Loihi", IEEE Micro 2018,
+    doi:10.1109/MM.2018.112130359.
+    """
+
+    name: str = "45 nm (Horowitz 2014), Loihi (Davies 2018)"
+    add_float32: float = 0.9
+    multiply_float32: float = 3.7
+    add_int32: float = 0.1
+    multiply_int8: float = 0.2
+    cache_8kb: float = 10.0
+    cache_32kb: float = 20.0
+    cache_1mb: float = 100.0
+    dram: float = 1300.0
+    synaptic_event: float = 23.6
+    neuron_update: float = 81.0
+
+    def to_toml(self) -> str:
+        """The constants as a file that :func:`load_constants` reads: a start for one's own."""
+        lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(self).items()]
+        return "\n".join(["# Energies in pJ; of memories for an access of 64 bits.", *lines, ""])
+
+
+CONSTANTS = Constants()
+
+
+def load_constants(path: str | os.PathLike[str]) -> Constants:
+    """Read constants from a TOML file with a number for each field of :class:`Constants`; ``name`` may be left out.
+
+    Raises:
+        InvalidData: a file that cannot be read, is no TOML, or has unknown, missing or impossible entries.
+        BackendUnavailable: Python 3.10 without the package tomli.
+    """
+    entries = _read(Path(path))
+    title = entries.pop("name", Path(path).stem)
+    if not isinstance(title, str):
+        raise InvalidData(f"{path}: name, got {title!r}; expected a text. Quote it.")
+    known = [f.name for f in fields(Constants) if f.name != "name"]
+    unknown, missing = [name for name in entries if name not in known], [name for name in known if name not in entries]
+    if unknown or missing:
+        got = f"unknown {', '.join(map(repr, unknown))}" if unknown else f"no {', '.join(missing)}"
+        raise InvalidData(
+            f"{path}: constants, got {got}; expected a number for each of {', '.join(known)}. "
+            "Start from s_resnet.Constants().to_toml()."
+        )
+    for name, value in entries.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
+            raise InvalidData(f"{path}: {name}, got {value!r}; expected a number of pJ, 0 or more. Change it.")
+    return Constants(title, **{name: float(value) for name, value in entries.items()})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    parser = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        toml = importlib.import_module(parser)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{path}: cannot be read, got Python {sys.version_info[0]}.{sys.version_info[1]} without {parser}; "
+            "expected a TOML parser. Install s-resnet[energy]."
+        ) from error
+    try:
+        return dict(toml.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # TOML and UTF-8 errors are ValueErrors
+        reason = " ".join(str(error).split())
+        raise InvalidData(f"{path}: cannot be read, got {reason}; expected a TOML file. Correct it.") from error
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Joules per image: of synapses (accumulations and MACs), of neurons (updates, additions), of memory."""
+
+    synapses: float
+    neurons: float
+    memory: float
+
+    @property
+    def arithmetic(self) -> float:
+        """All but memory."""
+        return self.synapses + self.neurons
+
+    @property
+    def total(self) -> float:
+        return self.synapses + self.neurons + self.memory
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Estimated joules per image of a spiking network and of its rivals; the module says by which model.
+
+    snn_float32, ann_float32: both in 32-bit floating point. snn_int8, ann_int8: 8-bit weights, the ANN with
+    activations of ``activation_bits``. snn_loihi: on a Loihi-like chip, whose figures include its memory.
+    """
+
+    timesteps: int
+    activation_bits: int
+    constants: Constants
+    snn_float32: Cost
+    ann_float32: Cost
+    snn_int8: Cost
+    ann_int8: Cost
+    snn_loihi: Cost
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Spiking over ANN, in like arithmetic, without and with memory: below 1 the spiking network saves."""
+        pairs = {"float32": (self.snn_float32, self.ann_float32), "int8": (self.snn_int8, self.ann_int8)}
+        found = {}
+        for name, (snn, ann) in pairs.items():
+            found[f"{name}_arithmetic"] = _ratio(snn.arithmetic, ann.arithmetic)
+            found[f"{name}_total"] = _ratio(snn.total, ann.total)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object, schema 1; a ratio to nothing is null."""
+        ratios = {name: ratio if math.isfinite(ratio) else None for name, ratio in self.ratios.items()}
+        return {"schema": SCHEMA, "estimate": True, **asdict(self), "ratios": ratios}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+    def table(self) -> str:
+        """The figures as a table for people."""
+        rows = {
+            "SNN, float32": self.snn_float32,
+            "ANN, float32": self.ann_float32,
+            "SNN, 8-bit weights": self.snn_int8,
+            f"ANN, 8-bit weights, {self.activation_bits}-bit activations": self.ann_int8,
+            "SNN, Loihi-like": self.snn_loihi,
+        }
+        width = max(map(len, rows))
+        lines = [
+            f"energy per image in uJ, estimate   T = {self.timesteps}   {self.constants.name}",
+            "",
+            " " * width + "".join(f"{title:>12}" for title in ("synapses", "neurons", "memory", "total")),
+        ]
+        for name, cost in rows.items():
+            joules = (cost.synapses, cost.neurons, cost.memory, cost.total)
+            lines.append(f"{name:<{width}}" + "".join(f"{1e6 * value:12.4g}" for value in joules))
+        ratios = (f"{name.replace('_', ' ')} {ratio:.3g}" for name, ratio in self.ratios.items())
+        return "\n".join([*lines, "", "SNN / ANN: " + "   ".join(ratios)])
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.inf
+
+
+def energy(operations: Operations, constants: Constants = CONSTANTS) -> Energy:
+    """Estimate the energy per image of counted operations, with that of the same ANN; the module says how.
+
+    Args:
+        operations: from :func:`s_resnet.count_operations`.
+        constants: energies per operation; :func:`load_constants` reads others.
+    """
+    c, total, layers = constants, operations.total, operations.layers
+    bits = max(1, math.ceil(math.log2(operations.timesteps * operations.most + 1)))
+    multiply = {bits: c.multiply_int8 * bits / 8, PIXEL_BITS: c.multiply_int8 * PIXEL_BITS / 8}
+    updates, additions = total.updates + total.additions, total.ann.additions
+    image = _image_bytes(operations)
+
+    def width(layer: LayerOperations) -> int:
+        return PIXEL_BITS if layer.ann.from_image else bits
+
+    float_mac, int8_mac = c.multiply_float32 + c.add_float32, c.multiply_int8 + c.add_int32
+    stem = sum(layer.macs for layer in layers if layer.ann.from_image) if operations.coding == "direct" else 0.0
+    quantized = sum(layer.ann.macs * (multiply[width(layer)] + c.add_int32) for layer in layers)
+    memory = {
+        "snn_float32": sum(_spiking_memory(layer, 4.0, 4.0, c) for layer in layers),
+        "ann_float32": sum(_source_memory(layer, 4.0, 4.0, c) for layer in layers),
+        "snn_int8": sum(_spiking_memory(layer, WEIGHT_BITS / 8, PIXEL_BITS / 8, c) for layer in layers),
+        "ann_int8": sum(_source_memory(layer, WEIGHT_BITS / 8, width(layer) / 8, c) for layer in layers),
+    }
+    spent = {name: moved + image[name] * c.dram / 8 for name, moved in memory.items()}
+    events = total.acs + total.macs - stem
+
+    def cost(synapses: float, neurons: float, memory: float) -> Cost:
+        return Cost(synapses * PICO, neurons * PICO, memory * PICO)
+
+    return Energy(
+        *(operations.timesteps, bits, constants),
+        snn_float32=cost(
+            total.acs * c.add_float32 + total.macs * float_mac, updates * c.add_float32, spent["snn_float32"]
+        ),
+        ann_float32=cost(total.ann.macs * float_mac, additions * c.add_float32, spent["ann_float32"]),
+        snn_int8=cost(total.acs * c.add_int32 + total.macs * int8_mac, updates * c.add_int32, spent["snn_int8"]),
+        ann_int8=cost(quantized, additions * c.add_int32, spent["ann_int8"]),
+        snn_loihi=cost(events * c.synaptic_event + stem * int8_mac, total.updates * c.neuron_update, 0.0),
+    )
+
+
+def _image_bytes(operations: Operations) -> Mapping[str, float]:
+    small = operations.pixels * PIXEL_BITS / 8
+    plain = 4.0 * operations.pixels
+    return {"snn_float32": plain, "ann_float32": plain, "snn_int8": small, "ann_int8": small}
+
+
+def _per_byte(size: float, c: Constants) -> float:
+    """pJ to move a byte of something of ``size`` bytes, in the smallest memory that holds it."""
+    access = c.cache_8kb if size <= 2**13 else c.cache_32kb if size <= 2**15 else c.cache_1mb
+    return access / 8
+
+
+def _spiking_memory(layer: LayerOperations, weight: float, value: float, c: Constants) -> float:
+    """pJ of a layer's traffic: weights and what they multiply in bytes of this width, currents and state in 4."""
+    moved = layer.traffic
+    read = value if layer.op in ("Conv2d", "Linear", "Scale") else 4.0
+    return (
+        moved.weight_reads * weight * _per_byte(layer.parameters * weight, c)
+        + moved.value_reads * read * _per_byte(layer.inputs * read, c)
+        + moved.value_writes * 4 * _per_byte(layer.outputs * 4, c)
+        + (moved.state_reads + moved.state_writes) * 4 * _per_byte(max(layer.state, layer.outputs) * 4, c)
+        + (moved.spike_bits_read + moved.spike_bits_written) / 8 * _per_byte(0, c)
+    )
+
+
+def _source_memory(layer: LayerOperations, weight: float, value: float, c: Constants) -> float:
+    moved = layer.ann
+    return (
+        moved.macs * weight * _per_byte(layer.parameters * weight, c)
+        + moved.value_reads * value * _per_byte(layer.inputs * value, c)
+        + moved.value_writes * value * _per_byte(layer.outputs * value, c)
+    )
