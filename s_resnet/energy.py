@@ -13,9 +13,12 @@ arithmetic::
   assumed to grow with the product of its operands' widths: ``e_mul(bits) = multiply_int8 * bits / 8``; images, and the
   means that the spiking network's classifier reads, have 8 bits. These are assumptions: the table has no such figures.
 * Memory: all that is moved, without reuse on either side: a spiking network's :class:`Traffic`; of an ANN one weight
-  and one value read for each MAC, and each value written once. Weights, state and values of a layer lie in the smallest
-  of three on-chip memories that holds them (larger ones in several of the largest); spikes wait in the smallest; an
-  image comes from DRAM once. Energy is in proportion to bytes, a 64-bit access for 8 of them.
+  and one value read for each MAC, and each value written once. On both sides sums are formed in registers. Weights,
+  state and values of a layer lie in the smallest of three on-chip memories that holds them (larger ones in several of
+  the largest); spikes wait in the smallest; an image comes from DRAM once. Energy is in proportion to bytes, a 64-bit
+  access for 8 of them.
+* Scatter: what it costs besides to form the spiking network's sums in memory, one read and one write for each synaptic
+  event, as event-driven chips do (so counts Lemaire et al., 2022). It is not in ``total``.
 * A Loihi-like chip: a synaptic operation for each A and M, an update for each neuron and step; the stem's MACs, which
   it has not, are 8-bit ones off the chip. Only figures for Loihi 1 are known to us.
 
@@ -121,11 +124,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Joules per image: of synapses (accumulations and MACs), of neurons (updates, additions), of memory."""
+    """Joules per image: of synapses (accumulations and MACs), of neurons (updates, additions), of memory.
+
+    scatter: besides, where sums are formed in memory; not part of the total.
+    """
 
     synapses: float
     neurons: float
     memory: float
+    scatter: float = 0.0
 
     @property
     def arithmetic(self) -> float:
@@ -134,7 +141,13 @@ class Cost:
 
     @property
     def total(self) -> float:
-        return self.synapses + self.neurons + self.memory
+        """With memory, sums being formed in registers."""
+        return self.arithmetic + self.memory
+
+    @property
+    def scattered(self) -> float:
+        """With memory, sums being formed there as well."""
+        return self.total + self.scatter
 
 
 @dataclass(frozen=True)
@@ -156,12 +169,13 @@ class Energy:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Spiking over ANN, in like arithmetic, without and with memory: below 1 the spiking network saves."""
+        """Spiking over ANN, in like arithmetic, without memory, with it, and scattered: below 1 the SNN saves."""
         pairs = {"float32": (self.snn_float32, self.ann_float32), "int8": (self.snn_int8, self.ann_int8)}
         found = {}
         for name, (snn, ann) in pairs.items():
             found[f"{name}_arithmetic"] = _ratio(snn.arithmetic, ann.arithmetic)
             found[f"{name}_total"] = _ratio(snn.total, ann.total)
+            found[f"{name}_scattered"] = _ratio(snn.scattered, ann.scattered)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -187,10 +201,10 @@ class Energy:
         lines = [
             f"energy per image in uJ, estimate   T = {self.timesteps}   {self.constants.name}",
             "",
-            " " * width + "".join(f"{title:>12}" for title in ("synapses", "neurons", "memory", "total")),
+            " " * width + "".join(f"{title:>12}" for title in ("synapses", "neurons", "memory", "total", "scatter")),
         ]
         for name, cost in rows.items():
-            joules = (cost.synapses, cost.neurons, cost.memory, cost.total)
+            joules = (cost.synapses, cost.neurons, cost.memory, cost.total, cost.scatter)
             lines.append(f"{name:<{width}}" + "".join(f"{1e6 * value:12.4g}" for value in joules))
         ratios = (f"{name.replace('_', ' ')} {ratio:.3g}" for name, ratio in self.ratios.items())
         return "\n".join([*lines, "", "SNN / ANN: " + "   ".join(ratios)])
@@ -228,19 +242,28 @@ def energy(operations: Operations, constants: Constants = CONSTANTS) -> Energy:
     spent = {name: moved + image[name] * c.dram / 8 for name, moved in memory.items()}
     events = total.acs + total.macs - stem
 
-    def cost(synapses: float, neurons: float, memory: float) -> Cost:
-        return Cost(synapses * PICO, neurons * PICO, memory * PICO)
+    scatter = sum((layer.traffic.sum_reads + layer.traffic.sum_writes) * _sum_access(layer, c) for layer in layers)
 
+    def cost(arithmetic: tuple[float, float], memory: float = 0.0, scatter: float = 0.0) -> Cost:
+        return Cost(arithmetic[0] * PICO, arithmetic[1] * PICO, memory * PICO, scatter * PICO)
+
+    snn_float32 = (total.acs * c.add_float32 + total.macs * float_mac, updates * c.add_float32)
+    snn_int8 = (total.acs * c.add_int32 + total.macs * int8_mac, updates * c.add_int32)
+    ann_float32 = (total.ann.macs * float_mac, additions * c.add_float32)
+    loihi = (events * c.synaptic_event + stem * int8_mac, total.updates * c.neuron_update)
     return Energy(
         *(operations.timesteps, bits, constants),
-        snn_float32=cost(
-            total.acs * c.add_float32 + total.macs * float_mac, updates * c.add_float32, spent["snn_float32"]
-        ),
-        ann_float32=cost(total.ann.macs * float_mac, additions * c.add_float32, spent["ann_float32"]),
-        snn_int8=cost(total.acs * c.add_int32 + total.macs * int8_mac, updates * c.add_int32, spent["snn_int8"]),
-        ann_int8=cost(quantized, additions * c.add_int32, spent["ann_int8"]),
-        snn_loihi=cost(events * c.synaptic_event + stem * int8_mac, total.updates * c.neuron_update, 0.0),
+        snn_float32=cost(snn_float32, spent["snn_float32"], scatter),
+        ann_float32=cost(ann_float32, spent["ann_float32"]),
+        snn_int8=cost(snn_int8, spent["snn_int8"], scatter),
+        ann_int8=cost((quantized, additions * c.add_int32), spent["ann_int8"]),
+        snn_loihi=cost(loihi),
     )
+
+
+def _sum_access(layer: LayerOperations, c: Constants) -> float:
+    """pJ to read or write a sum of 4 bytes."""
+    return 4 * _per_byte(layer.outputs * 4, c)
 
 
 def _image_bytes(operations: Operations) -> Mapping[str, float]:
@@ -263,7 +286,7 @@ def _spiking_memory(layer: LayerOperations, weight: float, value: float, c: Cons
         moved.weight_reads * weight * _per_byte(layer.parameters * weight, c)
         + moved.value_reads * read * _per_byte(layer.inputs * read, c)
         + moved.value_writes * 4 * _per_byte(layer.outputs * 4, c)
-        + (moved.state_reads + moved.state_writes) * 4 * _per_byte(max(layer.state, layer.outputs) * 4, c)
+        + (moved.state_reads + moved.state_writes) * 4 * _per_byte(layer.state * 4, c)
         + (moved.spike_bits_read + moved.spike_bits_written) / 8 * _per_byte(0, c)
     )
 

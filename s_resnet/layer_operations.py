@@ -13,9 +13,10 @@ The counting model, for one image and T steps:
 * ``additions``: of what is constant, one for each neuron and step: the current of the stem, biases and corrections
   together; and the additions and comparisons of pools and sums before the first neuron, once.
 
-Traffic, event-driven and without reuse: each synaptic event fetches its weight and reads and writes the membrane that
-it reaches (or sum, for a readout or pool); each update reads and writes all of a neuron's state; the constant current
-of a stem is read by each neuron in each step; spikes are address events, written once and read once by each reader.
+Traffic, event-driven and without reuse: each synaptic event fetches its weight; each update reads and writes all of a
+neuron's state; the constant current of a stem is read by each neuron in each step; spikes are address events, written
+once and read once by each reader. Where a chip does not form the sum of a neuron's currents in a register, as an ANN's
+is here, but in memory, spike by spike, each event also reads and writes the sum that it reaches: counted apart.
 
 Of the source network: ``dense_macs`` is the usual count, which takes the zeros of the padding for products;
 ``macs`` leaves them out, as the spikes' fan-out does. Its BatchNorm is folded, its identity shortcuts have no scale.
@@ -38,13 +39,18 @@ _POOLS = (AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, SpikingMaxPool2d)
 
 @dataclass(frozen=True)
 class Traffic:
-    """What is moved per image: words of weights, values (activations, stored currents) and state; bits of spikes."""
+    """What is moved per image: words of weights, values (graded ones, stored currents) and state; bits of spikes.
+
+    sum_reads, sum_writes: words of sums, where they are formed in memory.
+    """
 
     weight_reads: float = 0.0
     value_reads: float = 0.0
     value_writes: float = 0.0
     state_reads: float = 0.0
     state_writes: float = 0.0
+    sum_reads: float = 0.0
+    sum_writes: float = 0.0
     spike_bits_written: float = 0.0
     spike_bits_read: float = 0.0
 
@@ -92,7 +98,8 @@ class _Tally:
 
     def __init__(self) -> None:
         self.spikes = self.acs = self.macs = self.updates = self.additions = 0
-        self.weight_reads = self.value_reads = self.value_writes = self.state_reads = self.state_writes = 0
+        self.weight_reads = self.value_reads = self.value_writes = 0
+        self.state_reads = self.state_writes = self.sum_reads = self.sum_writes = 0
         self.spike_bits_written = self.spike_bits_read = 0
 
     def events(self, count: int, graded: bool, weighted: bool) -> None:
@@ -102,8 +109,8 @@ class _Tally:
         else:
             self.acs += count
         self.weight_reads += count if weighted else 0
-        self.state_reads += count
-        self.state_writes += count
+        self.sum_reads += count
+        self.sum_writes += count
 
 
 class Counter:
@@ -169,8 +176,8 @@ class Counter:
         if isinstance(op, SpikingMaxPool2d):
             arrived, left = (int(self.positions(name).sum()) for name in (node.inputs[0], node.name))
             tally.acs += arrived + left
-            tally.state_reads += arrived + left
-            tally.state_writes = arrived + left
+            tally.sum_reads += arrived + left
+            tally.sum_writes = arrived + left
         if isinstance(op, Neuron | SpikingMaxPool2d):
             tally.spikes = int(self.positions(node.name).sum())
             tally.spike_bits_written = tally.spikes * self.wiring.bits(node.name, self.size(node.name))

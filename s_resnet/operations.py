@@ -64,7 +64,7 @@ class Operations:
 
     @property
     def bytes(self) -> dict[str, float]:
-        """Bytes moved per image: weights of this network's width, values and state in 4 bytes, spikes in bits."""
+        """Bytes moved per image: weights of this network's width, spikes in bits, all else in 4 bytes."""
         moved = self.total.traffic
         return {
             "weights_read": moved.weight_reads * self.weight_bytes,
@@ -72,6 +72,8 @@ class Operations:
             "values_written": moved.value_writes * 4,
             "state_read": moved.state_reads * 4,
             "state_written": moved.state_writes * 4,
+            "sums_read": moved.sum_reads * 4,
+            "sums_written": moved.sum_writes * 4,
             "spikes_read": moved.spike_bits_read / 8,
             "spikes_written": moved.spike_bits_written / 8,
         }
