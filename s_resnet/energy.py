@@ -241,7 +241,6 @@ def energy(operations: Operations, constants: Constants = CONSTANTS) -> Energy:
     }
     spent = {name: moved + image[name] * c.dram / 8 for name, moved in memory.items()}
     events = total.acs + total.macs - stem
-
     scatter = sum((layer.traffic.sum_reads + layer.traffic.sum_writes) * _sum_access(layer, c) for layer in layers)
 
     def cost(arithmetic: tuple[float, float], memory: float = 0.0, scatter: float = 0.0) -> Cost:

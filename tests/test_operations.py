@@ -572,6 +572,14 @@ def test_the_json_and_the_table(tmp_path):
     assert all(layer.name in text for layer in operations.layers) and f"{operations.total.acs:,.0f}" in text
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("body", ["shortcut", "three deep", "max, deeper", "average"])
+def test_a_gpu_counts_the_same(body):
+    graph = network(*BODIES[body], signed=True, levels=2)
+    assert count_operations(graph.to("cuda"), [grid()], 40) == count_operations(graph, [grid()], 40)
+
+
 # ---- what people do wrong ----
 
 
