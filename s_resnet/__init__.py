@@ -28,7 +28,7 @@ from .data import (
 )
 from .device import find_device
 from .distributed import exchange, first_process_first, process_group, shard
-from .energy import CONSTANTS, Constants, Cost, Energy, energy, load_constants
+from .energy import Constants, Cost, Energy, energy, load_constants
 from .errors import (
     BackendUnavailable,
     ConversionError,
@@ -54,7 +54,6 @@ from .verify import LayerError, Verification, verify
 from .version import __version__
 
 __all__ = [
-    "CONSTANTS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "RECIPES",
