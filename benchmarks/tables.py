@@ -1,4 +1,6 @@
-"""Write the README's tables from `benchmarks/results/*.jsonl`, between `<!-- table:NAME -->` and `<!-- end -->`.
+"""Write the tables of README and docs from `benchmarks/results/*.jsonl`.
+
+Each goes between `<!-- table:NAME -->` and `<!-- end -->`.
 
 python benchmarks/tables.py [--check]
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md")))
 DATA_SETS = {"cifar10/test": "lossless test", "jpeg-test": "JPEG test", "imagenet": "ImageNet val"}
 PEER = "spikingjelly"
 
@@ -196,28 +198,62 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def render(text: str) -> str:
-    """The README with its tables as the results have them."""
-    names = re.findall(r"<!-- table:(\S+) -->", text)
-    if not names or len(names) != len(set(names)) or not set(names) <= TABLES.keys():
-        raise SystemExit(f"README.md: got tables {', '.join(names)}; expected each once, of {', '.join(TABLES)}.")
-    for name in names:
+def summary() -> str:
+    """The drop of each recipe at one T, beside SpikingJelly's best, on the most images of each data set."""
+    chosen = {"calibrated": 16, "phased": 16, "signed": 16, "multilevel": 8, "spikingjelly-ltb": 16}
+    rows = [
+        f"| network, images | ANN | {' | '.join(f'{recipe}, T = {t}' for recipe, t in chosen.items())} |",
+        "|---" * (len(chosen) + 2) + "|",
+    ]
+    for (network, data, images), group in few_steps("latency").items():
+        found = {recipe: group[recipe][t] for recipe, t in chosen.items() if t in group.get(recipe, {})}
+        if found:
+            first = next(iter(found.values()))
+            cells = [with_error(found[recipe]) if recipe in found else "" for recipe in chosen]
+            where = f"{network}, {images:,} {DATA_SETS.get(data, data)}"
+            rows.append(f"| {where} | {with_error(first, 'ann_top1', 'ann_standard_error')} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "summary": summary,
+    "conversion": conversion,
+    "speed": speed,
+    "peer-memory": peer_memory,
+    "latency": latency,
+    "peers-latency": peers_latency,
+    "ablation": ablation,
+    "imagenet": imagenet,
+}
+
+
+def names(text: str) -> list[str]:
+    """The tables that a page has a place for."""
+    return re.findall(r"<!-- table:(\S+) -->", text)
+
+
+def render(text: str, page: str) -> str:
+    """The page with its tables as the results have them."""
+    for name in names(text):
         pattern = re.compile(rf"(<!-- table:{name} -->\n)((?!<!-- table:).)*?(<!-- end -->)", re.DOTALL)
         content = TABLES[name]()
         text, found = pattern.subn(lambda match, content=content: f"{match[1]}{content}\n{match[3]}", text)
         if found != 1:
-            raise SystemExit(f"README.md: got no end of table {name}; expected <!-- end --> after it. Add it.")
+            raise SystemExit(f"{page}: got no end of table {name}; expected <!-- end --> after it. Add it.")
     return text
 
 
 def main() -> None:
-    before = README.read_text()
-    after = render(before)
-    if "--check" in sys.argv[1:]:
-        if before != after:
-            raise SystemExit("README.md: its tables are not those of the results. Run python benchmarks/tables.py.")
-        return
-    README.write_text(after)
+    before = {page: page.read_text() for page in PAGES}
+    found = [name for text in before.values() for name in names(text)]
+    if sorted(found) != sorted(TABLES):
+        raise SystemExit(f"docs: got tables {', '.join(found)}; expected each once, of {', '.join(TABLES)}.")
+    for page, text in before.items():
+        after = render(text, page.name)
+        if "--check" not in sys.argv[1:]:
+            page.write_text(after)
+        elif after != text:
+            raise SystemExit(f"{page.name}: its tables are not those of the results. Run python benchmarks/tables.py.")
 
 
 if __name__ == "__main__":

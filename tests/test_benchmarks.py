@@ -273,15 +273,39 @@ def test_the_table_of_the_ablation_has_a_column_for_each_t_and_data_set(results)
 def test_tables_go_between_their_markers_and_nowhere_else(monkeypatch):
     monkeypatch.setattr(tables, "TABLES", {"a": lambda: "new a", "b": lambda: r"new \1 b", "c": lambda: "new c"})
     text = "x\n<!-- table:a -->\nold\n<!-- end -->\ny\n<!-- table:b -->\n<!-- end -->\nz"
-    assert tables.render(text) == (
+    assert tables.render(text, "page.md") == (
         "x\n<!-- table:a -->\nnew a\n<!-- end -->\ny\n<!-- table:b -->\nnew \\1 b\n<!-- end -->\nz"
     )
     for wrong in (
-        *("no table", text + text, text.replace("table:b", "table:d")),
-        *(text.replace("<!-- end -->", "", 1), text.replace("<!-- table:b -->\n<!-- end -->", "<!-- table:b -->")),
+        text.replace("<!-- end -->", "", 1),
+        text.replace("<!-- table:b -->\n<!-- end -->", "<!-- table:b -->"),
     ):
-        with pytest.raises(SystemExit, match=r"README\.md: got"):
-            tables.render(wrong)
+        with pytest.raises(SystemExit, match=r"page\.md: got no end of table"):
+            tables.render(wrong, "page.md")
+
+
+def test_every_table_has_one_place_on_all_pages(monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "TABLES", {"a": lambda: "new a", "b": lambda: "new b"})
+    monkeypatch.setattr("sys.argv", ["tables.py"])
+    pages = [tmp_path / "one.md", tmp_path / "two.md"]
+    monkeypatch.setattr(tables, "PAGES", pages)
+    place = "<!-- table:{} -->\nold\n<!-- end -->\n".format
+    for one, two in (("", "a"), ("ab", "b"), ("ac", "b"), ("", "")):
+        pages[0].write_text("".join(map(place, one)))
+        pages[1].write_text("".join(map(place, two)))
+        with pytest.raises(SystemExit, match=r"docs: got tables .*; expected each once, of a, b"):
+            tables.main()
+    pages[0].write_text(place("b"))
+    pages[1].write_text(place("a") + "end")
+    tables.main()
+    assert [page.read_text() for page in pages] == [
+        *("<!-- table:b -->\nnew b\n<!-- end -->\n", "<!-- table:a -->\nnew a\n<!-- end -->\nend")
+    ]
+    monkeypatch.setattr("sys.argv", ["tables.py", "--check"])
+    tables.main()
+    pages[0].write_text(place("b"))
+    with pytest.raises(SystemExit, match=r"one\.md: its tables are not those"):
+        tables.main()
 
 
 # ---- ImageNet ----

@@ -1,0 +1,116 @@
+"""README and docs keep their word: their Python and their commands run, their tables are those of the results."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from conftest import randomized
+from PIL import Image
+from sresnet_cli.__main__ import sresnet
+
+from s_resnet import CifarResNet
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# What is run elsewhere: the two commands by .ci/run, several processes by test_distributed.
+ELSEWHERE = ("make demo", "make test", "torchrun ")
+CLASSES = ("airplane", "bird", "cat", "dog")
+
+
+def blocks(page, *languages):
+    """The fenced blocks of a page in one of these languages, in order."""
+    return [(language, text) for language, text in BLOCK.findall(page.read_text()) if language in languages]
+
+
+def commands(page):
+    """Every command of a page that starts with sresnet."""
+    found = []
+    for language, text in blocks(page, "sh", "console"):
+        lines = text.splitlines()
+        if language == "console":
+            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        found += [line for line in lines if line and not line.startswith("#")]
+    return found
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A folder with small stand-ins for the files that the pages name: checkpoints, and images in class folders."""
+    generator = torch.Generator().manual_seed(0)
+    for folder, size, count in (
+        ("cifar10/train", 32, 8),
+        ("cifar10/test", 32, 4),
+        ("photos/train", 72, 4),
+        ("photos/val", 72, 2),
+    ):
+        for label, name in enumerate(CLASSES):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(40 * label, 100 + 40 * label, (size, size, 3), generator=generator)
+                image = Image.fromarray(pixels.to(torch.uint8).numpy())
+                image.save(tmp_path / folder / name / f"{index}.png")
+    torch.save(randomized(CifarResNet(8, num_classes=4)).state_dict(), tmp_path / "resnet20.th")
+    small = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=4)
+    torch.save(randomized(small).state_dict(), tmp_path / "resnet18.pth")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page, world):
+    names = {}
+    for _, text in blocks(page, "python"):
+        exec(compile(text, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_the_commands_of_a_page_run(page, world):
+    ran = 0
+    for command in commands(page):
+        if command.startswith(ELSEWHERE):
+            continue
+        program, *arguments = shlex.split(command, comments=True)
+        assert program == "sresnet", command
+        assert sresnet.main(arguments, prog_name="sresnet", standalone_mode=False) in (None, 0), command
+        ran += 1
+    assert ran
+
+
+def test_there_is_something_to_run():
+    assert sum(len(commands(page)) for page in PAGES) >= 10
+    assert sum(len(blocks(page, "python")) for page in PAGES) >= 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_hides_where_it_is_not_run(page):
+    for language, text in BLOCK.findall(page.read_text()):
+        assert language in ("", "sh", "console", "python"), language
+        if not language:
+            for line in text.splitlines():
+                assert not line.removeprefix("$ ").startswith("sresnet "), line
+                assert not line.startswith(("torchrun", "make")) or line.startswith(ELSEWHERE), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_that_a_page_names_are_there(page):
+    text = page.read_text()
+    linked = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
+    named = re.findall(r"`((?:docs|benchmarks|s_resnet|tests)/[\w./-]+)`", text)
+    for target in linked:
+        assert (page.parent / target).exists(), target
+    for target in named:
+        assert (ROOT / target).exists(), target
+    assert linked or named
+
+
+def test_tables_are_those_of_the_results():
+    checked = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
