@@ -13,6 +13,7 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .inspect import inspect
+from .report import report
 from .verify import verify
 
 
@@ -41,7 +42,7 @@ def sresnet(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, evaluate, inspect, verify, demo):
+for _command in (convert, evaluate, inspect, verify, report, demo):
     sresnet.add_command(_command)
 
 

@@ -114,7 +114,7 @@ def evaluate(
         if json_file and rank == 0:
             check_output(Path(json_file), path)
         snn = s_resnet.load(path)
-        loader = _loader(snn, path, data, limit, batch_size, download, rank, world)
+        loader = image_loader(snn, path, data, limit, batch_size, download, rank, world)
         report = s_resnet.evaluate(
             *(snn, loader, timesteps),
             at=at,
@@ -143,17 +143,24 @@ def _only_network() -> Path:
     return found[0]
 
 
-def _loader(
-    snn: Any, path: Path, spec: str | None, limit: int | None, batch_size: int, download: bool, rank: int, world: int
+def image_loader(
+    snn: Any,
+    path: Path,
+    spec: str | None,
+    limit: int | None,
+    batch_size: int,
+    download: bool,
+    rank: int = 0,
+    world: int = 1,
+    besides: tuple[Any, ...] = (),
 ) -> Any:
     """This process's part of the images to evaluate on: all, without those that the network was calibrated on.
 
-    They are preprocessed as the network was calibrated.
+    They are preprocessed as the network was calibrated. besides: networks whose calibration images are left out too.
     """
     import s_resnet
 
-    used = snn.provenance.get("data", {})
-    spec = spec or used.get("spec")
+    spec = spec or snn.provenance.get("data", {}).get("spec")
     if spec is None:
         raise click.UsageError(f"Which data? {path} was converted without calibration images. Pass --data DATA.")
     settings = snn.provenance.get("preprocessing")
@@ -166,6 +173,15 @@ def _loader(
         data = s_resnet.open_data(spec, "evaluation", download)
     if "source" in snn.provenance:  # a network saved from Python need not say; evaluate still checks every label
         check_classes(data, snn.provenance["source"]["classes"])
-    indices = s_resnet.choose(data, limit, exclude=s_resnet.seen(data, used.get("fingerprints", ())))
+    marks = {mark for one in (snn, *besides) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
+    indices = s_resnet.choose(data, limit, exclude=s_resnet.seen(data, marks))
     part = s_resnet.shard(indices, rank, world)
     return s_resnet.ImageLoader(data, part, s_resnet.Preprocessing(**settings), batch_size, total=len(indices))
+
+
+def timesteps_for(snn: Any, path: Path) -> int:
+    """The T that the network was converted for."""
+    timesteps = snn.provenance.get("recipe", {}).get("timesteps")
+    if timesteps is None:
+        raise click.UsageError(f"Which T? {path} does not say what it was converted for. Pass --timesteps T.")
+    return int(timesteps)

@@ -29,7 +29,9 @@ def _header(snn: Any, network: str) -> str:
 
 def _nodes(snn: Any) -> str:
     """One line per node; the scale is what one spike (or unit of current) stands for in the source network."""
-    scales = _scales(snn)
+    import s_resnet
+
+    scales = s_resnet.scales(snn)
     rows: list[tuple[str, ...]] = [("node", "operation", "threshold", "scale", "weights", "inputs")]
     for node in snn.nodes:
         op = node.op
@@ -49,26 +51,10 @@ def _shortcuts(snn: Any) -> str:
     """The shortcut conversion model: what each residual branch is multiplied by."""
     import s_resnet
 
-    scales = _scales(snn)
     rows: list[tuple[str, ...]] = [("neuron", "shortcut synapse", "kind", "lambda_in / lambda_out", "lambda_out")]
-    for node in snn.neurons:
-        if len(node.inputs) < 2:
-            continue
-        for name in node.inputs[1:]:
-            op = snn[name].op
-            kind = "identity" if isinstance(op, s_resnet.Scale) else "projection"
-            ratio = float(op.weight.mean()) if kind == "identity" else _ratio(snn, name, scales, node.name)
-            rows.append((node.name, name, kind, f"{ratio:.4f}", f"{scales.get(node.name, 1.0):.4g}"))
+    for branch in s_resnet.shortcuts(snn):
+        rows.append((branch.neuron, branch.synapse, branch.kind, f"{branch.ratio:.4f}", f"{branch.scale:.4g}"))
     return _table(rows) if len(rows) > 1 else "No residual branches."
-
-
-def _scales(snn: Any) -> dict[str, float]:
-    """What one spike of a layer (or unit of the logits) stands for in the source network, in the mean over channels."""
-    scales = dict(snn.provenance.get("calibration", {}).get("scales", {}))
-    for node in snn.neurons:
-        if node.op.scale is not None:
-            scales[node.name] = float(node.op.scale.mean())
-    return scales
 
 
 def _range(scale: Any) -> str:
@@ -88,14 +74,6 @@ def _kind(op: Any) -> str:
     words += [f"{op.levels} levels"] if op.levels > 1 else []
     words += ["differential"] if op.differential else []
     return f" ({', '.join(words)})" if words else ""
-
-
-def _ratio(snn: Any, name: str, scales: dict[str, float], neuron: str) -> float:
-    """lambda_in / lambda_out of a projection: the neuron that feeds it against the one that integrates it."""
-    feeder = snn[name].inputs[0]
-    while feeder not in scales and snn[feeder].inputs:
-        feeder = snn[feeder].inputs[0]
-    return scales.get(feeder, 1.0) / scales.get(neuron, 1.0)
 
 
 def _provenance(snn: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .convert import check_output, warn_unreadable
-from .evaluate import _loader
+from .evaluate import image_loader, timesteps_for
 
 COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own", "total", "unsettled", "dead",
            "saturated")  # fmt: skip
@@ -83,10 +83,8 @@ def verify(
     if json_file:
         check_output(Path(json_file), path)
     snn = s_resnet.load(path)
-    timesteps = timesteps or snn.provenance.get("recipe", {}).get("timesteps")
-    if timesteps is None:
-        raise click.UsageError(f"Which T? {path} does not say what it was converted for. Pass --timesteps T.")
-    loader = _loader(snn, path, data, limit, batch_size, download, 0, 1)
+    timesteps = timesteps or timesteps_for(snn, path)
+    loader = image_loader(snn, path, data, limit, batch_size, download)
     result = s_resnet.verify(snn.to(s_resnet.find_device(device)), loader, timesteps, network=path.name, progress=True)
     warn_unreadable(loader.unreadable)
     click.echo("\n".join((_header(result), "", *_rows(result), "", *_conclusions(result))))

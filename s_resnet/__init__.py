@@ -46,8 +46,11 @@ from .models.resnet import CifarResNet
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .operations import Operations, count_operations
 from .ops import Node, Scale
+from .page import Study, study, write_page
 from .recipes import RECIPES, Recipe, Step
+from .recorder import Trace, record
 from .report import Exit, Report, Row, evaluate, powers_of_two
+from .shortcuts import Shortcut, scales, shortcuts
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .trace import trace
 from .verify import LayerError, Verification, verify
@@ -85,11 +88,14 @@ __all__ = [
     "Row",
     "SResNetError",
     "Scale",
+    "Shortcut",
     "Simulation",
     "SourceOperations",
     "SpikingMaxPool2d",
     "State",
     "Step",
+    "Study",
+    "Trace",
     "Traffic",
     "UnsupportedModel",
     "Verification",
@@ -117,12 +123,17 @@ __all__ = [
     "powers_of_two",
     "preprocessing_for",
     "process_group",
+    "record",
     "replacing",
     "save",
+    "scales",
     "seen",
     "shard",
+    "shortcuts",
     "simulate",
     "simulate_until_confident",
+    "study",
     "trace",
     "verify",
+    "write_page",
 ]

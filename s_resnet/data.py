@@ -356,7 +356,7 @@ class ImageLoader:
     core; 0: decode in this process). An image that cannot be read is left out of its batch; a batch without
     any is not yielded. Raises InvalidData for senseless settings, and after a pass that could read nothing.
     ``total``: how many there are where ``indices`` are a shard, which may be empty or hold nothing readable.
-    ``images`` is the number of indices; ``unreadable``: name and reason of what the last pass left out.
+    ``images`` is the number of indices, ``classes`` are the data's; ``unreadable``: name and reason of what the last pass left out.
     """
 
     def __init__(
@@ -379,7 +379,7 @@ class ImageLoader:
         if workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             workers = min(2, cores)
-        self.images, self._total = len(indices), len(indices) if total is None else total
+        self.images, self.classes, self._total = len(indices), data.classes, len(indices) if total is None else total
         self.unreadable: tuple[str, ...] = ()
         self._batches = _Batches(data, batches, preprocessing)
         self._workers = min(workers, len(batches))

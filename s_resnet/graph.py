@@ -92,11 +92,15 @@ class Graph:
 
     def end_to_end_steps(self, timesteps: int) -> int:
         """Steps from the first input to the answer: T, and what the layers on the longest path wait."""
+        return timesteps + max(self.waited(timesteps).values())
+
+    def waited(self, timesteps: int) -> dict[str, int]:
+        """By how many steps each node's values are later than the input: what its longest path waits."""
         waited: dict[str, int] = {}
         for node in self.nodes:
             lag = node.op.lag(timesteps) if isinstance(node.op, Neuron) else 0
             waited[node.name] = lag + max((waited[name] for name in node.inputs), default=0)
-        return timesteps + max(waited.values())
+        return waited
 
     @property
     def alphabet(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +25,9 @@ from .graph import Graph
 from .simulate import simulate, simulate_until_confident
 
 SCHEMA = 1
+
+# Gets each batch's images, labels ``[B]``, the ANN's logits ``[B, N]`` and the answers ``[rows, B, N]`` at each T.
+Watch = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ def evaluate(
     device: str = "auto",
     network: str = "",
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> Report:
     """Evaluate a spiking network and its own ANN on the same images, at many T from one pass.
 
@@ -171,6 +175,7 @@ def evaluate(
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         network: a name for the report.
         progress: show bars on stderr when it is a terminal, in the first process.
+        watch: called for every batch with its images, labels, the ANN's logits and the answers ``[len(at), B, N]``.
 
     Raises:
         InvalidData: no images, labels that the network has no class for, or a setting out of range.
@@ -193,7 +198,7 @@ def evaluate(
         if at is None:
             at = powers_of_two(timesteps) if exit_confidence is None else None
         wanted = None if at is None else tuple(sorted(set(at)))
-        tally = _Tally(snn.to(target), timesteps, wanted, exit_confidence, precision, in_closed_form)
+        tally = _Tally(snn.to(target), timesteps, wanted, exit_confidence, precision, in_closed_form, watch)
         if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)
         progress = progress and place()[0] == 0
@@ -244,9 +249,10 @@ class _Tally:
         confidence: float | None,
         precision: str,
         in_closed_form: bool,
+        watch: Watch | None,
     ) -> None:
         self.snn, self.timesteps, self.at, self.confidence, self.precision = snn, timesteps, at, confidence, precision
-        self.in_closed_form = in_closed_form
+        self.in_closed_form, self.watch = in_closed_form, watch
         self.images = 0
         self.ann = torch.zeros(2, dtype=torch.int64)  # right at top-1, top-5
         self.fixed = _Sums.of(len(at or ()))
@@ -287,6 +293,8 @@ class _Tally:
             self.fixed.steps += (sum(self.at) if self.snn.windowed else self.timesteps) * len(images)
             for row, answer in enumerate(result.outputs):
                 self.fixed.add(row, answer, labels, choice, [count[row] for count in result.spikes.values()])
+            if self.watch is not None:
+                self.watch(images, labels, logits, result.outputs)
         if self.confidence is not None:
             with _timed(self.exit, images.device):
                 exits = simulate_until_confident(

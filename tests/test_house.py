@@ -45,6 +45,9 @@ LEVELS: dict[str, float] = {
     "passes": 5,
     "report": 5,
     "verify": 5,
+    "shortcuts": 4,
+    "recorder": 4.5,
+    "page": 5.5,
     "train": 5,
     "recipes": 6,
     "apply_recipe": 6.3,
@@ -92,7 +95,7 @@ def trespasses(path, text, modules=MODULES):
     """What a file of s_resnet imports although its level forbids it."""
     here = room(path.removesuffix(".py").replace("/", "."))
     own = {name for name in imported(path, text, modules) if name.split(".")[0] == "s_resnet"}
-    if path.endswith("/__init__.py") or here == "kernels":  # a package gathers its own; kernels share their loaders
+    if path.endswith("/__init__.py") or here in ("kernels", "page"):  # a package gathers its own; these share
         own = {name for name in own if room(name) != here or name == f"s_resnet.{here}"}
     return {name for name in own if LEVELS.get(room(name), 99) >= LEVELS[here]}
 

@@ -1,0 +1,132 @@
+"""``sresnet report``: one HTML page about a network, or about two beside each other."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .convert import warn_unreadable
+from .evaluate import image_loader, timesteps_for
+
+
+@click.command()
+@click.argument("networks", metavar="NETWORK [NETWORK]", type=click.Path(), nargs=-1, required=True)
+@click.option(
+    "--data",
+    metavar="DATA",
+    help="Images to measure on; by default the held-out part of what was calibrated on.",
+)
+@click.option("-o", "--output", metavar="DIR", type=click.Path(file_okay=False), required=True, help="Where to write.")
+@click.option(
+    "--timesteps", metavar="T", type=click.IntRange(1), help="By default the T that each network was converted for."
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Only N images, a seeded random choice over all classes.",
+)
+@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--constants",
+    metavar="FILE.toml",
+    type=click.Path(),
+    help="Energies per operation, in pJ, in place of the published ones for 45 nm.",
+)
+@click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+def report(
+    networks: tuple[str, ...],
+    data: str | None,
+    output: str,
+    timesteps: int | None,
+    limit: int,
+    batch_size: int,
+    device: str,
+    constants: str | None,
+    download: bool,
+) -> None:
+    """Write a page on NETWORK.snn that others can read: DIR/index.html, and its figures as DIR/report.json.
+
+    Accuracy over time steps beside the network's own ANN, which layer loses what, shortcut scales, spikes and membranes,
+    images that the two disagree on, operation counts and an energy estimate, settings and provenance. The page is one
+    file and needs no network access. With two networks every chart and table shows both, on the same images.
+
+    Needs matplotlib (pip install 's-resnet[report]').
+
+    \b
+    DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
+    digits, or an .npz with x uint8 [B,H,W,3] and y. Images that were calibrated on are left out.
+
+    \b
+    Examples:
+      sresnet report resnet20.snn -o resnet20-report
+      sresnet report resnet20.snn --data cifar10:/data --timesteps 64 --limit 2000 -o page
+      sresnet report paper.snn phased.snn --data cifar10:/data -o comparison
+      sresnet report resnet20.snn --constants my-chip.toml -o page
+    """
+    import s_resnet
+
+    if len(networks) > 2:
+        raise click.UsageError(f"Got {len(networks)} networks. Name one, or two to compare.")
+    s_resnet.find_device(device)
+    energies = s_resnet.load_constants(constants) if constants else s_resnet.CONSTANTS
+    paths = [Path(name) for name in networks]
+    loaded = [s_resnet.load(path) for path in paths]
+    names = _names(paths)
+    spec = data or next((snn.provenance["data"]["spec"] for snn in loaded if "data" in snn.provenance), None)
+    unreadable: list[str] = []
+
+    def studies() -> Iterator[Any]:
+        steps = [timesteps or timesteps_for(snn, path) for snn, path in zip(loaded, paths, strict=True)]
+        loaders = [
+            image_loader(snn, path, spec, limit, batch_size, download, besides=tuple(loaded))
+            for snn, path in zip(loaded, paths, strict=True)
+        ]
+        for snn, path, name, loader, wanted in zip(loaded, paths, names, loaders, steps, strict=True):
+            yield s_resnet.study(
+                *(snn, loader, wanted),
+                network=name,
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                classes=tuple(loader.classes),
+                constants=energies,
+                device=device,
+                progress=True,
+            )
+            unreadable.extend(name for name in loader.unreadable if name not in unreadable)
+
+    written = s_resnet.write_page(studies(), output, _command())
+    warn_unreadable(tuple(unreadable))
+    for entry in written["networks"]:
+        click.echo(_summary(entry))
+    click.echo(f"Page: {Path(output) / 'index.html'}")
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The files' names, or as they were given where two have the same."""
+    short = [path.name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _command() -> str:
+    """How to make the page again."""
+    return shlex.join(["sresnet", *sys.argv[1:]])
+
+
+def _summary(entry: dict[str, Any]) -> str:
+    row, ann = entry["evaluation"]["snn"][-1], entry["evaluation"]["ann"]
+    energy = entry["energy"]
+    ratio = energy and energy["ratios"]["int8_total"]
+    estimate = "" if ratio is None else f", energy {ratio:.2f} x of the equal-bit ANN (estimate)"
+    return (
+        f"{entry['network']}: top-1 {100 * row['top1']:.1f}% at T = {row['timesteps']}, its ANN {100 * ann['top1']:.1f}%"
+        f"; {entry['end_to_end_steps']} end-to-end steps{estimate}"
+    )

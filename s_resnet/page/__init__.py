@@ -1,0 +1,122 @@
+"""The page: one HTML file, readable without a network and by someone who did not run it, with its figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from ..artifact import replacing
+from ..errors import InvalidData, SResNetError
+from ..version import __version__
+from . import sections
+from .charts import need_matplotlib
+from .markup import Html, element, joined, paragraph
+from .study import Answers, Example, Study, study
+
+__all__ = ["Answers", "Example", "Study", "study", "write_page"]
+
+SCHEMA = 1
+NAMES = ("index.html", "report.json")
+
+
+def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command: str = "") -> dict[str, Any]:
+    """Write ``index.html`` and ``report.json`` of one network, or of two beside each other, into ``folder``.
+
+    Folder and matplotlib are looked at first, so that a generator of studies is not run in vain.
+
+    Args:
+        studies: one or two, of networks with as many classes, on the same images.
+        folder: made where it is not there. What else is in it stays.
+        command: how to make the page again, for its readers.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        BackendUnavailable: without matplotlib.
+        InvalidData: no study or more than two, or two that do not compare.
+        SResNetError: a folder or file that cannot be written.
+    """
+    need_matplotlib()
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise SResNetError(
+            f"{place}: cannot be written, got {error.strerror}; expected a writable folder. Choose another with -o."
+        ) from error
+    found = list(studies)
+    _check(found)
+    created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    entry = {
+        "schema": SCHEMA,
+        "s_resnet": __version__,
+        "created": created,
+        "command": command,
+        "networks": [part.to_json() for part in found],
+    }
+    page = _page(found, command, created)
+    with replacing(place / NAMES[1]) as temporary:
+        temporary.write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n")
+    with replacing(place / NAMES[0]) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return entry
+
+
+def _check(studies: list[Study]) -> None:
+    if not 1 <= len(studies) <= 2:
+        raise InvalidData(f"report: got {len(studies)} networks; expected one, or two to compare. Choose those.")
+    images = {part.report.images for part in studies}
+    classes = {len(part.classes) for part in studies if part.classes}
+    if len(images) > 1 or len(classes) > 1:
+        what = f"{sorted(classes)} classes" if len(classes) > 1 else f"{sorted(images)} images"
+        raise InvalidData(f"report: got networks of {what}; expected the same of both. Compare like with like.")
+
+
+def _page(studies: list[Study], command: str, created: str) -> Html:
+    names = " and ".join(part.network or "network" for part in studies)
+    parts = {
+        "accuracy": ("Accuracy", sections.accuracy(studies)),
+        "layers": ("Layers", sections.layers(studies)),
+        "shortcuts": ("Shortcut scales", sections.shortcut_scales(studies)),
+        "spikes": ("Spikes", sections.spikes(studies)),
+        "disagreements": ("Disagreements", sections.disagreements(studies)),
+        "energy": ("Energy", sections.costs(studies)),
+        "settings": ("Settings", sections.settings(studies, command, created)),
+    }
+    links = (element("li", element("a", title, href=f"#{name}")) for name, (title, _) in parts.items())
+    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"{names}: S-ResNet report"),
+        element("style", Html(style)),
+    )
+    body = element(
+        "body",
+        element(
+            "header",
+            element("h1", names),
+            paragraph(_lead(studies), kind="lead"),
+            element("nav", element("ul", *links), aria_label="Sections"),
+        ),
+        element("main", sections.headline(studies), *(part for _, part in parts.values())),
+    )
+    return joined((Html("<!DOCTYPE html>\n"), element("html", head, body, lang="en"), Html("\n")))
+
+
+def _lead(studies: list[Study]) -> str:
+    said = []
+    for part in studies:
+        arch = part.provenance.get("source", {}).get("arch", "a network")
+        said.append(f"{arch} as a spiking network, recipe {part.report.recipe}, T = {part.timesteps}")
+    return f"{'; '.join(said)}. Measured on {studies[0].report.images:,} images, beside the ANN that it was converted from."

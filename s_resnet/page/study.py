@@ -1,0 +1,264 @@
+"""A study: everything that the page says about one network, measured on one set of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..device import find_device
+from ..energy import CONSTANTS, Constants, Energy, energy
+from ..errors import InvalidData
+from ..graph import Graph
+from ..neuron import Neuron
+from ..operations import Operations, count_operations
+from ..recorder import Trace, record
+from ..report import Report, evaluate
+from ..shortcuts import Shortcut, shortcuts
+from ..verify import Verification, verify
+from .intervals import difference, wilson
+
+DETAILS = 128  # images that layers are verified, and operations counted, on: both take several times a simulation
+EXAMPLES = 12  # images that are shown
+LAYERS, NEURONS = 4, 24  # that are recorded
+LEFT_OUT = ("fingerprints", "marks", "scales")  # long lists of the provenance
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An image that ANN and SNN answer differently: its place among the images, classes, and how sure each is.
+
+    ann_share, snn_share: softmax of each one's own logits at its answer. image: ``[3, H, W]``, preprocessed.
+    """
+
+    place: int
+    label: int
+    ann: int
+    snn: int
+    ann_share: float
+    snn_share: float
+    image: Tensor
+
+
+@dataclass(eq=False)
+class Answers:
+    """What ANN and SNN answered at T, image by image; collected while :func:`s_resnet.evaluate` runs.
+
+    right: counts of images that both have right, only the SNN, only the ANN, neither. disagreements: with another
+    answer, of which ``wrong`` are answered wrong by both. examples: of these the first few, in the order of the images.
+    details: the first images with their labels.
+    """
+
+    images: int = 0
+    right: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    disagreements: int = 0
+    wrong: int = 0
+    examples: list[Example] = field(default_factory=list)
+    details: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def __call__(self, images: Tensor, labels: Tensor, ann: Tensor, outputs: Tensor) -> None:
+        """Take in a batch, as the ``watch`` of :func:`s_resnet.evaluate`."""
+        snn = outputs[-1]
+        first, second = snn.argmax(1), ann.argmax(1)
+        hit, other = first == labels, second == labels
+        for place, who in enumerate((hit & other, hit & ~other, ~hit & other, ~hit & ~other)):
+            self.right[place] += int(who.sum())
+        differ = first != second
+        self.disagreements += int(differ.sum())
+        self.wrong += int((differ & ~hit & ~other).sum())
+        for index in differ.nonzero()[: EXAMPLES - len(self.examples), 0].tolist():
+            self.examples.append(
+                Example(
+                    place=self.images + index,
+                    label=int(labels[index]),
+                    ann=int(second[index]),
+                    snn=int(first[index]),
+                    ann_share=float(ann[index].softmax(0).max()),
+                    snn_share=float(snn[index].softmax(0).max()),
+                    image=images[index].cpu(),
+                )
+            )
+        missing = DETAILS - sum(len(part) for part, _ in self.details)
+        if missing > 0:
+            self.details.append((images[:missing].cpu(), labels[:missing].cpu()))
+        self.images += len(images)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """One network on the page.
+
+    network: its file's name. sha256: of that file, or empty. report: accuracy and agreement at 1, 2, 4, ... and T.
+    verification, operations, energy: None where that cannot be told; ``missing`` then says why, by these names.
+    traces: recorded on the first image, whose label is ``traced``. provenance: of the artifact, without long lists.
+    """
+
+    network: str
+    sha256: str
+    timesteps: int
+    end_to_end_steps: int
+    report: Report
+    answers: Answers
+    verification: Verification | None
+    operations: Operations | None
+    energy: Energy | None
+    missing: Mapping[str, str]
+    shortcuts: tuple[Shortcut, ...]
+    traces: tuple[Trace, ...]
+    classes: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+    @property
+    def drop(self) -> tuple[float, float]:
+        """The 95 % interval of the SNN's top-1 accuracy minus its ANN's."""
+        return difference(*self.answers.right)
+
+    def interval(self, share: float) -> tuple[float, float]:
+        """The 95 % interval of a share of the evaluated images."""
+        return wilson(round(share * self.report.images), self.report.images)
+
+    def class_name(self, index: int) -> str:
+        """The class as people call it."""
+        return self.classes[index] if index < len(self.classes) else f"class {index}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The network's entry in report.json; a figure that does not exist is null."""
+        report = self.report.to_json()
+        for row in report["snn"]:
+            row.update({f"{name}_interval": self.interval(row[name]) for name in ("top1", "agreement")})
+        report["ann"]["top1_interval"] = self.interval(report["ann"]["top1"])
+        verified = self.verification.to_json() if self.verification else None
+        for layer in verified["layers"] if verified else ():
+            del layer["channels"]  # sresnet verify --json has them
+        both, snn, ann, neither = self.answers.right
+        entry = {
+            "network": self.network,
+            "sha256": self.sha256,
+            "timesteps": self.timesteps,
+            "end_to_end_steps": self.end_to_end_steps,
+            "alphabet": self.report.alphabet,
+            "evaluation": report,
+            "top1_difference_interval": self.drop,
+            "answers": {
+                "right": {"both": both, "snn_only": snn, "ann_only": ann, "neither": neither},
+                "disagreements": self.answers.disagreements,
+                "disagreements_both_wrong": self.answers.wrong,
+                "examples": [_named(example, self) for example in self.answers.examples],
+            },
+            "verification": verified,
+            "operations": self.operations.to_json() if self.operations else None,
+            "energy": self.energy.to_json() if self.energy else None,
+            "missing": dict(self.missing),
+            "shortcuts": [asdict(branch) for branch in self.shortcuts],
+            "traces": [_listed(trace) for trace in self.traces],
+            "classes": self.classes,
+            "provenance": self.provenance,
+        }
+        return dict(_plain(entry))
+
+
+def _named(example: Example, study: Study) -> dict[str, Any]:
+    entry: dict[str, Any] = {"place": example.place}
+    for name in ("label", "ann", "snn"):
+        entry[name] = getattr(example, name)
+        entry[f"{name}_class"] = study.class_name(entry[name])
+    return {**entry, "ann_share": example.ann_share, "snn_share": example.snn_share}
+
+
+def _listed(trace: Trace) -> dict[str, Any]:
+    """A trace with the steps of each neuron's spikes, on the network's clock, and what was emitted then."""
+    events = [
+        [[trace.begins + trace.lag + step + 1, float(row[step])] for step in row.nonzero()[:, 0].tolist()]
+        for row in trace.spikes.T
+    ]
+    potentials = None if trace.membrane is None else [[round(v, 5) for v in row] for row in trace.membrane.T.tolist()]
+    entry = {"layer": trace.layer, "neurons": trace.neurons, "begins": trace.begins, "lag": trace.lag}
+    return {**entry, "spikes": events, "membrane": potentials}
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON knows it, null for figures that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def study(
+    snn: Graph,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    timesteps: int,
+    *,
+    network: str = "",
+    sha256: str = "",
+    classes: tuple[str, ...] = (),
+    constants: Constants = CONSTANTS,
+    device: str = "auto",
+    progress: bool = False,
+) -> Study:
+    """Measure all that the page says about a network: accuracy on all images, layers and operations on the first 128.
+
+    Args:
+        snn: a converted network.
+        loader: batches of (images ``[B, 3, H, W]``, labels ``[B]``), read once.
+        timesteps: T >= 1.
+        network, sha256: name and digest of its file, for the page.
+        classes: names; by default those of the provenance.
+        constants: of the energy estimate.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        progress: show bars on stderr when it is a terminal.
+
+    Raises:
+        InvalidData: no images, labels that the network has no class for, or T below 1.
+        BackendUnavailable: ``device="cuda"`` without a GPU.
+    """
+    target = find_device(device)
+    snn, answers = snn.to(target), Answers()
+    report = evaluate(snn, loader, timesteps, device=device, network=network, progress=progress, watch=answers)
+    missing: dict[str, str] = {}
+    verification: Verification | None = None
+    operations: Operations | None = None
+    try:
+        verification = verify(snn, answers.details, timesteps, network=network, progress=progress)
+    except InvalidData as error:
+        missing["verification"] = str(error)
+    try:
+        operations = count_operations(snn, answers.details, timesteps, progress=progress)
+    except InvalidData as error:
+        missing["operations"] = str(error)
+    first = answers.details[0][0][:1].to(target)
+    return Study(
+        *(network, sha256, timesteps, snn.end_to_end_steps(timesteps)),
+        report=report,
+        answers=answers,
+        verification=verification,
+        operations=operations,
+        energy=energy(operations, constants) if operations else None,
+        missing=missing,
+        shortcuts=shortcuts(snn),
+        traces=record(snn, first, timesteps, _some(snn), NEURONS),
+        classes=tuple(classes or snn.provenance.get("classes", ())),
+        provenance=_short(snn.provenance),
+    )
+
+
+def _some(snn: Graph) -> list[str]:
+    """A few neuron layers from the first to the last; those that integrate a residual branch rather than others."""
+    names = [node.name for node in snn.neurons]
+    joins = [node.name for node in snn.neurons if isinstance(node.op, Neuron) and len(node.inputs) > 1]
+    between = joins if len(joins) >= LAYERS - 1 else names[1:]
+    places = torch.linspace(0, len(between) - 1, min(LAYERS - 1, len(between))).round().long().tolist()
+    return [names[0], *(between[place] for place in places)]
+
+
+def _short(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance without its long lists."""
+    return {
+        name: {key: part for key, part in value.items() if key not in LEFT_OUT} if isinstance(value, Mapping) else value
+        for name, value in provenance.items()
+    }
