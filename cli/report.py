@@ -56,9 +56,10 @@ def report(
 ) -> None:
     """Write a page on NETWORK.snn that others can read: DIR/index.html, and its figures as DIR/report.json.
 
-    Accuracy over time steps beside the network's own ANN, which layer loses what, shortcut scales, spikes and membranes,
-    images that the two disagree on, operation counts and an energy estimate, settings and provenance. The page is one
-    file and needs no network access. With two networks every chart and table shows both, on the same images.
+    Accuracy over time steps beside the network's own ANN, which layer loses what, shortcut scales, spikes and
+    membranes, images that the two disagree on, operation counts and an energy estimate, settings and provenance. The
+    page is one file and needs no network access. With two networks every chart and table shows both, on the same
+    images.
 
     Needs matplotlib (pip install 's-resnet[report]').
 
@@ -127,6 +128,6 @@ def _summary(entry: dict[str, Any]) -> str:
     ratio = energy and energy["ratios"]["int8_total"]
     estimate = "" if ratio is None else f", energy {ratio:.2f} x of the equal-bit ANN (estimate)"
     return (
-        f"{entry['network']}: top-1 {100 * row['top1']:.1f}% at T = {row['timesteps']}, its ANN {100 * ann['top1']:.1f}%"
-        f"; {entry['end_to_end_steps']} end-to-end steps{estimate}"
+        f"{entry['network']}: top-1 {100 * row['top1']:.1f}%, its ANN {100 * ann['top1']:.1f}%, at "
+        f"T = {row['timesteps']}, {entry['end_to_end_steps']} end-to-end steps{estimate}"
     )

@@ -356,7 +356,7 @@ class ImageLoader:
     core; 0: decode in this process). An image that cannot be read is left out of its batch; a batch without
     any is not yielded. Raises InvalidData for senseless settings, and after a pass that could read nothing.
     ``total``: how many there are where ``indices`` are a shard, which may be empty or hold nothing readable.
-    ``images`` is the number of indices, ``classes`` are the data's; ``unreadable``: name and reason of what the last pass left out.
+    ``images`` is the number of indices; ``unreadable``: name and reason of what the last pass left out.
     """
 
     def __init__(

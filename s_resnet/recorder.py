@@ -97,7 +97,7 @@ def _spread(active: Tensor, count: int) -> Tensor:
 def _watched(
     graph: Graph, image: Tensor, timesteps: int, chosen: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Spikes ``[T, n]`` of chosen neurons and, unless layers wait for their window, membranes, as the engine has them."""
+    """Spikes ``[T, n]`` of chosen neurons and, unless layers wait for their window, membranes, from the engine."""
     spikes: dict[str, list[Tensor]] = {name: [] for name in chosen}
     membranes: dict[str, list[Tensor]] = {name: [] for name in chosen}
 
@@ -117,7 +117,7 @@ def _watched(
 def _waiting(
     graph: Graph, image: Tensor, timesteps: int, chosen: Mapping[str, Tensor], spikes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Membranes ``[lag + T, n]`` of layers that wait: from the currents of all steps and the spikes that came of them."""
+    """Membranes ``[lag + T, n]`` of layers that wait, from the currents of all steps and the spikes they gave."""
     membranes: dict[str, Tensor] = {}
 
     def visit(node: Node, currents: Tensor, _: Tensor) -> Op:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from ..artifact import replacing
 from ..errors import InvalidData, SResNetError
 from ..version import __version__
-from . import sections
+from . import budget, provenance, results, spiking
 from .charts import need_matplotlib
 from .markup import Html, element, joined, paragraph
 from .study import Answers, Example, Study, study
@@ -28,11 +29,12 @@ NAMES = ("index.html", "report.json")
 def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command: str = "") -> dict[str, Any]:
     """Write ``index.html`` and ``report.json`` of one network, or of two beside each other, into ``folder``.
 
-    Folder and matplotlib are looked at first, so that a generator of studies is not run in vain.
+    Folder and matplotlib are looked at first, so that a generator of studies is not run in vain; nothing is written
+    before the last study is there.
 
     Args:
         studies: one or two, of networks with as many classes, on the same images.
-        folder: made where it is not there. What else is in it stays.
+        folder: made where it is not there. Other files in it stay.
         command: how to make the page again, for its readers.
 
     Returns:
@@ -45,14 +47,10 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
     """
     need_matplotlib()
     place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=place):
+    with _writing(place):
+        there = next(path for path in (place, *place.absolute().parents) if path.exists())
+        with TemporaryFile(dir=there):
             pass
-    except OSError as error:
-        raise SResNetError(
-            f"{place}: cannot be written, got {error.strerror}; expected a writable folder. Choose another with -o."
-        ) from error
     found = list(studies)
     _check(found)
     created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
@@ -64,11 +62,23 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
         "networks": [part.to_json() for part in found],
     }
     page = _page(found, command, created)
+    with _writing(place):
+        place.mkdir(parents=True, exist_ok=True)
     with replacing(place / NAMES[1]) as temporary:
         temporary.write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n")
     with replacing(place / NAMES[0]) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return entry
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SResNetError(
+            f"{place}: cannot be written, got {error.strerror}; expected a writable folder. Choose another one."
+        ) from error
 
 
 def _check(studies: list[Study]) -> None:
@@ -84,13 +94,13 @@ def _check(studies: list[Study]) -> None:
 def _page(studies: list[Study], command: str, created: str) -> Html:
     names = " and ".join(part.network or "network" for part in studies)
     parts = {
-        "accuracy": ("Accuracy", sections.accuracy(studies)),
-        "layers": ("Layers", sections.layers(studies)),
-        "shortcuts": ("Shortcut scales", sections.shortcut_scales(studies)),
-        "spikes": ("Spikes", sections.spikes(studies)),
-        "disagreements": ("Disagreements", sections.disagreements(studies)),
-        "energy": ("Energy", sections.costs(studies)),
-        "settings": ("Settings", sections.settings(studies, command, created)),
+        "accuracy": ("Accuracy", results.accuracy(studies)),
+        "layers": ("Layers", results.layers(studies)),
+        "shortcuts": ("Shortcut scales", results.shortcut_scales(studies)),
+        "spikes": ("Spikes", spiking.spikes(studies)),
+        "disagreements": ("Disagreements", spiking.disagreements(studies)),
+        "energy": ("Energy", budget.costs(studies)),
+        "settings": ("Settings", provenance.settings(studies, command, created)),
     }
     links = (element("li", element("a", title, href=f"#{name}")) for name, (title, _) in parts.items())
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
@@ -109,7 +119,7 @@ def _page(studies: list[Study], command: str, created: str) -> Html:
             paragraph(_lead(studies), kind="lead"),
             element("nav", element("ul", *links), aria_label="Sections"),
         ),
-        element("main", sections.headline(studies), *(part for _, part in parts.values())),
+        element("main", results.headline(studies), *(part for _, part in parts.values())),
     )
     return joined((Html("<!DOCTYPE html>\n"), element("html", head, body, lang="en"), Html("\n")))
 
@@ -119,4 +129,5 @@ def _lead(studies: list[Study]) -> str:
     for part in studies:
         arch = part.provenance.get("source", {}).get("arch", "a network")
         said.append(f"{arch} as a spiking network, recipe {part.report.recipe}, T = {part.timesteps}")
-    return f"{'; '.join(said)}. Measured on {studies[0].report.images:,} images, beside the ANN that it was converted from."
+    beside = "the ANN that it was converted from" if len(studies) == 1 else "the ANNs that they were converted from"
+    return f"{'; '.join(said)}. Measured on {studies[0].report.images:,} images, beside {beside}."

@@ -13,6 +13,7 @@ import torch
 from ..errors import BackendUnavailable
 from ..recorder import Trace
 from .study import Study
+from .words import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,7 @@ PARTS = {  # of errors: color, marker
     "inherited": ("#767676", "D"),
 }
 COSTS = {"synapses": ("#0072B2", ""), "neurons": ("#E69F00", "//"), "memory": ("#BBBBBB", "..")}
+LOIHI = "SNN, Loihi-like"
 WIDTH = 5.2  # inches: on a narrow screen letters keep their size
 SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",  # letters of the reader's system
@@ -63,6 +65,12 @@ def _drawing(height: float, rows: int = 1, ratios: Sequence[float] | None = None
         picture.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
 
 
+def _svg(file: io.BytesIO) -> bytes:
+    """The drawing without the reference to its document type."""
+    content = file.getvalue()
+    return content[content.index(b"<svg") :]
+
+
 def over_time(studies: Sequence[Study], measure: str, title: str, ann: bool) -> bytes:
     """A share of the images over T with its interval; ``ann`` draws the source network's as a line."""
     with _drawing(3.3) as (_, axes, file):
@@ -85,8 +93,9 @@ def over_time(studies: Sequence[Study], measure: str, title: str, ann: bool) -> 
         axes.set_ylim(-2, 102)
         axes.set(xlabel="time steps T", ylabel=f"{title} (%)")
         axes.grid(alpha=0.25)
-        axes.legend(loc="lower right", frameon=False)
-    return bytes(file.getvalue())
+        if ann or len(studies) > 1:
+            axes.legend(loc="lower right", frameon=False)
+    return _svg(file)
 
 
 def _percent(shares: Sequence[float]) -> list[float]:
@@ -106,7 +115,7 @@ def _short(name: str, most: int = 28) -> str:
 def rates(studies: Sequence[Study]) -> bytes:
     """Firing rates layer by layer, from the first at the top; of networks with other layers one after the other."""
     shown = [study for study in studies if study.verification]
-    return _by_layer(shown, _same_layers(shown), "thresholds emitted per neuron and step", _draw_rates)
+    return _by_layer(shown, same_layers(shown), "thresholds emitted per neuron and step", _draw_rates)
 
 
 def errors(study: Study, largest: float) -> bytes:
@@ -114,7 +123,8 @@ def errors(study: Study, largest: float) -> bytes:
     return _by_layer([study], False, "error relative to the ANN's activations (%)", _draw_errors, 100 * largest)
 
 
-def _same_layers(studies: Sequence[Study]) -> bool:
+def same_layers(studies: Sequence[Study]) -> bool:
+    """Whether the networks have layers of the same names."""
     return len({tuple(_names(study)) for study in studies}) == 1
 
 
@@ -138,18 +148,19 @@ def _by_layer(
                 draw(axes, study, studies)
             axes.set_yticks(range(len(layers)), [_short(name) for name in layers], fontsize=8)
             axes.set_ylim(len(layers) - 0.4, -0.6)
-            axes.set_xlim(0, None if largest is None else 1.05 * largest)
+            axes.set_xlim(*((0, None) if largest is None else (-0.02 * largest, 1.05 * largest)))
             axes.set_xlabel(label)
             axes.grid(alpha=0.25)
-            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8)
-    return bytes(file.getvalue())
+            if draw is not _draw_rates or len(studies) > 1:
+                axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8)
+    return _svg(file)
 
 
 def _draw_rates(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
     assert study.verification is not None
     index = studies.index(study)
     layers = study.verification.layers
-    offset = (index - (len(studies) - 1) / 2) * 0.3 if _same_layers(studies) else 0.0
+    offset = (index - (len(studies) - 1) / 2) * 0.3 if same_layers(studies) else 0.0
     places = [place + offset for place in range(len(layers))]
     found = [layer.rate for layer in layers]
     axes.hlines(places, 0, found, color=COLORS[index], lw=1.5, alpha=0.5)
@@ -186,14 +197,14 @@ def energies(studies: Sequence[Study]) -> bytes:
                 axes.barh(place, value, left=left, color=color, hatch=hatch, edgecolor="white", lw=0.5, height=0.75,
                           label=part if index == 0 else None)  # fmt: skip
                 left += value
-            axes.annotate(f" {left:.3g}", (left, place), va="center", fontsize=8)
+            axes.annotate(f" {count(left)}", (left, place), va="center", fontsize=8)
             place += 1
         axes.set_yticks(places, labels, fontsize=8)
         axes.invert_yaxis()
         axes.margins(x=0.12)
         axes.set_xlabel("energy per image (µJ), estimate")
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, fontsize=8)
-    return bytes(file.getvalue())
+    return _svg(file)
 
 
 def costs(study: Study) -> list[tuple[str, Any]]:
@@ -206,15 +217,15 @@ def costs(study: Study) -> list[tuple[str, Any]]:
         ("ANN, float32", found.ann_float32),
         ("SNN, 8-bit weights", found.snn_int8),
         (f"ANN, 8/{found.activation_bits}-bit", found.ann_int8),
-        ("SNN, Loihi-like", found.snn_loihi),
+        (LOIHI, found.snn_loihi),
     ]
 
 
 def trace(found: Trace, color: str, end: int) -> bytes:
-    """The raster of a layer's recorded neurons, and below it the membranes of three of them, over the network's clock."""
+    """The raster of a layer's recorded neurons, and below it the membranes of three of them, in the network's steps."""
     three = shown(found)
     rows = 1 if found.membrane is None else 1 + len(three)
-    with _drawing(1.9 + 0.55 * (rows - 1), rows, [2.6, *[1] * (rows - 1)]) as (picture, parts, file):
+    with _drawing(1.9 + 0.55 * (rows - 1), rows, [2.6, *[1] * (rows - 1)]) as (_, parts, file):
         panels = list(parts.flat) if rows > 1 else [parts]
         _draw_raster(panels[0], found, color)
         for axes, row in zip(panels[1:], three, strict=False):
@@ -229,7 +240,7 @@ def trace(found: Trace, color: str, end: int) -> bytes:
             axes.set_xlim(0, end + 1)
             axes.tick_params(labelbottom=axes is panels[-1])
         panels[-1].set_xlabel("step, counted from the first input")
-    return bytes(file.getvalue())
+    return _svg(file)
 
 
 def shown(found: Trace) -> list[int]:

@@ -48,15 +48,15 @@ def paragraph(*children: str, kind: str = "") -> Html:
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], caption: str, texts: int = 1) -> Html:
     """A table that scrolls by itself where it is wider than the screen; the first ``texts`` columns are texts."""
-    head = element("tr", *(element("th", title, scope="col") for title in titles))
+    head = element("tr", *(element("th", title, scope="col", **_kind(i, texts)) for i, title in enumerate(titles)))
     body = []
     for row in rows:
-        cells = [element("th" if index == 0 else "td", cell, **_kind(index, texts)) for index, cell in enumerate(row)]
-        body.append(element("tr", *cells))
+        cells = (element("td", cell, **_kind(index, texts)) for index, cell in enumerate(row[1:], 1))
+        body.append(element("tr", element("th", row[0], scope="row"), *cells))
     parts = (element("caption", caption), element("thead", head), element("tbody", *body))
     return element(
         "div",
-        element("table", *parts, class_=f"texts-{texts}"),
+        element("table", *parts),
         class_="scroll",
         tabindex=0,
         role="region",
@@ -64,9 +64,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], caption: str, te
     )
 
 
-def _kind(index: int, texts: int) -> dict[str, str | int]:
-    if index == 0:
-        return {"scope": "row"}
+def _kind(index: int, texts: int) -> dict[str, str]:
     return {"class_": "text"} if index < texts else {}
 
 
