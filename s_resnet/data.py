@@ -379,7 +379,7 @@ class ImageLoader:
         if workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             workers = min(2, cores)
-        self.images, self.classes, self._total = len(indices), data.classes, len(indices) if total is None else total
+        self.data, self.images, self._total = data, len(indices), len(indices) if total is None else total
         self.unreadable: tuple[str, ...] = ()
         self._batches = _Batches(data, batches, preprocessing)
         self._workers = min(workers, len(batches))

@@ -165,7 +165,7 @@ def test_the_page_shows_the_figures_of_the_json(paper):
         assert layer["name"] in page.text and f"{layer['rate']:.4f}" in page.text
     assert entry["verification"]["verdict"] in page.text and "estimate" in page.text.lower()
     assert f"{entry['operations']['total']['acs']:,.0f}" in page.text
-    for word in ("relu_to_neuron", "abc123", "kind 0", "percentile", "s-resnet", "torch"):
+    for word in ("relu_to_neuron", "abc123", "kind ", "percentile", "s-resnet", "torch"):
         assert word in page.text
     assert "nan" not in page.text.lower().split() and "None" not in page.text
 
@@ -310,10 +310,10 @@ def test_two_networks_are_in_every_chart_and_table(pair):
 def test_windows_and_alphabets_of_phased_and_signed_networks(pair):
     page, _, report = read(pair)
     phased, signed = report["networks"]
-    layers = len(phased["verification"]["layers"])
-    assert phased["end_to_end_steps"] == 4 * (layers + 1) and phased["alphabet"] == "binary"
-    assert signed["end_to_end_steps"] == 4 + layers and signed["alphabet"] == "signed"
-    assert f"An answer after {4 * (layers + 1)} steps end to end" in page.text and "Spikes: signed" in page.text
+    layers = len(phased["verification"]["layers"])  # of which the stem's, whose input is constant, does not wait
+    assert phased["end_to_end_steps"] == 4 * layers and phased["alphabet"] == "binary"
+    assert signed["end_to_end_steps"] == 4 + layers - 1 and signed["alphabet"] == "signed"
+    assert f"An answer after {4 * layers} steps end to end" in page.text and "Spikes: signed" in page.text
     for entry in (phased, signed):
         for trace in entry["traces"]:
             assert {len(row) for row in trace["membrane"]} == {trace["lag"] + 4}
@@ -416,6 +416,7 @@ def test_the_program_writes_page_and_json(program, network, tmp_path):
     assert entry["provenance"]["source"]["name"] == "tiny.pth" and "fingerprints" not in entry["provenance"]["data"]
     program.works("evaluate", "tiny.snn", "--timesteps", 4, "--limit", 10, "--json", "evaluated.json")
     evaluated = json.loads(Path("evaluated.json").read_text())
+    assert entry["data"] == f"{(tmp_path / 'photos').resolve()}, all" and entry["data"] in page.text
     assert entry["evaluation"]["ann"]["top1"] == evaluated["ann"]["top1"]
     assert [row["top1"] for row in entry["evaluation"]["snn"]] == [row["top1"] for row in evaluated["snn"]]
 

@@ -127,7 +127,8 @@ def _page(studies: list[Study], command: str, created: str) -> Html:
 def _lead(studies: list[Study]) -> str:
     said = []
     for part in studies:
-        arch = part.provenance.get("source", {}).get("arch", "a network")
-        said.append(f"{arch} as a spiking network, recipe {part.report.recipe}, T = {part.timesteps}")
+        arch = part.provenance.get("source", {}).get("arch")
+        what = f"{arch} as a spiking network" if arch else "Spiking network"
+        said.append(f"{what}, recipe {part.report.recipe}, T = {part.timesteps}")
     beside = "the ANN that it was converted from" if len(studies) == 1 else "the ANNs that they were converted from"
     return f"{'; '.join(said)}. Measured on {studies[0].report.images:,} images, beside {beside}."

@@ -9,6 +9,13 @@ from .markup import Html, element, joined, paragraph, section, table
 from .study import Study
 
 Studies = Sequence[Study]
+GROUPS = {
+    "calibration": "calibration",
+    "data": "calibration data",
+    "compensation": "compensation",
+    "preprocessing": "preprocessing",
+    "versions": "converted with",
+}
 
 
 def settings(studies: Studies, command: str, created: str) -> Html:
@@ -41,14 +48,15 @@ def _facts(study: Study) -> dict[str, str]:
         "source, SHA-256": str(source.get("sha256", "")),
         "recipe": f"{report.recipe}, tuned for T = {recipe.get('timesteps', 'unknown')}",
         "spikes": report.alphabet,
+        "measured on": study.data,
         "images": f"{report.images:,}{seen}",
         "device": f"{report.device}, kernel {report.kernel}",
         "simulation": f"{report.images_per_second:.3g} images/s",
     }
-    for group in ("calibration", "compensation", "data", "preprocessing", "versions"):
+    for group, title in GROUPS.items():
         for name, value in known.get(group, {}).items():
-            if group != "compensation" or name != "curve":
-                facts[f"{group}, {name.replace('_', ' ')}"] = _brief(value)
+            if name != "curve":  # of the compensation: report.json has it
+                facts[f"{title}, {name.replace('_', ' ')}"] = _brief(value)
     return {name: value for name, value in facts.items() if value}
 
 

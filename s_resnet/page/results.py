@@ -66,8 +66,8 @@ def _energy(study: Study) -> tuple[str, str]:
     ratios = study.energy.ratios
     return (
         ratio(ratios["int8_total"]),
-        "what the same ANN would need, quantized to equal bits, memory included. In float32, arithmetic alone: "
-        f"{ratio(ratios['float32_arithmetic'])} its ANN.",
+        "its rival's, the ANN quantized to equal bits, memory included; below 1 the SNN saves. In float32, arithmetic "
+        f"alone: {ratio(ratios['float32_arithmetic'])} its ANN's.",
     )
 
 

@@ -92,13 +92,15 @@ class Answers:
 class Study:
     """One network on the page.
 
-    network: its file's name. sha256: of that file, or empty. report: accuracy and agreement at 1, 2, 4, ... and T.
+    network: its file's name. sha256: of that file, or empty. data: which images it was measured on.
+    report: accuracy and agreement at 1, 2, 4, ... and T.
     verification, operations, energy: None where that cannot be told; ``missing`` then says why, by these names.
     traces: recorded on the first image, whose label is ``traced``. provenance: of the artifact, without long lists.
     """
 
     network: str
     sha256: str
+    data: str
     timesteps: int
     end_to_end_steps: int
     report: Report
@@ -138,6 +140,7 @@ class Study:
         entry = {
             "network": self.network,
             "sha256": self.sha256,
+            "data": self.data,
             "timesteps": self.timesteps,
             "end_to_end_steps": self.end_to_end_steps,
             "alphabet": self.report.alphabet,
@@ -196,6 +199,7 @@ def study(
     *,
     network: str = "",
     sha256: str = "",
+    data: str = "",
     classes: tuple[str, ...] = (),
     constants: Constants = CONSTANTS,
     device: str = "auto",
@@ -207,7 +211,7 @@ def study(
         snn: a converted network.
         loader: batches of (images ``[B, 3, H, W]``, labels ``[B]``), read once.
         timesteps: T >= 1.
-        network, sha256: name and digest of its file, for the page.
+        network, sha256, data: name and digest of its file, and which images these are, for the page.
         classes: names; by default those of the provenance.
         constants: of the energy estimate.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -233,7 +237,7 @@ def study(
         missing["operations"] = str(error)
     first = answers.details[0][0][:1].to(target)
     return Study(
-        *(network, sha256, timesteps, snn.end_to_end_steps(timesteps)),
+        *(network, sha256, data, timesteps, snn.end_to_end_steps(timesteps)),
         report=report,
         answers=answers,
         verification=verification,
