@@ -18,7 +18,7 @@ from ..version import __version__
 from . import budget, provenance, results, spiking
 from .charts import need_matplotlib
 from .markup import Html, element, joined, paragraph
-from .study import Answers, Example, Study, study
+from .study import Answers, Example, Study, compared, study
 
 __all__ = ["Answers", "Example", "Study", "study", "write_page"]
 
@@ -54,13 +54,15 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
     found = list(studies)
     _check(found)
     created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    entry = {
+    entry: dict[str, Any] = {
         "schema": SCHEMA,
         "s_resnet": __version__,
         "created": created,
         "command": command,
         "networks": [part.to_json() for part in found],
     }
+    if len(found) > 1:
+        entry["top1_difference_interval"] = compared(*found)
     page = _page(found, command, created)
     with _writing(place):
         place.mkdir(parents=True, exist_ok=True)

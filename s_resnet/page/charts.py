@@ -27,6 +27,7 @@ PARTS = {  # of errors: color, marker
     "inherited": ("#767676", "D"),
 }
 COSTS = {"synapses": ("#0072B2", ""), "neurons": ("#E69F00", "//"), "memory": ("#BBBBBB", "..")}
+TAKEN_BACK = "#1b1f24"
 LOIHI = "SNN, Loihi-like"
 WIDTH = 5.2  # inches: on a narrow screen letters keep their size
 SETTINGS: dict[str, Any] = {
@@ -221,8 +222,8 @@ def costs(study: Study) -> list[tuple[str, Any]]:
     ]
 
 
-def trace(found: Trace, color: str, end: int) -> bytes:
-    """The raster of a layer's recorded neurons, and below it the membranes of three of them, in the network's steps."""
+def trace(found: Trace, color: str) -> bytes:
+    """The raster of a layer's recorded neurons, and below it the membranes of three of them, in its window."""
     three = shown(found)
     rows = 1 if found.membrane is None else 1 + len(three)
     with _drawing(1.9 + 0.55 * (rows - 1), rows, [2.6, *[1] * (rows - 1)]) as (_, parts, file):
@@ -237,7 +238,8 @@ def trace(found: Trace, color: str, end: int) -> bytes:
             axes.grid(alpha=0.2)
             axes.locator_params(axis="y", nbins=3)
         for axes in panels:
-            axes.set_xlim(0, end + 1)
+            axes.set_xlim(found.begins, found.begins + found.lag + len(found.spikes) + 1)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.tick_params(labelbottom=axes is panels[-1])
         panels[-1].set_xlabel("step, counted from the first input")
     return _svg(file)
@@ -251,7 +253,7 @@ def shown(found: Trace) -> list[int]:
 
 def _draw_raster(axes: Axes, found: Trace, color: str) -> None:
     most = max(1.0, float(found.spikes.abs().max()))
-    for sign, tint in ((1, color), (-1, "#CC79A7")):
+    for sign, tint in ((1, color), (-1, TAKEN_BACK)):
         across: list[float] = []
         up: list[float] = []
         for step, row in (sign * found.spikes > 0).nonzero().tolist():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..verify import LayerError
 from . import charts
 from .markup import Html, details, element, figure, joined, paragraph, section, table
-from .study import Study
+from .study import Study, compared
 from .words import NOT_AVAILABLE, interval, missing, percent, points, ratio, these, whose
 
 Studies = Sequence[Study]
@@ -25,7 +25,17 @@ TERMS = {
 
 def headline(studies: Studies) -> Html:
     """What a reader in a hurry takes away."""
-    return element("section", *(_headline(study, studies) for study in studies), id="headline")
+    parts = [_headline(study, studies) for study in studies]
+    if len(studies) > 1:
+        one, other = studies
+        low, high = compared(one, other)
+        more = one.report.snn[-1].top1 - other.report.snn[-1].top1
+        words = (
+            f"Top-1 of {one.network} at T = {one.timesteps} against {other.network} at T = {other.timesteps}, on "
+            f"the same images: {points(more)} points; 95% interval {points(low)} to {points(high)}."
+        )
+        parts.append(paragraph(words))
+    return element("section", *parts, id="headline")
 
 
 def _headline(study: Study, studies: Studies) -> Html:
@@ -46,8 +56,8 @@ def _headline(study: Study, studies: Studies) -> Html:
         ),
         _card(
             "Latency",
-            f"T = {study.timesteps:,}",
-            f"An answer after {late:,} steps end to end. Spikes: {report.alphabet}.",
+            f"{late:,} steps",
+            f"End to end, for T = {study.timesteps:,} steps of input. Spikes: {report.alphabet}.",
         ),
         _card("Energy (estimate)", *_energy(study)),
     )
@@ -66,8 +76,8 @@ def _energy(study: Study) -> tuple[str, str]:
     ratios = study.energy.ratios
     return (
         ratio(ratios["int8_total"]),
-        "its rival's, the ANN quantized to equal bits, memory included; below 1 the SNN saves. In float32, arithmetic "
-        f"alone: {ratio(ratios['float32_arithmetic'])} its ANN's.",
+        "Against the ANN quantized to equal bits, memory included; below 1 the SNN saves. In float32, arithmetic alone: "
+        f"{ratio(ratios['float32_arithmetic'])}.",
     )
 
 
@@ -135,7 +145,8 @@ def layers(studies: Studies) -> Html:
     """Firing rates and errors of every layer."""
     found = [study for study in studies if study.verification]
     words = [missing(study, "verification", studies) for study in studies if study not in found]
-    drawings = [_rates(found)] if found else []
+    rates = [_rates(found)] if found else []
+    drawings = []
     checked = [study.verification for study in found if study.verification]
     every = [error for one in checked for layer in one.layers for error in layer.errors.values()]
     largest = max((error for error in every if math.isfinite(error)), default=0.0) or 1.0
@@ -152,7 +163,10 @@ def layers(studies: Studies) -> Html:
         "layers",
         "Where it loses",
         *words,
-        element("div", *drawings, class_="pair"),
+        *(
+            element("div", *row, class_="pair")
+            for row in ((rates, drawings) if len(found) > 1 else (rates + drawings,))
+        ),
         details("What the words mean", element("dl", *terms)),
         _layer_table(found, len(studies) > 1),
         paragraph(f"Measured on {these(checked[0].images, studies)}.", kind="note"),

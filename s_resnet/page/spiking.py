@@ -38,10 +38,11 @@ def _trace(trace: Trace, color: str, study: Study) -> Html:
     words = f"{trace.layer}: spikes of {len(trace.neurons)} neurons"
     if trace.membrane is not None:
         words += f"; membranes of {', '.join(f'#{row + 1}' for row in charts.shown(trace))}, dashed: threshold"
-    if trace.begins + trace.lag:
-        words += f"; may fire from step {trace.begins + trace.lag + 1} on"
+    first, last = trace.begins + trace.lag + 1, study.end_to_end_steps
+    if last > study.timesteps:
+        words += f". It may fire in steps {first} to {first + study.timesteps - 1} of {last}"
     alt = f"{words}. They emit {counts.min():g} to {counts.max():g} thresholds in T = {study.timesteps} steps."
-    return figure(charts.trace(trace, color, study.end_to_end_steps), alt, f"{words}.")
+    return figure(charts.trace(trace, color), alt, f"{words}.")
 
 
 def disagreements(studies: Sequence[Study]) -> Html:

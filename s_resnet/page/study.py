@@ -48,13 +48,15 @@ class Example:
 class Answers:
     """What ANN and SNN answered at T, image by image; collected while :func:`s_resnet.evaluate` runs.
 
-    right: counts of images that both have right, only the SNN, only the ANN, neither. disagreements: with another
+    right: counts of images that both have right, only the SNN, only the ANN, neither. hits: whether the SNN is right,
+    image by image. disagreements: with another
     answer, of which ``wrong`` are answered wrong by both. examples: of these the first few, in the order of the images.
     details: the first images with their labels.
     """
 
     images: int = 0
     right: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    hits: list[bool] = field(default_factory=list)
     disagreements: int = 0
     wrong: int = 0
     examples: list[Example] = field(default_factory=list)
@@ -67,6 +69,7 @@ class Answers:
         hit, other = first == labels, second == labels
         for place, who in enumerate((hit & other, hit & ~other, ~hit & other, ~hit & ~other)):
             self.right[place] += int(who.sum())
+        self.hits += hit.tolist()
         differ = first != second
         self.disagreements += int(differ.sum())
         self.wrong += int((differ & ~hit & ~other).sum())
@@ -95,7 +98,7 @@ class Study:
     network: its file's name. sha256: of that file, or empty. data: which images it was measured on.
     report: accuracy and agreement at 1, 2, 4, ... and T.
     verification, operations, energy: None where that cannot be told; ``missing`` then says why, by these names.
-    traces: recorded on the first image, whose label is ``traced``. provenance: of the artifact, without long lists.
+    traces: recorded on the first image. provenance: of the artifact, without long lists.
     """
 
     network: str
@@ -162,6 +165,12 @@ class Study:
             "provenance": self.provenance,
         }
         return dict(_plain(entry))
+
+
+def compared(one: Study, other: Study) -> tuple[float, float]:
+    """The 95 % interval of the first network's top-1 accuracy minus the second's, on the same images."""
+    pairs = list(zip(one.answers.hits, other.answers.hits, strict=True))
+    return difference(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))))
 
 
 def _named(example: Example, study: Study) -> dict[str, Any]:

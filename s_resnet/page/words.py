@@ -19,7 +19,8 @@ def percent(value: float) -> str:
 
 def points(value: float) -> str:
     """A difference of shares, in points."""
-    return f"{100 * value:+.1f}".replace("-", MINUS)
+    written = f"{100 * value:+.1f}".replace("-", MINUS)
+    return "0.0" if written[1:] == "0.0" else written
 
 
 def interval(study: Study, value: float) -> str:
