@@ -76,8 +76,8 @@ def _energy(study: Study) -> tuple[str, str]:
     ratios = study.energy.ratios
     return (
         ratio(ratios["int8_total"]),
-        "Against the ANN quantized to equal bits, memory included; below 1 the SNN saves. In float32, arithmetic alone: "
-        f"{ratio(ratios['float32_arithmetic'])}.",
+        "Against the ANN quantized to equal bits, memory included; below 1 the SNN saves. In float32, arithmetic "
+        f"alone: {ratio(ratios['float32_arithmetic'])}.",
     )
 
 
