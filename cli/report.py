@@ -79,7 +79,7 @@ def report(
     if len(networks) > 2:
         raise click.UsageError(f"Got {len(networks)} networks. Name one, or two to compare.")
     s_resnet.find_device(device)
-    energies = s_resnet.load_constants(constants) if constants else s_resnet.CONSTANTS
+    energies = s_resnet.load_constants(constants) if constants else s_resnet.Constants()
     paths = [Path(name) for name in networks]
     loaded = [s_resnet.load(path) for path in paths]
     names = _names(paths)
