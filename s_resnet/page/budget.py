@@ -38,6 +38,7 @@ def costs(studies: Studies) -> Html:
             + " ".join(f"{study.network}: {_reading(study)}" for study in found),
             "Energy per image, estimate. The fair rival of a spiking network is the ANN quantized to equal bits.",
         ),
+        _ratios(found, several),
         _energies(found, several),
         _operations(found, several),
         *(_nodes(study, several) for study in found),
@@ -47,7 +48,8 @@ def costs(studies: Studies) -> Html:
         ),
         paragraph(
             f"Means per image, over {these(first.operations.images, studies)}. 8/n-bit: weights of 8 bits and "
-            "activations of n, as many as a neuron can say in T steps. Memory: all that is moved, without reuse. "
+            "activations of n, as many as a neuron can say in T steps. Memory: all that is moved, without reuse; sums "
+            "are formed in registers. Sums in memory: what it costs besides where each event reads and writes one. "
             "Static power, clocks, routing and the host are left out.",
             kind="note",
         ),
@@ -59,22 +61,35 @@ def _reading(study: Study) -> str:
     assert study.energy is not None and study.operations is not None
     ratios = study.energy.ratios
     return (
-        f"{count(study.operations.spikes_per_synapse)} accumulations for each MAC of the ANN. Against the ANN of equal "
-        f"bits: {ratio(ratios['int8_arithmetic'])} for arithmetic alone, {ratio(ratios['int8_total'])} with memory. In "
-        f"float32: {ratio(ratios['float32_arithmetic'])} and {ratio(ratios['float32_total'])}. Below 1 the spiking "
-        "network saves."
+        f"{count(study.operations.spikes_per_synapse)} accumulations for each MAC of the ANN. With memory the energy is "
+        f"{ratio(ratios['int8_total'])} that of the ANN of equal bits, {ratio(ratios['float32_total'])} in float32."
     )
+
+
+def _ratios(studies: Studies, several: bool) -> Html:
+    rows = []
+    for study in studies:
+        assert study.energy is not None
+        ratios = study.energy.ratios
+        for kind, name in (("int8", "8-bit weights, ANN of equal bits"), ("float32", "float32, both")):
+            shares = (ratio(ratios[f"{kind}_{part}"]) for part in ("arithmetic", "total", "scattered"))
+            rows.append([*[study.network] * several, name, *shares])
+    lead = ["file"] * several + ["number format"]
+    titles = (*lead, "arithmetic alone", "with memory", "sums in memory too")
+    return table(titles, rows, "Energy, SNN over ANN (estimate; below 1 the SNN saves)", len(lead))
 
 
 def _energies(studies: Studies, several: bool) -> Html:
     rows = []
     for study in studies:
         for name, cost in charts.costs(study):
-            memory = "included" if name == charts.LOIHI else count(1e6 * cost.memory)
-            parts = (count(1e6 * cost.synapses), count(1e6 * cost.neurons), memory, count(1e6 * cost.total))
+            found = [1e6 * part for part in (cost.synapses, cost.neurons, cost.memory, cost.total, cost.scatter)]
+            parts = list(map(count, found))
+            if name == charts.LOIHI:
+                parts[2] = parts[4] = "included"
             rows.append([*[study.network] * several, name, *parts])
     lead = ["file"] * several + ["network"]
-    titles = (*lead, "synapses", "neurons", "memory", "total")
+    titles = (*lead, "synapses", "neurons", "memory", "total", "sums in memory")
     return table(titles, rows, "Energy per image in µJ, estimate", len(lead))
 
 

@@ -56,7 +56,9 @@ def _facts(study: Study) -> dict[str, str]:
     for group, title in GROUPS.items():
         for name, value in known.get(group, {}).items():
             if name != "curve":  # of the compensation: report.json has it
-                facts[f"{title}, {name.replace('_', ' ')}"] = _brief(value)
+                facts[f"{title} {name}" if group == "versions" else f"{title}, {name.replace('_', ' ')}"] = _brief(
+                    value
+                )
     return {name: value for name, value in facts.items() if value}
 
 
