@@ -61,8 +61,8 @@ def _reading(study: Study) -> str:
     assert study.energy is not None and study.operations is not None
     ratios = study.energy.ratios
     return (
-        f"{count(study.operations.spikes_per_synapse)} accumulations for each MAC of the ANN. With memory the energy is "
-        f"{ratio(ratios['int8_total'])} that of the ANN of equal bits, {ratio(ratios['float32_total'])} in float32."
+        f"{count(study.operations.spikes_per_synapse)} accumulations for each MAC of the ANN. With memory the energy "
+        f"is {ratio(ratios['int8_total'])} that of the ANN of equal bits, {ratio(ratios['float32_total'])} in float32."
     )
 
 

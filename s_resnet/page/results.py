@@ -134,7 +134,7 @@ def _reading(study: Study) -> str:
     last, ann = report.snn[-1], report.ann["top1"]
     late = [row.timesteps for row in report.snn if row.top1 < ann - 0.01]
     after = [row.timesteps for row in report.snn if row.timesteps > max(late, default=0)]
-    within = f"within one point of it from T = {after[0]} on" if after else "not within one point of it at any T"
+    within = f"at most a point below it from T = {after[0]} on" if after else "more than a point below it at every T"
     return (
         f"{percent(last.top1)} of {report.images:,} images are answered right at T = {last.timesteps}, {percent(ann)} "
         f"by the ANN; {within}."
