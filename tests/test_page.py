@@ -345,6 +345,21 @@ def test_where_they_agree_everywhere_it_says_so(tmp_path):
     assert "No residual branches" in page.text and "class 0" in page.text
 
 
+@pytest.mark.parametrize(
+    ("neuron", "image", "shows"),
+    [({}, 0.0, "0.0%"), ({"correction": torch.tensor(0.5)}, 0.0, "\N{INFINITY}"), ({}, 5.0, "1 of 1")],
+    ids=["silent", "active of itself", "saturated"],
+)
+def test_figures_that_do_not_exist_or_are_at_their_limit(neuron, image, shows, tmp_path):
+    """No spikes at all; an error where the ANN is silent, null in the JSON; a neuron at its largest count."""
+    found = study(one(**neuron), [(scalar(image, image), torch.zeros(2, dtype=torch.int64))], 4, network="one.snn")
+    write_page([found], tmp_path)
+    page, text, report = read(tmp_path)
+    (layer,) = report["networks"][0]["verification"]["layers"]
+    assert (layer["errors"]["total"] is None) == (shows == "\N{INFINITY}")
+    assert f"<td>{shows}</td>" in text and "inf" not in page.text.split() and "nan" not in page.text.split()
+
+
 def test_what_is_not_known_of_an_integer_network_is_said(tmp_path):
     snn = small("phased", weights="int8")
     found = study(snn, batches(), 4, network="int8.snn")
