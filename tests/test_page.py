@@ -120,6 +120,8 @@ def test_answers_and_accuracies_are_those_of_the_networks(paper):
     for a, b, label in zip(first.tolist(), second.tolist(), labels.tolist(), strict=True):
         right[{(1, 1): "both", (1, 0): "snn_only", (0, 1): "ann_only", (0, 0): "neither"}[a == label, b == label]] += 1
     assert entry["answers"]["right"] == right and sum(right.values()) == 20
+    lost = entry["evaluation"]["snn"][-1]["top1"] - entry["evaluation"]["ann"]["top1"]
+    assert entry["top1_difference"] == pytest.approx(lost)
     differ = [index for index in range(20) if first[index] != second[index]]
     assert entry["answers"]["disagreements"] == len(differ) > 0
     assert [example["place"] for example in entry["answers"]["examples"]] == differ[:12]
@@ -137,6 +139,7 @@ def test_the_other_figures_are_those_of_the_rooms_they_come_from(paper):
     entry = read(folder)[2]["networks"][0]
     operations = count_operations(snn, batches(), 6)
     assert entry["operations"] == json.loads(json.dumps(operations.to_json()))
+    assert entry["acs_per_ann_mac"] == pytest.approx(operations.total.acs / operations.total.ann.macs)
     assert entry["energy"] == json.loads(json.dumps(energy(operations).to_json()))
     verified = s_resnet.verify(snn, batches(), 6, network="tiny.snn").to_json()
     for layer in verified["layers"]:
@@ -292,8 +295,10 @@ def test_elements_escape_what_is_no_html():
 def test_two_networks_are_in_every_chart_and_table(pair):
     page, text, report = read(pair)
     assert [entry["network"] for entry in report["networks"]] == ["phased.snn", "signed.snn"]
+    first, second = (entry["evaluation"]["snn"][-1]["top1"] for entry in report["networks"])
     low, high = report["top1_difference_interval"]
-    assert low < 0 < high and "phased.snn at T = 4 against signed.snn at T = 4" in page.text
+    assert report["top1_difference"] == pytest.approx(first - second) and low <= first - second <= high
+    assert "phased.snn at T = 4 against signed.snn at T = 4" in page.text
     bodies = re.findall(r"<table>.*?</table>", text, re.DOTALL)
     assert len(bodies) >= 8
     constants = [body for body in bodies if "add float32" in body]

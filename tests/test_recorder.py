@@ -119,6 +119,9 @@ def test_an_integer_network():
     unit = op.integer.view(-1, 1, 1).expand(-1, 8, 8).flatten()[list(found.neurons)]
     whole = found.membrane * unit
     torch.testing.assert_close(whole, whole.round(), atol=1e-2, rtol=0)
+    (chunk,) = snn.stream(x, 4, 4)
+    last = chunk.state.memory[name][0].flatten()[list(found.neurons)]
+    torch.testing.assert_close(whole[-1], last.float(), atol=1e-2, rtol=0)
     assert found.spikes.sum() == simulate(snn, x, 4).spikes[name].sum()
     waiting = network("phased", weights="int8")
     (found,) = record(waiting, x, 4, [name], 10**6)

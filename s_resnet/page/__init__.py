@@ -62,7 +62,8 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
         "networks": [part.to_json() for part in found],
     }
     if len(found) > 1:
-        entry["top1_difference_interval"] = compared(*found)
+        first, second = (part.report.snn[-1].top1 for part in found)
+        entry["top1_difference"], entry["top1_difference_interval"] = first - second, compared(*found)
     page = _page(found, command, created)
     with _writing(place):
         place.mkdir(parents=True, exist_ok=True)

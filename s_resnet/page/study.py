@@ -148,6 +148,7 @@ class Study:
             "end_to_end_steps": self.end_to_end_steps,
             "alphabet": self.report.alphabet,
             "evaluation": report,
+            "top1_difference": (snn - ann) / self.answers.images,
             "top1_difference_interval": self.drop,
             "answers": {
                 "right": {"both": both, "snn_only": snn, "ann_only": ann, "neither": neither},
@@ -157,6 +158,7 @@ class Study:
             },
             "verification": verified,
             "operations": self.operations.to_json() if self.operations else None,
+            "acs_per_ann_mac": self.operations.spikes_per_synapse if self.operations else None,
             "energy": self.energy.to_json() if self.energy else None,
             "missing": dict(self.missing),
             "shortcuts": [asdict(branch) for branch in self.shortcuts],
