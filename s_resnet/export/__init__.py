@@ -1,0 +1,1 @@
+"""Export: a spiking network for other engines and machines."""
