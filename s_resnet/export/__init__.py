@@ -1,1 +1,6 @@
-"""Export: a spiking network for other engines and machines."""
+"""Export: a spiking network for other engines and machines, and the proof that it runs there with the same spikes."""
+
+from .engines import ENGINES, Comparison, LayerComparison, verify_export
+from .nir import export_nir
+
+__all__ = ["ENGINES", "Comparison", "LayerComparison", "export_nir", "verify_export"]
