@@ -38,6 +38,7 @@ from .errors import (
     SResNetError,
     UnsupportedModel,
 )
+from .export import ENGINES, Comparison, LayerComparison, export_nir, host_input, verify_export
 from .graph import Graph, State
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
@@ -54,6 +55,7 @@ from .verify import LayerError, Verification, verify
 from .version import __version__
 
 __all__ = [
+    "ENGINES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "RECIPES",
@@ -62,6 +64,7 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "CifarResNet",
+    "Comparison",
     "Constants",
     "ConversionError",
     "Cost",
@@ -73,6 +76,7 @@ __all__ = [
     "InvalidArtifact",
     "InvalidCheckpoint",
     "InvalidData",
+    "LayerComparison",
     "LayerError",
     "LayerOperations",
     "Neuron",
@@ -106,9 +110,11 @@ __all__ = [
     "energy",
     "evaluate",
     "exchange",
+    "export_nir",
     "find_device",
     "fingerprints",
     "first_process_first",
+    "host_input",
     "load",
     "load_checkpoint",
     "load_constants",
@@ -125,4 +131,5 @@ __all__ = [
     "simulate_until_confident",
     "trace",
     "verify",
+    "verify_export",
 ]

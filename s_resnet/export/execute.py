@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ class Program:
     nodes: tuple[tuple[str, Any, tuple[str, ...]], ...]
     layers: Mapping[str, Layer]
     metadata: Mapping[str, Any]
+    dtype: torch.dtype = torch.float32
+
+    def to(self, dtype: torch.dtype) -> Program:
+        """The same program computed in ``dtype``."""
+        layers = {
+            name: replace(layer, threshold=layer.threshold.to(dtype), start=layer.start.to(dtype))
+            for name, layer in self.layers.items()
+        }
+        return replace(self, layers=layers, dtype=dtype)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -74,13 +83,13 @@ class Program:
             values: dict[str, Tensor] = {}
             for name, node, inputs in self.nodes:
                 x = sum((values[before] for before in inputs[1:]), values[inputs[0]]) if inputs else images
-                values[name] = steps[name](x) if name in steps else _apply(node, x)
+                values[name] = steps[name](x).to(x) if name in steps else _apply(node, x)
             yield values[self.nodes[-1][0]], {layer.name: values[name] for name, layer in self.layers.items()}
 
 
 def read_nir(path: str | os.PathLike[str]) -> Program:
     """Read a file of Input, Conv2d, IF and Output nodes. Raises InvalidArtifact for any other."""
-    nir = require("nir", "nir")
+    nir = require("nir", ".[nir]")
     try:
         graph = nir.read(Path(path))
         kinds = {name: type(node).__name__ for name, node in graph.nodes.items()}
@@ -95,16 +104,14 @@ def read_nir(path: str | os.PathLike[str]) -> Program:
             )
     order = _ordered(graph, path)
     if [kinds[order[0][0]], kinds[order[-1][0]]] != ["Input", "Output"] or [*kinds.values()].count("Input") != 1:
-        raise InvalidArtifact(
-            f"{path}: got no single way from one input to one output; expected one. Export it again."
-        )
+        raise InvalidArtifact(f"{path}: got no single way from one input to one output; expected one. Export it again.")
     reset = str(graph.metadata.get("reset", "subtract"))
     layers = {name: _layer(name, node, reset) for name, node, _ in order if kinds[name] == "IF"}
     return Program(order, layers, dict(graph.metadata))
 
 
 def _ordered(graph: Any, path: str | os.PathLike[str]) -> tuple[tuple[str, Any, tuple[str, ...]], ...]:
-    inputs: dict[str, tuple[str, ...]] = {name: () for name in graph.nodes}
+    inputs: dict[str, tuple[str, ...]] = dict.fromkeys(graph.nodes, ())
     for before, after in graph.edges:
         inputs[after] = (*inputs[after], before)
     order: dict[str, None] = {}
@@ -128,6 +135,6 @@ def _layer(name: str, node: Any, reset: str) -> Layer:
 def _apply(node: Any, x: Tensor) -> Tensor:
     if not hasattr(node, "weight"):
         return x
-    weight, bias = torch.from_numpy(node.weight), torch.from_numpy(node.bias)
+    weight, bias = (torch.from_numpy(part).to(x) for part in (node.weight, node.bias))
     stride, padding, dilation = (tuple(int(n) for n in part) for part in (node.stride, node.padding, node.dilation))
     return F.conv2d(x, weight, bias, stride, padding, dilation, int(node.groups))

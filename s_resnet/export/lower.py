@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..engine import Run, plan
 from ..errors import ConversionError, InvalidData
 from ..graph import Graph
 from ..kernels import per_channel
@@ -63,7 +64,7 @@ class _Value:
     chain: tuple[Op, ...] = ()
 
 
-def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False) -> Lowered:
+def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_maxpool: bool = False) -> Lowered:
     """The same spikes from images, convolutions and neurons alone.
 
     Convolutions are taken as spiking runs use them (:func:`s_resnet.ops.compensated`), a constant correction goes into
@@ -83,10 +84,26 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False) -> Lower
             "export: got an integer network; expected float32 weights, as the format has no integer arithmetic. "
             "Convert without --weights int8."
         )
-    work = _Lowering(snn, input_shape, bare_shortcuts)
+    work = _Lowering(snn, input_shape, bare_shortcuts, split_maxpool)
     for node in snn.nodes:
         work.visit(node)
     return work.result()
+
+
+def host_input(snn: Graph, images: Tensor) -> Tensor:
+    """What a network that was split at its max-pool takes for ``images`` ``[B, C, H, W]``: the pooled currents.
+
+    Raises ConversionError for a network without a max-pool whose value is the same at every step.
+    """
+    pools = [node.name for node in snn.nodes if _splits(snn, node)]
+    if not pools:
+        raise ConversionError("export: got no max-pool in the stem; expected one to split at. Pass the images.")
+    with torch.no_grad():
+        return Run(plan(snn.nodes, snn.users, snn.static, "exact"), images).constant[pools[-1]]
+
+
+def _splits(snn: Graph, node: Node) -> bool:
+    return isinstance(node.op, MaxPool2d) and node.name in snn.static
 
 
 @dataclass
@@ -94,6 +111,7 @@ class _Lowering:
     snn: Graph
     input_shape: Shape
     bare: bool
+    split: bool
     nodes: dict[str, Node] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)
     values: dict[str, _Value] = field(default_factory=dict)
@@ -110,8 +128,8 @@ class _Lowering:
         elif isinstance(op, Linear):
             self.classify(node, op)
         elif isinstance(op, _FOLDED):
-            before = self.values[node.inputs[0]]
-            self.values[node.name] = replace(before, chain=(*before.chain, op))
+            value = self.values[node.inputs[0]]
+            self.values[node.name] = replace(value, chain=(*value.chain, op))
         elif isinstance(op, Add):
             sources = self.together(node, [self.sources(name) for name in node.inputs])
             self.values[node.name] = _Value(sources, self.shapes[sources[0]])
@@ -119,10 +137,21 @@ class _Lowering:
             self.fire(node, op)
         elif isinstance(op, Readout):
             self.answer(node, op)
+        elif self.split and _splits(self.snn, node):
+            (before,) = self.sources(node.inputs[0])
+            shape = tuple(op.run(torch.zeros(1, *self.shapes[before])).shape[1:])
+            self.nodes.clear()
+            self.emit(node.name, Input(), (), shape)
         else:
             raise _refused(node)
 
     def emit(self, name: str, op: Op, inputs: tuple[str, ...], shape: Shape) -> None:
+        lost = [before for before in inputs if before not in self.nodes]
+        if lost:
+            raise ConversionError(
+                f"{name}: got {lost[0]!r}, which stays at the host, besides the pooled input; expected the pool alone. "
+                "Export without the split."
+            )
         self.nodes[name] = Node(name, op, inputs)
         self.shapes[name] = shape
         self.values[name] = _Value((name,), shape)
@@ -264,13 +293,11 @@ def _ordered(nodes: Mapping[str, Node]) -> list[Node]:
     height = dict.fromkeys(nodes, 0)
     for node in nodes.values():
         depth[node.name] = max((depth[name] + 1 for name in node.inputs), default=0)
-    for node in reversed(nodes.values()):
+    for node in reversed([*nodes.values()]):
         for name in node.inputs:
             height[name] = max(height[name], height[node.name] + 1)
     order = sorted(nodes.values(), key=lambda node: (-height[node.name], -depth[node.name]))
-    return [
-        replace(node, inputs=tuple(sorted(node.inputs, key=lambda name: -depth[name]))) for node in order
-    ]
+    return [replace(node, inputs=tuple(sorted(node.inputs, key=lambda name: -depth[name]))) for node in order]
 
 
 def _check_neuron(node: Node, op: Neuron) -> None:
@@ -299,11 +326,12 @@ def _refused(node: Node) -> ConversionError:
     if isinstance(node.op, MaxPool2d | SpikingMaxPool2d):
         return ConversionError(
             f"{node.name}: got a max-pool; expected convolutions, average pools and neurons, as the format has no "
-            "max-pool. Export with --pool average (it says what that costs), or train the model with average pooling."
+            "max-pool. Export with --pool host where it is in the stem (the part up to it stays at the host, exactly), "
+            "with --pool average (which says what that costs), or train the model with average pooling."
         )
     return ConversionError(
-        f"{node.name}: got {type(node.op).__name__}; expected convolutions, linear layers, average pools, shortcuts and "
-        "neurons. Convert the model with a recipe first."
+        f"{node.name}: got {type(node.op).__name__}; expected convolutions, linear layers, average pools, shortcuts "
+        "and neurons. Convert the model with a recipe first."
     )
 
 

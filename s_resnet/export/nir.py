@@ -23,6 +23,7 @@ from .lower import Lowered, Shape, lower
 # The last version whose IF node resets by subtraction, and the first whose IF node resets to a value.
 SUBTRACTS, RESETS = "1.0.4", "1.0.8"
 OUTPUT = "output"
+_EXTRA = "s-resnet[nir]"
 
 
 def export_nir(
@@ -31,6 +32,7 @@ def export_nir(
     *,
     timesteps: int | None = None,
     tie_shortcuts: bool = False,
+    split_maxpool: bool = False,
     input_shape: Shape | None = None,
 ) -> None:
     """Write a spiking network as a NIR file of Input, Conv2d, IF and Output nodes (docs/notes/nir.md).
@@ -49,6 +51,8 @@ def export_nir(
         timesteps: T, for the metadata; by default the one that it was converted for.
         tie_shortcuts: identity shortcuts become bare edges; their gain goes into the threshold of the neuron that
             reads them (:func:`s_resnet.export.lower.lower`). Same spikes, fewer synapses, thresholds other than 1.
+        split_maxpool: the part up to a max-pool in the stem stays at the host, and the file begins with what the pool
+            gives (:func:`host_input`): the same current at every step, computed once per image.
         input_shape: ``(C, H, W)`` of one image; by default the one that it was converted with.
 
     Raises:
@@ -56,15 +60,14 @@ def export_nir(
         InvalidData: no input shape is known. BackendUnavailable: nir is not installed.
         SResNetError: the file cannot be written.
     """
-    nir = require("nir", "nir")
-    h5py = require("h5py", "nir")
+    nir, h5py = require("nir", _EXTRA), require("h5py", _EXTRA)
     shape = input_shape or tuple(snn.provenance.get("input_shape", ()))
     if len(shape) != 3:
         raise InvalidData(
             f"export: got input_shape {tuple(shape)}; expected (channels, height, width). Pass input_shape, as the "
             "network does not say."
         )
-    lowered = lower(snn.to("cpu"), shape, tie_shortcuts)
+    lowered = lower(snn.to("cpu"), shape, tie_shortcuts, split_maxpool)
     resets = {node.op.reset for node in lowered.nodes if isinstance(node.op, Neuron)}
     if len(resets) > 1:
         raise InvalidData("export: got neurons of both resets; expected one for the whole network. Convert it again.")
@@ -78,13 +81,13 @@ def export_nir(
             _settle_reset(file, reset)
 
 
-def require(module: str, extra: str) -> Any:
-    """The optional module of that name; BackendUnavailable, naming what to install, where it is not there."""
+def require(module: str, package: str) -> Any:
+    """The optional module of that name; BackendUnavailable, naming what pip installs it with, where it is not there."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise BackendUnavailable(
-            f"{module}: got no such module ({error}); expected it installed. Run `pip install 's-resnet[{extra}]'`."
+            f"{module}: got no such module ({error}); expected it installed. Run: pip install '{package}'."
         ) from error
 
 
@@ -98,10 +101,11 @@ def _graph(nir: Any, lowered: Lowered, metadata: Mapping[str, Any]) -> Any:
             nodes[name] = nir.Input(input_type={"input": np.array(shape)})
         elif isinstance(node.op, Conv2d):
             nodes[name] = _conv2d(nir, node.op, lowered.shapes[node.inputs[0]])
+            nodes[name].metadata = {"name": node.name}
         else:
             assert isinstance(node.op, Neuron)
             nodes[name] = _neuron(nir, node.op, shape)
-        nodes[name].metadata = {**nodes[name].metadata, "name": node.name}
+            nodes[name].metadata["name"] = node.name
         edges += [(names[before], name) for before in node.inputs]
     last = lowered.nodes[-1].name
     nodes[OUTPUT] = nir.Output(output_type={"output": np.array(lowered.shapes[last])})
@@ -156,14 +160,16 @@ def _metadata(snn: Graph, lowered: Lowered, reset: str, timesteps: int | None) -
         "current": "mean of the output over the steps, in the units of the source's logits",
         "spikes": "spike count of the output; a tie has no answer",
     }
-    said = {
+    first = lowered.nodes[0].name
+    said: dict[str, Any] = {
         "producer": f"s-resnet {__version__}",
         "reset": reset,
         "compare": ">=",
         "spikes_per_step": 1,
         "initial_potential": "v_initial of each IF node",
         "dt": 1.0,
-        "input": "the preprocessed image, the same at every step",
+        "input": f"the value of {first!r} for the preprocessed image, the same at every step",
+        "input_node": first,
         "readout": answers[lowered.readout],
     }
     if timesteps is not None:
