@@ -12,6 +12,7 @@ import click
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .inspect import inspect
 from .verify import verify
 
@@ -41,7 +42,7 @@ def sresnet(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, evaluate, inspect, verify, demo):
+for _command in (convert, evaluate, inspect, verify, export, demo):
     sresnet.add_command(_command)
 
 

@@ -135,6 +135,10 @@ FROZEN = {
     "verify": (["NETWORK"], [
         ("--data",), ("--timesteps",), ("--limit",), ("--batch-size",), ("--device",), ("--json",), ("--download",),
     ]),
+    "export": (["NETWORK"], [
+        ("--format",), ("-o", "--output"), ("--timesteps",), ("--verify",), ("--data",), ("--limit",),
+        ("--tie-shortcuts",), ("--pool",), ("--download",),
+    ]),
     "demo": ([], [("-o", "--output")]),
 }  # fmt: skip
 DEFAULTS = {
@@ -149,6 +153,7 @@ DEFAULTS = {
     ("verify", "--device"): "auto",
     ("demo", "-o"): "demo",
 }
+REQUIRED = {"evaluate": ["--timesteps"], "export": ["--format", "-o"]}
 
 
 def test_the_options_are_frozen():
@@ -160,12 +165,13 @@ def test_the_options_are_frozen():
         assert [p.human_readable_name for p in params if p.param_type_name == "argument"] == arguments
         found = [p for p in params if p.param_type_name == "option"]
         assert [tuple(p.opts) for p in found] == options
-        assert [p.opts[0] for p in found if p.required] == (["--timesteps"] if name == "evaluate" else [])
+        assert [p.opts[0] for p in found if p.required] == REQUIRED.get(name, [])
         for p in found:
             default = False if p.is_flag else None
             assert p.to_info_dict()["default"] == DEFAULTS.get((name, p.opts[0]), default), p.opts
     required = {name: [p.required for p in sresnet.commands[name].params][:1] for name in FROZEN}
-    assert required == {"convert": [True], "evaluate": [False], "inspect": [True], "verify": [True], "demo": [False]}
+    assert required == {"convert": [True], "evaluate": [False], "inspect": [True], "verify": [True], "export": [True],
+                        "demo": [False]}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["", *FROZEN])
@@ -179,9 +185,9 @@ def test_help_teaches_without_loading_torch(command):
     result = subprocess.run(asked, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert all(option in result.stdout for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
-    if command in ("", "convert", "evaluate", "verify"):
+    if command in ("", "convert", "evaluate", "verify", "export"):
         assert f"  sresnet {command}".rstrip() in result.stdout.partition("\n")[2]  # an example, beside the usage
-    if command in ("convert", "evaluate", "verify"):
+    if command in ("convert", "evaluate", "verify", "export"):
         for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
                      "digits", ".npz"):  # fmt: skip
             assert form in result.stdout, form

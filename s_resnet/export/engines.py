@@ -117,6 +117,8 @@ ENGINES: Mapping[str, Callable[[Layer], Step]] = {
     "spikingjelly": _spikingjelly,
 }
 
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
 
 @dataclass(frozen=True)
 class LayerComparison:
@@ -178,7 +180,7 @@ def verify_export(
     images: Tensor,
     timesteps: int,
     engine: str = "nir",
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
 ) -> Comparison:
     """Run an exported NIR file in another engine and compare it with our simulator, spike for spike.
 
@@ -192,17 +194,19 @@ def verify_export(
         images: ``[B, C, H, W]``, preprocessed, on the CPU.
         timesteps: T >= 1.
         engine: ``"nir"`` (plain torch, ours), ``"norse"``, ``"sinabs"``, ``"snntorch"`` or ``"spikingjelly"``.
-        dtype: what both compute in, ``torch.float32`` or ``torch.float64``; the weights are those of the file.
+        dtype: what both compute in, ``"float32"`` or ``"float64"``; the weights are those of the file.
 
     Raises InvalidData for settings or images that do not fit, InvalidArtifact for a file that cannot be read, and
     BackendUnavailable where the engine is not installed.
     """
     if engine not in ENGINES:
         raise InvalidData(f"verify: got engine {engine!r}; expected one of {', '.join(ENGINES)}. Choose one of them.")
+    if dtype not in _DTYPES:
+        raise InvalidData(f"verify: got dtype {dtype!r}; expected one of {', '.join(_DTYPES)}. Choose one of them.")
     if timesteps < 1:
         raise InvalidData(f"verify: got timesteps={timesteps}; expected at least 1. Raise it.")
-    program = read_nir(path).to(dtype)
-    snn, images = _settled(snn, dtype), images.to(dtype)
+    program = read_nir(path).to(_DTYPES[dtype])
+    snn, images = _settled(snn, _DTYPES[dtype]), images.to(_DTYPES[dtype])
     split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
     given = host_input(snn, images) if split else images
     if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:
@@ -225,7 +229,7 @@ def verify_export(
         version=_version(engine),
         images=len(images),
         timesteps=timesteps,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype,
         layers=tuple(LayerComparison(name, tally.spikes[name], tally.mismatches[name]) for name in tally.spikes),
         same_spikes=int((~tally.differs).sum()),
         same_answers=tally.agreeing(),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidArtifact
-from .nir import require
+from .nir import EXTRA, require
 
 # One step of a neuron layer with a memory of its own: currents [B, C, H, W] in, spikes of the same shape out.
 Step = Callable[[Tensor], Tensor]
@@ -89,7 +89,7 @@ class Program:
 
 def read_nir(path: str | os.PathLike[str]) -> Program:
     """Read a file of Input, Conv2d, IF and Output nodes. Raises InvalidArtifact for any other."""
-    nir = require("nir", ".[nir]")
+    nir = require("nir", EXTRA)
     try:
         graph = nir.read(Path(path))
         kinds = {name: type(node).__name__ for name, node in graph.nodes.items()}

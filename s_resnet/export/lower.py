@@ -15,7 +15,6 @@ from torch import Tensor
 from ..engine import Run, plan
 from ..errors import ConversionError, InvalidData
 from ..graph import Graph
-from ..kernels import per_channel
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import (
     AdaptiveAvgPool2d,
@@ -84,6 +83,8 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_ma
             "export: got an integer network; expected float32 weights, as the format has no integer arithmetic. "
             "Convert without --weights int8."
         )
+    if split_maxpool and not any(_splits(snn, node) for node in snn.nodes):
+        raise _no_pool()
     work = _Lowering(snn, input_shape, bare_shortcuts, split_maxpool)
     for node in snn.nodes:
         work.visit(node)
@@ -97,9 +98,17 @@ def host_input(snn: Graph, images: Tensor) -> Tensor:
     """
     pools = [node.name for node in snn.nodes if _splits(snn, node)]
     if not pools:
-        raise ConversionError("export: got no max-pool in the stem; expected one to split at. Pass the images.")
+        raise _no_pool()
+    next(iter(snn.activations(images)))  # says what is wrong with the images
     with torch.no_grad():
         return Run(plan(snn.nodes, snn.users, snn.static, "exact"), images).constant[pools[-1]]
+
+
+def _no_pool() -> ConversionError:
+    return ConversionError(
+        "export: got no max-pool over currents that are the same at every step; expected one in the stem to split at. "
+        "Export without --pool host."
+    )
 
 
 def _splits(snn: Graph, node: Node) -> bool:
@@ -201,7 +210,7 @@ class _Lowering:
         inputs = self.together(node, branches)
         shape = self.shapes[inputs[0]]
         if op.correction is not None:
-            inputs = self.corrected(node, inputs, own, per_channel(op.correction * threshold, 4)[0], shape)
+            inputs = self.corrected(node, inputs, own, op.correction * threshold, shape)
         plain = Neuron(threshold, op.initial_potential, op.reset)
         self.emit(node.name, plain, inputs, shape)
 
@@ -232,7 +241,7 @@ class _Lowering:
         self, node: Node, inputs: tuple[str, ...], own: list[str], correction: Tensor, shape: Shape
     ) -> tuple[str, ...]:
         """The inputs of a neuron with its correction in the bias of one of them."""
-        correction = correction.expand(shape[0], 1, 1).reshape(-1)
+        correction = correction.expand(shape[0])
         if own:
             before = self.nodes[own[0]]
             assert isinstance(before.op, Conv2d) and before.op.bias is not None
@@ -263,7 +272,7 @@ class _Lowering:
             )
         self.readout = op.mode
         (last,) = node.inputs
-        names = self.sources(last)
+        names = self.sources(last) if isinstance(self.snn[last].op, Conv2d | Linear) else ()
         if not self.private(node, last, names):
             raise ConversionError(
                 f"{node.name}: got the answer of {type(self.snn[last].op).__name__}; expected a linear layer or a "

@@ -23,7 +23,7 @@ from .lower import Lowered, Shape, lower
 # The last version whose IF node resets by subtraction, and the first whose IF node resets to a value.
 SUBTRACTS, RESETS = "1.0.4", "1.0.8"
 OUTPUT = "output"
-_EXTRA = "s-resnet[nir]"
+EXTRA = "s-resnet[nir]"
 
 
 def export_nir(
@@ -60,7 +60,7 @@ def export_nir(
         InvalidData: no input shape is known. BackendUnavailable: nir is not installed.
         SResNetError: the file cannot be written.
     """
-    nir, h5py = require("nir", _EXTRA), require("h5py", _EXTRA)
+    nir, h5py = require("nir", EXTRA), require("h5py", EXTRA)
     shape = input_shape or tuple(snn.provenance.get("input_shape", ()))
     if len(shape) != 3:
         raise InvalidData(
