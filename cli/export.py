@@ -20,7 +20,7 @@ class Wanted:
     """What was asked for: where to write, T, and what only NIR has."""
 
     path: Path
-    timesteps: int | None
+    timesteps: int
     tie_shortcuts: bool
     split_maxpool: bool
 
@@ -125,7 +125,7 @@ def export(
     check_output(target, path)
     snn = s_resnet.load(path)
     timesteps = timesteps or snn.provenance.get("recipe", {}).get("timesteps")
-    if timesteps is None and (engine or pool == "average"):
+    if timesteps is None:
         raise click.UsageError(f"Which T? {path} does not say what it was converted for. Pass --timesteps T.")
 
     exported = s_resnet.passes.average_maxpool(snn) if pool == "average" else snn
@@ -143,7 +143,7 @@ def export(
         warn_unreadable(loader.unreadable)
 
 
-def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int | None) -> str:
+def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int) -> str:
     """What average pooling costs on the same images."""
     import s_resnet
 
@@ -157,7 +157,7 @@ def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int | None) -> str:
     )
 
 
-def _verified(snn: Any, target: Path, loader: Any, timesteps: int | None, engine: str) -> str:
+def _verified(snn: Any, target: Path, loader: Any, timesteps: int, engine: str) -> str:
     """The comparison in float32 as a table, and in one line the one in float64 where rounding may have decided."""
     import s_resnet
 

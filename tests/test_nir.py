@@ -158,7 +158,7 @@ def test_the_file_runs_as_a_loop_in_plain_torch(tmp_path, kind, start, reset):
         assert spikes.keys() == wanted.keys()
         assert all(torch.equal(spikes[name], wanted[name]) for name in wanted)
         total = total + output.flatten(1)
-    assert all(0 < sum(float(step[name].sum()) for step in expected) for name in "abz")
+    assert all(sum(float(step[name].sum()) for step in expected) > 0 for name in "abz")
     torch.testing.assert_close(total / T, answer)
 
 
@@ -207,9 +207,7 @@ def test_a_membrane_at_its_threshold_fires(tmp_path):
 def test_a_correction_is_a_bias(tmp_path):
     correction = dyadic(4, seed=20) / 8
     plain, corrected = block("projection"), block("projection")
-    nodes = tuple(
-        replace(n, op=replace(n.op, correction=correction)) if n.name == "z" else n for n in corrected.nodes
-    )
+    nodes = tuple(replace(n, op=replace(n.op, correction=correction)) if n.name == "z" else n for n in corrected.nodes)
     corrected = replace(corrected, nodes=nodes)
     biased = tuple(
         replace(n, op=replace(n.op, bias=n.op.bias + correction)) if n.name == "c2" else n for n in plain.nodes
@@ -301,7 +299,8 @@ def test_the_numbers_of_a_block(tmp_path):
     np.testing.assert_allclose(nodes["fc"].bias, (2 * dyadic(5, seed=11) + dyadic(5, seed=12)).numpy(), rtol=1e-6)
     shapes = {name: tuple(map(int, node.output_type["output"])) for name, node in nodes.items()}
     assert shapes == {"x": (2, 6, 6), "c0": (4, 6, 6), "a": (4, 6, 6), "c1": (4, 3, 3), "b": (4, 3, 3),
-                      "c2": (6, 3, 3), "s": (6, 3, 3), "z": (6, 3, 3), "fc": (5, 1, 1), "output": (5, 1, 1)}  # fmt: skip
+                      "c2": (6, 3, 3), "s": (6, 3, 3), "z": (6, 3, 3), "fc": (5, 1, 1),
+                      "output": (5, 1, 1)}  # fmt: skip
     for name in "abz":
         assert nodes[name].v_threshold.shape == nodes[name].r.shape == shapes[name]
         assert (nodes[name].v_threshold == 1).all() and (nodes[name].r == 1).all()
@@ -514,18 +513,18 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 def test_files_that_are_none(tmp_path):
     path = tmp_path / "x.nir"
-    with pytest.raises(InvalidArtifact, match="x.nir: cannot be read"):
+    with pytest.raises(InvalidArtifact, match=r"x\.nir: cannot be read"):
         read_nir(path)
     path.write_text("not HDF5")
-    with pytest.raises(InvalidArtifact, match="x.nir: cannot be read"):
+    with pytest.raises(InvalidArtifact, match=r"x\.nir: cannot be read"):
         read_nir(path)
     whole = saved(tmp_path, block("scaled")).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InvalidArtifact, match="x.nir: cannot be read"):
+    with pytest.raises(InvalidArtifact, match=r"x\.nir: cannot be read"):
         read_nir(path)
     with h5py.File(path, "w") as file:
         file["other"] = 1
-    with pytest.raises(InvalidArtifact, match="x.nir: cannot be read"):
+    with pytest.raises(InvalidArtifact, match=r"x\.nir: cannot be read"):
         read_nir(path)
 
 

@@ -18,7 +18,8 @@ from ..graph import Graph
 from ..neuron import Neuron
 from ..ops import Conv2d, Input
 from ..version import __version__
-from .lower import Lowered, Shape, lower
+from .fold import Shape
+from .lower import Lowered, lower
 
 # The last version whose IF node resets by subtraction, and the first whose IF node resets to a value.
 SUBTRACTS, RESETS = "1.0.4", "1.0.8"
