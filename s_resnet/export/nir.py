@@ -102,7 +102,6 @@ def _graph(nir: Any, lowered: Lowered, metadata: Mapping[str, Any]) -> Any:
             nodes[name] = nir.Input(input_type={"input": np.array(shape)})
         elif isinstance(node.op, Conv2d):
             nodes[name] = _conv2d(nir, node.op, lowered.shapes[node.inputs[0]])
-            nodes[name].metadata = {"name": node.name}
         else:
             assert isinstance(node.op, Neuron)
             nodes[name] = _neuron(nir, node.op, shape)
