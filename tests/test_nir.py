@@ -326,7 +326,7 @@ def test_reset_by_subtraction_is_a_file_of_nir_1_0_4(tmp_path):
     for reset, version in (("subtract", b"1.0.4"), ("zero", b"1.0.8")):
         with h5py.File(saved(tmp_path, block("scaled", reset=reset))) as file:
             assert file["version"][()] == version
-            # What nir 1.0.4 takes: one more field of a node, metadata of a Conv2d included, and it cannot read the file.
+            # What nir 1.0.4 takes: any other field, such as metadata of a Conv2d, and it cannot read the file.
             assert set(file["node"]) == {"nodes", "edges", "metadata", "type"}
             assert set(file["node/nodes/c0"]) == {"input_shape", "weight", "stride", "padding", "dilation", "groups",
                                                   "bias", "type"}  # fmt: skip

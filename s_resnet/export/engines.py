@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import Run, arithmetic, plan
 from ..errors import InvalidData
 from ..graph import Graph
-from ..neuron import Neuron
-from ..ops import SYNAPSES, Node, Op, compensated
+from ..ops import SYNAPSES, Op, compensated
 from .execute import Layer, Step, integrate_and_fire, read_nir
 from .lower import host_input
 from .nir import require
@@ -273,25 +271,11 @@ def _settled(snn: Graph, dtype: torch.dtype) -> Graph:
     return replace(snn, nodes=tuple(replace(node, op=settle(node.op)) for node in snn.nodes))
 
 
-class _Recorder(Run):
-    """The simulator, which leaves behind what every neuron layer has just sent."""
-
-    def _fire(self, node: Node, op: Neuron) -> tuple[Tensor, Tensor]:
-        sent = super()._fire(node, op)
-        self.sent[node.name] = sent[0]
-        return sent
-
-    sent: dict[str, Tensor]
-
-
 def _simulated(snn: Graph, images: Tensor, timesteps: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Our simulator's answer ``[B, N]`` and the spikes of every neuron layer ``[B, *]``, for each step."""
-    with arithmetic(images, tf32=False):
-        run = _Recorder(plan(snn.nodes, snn.users, snn.static, "exact"), images)
-        for _ in range(timesteps):
-            run.sent = {}
-            answers, _ = run.advance(1)
-            yield answers[0], run.sent
+    """Our simulator's answer ``[B, N]`` and every value that it computed ``[B, *]``, spikes included, at each step."""
+    values: dict[str, Tensor] = {}
+    for part in snn.stream(images, timesteps, 1, observe=values.__setitem__):
+        yield part.outputs[0], values
 
 
 def _version(package: str) -> str:

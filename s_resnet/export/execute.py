@@ -96,8 +96,8 @@ def read_nir(path: str | os.PathLike[str]) -> Program:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InvalidArtifact(
-            f"{path}: cannot be read, got {reason}; expected a NIR file that nir {nir.version} knows. Export it again, or "
-            "upgrade nir: a network that resets to zero needs a newer one than 1.0.4."
+            f"{path}: cannot be read, got {reason}; expected a file of nir {nir.version}. Export it again, or upgrade "
+            "nir: a network that resets to zero needs a newer one than 1.0.4."
         ) from error
     for name, kind in kinds.items():
         if kind not in ("Input", "Conv2d", "IF", "Output"):
