@@ -12,6 +12,7 @@ import click
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .inspect import inspect
 from .report import report
 from .verify import verify
@@ -42,7 +43,7 @@ def sresnet(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, evaluate, inspect, verify, report, demo):
+for _command in (convert, evaluate, inspect, verify, report, export, demo):
     sresnet.add_command(_command)
 
 

@@ -38,6 +38,7 @@ from .errors import (
     SResNetError,
     UnsupportedModel,
 )
+from .export import ENGINES, Comparison, LayerComparison, export_nir, host_input, verify_export
 from .graph import Graph, State
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
@@ -57,6 +58,7 @@ from .verify import LayerError, Verification, verify
 from .version import __version__
 
 __all__ = [
+    "ENGINES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "RECIPES",
@@ -65,6 +67,7 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "CifarResNet",
+    "Comparison",
     "Constants",
     "ConversionError",
     "Cost",
@@ -76,6 +79,7 @@ __all__ = [
     "InvalidArtifact",
     "InvalidCheckpoint",
     "InvalidData",
+    "LayerComparison",
     "LayerError",
     "LayerOperations",
     "Neuron",
@@ -112,9 +116,11 @@ __all__ = [
     "energy",
     "evaluate",
     "exchange",
+    "export_nir",
     "find_device",
     "fingerprints",
     "first_process_first",
+    "host_input",
     "load",
     "load_checkpoint",
     "load_constants",
@@ -135,5 +141,6 @@ __all__ = [
     "study",
     "trace",
     "verify",
+    "verify_export",
     "write_page",
 ]

@@ -139,6 +139,10 @@ FROZEN = {
         ("--data",), ("-o", "--output"), ("--timesteps",), ("--limit",), ("--batch-size",), ("--device",),
         ("--constants",), ("--download",),
     ]),
+    "export": (["NETWORK"], [
+        ("--format",), ("-o", "--output"), ("--timesteps",), ("--verify",), ("--data",), ("--limit",),
+        ("--tie-shortcuts",), ("--pool",), ("--download",),
+    ]),
     "demo": ([], [("-o", "--output")]),
 }  # fmt: skip
 DEFAULTS = {
@@ -156,7 +160,7 @@ DEFAULTS = {
     ("report", "--device"): "auto",
     ("demo", "-o"): "demo",
 }
-REQUIRED = {"evaluate": ["--timesteps"], "report": ["-o"]}
+REQUIRED = {"evaluate": ["--timesteps"], "report": ["-o"], "export": ["--format", "-o"]}
 
 
 def test_the_options_are_frozen():
@@ -188,9 +192,9 @@ def test_help_teaches_without_loading_torch(command):
     result = subprocess.run(asked, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert all(option in result.stdout for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
-    if command in ("", "convert", "evaluate", "verify", "report"):
+    if command in ("", "convert", "evaluate", "verify", "report", "export"):
         assert f"  sresnet {command}".rstrip() in result.stdout.partition("\n")[2]  # an example, beside the usage
-    if command in ("convert", "evaluate", "verify", "report"):
+    if command in ("convert", "evaluate", "verify", "report", "export"):
         for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
                      "digits", ".npz"):  # fmt: skip
             assert form in result.stdout, form

@@ -20,6 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What is run elsewhere: the two commands by .ci/run, several processes by test_distributed.
 ELSEWHERE = ("make demo", "make test", "torchrun ")
+NEEDS = {"export.md": "nir"}  # what a page wants installed
 CLASSES = ("airplane", "bird", "cat", "dog")
 
 
@@ -37,6 +38,12 @@ def commands(page):
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         found += [line for line in lines if line and not line.startswith("#")]
     return found
+
+
+def installed(page):
+    """Skip where a page wants what is not here."""
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name], reason=f"{NEEDS[page.name]} is not installed")
 
 
 @pytest.fixture
@@ -64,6 +71,7 @@ def world(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page, world):
+    installed(page)
     names = {}
     for _, text in blocks(page, "python"):
         exec(compile(text, page.name, "exec"), names)
@@ -71,6 +79,7 @@ def test_the_python_of_a_page_runs(page, world):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(page, world):
+    installed(page)
     ran = 0
     for command in commands(page):
         if command.startswith(ELSEWHERE):

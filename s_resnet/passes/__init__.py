@@ -4,6 +4,7 @@ A pass that finds nothing to rewrite returns the very graph it was given.
 """
 
 from .attach_readout import attach_readout
+from .average_maxpool import average_maxpool
 from .calibrate_neurons import calibrate_neurons
 from .compensate import compensate
 from .fit_readout import fit_readout
@@ -17,6 +18,7 @@ from .relu_to_neuron import relu_to_neuron
 
 __all__ = [
     "attach_readout",
+    "average_maxpool",
     "calibrate_neurons",
     "compensate",
     "fit_readout",

@@ -1,0 +1,167 @@
+"""``sresnet export``: a network for other engines and machines, and whether it gives the same spikes there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .convert import check_output, warn_unreadable
+from .evaluate import image_loader, timesteps_for
+
+ENGINES = ("nir", "norse", "sinabs", "snntorch", "spikingjelly")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for: where to write, T, and what only NIR has."""
+
+    path: Path
+    timesteps: int
+    tie_shortcuts: bool
+    split_maxpool: bool
+
+
+def _nir(snn: Any, wanted: Wanted) -> None:
+    import s_resnet
+
+    s_resnet.export_nir(
+        snn,
+        wanted.path,
+        timesteps=wanted.timesteps,
+        tie_shortcuts=wanted.tie_shortcuts,
+        split_maxpool=wanted.split_maxpool,
+    )
+
+
+# One line per format; each writes the network as asked.
+FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
+    "nir": _nir,
+}
+
+
+@click.command()
+@click.argument("network", type=click.Path())
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), required=True, help="nir: an HDF5 file.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, readable=False),
+    required=True,
+    help="Where to write.",
+)
+@click.option(
+    "--timesteps", metavar="T", type=click.IntRange(1), help="By default the T that the network was converted for."
+)
+@click.option(
+    "--verify",
+    "engine",
+    type=click.Choice(ENGINES),
+    help="Read the file again, run it in this engine, and compare spike for spike; nir is plain torch.",
+)
+@click.option(
+    "--data",
+    metavar="DATA",
+    help="Images for --verify and --pool average; by default the held-out part of what was calibrated on.",
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Only N images: by default 8 to verify on, 256 for the cost of --pool average.",
+)
+@click.option(
+    "--tie-shortcuts",
+    is_flag=True,
+    help="No synapse on identity shortcuts: their gain goes into the threshold of the neurons behind.",
+)
+@click.option(
+    "--pool",
+    type=click.Choice(["host", "average"]),
+    help="For max-pools. host: the stem up to the pool stays at the host, exactly. average: average them, and say "
+    "what it costs.",
+)
+@click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+def export(
+    network: str,
+    form: str,
+    output: str,
+    timesteps: int | None,
+    engine: str | None,
+    data: str | None,
+    limit: int | None,
+    tie_shortcuts: bool,
+    pool: str | None,
+    download: bool,
+) -> None:
+    """Write NETWORK.snn for other engines and machines.
+
+    nir is the Neuromorphic Intermediate Representation (.nir): convolutions and integrate-and-fire nodes in float32,
+    with reset by subtraction, v(0) and the readout in its metadata. What the format cannot say is refused by its node.
+
+    --verify runs T steps in the engine and here, on the same images, and counts per layer the spikes that only one of
+    the two has. Where float32 rounding decided a spike, it is counted again in float64.
+
+    \b
+    DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
+    digits, or an .npz with x uint8 [B,H,W,3] and y. Images it was calibrated on are left out.
+
+    \b
+    Examples:
+      sresnet export resnet20.snn --format nir -o resnet20.nir
+      sresnet export resnet20.snn --format nir -o resnet20.nir --verify snntorch --timesteps 16
+      sresnet export resnet20.snn --format nir -o resnet20.nir --tie-shortcuts --verify nir --data cifar10:/data
+      sresnet export resnet18.snn --format nir -o resnet18.nir --pool host
+    """
+    import s_resnet
+
+    path, target = Path(network), Path(output)
+    if form != "nir" and (engine or tie_shortcuts or pool):
+        raise click.UsageError(f"--verify, --tie-shortcuts and --pool go with --format nir, not {form}.")
+    check_output(target, path)
+    snn = s_resnet.load(path)
+    timesteps = timesteps or timesteps_for(snn, path)
+    exported = s_resnet.passes.average_maxpool(snn) if pool == "average" else snn
+    if pool == "average" and exported is snn:
+        raise click.UsageError(f"{path} has no max-pool. Leave --pool average out.")
+    FORMATS[form](exported, Wanted(target, timesteps, tie_shortcuts, pool == "host"))
+    click.echo(f"{target}: {len(snn.neurons)} neuron layers, {target.stat().st_size / 1e6:.1f} MB")
+    if exported is not snn:
+        loader = image_loader(snn, path, data, limit or 256, 32, download)
+        click.echo(_cost(snn, exported, loader, timesteps))
+        warn_unreadable(loader.unreadable)
+    if engine:
+        loader = image_loader(snn, path, data, limit or 8, limit or 8, download)
+        click.echo("\n" + _verified(exported, target, loader, timesteps, engine))
+        warn_unreadable(loader.unreadable)
+
+
+def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int) -> str:
+    """What average pooling costs on the same images."""
+    import s_resnet
+
+    before, after = (
+        s_resnet.evaluate(which, loader, timesteps, at=(timesteps,), progress=True) for which in (snn, averaged)
+    )
+    was, now = ((report.ann["top1"], report.snn[0].top1) for report in (before, after))
+    return (
+        f"--pool average, {before.images} images: top-1 of the ANN {100 * was[0]:.1f}% -> {100 * now[0]:.1f}%, "
+        f"of the spiking network at T = {timesteps} {100 * was[1]:.1f}% -> {100 * now[1]:.1f}%"
+    )
+
+
+def _verified(snn: Any, target: Path, loader: Any, timesteps: int, engine: str) -> str:
+    """The comparison in float32 as a table, and in one line the one in float64 where rounding may have decided."""
+    import s_resnet
+
+    images, _ = next(iter(loader))
+    result = s_resnet.verify_export(target, snn, images, timesteps, engine)
+    if not result.mismatches:
+        return str(result.table())
+    exact = s_resnet.verify_export(target, snn, images, timesteps, engine, "float64")
+    told = "" if exact.mismatches else ": what differs in float32 is rounding at the threshold"
+    return f"{result.table()}\nin float64 {exact.mismatches:,} of {exact.spikes:,} spikes differ{told}"

@@ -1,0 +1,285 @@
+"""An exported file in other engines: their neurons with the right settings, and the same spikes or not.
+
+The graph is run by :mod:`s_resnet.export.execute`, since the importers of these engines reset to zero, leak, clip, fire
+several times a step, or run residual branches in a wrong order (docs/notes/nir.md); their neurons do not have to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidData
+from ..graph import Graph
+from ..ops import SYNAPSES, Op, compensated
+from .execute import Layer, Step, integrate_and_fire, read_nir
+from .lower import host_input
+from .nir import require
+
+
+def _snntorch(layer: Layer) -> Step:
+    """``Leaky`` without leak. Its reset waits for the next step, and ``spike_grad`` is what compares."""
+    leaky = require("snntorch", "snntorch").Leaky
+    neuron = leaky(
+        beta=1.0,
+        threshold=layer.threshold,
+        spike_grad=lambda above: (above >= 0).to(above.dtype),
+        init_hidden=True,
+        reset_mechanism=layer.reset,
+        reset_delay=True,
+    )
+
+    def step(current: Tensor) -> Tensor:
+        if neuron.mem.shape != current.shape:
+            neuron.mem = layer.start.expand(current.shape).clone()
+        spikes: Tensor = neuron(current)
+        return spikes
+
+    return step
+
+
+def _norse(layer: Layer) -> Step:
+    """A feed-forward cell with Norse's threshold and reset functions; none of its own cells has no leak and subtracts.
+
+    It fires above the threshold, so that is the next number below.
+    """
+    cell = require("norse.torch.module.snn", "norse").SNNCell
+    compare = require("norse.torch.functional.threshold", "norse").threshold
+    resets = require("norse.torch.functional.reset", "norse")
+    reset = resets.reset_subtract if layer.reset == "subtract" else resets.reset_value
+    below = torch.nextafter(layer.threshold, torch.zeros(()))
+
+    def activation(current: Tensor, v: Tensor, p: Any, dt: float) -> tuple[Tensor, Tensor]:
+        v = v + current
+        spikes = compare(v - below, "heaviside", 0.0)
+        return spikes, reset(spikes, v, torch.zeros(()), layer.threshold)
+
+    neuron, v = cell(activation, lambda current: layer.start.expand(current.shape), None), None
+
+    def step(current: Tensor) -> Tensor:
+        nonlocal v
+        spikes, v = neuron(current, v)
+        return spikes  # type: ignore[no-any-return]
+
+    return step
+
+
+def _sinabs(layer: Layer) -> Step:
+    """``IAF`` with one spike per step and a membrane that may be negative."""
+    iaf = require("sinabs.layers", "sinabs").IAF
+    activation = require("sinabs.activation", "sinabs")
+    reset = activation.MembraneSubtract() if layer.reset == "subtract" else activation.MembraneReset()
+    neuron = iaf(spike_threshold=layer.threshold, spike_fn=activation.SingleSpike, reset_fn=reset, min_v_mem=None)
+
+    def step(current: Tensor) -> Tensor:
+        if not neuron.is_state_initialised():
+            neuron.init_state_with_shape(current.shape)
+            neuron.v_mem = layer.start.expand(current.shape).clone()
+        spikes: Tensor = neuron(current[:, None])[:, 0]
+        return spikes
+
+    return step
+
+
+def _spikingjelly(layer: Layer) -> Step:
+    """``IFNode``; ``v_reset`` None is reset by subtraction."""
+    node = require("spikingjelly.activation_based.neuron", "spikingjelly").IFNode
+    thresholds = torch.unique(layer.threshold)
+    if len(thresholds) > 1:
+        raise InvalidData(
+            f"{layer.name}: got {len(thresholds)} thresholds; expected one for the layer, as SpikingJelly knows no "
+            "more. Export without --tie-shortcuts."
+        )
+    neuron = node(v_threshold=float(thresholds), v_reset=None if layer.reset == "subtract" else 0.0).eval()
+
+    def step(current: Tensor) -> Tensor:
+        if not isinstance(neuron.v, Tensor):
+            neuron.v = layer.start.expand(current.shape).clone()
+        spikes: Tensor = neuron(current)
+        return spikes
+
+    return step
+
+
+ENGINES: Mapping[str, Callable[[Layer], Step]] = {
+    "nir": integrate_and_fire,
+    "norse": _norse,
+    "sinabs": _sinabs,
+    "snntorch": _snntorch,
+    "spikingjelly": _spikingjelly,
+}
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """One neuron layer: our spikes, and how many neurons at how many steps fired in one of the two alone."""
+
+    name: str
+    spikes: int
+    mismatches: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An exported file in an engine against our simulator, on the same images.
+
+    same_spikes, same_answers: images without a mismatch, and with the same class. difference: the largest of any
+    output, in the units of the logits; None where spikes of the output are counted.
+    """
+
+    engine: str
+    version: str
+    images: int
+    timesteps: int
+    dtype: str
+    layers: tuple[LayerComparison, ...]
+    same_spikes: int
+    same_answers: int
+    difference: float | None
+
+    @property
+    def spikes(self) -> int:
+        """Our spikes in all layers."""
+        return sum(layer.spikes for layer in self.layers)
+
+    @property
+    def mismatches(self) -> int:
+        """Neurons and steps with a spike in one of the two alone, in all layers."""
+        return sum(layer.mismatches for layer in self.layers)
+
+    def table(self) -> str:
+        """The figures as a table for people."""
+        width = max(len(layer.name) for layer in self.layers)
+        share = self.mismatches / max(1, self.spikes)
+        lines = [
+            f"{self.engine} {self.version}   {self.images} images   T = {self.timesteps}   {self.dtype}",
+            "",
+            f"{'layer'.ljust(width)}  {'spikes':>12}  {'mismatches':>10}",
+            *(f"{layer.name.ljust(width)}  {layer.spikes:>12,}  {layer.mismatches:>10,}" for layer in self.layers),
+            f"{'all'.ljust(width)}  {self.spikes:>12,}  {self.mismatches:>10,}   ({share:.1e} of the spikes)",
+            "",
+            f"{self.same_spikes} of {self.images} images with the same spikes, {self.same_answers} with the same class"
+            + ("" if self.difference is None else f", outputs differ by {self.difference:.1e} at most"),
+        ]
+        return "\n".join(lines)
+
+
+def verify_export(
+    path: str | os.PathLike[str],
+    snn: Graph,
+    images: Tensor,
+    timesteps: int,
+    engine: str = "nir",
+    dtype: str = "float32",
+) -> Comparison:
+    """Run an exported NIR file in another engine and compare it with our simulator, spike for spike.
+
+    Equal bit for bit on dyadic weights and images. Otherwise engines add in different orders, so a membrane that is at
+    its threshold up to rounding fires in one of them and a step later in the other, and all layers behind it get other
+    spikes. In float64 that does not happen in practice: what differs there is no rounding.
+
+    Args:
+        path: what :func:`export_nir` wrote.
+        snn: the network that was exported.
+        images: ``[B, C, H, W]``, preprocessed, on the CPU.
+        timesteps: T >= 1.
+        engine: ``"nir"`` (plain torch, ours), ``"norse"``, ``"sinabs"``, ``"snntorch"`` or ``"spikingjelly"``.
+        dtype: what both compute in, ``"float32"`` or ``"float64"``; the weights are those of the file.
+
+    Raises InvalidData for settings or images that do not fit, InvalidArtifact for a file that cannot be read, and
+    BackendUnavailable where the engine is not installed.
+    """
+    if engine not in ENGINES:
+        raise InvalidData(f"verify: got engine {engine!r}; expected one of {', '.join(ENGINES)}. Choose one of them.")
+    if dtype not in _DTYPES:
+        raise InvalidData(f"verify: got dtype {dtype!r}; expected one of {', '.join(_DTYPES)}. Choose one of them.")
+    if timesteps < 1:
+        raise InvalidData(f"verify: got timesteps={timesteps}; expected at least 1. Raise it.")
+    program = read_nir(path).to(_DTYPES[dtype])
+    snn, images = _settled(snn, _DTYPES[dtype]), images.to(_DTYPES[dtype])
+    split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
+    given = host_input(snn, images) if split else images
+    if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:
+        expected = ", ".join(map(str, program.input_shape))
+        raise InvalidData(
+            f"verify: got images that make {tuple(given.shape)}; expected [B, {expected}]. "
+            "Preprocess them as the network was calibrated."
+        )
+    missing = {node.name for node in snn.neurons} - {layer.name for layer in program.layers.values()}
+    if missing:
+        raise InvalidData(f"{path}: got no layer {min(missing)!r}; expected this network's file. Export it again.")
+    tally = _Tally([node.name for node in snn.neurons], len(images))
+    with torch.no_grad():
+        theirs = program.run(given, timesteps, ENGINES[engine])
+        for ours, (output, spikes) in zip(_simulated(snn, images, timesteps), theirs, strict=True):
+            tally.add(ours, output, spikes)
+    counted = snn.nodes[-1].op.mode == "spikes"  # type: ignore[attr-defined]
+    return Comparison(
+        engine=engine,
+        version=_version(engine),
+        images=len(images),
+        timesteps=timesteps,
+        dtype=dtype,
+        layers=tuple(LayerComparison(name, tally.spikes[name], tally.mismatches[name]) for name in tally.spikes),
+        same_spikes=int((~tally.differs).sum()),
+        same_answers=tally.agreeing(),
+        difference=None if counted else float((tally.total / timesteps - tally.answer).abs().max()),
+    )
+
+
+class _Tally:
+    """The sums over steps that a Comparison reports."""
+
+    def __init__(self, names: list[str], images: int) -> None:
+        self.spikes, self.mismatches = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        self.differs = torch.zeros(images, dtype=torch.bool)
+        self.total = self.answer = torch.zeros(())
+
+    def add(self, ours: tuple[Tensor, dict[str, Tensor]], output: Tensor, spikes: dict[str, Tensor]) -> None:
+        """Count one step."""
+        self.answer, sent = ours
+        self.total = self.total + output.flatten(1).double()
+        for name in self.spikes:
+            other = (sent[name].view_as(spikes[name]) != spikes[name]).flatten(1).sum(1)
+            self.spikes[name] += int(sent[name].sum(dtype=torch.int64))
+            self.mismatches[name] += int(other.sum())
+            self.differs |= other > 0
+
+    def agreeing(self) -> int:
+        """Images of which our class is the other's largest output, or one of several equal ones."""
+        chosen = self.total.gather(1, self.answer.argmax(1, keepdim=True))[:, 0]
+        return int((chosen == self.total.amax(1)).sum())
+
+
+def _settled(snn: Graph, dtype: torch.dtype) -> Graph:
+    """The network as a spiking run uses it, rounded to float32 as in the file, then in ``dtype``."""
+
+    def settle(op: Op) -> Op:
+        op = compensated(op) if isinstance(op, SYNAPSES) else op
+        values = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(op, **{k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()})  # type: ignore[type-var]
+
+    return replace(snn, nodes=tuple(replace(node, op=settle(node.op)) for node in snn.nodes))
+
+
+def _simulated(snn: Graph, images: Tensor, timesteps: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Our simulator's answer ``[B, N]`` and every value that it computed ``[B, *]``, spikes included, at each step."""
+    values: dict[str, Tensor] = {}
+    for part in snn.stream(images, timesteps, 1, observe=values.__setitem__):
+        yield part.outputs[0], values
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of unknown version"

@@ -1,0 +1,84 @@
+"""Folding: what lies between two layers as one convolution, made from what it does and checked where it may fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidData
+from ..ops import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Linear, Op, Scale, Slice, compensated
+
+Shape = tuple[int, ...]
+_POOLS = (AvgPool2d, AdaptiveAvgPool2d)
+
+
+def is_identity(op: Op) -> bool:
+    return isinstance(op, Scale) and bool((op.weight * op.gain == 1).all())
+
+
+def ungrouped(op: Conv2d) -> Conv2d:
+    """The same convolution as one group, zeros between the groups: readers take the second axis for all channels."""
+    if op.groups == 1:
+        return op
+    out, part, *kernel = op.weight.shape
+    weight = op.weight.new_zeros(out, part * op.groups, *kernel)
+    for group in range(op.groups):
+        rows = slice(group * out // op.groups, (group + 1) * out // op.groups)
+        weight[rows, group * part : (group + 1) * part] = op.weight[rows]
+    return replace(op, weight=weight, groups=1)
+
+
+def affine(chain: tuple[Op, ...], shape: Shape) -> tuple[Tensor, Tensor]:
+    """An affine map of feature maps ``shape`` as a weight ``[N, C, H, W]`` and a bias ``[N]``."""
+    (last,) = (op for op in chain if isinstance(op, Linear))
+    x = torch.zeros(1, *shape, dtype=last.weight.dtype, requires_grad=True)
+    with torch.enable_grad():
+        y = _run(chain, x)[0]
+        rows = [torch.autograd.grad(value, x, retain_graph=True)[0][0] for value in y]
+    return torch.stack(rows), y.detach()
+
+
+def as_convolution(chain: tuple[Op, ...], shape: Shape) -> Conv2d | None:
+    """One convolution that does what a chain of pool, subsampling, zero padding and gain does; None if there is none.
+
+    It is made from what the chain does to channels and from its one pool or stride, then checked on a feature map.
+    """
+    channels, *size = shape
+    kernel, stride, padding = (1, 1), (1, 1), (0, 0)
+    for op in chain:
+        if isinstance(op, AdaptiveAvgPool2d):
+            kernel, stride, padding = (size[0], size[1]), (1, 1), (0, 0)
+        elif isinstance(op, AvgPool2d):
+            kernel, stride, padding = op.kernel, op.stride, op.padding
+        elif isinstance(op, Slice):
+            steps = [part[2] or 1 for part in op.slices[1:]]
+            stride = (stride[0] * steps[0], stride[1] * steps[1]) if len(steps) == 2 else stride
+    across = tuple(op for op in chain if not isinstance(op, _POOLS))
+    dtype = next((op.weight.dtype for op in chain if isinstance(op, Scale)), torch.float32)
+    mixing = _run(across, torch.eye(channels, dtype=dtype).view(channels, channels, 1, 1))
+    if mixing.ndim != 4 or mixing.shape[2:] != (1, 1):
+        return None
+    weight = mixing.transpose(0, 1) / (kernel[0] * kernel[1])
+    found = Conv2d(weight.expand(-1, -1, *kernel).contiguous(), None, stride, padding)
+    probe = torch.arange(channels * size[0] * size[1], dtype=dtype).remainder(251).view(1, *shape)
+    expected, got = _run(chain, probe), found.run(probe)
+    return found if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-4, atol=1e-4) else None
+
+
+def _run(chain: tuple[Op, ...], x: Tensor) -> Tensor:
+    for op in chain:
+        x = compensated(op).run(x) if isinstance(op, Scale | Linear) else op.run(x)
+    return x
+
+
+def shape_after(op: Conv2d, shape: Shape) -> Shape:
+    """Of what a convolution makes of ``shape``, by running it on one channel of nothing."""
+    if op.weight.shape[1] != shape[0]:
+        raise InvalidData(
+            f"export: got {shape[0]} channels for a convolution of {op.weight.shape[1]}; expected equal numbers. "
+            "Pass the input_shape that the network was converted for."
+        )
+    sizes = zip(shape[1:], op.weight.shape[2:], op.stride, op.padding, op.dilation, strict=True)
+    return (op.weight.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes))

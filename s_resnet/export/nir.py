@@ -1,0 +1,193 @@
+"""Export to NIR, the Neuromorphic Intermediate Representation: an HDF5 file that other engines read."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..artifact import replacing
+from ..errors import BackendUnavailable, InvalidData
+from ..graph import Graph
+from ..neuron import Neuron
+from ..ops import Conv2d, Input
+from ..version import __version__
+from .fold import Shape
+from .lower import Lowered, lower
+
+# The last version whose IF node resets by subtraction, and the first whose IF node resets to a value.
+SUBTRACTS, RESETS = "1.0.4", "1.0.8"
+OUTPUT = "output"
+EXTRA = "s-resnet[nir]"
+
+
+def export_nir(
+    snn: Graph,
+    path: str | os.PathLike[str],
+    *,
+    timesteps: int | None = None,
+    tie_shortcuts: bool = False,
+    split_maxpool: bool = False,
+    input_shape: Shape | None = None,
+) -> None:
+    """Write a spiking network as a NIR file of Input, Conv2d, IF and Output nodes (docs/notes/nir.md).
+
+    A residual addition is two edges into one IF node. Threshold 1 and resistance 1 everywhere, all in float32; the
+    mean of the outputs over the steps is the answer, in the units of the source's logits.
+
+    What NIR has no word for is in the metadata: reset by subtraction, the membrane at the start, firing at
+    ``v >= threshold``, one spike per step at most, the number of steps. For reset by subtraction the file has no
+    ``v_reset``, which is NIR 1.0.4, where IF resets by subtraction; nir 1.0.8 reads it as well. A network that resets
+    to zero has ``v_reset`` = 0, which only newer readers know.
+
+    Args:
+        snn: a converted network.
+        path: the file to write, whole or not at all.
+        timesteps: T, for the metadata; by default the one that it was converted for.
+        tie_shortcuts: identity shortcuts become bare edges; their gain goes into the threshold of the neuron that
+            reads them (:func:`s_resnet.export.lower.lower`). Same spikes, fewer synapses, thresholds other than 1.
+        split_maxpool: the part up to a max-pool in the stem stays at the host, and the file begins with what the pool
+            gives (:func:`host_input`): the same current at every step, computed once per image.
+        input_shape: ``(C, H, W)`` of one image; by default the one that it was converted with.
+
+    Raises:
+        ConversionError: the network has something that NIR cannot say; the message names the node.
+        InvalidData: no input shape is known. BackendUnavailable: nir is not installed.
+        SResNetError: the file cannot be written.
+    """
+    nir, h5py = require("nir", EXTRA), require("h5py", EXTRA)
+    shape = input_shape or tuple(snn.provenance.get("input_shape", ()))
+    if len(shape) != 3:
+        raise InvalidData(
+            f"export: got input_shape {tuple(shape)}; expected (channels, height, width). Pass input_shape, as the "
+            "network does not say."
+        )
+    lowered = lower(snn.to("cpu"), shape, tie_shortcuts, split_maxpool)
+    resets = {node.op.reset for node in lowered.nodes if isinstance(node.op, Neuron)}
+    if len(resets) > 1:
+        raise InvalidData("export: got neurons of both resets; expected one for the whole network. Convert it again.")
+    (reset,) = resets
+    if timesteps is None:
+        timesteps = snn.provenance.get("recipe", {}).get("timesteps")
+    graph = _graph(nir, lowered, _metadata(snn, lowered, reset, timesteps))
+    with replacing(path) as temporary:
+        nir.write(str(temporary), graph)
+        with h5py.File(temporary, "r+") as file:
+            _settle_reset(file, reset)
+
+
+def require(module: str, package: str) -> Any:
+    """The optional module of that name; BackendUnavailable, naming what pip installs it with, where it is not there."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{module}: got no such module ({error}); expected it installed. Run: pip install '{package}'."
+        ) from error
+
+
+def _graph(nir: Any, lowered: Lowered, metadata: Mapping[str, Any]) -> Any:
+    names = _names(lowered)
+    nodes: dict[str, Any] = {}
+    edges: list[tuple[str, str]] = []
+    for node in lowered.nodes:
+        name, shape = names[node.name], lowered.shapes[node.name]
+        if isinstance(node.op, Input):
+            nodes[name] = nir.Input(input_type={"input": np.array(shape)})
+        elif isinstance(node.op, Conv2d):
+            nodes[name] = _conv2d(nir, node.op, lowered.shapes[node.inputs[0]])
+        else:
+            assert isinstance(node.op, Neuron)
+            nodes[name] = _neuron(nir, node.op, shape)
+            nodes[name].metadata["name"] = node.name
+        edges += [(names[before], name) for before in node.inputs]
+    last = lowered.nodes[-1].name
+    nodes[OUTPUT] = nir.Output(output_type={"output": np.array(lowered.shapes[last])})
+    edges.append((names[last], OUTPUT))
+    graph = nir.NIRGraph(nodes=nodes, edges=edges)
+    graph.metadata = dict(metadata)
+    return graph
+
+
+def _names(lowered: Lowered) -> dict[str, str]:
+    """Names that are attributes in Python and groups in HDF5: no dots, no slashes, each once."""
+    taken, names = {OUTPUT}, {}
+    for node in lowered.nodes:
+        plain = "".join(letter if letter.isalnum() else "_" for letter in node.name)
+        name, count = plain, 1
+        while name in taken:
+            count += 1
+            name = f"{plain}_{count}"
+        taken.add(name)
+        names[node.name] = name
+    return names
+
+
+def _conv2d(nir: Any, op: Conv2d, shape: Shape) -> Any:
+    assert op.bias is not None
+    return nir.Conv2d(
+        input_shape=(shape[1], shape[2]),
+        weight=_array(op.weight),
+        stride=op.stride,
+        padding=op.padding,
+        dilation=op.dilation,
+        groups=1,
+        bias=_array(op.bias),
+    )
+
+
+def _neuron(nir: Any, op: Neuron, shape: Shape) -> Any:
+    threshold = op.threshold.view(-1, 1, 1).expand(shape)
+    node = nir.IF(r=np.ones(shape, np.float32), v_threshold=_array(threshold))
+    start = op.initial_potential * op.threshold
+    node.metadata = {"v_initial": _array(start) if start.ndim else float(start)}
+    return node
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().to(torch.float32).contiguous().numpy()
+
+
+def _metadata(snn: Graph, lowered: Lowered, reset: str, timesteps: int | None) -> dict[str, Any]:
+    """What NIR has no word for, as texts and numbers; lists as JSON."""
+    answers = {
+        "current": "mean of the output over the steps, in the units of the source's logits",
+        "spikes": "spike count of the output; a tie has no answer",
+    }
+    first = lowered.nodes[0].name
+    said: dict[str, Any] = {
+        "producer": f"s-resnet {__version__}",
+        "reset": reset,
+        "compare": ">=",
+        "spikes_per_step": 1,
+        "initial_potential": "v_initial of each IF node",
+        "dt": 1.0,
+        "input": f"the value of {first!r} for the preprocessed image, the same at every step",
+        "input_node": first,
+        "readout": answers[lowered.readout],
+    }
+    if timesteps is not None:
+        said["timesteps"] = int(timesteps)
+    for name in ("preprocessing", "classes", "source"):
+        if name in snn.provenance:
+            said[name] = json.dumps(snn.provenance[name])
+    return said
+
+
+def _settle_reset(file: Any, reset: str) -> None:
+    """Leave ``v_reset`` in IF nodes that reset to a value, whatever the nir that wrote it."""
+    for node in file["node/nodes"].values():
+        if node["type"][()] != b"IF":
+            continue
+        if "v_reset" in node:
+            del node["v_reset"]
+        if reset == "zero":
+            node["v_reset"] = np.zeros_like(node["v_threshold"][()])
+    del file["version"]
+    file["version"] = SUBTRACTS if reset == "subtract" else RESETS
