@@ -1,0 +1,1 @@
+"""Exports: a network in the formats of others, for use without this package."""
