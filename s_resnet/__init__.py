@@ -38,6 +38,8 @@ from .errors import (
     SResNetError,
     UnsupportedModel,
 )
+from .export.arrays import export_npz
+from .export.program import export_torch
 from .graph import Graph, State
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
@@ -106,6 +108,8 @@ __all__ = [
     "energy",
     "evaluate",
     "exchange",
+    "export_npz",
+    "export_torch",
     "find_device",
     "fingerprints",
     "first_process_first",

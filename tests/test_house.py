@@ -26,6 +26,7 @@ LEVELS: dict[str, float] = {
     "ops": 2,
     "heldout": 2,
     "engine": 2.5,  # runs the operations for the Graph
+    "features": 2.5,  # what the Graph says of its nodes
     "graph": 3,
     "models": 3,
     "checkpoint": 4,
@@ -41,7 +42,7 @@ LEVELS: dict[str, float] = {
     "layer_operations": 4.2,
     "operations": 4.5,
     "energy": 4.7,
-    "export": 4,
+    "export": 4.5,  # needs artifact and simulate
     "passes": 5,
     "report": 5,
     "verify": 5,

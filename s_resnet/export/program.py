@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,16 +16,16 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from .. import engine
 from ..artifact import replacing
-from ..errors import ConversionError, InvalidData
+from ..errors import InvalidData
 from ..graph import Graph
 from ..kernels import per_channel
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
-from ..ops import Op
+from ..ops import Conv2d, Op
 from ..version import __version__
 
 Memory = tuple[Tensor, ...]
-# Steps that are written out one by one; beyond it a network that needs no window gets a loop.
-UNROLLED = 64
+# Steps that are written out one by one; beyond them a network without windows gets a loop, where torch reloads one.
+UNROLLED, LONGEST = 16, 256
 # Torch 2.6 wants to know how large a batch may be.
 BATCH = 2**20
 
@@ -32,7 +33,30 @@ BATCH = 2**20
 def export_torch(
     snn: Graph, path: str | os.PathLike[str], timesteps: int, input_shape: Sequence[int] | None = None
 ) -> None:
-    """Write ``snn`` over ``timesteps`` steps as a program of torch: images ``[B, C, H, W]`` to logits ``[B, N]``."""
+    """Write ``snn`` over ``timesteps`` steps as a program: images ``[B, C, H, W]`` to logits ``[B, N]``.
+
+    ``torch.export.load(path).module()(images)`` runs it on a CPU, with torch and without this package: every operation
+    is torch's own, B may be any, and H and W are fixed. The answer is that of ``snn(images, timesteps)``: equal where
+    weights and images are dyadic or the network is an integer one; else a sum may be rounded otherwise, and a membrane
+    within rounding of its threshold may fire a step apart.
+
+    Layers go one after the other over all T steps, so memory grows with T, and so does the program, which writes every
+    step of every neuron layer out. From T = 17 on a network whose layers do not wait for a window is therefore a loop
+    over steps instead (torch's ``while_loop``), in which neither grows; torch releases that cannot reload such a loop
+    write the steps out.
+
+    The file also holds ``s_resnet.json``: T, the input's shape, the alphabet and the provenance (preprocessing,
+    classes), to be read by ``torch.export.load(path, extra_files={"s_resnet.json": ""})``.
+
+    Args:
+        snn: a converted network.
+        timesteps: T >= 1.
+        input_shape: ``[C, H, W]`` of an image; by default that of the calibration images.
+
+    Raises:
+        InvalidData: no T, no shape, images that do not fit, or too many steps to write out.
+        SResNetError: the file cannot be written.
+    """
     shape = _input_shape(snn, input_shape)
     program = _program(snn.to("cpu"), timesteps, shape)
     header = {"s_resnet": __version__, "timesteps": timesteps, "input_shape": shape, "alphabet": snn.alphabet}
@@ -51,10 +75,48 @@ def _input_shape(snn: Graph, given: Sequence[int] | None) -> list[int]:
 
 
 def _program(snn: Graph, timesteps: int, shape: list[int]) -> torch.export.ExportedProgram:
-    network = _Network(snn, timesteps, rolled=timesteps > UNROLLED and not snn.windowed)
+    next(snn.stream(torch.zeros(1, *shape, dtype=_dtype(snn)), 1))  # refuses what cannot be run, by name
+    if not isinstance(snn.nodes[-1].op, Readout):
+        raise InvalidData(
+            f"{snn.nodes[-1].name}: got {type(snn.nodes[-1].op).__name__} as the last node; expected a readout. "
+            "Run attach_readout before."
+        )
+    rolled = timesteps > UNROLLED and not snn.windowed and _loops()
+    if timesteps < 1 or (timesteps > LONGEST and not rolled):
+        why = "whose layers wait for their window" if snn.windowed else f"and torch {torch.__version__}"
+        raise InvalidData(
+            f"export: got T = {timesteps} for a network {why}; expected 1 ... {LONGEST}, since every step is written "
+            "out. Lower T."
+        )
     batch = torch.export.Dim("batch", min=1, max=BATCH)
+    example = torch.zeros(2, *shape, dtype=_dtype(snn))
     with torch.no_grad():
-        return torch.export.export(network, (torch.zeros(2, *shape),), dynamic_shapes=({0: batch},), strict=False)
+        network = _Network(snn, timesteps, rolled)
+        return torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
+
+
+def _dtype(snn: Graph) -> torch.dtype:
+    return next((node.op.weight.dtype for node in snn.nodes if isinstance(node.op, Conv2d)), torch.float32)
+
+
+class _Doubling(nn.Module):
+    """The smallest program with a loop, to try whether this torch can save and reload one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = (torch.zeros((), dtype=torch.int64), x)
+        return while_loop(lambda step, _: step < 3, lambda step, x: (step + 1, x + x), start)[1]  # type: ignore
+
+
+@cache
+def _loops() -> bool:
+    """Whether this torch saves and reloads a loop; 2.6 does not."""
+    buffer, one = io.BytesIO(), torch.ones(1)
+    try:
+        torch.export.save(torch.export.export(_Doubling(), (one,), strict=False), buffer)
+        buffer.seek(0)
+        return bool(torch.export.load(buffer).module()(one) == 8)
+    except Exception:  # of any kind, from deep inside torch
+        return False
 
 
 class _Network(nn.Module):
@@ -64,6 +126,7 @@ class _Network(nn.Module):
         super().__init__()
         self.plan = engine.plan(snn.nodes, snn.users, snn.static, "exact")
         self.timesteps, self.rolled = timesteps, rolled
+        self.weighed = _weighed(snn.nodes[-1].op, timesteps)
         self.tensors: dict[str, str] = {}  # what a tensor is -> the buffer that holds it
         for name, op in self.plan.ops.items():
             self.hold_all(name, op)
@@ -119,8 +182,21 @@ class _Network(nn.Module):
             return (step + 1, *(part for name in names for part in after[name]))
 
         start = (torch.ones((), dtype=torch.int64), *(part for name in names for part in memory[name]))
-        _, *flat = while_loop(more, body, start)
+        _, *flat = while_loop(more, body, start)  # type: ignore[no-untyped-call]
         return run.answer(named(flat))
+
+
+def _unfold(value: Tensor, steps: int) -> Tensor:
+    """``[S * B, *]`` as ``[S, B, *]``."""
+    return value.view(steps, -1, *value.shape[1:])
+
+
+def _weighed(op: Op, timesteps: int) -> float:
+    """The sum of the readout's weights over all steps."""
+    if not isinstance(op, Readout) or op.weights is None:
+        return float(timesteps)
+    weights = op.weights.tolist()
+    return float(sum(weights[:timesteps]) + weights[-1] * max(0, timesteps - len(weights)))
 
 
 def _rows(op: Neuron) -> Tensor | None:
@@ -137,7 +213,7 @@ class _Run:
     """The network on one batch: what is constant computed once, then steps at a time, a layer after the other."""
 
     def __init__(self, network: _Network, images: Tensor) -> None:
-        self.plan, self.steps = network.plan, network.timesteps
+        self.plan, self.steps, self.weighed = network.plan, network.timesteps, network.weighed
         self.ops: dict[str, Op] = {name: network.with_held(name, op) for name, op in self.plan.ops.items()}
         self.bias = {name: network.held(f"{name}/bias") for name in self.plan.bias}
         self.rows = {name: network.held(f"{name}/rows") for name in self.plan.ops}
@@ -158,7 +234,7 @@ class _Run:
             inputs = [self.constant[n] if n in self.constant else values[n] for n in node.inputs]
             fixed = [n in self.constant for n in node.inputs]
             if isinstance(op, Neuron | SpikingMaxPool2d | Readout):
-                parts = [x[None] if c else x.unflatten(0, (steps, -1)) for x, c in zip(inputs, fixed, strict=True)]
+                parts = [x[None] if c else _unfold(x, steps) for x, c in zip(inputs, fixed, strict=True)]
                 rows = self.rows[node.name]
                 if rows is not None:
                     at = (first + torch.arange(steps)).clamp_max(len(rows) - 1)
@@ -175,9 +251,7 @@ class _Run:
                 else:
                     after[node.name] = _read(op, parts[0].expand(steps, *parts[0].shape[1:]), rows, before)
             else:
-                wide = [
-                    x.expand(steps, *x.shape).flatten(0, 1) if c else x for x, c in zip(inputs, fixed, strict=True)
-                ]
+                wide = [x.expand(steps, *x.shape).flatten(0, 1) if c else x for x, c in zip(inputs, fixed, strict=True)]
                 values[node.name] = op.run(*wide)
         return after
 
@@ -189,16 +263,14 @@ class _Run:
         if op.mode == "spikes":
             answer = (total + v[0].softmax(-1)) / self.steps * op.scale
         else:
-            weights = [] if op.weights is None else last.op.weights.tolist()
-            weights = (weights + weights[-1:] * self.steps)[: self.steps] if weights else [1.0] * self.steps
-            answer = total / sum(weights) * op.scale
+            answer = total / self.weighed * op.scale
             answer = answer if op.correction is None else answer + op.correction
         return answer.to(self.plan.dtype)
 
 
 def _total(op: Neuron, parts: list[Tensor], bias: Tensor | None, rows: Tensor | None, steps: int) -> Tensor:
     """All that arrives at a layer, ``[S, B, *]``, in the membrane's type."""
-    dtype = torch.int32 if op.integer is not None else torch.promote_types(op.threshold.dtype, torch.float32)
+    dtype = _membrane(op)
     total = parts[0].to(dtype)
     ndim = total.ndim
     correction = op.correction if op.integer is None else op.integer_correction
@@ -213,11 +285,26 @@ def _total(op: Neuron, parts: list[Tensor], bias: Tensor | None, rows: Tensor | 
     return total.expand(steps, *total.shape[1:])
 
 
+def _membrane(op: Neuron) -> torch.dtype:
+    """float32 or wider, or int32."""
+    wide = torch.float64 if op.threshold.dtype == torch.float64 else torch.float32
+    return wide if op.integer is None else torch.int32
+
+
+def _start(op: Neuron, example: Tensor, theta: Tensor) -> Memory:
+    """A neuron layer's memory before the first step; torch 2.6 would record :meth:`Neuron.start`'s look at types."""
+    start = op.initial_potential * theta
+    v = torch.zeros_like(example) + (start if op.integer is None else start.round().to(torch.int32))
+    if op.differential:
+        return v, torch.zeros_like(v), v.new_zeros(())
+    return (v, torch.zeros_like(v)) if op.signed else (v,)
+
+
 def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
     """Spikes ``[S, B, *]`` of a layer and its memory after: the equation of the reference kernel, without in-place."""
     theta = per_channel(op.threshold if op.integer is None else op.integer, current.ndim - 1).to(current.dtype)
-    v, *rest = op.start(current[0]) if memory is None else memory
-    currents: list[Tensor | None] = list(current.unbind(0))
+    v, *rest = _start(op, current[0], theta) if memory is None else memory
+    currents: list[Tensor | None] = [current[t] for t in range(len(current))]
     if op.schedule == "lagged":
         v, currents = v + current[0], [*currents[1:], None]
     elif op.schedule == "phased":
@@ -241,8 +328,7 @@ def _emission(op: Neuron, theta: Tensor, u: Tensor, rest: list[Tensor]) -> Tenso
     if op.binary:
         return (u >= theta).to(u.dtype)
     k = torch.div(u, theta, rounding_mode="floor") if u.dtype == torch.int32 else torch.floor(u / theta)
-    low = -rest[0].clamp(max=op.most) if rest else torch.zeros((), dtype=u.dtype)
-    return torch.fmax(k, low).clamp(max=op.most)
+    return (torch.maximum(k, -rest[0].clamp(max=op.most)) if rest else k.clamp_min(0)).clamp_max(op.most)
 
 
 def _differential(
@@ -262,7 +348,7 @@ def _gate(op: SpikingMaxPool2d, spikes: Tensor, memory: Memory | None) -> tuple[
     counts = spikes.cumsum(0)
     if memory is not None:
         counts = counts + memory[0]
-    highest = op.run(counts.flatten(0, 1)).unflatten(0, (len(spikes), -1))
+    highest = _unfold(op.run(counts.flatten(0, 1)), len(spikes))
     before = torch.zeros_like(highest[:1]) if memory is None else memory[1][None]
     return highest - torch.cat([before, highest[:-1]]), (counts[-1], highest[-1])
 
@@ -273,10 +359,10 @@ def _read(op: Readout, current: Tensor, weights: Tensor | None, memory: Memory |
     zero = torch.zeros_like(current[0])
     if op.mode == "current":
         weighed = (current if weights is None else current * weights.view(-1, 1, 1)).sum(0)
-        return (zero if memory is None else memory[0]) + weighed,
+        return ((zero if memory is None else memory[0]) + weighed,)
     total, v = (zero, zero + op.initial_potential) if memory is None else memory
-    for now in current.unbind(0):
-        u = v + now
+    for t in range(len(current)):
+        u = v + current[t]
         fired = (u >= 1.0).to(u.dtype)
         v, total = u - fired, total + fired
     return total, v
