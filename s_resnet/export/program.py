@@ -26,6 +26,7 @@ from ..version import __version__
 Memory = tuple[Tensor, ...]
 # Steps that are written out one by one; beyond them a network without windows gets a loop, where torch reloads one.
 UNROLLED, LONGEST = 16, 256
+_ORIGIN = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"}
 # Torch 2.6 wants to know how large a batch may be.
 BATCH = 2**20
 
@@ -92,7 +93,12 @@ def _program(snn: Graph, timesteps: int, shape: list[int]) -> torch.export.Expor
     example = torch.zeros(2, *shape, dtype=_dtype(snn))
     with torch.no_grad():
         network = _Network(snn, timesteps, rolled)
-        return torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            for origin in _ORIGIN & node.meta.keys():  # source lines and paths of this machine: half of the file
+                del node.meta[origin]
+    return program
 
 
 def _dtype(snn: Graph) -> torch.dtype:
