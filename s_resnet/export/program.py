@@ -38,8 +38,8 @@ def export_torch(
 
     ``torch.export.load(path).module()(images)`` runs it on a CPU, with torch and without this package: every operation
     is torch's own, B may be any, and H and W are fixed. The answer is that of ``snn(images, timesteps)``: equal where
-    weights and images are dyadic or the network is an integer one; else a sum may be rounded otherwise, and a membrane
-    within rounding of its threshold may fire a step apart.
+    weights and images are dyadic; spike for spike, with the answer up to rounding, of an integer network; else sums may
+    be rounded otherwise, and a membrane within rounding of its threshold may fire a step apart.
 
     Layers go one after the other over all T steps, so memory grows with T, and so does the program, which writes every
     step of every neuron layer out. From T = 17 on a network whose layers do not wait for a window is therefore a loop
@@ -76,19 +76,21 @@ def _input_shape(snn: Graph, given: Sequence[int] | None) -> list[int]:
 
 
 def _program(snn: Graph, timesteps: int, shape: list[int]) -> torch.export.ExportedProgram:
-    next(snn.stream(torch.zeros(1, *shape, dtype=_dtype(snn)), 1))  # refuses what cannot be run, by name
     if not isinstance(snn.nodes[-1].op, Readout):
         raise InvalidData(
             f"{snn.nodes[-1].name}: got {type(snn.nodes[-1].op).__name__} as the last node; expected a readout. "
             "Run attach_readout before."
         )
     rolled = timesteps > UNROLLED and not snn.windowed and _loops()
-    if timesteps < 1 or (timesteps > LONGEST and not rolled):
+    if timesteps > LONGEST and not rolled:
         why = "whose layers wait for their window" if snn.windowed else f"and torch {torch.__version__}"
         raise InvalidData(
-            f"export: got T = {timesteps} for a network {why}; expected 1 ... {LONGEST}, since every step is written "
+            f"export: got T = {timesteps} for a network {why}; expected at most {LONGEST}, since every step is written "
             "out. Lower T."
         )
+    # Refuses, by name, what a simulation of T steps refuses.
+    one = torch.zeros(1, *shape, dtype=_dtype(snn))
+    next(snn.stream(one, timesteps, None if snn.windowed else 1))
     batch = torch.export.Dim("batch", min=1, max=BATCH)
     example = torch.zeros(2, *shape, dtype=_dtype(snn))
     with torch.no_grad():
