@@ -38,7 +38,16 @@ from .errors import (
     SResNetError,
     UnsupportedModel,
 )
-from .export import ENGINES, Comparison, LayerComparison, export_nir, host_input, verify_export
+from .export import (
+    ENGINES,
+    Comparison,
+    LayerComparison,
+    export_nir,
+    export_npz,
+    export_torch,
+    host_input,
+    verify_export,
+)
 from .graph import Graph, State
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
@@ -117,6 +126,8 @@ __all__ = [
     "evaluate",
     "exchange",
     "export_nir",
+    "export_npz",
+    "export_torch",
     "find_device",
     "fingerprints",
     "first_process_first",

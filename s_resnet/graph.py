@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from . import engine
+from . import engine, features
 from .errors import ConversionError, InvalidData
 from .neuron import STATEFUL, Memory, Neuron
 from .ops import Conv2d, Input, Node, Op
@@ -47,16 +47,41 @@ class Graph:
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
 
-    def __call__(self, images: Tensor, timesteps: int, precision: str = "exact") -> Tensor:
+    @overload
+    def __call__(self, images: Tensor, timesteps: int, precision: str = "exact", nodes: None = None) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self, images: Tensor, timesteps: int, precision: str = "exact", *, nodes: Sequence[str]
+    ) -> dict[str, Tensor]: ...
+
+    def __call__(
+        self, images: Tensor, timesteps: int, precision: str = "exact", nodes: Sequence[str] | None = None
+    ) -> Tensor | dict[str, Tensor]:
         """The answer ``[B, N]`` after ``timesteps`` steps of constant input ``[B, C, H, W]``, from a fresh state.
 
-        In the units of the source network's logits; precision as in :meth:`stream`. Raises InvalidData when
-        ``timesteps`` is below 1.
+        In the units of the source network's logits; precision as in :meth:`stream`.
+
+        nodes: names of nodes, to get these instead, as a dict of ``[B, *]`` by name, in the units of the source
+        network: of a neuron layer its rates, the mean over T of ``scale * threshold * spikes``, which approach the
+        source's ReLU as T grows; of any other node the mean over T of its current or value, without what a recipe adds
+        at the neurons; of the last node the answer. Names are those of the source module's calls: ``layer3.1.relu``
+        the first call of that module (or of ``F.relu`` in ``layer3.1``), ``layer3.1.relu_1`` the second. A convolution
+        includes the BatchNorm folded into it.
+
+        Raises InvalidData when ``timesteps`` is below 1, and for a name that no node has.
         """
-        with torch.no_grad():
-            for chunk in self.stream(images, timesteps, precision=precision):
+        if nodes is not None:
+            features.check(self.nodes, nodes)
+        wanted = [name for name in nodes or () if name != self.nodes[-1].name]
+        sums = features.Sums(self._by_name, self.static, wanted, len(images))
+        with torch.no_grad(), engine.arithmetic(images, tf32=False):
+            for chunk in self.stream(images, timesteps, precision=precision, observe=sums.add if wanted else None):
                 answer = chunk.outputs[-1]
-        return answer
+            if nodes is None:
+                return answer
+            found = features.features(self._by_name, self.users, images, sums.means(timesteps, answer.dtype), wanted)
+        return {name: found.get(name, answer) for name in nodes}
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:

@@ -214,6 +214,15 @@ SYNAPSES = (Conv2d, Linear, Scale)
 UNIT_PRESERVING = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Pad, Slice)
 
 
+def carried(op: Op, unit: Tensor) -> Tensor:
+    """The unit behind an operation that mixes no channels; padded channels stay zero in any unit."""
+    if unit.ndim and isinstance(op, Pad) and len(op.padding) > 4:
+        return F.pad(unit, op.padding[4:6], value=1.0)
+    if unit.ndim and isinstance(op, Slice):
+        return unit[slice(*op.slices[0])]
+    return unit
+
+
 def compensated(op: Synapse) -> Synapse:
     """The synapse as a spiking run uses it: its spiking weight, ``gain`` multiplied into it, bias untouched."""
     if not isinstance(op, Scale) and op.spiking_weight is not None:

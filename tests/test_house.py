@@ -26,6 +26,7 @@ LEVELS: dict[str, float] = {
     "ops": 2,
     "heldout": 2,
     "engine": 2.5,  # runs the operations for the Graph
+    "features": 2.5,  # what the Graph says of its nodes
     "graph": 3,
     "models": 3,
     "checkpoint": 4,

@@ -1,7 +1,18 @@
 """Export: a spiking network for other engines and machines, and the proof that it runs there with the same spikes."""
 
+from .arrays import export_npz
 from .engines import ENGINES, Comparison, LayerComparison, verify_export
 from .lower import host_input
 from .nir import export_nir
+from .program import export_torch
 
-__all__ = ["ENGINES", "Comparison", "LayerComparison", "export_nir", "host_input", "verify_export"]
+__all__ = [
+    "ENGINES",
+    "Comparison",
+    "LayerComparison",
+    "export_nir",
+    "export_npz",
+    "export_torch",
+    "host_input",
+    "verify_export",
+]

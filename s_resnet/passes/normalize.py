@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..calibrate import Calibration
@@ -23,10 +22,8 @@ from ..ops import (
     Linear,
     MaxPool2d,
     Node,
-    Op,
-    Pad,
     Scale,
-    Slice,
+    carried,
 )
 
 
@@ -80,7 +77,7 @@ class _Work:
             unit = self.wanted(node)
             inputs = tuple(self.branch(node, name, unit) for name in inputs)
         elif isinstance(op, (*UNIT_PRESERVING, SpikingMaxPool2d)):
-            unit = _carried(op, self.unit[inputs[0]])
+            unit = carried(op, self.unit[inputs[0]])
         elif isinstance(op, Input):
             unit = torch.ones(())
         else:
@@ -142,12 +139,3 @@ def _in_units(op: Conv2d | Linear, weight: Tensor, unit_in: Tensor, unit_out: Te
     else:
         weight = weight * unit_in
     return weight / unit_out.view(-1, *(1,) * (weight.ndim - 1))
-
-
-def _carried(op: Op, unit: Tensor) -> Tensor:
-    """The unit behind an operation that mixes no channels; padded channels stay zero in any unit."""
-    if unit.ndim and isinstance(op, Pad) and len(op.padding) > 4:
-        return F.pad(unit, op.padding[4:6], value=1.0)
-    if unit.ndim and isinstance(op, Slice):
-        return unit[slice(*op.slices[0])]
-    return unit

@@ -1,0 +1,376 @@
+"""The network of T steps as a ``torch.export`` program: runs where torch is and this package is not."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+
+from .. import engine
+from ..artifact import replacing
+from ..errors import InvalidData
+from ..graph import Graph
+from ..kernels import per_channel
+from ..neuron import Neuron, Readout, SpikingMaxPool2d
+from ..ops import Conv2d, Op
+from ..version import __version__
+
+Memory = tuple[Tensor, ...]
+# Steps that are written out one by one; beyond them a network without windows gets a loop, where torch reloads one.
+UNROLLED, LONGEST = 16, 256
+_ORIGIN = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"}
+# Torch 2.6 wants to know how large a batch may be.
+BATCH = 2**20
+
+
+def export_torch(
+    snn: Graph, path: str | os.PathLike[str], timesteps: int, input_shape: Sequence[int] | None = None
+) -> None:
+    """Write ``snn`` over ``timesteps`` steps as a program: images ``[B, C, H, W]`` to logits ``[B, N]``.
+
+    ``torch.export.load(path).module()(images)`` runs it on a CPU, with torch and without this package: every operation
+    is torch's own, B may be any, and H and W are fixed. The answer is that of ``snn(images, timesteps)``: equal where
+    weights and images are dyadic; spike for spike, with the answer up to rounding, of an integer network; else sums may
+    be rounded otherwise, and a membrane within rounding of its threshold may fire a step apart.
+
+    Layers go one after the other over all T steps, so memory grows with T, and so does the program, which writes every
+    step of every neuron layer out. From T = 17 on a network whose layers do not wait for a window is therefore a loop
+    over steps instead (torch's ``while_loop``), in which neither grows; torch releases that cannot reload such a loop
+    write the steps out.
+
+    The file also holds ``s_resnet.json``: T, the input's shape, the alphabet and the provenance (preprocessing,
+    classes), to be read by ``torch.export.load(path, extra_files={"s_resnet.json": ""})``.
+
+    Args:
+        snn: a converted network.
+        timesteps: T >= 1.
+        input_shape: ``[C, H, W]`` of an image; by default that of the calibration images.
+
+    Raises:
+        InvalidData: no T, no shape, images that do not fit, or too many steps to write out.
+        SResNetError: the file cannot be written.
+    """
+    shape = _input_shape(snn, input_shape)
+    program = _program(snn.to("cpu"), timesteps, shape)
+    header = {"s_resnet": __version__, "timesteps": timesteps, "input_shape": shape, "alphabet": snn.alphabet}
+    text = json.dumps({**header, "provenance": dict(snn.provenance)}, sort_keys=True)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"s_resnet.json": text})
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def _input_shape(snn: Graph, given: Sequence[int] | None) -> list[int]:
+    shape = snn.provenance.get("input_shape") if given is None else given
+    if shape is None or len(shape) != 3:
+        raise InvalidData(f"export: got input_shape={shape}; expected [C, H, W]. Pass the shape of one image.")
+    return [int(size) for size in shape]
+
+
+def _program(snn: Graph, timesteps: int, shape: list[int]) -> torch.export.ExportedProgram:
+    if not isinstance(snn.nodes[-1].op, Readout):
+        raise InvalidData(
+            f"{snn.nodes[-1].name}: got {type(snn.nodes[-1].op).__name__} as the last node; expected a readout. "
+            "Run attach_readout before."
+        )
+    rolled = timesteps > UNROLLED and not snn.windowed and _loops()
+    if timesteps > LONGEST and not rolled:
+        why = "whose layers wait for their window" if snn.windowed else f"and torch {torch.__version__}"
+        raise InvalidData(
+            f"export: got T = {timesteps} for a network {why}; expected at most {LONGEST}, since every step is written "
+            "out. Lower T."
+        )
+    # Refuses, by name, what a simulation of T steps refuses.
+    one = torch.zeros(1, *shape, dtype=_dtype(snn))
+    next(snn.stream(one, timesteps, None if snn.windowed else 1))
+    batch = torch.export.Dim("batch", min=1, max=BATCH)
+    example = torch.zeros(2, *shape, dtype=_dtype(snn))
+    with torch.no_grad():
+        network = _Network(snn, timesteps, rolled)
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            for origin in _ORIGIN & node.meta.keys():  # source lines and paths of this machine: half of the file
+                del node.meta[origin]
+    return program
+
+
+def _dtype(snn: Graph) -> torch.dtype:
+    return next((node.op.weight.dtype for node in snn.nodes if isinstance(node.op, Conv2d)), torch.float32)
+
+
+class _Doubling(nn.Module):
+    """The smallest program with a loop, to try whether this torch can save and reload one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = (torch.zeros((), dtype=torch.int64), x)
+        return while_loop(lambda step, _: step < 3, lambda step, x: (step + 1, x + x), start)[1]  # type: ignore
+
+
+@cache
+def _loops() -> bool:
+    """Whether this torch saves and reloads a loop; 2.6 does not."""
+    buffer, one = io.BytesIO(), torch.ones(1)
+    try:
+        torch.export.save(torch.export.export(_Doubling(), (one,), strict=False), buffer)
+        buffer.seek(0)
+        return bool(torch.export.load(buffer).module()(one) == 8)
+    except Exception:  # of any kind, from deep inside torch
+        return False
+
+
+class _Network(nn.Module):
+    """The prepared operations of a network, their tensors as buffers, over T steps of one constant input."""
+
+    def __init__(self, snn: Graph, timesteps: int, rolled: bool) -> None:
+        super().__init__()
+        self.plan = engine.plan(snn.nodes, snn.users, snn.static, "exact")
+        self.timesteps, self.rolled = timesteps, rolled
+        self.weighed = _weighed(snn.nodes[-1].op, timesteps)
+        self.tensors: dict[str, str] = {}  # what a tensor is -> the buffer that holds it
+        for name, op in self.plan.ops.items():
+            self.hold_all(name, op)
+        for name, bias in self.plan.bias.items():
+            self.hold(f"{name}/bias", bias)
+        for node in snn.nodes:
+            if isinstance(node.op, Neuron):
+                self.hold(f"{node.name}/rows", _rows(node.op))
+            if isinstance(node.op, Readout) and node.op.weights is not None:
+                self.hold(f"{node.name}/rows", node.op.weights.to(torch.float64))
+
+    def hold(self, what: str, tensor: Tensor | None) -> None:
+        if tensor is not None:
+            self.tensors[what] = f"b{len(self.tensors)}_{what.replace('.', '_').replace('/', '_')}"
+            self.register_buffer(self.tensors[what], tensor.detach().clone(memory_format=torch.contiguous_format))
+
+    def hold_all(self, where: str, op: Any) -> None:
+        """Every tensor of an operation, also of one inside it."""
+        for field in fields(op):
+            value, what = getattr(op, field.name), f"{where}/{field.name}"
+            if isinstance(value, Tensor):
+                self.hold(what, value)
+            elif is_dataclass(value):
+                self.hold_all(what, value)
+
+    def held(self, what: str) -> Tensor | None:
+        return self.get_buffer(self.tensors[what]) if what in self.tensors else None
+
+    def with_held(self, where: str, op: Any) -> Any:
+        """The operation with its tensors from the buffers."""
+        values = {field.name: getattr(op, field.name) for field in fields(op)}
+        changed: dict[str, Any] = {k: self.held(f"{where}/{k}") for k, v in values.items() if isinstance(v, Tensor)}
+        changed |= {k: self.with_held(f"{where}/{k}", v) for k, v in values.items() if is_dataclass(v)}
+        return replace(op, **changed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        run = _Run(self, images)
+        if not self.rolled:
+            return run.answer(run.advance({}, 0, self.timesteps))
+        memory = run.advance({}, 0, 1)
+        names = list(memory)
+        sizes = [len(memory[name]) for name in names]
+
+        def named(flat: Sequence[Tensor]) -> dict[str, Memory]:
+            parts = iter(flat)
+            return {name: tuple(next(parts) for _ in range(size)) for name, size in zip(names, sizes, strict=True)}
+
+        def more(step: Tensor, *flat: Tensor) -> Tensor:
+            return step < self.timesteps
+
+        def body(step: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+            after = run.advance(named(flat), step, 1)
+            return (step + 1, *(part for name in names for part in after[name]))
+
+        start = (torch.ones((), dtype=torch.int64), *(part for name in names for part in memory[name]))
+        _, *flat = while_loop(more, body, start)  # type: ignore[no-untyped-call]
+        return run.answer(named(flat))
+
+
+def _unfold(value: Tensor, steps: int) -> Tensor:
+    """``[S * B, *]`` as ``[S, B, *]``."""
+    return value.view(steps, -1, *value.shape[1:])
+
+
+def _weighed(op: Op, timesteps: int) -> float:
+    """The sum of the readout's weights over all steps."""
+    if not isinstance(op, Readout) or op.weights is None:
+        return float(timesteps)
+    weights = op.weights.tolist()
+    return float(sum(weights[:timesteps]) + weights[-1] * max(0, timesteps - len(weights)))
+
+
+def _rows(op: Neuron) -> Tensor | None:
+    """A time-indexed correction with the row of all later steps, or None."""
+    table = op.correction if op.integer is None else op.integer_correction
+    if table is None or table.ndim < 2:
+        return None
+    after = op.correct(len(table), 1, 3)
+    assert after is not None
+    return torch.cat([table, after.view(1, -1)])
+
+
+class _Run:
+    """The network on one batch: what is constant computed once, then steps at a time, a layer after the other."""
+
+    def __init__(self, network: _Network, images: Tensor) -> None:
+        self.plan, self.steps, self.weighed = network.plan, network.timesteps, network.weighed
+        self.ops: dict[str, Op] = {name: network.with_held(name, op) for name, op in self.plan.ops.items()}
+        self.bias = {name: network.held(f"{name}/bias") for name in self.plan.bias}
+        self.rows = {name: network.held(f"{name}/rows") for name in self.plan.ops}
+        self.constant: dict[str, Tensor] = {}
+        for node in self.plan.nodes:
+            if node.name in self.plan.static:
+                inputs = [self.constant[name] for name in node.inputs] or [images]
+                self.constant[node.name] = self.ops[node.name].run(*inputs)
+
+    def advance(self, memory: Mapping[str, Memory], first: int | Tensor, steps: int) -> dict[str, Memory]:
+        """The memory after ``steps`` steps more, of which the first is step ``first`` counted from 0."""
+        after: dict[str, Memory] = {}
+        values: dict[str, Tensor] = {}  # [S * B, *]
+        for node in self.plan.nodes:
+            if node.name in self.constant:
+                continue
+            op, before = self.ops[node.name], memory.get(node.name)
+            inputs = [self.constant[n] if n in self.constant else values[n] for n in node.inputs]
+            fixed = [n in self.constant for n in node.inputs]
+            if isinstance(op, Neuron | SpikingMaxPool2d | Readout):
+                parts = [x[None] if c else _unfold(x, steps) for x, c in zip(inputs, fixed, strict=True)]
+                rows = self.rows[node.name]
+                if rows is not None:
+                    at = (first + torch.arange(steps)).clamp_max(len(rows) - 1)
+                    rows = rows.index_select(0, at)
+                if isinstance(op, Neuron):
+                    currents = _total(op, parts, self.bias[node.name], rows, steps)
+                    spikes, after[node.name] = _fire(op, currents, before)
+                    value = spikes.flatten(0, 1)
+                    value = value if node.name in self.plan.unit else op.emit(value)
+                    values[node.name] = value.to(self.plan.dtype)
+                elif isinstance(op, SpikingMaxPool2d):
+                    value, after[node.name] = _gate(op, parts[0].expand(steps, *parts[0].shape[1:]), before)
+                    values[node.name] = value.flatten(0, 1)
+                else:
+                    after[node.name] = _read(op, parts[0].expand(steps, *parts[0].shape[1:]), rows, before)
+            else:
+                wide = [x.expand(steps, *x.shape).flatten(0, 1) if c else x for x, c in zip(inputs, fixed, strict=True)]
+                values[node.name] = op.run(*wide)
+        return after
+
+    def answer(self, memory: Mapping[str, Memory]) -> Tensor:
+        """What the readout says after the last step."""
+        last = self.plan.nodes[-1]
+        op, (total, *v) = self.ops[last.name], memory[last.name]
+        assert isinstance(op, Readout)
+        if op.mode == "spikes":
+            answer = (total + v[0].softmax(-1)) / self.steps * op.scale
+        else:
+            answer = total / self.weighed * op.scale
+            answer = answer if op.correction is None else answer + op.correction
+        return answer.to(self.plan.dtype)
+
+
+def _total(op: Neuron, parts: list[Tensor], bias: Tensor | None, rows: Tensor | None, steps: int) -> Tensor:
+    """All that arrives at a layer, ``[S, B, *]``, in the membrane's type."""
+    dtype = _membrane(op)
+    total = parts[0].to(dtype)
+    ndim = total.ndim
+    correction = op.correction if op.integer is None else op.integer_correction
+    for part in parts[1:]:
+        total = total + part.to(dtype)
+    if bias is not None:
+        total = total + bias
+    if rows is not None:
+        total = total + rows.view(steps, 1, -1, *(1,) * (ndim - 3))
+    elif correction is not None:
+        total = total + per_channel(correction, ndim - 1)
+    return total.expand(steps, *total.shape[1:])
+
+
+def _membrane(op: Neuron) -> torch.dtype:
+    """float32 or wider, or int32."""
+    wide = torch.float64 if op.threshold.dtype == torch.float64 else torch.float32
+    return wide if op.integer is None else torch.int32
+
+
+def _start(op: Neuron, example: Tensor, theta: Tensor) -> Memory:
+    """A neuron layer's memory before the first step; torch 2.6 would record :meth:`Neuron.start`'s look at types."""
+    start = op.initial_potential * theta
+    v = torch.zeros_like(example) + (start if op.integer is None else start.round().to(torch.int32))
+    if op.differential:
+        return v, torch.zeros_like(v), v.new_zeros(())
+    return (v, torch.zeros_like(v)) if op.signed else (v,)
+
+
+def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+    """Spikes ``[S, B, *]`` of a layer and its memory after: the equation of the reference kernel, without in-place."""
+    theta = per_channel(op.threshold if op.integer is None else op.integer, current.ndim - 1).to(current.dtype)
+    v, *rest = _start(op, current[0], theta) if memory is None else memory
+    currents: list[Tensor | None] = [current[t] for t in range(len(current))]
+    if op.schedule == "lagged":
+        v, currents = v + current[0], [*currents[1:], None]
+    elif op.schedule == "phased":
+        v, currents = v + current.sum(0, dtype=v.dtype), [None] * len(currents)
+    spikes = []
+    for now in currents:
+        if op.differential:
+            spike, v, rest = _differential(op, theta, v, now, rest)
+        else:
+            u = v if op.decay == 1.0 else op.decay * v
+            u = u if now is None else u + now
+            spike = _emission(op, theta, u, rest)
+            v = u * (1 - spike) if op.reset == "zero" else u - theta * spike
+            rest = [emitted + spike for emitted in rest]
+        spikes.append(spike)
+    return torch.stack(spikes), (v, *rest)
+
+
+def _emission(op: Neuron, theta: Tensor, u: Tensor, rest: list[Tensor]) -> Tensor:
+    """How many thresholds a membrane emits in a step; ``rest``: what a signed one emitted before."""
+    if op.binary:
+        return (u >= theta).to(u.dtype)
+    k = torch.div(u, theta, rounding_mode="floor") if u.dtype == torch.int32 else torch.floor(u / theta)
+    return (torch.maximum(k, -rest[0].clamp(max=op.most)) if rest else k.clamp_min(0)).clamp_max(op.most)
+
+
+def _differential(
+    op: Neuron, theta: Tensor, v: Tensor, now: Tensor | None, rest: list[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """One step of differential coding: what it stands for, the membrane, and the sum and number of steps after."""
+    total, step = rest
+    mean = total / step.clamp_min(1)
+    u = (v if now is None else v + now) - theta * mean
+    k = torch.floor(u / theta).clamp(-op.most, op.most)
+    k = torch.maximum(k, torch.ceil(-(total + mean)))
+    return mean + k, u - theta * k, [total + mean + k, step + 1]
+
+
+def _gate(op: SpikingMaxPool2d, spikes: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+    """The gated max-pool over all steps at once: highest counts so far, less those of the step before."""
+    counts = spikes.cumsum(0)
+    if memory is not None:
+        counts = counts + memory[0]
+    highest = _unfold(op.run(counts.flatten(0, 1)), len(spikes))
+    before = torch.zeros_like(highest[:1]) if memory is None else memory[1][None]
+    return highest - torch.cat([before, highest[:-1]]), (counts[-1], highest[-1])
+
+
+def _read(op: Readout, current: Tensor, weights: Tensor | None, memory: Memory | None) -> Memory:
+    """The readout's sum of currents, or its spike count and membrane."""
+    current = current.to(torch.float64)
+    zero = torch.zeros_like(current[0])
+    if op.mode == "current":
+        weighed = (current if weights is None else current * weights.view(-1, 1, 1)).sum(0)
+        return ((zero if memory is None else memory[0]) + weighed,)
+    total, v = (zero, zero + op.initial_potential) if memory is None else memory
+    for t in range(len(current)):
+        u = v + current[t]
+        fired = (u >= 1.0).to(u.dtype)
+        v, total = u - fired, total + fired
+    return total, v
