@@ -37,15 +37,29 @@ def _nir(snn: Any, wanted: Wanted) -> None:
     )
 
 
+def _torch(snn: Any, wanted: Wanted) -> None:
+    import s_resnet
+
+    s_resnet.export_torch(snn, wanted.path, wanted.timesteps)
+
+
+def _npz(snn: Any, wanted: Wanted) -> None:
+    import s_resnet
+
+    s_resnet.export_npz(snn, wanted.path)
+
+
 # One line per format; each writes the network as asked.
 FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
     "nir": _nir,
+    "npz": _npz,
+    "torch": _torch,
 }
 
 
 @click.command()
 @click.argument("network", type=click.Path())
-@click.option("--format", "form", type=click.Choice(list(FORMATS)), required=True, help="nir: an HDF5 file.")
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), required=True, help="What to write, see above.")
 @click.option(
     "-o",
     "--output",
@@ -102,6 +116,8 @@ def export(
 
     nir is the Neuromorphic Intermediate Representation (.nir): convolutions and integrate-and-fire nodes in float32,
     with reset by subtraction, v(0) and the readout in its metadata. What the format cannot say is refused by its node.
+    torch is a torch.export program (.pt2) of the T-step network: images in, logits out, no need of this package.
+    npz is plain arrays and a JSON graph, for chip code; of a network converted with --weights int8 in whole numbers.
 
     --verify runs T steps in the engine and here, on the same images, and counts per layer the spikes that only one of
     the two has. Where float32 rounding decided a spike, it is counted again in float64.
@@ -116,6 +132,8 @@ def export(
       sresnet export resnet20.snn --format nir -o resnet20.nir --verify snntorch --timesteps 16
       sresnet export resnet20.snn --format nir -o resnet20.nir --tie-shortcuts --verify nir --data cifar10:/data
       sresnet export resnet18.snn --format nir -o resnet18.nir --pool host
+      sresnet export resnet20.snn --format torch -o resnet20.pt2 --timesteps 16
+      sresnet export resnet20.snn --format npz -o resnet20.npz
     """
     import s_resnet
 

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sresnet_cli import export as module
@@ -43,6 +44,28 @@ def test_verify_shows_every_layer(program, network, tied):
         rows["all"][0].replace(",", "")
     ) > 100  # fmt: skip
     assert "of 8 images with the same spikes" in lines[-1 if rows["all"][1] == "0" else -2]
+
+
+def test_a_program_answers_without_this_package(program, network):
+    said = program.works("export", "tiny.snn", "--format", "torch", "-o", "tiny.pt2", "--timesteps", 3)
+    assert said.startswith("tiny.pt2: 7 neuron layers, ")
+    x = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    answers = torch.export.load("tiny.pt2").module()(x)
+    torch.testing.assert_close(answers, s_resnet.load("tiny.snn")(x, 3), rtol=1e-4, atol=1e-4)
+
+
+def test_arrays_for_chip_code(program, network):
+    assert program.works("export", "tiny.snn", "--format", "npz", "-o", "tiny.npz").startswith("tiny.npz: 7 neuron")
+    with np.load("tiny.npz", allow_pickle=False) as file:
+        nodes = json.loads(bytes(file["graph"]))["nodes"]
+    assert [node["name"] for node in nodes] == [node.name for node in s_resnet.load("tiny.snn").nodes]
+
+
+@pytest.mark.parametrize("form", ["torch", "npz"])
+@pytest.mark.parametrize("option", [("--verify", "nir"), ("--tie-shortcuts",), ("--pool", "host")])
+def test_what_only_nir_has_is_refused_elsewhere(program, network, form, option):
+    code, out, err = program("export", "tiny.snn", "--format", form, "-o", "out", *option)
+    assert (code, out) == (2, "") and "go with --format nir" in err and not Path("out").exists()
 
 
 def test_limit_and_data_choose_the_images(program, network):
