@@ -24,6 +24,7 @@ from s_resnet import (
     passes,
     verify_export,
 )
+from s_resnet.export.engines import _settled
 from s_resnet.export.execute import read_nir
 from s_resnet.export.lower import lower
 from s_resnet.neuron import Neuron, Readout, SpikingMaxPool2d
@@ -219,6 +220,22 @@ def test_a_correction_is_a_bias(tmp_path):
     )
     found = verify_export(saved(tmp_path, corrected), replace(plain, nodes=biased), pictures(), T)
     assert found.mismatches == 0 and verify_export(saved(tmp_path, plain), corrected, pictures(), T).mismatches > 0
+
+
+def test_a_correction_beside_a_tied_shortcut(tmp_path):
+    snn = changed("z", correction=dyadic(4, seed=20) / 8)
+    path = saved(tmp_path, snn, tie_shortcuts=True)
+    assert "s" not in nir.read(str(path)).nodes
+    assert verify_export(path, snn, pictures(), T).mismatches == 0
+
+
+def test_in_float64_the_weights_are_those_of_the_file(tmp_path):
+    """Rounded to float32 once, with the gain: 1.1 is not dyadic."""
+    snn = changed("c1", gain=1.1)
+    settled = _settled(snn, torch.float64)["c1"].op
+    assert settled.gain == 1.0 and settled.weight.dtype == torch.float64
+    weight = nir.read(str(saved(tmp_path, snn))).nodes["c1"].weight
+    assert np.array_equal(settled.weight.numpy(), weight.astype(np.float64))
 
 
 def test_a_correction_without_a_convolution_gets_one(tmp_path):

@@ -72,6 +72,7 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_ma
 
     bare_shortcuts: a neuron that reads an identity shortcut of gain g gets the threshold ``1 / g`` in place of 1 and
     its other synapses and bias are divided by g, so that the shortcut needs no synapse. Spikes stay the same.
+    split_maxpool: begin behind a max-pool whose value is the same at every step, with that value (:func:`host_input`).
 
     Raises ConversionError, by the node's name, for what cannot be said this way.
     """
