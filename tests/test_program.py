@@ -181,7 +181,7 @@ def test_refusals_say_what_to_do(tmp_path):
         export_torch(Graph((Node("input", Input(), ()), Node("readout", Readout(ONE), ("input",)))), path, 4, (3, 4, 4))
     with pytest.raises(InvalidData, match="fc: got Linear as the last node; expected a readout"):
         export_torch(replace(tiny(), nodes=tiny().nodes[:-1]), path, 4, (3, 4, 4))
-    with pytest.raises(InvalidData, match="overflow|at most 256"):
+    with pytest.raises(InvalidData, match=r"overflow|at most 256"):
         export_torch(quantize_weights(tiny(), None), path, 2**30, (3, 4, 4))
     with pytest.raises(SResNetError, match="cannot be written"):
         export_torch(tiny(), tmp_path / "nowhere" / "net.pt2", 1, (3, 4, 4))
