@@ -79,6 +79,7 @@ NETWORKS = {
 RECIPES = {  # options of convert
     "calibrated": "--recipe calibrated",
     "calibrated+reconstruct": "--recipe calibrated --reconstruct",
+    "calibrated-streaming": "--recipe calibrated-streaming",
     "phased": "--recipe phased",
     "phased+reconstruct": "--recipe phased --reconstruct",
     "signed": "--recipe signed",

@@ -18,6 +18,7 @@ STYLES = {
     "signed": ("#CC79A7", "o-", "signed (-1, 0, 1)"),
     "phased": ("#009E73", "o-", "phased (0, 1; exact counts)"),
     "calibrated": ("#0072B2", "o-", "calibrated (0, 1)"),
+    "calibrated-streaming": ("#56B4E9", "o-", "calibrated-streaming (0, 1)"),
     "spikingjelly-ltb": ("#777777", "s--", "SpikingJelly, threshold balancing (0, 1)"),
     "spikingjelly-robust": ("#BBBBBB", "s--", "SpikingJelly, default (0, 1)"),
 }

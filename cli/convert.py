@@ -54,7 +54,7 @@ def check_output(path: Path, *inputs: Path) -> None:
     default="s-resnet",
     show_default=True,
     help="s-resnet (the paper's), s-resnet-released (its code's); for few steps calibrated, phased, signed, "
-    "multilevel, or auto, which chooses among these.",
+    "multilevel, or auto, which chooses among these; calibrated-streaming for a few more where no layer can wait.",
 )
 @click.option(
     "--weights",

@@ -125,6 +125,12 @@ RECIPES: Mapping[str, Recipe] = {
             time_indexed=True,
         ),
         _fitted(
+            "calibrated-streaming",
+            "plain neurons, binary spikes, all layers at once, the same at every step: runs wherever s-resnet does",
+            32,
+            {},
+        ).set("fit_readout", weighted=False),
+        _fitted(
             "phased",
             "plain neurons, binary spikes, exact counts: a layer takes its whole window of T steps, then fires",
             16,

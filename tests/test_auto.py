@@ -41,7 +41,14 @@ pytestmark = [
 ]
 FITTED = [name for name, recipe in RECIPES.items() if recipe.fits]
 DEPTH = 6  # neuron layers of a CIFAR ResNet-8 one behind the other after the first; shortcuts wait with them
-WAITED = {"s-resnet": 0, "s-resnet-released": 0, "calibrated": DEPTH, "signed": DEPTH, "multilevel": 0}
+WAITED = {
+    "s-resnet": 0,
+    "s-resnet-released": 0,
+    "calibrated": DEPTH,
+    "calibrated-streaming": 0,
+    "signed": DEPTH,
+    "multilevel": 0,
+}
 
 
 def waited(recipe, steps):
@@ -107,6 +114,7 @@ def test_what_the_recipes_are(networks):
         "s-resnet": "binary",
         "s-resnet-released": "binary",
         "calibrated": "binary",
+        "calibrated-streaming": "binary",
         "phased": "binary",
         "signed": "signed",
         "multilevel": "signed, 4 levels",
@@ -145,7 +153,10 @@ def test_more_steps_come_closer(model, batches):
         for steps in (2, 8, 24):
             snn = convert(model, batches, recipe, timesteps=steps)
             errors.append(float((snn(x, steps) - snn.run(x)).pow(2).mean() / snn.run(x).pow(2).mean()))
-        assert max(errors[1:]) < errors[0] and errors[2] < 0.02, (recipe, errors)
+        assert max(errors[1:]) < errors[0] and errors[2] < (0.04 if recipe == "calibrated-streaming" else 0.02), (
+            recipe,
+            errors,
+        )
 
 
 def test_the_closed_form_in_a_report(networks):
@@ -470,7 +481,7 @@ def test_two_commands(folder, tmp_path, recipe):
 
 def test_a_recipe_has_a_t_of_its_own(model):
     own = {name: convert(model, [images(4, 8)], name).provenance["recipe"]["timesteps"] for name in FITTED}
-    assert own == {"calibrated": 16, "phased": 16, "signed": 16, "multilevel": 4}
+    assert own == {"calibrated": 16, "calibrated-streaming": 32, "phased": 16, "signed": 16, "multilevel": 4}
 
 
 def test_auto_says_why(folder):

@@ -595,3 +595,14 @@ def test_without_nir_it_says_what_to_install(tmp_path, monkeypatch):
     for call in (lambda: export_nir(block("scaled"), tmp_path / "x.nir"), lambda: read_nir(tmp_path / "x.nir")):
         with pytest.raises(BackendUnavailable, match=r"^nir: .*s-resnet\[nir\]"):
             call()
+
+
+def test_the_recipe_for_few_steps_that_depends_on_no_step_is_exported(tmp_path):
+    x = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    snn = convert(randomized(CifarResNet(8)), [x], "calibrated-streaming", timesteps=8)
+    export_nir(snn, tmp_path / "few.nir")
+    found = verify_export(tmp_path / "few.nir", snn, x[:4], 8, "nir", "float64")
+    assert found.spikes > 1000 and found.mismatches == 0
+    lagged = convert(randomized(CifarResNet(8)), [x], "calibrated", timesteps=8)
+    with pytest.raises(ConversionError, match=r"schedule 'lagged'.*--recipe calibrated-streaming"):
+        export_nir(lagged, tmp_path / "lagged.nir")

@@ -268,7 +268,7 @@ class _Lowering:
         if op.weights is not None:
             raise ConversionError(
                 f"{node.name}: got a weight for every step; expected all steps to count alike, as the format does not "
-                "know the step. Convert with --recipe s-resnet or s-resnet-released."
+                "know the step. Convert with --recipe calibrated-streaming or s-resnet."
             )
         self.readout = op.mode
         (last,) = node.inputs
@@ -311,7 +311,7 @@ def _ordered(nodes: Mapping[str, Node]) -> list[Node]:
 
 def _check_neuron(node: Node, op: Neuron) -> None:
     """ConversionError for a neuron that is not a plain integrate-and-fire one of threshold 1."""
-    again = "Convert with --recipe s-resnet or s-resnet-released."
+    again = "Convert with --recipe calibrated-streaming or s-resnet."
     wrong = ""
     if not bool((op.threshold == 1).all()):
         wrong, again = f"threshold {float(op.threshold.max()):g}", "Run passes.normalize on the network."
