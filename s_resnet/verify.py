@@ -19,7 +19,7 @@ from .engine import arithmetic
 from .errors import InvalidData
 from .graph import Graph
 from .kernels import per_channel
-from .lockstep import affordable, lockstep, respond
+from .lockstep import affordable, lockstep, respond, steps_of
 from .neuron import Neuron, Readout
 from .ops import Node, Op
 
@@ -255,7 +255,7 @@ def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", pr
                 "and one label for each. Check the loader."
             )
         images = images.to(device)
-        size = affordable(snn, images, timesteps)
+        size = affordable(snn, images, steps_of(snn, timesteps))
         known = [None] * len(images) if labels is None else labels.to(device).split(size)
         for part, answers in zip(images.split(size), known, strict=False):
             tally.add(part, answers, "layers" if progress else "")

@@ -68,7 +68,7 @@ def test_the_gradient_goes_straight_through_the_spikes(levels, rows):
     rate = torch.tensor([[[0.0, 0.25, 0.5, 0.5 * most], [0.0, 0.0, 1.0, 2.0 * most]]])
     op = Neuron(theta, 0.5, levels=levels, correction=b)
     got = module._through_spikes(op, [z, other], rate)
-    assert torch.allclose(got, rate, atol=1e-6)  # forward it is the real rate
+    assert torch.equal(got, rate)  # forward it is the real rate
     weigh = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]])
     (got * weigh).sum().backward()
     want_z, want_theta, want_b = torch.zeros(1, 2, 4), [0.0, 0.0], [0.0, 0.0]
@@ -141,6 +141,53 @@ def test_what_is_dropped_is_the_sources_own():
         )
         assert all_of_it == float(clean._loss(every, 0.0, None))
     assert all_of_it < half < none and half == again
+
+
+# ---- images mirrored and shifted ----
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (9, 7)])
+def test_images_are_mirrored_and_shifted_by_up_to_an_eighth(height, width):
+    given = torch.arange(1.0, 1 + 64 * 2 * height * width).view(64, 2, height, width)
+    found, down, right = set(), height // 8, width // 8
+    for image, got in zip(given, module.varied(given, torch.Generator().manual_seed(0)), strict=True):
+        ways = []
+        for top in range(-down, down + 1):
+            for left in range(-right, right + 1):
+                shifted = torch.zeros_like(image)
+                for y in range(height):
+                    for x in range(width):
+                        if 0 <= y + top < height and 0 <= x + left < width:
+                            shifted[:, y, x] = image[:, y + top, x + left]
+                ways += [(top, left, mirrored) for mirrored in (0, 1) if torch.equal(mirror(shifted, mirrored), got)]
+        assert len(ways) == 1
+        found.update(ways)
+    assert {top for top, _, _ in found} == set(range(-down, down + 1))
+    assert {left for _, left, _ in found} == set(range(-right, right + 1))
+    assert {mirrored for *_, mirrored in found} == {0, 1}
+
+
+def mirror(image, mirrored):
+    return torch.stack([image[..., x] for x in reversed(range(image.shape[-1]))], -1) if mirrored else image
+
+
+def test_the_whole_learns_what_the_source_says_about_the_varied_images(monkeypatch, given):
+    before, seen, plain = prepared(given, "phased"), [], module._Block._entering
+
+    def entering(self, chosen, generator):
+        values, target = plain(self, chosen, generator)
+        if len(self.nodes) == len(before.nodes):
+            seen.append((generator is not None, chosen, values["input"], target))
+        return values, target
+
+    monkeypatch.setattr(module._Block, "_entering", entering)
+    reconstruct(before, given[1], STEPS, steps=2, joint=4)
+    assert [learning for learning, *_ in seen] == [False, True, True, True, True, False]
+    for learning, chosen, images_in, target in seen:
+        assert torch.allclose(target, before.run(images_in.analog), atol=1e-5)
+        assert torch.equal(images_in.spiking[0], images_in.analog)
+        same_images = torch.equal(images_in.analog, given[1].fitting[chosen])
+        assert same_images != learning  # one is judged by the images as they are
 
 
 # ---- blocks ----
@@ -248,6 +295,39 @@ def test_it_needs_images_and_neurons(given):
     assert reconstruct(graph, calibration, STEPS) is graph
     with pytest.raises(ConversionError, match=r"^reconstruct: got no calibration images"):
         reconstruct(spiking(given), replace(calibration, fitting=None), STEPS)
+
+
+# ---- signed networks, whose counts nearly depend on the total charge alone ----
+
+
+@pytest.mark.parametrize(("name", "nearly"), [("lagged", False), ("phased", True), ("signed", True), ("levels", False)])
+def test_which_networks_one_pass_describes(given, name, nearly):
+    graph = prepared(given, name)
+    assert lockstep.nearly_order_free(graph) == nearly
+    assert lockstep.order_free(graph) == (name == "phased")
+    assert not lockstep.nearly_order_free(Graph(graph.nodes[:1]))
+
+
+def test_signed_networks_learn_in_one_pass_and_are_judged_by_their_spikes(monkeypatch, given):
+    seen, plain = [], module.respond
+
+    def respond(op, currents, timesteps):
+        seen.append((len(currents), torch.is_grad_enabled()))
+        return plain(op, currents, timesteps)
+
+    monkeypatch.setattr(module, "respond", respond)
+    before = prepared(given, "signed")
+    reconstruct(before, given[1], STEPS, **SHORT)
+    layers = len(before.neurons)
+    assert {steps for steps, _ in seen[: -2 * layers]} == {1}
+    assert [steps for steps, _ in seen[-2 * layers :]] == [STEPS] * 2 * layers
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_a_signed_network_whose_spikes_come_no_closer_stays_as_it_was(given, better):
+    before = prepared(given, "signed")
+    after = changed(before, before.neurons[0].name, initial_potential=0.5 if better else -3.0)
+    assert module._closer(before, after, given[1].fitting[:16], STEPS) is (after if better else before)
 
 
 # ---- bounded, and resumed ----

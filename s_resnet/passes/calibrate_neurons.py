@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
 from ..least_squares import refit
-from ..lockstep import affordable, lockstep, respond
+from ..lockstep import affordable, lockstep, respond, steps_of
 from ..neuron import Neuron
 from ..ops import Conv2d, Linear, Node, Op
 
@@ -49,7 +49,7 @@ def calibrate_neurons(
     if not graph.neurons:
         return graph
     images = fitting_images(calibration, "calibrate_neurons")
-    images = images[: affordable(graph, images, timesteps)]
+    images = images[: affordable(graph, images, steps_of(graph, timesteps))]
 
     def visit(node: Node, currents: Tensor, target: Tensor) -> Op:
         if not isinstance(node.op, Neuron):

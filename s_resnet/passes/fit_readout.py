@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
-from ..lockstep import affordable, lockstep
+from ..lockstep import affordable, lockstep, steps_of
 from ..neuron import Readout
 from ..ops import Node, Op
 
@@ -37,7 +37,7 @@ def fit_readout(
     if not any(isinstance(node.op, Readout) and node.op.mode == "current" for node in graph.nodes):
         return graph
     images = fitting_images(calibration, "fit_readout")
-    images = images[: affordable(graph, images, timesteps)]
+    images = images[: affordable(graph, images, steps_of(graph, timesteps))]
 
     def visit(node: Node, currents: Tensor, target: Tensor) -> Op:
         op = node.op

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,14 +21,15 @@ from ..calibrate import Calibration, fitting_images
 from ..errors import InvalidArtifact
 from ..graph import Graph
 from ..kernels import per_channel
-from ..lockstep import Both, affordable, blocks, propagate, respond, steps_of, walk
+from ..lockstep import Both, affordable, blocks, nearly_order_free, order_free, propagate, respond, walk
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import Conv2d, Linear, Node, Op, compensated
 
 BATCH = 32
 # Learning rates: of a weight in its layer's standard deviations, of a correction in full scales, of a log threshold.
-WEIGHT, CORRECTION, THRESHOLD = 0.03, 0.003, 0.01
-JOINT = 0.4  # of these rates, for all blocks at once
+WEIGHT, CORRECTION, THRESHOLD = 0.006, 0.0006, 0.002
+JOINT = 0.15  # of these rates, for all blocks at once
+SHIFT = 1 / 8  # of the image's size, the most by which an image is shifted while all blocks are trained
 CHECKED = 8  # one image of so many is not trained on, but decides whether the block is better than before
 
 
@@ -36,7 +38,7 @@ def reconstruct(
     calibration: Calibration,
     timesteps: int = 16,
     steps: int = 250,
-    joint: int = 500,
+    joint: int = 1000,
     minutes: float = 30.0,
     drop: float = 0.0,
     resume: str | os.PathLike[str] | None = None,
@@ -50,11 +52,16 @@ def reconstruct(
         E[(r - a)^2],   r: the mean output of the real spiking forward over T steps, a: the source's activation
 
     by Adam, ``steps`` steps of 32 images, the learning rate falling to zero along a cosine. Then all blocks together
-    get ``joint`` such steps towards the source's logits, at 0.4 of the rates. The gradient goes straight through the
-    spikes: with ``u = clip(z / threshold, 0, L)`` of the mean current z, and N the real count, the backward
-    pass sees ``r = threshold (u + (N / T - u).detach())``, so that weights, corrections and thresholds learn. A share
-    ``drop`` of the values that enter a block can be replaced by the source's own, at random. One image of eight is kept
-    apart: a block that is no better on those, and the whole that is no better, stays as it was.
+    get ``joint`` such steps towards the source's logits, at 0.15 of the rates, on images mirrored and shifted at
+    random, for which the source is asked anew. The gradient goes straight through the spikes: with
+    ``u = clip(z / threshold, 0, L)`` of the mean current z, and N the real count, the backward pass sees
+    ``r = threshold (u + (N / T - u).detach())``, so that weights, corrections and thresholds learn. A share ``drop`` of
+    the values that enter a block can be replaced by the source's own, at random. One image of eight is kept apart: a
+    block that is no better on those, and the whole that is no better, stays as it was.
+
+    Where counts depend on nothing but the total charge (recipe phased), and where they nearly do (recipe signed), one
+    pass over mean currents gives them, T times cheaper. Of the latter the whole is held against what it was by its real
+    spikes at the end, on as many of the images kept apart as fit in memory.
 
     What spiking runs use is written beside the source's weights, so the analog run is preserved.
 
@@ -73,10 +80,12 @@ def reconstruct(
     if not graph.neurons:
         return graph
     images = fitting_images(calibration, "reconstruct")
-    images = images[: affordable(graph, images, timesteps)]
+    rounds = 1 if nearly_order_free(graph) else timesteps
+    images = images[: affordable(graph, images, rounds)]
+    before = graph
     key = _key(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint, "drop": drop})
     graph, finished = _resumed(graph, resume, key)
-    entered = {graph.nodes[0].name: Both(images.expand(steps_of(graph, timesteps), *images.shape), images)}
+    entered = {graph.nodes[0].name: Both(images.expand(rounds, *images.shape), images)}
     values, parts = entered, blocks(graph)
     start = time.monotonic()
     with tqdm(
@@ -91,10 +100,19 @@ def reconstruct(
             bar.update()
         if joint and finished <= len(parts):
             left = 60 * minutes - (time.monotonic() - start)
-            whole = _Block(graph.nodes, entered, timesteps, JOINT).train(joint, left, 0.0)
+            whole = _Block(graph.nodes, entered, timesteps, JOINT, varied=True).train(joint, left, 0.0)
             graph = _kept(_replaced(graph, whole), resume, key, len(parts) + 1)
         bar.update()
-    return graph
+    return graph if order_free(graph) or rounds > 1 else _closer(before, graph, images[::CHECKED], timesteps)
+
+
+def _closer(before: Graph, after: Graph, images: Tensor, timesteps: int) -> Graph:
+    """The one of the two whose real spikes come closer to the source's logits."""
+    images = images[: affordable(before, images, timesteps)]
+    entered = {before.nodes[0].name: Both(images.expand(timesteps, *images.shape), images)}
+    every = torch.arange(len(images))
+    old, new = (_Block(graph.nodes, entered, timesteps, 1.0).error(every) for graph in (before, after))
+    return after if new < old else before
 
 
 def _replaced(graph: Graph, part: tuple[Node, ...]) -> Graph:
@@ -138,10 +156,15 @@ def _resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tup
 
 
 class _Block:
-    """A block under training: its nodes, and the leaves that learn, by node and field."""
+    """A block under training: its nodes, and the leaves that learn, by node and field.
 
-    def __init__(self, nodes: tuple[Node, ...], values: Mapping[str, Both], timesteps: int, rate: float) -> None:
-        self.nodes, self.values, self.timesteps, self.rate = nodes, values, timesteps, rate
+    varied: it is the whole network, and learns from images mirrored and shifted.
+    """
+
+    def __init__(
+        self, nodes: tuple[Node, ...], values: Mapping[str, Both], timesteps: int, rate: float, varied: bool = False
+    ) -> None:
+        self.nodes, self.values, self.timesteps, self.rate, self.varied = nodes, values, timesteps, rate, varied
         with torch.no_grad():
             after = walk(nodes, values, timesteps, lambda node, *_: node.op)[1]
         self.target = after[nodes[-1].name].analog
@@ -184,7 +207,7 @@ class _Block:
         count = len(self.target)
         checked = torch.arange(0, count, CHECKED)
         learned = torch.tensor([i for i in range(count) if i % CHECKED] or [0])
-        before = self._error(checked)
+        before = self.error(checked)
         generator = torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(self.groups)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -200,9 +223,9 @@ class _Block:
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        return self.trained() if self._error(checked) < before else self.nodes
+        return self.trained() if self.error(checked) < before else self.nodes
 
-    def _error(self, chosen: Tensor) -> float:
+    def error(self, chosen: Tensor) -> float:
         with torch.no_grad():
             parts = torch.split(chosen, BATCH)
             return sum(float(self._loss(part, 0.0, None)) * len(part) for part in parts) / len(chosen)
@@ -211,11 +234,10 @@ class _Block:
         """The mean squared distance to the source on the chosen images, relative to the source's mean square."""
         mean: dict[str, Tensor] = {}
         real: dict[str, Tensor] = {}
-        for name, value in self.values.items():
-            analog = value.analog[chosen]
-            # What is constant stays one step expanded, so that its convolutions are computed once.
-            kept = value.spiking[:1] if value.constant else value.spiking
-            spiking = kept[:, chosen].expand(len(value.spiking), *analog.shape)
+        values, target = self._entering(chosen, generator)
+        for name, value in values.items():
+            analog = value.analog
+            spiking = value.spiking
             if drop and not value.constant:
                 # The same places at every step, so that what enters is a rate that the source could send.
                 dropped = torch.rand(analog.shape, generator=generator).to(analog.device) < drop
@@ -224,7 +246,22 @@ class _Block:
         for node in self.nodes:
             if node.inputs:
                 self._forward(node, mean, real)
-        return (mean[self.nodes[-1].name] - self.target[chosen]).pow(2).mean() / self.scale
+        return (mean[self.nodes[-1].name] - target).pow(2).mean() / self.scale
+
+    def _entering(self, chosen: Tensor, generator: torch.Generator | None) -> tuple[dict[str, Both], Tensor]:
+        """The values of the chosen images that enter, and what the source makes of them; varied where one learns."""
+        if self.varied and generator is not None:
+            ((name, value),) = self.values.items()
+            images = varied(value.analog[chosen], generator)
+            entering = {name: Both(images.expand(len(value.spiking), *images.shape), images)}
+            return entering, Graph(self.nodes).run(images)
+        entering = {}
+        for name, value in self.values.items():
+            analog = value.analog[chosen]
+            # What is constant stays one step expanded, so that its convolutions are computed once.
+            kept = value.spiking[:1] if value.constant else value.spiking
+            entering[name] = Both(kept[:, chosen].expand(len(value.spiking), *analog.shape), analog)
+        return entering, self.target[chosen]
 
     def _forward(self, node: Node, mean: dict[str, Tensor], real: dict[str, Tensor]) -> None:
         """The node's mean output, with gradient, and its real one over the steps, without."""
@@ -241,11 +278,25 @@ class _Block:
         if isinstance(op, Readout):
             mean[node.name] = op.run(*inputs)
             return
+        mean[node.name] = (compensated(op) if isinstance(op, Conv2d | Linear) else op).run(*inputs)
+        if len(trains[0]) == 1 and not isinstance(op, SpikingMaxPool2d):
+            real[node.name] = mean[node.name].detach()[None]  # the mean is all there is
+            return
         with torch.no_grad():
             real[node.name] = propagate(op, trains)
-        mean[node.name] = (compensated(op) if isinstance(op, Conv2d | Linear) else op).run(*inputs)
         if isinstance(op, SpikingMaxPool2d):
             mean[node.name] = mean[node.name] + (real[node.name].mean(0) - mean[node.name]).detach()
+
+
+def varied(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image ``[B, C, H, W]`` mirrored or not, and shifted by up to an eighth of its size, at random."""
+    (height, width), found = images.shape[-2:], []
+    down, right = int(SHIFT * height), int(SHIFT * width)
+    for image in F.pad(images, (right, right, down, down)):
+        top, left, mirrored = (int(torch.randint(n, (), generator=generator)) for n in (2 * down + 1, 2 * right + 1, 2))
+        shifted = image[:, top : top + height, left : left + width]
+        found.append(shifted.flip(-1) if mirrored else shifted)
+    return torch.stack(found)
 
 
 def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
@@ -256,8 +307,10 @@ def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
     threshold = per_channel(op.threshold, total.ndim)
     assert op.correction is not None
     correction = op.correction if op.correction.ndim < 2 else op.correction.mean(0)
+    fixed = threshold.detach()
     u = ((total + per_channel(correction, total.ndim)) / threshold).clamp(0, op.most)
-    return threshold * (u + (rate / threshold - u).detach())
+    # The rate to the last bit, so that the layers behind count as they will; then what has a gradient and no value.
+    return rate + (threshold - fixed) * (rate / fixed) + fixed * (u - u.detach())
 
 
 def _detached(op: Op) -> Op:
