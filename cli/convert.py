@@ -58,10 +58,11 @@ def check_output(path: Path, *inputs: Path) -> None:
 )
 @click.option(
     "--weights",
-    type=click.Choice(["float32", "int8"]),
+    type=click.Choice(["float32", "dyadic", "int8"]),
     default="float32",
     show_default=True,
-    help="int8 makes an integer network: int8 weights, int32 thresholds and membranes.",
+    help="dyadic rounds them so that float32 sums are exact: the same spikes on every device and engine. int8 makes an "
+    "integer network: int8 weights, int32 thresholds and membranes.",
 )
 @click.option(
     "--timesteps",

@@ -21,7 +21,9 @@ from .errors import InvalidArtifact, SResNetError
 from .graph import Graph
 from .ops import Node, Op
 
-FORMAT = 3  # 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what spiking runs alone use
+# 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what spiking runs alone use. 4: also for
+# shortcuts.
+FORMAT = 4
 _KEY = "s_resnet"
 _OPS = {
     kind.__name__: kind

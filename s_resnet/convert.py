@@ -14,7 +14,7 @@ from .calibrate import Batches, calibrate, calibrate_from_batchnorm
 from .errors import InvalidData
 from .graph import Graph
 from .ops import Conv2d, MaxPool2d
-from .passes import quantize_weights
+from .passes import dyadic_weights, quantize_weights
 from .recipes import Recipe, Step, find
 from .trace import trace
 from .version import __version__
@@ -22,7 +22,7 @@ from .version import __version__
 HELD_OUT = 64  # at most; calibrate keeps at least half of the images for the statistics
 FITTED = 1024  # images at most that passes fit to
 WATCHED = 256  # at most, held out for recipe "auto" to choose by
-WEIGHTS = ("float32", "int8")
+WEIGHTS = ("float32", "dyadic", "int8")
 IMAGENET_SIZED = 128  # pixels; from here on the percentile's default is the paper's for ImageNet
 
 
@@ -58,7 +58,9 @@ def convert(
         resume: a file for the reconstruction to go on from after an interruption.
         spikes, target_drop: for recipe ``"auto"``: the alphabet allowed (``"binary"``, ``"signed"`` or ``"levels"``),
             and the points of accuracy that may be lost, to choose T by; see :func:`s_resnet.choose_recipe`.
-        weights: ``"float32"``, or ``"int8"`` for an integer network (:func:`s_resnet.passes.quantize_weights`).
+        weights: ``"float32"``; ``"dyadic"``, so that every engine gives the same spikes
+            (:func:`s_resnet.passes.dyadic_weights`); or ``"int8"`` for an integer network
+            (:func:`s_resnet.passes.quantize_weights`).
         progress: show bars on stderr when it is a terminal.
 
     Raises:
@@ -67,7 +69,7 @@ def convert(
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352.
     """
     if weights not in WEIGHTS:
-        raise InvalidData(f"convert: got weights {weights!r}; expected {' or '.join(WEIGHTS)}. Choose one of them.")
+        raise InvalidData(f"convert: got weights {weights!r}; expected {', '.join(WEIGHTS)}. Choose one of them.")
     if timesteps is not None and timesteps < 1:
         raise InvalidData(f"convert: got timesteps={timesteps}; expected at least 1. Leave it out for the recipe's.")
     fixed: Recipe | None = None
@@ -108,8 +110,9 @@ def _completed(recipe: Recipe, reconstruct: bool, resume: str | os.PathLike[str]
     """The recipe with the steps that were asked for besides."""
     if reconstruct:
         recipe = recipe.reconstructed().set("reconstruct", resume=None if resume is None else os.fspath(resume))
-    if weights == "int8":
-        recipe = replace(recipe, steps=(*recipe.steps, Step(quantize_weights)))
+    rounding = {"dyadic": dyadic_weights, "int8": quantize_weights}
+    if weights in rounding:
+        recipe = replace(recipe, steps=(*recipe.steps, Step(rounding[weights])))
     return recipe
 
 

@@ -116,6 +116,8 @@ def _reach(nodes: tuple[Node, ...]) -> int:
 
 def _prepared(op: Op) -> Op:
     """The operation as a spiking run uses it: compensated, its convolution weights in channels_last."""
+    if isinstance(op, Input):
+        return whole(op)
     if not isinstance(op, SYNAPSES):
         return op
     op = compensated(op)

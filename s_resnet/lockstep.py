@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .engine import arithmetic
 from .graph import Graph
 from .neuron import Neuron, Readout, SpikingMaxPool2d
-from .ops import SYNAPSES, Conv2d, Input, Linear, Node, Op, compensated
+from .ops import SYNAPSES, Conv2d, Input, Linear, Node, Op, compensated, whole
 
 # Values of the largest layer, over all steps and images, that are in memory at a time.
 ROOM = 2**26
@@ -54,7 +54,8 @@ def lockstep(
     read: inputs ``[B, *]``, the mean over the steps, and what its mean output should be: the source network's value,
     and for a single reader also what that one's other inputs, as far as they are there, lack against the source's.
     """
-    start = {graph.nodes[0].name: Both(images.expand(steps_of(graph, timesteps), *images.shape), images)}
+    seen = whole(graph.nodes[0].op).run(images)
+    start = {graph.nodes[0].name: Both(seen.expand(steps_of(graph, timesteps), *images.shape), images)}
     with torch.no_grad(), arithmetic(images, tf32=False):
         nodes = walk(graph.nodes, start, timesteps, visit, progress, refit)[0]
     return replace(graph, nodes=nodes)

@@ -38,7 +38,7 @@ class Node:
 class Input:
     """The images ``[B, C, H, W]``, preprocessed.
 
-    grid: an integer network sees them as multiples of 1 / grid, within +-8; 0 as they are.
+    grid: spiking runs see them in whole multiples of 1 / grid, within +-8; 0: as they are.
     """
 
     grid: int = 0
@@ -97,12 +97,14 @@ class Scale:
 
     weight 0-dimensional (one factor for the layer) or ``[C]``.
     integer: the weight in int32 ``[C]``, in units of the threshold of the neuron layer that reads it.
+    spiking_weight: as in :class:`Conv2d`.
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352, shortcut conversion.
     """
 
     weight: Tensor
     gain: float = 1.0
     integer: Tensor | None = None
+    spiking_weight: Tensor | None = None
 
     def run(self, *inputs: Tensor) -> Tensor:
         return inputs[0] * per_channel(self.weight, inputs[0].ndim)
@@ -225,7 +227,7 @@ def carried(op: Op, unit: Tensor) -> Tensor:
 
 def compensated(op: Synapse) -> Synapse:
     """The synapse as a spiking run uses it: its spiking weight, ``gain`` multiplied into it, bias untouched."""
-    if not isinstance(op, Scale) and op.spiking_weight is not None:
+    if op.spiking_weight is not None:
         op = replace(op, weight=op.spiking_weight, spiking_weight=None)
     return op if op.gain == 1.0 else replace(op, weight=op.weight * op.gain, gain=1.0)
 
@@ -257,7 +259,7 @@ class _GridInput:
     grid: int
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return (inputs[0].to(torch.float32) * self.grid).round().clamp(-8 * self.grid, 8 * self.grid)
+        return (inputs[0] * self.grid).round().clamp(-8 * self.grid, 8 * self.grid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +271,8 @@ class _GridConv2d:
     grid: int
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return (self.convolution.run(*inputs) / self.grid).round() + self.bias
+        images = inputs[0].to(self.convolution.weight.dtype)
+        return (self.convolution.run(images) / self.grid).round() + self.bias
 
 
 def channels_last(x: Tensor) -> Tensor:

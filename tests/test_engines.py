@@ -28,6 +28,7 @@ from s_resnet import (
     verify_export,
 )
 from s_resnet.export.execute import Layer
+from s_resnet.passes import dyadic_weights
 
 pytest.importorskip("nir", reason="nir is not installed: pip install 's-resnet[nir]'")
 # What the engines themselves warn of when they are imported.
@@ -96,6 +97,18 @@ def test_trained_weights_give_the_same_spikes(resnet20, tmp_path, engine, start,
     assert found.same_answers == IMAGES
     single = verify_export(tmp_path / "x.nir", snn, images, T, engine)
     assert single.mismatches <= 0.02 * single.spikes and single.same_answers >= IMAGES - 1
+
+
+@needs_fixtures
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("engine", MODULES)
+def test_trained_weights_made_dyadic_give_the_same_spikes_in_float32(resnet20, tmp_path, engine, start):
+    needs(MODULES[engine])
+    snn, images = dyadic_weights(started(resnet20[0], start, False), None), resnet20[1]
+    export_nir(snn, tmp_path / "x.nir")
+    found = verify_export(tmp_path / "x.nir", snn, images, T, engine)
+    assert found.spikes > 1_000_000 and len(found.layers) == 19
+    assert (found.mismatches, found.same_spikes, found.same_answers) == (0, IMAGES, IMAGES)
 
 
 @needs_fixtures

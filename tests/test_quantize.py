@@ -161,7 +161,7 @@ def test_poisson_coding_is_refused(networks):
 
 
 def test_unknown_weights_are_refused():
-    with pytest.raises(InvalidData, match=r"int4.*float32 or int8"):
+    with pytest.raises(InvalidData, match=r"int4.*float32, dyadic, int8"):
         convert(CifarResNet(8), weights="int4")
 
 

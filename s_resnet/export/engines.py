@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InvalidData
 from ..graph import Graph
-from ..ops import SYNAPSES, Op, compensated
+from ..ops import SYNAPSES, Op, compensated, whole
 from .execute import Layer, Step, integrate_and_fire, read_nir
 from .lower import host_input
 from .nir import require
@@ -206,7 +206,7 @@ def verify_export(
     program = read_nir(path).to(_DTYPES[dtype])
     snn, images = _settled(snn, _DTYPES[dtype]), images.to(_DTYPES[dtype])
     split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
-    given = host_input(snn, images) if split else images
+    given = host_input(snn, images) if split else whole(snn.nodes[0].op).run(images)
     if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:
         expected = ", ".join(map(str, program.input_shape))
         raise InvalidData(

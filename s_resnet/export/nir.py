@@ -172,6 +172,9 @@ def _metadata(snn: Graph, lowered: Lowered, reset: str, timesteps: int | None) -
         "input_node": first,
         "readout": answers[lowered.readout],
     }
+    grid = getattr(snn.nodes[0].op, "grid", 0)
+    if grid and first == snn.nodes[0].name:
+        said["input"] = f"clip(round({grid} x), -{8 * grid}, {8 * grid}) of the preprocessed image x, at every step"
     if timesteps is not None:
         said["timesteps"] = int(timesteps)
     for name in ("preprocessing", "classes", "source"):

@@ -7,6 +7,7 @@ from .attach_readout import attach_readout
 from .average_maxpool import average_maxpool
 from .calibrate_neurons import calibrate_neurons
 from .compensate import compensate
+from .dyadic_weights import dyadic_weights
 from .fit_readout import fit_readout
 from .fit_thresholds import fit_thresholds
 from .fold_batchnorm import fold_batchnorm
@@ -21,6 +22,7 @@ __all__ = [
     "average_maxpool",
     "calibrate_neurons",
     "compensate",
+    "dyadic_weights",
     "fit_readout",
     "fit_thresholds",
     "fold_batchnorm",
