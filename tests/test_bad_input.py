@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from test_cli import CALIBRATED, SIZE, Program, make_checkpoint, make_photos, tiny
+from test_cli import CALIBRATED, SIZE, Program, make_checkpoint, make_photos, put_converted, tiny
 
 import s_resnet
 
@@ -56,8 +56,7 @@ def program(monkeypatch, capfd, tmp_path):
 @pytest.fixture
 def network(program, tmp_path):
     """Also tiny.snn, calibrated on six of the photos."""
-    program.works("convert", "tiny.pth", *CALIBRATED)
-    return tmp_path / "tiny.snn"
+    return put_converted(tmp_path)
 
 
 # ---- options

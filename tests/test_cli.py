@@ -1,10 +1,13 @@
 """The command line: its frozen form, and the whole path from a checkpoint to figures through the real program."""
 
+import functools
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -103,13 +106,36 @@ def record_loaders(monkeypatch) -> list[list[bytes]]:
     return loaders
 
 
+@functools.cache
+def converted() -> dict[str, bytes]:
+    """tiny.pth, photos/ (24 images) and tiny.snn, calibrated on 6 of them: what a conversion makes, made once."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            make_checkpoint(Path("tiny.pth"))
+            make_photos(Path("photos"))
+            sresnet.main(["convert", "tiny.pth", *map(str, CALIBRATED)], standalone_mode=False)
+            return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+        finally:
+            os.chdir(before)
+
+
+def put_converted(folder: Path) -> Path:
+    """Those files in a folder; the path of its tiny.snn."""
+    for name, content in converted().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    snn = s_resnet.load(folder / "tiny.snn")
+    calibrated_on = {**snn.provenance["data"], "spec": str(folder / "photos")}  # as if converted right here
+    s_resnet.save(snn.with_provenance(data=calibrated_on), folder / "tiny.snn")
+    return folder / "tiny.snn"
+
+
 @pytest.fixture
 def network(program, tmp_path):
-    """tiny.pth, photos/ (24 images) and tiny.snn, calibrated on 6 of them, in the current folder."""
-    make_checkpoint(tmp_path / "tiny.pth")
-    make_photos(tmp_path / "photos")
-    program.works("convert", "tiny.pth", *CALIBRATED)
-    return tmp_path / "tiny.snn"
+    """The files of converted() in the current folder."""
+    return put_converted(tmp_path)
 
 
 def figures(path: Path) -> dict:
