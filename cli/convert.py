@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from .options import DOWNLOAD
+
 Triple = tuple[float, float, float]
 
 
@@ -119,7 +121,7 @@ def check_output(path: Path, *inputs: Path) -> None:
 @click.option(
     "--std", metavar="R,G,B", callback=_channels, help="Of the training images in [0, 1]; by default ImageNet's."
 )
-@click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+@DOWNLOAD
 def convert(
     checkpoint: str,
     output: str | None,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .convert import check_classes, check_output, warn_unreadable
+from .options import BATCH_SIZE, DEVICE, DOWNLOAD
 
 
 def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -50,8 +51,8 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
     type=click.IntRange(1),
     help="Only N images, a seeded random choice over all classes.",
 )
-@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@BATCH_SIZE
+@DEVICE
 @click.option(
     "--precision",
     type=click.Choice(["exact", "fast"]),
@@ -71,7 +72,7 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
     type=click.Path(dir_okay=False, readable=False),
     help="Write the figures there as well.",
 )
-@click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+@DOWNLOAD
 def evaluate(
     network: str | None,
     timesteps: int,

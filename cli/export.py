@@ -11,6 +11,7 @@ import click
 
 from .convert import check_output, warn_unreadable
 from .evaluate import image_loader, timesteps_for
+from .options import DOWNLOAD
 
 ENGINES = ("nir", "norse", "sinabs", "snntorch", "spikingjelly")
 
@@ -99,7 +100,7 @@ FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
     help="For max-pools. host: the stem up to the pool stays at the host, exactly. average: average them, and say "
     "what it costs.",
 )
-@click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+@DOWNLOAD
 def export(
     network: str,
     form: str,

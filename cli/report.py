@@ -13,6 +13,7 @@ import click
 
 from .convert import warn_unreadable
 from .evaluate import image_loader, timesteps_for
+from .options import BATCH_SIZE, DEVICE, DOWNLOAD
 
 
 @click.command()
@@ -34,15 +35,15 @@ from .evaluate import image_loader, timesteps_for
     show_default=True,
     help="Only N images, a seeded random choice over all classes.",
 )
-@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@BATCH_SIZE
+@DEVICE
 @click.option(
     "--constants",
     metavar="FILE.toml",
     type=click.Path(),
     help="Energies per operation, in pJ, in place of the published ones for 45 nm.",
 )
-@click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+@DOWNLOAD
 def report(
     networks: tuple[str, ...],
     data: str | None,

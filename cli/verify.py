@@ -9,6 +9,7 @@ import click
 
 from .convert import check_output, warn_unreadable
 from .evaluate import image_loader, timesteps_for
+from .options import BATCH_SIZE, DEVICE, DOWNLOAD
 
 COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own", "total", "unsettled", "dead",
            "saturated")  # fmt: skip
@@ -32,8 +33,8 @@ COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own"
     show_default=True,
     help="Only N images, a seeded random choice over all classes.",
 )
-@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@BATCH_SIZE
+@DEVICE
 @click.option(
     "--json",
     "json_file",
@@ -41,7 +42,7 @@ COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own"
     type=click.Path(dir_okay=False, readable=False),
     help="Write the figures there as well, with those of every channel.",
 )
-@click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+@DOWNLOAD
 def verify(
     network: str,
     data: str | None,

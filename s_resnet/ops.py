@@ -34,6 +34,10 @@ class Node:
     inputs: tuple[str, ...]
 
 
+# Steps per unit of images on a grid: pixels of 8 bits, divided by a standard deviation of 1/4, are about as fine.
+GRID = 64
+
+
 @dataclass(frozen=True, eq=False)
 class Input:
     """The images ``[B, C, H, W]``, preprocessed.

@@ -13,8 +13,22 @@ from ..calibrate import Calibration
 from ..errors import ConversionError
 from ..graph import Graph
 from ..neuron import Neuron, SpikingMaxPool2d
-from ..ops import SYNAPSES, Add, Conv2d, Flatten, Input, Linear, MaxPool2d, Node, Op, Pad, Scale, Slice, compensated
-from .quantize_weights import GRID
+from ..ops import (
+    GRID,
+    SYNAPSES,
+    Add,
+    Conv2d,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool2d,
+    Node,
+    Op,
+    Pad,
+    Scale,
+    Slice,
+    compensated,
+)
 
 FINEST = 16  # binary digits behind the point, at most
 EXACT = 24  # binary digits that float32 adds exactly

@@ -11,12 +11,11 @@ from ..calibrate import Calibration
 from ..errors import ConversionError
 from ..graph import Graph
 from ..neuron import Neuron, SpikingMaxPool2d
-from ..ops import Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale, compensated
+from ..ops import GRID, Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale, compensated
 
 LARGEST = 127  # of int8, used symmetrically
 THRESHOLDS = 2**15  # the largest: finer than that the weights are not
 EXACT = 2**24  # sums of whole numbers below it are exact in float32, in any order
-GRID = 64  # the images' steps per unit: pixels of 8 bits, divided by a standard deviation of 1/4, are about as fine
 
 
 def quantize_weights(graph: Graph, calibration: Calibration) -> Graph:
