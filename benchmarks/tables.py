@@ -187,17 +187,6 @@ def ablation() -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "conversion": conversion,
-    "speed": speed,
-    "peer-memory": peer_memory,
-    "latency": latency,
-    "peers-latency": peers_latency,
-    "ablation": ablation,
-    "imagenet": imagenet,
-}
-
-
 def summary() -> str:
     """The drop of each recipe at one T, beside SpikingJelly's best, on the most images of each data set."""
     chosen = {"calibrated": 16, "phased": 16, "signed": 16, "multilevel": 8, "spikingjelly-ltb": 16}
@@ -215,6 +204,26 @@ def summary() -> str:
     return "\n".join(rows)
 
 
+def engines() -> str:
+    """Spikes that only one of two has, of all, in other engines; the newest line of each case and batch."""
+    keys = ("engine", "weights", "dtype", "initial_potential", "batch")
+    newest = {tuple(line[key] for key in keys): line for line in lines("engines")}
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for line in newest.values():
+        name = f"{line['engine']} {line['engine_version']}"
+        groups.setdefault((line["weights"], line["dtype"]), {}).setdefault(name, []).append(line)
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    rows = [f"| weights | arithmetic | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for (weights, dtype), group in groups.items():
+        cells = []
+        for name in names:
+            shares = [line["mismatches"] / line["spikes"] for line in group.get(name, ())]
+            exact = sum(share == 0 for share in shares)
+            cells.append(f"0 in all {exact}" if exact == len(shares) else f"0 in {exact}, up to {max(shares):.1e}")
+        rows.append(f"| {weights} | {dtype} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "conversion": conversion,
@@ -224,6 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers-latency": peers_latency,
     "ablation": ablation,
     "imagenet": imagenet,
+    "engines": engines,
 }
 
 
