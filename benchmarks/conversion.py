@@ -47,6 +47,9 @@ CASES = {
         "resnet20-12fca82f.th", "--recipe s-resnet-released", 350, ((LOSSLESS, None),), "cifar10/train"
     ),
     "resnet20-no-data": Case("resnet20-12fca82f.th", "", 256, ((LOSSLESS, None), (JPEG, 1000))),
+    "resnet20-dyadic": Case(
+        "resnet20-12fca82f.th", "--weights dyadic", 350, ((LOSSLESS, None), (JPEG, 1000)), "cifar10/train"
+    ),
     "resnet20-int8": Case(
         "resnet20-12fca82f.th", "--weights int8", 350, ((LOSSLESS, None), (JPEG, 1000)), "cifar10/train"
     ),

@@ -41,7 +41,8 @@ def conversion() -> str:
         last = max(top1)
         data = DATA_SETS[line["data"]]
         source = "1,024 images" if "--calibration" in line["convert"] else "no data"
-        arithmetic = "int8" if "--weights int8" in line["convert"] else report.get("precision", "float32")
+        weights = [kind for kind in ("dyadic", "int8") if f"--weights {kind}" in line["convert"]]
+        arithmetic = weights[0] if weights else report.get("precision", "float32")
         rows.append(
             f"| {line['convert'].split()[2].split('-')[0]} | {arithmetic} | {source} | {report['recipe']} | "
             f"{report['images']:,} {data} | {100 * report['ann']['top1']:.2f} | {' | '.join(cells)} | "

@@ -13,6 +13,8 @@ from .convert import check_output, warn_unreadable
 from .evaluate import image_loader, timesteps_for
 from .options import DOWNLOAD
 
+ROUNDING = "what differs in float32 is rounding at the threshold. convert --weights dyadic makes it equal"
+
 ENGINES = ("nir", "norse", "sinabs", "snntorch", "spikingjelly")
 
 
@@ -182,5 +184,5 @@ def _verified(snn: Any, target: Path, loader: Any, timesteps: int, engine: str) 
     if not result.mismatches:
         return str(result.table())
     exact = s_resnet.verify_export(target, snn, images, timesteps, engine, "float64")
-    told = "" if exact.mismatches else ": what differs in float32 is rounding at the threshold"
+    told = "" if exact.mismatches else f": {ROUNDING}"
     return f"{result.table()}\nin float64 {exact.mismatches:,} of {exact.spikes:,} spikes differ{told}"
