@@ -34,16 +34,17 @@ FINEST = 16  # binary digits behind the point, at most
 EXACT = 24  # binary digits that float32 adds exactly
 STEPS = 16  # worst steps that a membrane may be away from zero and still be exact
 MOVES = (MaxPool2d, SpikingMaxPool2d, Flatten, Pad, Slice)  # what gives values on as they are
+MIXES = (Flatten, Pad, Slice)  # and may give channels other places
 
 
 def dyadic_weights(graph: Graph, calibration: Calibration) -> Graph:
     """Round the weights, biases, corrections and v(0) of a neuron layer to multiples of ``2^-k``; thresholds are 1.
 
-    k is one number for all that a neuron layer sums, at most 16 and such that with ``R = max_c (sum |W_c| + |b_c| +
-    |correction_c|)``, what a step can bring at most, ``16 R 2^k <= 2^24``. Spikes are whole, so all currents and the
-    membrane are multiples of 2^-k below 2^24 of them, float32 adds them without rounding, and no order of additions
-    gives other spikes: kernels, devices and engines that work in float32 agree spike for spike. The images are read as
-    whole multiples of 1/64 within +-8 (of the field's normalized 8-bit pixels about the step), the first convolution's
+    k is one number for all that a channel of a neuron layer sums, at most 16 and such that with
+    ``R = sum |W| + |b| + |correction|``, what a step can bring at most, ``16 R 2^k <= 2^24``. Spikes are whole, so all
+    currents and the membrane are multiples of 2^-k below 2^24 of them, float32 adds them without rounding, and no order
+    of additions gives other spikes: kernels, devices and engines that work in float32 agree spike for spike. The images
+    are read as whole multiples of 1/64 within +-8 (about the step of normalized 8-bit pixels), the first convolution's
     weights are finer by that factor, and k is such that its sums are exact.
 
     The analog run keeps the source's weights, and changes by the rounding of biases. Answers stay in floating point.
@@ -58,8 +59,8 @@ def dyadic_weights(graph: Graph, calibration: Calibration) -> Graph:
     return replace(graph, nodes=nodes)
 
 
-def _digits(graph: Graph, node: Node) -> int:
-    """Binary digits behind the point of all that a neuron layer sums."""
+def _digits(graph: Graph, node: Node) -> Tensor:
+    """Binary digits behind the point of all that a neuron layer sums, ``[C]``, or 0-dimensional for all channels."""
     op = node.op
     assert isinstance(op, Neuron)
     if not bool((op.threshold == 1).all()) or op.decay != 1.0 or op.differential:
@@ -67,29 +68,31 @@ def _digits(graph: Graph, node: Node) -> int:
             f"{node.name}: got a threshold other than 1, a leak or differential coding; expected a normalized "
             "integrate-and-fire network. Run normalize before, or leave weights as they are."
         )
-    reach, images = torch.zeros(()), False
-    for source in _summed(graph, node):
+    reach, room = torch.zeros(()), EXACT - math.log2(STEPS)
+    for source, kept in _summed(graph, node):
         synapse, most = source.op, _most(graph, source)
         assert isinstance(synapse, SYNAPSES)
         weight = most * compensated(synapse).weight.abs()
-        reach = reach + (weight.flatten(1).sum(1) if weight.ndim > 1 else weight)
+        step = weight.flatten(1).sum(1) if weight.ndim > 1 else weight
         if isinstance(synapse, Conv2d | Linear) and synapse.bias is not None:
-            reach = reach + synapse.bias.abs()
-        images = images or isinstance(graph[source.inputs[0]].op, Input)
+            step = step + synapse.bias.abs()
+        reach = reach + (step if kept else step.max())
+        if isinstance(_origin(graph, source).op, Input):
+            room = EXACT - math.log2(GRID)
     if op.correction is not None:
         reach = reach + (op.correction.abs() if op.correction.ndim < 2 else op.correction.abs().amax(0))
-    room = EXACT - int(math.log2(GRID if images else STEPS))
-    return min(FINEST, math.floor(room - math.log2(max(float(reach.max()), 2.0**-EXACT))))
+    return (room - reach.clamp_min(2.0**-EXACT).log2()).floor().clamp_max(FINEST)
 
 
-def _summed(graph: Graph, node: Node) -> Iterator[Node]:
-    """The synapses that a neuron layer sums."""
+def _summed(graph: Graph, node: Node) -> Iterator[tuple[Node, bool]]:
+    """The synapses that a neuron layer sums, and whether their channels are its own."""
     for name in node.inputs:
         source = graph[name]
         if isinstance(source.op, (*MOVES, Add)):
-            yield from _summed(graph, source)
+            own = not isinstance(source.op, MIXES)
+            yield from ((synapse, kept and own) for synapse, kept in _summed(graph, source))
         elif isinstance(source.op, SYNAPSES):
-            yield source
+            yield source, True
         else:
             raise ConversionError(
                 f"{node.name}: got current from {name}, {type(source.op).__name__}; expected convolutions, linear "
@@ -97,11 +100,17 @@ def _summed(graph: Graph, node: Node) -> Iterator[Node]:
             )
 
 
-def _most(graph: Graph, node: Node) -> int:
-    """The most that one input of a synapse can be: of the images within +-8, of spikes their largest amplitude."""
+def _origin(graph: Graph, node: Node) -> Node:
+    """What a synapse reads, behind operations that give values on as they are."""
     source = graph[node.inputs[0]]
     while isinstance(source.op, MOVES):
         source = graph[source.inputs[0]]
+    return source
+
+
+def _most(graph: Graph, node: Node) -> int:
+    """The most that one input of a synapse can be: of the images within +-8, of spikes their largest amplitude."""
+    source = _origin(graph, node)
     if isinstance(source.op, Input):
         return 8
     if isinstance(source.op, Neuron):
@@ -112,35 +121,45 @@ def _most(graph: Graph, node: Node) -> int:
     )
 
 
-def _rounded(graph: Graph, node: Node, digits: Mapping[str, int]) -> Op:
+def _rounded(graph: Graph, node: Node, digits: Mapping[str, Tensor]) -> Op:
     op = node.op
     if isinstance(op, Input):
         return replace(op, grid=GRID)
     if isinstance(op, Neuron):
-        unit, correction = 2.0 ** digits[node.name], op.correction
-        correction = None if correction is None else _to(correction, digits[node.name])
-        return replace(op, initial_potential=round(op.initial_potential * unit) / unit, correction=correction)
-    places = _digits_of(graph, node, digits) if isinstance(op, SYNAPSES) else None
-    if places is None or not isinstance(op, SYNAPSES):
+        places = digits[node.name]
+        start = float(_to(torch.tensor(op.initial_potential), places.min()))
+        correction = None if op.correction is None else _to(op.correction, places)
+        return replace(op, initial_potential=start, correction=correction)
+    if not isinstance(op, SYNAPSES):
         return op
-    weight = _to(compensated(op).weight, places)
-    if isinstance(graph[node.inputs[0]].op, Input):
-        weight = weight / GRID  # the images come in whole numbers
-    op = replace(op, spiking_weight=weight, gain=1.0)
-    return op if isinstance(op, Scale) or op.bias is None else replace(op, bias=_to(op.bias, places))
+    found, images = _digits_of(graph, node, digits), isinstance(_origin(graph, node).op, Input)
+    if found is None and images:
+        raise ConversionError(
+            f"{node.name}: got the images, and no neuron layer that reads it; expected one. Leave weights as they are."
+        )
+    if found is None:
+        return op
+    weight = compensated(op).weight
+    weight = _to(weight, found.view(-1, *(1,) * (weight.ndim - 1)) if weight.ndim > 1 and found.ndim else found)
+    # The images come in whole numbers.
+    op = replace(op, spiking_weight=weight / GRID if images else weight, gain=1.0)
+    return op if isinstance(op, Scale) or op.bias is None else replace(op, bias=_to(op.bias, found))
 
 
-def _digits_of(graph: Graph, node: Node, digits: Mapping[str, int]) -> int | None:
-    """Binary digits behind the point of a synapse: those of the coarsest neuron layer that reads it, None without."""
-    found: list[int | None] = []
+def _digits_of(graph: Graph, node: Node, digits: Mapping[str, Tensor]) -> Tensor | None:
+    """Binary digits behind the point of a value: those of the neuron layers that sum it, None where there is none."""
+    found: Tensor | None = None
     for name in graph.users[node.name]:
         user = graph[name]
         if isinstance(user.op, Neuron):
-            found.append(digits[name])
-        elif isinstance(user.op, (*MOVES, Add)):
-            found.append(_digits_of(graph, user, digits))
-    return min((one for one in found if one is not None), default=None)
+            one: Tensor | None = digits[name]
+        else:
+            one = _digits_of(graph, user, digits) if isinstance(user.op, (*MOVES, Add)) else None
+            one = one.min() if one is not None and isinstance(user.op, MIXES) else one
+        if one is not None:
+            found = one if found is None else torch.minimum(found, one)
+    return found
 
 
-def _to(value: Tensor, digits: int) -> Tensor:
-    return torch.ldexp((value * 2.0**digits).round(), torch.tensor(-digits))
+def _to(value: Tensor, digits: Tensor) -> Tensor:
+    return (value * 2.0**digits).round() / 2.0**digits
