@@ -210,10 +210,8 @@ def test_nir_files_take_whole_numbers_for_images(given, tmp_path):
 
 def test_pooled_images_count_in_steps_too():
     x = images(16, 10, seed=3)
-    network = torch.nn.Sequential(
-        torch.nn.MaxPool2d(2), torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
-        torch.nn.Linear(8, 5),
-    )  # fmt: skip
+    head = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5))
+    network = torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), *head)
     snn = convert(randomized(network), [x], timesteps=T)
     apart = dyadic_weights(snn, None)(x, 64) - snn(x, 64)
     assert float(apart.abs().max()) < 0.05 * float(snn(x, 64).abs().max())
