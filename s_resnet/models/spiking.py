@@ -1,0 +1,217 @@
+"""The layers of directly trained spiking networks: neurons with a surrogate gradient, tdBN, time in the batch.
+
+Between :class:`Repeat` and :class:`TimeMean` activations are ``[T * B, ...]``, time outermost: convolutions and batch
+normalization see one large batch, as they do in the simulator, and neurons alone know the time.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+
+from s_resnet.errors import InvalidData
+from s_resnet.kernels.surrogate import fire
+
+
+class SpikingNeuron(nn.Module):
+    """A layer of neurons over ``timesteps`` steps, ``[T * B, *] -> [T * B, *]``, trainable by a surrogate gradient.
+
+    The equation is that of :func:`s_resnet.kernels.surrogate.fire`: for each of K thresholds a membrane of its own, and
+    the sum of the K spikes, 0 ... K, goes on. State is fresh in every call.
+
+    thresholds: K of them. decay: of the membrane per step. reset: ``"zero"`` or ``"subtract"``. surrogate, width: as in
+    the kernel. detach_reset: whether no gradient flows through the reset.
+    """
+
+    def __init__(
+        self,
+        timesteps: int,
+        thresholds: tuple[float, ...] = (0.5,),
+        decay: float = 0.25,
+        reset: str = "zero",
+        surrogate: str = "rectangle",
+        width: float = 1.0,
+        detach_reset: bool = True,
+    ) -> None:
+        super().__init__()
+        self.timesteps, self.thresholds, self.decay, self.reset = timesteps, thresholds, decay, reset
+        self.surrogate, self.width, self.detach_reset = surrogate, width, detach_reset
+
+    def forward(self, current: Tensor) -> Tensor:
+        spikes = fire(
+            in_time(current, self.timesteps),
+            thresholds=self.thresholds,
+            decay=self.decay,
+            reset=self.reset,
+            surrogate=self.surrogate,
+            width=self.width,
+            detach_reset=self.detach_reset,
+        )
+        return spikes.flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"timesteps={self.timesteps}, thresholds={self.thresholds}, decay={self.decay}, reset={self.reset!r}"
+
+
+# Leaky integrate-and-fire as in MS-ResNet (arXiv:2112.08954, released code): hard reset, detached.
+lif = partial(SpikingNeuron, thresholds=(0.5,), decay=0.25, reset="zero", surrogate="rectangle", width=1.0)
+
+
+def mlf(timesteps: int, levels: int = 3) -> SpikingNeuron:
+    """Multi-level firing: thresholds 0.6, 1.6, 2.6, whose surrogate windows of width 1 lie side by side.
+
+    The gradient flows through the reset. Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet"
+    (arXiv:2210.06386), released code.
+    """
+    thresholds = tuple(0.6 + level for level in range(levels))
+    return SpikingNeuron(timesteps, thresholds, 0.25, "zero", "rectangle", 1.0, detach_reset=False)
+
+
+class TDBatchNorm2d(nn.BatchNorm2d):
+    """Threshold-dependent batch normalization of ``[T * B, C, H, W]``: statistics over time, batch and space.
+
+    ``y = weight * threshold * (x - mean) / sqrt(var + eps) + bias``, or with ``eps_outside``
+    ``y = weight * threshold * (x - mean) / (sqrt(var) + eps) + bias``, which is the form of the released code of
+    multi-level firing (arXiv:2210.06386). MS-ResNet's code has the threshold in the weight's start: ``threshold`` is 1
+    there, and ``start`` 0.5, or 0 for the last normalization of a residual branch.
+
+    start: of the weight. ``sync(group)`` has the statistics of training be those of all processes of a group, on any
+    device. Source: Zheng et al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks"
+    (arXiv:2011.05280).
+    """
+
+    def __init__(
+        self, channels: int, start: float = 1.0, threshold: float = 1.0, eps_outside: bool = False, eps: float = 1e-5
+    ) -> None:
+        super().__init__(channels, eps)
+        nn.init.constant_(self.weight, start)
+        self.threshold, self.eps_outside = threshold, eps_outside
+        self.group: distributed.ProcessGroup | None = None
+
+    def sync(self, group: distributed.ProcessGroup | None) -> None:
+        """Share the statistics of training with a process group; None: with nobody."""
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.threshold == 1.0 else self.weight * self.threshold
+        assert self.running_mean is not None and self.running_var is not None
+        if not self.training:
+            outside = self.eps_outside
+            var, eps = ((self.running_var.sqrt() + self.eps) ** 2, 0.0) if outside else (self.running_var, self.eps)
+            return F.batch_norm(x, self.running_mean, var, weight, self.bias, False, 0.0, eps)
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        if not self.eps_outside and self.group is None:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, weight, self.bias, True, self.momentum, self.eps)
+        normalized, mean, var, count = _Normalize.apply(x, self.eps, self.eps_outside, self.group)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            unbiased = var * (count / (count - 1).clamp_min(1))
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+        return torch.addcmul(self.bias.view(-1, 1, 1), normalized, weight.view(-1, 1, 1)).to(x.dtype)
+
+
+class _Normalize(torch.autograd.Function):
+    """``(x - mean) / s`` per channel with ``s = sqrt(var) + eps`` or ``sqrt(var + eps)``, statistics of all processes.
+
+    With ``y`` the result and ``n`` values in a channel, the gradient is
+    ``(g - mean(g) - (x - mean) * d * mean(g y)) / s``, where ``d = (ds/dvar) * 2`` is ``1 / sqrt(var)`` or
+    ``1 / sqrt(var + eps)``; a channel without variance has ``x - mean = 0``, so that d may be anything there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, outside: bool, group: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = wide.new_tensor(x.numel() / x.shape[1])
+        mean = _shared(torch.cat([wide.sum((0, 2, 3)), count[None]]), group)
+        mean, count = mean[:-1] / mean[-1], mean[-1]
+        centered = wide - mean.view(-1, 1, 1)
+        var = _shared(centered.pow(2).sum((0, 2, 3)), group) / count
+        root = (var if outside else var + eps).sqrt()
+        inverse = 1 / (root + eps if outside else root)
+        slope = torch.where(root > 0, 1 / root, 0.0)
+        ctx.save_for_backward(x, mean, inverse, slope, count)
+        ctx.group = group
+        ctx.mark_non_differentiable(mean, var, count)
+        return centered.mul_(inverse.view(-1, 1, 1)), mean, var, count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        x, mean, inverse, slope, count = ctx.saved_tensors
+        g = grads[0]
+        centered = x.to(g.dtype) - mean.view(-1, 1, 1)
+        sums = torch.stack([g.sum((0, 2, 3)), (g * centered).sum((0, 2, 3)) * inverse])
+        flat, tilted = _shared(sums, ctx.group) / count
+        grad = g - flat.view(-1, 1, 1)
+        grad = grad.addcmul_(centered, (slope * tilted).view(-1, 1, 1), value=-1).mul_(inverse.view(-1, 1, 1))
+        return grad.to(x.dtype), None, None, None
+
+
+def _shared(sums: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
+    if group is not None:
+        distributed.all_reduce(sums, group=group)
+    return sums
+
+
+class Encode(nn.Module):
+    """Images ``[B, C, H, W]`` as they are; events ``[T, B, C, H, W]`` as ``[T * B, C, H, W]``."""
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = timesteps
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim == 4:
+            return images
+        if images.ndim != 5 or len(images) != self.timesteps:
+            raise InvalidData(
+                f"spiking network: input, got {list(images.shape)}; expected images [B, C, H, W] or events "
+                f"[{self.timesteps}, B, C, H, W]. Bin the events into as many steps as the network has."
+            )
+        return images.flatten(0, 1)
+
+
+class Repeat(nn.Module):
+    """A constant current at each step, ``[B, *] -> [T * B, *]``; what came from events is in time already."""
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = timesteps
+
+    def forward(self, current: Tensor, images: Tensor) -> Tensor:
+        if images.ndim == 5:
+            return current
+        return current.expand(self.timesteps, *current.shape).flatten(0, 1)
+
+
+class TimeMean(nn.Module):
+    """The mean over time, ``[T * B, N] -> [B, N]``."""
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = timesteps
+
+    def forward(self, values: Tensor) -> Tensor:
+        return in_time(values, self.timesteps).mean(0)
+
+
+def in_time(values: Tensor, timesteps: int) -> Tensor:
+    """``[T * B, *]`` as ``[T, B, *]``. Raises InvalidData where T does not divide the batch."""
+    if len(values) % timesteps:
+        raise InvalidData(
+            f"spiking layer: batch, got {len(values)}; expected a multiple of {timesteps} time steps. Put the layer "
+            "between Repeat and TimeMean of the same number of steps."
+        )
+    return values.view(timesteps, len(values) // timesteps, *values.shape[1:])
+
+
+def convolution(channels: int, to: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A convolution that keeps the size at stride 1, started as He et al. (arXiv:1502.01852) do."""
+    layer = nn.Conv2d(channels, to, kernel, stride, kernel // 2, bias=bias)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
