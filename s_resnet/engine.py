@@ -40,7 +40,7 @@ class Plan:
     static: frozenset[str]
     deferred: Mapping[str, str]  # a shortcut synapse applied inside the membrane kernel -> the node it scales
     freed: list[list[str]]
-    unit: frozenset[str]  # neuron layers whose spikes are sent on as they are: the threshold is 1
+    unit: frozenset[str]  # neuron layers whose spikes are sent on as they are
     binary: frozenset[str]  # those of them that emit {0, 1}
     bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
     spiking: Mapping[str, str]  # a convolution whose input is spikes in {0, 1} -> the neuron layer it reads
@@ -60,7 +60,7 @@ def plan(nodes: tuple[Node, ...], users: Mapping[str, tuple[str, ...]], static: 
         raise InvalidData(f"simulate: got precision {precision!r}; expected exact or fast. Choose one of them.")
     neurons = {node.name: node.op for node in nodes if isinstance(node.op, Neuron)}
     integer = any(op.integer is not None for op in neurons.values())
-    unit = frozenset(name for name, op in neurons.items() if integer or bool((op.threshold == 1).all()))
+    unit = frozenset(name for name, op in neurons.items() if integer or op.unit)
     binary = frozenset(name for name in unit if neurons[name].binary)
     ops = {node.name: whole(node.op) if integer else _prepared(node.op) for node in nodes}
     weights = [op.weight for op in ops.values() if isinstance(op, Conv2d)]

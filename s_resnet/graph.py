@@ -111,6 +111,11 @@ class Graph:
         return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
 
     @property
+    def trained(self) -> bool:
+        """Whether it was trained as a spiking network, so that there is no ANN beside it."""
+        return any(isinstance(node.op, Neuron) and node.op.surrogate is not None for node in self.nodes)
+
+    @property
     def windowed(self) -> bool:
         """Whether a layer waits for a part of its window of T steps, so that T has to be known beforehand."""
         return engine.windowed(self.nodes)
@@ -129,11 +134,15 @@ class Graph:
 
     @property
     def alphabet(self) -> str:
-        """What its neurons send: ``"binary"``, ``"signed"``, or levels such as ``"signed, 4 levels"``."""
+        """What its neurons send: ``"binary"``, ``"signed"``, or levels such as ``"signed, 4 levels"``.
+
+        Of multi-level firing ``"3 firing levels"``.
+        """
         ops = [node.op for node in self.nodes if isinstance(node.op, Neuron)]
         levels = max((op.levels for op in ops), default=1)
         words = ["signed"] if any(op.signed or op.differential for op in ops) else []
         words += [f"{levels} levels"] if levels > 1 else []
+        words += [f"{op.most} firing levels" for op in ops if op.firing is not None][:1]
         words += ["differential"] if any(op.differential for op in ops) else []
         return ", ".join(words) or "binary"
 
@@ -146,12 +155,12 @@ class Graph:
         """The same network with these entries added to its provenance."""
         return replace(self, provenance={**self.provenance, **entries})
 
-    def to(self, device: torch.device | str) -> Graph:
-        """The same network with its tensors on ``device``."""
+    def to(self, target: torch.device | str | torch.dtype) -> Graph:
+        """The same network with its tensors on a device, or its numbers in another floating-point type."""
 
         def move(op: Op) -> Op:
             tensors = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
-            moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+            moved = {name: value.to(target) for name, value in tensors.items() if isinstance(value, Tensor)}
             return replace(op, **moved)  # type: ignore[type-var]
 
         return replace(self, nodes=tuple(replace(node, op=move(node.op)) for node in self.nodes))
@@ -181,12 +190,20 @@ class Graph:
     # ---- analog ----
 
     def run(self, images: Tensor) -> Tensor:
-        """The source network's logits ``[B, N]``: neurons act as ReLU and the recipe's corrections are off."""
+        """The source network's logits ``[B, N]``: neurons act as ReLU and the recipe's corrections are off.
+
+        A directly trained network is its own source: the answer after the T steps that it was trained for.
+        """
+        if self.trained:
+            return self(images, self.provenance["recipe"]["timesteps"])
         last = deque(self.activations(images), maxlen=1)
         return last[0][1]
 
     def activations(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Each node's analog value in execution order; a value is freed after its last reader."""
+        """Each node's analog value in execution order, of a directly trained network that at the first step.
+
+        A value is freed after its last reader.
+        """
         _check_images(self, images)
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.nodes):

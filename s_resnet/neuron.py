@@ -46,7 +46,13 @@ class Neuron:
     differential: a step stands for the mean of all steps before plus what it emits
     (:func:`s_resnet.kernels.differential.integrate_and_fire`).
     scale: what one spike stands for in the units of the source network, 0-dimensional or ``[C]``; set by normalize.
-    Source: arXiv:1805.01352 (Hu, Tang, Pan): integrate-and-fire, reset by subtraction.
+    amplitude: what a spike sends on; None: the threshold.
+    firing: ``[K]`` ascending thresholds of multi-level firing, the first of them ``threshold``: K membranes integrate
+    the same current, each fires and resets by itself, and the sum of their spikes, 0 ... K, goes on.
+    surrogate, width, detach_reset: the gradient that a directly trained neuron was trained with
+    (:func:`s_resnet.kernels.surrogate.fire`); None for a converted one. Of a trained neuron ``run`` is its first step.
+    Source: arXiv:1805.01352 (Hu, Tang, Pan): integrate-and-fire, reset by subtraction; arXiv:2210.06386 (Feng et al.):
+    multi-level firing.
     """
 
     threshold: Tensor
@@ -61,6 +67,11 @@ class Neuron:
     signed: bool = False
     differential: bool = False
     scale: Tensor | None = None
+    amplitude: float | None = None
+    firing: Tensor | None = None
+    surrogate: str | None = None
+    width: float = 1.0
+    detach_reset: bool = True
 
     def __post_init__(self) -> None:
         _one_of("neuron: reset", self.reset, "subtract", "zero")
@@ -70,24 +81,32 @@ class Neuron:
 
     @property
     def most(self) -> int:
-        """The most thresholds that a step emits, ``2^levels - 1``."""
-        return (1 << self.levels) - 1
+        """The most that a step emits: ``2^levels - 1`` thresholds, or K spikes of multi-level firing."""
+        return (1 << self.levels) - 1 if self.firing is None else len(self.firing)
 
     @property
     def binary(self) -> bool:
         """Whether a step's spike is 0 or 1."""
-        return self.levels == 1 and not self.signed and not self.differential
+        return self.levels == 1 and self.firing is None and not self.signed and not self.differential
+
+    @property
+    def unit(self) -> bool:
+        """Whether its spikes are sent on as they are."""
+        return bool((self.threshold == 1).all()) if self.amplitude is None else self.amplitude == 1
 
     def lag(self, timesteps: int) -> int:
         """Steps from the start of its input to its first chance to fire, beyond the streaming neuron's."""
         return {"streaming": 0, "lagged": 1, "phased": timesteps}[self.schedule]
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """The analog meaning: ReLU of the sum of the inputs."""
+        """The analog meaning: ReLU of the sum of the inputs; of a directly trained neuron what its first step emits."""
         total = inputs[0]
         for other in inputs[1:]:
             total = total + other
-        return F.relu(total)
+        if self.surrogate is None:
+            return F.relu(total)
+        spikes, _ = self.advance([total[None]], None)
+        return self.emit(spikes[0])
 
     def settled(self, charge: Tensor, timesteps: int) -> Tensor:
         """What it has emitted, in thresholds, once it has answered a total charge ``[B, *]`` of T steps exactly.
@@ -117,7 +136,7 @@ class Neuron:
     def start(self, example: Tensor) -> Memory:
         """The memory before the first step, laid out as ``example`` ``[B, *]``: float32 or wider, or int32.
 
-        The membrane; of a signed neuron also what it has emitted, in thresholds.
+        The membrane, one for each level of multi-level firing; of a signed neuron also the thresholds it has emitted.
         """
         threshold = per_channel(self.threshold if self.integer is None else self.integer, example.ndim)
         if self.integer is not None:
@@ -125,6 +144,8 @@ class Neuron:
         else:
             start = self.initial_potential * threshold.to(torch.promote_types(threshold.dtype, torch.float32))
         v = torch.zeros_like(example, dtype=start.dtype) + start
+        if self.firing is not None:
+            return tuple(v + self.initial_potential * (level - self.threshold) for level in self.firing)
         if self.differential:
             return v, torch.zeros_like(v), v.new_zeros(())
         return (v, torch.zeros_like(v)) if self.signed else (v,)
@@ -146,6 +167,8 @@ class Neuron:
         """
         if bias is not None and bias.ndim > 0 and len(bias.shape) == _ndim(inputs[0]):
             inputs, bias = [*inputs, bias], None
+        if self.firing is not None:
+            return self._advance_levels(inputs, memory, shortcut, bias, spike_dtype, counts)
         if self.schedule != "streaming" or self.differential:
             parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
             v, *rest = self.start(parts[0][0]) if memory is None else memory
@@ -194,8 +217,41 @@ class Neuron:
         )
         return spikes, (v,) if emitted is None else (v, emitted + spikes.sum(0, dtype=emitted.dtype))
 
+    def _advance_levels(
+        self,
+        inputs: Sequence[Tensor | Currents],
+        memory: Memory | None,
+        shortcut: tuple[Tensor, Tensor] | None,
+        bias: Tensor | None,
+        spike_dtype: torch.dtype | None,
+        counts: Tensor | None,
+    ) -> tuple[Tensor, Memory]:
+        """Multi-level firing: the same currents into K membranes."""
+        assert self.firing is not None
+        parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
+        memory = self.start(parts[0][0]) if memory is None else memory
+        total = _total(parts, shortcut, bias, memory[0].dtype)
+        _, kernel = kernels.select(total.device)
+        spikes, after = [], []
+        for threshold, v in zip(self.firing, memory, strict=True):
+            fired, v = kernel(
+                *(total, v),
+                threshold=threshold,
+                decay=self.decay,
+                reset=self.reset,
+                spike_dtype=spike_dtype,
+                counts=counts,
+            )
+            spikes.append(fired)
+            after.append(v)
+        for fired in spikes[1:]:
+            spikes[0] = spikes[0].add_(fired)
+        return spikes[0], tuple(after)
+
     def emit(self, spikes: Tensor) -> Tensor:
-        """What the layer sends on, ``threshold * spike``, for spikes shaped ``[B, *]``."""
+        """What the layer sends on, ``threshold * spike`` or ``amplitude * spike``, for spikes shaped ``[B, *]``."""
+        if self.amplitude is not None:
+            return spikes if self.amplitude == 1 else spikes * self.amplitude
         return spikes * per_channel(self.threshold, spikes.ndim)
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import os
-import re
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -15,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from . import ops
+from . import ops, trained_layers
 from .errors import InvalidData, UnsupportedModel
 from .graph import Graph
 from .ops import Node, Op
+from .source_lines import first_line, line_of_error, line_of_trace
 
 
 def trace(model: nn.Module, example_batch: Tensor) -> Graph:
-    """The analog Graph of ``model``; ``graph.run(x)`` equals the model in evaluation mode.
+    """The Graph of ``model``, analog or, of a directly trained one, spiking; ``graph.run(x)`` equals it in evaluation.
 
     Args:
         model: any module whose forward torch.fx can follow. It is not changed: tensors are copied and its training
@@ -51,15 +49,25 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     except Exception as error:
         raise InvalidData(
             f"trace: the model failed on the example, got shape {tuple(example_batch.shape)} and "
-            f"{_first_line(error)}; expected images that fit the model. Check input size and channels."
+            f"{first_line(error)}; expected images that fit the model. Check input size and channels."
         ) from error
-    graph = builder.build()
-    if not torch.allclose(graph.run(example), expected, 1e-3, 1e-3 * float(expected.abs().max())):
+    graph = same = builder.build()
+    if graph.trained:  # a spike more or less, by rounding, would make other logits: in float64 that does not happen
+        expected, example = copied.double()(example.double()), example.double()
+        same = _Builder(traced, recorder).build().to(torch.float64)
+    if not torch.allclose(same.run(example), expected, 1e-3, 1e-3 * float(expected.abs().max())):
         raise UnsupportedModel(
             f"{type(model).__name__}: got a graph with other outputs on the example; expected the model's own. "
             "Remove forward hooks, and whatever changes a result outside of forward."
         )
     return graph
+
+
+class _Tracer(fx.Tracer):
+    """Takes the layers of directly trained networks whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, trained_layers.LAYERS) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Recorder(fx.Interpreter):
@@ -90,16 +98,15 @@ class _Recorder(fx.Interpreter):
 def _symbolic(model: nn.Module) -> tuple[nn.Module, fx.GraphModule]:
     try:
         copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
-        tracer = fx.Tracer()
+        tracer = _Tracer()
         tracer.record_stack_traces = True  # for the source lines in messages
         pool, reshape = _followed(F.avg_pool2d), _followed(torch.reshape)
         with mock.patch.object(F, "avg_pool2d", pool), mock.patch.object(torch, "reshape", reshape):
             return copied, fx.GraphModule(copied, tracer.trace(copied))
     except Exception as error:
-        places = [f"{f.filename}, line {f.lineno}: {f.line}" for f in traceback.extract_tb(error.__traceback__)]
         raise UnsupportedModel(
-            f"{type(model).__name__}{_last_outside_torch(places)}: torch.fx cannot follow its forward, got "
-            f"{_first_line(error)}; expected a module without control flow on values. Make its forward static."
+            f"{type(model).__name__}{line_of_error(error, __file__)}: torch.fx cannot follow its forward, got "
+            f"{first_line(error)}; expected a module without control flow on values. Make its forward static."
         ) from error
 
 
@@ -112,10 +119,6 @@ def _followed(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(x, *args, **kwargs)
 
     return call
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 class _Builder:
@@ -141,7 +144,9 @@ class _Builder:
                 self.add(n, ops.Input(), (), "input")
             elif n.op.startswith("call") and isinstance(self.values[n], torch.Size):
                 self.convert(n)
-        return Graph(_reachable(self.nodes, output)).validate()
+        timesteps = trained_layers.timesteps(self.modules.values())
+        origin = {} if timesteps is None else {"recipe": {"name": "trained", "timesteps": timesteps}}
+        return Graph(_reachable(self.nodes, output), origin).validate()
 
     def result(self, n: fx.Node) -> str:
         result = n.args[0]
@@ -198,8 +203,9 @@ class _Builder:
         return fx.node.map_arg(value, lambda a: a if a in self.names else self.values[a])
 
     def unsupported(self, n: fx.Node, got: str, expected: str) -> UnsupportedModel:
+        place = line_of_trace(n.stack_trace, __file__)
         return UnsupportedModel(
-            f"node {self.label(n)}{_source_line(n)}: cannot be converted, got {got}; expected {expected}. "
+            f"node {self.label(n)}{place}: cannot be converted, got {got}; expected {expected}. "
             "Rewrite this line of the model, or take it out of the converted part."
         )
 
@@ -216,18 +222,6 @@ def _reachable(nodes: list[Node], output: str) -> tuple[Node, ...]:
 
 def _target_name(n: fx.Node) -> str:
     return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", n.name).strip("_")
-
-
-def _source_line(n: fx.Node) -> str:
-    """``(file, line: code)`` of the user's call, from the trace that torch.fx recorded."""
-    found = re.findall(r'File "(.+)", (line \d+), in .*\n\s*(.*)', n.stack_trace or "")
-    return _last_outside_torch([f"{file}, {line}: {code}" for file, line, code in found])
-
-
-def _last_outside_torch(places: list[str]) -> str:
-    torchs = os.path.dirname(torch.__file__) + os.sep
-    own = [place for place in places if not place.startswith((torchs, __file__))]
-    return f" ({own[-1]})" if own else ""
 
 
 # ---- what each module, function and method becomes: a chain of ops, empty when it passes its input on ----
@@ -371,6 +365,10 @@ def _dropout(b: _Builder, n: fx.Node) -> Chain:
     return ()
 
 
+def _trained(b: _Builder, n: fx.Node, m: nn.Module) -> Chain:
+    return trained_layers.layer(m)
+
+
 def _pass_on(b: _Builder, n: fx.Node, *_: object) -> Chain:
     return ()
 
@@ -394,6 +392,7 @@ _KNOWN: dict[Callable[..., Chain], tuple[Any, ...]] = {
     _pad: (F.pad,),
     _slice: (operator.getitem,),
     _dropout: (F.dropout,),
+    _trained: trained_layers.LAYERS,
     _pass_on: (nn.Identity, nn.Dropout, nn.Dropout2d, "contiguous", "clone"),
 }
 _MAKERS = {call: make for make, calls in _KNOWN.items() for call in calls}

@@ -18,6 +18,7 @@ PACKAGE, CLI = ROOT / "s_resnet", ROOT / "cli"
 LEVELS: dict[str, float] = {
     "errors": 0,
     "version": 0,
+    "source_lines": 0,
     "kernels": 1,
     "data": 1,
     "device": 1,
@@ -30,6 +31,7 @@ LEVELS: dict[str, float] = {
     "graph": 3,
     "models": 3,
     "checkpoint": 4,
+    "trained_layers": 3.5,
     "trace": 4,
     "artifact": 4,
     "calibrate": 4,
@@ -96,7 +98,7 @@ def trespasses(path, text, modules=MODULES):
     """What a file of s_resnet imports although its level forbids it."""
     here = room(path.removesuffix(".py").replace("/", "."))
     own = {name for name in imported(path, text, modules) if name.split(".")[0] == "s_resnet"}
-    if path.endswith("/__init__.py") or here in ("kernels", "page", "export"):  # a package gathers its own; these share
+    if path.endswith("/__init__.py") or here in ("kernels", "models", "page", "export"):  # a package gathers its own; these share
         own = {name for name in own if room(name) != here or name == f"s_resnet.{here}"}
     return {name for name in own if LEVELS.get(room(name), 99) >= LEVELS[here]}
 

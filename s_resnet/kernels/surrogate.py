@@ -48,7 +48,9 @@ class Firing:
             )
         for name, value, known in (("reset", self.reset, RESETS), ("surrogate", self.surrogate, SURROGATES)):
             if value not in known:
-                raise InvalidData(f"fire: {name}, got {value!r}; expected one of {', '.join(known)}. Choose one of them.")
+                raise InvalidData(
+                    f"fire: {name}, got {value!r}; expected one of {', '.join(known)}. Choose one of them."
+                )
         if not 0 < self.width < math.inf:
             raise InvalidData(f"fire: width, got {self.width}; expected a positive number. Choose such.")
         if not 0 <= self.decay <= 1:

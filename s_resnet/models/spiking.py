@@ -38,7 +38,8 @@ class SpikingNeuron(nn.Module):
         detach_reset: bool = True,
     ) -> None:
         super().__init__()
-        self.timesteps, self.thresholds, self.decay, self.reset = timesteps, thresholds, decay, reset
+        self.timesteps, self.decay, self.reset = timesteps, decay, reset
+        self.thresholds = tuple(torch.tensor(thresholds, dtype=torch.float32).tolist())  # in any precision the same
         self.surrogate, self.width, self.detach_reset = surrogate, width, detach_reset
 
     def forward(self, current: Tensor) -> Tensor:
@@ -54,7 +55,10 @@ class SpikingNeuron(nn.Module):
         return spikes.flatten(0, 1)
 
     def extra_repr(self) -> str:
-        return f"timesteps={self.timesteps}, thresholds={self.thresholds}, decay={self.decay}, reset={self.reset!r}"
+        return (
+            f"timesteps={self.timesteps}, thresholds={[round(theta, 6) for theta in self.thresholds]}, "
+            f"decay={self.decay}, reset={self.reset!r}"
+        )
 
 
 # Leaky integrate-and-fire as in MS-ResNet (arXiv:2112.08954, released code): hard reset, detached.

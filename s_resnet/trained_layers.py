@@ -1,0 +1,53 @@
+"""What the layers of directly trained networks are in a Graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .models.spiking import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
+from .neuron import Neuron, Readout
+from .ops import BatchNorm2d, Op
+
+# Modules that are one operation, or none: a Graph runs one step at a time, so time is not folded there.
+LAYERS = (SpikingNeuron, TDBatchNorm2d, Encode, Repeat, TimeMean)
+
+
+def layer(module: nn.Module) -> tuple[Op, ...]:
+    """The operations of a module of :data:`LAYERS`; none where it passes its input on."""
+    if isinstance(module, SpikingNeuron):
+        return (_neuron(module),)
+    if isinstance(module, TDBatchNorm2d):
+        return (_batch_norm(module),)
+    return (Readout(torch.ones(())),) if isinstance(module, TimeMean) else ()
+
+
+def timesteps(modules: Iterable[nn.Module]) -> int | None:
+    """The T that a network of these modules is for; None of an ANN."""
+    return next((module.timesteps for module in modules if isinstance(module, Repeat | SpikingNeuron)), None)
+
+
+def _neuron(module: SpikingNeuron) -> Neuron:
+    thresholds = torch.tensor(module.thresholds, dtype=torch.float32)
+    return Neuron(
+        thresholds[0].clone(),
+        reset=module.reset,
+        decay=module.decay,
+        amplitude=1.0,
+        firing=thresholds if len(thresholds) > 1 else None,
+        surrogate=module.surrogate,
+        width=module.width,
+        detach_reset=module.detach_reset,
+    )
+
+
+def _batch_norm(module: TDBatchNorm2d) -> BatchNorm2d:
+    """The same function as one with eps inside the root: ``sqrt(var) + eps`` is the root of its square."""
+    assert module.running_mean is not None and module.running_var is not None
+    weight = module.weight.detach() * module.threshold
+    mean, var, eps = module.running_mean, module.running_var, module.eps
+    if module.eps_outside:
+        var, eps = (var.sqrt() + eps) ** 2, 0.0
+    return BatchNorm2d(weight, module.bias.detach(), mean, var, eps)
