@@ -22,8 +22,8 @@ from .graph import Graph
 from .ops import Node, Op
 
 # 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what spiking runs alone use. 4: also for
-# shortcuts.
-FORMAT = 4
+# shortcuts. 5: neurons that were trained.
+FORMAT = 5
 _KEY = "s_resnet"
 _OPS = {
     kind.__name__: kind

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from .apply_recipe import apply_recipe
 from .auto import check_wishes, choose_recipe
-from .calibrate import Batches, calibrate, calibrate_from_batchnorm
+from .calibrate import Batches, Calibration, calibrate, calibrate_from_batchnorm
 from .errors import InvalidData
 from .graph import Graph
 from .ops import Conv2d, MaxPool2d
 from .passes import dyadic_weights, quantize_weights
-from .recipes import Recipe, Step, find
+from .recipes import TRAINED, Recipe, Step, find
 from .trace import trace
 from .version import __version__
 
@@ -42,6 +42,9 @@ def convert(
     progress: bool = False,
 ) -> Graph:
     """Turn a trained ResNet into a spiking network: ``snn(images, timesteps=64)`` gives logits ``[B, N]``.
+
+    A directly trained spiking network stays what it is: its batch normalization is folded, and none of the settings
+    below apply.
 
     Args:
         model: any module that :func:`s_resnet.trace` follows, or its Graph. It is not changed.
@@ -84,6 +87,14 @@ def convert(
         fixed = _completed(find(recipe) if isinstance(recipe, str) else recipe, reconstruct, resume, weights)
     example = _example(model, calibration_batches, input_size)
     graph = model if isinstance(model, Graph) else trace(model, example)
+    if graph.trained:
+        asked: dict[str, object] = {
+            "recipe": recipe != "s-resnet",
+            "percentile": percentile,
+            "weights": weights != "float32",
+        }
+        asked |= {"reconstruct": reconstruct, "spikes": spikes, "target_drop": target_drop, "timesteps": timesteps}
+        return _trained(graph, example, [name for name, value in asked.items() if value not in (None, False)])
     if percentile is None:
         percentile = 99.99 if example.shape[-1] >= IMAGENET_SIZED else 99.9
     if calibration_batches is None:
@@ -99,11 +110,26 @@ def convert(
             complete=lambda chosen: _completed(chosen, reconstruct, None, weights),
             progress=progress,
         )
+    return _documented(snn, calibration, example)
+
+
+def _documented(snn: Graph, calibration: Calibration, example: Tensor) -> Graph:
     return snn.with_provenance(
         calibration=calibration.summary(),
         input_shape=list(example.shape[1:]),
         versions={"s_resnet": __version__, "torch": torch.__version__},
     )
+
+
+def _trained(graph: Graph, example: Tensor, asked: list[str]) -> Graph:
+    """A directly trained network with its batch normalization folded."""
+    if asked:
+        raise InvalidData(
+            f"convert: got {', '.join(asked)} for a network that was trained as a spiking one; expected none of these. "
+            "Leave them out; evaluate takes any T."
+        )
+    nothing = Calibration({}, 100.0, 0, "training")
+    return _documented(apply_recipe(graph, nothing, TRAINED, graph.provenance["recipe"]["timesteps"]), nothing, example)
 
 
 def _completed(recipe: Recipe, reconstruct: bool, resume: str | os.PathLike[str] | None, weights: str) -> Recipe:

@@ -152,6 +152,10 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
+# What a directly trained network needs to become an artifact; T is the one that it was trained for.
+TRAINED = Recipe("trained", "trained as a spiking network", 4, (Step(passes.fold_batchnorm, optional=True),))
+
+
 def find(name: str) -> Recipe:
     """The recipe of that name; ConversionError lists those there are."""
     if name not in RECIPES:

@@ -29,6 +29,13 @@ TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 TIMESTEPS = {"ms_resnet": 6, "ds_resnet": 4, "danet": 4, "sew_resnet": 4, "spiking_resnet": 4}
 SMALL = 64  # pixels, up to which a stem does not halve the image
 LARGEST = 482  # of the depths 6n + 2: the deepest of the papers
+ARCHITECTURES = (
+    *("ms_resnet18", "ms_resnet34", "ms_resnet104", "ms_resnet20", "ms_resnet32", "ms_resnet44", "ms_resnet56"),
+    *("ms_resnet110", "ms_resnet482", "ds_resnet14", "ds_resnet20", "ds_resnet32", "ds_resnet44", "ds_resnet68"),
+    *("danet50", "danet101", "danet152", "danet29", "sew_resnet18", "sew_resnet34", "sew_resnet50", "sew_resnet101"),
+    *("sew_resnet152", "sew_resnet20", "spiking_resnet20", "spiking_resnet110", "cifar_resnet20", "cifar_resnet56"),
+    *TORCHVISION,
+)
 KNOWN = (
     "ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet20 ... ms_resnet482, ds_resnet14 ... ds_resnet68, danet50, "
     "danet101, danet152, danet29 (CIFAR-size), sew_resnet18 ... sew_resnet152, sew_resnet20, spiking_resnet20 ... "

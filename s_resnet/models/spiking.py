@@ -39,7 +39,8 @@ class SpikingNeuron(nn.Module):
     ) -> None:
         super().__init__()
         self.timesteps, self.decay, self.reset = timesteps, decay, reset
-        self.thresholds = tuple(torch.tensor(thresholds, dtype=torch.float32).tolist())  # in any precision the same
+        # As float32 has them, so that they are the same in any precision.
+        self.thresholds = tuple(torch.tensor(thresholds, dtype=torch.float32, device="cpu").tolist())
         self.surrogate, self.width, self.detach_reset = surrogate, width, detach_reset
 
     def forward(self, current: Tensor) -> Tensor:
