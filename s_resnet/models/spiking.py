@@ -164,7 +164,7 @@ def _shared(sums: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
 
 
 class Encode(nn.Module):
-    """Images ``[B, C, H, W]`` as they are; events ``[T, B, C, H, W]`` as ``[T * B, C, H, W]``."""
+    """Images ``[B, C, H, W]`` as they are, events ``[T, B, C, H, W]`` as ``[T * B, C, H, W]``; in channels_last."""
 
     def __init__(self, timesteps: int) -> None:
         super().__init__()
@@ -172,13 +172,13 @@ class Encode(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim == 4:
-            return images
+            return images.contiguous(memory_format=torch.channels_last)
         if images.ndim != 5 or len(images) != self.timesteps:
             raise InvalidData(
                 f"spiking network: input, got {list(images.shape)}; expected images [B, C, H, W] or events "
                 f"[{self.timesteps}, B, C, H, W]. Bin the events into as many steps as the network has."
             )
-        return images.flatten(0, 1)
+        return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 class Repeat(nn.Module):
@@ -191,7 +191,7 @@ class Repeat(nn.Module):
     def forward(self, current: Tensor, images: Tensor) -> Tensor:
         if images.ndim == 5:
             return current
-        return current.expand(self.timesteps, *current.shape).flatten(0, 1)
+        return torch.cat([current] * self.timesteps)  # unlike a repetition it keeps channels_last
 
 
 class TimeMean(nn.Module):
@@ -219,4 +219,4 @@ def convolution(channels: int, to: int, kernel: int = 3, stride: int = 1, bias: 
     """A convolution that keeps the size at stride 1, started as He et al. (arXiv:1502.01852) do."""
     layer = nn.Conv2d(channels, to, kernel, stride, kernel // 2, bias=bias)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return layer
+    return layer.to(memory_format=torch.channels_last)
