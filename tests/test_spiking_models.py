@@ -30,7 +30,7 @@ def parameters(arch, classes, **settings):
     [
         ("ds_resnet20", {}, 4_327_754),  # 4.33 M
         ("ds_resnet14", {"width": 32, "channels": 2}, 696_330),  # 0.70 M, CIFAR10-DVS
-        ("ds_resnet20", {"width": 16, "channels": 2, "classes": 10}, 272_395),  # 0.27 M, DVS-Gesture
+        ("ds_resnet20", {"width": 16, "channels": 2, "classes": 11}, 272_395),  # 0.27 M, DVS-Gesture
         # As the released code builds it, counted by hand: 64 channels in, 3, 8, 32, 8 blocks, 1,000 classes.
         ("ms_resnet104", {"size": 224, "classes": 1000}, 77_350_504),
         ("ms_resnet18", {"size": 224, "classes": 1000}, 11_693_736),
