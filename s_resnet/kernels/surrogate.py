@@ -1,6 +1,7 @@
 """Neurons that are trained: they fire as the others do, and pass a surrogate gradient back through their spikes.
 
-:func:`fire_reference` is the specification, whose gradient autograd makes; :func:`fire` does the same.
+:func:`fire_reference` is the specification, whose gradient autograd makes; :func:`fire` does the same in one pass
+forward and one back, and keeps nothing but the current between them.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidData
+from . import native, surrogate_host
+from .surrogate_host import LEVELS, SURROGATES
 
-LEVELS = 8  # as many thresholds as the other kernels take
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-SURROGATES = ("rectangle", "triangle", "arctan", "sigmoid")
 RESETS = ("subtract", "zero")
 
 
@@ -58,8 +60,15 @@ class Firing:
         if not math.isfinite(self.initial):
             raise InvalidData(f"fire: initial, got {self.initial}; expected a finite number. Choose such.")
 
+    def shape(self) -> tuple[float, float]:
+        """The two numbers of the surrogate: what scales or bounds its argument, and its height at 0, or nearly so."""
+        a = self.width
+        return {"rectangle": (a / 2, 1 / a), "triangle": (1 / a, 1 / a), "arctan": (math.pi / 2 * a, a / 2)}.get(
+            self.surrogate, (a, a)
+        )
 
-def slope(x: Tensor, surrogate: str, width: float) -> Tensor:
+
+def slope(x: Tensor, firing: Firing) -> Tensor:
     """The surrogate derivative of the step function at ``x``, the membrane potential above the threshold.
 
     With ``a = width``::
@@ -69,31 +78,31 @@ def slope(x: Tensor, surrogate: str, width: float) -> Tensor:
         arctan      (a / 2) / (1 + (pi / 2 * a * x)^2)          the derivative of arctan(pi / 2 * a * x) / pi
         sigmoid     a * sigmoid(a * x) * (1 - sigmoid(a * x))   the derivative of sigmoid(a * x)
 
-    The width of the first two is that of their support (the triangle's is twice that); of the last two it is the
-    steepness. The area under each is 1.
+    The area under each is 1. The width of the first two is in the units of ``x``, of the last two it is the steepness.
     """
-    if surrogate == "rectangle":
-        return (x.abs() < width / 2).to(x.dtype) * (1 / width)
-    if surrogate == "triangle":
-        return (1 - x.abs() * (1 / width)).clamp(min=0) * (1 / width)
-    if surrogate == "arctan":
-        return (width / 2) / (1 + (math.pi / 2 * width * x) ** 2)
-    return width * torch.sigmoid(width * x) * torch.sigmoid(-width * x)
+    inside, height = firing.shape()
+    if firing.surrogate == "rectangle":
+        return (x.abs() < inside).to(x.dtype) * height
+    if firing.surrogate == "triangle":
+        return (1 - x.abs() * inside).clamp(min=0) * height
+    if firing.surrogate == "arctan":
+        return height / (1 + (x * inside) ** 2)
+    return height * torch.sigmoid(inside * x) * torch.sigmoid(-inside * x)
 
 
 class _Step(torch.autograd.Function):
-    """The step function, at 0 it is 1; backwards its surrogate."""
+    """The step function, which is 1 at 0; backwards its surrogate."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, surrogate: str, width: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, firing: Firing) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.surrogate, ctx.width = surrogate, width
+        ctx.firing = firing
         return (x >= 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return grad * slope(x, ctx.surrogate, ctx.width), None, None
+        return grad * slope(x, ctx.firing), None
 
 
 def fire_reference(
@@ -145,19 +154,93 @@ def fire_reference(
     """
     firing = Firing(tuple(thresholds), decay, reset, surrogate, width, detach_reset, initial)
     firing.check(current)
-    wide = current.double() if current.dtype == torch.float64 else current.float()
-    w = [torch.full_like(wide[0], initial) for _ in thresholds]
+    return _loop(current, firing)
+
+
+def fire(
+    current: Tensor,
+    *,
+    thresholds: tuple[float, ...],
+    decay: float = 1.0,
+    reset: str = "subtract",
+    surrogate: str = "rectangle",
+    width: float = 1.0,
+    detach_reset: bool = True,
+    initial: float = 0.0,
+) -> Tensor:
+    """Do what :func:`fire_reference` does, with its arguments, results and errors, fused over time.
+
+    Between forward and backward nothing is kept but the current, whatever T and K: the membranes are computed again.
+    The spikes and the gradient take the memory layout of the current's steps (channels_last stays channels_last). A
+    gradient of the gradient is refused.
+
+    float32 and float64 on the CPU go through C++, 16 bits as float32; where there is no compiler, plain torch does the
+    same.
+    """
+    firing = Firing(tuple(thresholds), decay, reset, surrogate, width, detach_reset, initial)
+    firing.check(current)
+    spikes: Tensor = _Fire.apply(current, firing)
+    return spikes
+
+
+class _Fire(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, firing: Firing) -> Tensor:
+        ctx.save_for_backward(current)
+        ctx.firing = firing
+        return _run(current, None, firing)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (current,) = ctx.saved_tensors
+        return _run(current, grad, ctx.firing), None
+
+
+def _run(current: Tensor, grad: Tensor | None, firing: Firing) -> Tensor:
+    """The spikes; or, given the gradient of the spikes, the gradient of the current."""
+    if current.device.type == "cpu" and native.compiled()[0] is not None:
+        wide = current if current.dtype == torch.float64 else current.float()
+        return _fused(wide, None if grad is None else grad.to(wide.dtype), firing).to(current.dtype)
+    if grad is None:
+        return _loop(current, firing)
+    with torch.enable_grad():
+        again = current.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(_loop(again, firing), again, grad)
+    return gradient
+
+
+def _fused(current: Tensor, grad: Tensor | None, firing: Firing) -> Tensor:
+    strides = torch.empty_like(current[0]).stride()
+    current = _in_step(current, strides)
+    out = torch.empty_strided(current.shape, (current[0].numel(), *strides), dtype=current.dtype, device=current.device)
+    if out.numel():
+        surrogate_host.run(current, None if grad is None else _in_step(grad, strides), out, firing)
+    return out
+
+
+def _in_step(values: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """``[T, B, *]`` whose every step lies in memory as ``strides`` say; steps that are one tensor stay one."""
+    inside = zip(values.shape[1:], values.stride()[1:], strides, strict=True)
+    if all(size == 1 or got == want for size, got, want in inside):
+        return values
+    steps = values[:1] if values.stride(0) == 0 else values
+    copy = torch.empty_strided(steps.shape, (steps[0].numel(), *strides), dtype=values.dtype, device=values.device)
+    return copy.copy_(steps).expand(values.shape)
+
+
+def _loop(current: Tensor, firing: Firing) -> Tensor:
+    """What :func:`fire_reference` says."""
+    wide = current if current.dtype == torch.float64 else current.float()
+    w = [torch.full_like(wide[0], firing.initial) for _ in firing.thresholds]
     spikes = []
     for now in wide:
         fired = []
-        for k, theta in enumerate(thresholds):
-            u = decay * w[k] + now
-            s = _Step.apply(u - theta, surrogate, width)
-            held = s.detach() if detach_reset else s
-            w[k] = u - theta * held if reset == "subtract" else u * (1 - held)
+        for k, theta in enumerate(firing.thresholds):
+            u = firing.decay * w[k] + now
+            s = _Step.apply(u - theta, firing)
+            held = s.detach() if firing.detach_reset else s
+            w[k] = u - theta * held if firing.reset == "subtract" else u * (1 - held)
             fired.append(s)
         spikes.append(torch.stack(fired).sum(0) if len(fired) > 1 else fired[0])
     return torch.stack(spikes).to(current.dtype)
-
-
-fire = fire_reference
