@@ -2,24 +2,31 @@
 // The equations are those of fire_reference and slope in surrogate.py; V is float, or double on the host.
 #pragma once
 
+#if !defined(__CUDACC__)
+#include <cstring>
+#endif
+
 #include "membrane.h"
 
 namespace sresnet {
 
 enum Surrogate { RECTANGLE, TRIANGLE, ARCTAN, SIGMOID };
 
-// Powers of two by their bits, and what the exponential of a type takes: the least argument whose result is normal,
-// the terms of its series, log 2 in two parts of which a small whole number times the first is exact.
+// 2^n by its bits, which lie as those of a number do.
 SRESNET_INLINE float power_of_two(float, int n) {
-    union { int bits; float value; } both;
-    both.bits = (n + 127) << 23;
-    return both.value;
+    const int bits = (n + 127) << 23;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
 }
 SRESNET_INLINE double power_of_two(double, int n) {
-    union { long long bits; double value; } both;
-    both.bits = (long long)(n + 1023) << 52;
-    return both.value;
+    const long long bits = (long long)(n + 1023) << 52;
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
 }
+// The least argument whose exponential is normal; log 2 in two parts, the first of few bits so that its multiples are
+// exact; and how many terms of the series are enough.
 template <typename V> struct Exponential;
 template <> struct Exponential<float> {
     static constexpr float LEAST = -87.0f, HIGH = 0.693359375f, LOW = -2.12194440e-4f;
@@ -30,19 +37,23 @@ template <> struct Exponential<double> {
     static constexpr int TERMS = 13;
 };
 
-// exp(y) for y <= 0, in operations that compilers put on whole vectors; what is not a number stays so.
+// 1 + r / 1 * (1 + r / 2 * (1 + ...)) down to the first of N terms. Not a loop: compilers give up on one in another.
+template <int N, typename V>
+SRESNET_INLINE V series(V r, V sum) {
+    if constexpr (N == 0) return sum;
+    else return series<N - 1>(r, V(1) + r * ((V)(1.0 / N) * sum));
+}
+
+// exp(y) for y <= 0, in operations that compilers put on whole vectors: 0 where it is not normal, and not a number where
+// y is not finite. By products with 0 and 1, since compilers make a choice between constants a branch.
 template <typename V>
 SRESNET_INLINE V exponential(V y) {
     using E = Exponential<V>;
-    y = y < E::LEAST ? E::LEAST : y;
+    const V normal = y < E::LEAST ? V(0) : V(1);
+    y = y * normal;
     const int n = (int)(y * (V)1.4426950408889634 - (V)0.5);
     const V r = (y - (V)n * E::HIGH) - (V)n * E::LOW;
-    V sum = V(1);
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
-    for (int i = E::TERMS; i > 0; i--) sum = V(1) + r * ((V)(1.0 / i) * sum);
-    return sum * power_of_two(V(), n);
+    return series<E::TERMS>(r, V(1)) * power_of_two(V(), n) * normal;
 }
 
 // The surrogate derivative at x, the potential above the threshold. inside, height: see Firing in surrogate.py.
