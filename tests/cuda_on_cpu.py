@@ -1,4 +1,4 @@
-"""The CUDA kernel on the CPU: ``membrane.cu`` itself, compiled by the host's compiler under ``cuda_on_cpu.h``."""
+"""The CUDA kernels on the CPU: ``membrane.cu`` itself, compiled by the host's compiler under ``cuda_on_cpu.h``."""
 
 import ctypes
 import os
@@ -17,24 +17,28 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
 BLOCK = 64  # two warps: enough for everything that warps do together
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
 POINTERS, INTEGERS = 10, 11
+TYPES = (*["const void*"] * 7, "void*", "void*", "int*", "double", *["int"] * INTEGERS)
 GUARD = 8192  # bytes around every result that must stay as they are: room for all threads of a block to go astray
 
 _kernels = {}
 
 
-def kernels(instances, arch=None, source=None):
-    """Instances as C functions, compiled together when they are not there yet; with ``__CUDA_ARCH__`` when given."""
+def kernels(instances, arch=None, source=None, file="membrane.cu", types=TYPES):
+    """Instances of a file as C functions, compiled together when they are not there yet; types: what they take.
+
+    With ``__CUDA_ARCH__`` when given, and from ``source`` instead of the file.
+    """
     missing = sorted({i for i in instances if (i, arch, source) not in _kernels})
     if missing:
-        types = [*["const void*"] * 7, "void*", "void*", "int*", "double", *["int"] * INTEGERS]
         names = [f"a{i}" for i in range(len(types))]
-        lines = [f'#include "{HERE / "cuda_on_cpu.h"}"', f'#include "{source or nvrtc.HERE / "membrane.cu"}"']
+        lines = [f'#include "{HERE / "cuda_on_cpu.h"}"', f'#include "{source or nvrtc.HERE / file}"']
         for i, instance in enumerate(missing):
             given = ", ".join(f"{t} {n}" for t, n in zip(types, names, strict=True))
             call = f"on_cpu::run(blocks, [&] {{ {instance}({', '.join(names)}); }})"
             lines.append(f'extern "C" int run_{i}(int blocks, {given}) {{ return {call}; }}')
         flags = [*FLAGS, f"-DSRESNET_BLOCK={BLOCK}", f"-I{nvrtc.HERE}", *([f"-D__CUDA_ARCH__={arch}"] if arch else [])]
-        read = [Path(source or nvrtc.HERE / "membrane.cu"), nvrtc.HERE / "membrane.h", HERE / "cuda_on_cpu.h"]
+        headers = [nvrtc.HERE / name for name in nvrtc.HEADERS]
+        read = [Path(source or nvrtc.HERE / file), *headers, HERE / "cuda_on_cpu.h"]
         version = subprocess.run([COMPILER, "--version"], check=True, capture_output=True, text=True).stdout
 
         def build(path):
@@ -43,7 +47,7 @@ def kernels(instances, arch=None, source=None):
             done = subprocess.run([COMPILER, *flags, str(main), "-o", str(path)], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[:4000]
 
-        key = "\n".join([version, *flags, *lines, *(file.read_text() for file in read)])
+        key = "\n".join([version, *flags, *lines, *(path.read_text() for path in read)])
         library = ctypes.CDLL(str(built("cuda_on_cpu.so", key, build)))
         for i, instance in enumerate(missing):
             _kernels[instance, arch, source] = getattr(library, f"run_{i}")

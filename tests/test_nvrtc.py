@@ -169,7 +169,7 @@ def counted(monkeypatch, tmp_path):
     """An empty cache, and a compiler that counts what it is asked for."""
     asked = []
 
-    def compile_instance(instance, arch):
+    def compile_instance(instance, arch, file):
         asked.append((instance, arch))
         return "symbol", b"code of " + instance.encode() + b"\nfor " + arch.encode()
 
@@ -195,6 +195,13 @@ def test_a_damaged_binary_is_never_used(counted, tmp_path, damage):
     assert len(counted) == 2 and b"code of a" in file.read_bytes()
 
 
+def test_two_files_have_two_binaries(counted, tmp_path):
+    nvrtc.binary("a", "sm_80")
+    nvrtc.binary("a", "sm_80", "surrogate.cu")
+    assert len(counted) == 2
+    assert sorted(path.name.split("-")[0] for path in tmp_path.glob("*.cubin")) == ["membrane", "surrogate"]
+
+
 def test_another_compiler_makes_another_binary(counted, monkeypatch):
     nvrtc.binary("a", "sm_80")
     compile_instance, _ = nvrtc.compiler()
@@ -206,12 +213,13 @@ def test_another_compiler_makes_another_binary(counted, monkeypatch):
 
 
 def test_another_source_makes_another_binary(counted, monkeypatch, tmp_path):
-    for name in ("membrane.cu", "membrane.h"):
+    files = ("membrane.cu", *nvrtc.HEADERS)
+    for name in files:
         nvrtc.binary("a", "sm_80")
         before = len(counted)
         changed = tmp_path / name.replace(".", "_")
         changed.mkdir()
-        for file in ("membrane.cu", "membrane.h"):
+        for file in files:
             (changed / file).write_text((nvrtc.HERE / file).read_text() + ("// changed" if file == name else ""))
         monkeypatch.setattr(nvrtc, "HERE", changed)
         nvrtc.binary("a", "sm_80")

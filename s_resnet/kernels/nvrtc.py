@@ -1,7 +1,7 @@
 """CUDA C++ compiled at run time by NVRTC: no nvcc, no build step, and for the compiling itself no driver and no GPU.
 
 By ``cuda-core`` (public; the extra ``[cuda]``) where it is installed, else by what CUDA builds of torch keep private.
-Instances of ``membrane.cu`` stay in memory once loaded and on disk once compiled.
+Instances of the kernels, which are templates, stay in memory once loaded and on disk once compiled.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from ..errors import BackendUnavailable
 from .cache import built
 
 HERE = Path(__file__).parent
+HEADERS = ("membrane.h", "surrogate.h", "vectors.h")
 BLOCK = 128  # threads of a block
 # No contraction: a fused multiply-add rounds once where the reference rounds twice.
 FLAGS = ("--std=c++17", "--fmad=false", f"-DSRESNET_BLOCK={BLOCK}")
 
 # What a kernel takes: tensors (None is a null pointer), doubles and 32-bit integers.
 Argument = Tensor | float | int | None
-Compile = Callable[[str, str], tuple[str, bytes]]
+Compile = Callable[[str, str, str], tuple[str, bytes]]
 Launch = Callable[[int, tuple[Argument, ...]], None]
 
 
 @cache
 def compiler() -> tuple[Compile | None, str]:
-    """What compiles an instance for an architecture, or None; and its name, or why there is none."""
+    """What compiles an instance for an architecture from a file, or None; and its name, or why there is none."""
     try:
         core = importlib.import_module("cuda.core")
         bindings = importlib.import_module("cuda.bindings.nvrtc")
@@ -46,8 +47,10 @@ def compiler() -> tuple[Compile | None, str]:
     return _compile_by_core, f"NVRTC {major}.{minor} by cuda-core {core.__version__}"
 
 
-def binary(instance: str, arch: str) -> tuple[str, bytes]:
+def binary(instance: str, arch: str, file: str = "membrane.cu") -> tuple[str, bytes]:
     """Symbol and cubin of an instance such as ``sresnet::membrane<...>`` for ``sm_90``, compiled or from the disk.
+
+    file: the source that has the template.
 
     Raises:
         BackendUnavailable: there is no NVRTC, or it cannot compile for this architecture.
@@ -55,27 +58,27 @@ def binary(instance: str, arch: str) -> tuple[str, bytes]:
     compile_instance, name = compiler()
     if compile_instance is None:
         raise BackendUnavailable(f"cuda kernel: got {name}; expected a compiler. Install cuda-core: s-resnet[cuda].")
-    sources = [(HERE / file).read_text() for file in ("membrane.cu", "membrane.h")]
+    sources = [(HERE / name).read_text() for name in (file, *HEADERS)]
     key = "\n".join([name, arch, instance, *FLAGS, *sources])
 
     def build(path: Path) -> None:
-        symbol, code = compile_instance(instance, arch)
+        symbol, code = compile_instance(instance, arch, file)
         path.write_bytes(symbol.encode() + b"\n" + code)
 
     try:
-        symbol, _, code = built("membrane.cubin", key, build).read_bytes().partition(b"\n")
+        symbol, _, code = built(f"{Path(file).stem}.cubin", key, build).read_bytes().partition(b"\n")
     except OSError:  # the disk is full, say; memory will do
-        return compile_instance(instance, arch)
+        return compile_instance(instance, arch, file)
     return symbol.decode(), code
 
 
-def _compile_by_core(instance: str, arch: str) -> tuple[str, bytes]:
+def _compile_by_core(instance: str, arch: str, file: str = "membrane.cu") -> tuple[str, bytes]:
     core = importlib.import_module("cuda.core")
     options = core.ProgramOptions(
         arch=arch, std="c++17", fma=False, define_macro=("SRESNET_BLOCK", str(BLOCK)), include_path=str(HERE)
     )
     try:
-        program = core.Program((HERE / "membrane.cu").read_text(), "c++", options)
+        program = core.Program((HERE / file).read_text(), "c++", options)
         code = program.compile("cubin", name_expressions=(instance,))
     except Exception as error:  # cuda-core raises plain exceptions with NVRTC's log in them
         raise BackendUnavailable(_refused(instance, arch, error)) from error
@@ -83,9 +86,9 @@ def _compile_by_core(instance: str, arch: str) -> tuple[str, bytes]:
     return symbol.decode() if isinstance(symbol, bytes) else str(symbol), bytes(code.code)
 
 
-def _compile_by_torch(instance: str, arch: str) -> tuple[str, bytes]:
+def _compile_by_torch(instance: str, arch: str, file: str = "membrane.cu") -> tuple[str, bytes]:
     private = importlib.import_module("torch.cuda._utils")
-    source = (HERE / "membrane.cu").read_text()
+    source = (HERE / file).read_text()
     try:
         code, symbol = private._nvrtc_compile(source, instance, arch.removeprefix("sm_"), [str(HERE)], list(FLAGS))
     except Exception as error:  # a private function: it may raise anything in another version
@@ -101,8 +104,10 @@ def _refused(instance: str, arch: str, error: Exception) -> str:
 _loaded: dict[tuple[int, str], Launch] = {}
 
 
-def loaded(instance: str, device: int) -> Launch:
+def loaded(instance: str, device: int, file: str = "membrane.cu") -> Launch:
     """The launcher of an instance on a device: blocks and arguments to a launch on torch's current stream there.
+
+    file: the source that has the template.
 
     Raises:
         BackendUnavailable: it cannot be compiled or loaded, or a CUDA graph is captured that it is too late for.
@@ -114,7 +119,7 @@ def loaded(instance: str, device: int) -> Launch:
                 f"cuda kernel: got a first use of {instance} while a CUDA graph is captured; expected one before it. "
                 f"Call warm_up with the same arguments first."
             )
-        symbol, code = binary(instance, "sm_{}{}".format(*torch.cuda.get_device_capability(device)))
+        symbol, code = binary(instance, "sm_{}{}".format(*torch.cuda.get_device_capability(device)), file)
         load = _load_by_core if compiler()[0] is _compile_by_core else _load_by_torch
         try:
             launch = load(symbol, code, device)

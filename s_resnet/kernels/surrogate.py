@@ -7,6 +7,7 @@ forward and one back, and keeps nothing but the current between them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidData
-from . import native, surrogate_host
+from . import native, surrogate_cuda, surrogate_host
 from .surrogate_host import LEVELS, SURROGATES
 
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -174,8 +175,8 @@ def fire(
     The spikes and the gradient take the memory layout of the current's steps (channels_last stays channels_last). A
     gradient of the gradient is refused.
 
-    float32 and float64 on the CPU go through C++, 16 bits as float32; where there is no compiler, plain torch does the
-    same.
+    float32 and float64 on the CPU go through C++, types of 16 bits as float32; all but float64 on a CUDA device through
+    a kernel compiled at first use for this T and these levels. Where there is no compiler, plain torch does the same.
     """
     firing = Firing(tuple(thresholds), decay, reset, surrogate, width, detach_reset, initial)
     firing.check(current)
@@ -201,7 +202,9 @@ def _run(current: Tensor, grad: Tensor | None, firing: Firing) -> Tensor:
     """The spikes; or, given the gradient of the spikes, the gradient of the current."""
     if current.device.type == "cpu" and native.compiled()[0] is not None:
         wide = current if current.dtype == torch.float64 else current.float()
-        return _fused(wide, None if grad is None else grad.to(wide.dtype), firing).to(current.dtype)
+        return _fused(surrogate_host.run, wide, None if grad is None else grad.to(wide.dtype), firing).to(current.dtype)
+    if current.device.type == "cuda" and surrogate_cuda.takes(current, firing):
+        return _fused(surrogate_cuda.run, current, grad, firing)
     if grad is None:
         return _loop(current, firing)
     with torch.enable_grad():
@@ -210,23 +213,30 @@ def _run(current: Tensor, grad: Tensor | None, firing: Firing) -> Tensor:
     return gradient
 
 
-def _fused(current: Tensor, grad: Tensor | None, firing: Firing) -> Tensor:
+Run = Callable[[Tensor, Tensor | None, Tensor, Firing], None]
+
+
+def _fused(run: Run, current: Tensor, grad: Tensor | None, firing: Firing) -> Tensor:
+    # empty_like is dense even where the step is not (expanded, or a slice); its strides are all that is wanted of it.
     strides = torch.empty_like(current[0]).stride()
-    current = _in_step(current, strides)
-    out = torch.empty_strided(current.shape, (current[0].numel(), *strides), dtype=current.dtype, device=current.device)
+    out = _steps(current, strides)
     if out.numel():
-        surrogate_host.run(current, None if grad is None else _in_step(grad, strides), out, firing)
+        run(_in_step(current, strides), None if grad is None else _in_step(grad, strides), out, firing)
     return out
 
 
+def _steps(like: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """An uninitialized tensor like ``like``, whose steps follow each other and lie in memory as ``strides`` say."""
+    return torch.empty_strided(like.shape, (like[0].numel(), *strides), dtype=like.dtype, device=like.device)
+
+
 def _in_step(values: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """``[T, B, *]`` whose every step lies in memory as ``strides`` say; steps that are one tensor stay one."""
+    """``[T, B, *]`` whose steps follow each other and lie as ``strides`` say; steps that are one tensor stay one."""
     inside = zip(values.shape[1:], values.stride()[1:], strides, strict=True)
-    if all(size == 1 or got == want for size, got, want in inside):
+    if values.stride(0) in (0, values[0].numel()) and all(size == 1 or got == want for size, got, want in inside):
         return values
     steps = values[:1] if values.stride(0) == 0 else values
-    copy = torch.empty_strided(steps.shape, (steps[0].numel(), *strides), dtype=values.dtype, device=values.device)
-    return copy.copy_(steps).expand(values.shape)
+    return _steps(steps, strides).copy_(steps).expand(values.shape)
 
 
 def _loop(current: Tensor, firing: Firing) -> Tensor:

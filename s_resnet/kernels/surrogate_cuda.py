@@ -1,0 +1,64 @@
+"""Neurons that are trained, on a CUDA device (``surrogate.cu``): one launch forward and one back for all steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import cuda, nvrtc
+
+if TYPE_CHECKING:
+    from .surrogate import Firing
+
+FILE = "surrogate.cu"
+TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+THRESHOLDS = 8  # as in surrogate.cu
+REGISTERS = 64  # membranes that a thread keeps there, if its neurons are not one already
+MOST = 512  # membranes of one neuron
+
+
+def takes(current: Tensor, firing: Firing) -> bool:
+    """Whether the kernel takes this current, on a device that it runs on."""
+    return (
+        current.dtype in TYPES
+        and len(current) * len(firing.thresholds) <= MOST
+        and current[0].numel() < cuda.LIMIT
+        and cuda.unavailable(current.device) is None
+    )
+
+
+def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing) -> None:
+    """Write the spikes into ``out``; or, given the gradient of the spikes, the gradient of the current.
+
+    current, grad, out: ``[T, B, *]`` of one type, whose steps are dense, lie in one order and follow each other, or are
+    all one (stride 0).
+    """
+    with torch.cuda.device(current.device):
+        todo = plan(current, grad, out, firing)
+        nvrtc.loaded(todo.instance, current.device.index, FILE)(todo.blocks, todo.arguments)
+
+
+def plan(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, block: int = nvrtc.BLOCK) -> cuda.Plan:
+    """The instance and its arguments for at least one neuron; block: threads of a block."""
+    steps, levels, neurons = len(current), len(firing.thresholds), current[0].numel()
+    width = 16 // current.element_size()
+    while width > 1 and levels * (1 if grad is None else steps) * width > REGISTERS:
+        width //= 2
+    if neurons % width or any(x is not None and x.data_ptr() % 16 for x in (current, grad, out)):
+        width = 1
+    hard, detached = (str(flag).lower() for flag in (firing.reset == "zero", firing.detach_reset))
+    parts = [f"sresnet::{TYPES[current.dtype]}", str(width), str(steps), str(levels), hard]
+    if grad is not None:
+        parts += [detached, f"sresnet::{firing.surrogate.upper()}"]
+    thresholds = [*map(float, firing.thresholds), *[0.0] * (THRESHOLDS - levels)]
+    times = [0 if x is None or x.stride(0) == 0 else 1 for x in (current, grad)]
+    return cuda.Plan(
+        f"sresnet::surrogate_{'forward' if grad is None else 'backward'}<{', '.join(parts)}>",
+        -(-neurons // (width * block)),
+        (
+            *(current, grad, out, float(firing.decay), float(firing.initial), *map(float, firing.shape())),
+            *(*thresholds, neurons, *times),
+        ),
+    )
