@@ -4,7 +4,7 @@
 // never mix images; a thread on WIDTH neurons that lie together in memory, over all steps. Plain CUDA C++ without any
 // header of the toolkit. cuda.py chooses the instance and the arguments; tests/test_cuda.py runs this file on the CPU.
 #include "membrane.h"
-#include "vectors.h"
+#include "vectors.cuh"
 
 namespace sresnet {
 

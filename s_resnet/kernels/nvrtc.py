@@ -19,7 +19,7 @@ from ..errors import BackendUnavailable
 from .cache import built
 
 HERE = Path(__file__).parent
-HEADERS = ("membrane.h", "surrogate.h", "vectors.h")
+HEADERS = ("membrane.h", "surrogate.h", "vectors.cuh")
 BLOCK = 128  # threads of a block
 # No contraction: a fused multiply-add rounds once where the reference rounds twice.
 FLAGS = ("--std=c++17", "--fmad=false", f"-DSRESNET_BLOCK={BLOCK}")

@@ -5,7 +5,7 @@
 // where all steps of a tensor are one. Both kernels take the same arguments, and leave out those they do not name.
 // surrogate_cuda.py chooses the instance and the arguments; tests/test_surrogate_cuda.py runs this file on the CPU.
 #include "surrogate.h"
-#include "vectors.h"
+#include "vectors.cuh"
 
 namespace sresnet {
 

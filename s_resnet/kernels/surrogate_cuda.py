@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FILE = "surrogate.cu"
 TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 THRESHOLDS = 8  # as in surrogate.cu
-REGISTERS = 64  # membranes that a thread keeps there, if its neurons are not one already
+REGISTERS = 40  # membranes of a thread that works on more than one neuron: with more, some assemblers spill
 MOST = 512  # membranes of one neuron
 
 
