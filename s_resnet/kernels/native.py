@@ -16,7 +16,7 @@ from pathlib import Path
 from .cache import built
 
 HERE = Path(__file__).parent
-SOURCES = ("events.cpp", "membrane.cpp", "surrogate.cpp")
+SOURCES = ("events.cpp", "membrane.cpp", "normalize.cpp", "surrogate.cpp")
 HEADERS = ("layer.h", "membrane.h", "surrogate.h")
 # No contraction: a fused multiply-add rounds once where the reference rounds twice.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC")

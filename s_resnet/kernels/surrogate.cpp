@@ -1,5 +1,6 @@
 // Neurons that are trained, on the CPU, forward and back: a block of neurons stays in the first cache over all steps.
 // Backwards its membranes are computed again, so that memory holds nothing but currents and gradients.
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -10,42 +11,84 @@ namespace {
 using namespace sresnet;
 
 const int LEVELS_MOST = 8;
-const int64_t ROOM = 24 * 1024, LEAST = 128, MOST = 2048;  // bytes of membranes; neurons of a block
+const int64_t ROOM = 24 * 1024, LEAST = 128, MOST = 2048;  // bytes of a block; its neurons
 
-// Steps of `neurons` numbers that lie in one order; *_step: elements from one step to the next.
+// Steps of `neurons` numbers that lie in one order; *_step: elements from one step to the next. scale, shift: null, or
+// [channels] that make the current from what is given; inner: neighbors of one channel, 1 where channels are innermost.
 struct Firing {
-    int64_t steps, neurons, current_step, grad_step;
+    int64_t steps, neurons, current_step, grad_step, channels, inner;
     int32_t levels, hard, detached, surrogate, threads;
     double thresholds[LEVELS_MOST];
     double decay, initial, inside, height;
     const void *current, *grad;  // grad, of the spikes: backwards only
-    void* out;                   // spikes, or the gradient of the current
+    const void *scale, *shift;
+    void* out;  // spikes, or the gradient of the current
 };
 
-template <typename V, bool HARD, bool FIRST>
-void advance(const V* __restrict current, V* __restrict w, V* __restrict spikes, V decay, V threshold, int64_t n) {
+// What a thread has for its block of neurons.
+template <typename V>
+struct Room {
+    std::vector<V> membranes, scale, shift;
+
+    Room(const Firing& l, int64_t block, int64_t each) : membranes(block * each) {
+        if (l.scale)
+            for (auto* one : {&scale, &shift}) one->resize(block);
+    }
+
+    // The scales and shifts of a block; by whole channels, since a division for each neuron would be seen.
+    void begin(const Firing& l, int64_t first, int64_t n) {
+        if (!l.scale) return;
+        for (int64_t j = 0; j < n;) {
+            const int64_t at = first + j, channel = at / l.inner % l.channels;
+            const int64_t whole = l.inner == 1 ? l.channels - channel : l.inner - at % l.inner;
+            const int64_t end = j + whole < n ? j + whole : n;
+            const V *a = (const V*)l.scale + channel, *b = (const V*)l.shift + channel;
+            if (l.inner == 1) {
+                std::copy(a, a + (end - j), scale.data() + j);
+                std::copy(b, b + (end - j), shift.data() + j);
+            } else {
+                std::fill(scale.data() + j, scale.data() + end, *a);
+                std::fill(shift.data() + j, shift.data() + end, *b);
+            }
+            j = end;
+        }
+    }
+};
+
+// Each neuron's current is what is given, or made from it. Levels make it anew: a pass of its own would wait for memory.
+template <typename V, bool AFFINE>
+inline V charge(const V* given, const V* scale, const V* shift, int64_t j) {
+    return AFFINE ? given[j] * scale[j] + shift[j] : given[j];
+}
+
+template <typename V, bool HARD, bool AFFINE, bool FIRST>
+void advance(const V* __restrict given, const V* __restrict scale, const V* __restrict shift, V* __restrict w,
+             V* __restrict spikes, V decay, V threshold, int64_t n) {
     for (int64_t j = 0; j < n; j++) {
-        const V s = reset<HARD>(integrate<V, true>(w[j], current[j], decay), threshold, w[j]);
+        const V current = charge<V, AFFINE>(given, scale, shift, j);
+        const V s = reset<HARD>(integrate<V, true>(w[j], current, decay), threshold, w[j]);
         spikes[j] = FIRST ? s : spikes[j] + s;
     }
 }
 
-template <typename V, bool HARD>
-void forward(const Firing& l, int64_t first, int64_t n, V* room) {
-    for (int64_t j = 0; j < n * l.levels; j++) room[j] = (V)l.initial;
+template <typename V, bool HARD, bool AFFINE>
+void forward(const Firing& l, int64_t first, int64_t n, Room<V>& room) {
+    V* w = room.membranes.data();
+    for (int64_t j = 0; j < n * l.levels; j++) w[j] = (V)l.initial;
     for (int64_t t = 0; t < l.steps; t++) {
-        const V* current = (const V*)l.current + t * l.current_step + first;
+        const V *given = (const V*)l.current + t * l.current_step + first, *a = room.scale.data(), *b = room.shift.data();
         V* spikes = (V*)l.out + t * l.neurons + first;
-        advance<V, HARD, true>(current, room, spikes, (V)l.decay, (V)l.thresholds[0], n);
+        advance<V, HARD, AFFINE, true>(given, a, b, w, spikes, (V)l.decay, (V)l.thresholds[0], n);
         for (int32_t k = 1; k < l.levels; k++)
-            advance<V, HARD, false>(current, room + k * n, spikes, (V)l.decay, (V)l.thresholds[k], n);
+            advance<V, HARD, AFFINE, false>(given, a, b, w + k * n, spikes, (V)l.decay, (V)l.thresholds[k], n);
     }
 }
 
-template <typename V, bool HARD>
-void again(const V* __restrict current, V* __restrict w, V* __restrict u, V decay, V threshold, int64_t n) {
+template <typename V, bool HARD, bool AFFINE>
+void again(const V* __restrict given, const V* __restrict scale, const V* __restrict shift, V* __restrict w,
+           V* __restrict u, V decay, V threshold, int64_t n) {
     for (int64_t j = 0; j < n; j++) {
-        u[j] = integrate<V, true>(w[j], current[j], decay);
+        u[j] = integrate<V, true>(w[j], charge<V, AFFINE>(given, scale, shift, j), decay);
         reset<HARD>(u[j], threshold, w[j]);
     }
 }
@@ -61,33 +104,35 @@ void retreat(const Firing& l, const V* __restrict u, const V* __restrict grad, V
     }
 }
 
-// room: membranes before resets [steps, levels, n], then [levels, n]: after resets, and then gradients.
+// u: membranes before resets [steps, levels, n], then [levels, n]: after resets, and then gradients.
 template <typename V, bool HARD, bool DETACHED, Surrogate SURROGATE>
-void backward(const Firing& l, int64_t first, int64_t n, V* room) {
+void backward(const Firing& l, int64_t first, int64_t n, Room<V>& room) {
     const int64_t all = n * l.levels;
-    V* last = room + l.steps * all;
+    V *u = room.membranes.data(), *last = u + l.steps * all;
     for (int64_t j = 0; j < all; j++) last[j] = (V)l.initial;
-    for (int64_t t = 0; t < l.steps; t++)
+    for (int64_t t = 0; t < l.steps; t++) {
+        const V *given = (const V*)l.current + t * l.current_step + first, *a = room.scale.data(), *b = room.shift.data();
+        const auto step = l.scale ? again<V, HARD, true> : again<V, HARD, false>;
         for (int32_t k = 0; k < l.levels; k++)
-            again<V, HARD>((const V*)l.current + t * l.current_step + first, last + k * n, room + t * all + k * n,
-                           (V)l.decay, (V)l.thresholds[k], n);
+            step(given, a, b, last + k * n, u + t * all + k * n, (V)l.decay, (V)l.thresholds[k], n);
+    }
     for (int64_t j = 0; j < all; j++) last[j] = V(0);
     for (int64_t t = l.steps - 1; t >= 0; t--) {
         const V* grad = (const V*)l.grad + t * l.grad_step + first;
         V* out = (V*)l.out + t * l.neurons + first;
-        retreat<V, HARD, DETACHED, SURROGATE, true>(l, room + t * all, grad, last, out, (V)l.thresholds[0], n);
+        retreat<V, HARD, DETACHED, SURROGATE, true>(l, u + t * all, grad, last, out, (V)l.thresholds[0], n);
         for (int32_t k = 1; k < l.levels; k++)
-            retreat<V, HARD, DETACHED, SURROGATE, false>(l, room + t * all + k * n, grad, last + k * n, out,
+            retreat<V, HARD, DETACHED, SURROGATE, false>(l, u + t * all + k * n, grad, last + k * n, out,
                                                          (V)l.thresholds[k], n);
     }
 }
 
 template <typename V>
-using Work = void (*)(const Firing&, int64_t, int64_t, V*);
+using Work = void (*)(const Firing&, int64_t, int64_t, Room<V>&);
 
 template <typename V, bool HARD, bool DETACHED>
-Work<V> backward_of(int32_t surrogate) {
-    switch (surrogate) {
+Work<V> back_of(const Firing& l) {
+    switch (l.surrogate) {
         case RECTANGLE: return backward<V, HARD, DETACHED, RECTANGLE>;
         case TRIANGLE: return backward<V, HARD, DETACHED, TRIANGLE>;
         case ARCTAN: return backward<V, HARD, DETACHED, ARCTAN>;
@@ -97,20 +142,22 @@ Work<V> backward_of(int32_t surrogate) {
 
 template <typename V>
 void run(const Firing& l) {
-    Work<V> work = l.hard ? forward<V, true> : forward<V, false>;
-    if (l.grad && l.hard) work = l.detached ? backward_of<V, true, true>(l.surrogate) : backward_of<V, true, false>(l.surrogate);
-    if (l.grad && !l.hard) work = l.detached ? backward_of<V, false, true>(l.surrogate) : backward_of<V, false, false>(l.surrogate);
-    const int64_t each = l.levels * (l.grad ? l.steps + 1 : 1);  // numbers of a neuron in the room
-    const int64_t fits = ROOM / (int64_t)sizeof(V) / each / 32 * 32;
+    Work<V> work = l.hard ? forward<V, true, false> : forward<V, false, false>;
+    if (l.scale) work = l.hard ? forward<V, true, true> : forward<V, false, true>;
+    if (l.grad && l.hard) work = l.detached ? back_of<V, true, true>(l) : back_of<V, true, false>(l);
+    if (l.grad && !l.hard) work = l.detached ? back_of<V, false, true>(l) : back_of<V, false, false>(l);
+    const int64_t each = l.levels * (l.grad ? l.steps + 1 : 1);  // membranes of a neuron
+    const int64_t fits = ROOM / (int64_t)sizeof(V) / (each + (l.scale ? 2 : 0)) / 32 * 32;
     const int64_t block = fits < LEAST ? LEAST : fits > MOST ? MOST : fits;
     const int64_t blocks = (l.neurons + block - 1) / block;
 #pragma omp parallel num_threads(l.threads)
     {
-        std::vector<V> room(block * each);
+        Room<V> room(l, block, each);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < blocks; i++) {
-            const int64_t left = l.neurons - i * block;
-            work(l, i * block, left < block ? left : block, room.data());
+            const int64_t left = l.neurons - i * block, n = left < block ? left : block;
+            room.begin(l, i * block, n);
+            work(l, i * block, n, room);
         }
     }
 }

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidData
 from . import native, surrogate_cuda, surrogate_host
-from .surrogate_host import LEVELS, SURROGATES
+from .surrogate_host import LEVELS, SURROGATES, Affine
 
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 RESETS = ("subtract", "zero")
@@ -189,22 +189,30 @@ class _Fire(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, firing: Firing) -> Tensor:
         ctx.save_for_backward(current)
         ctx.firing = firing
-        return _run(current, None, firing)
+        return run(current, None, firing)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (current,) = ctx.saved_tensors
-        return _run(current, grad, ctx.firing), None
+        return run(current, grad, ctx.firing), None
 
 
-def _run(current: Tensor, grad: Tensor | None, firing: Firing) -> Tensor:
-    """The spikes; or, given the gradient of the spikes, the gradient of the current."""
+def run(current: Tensor, grad: Tensor | None, firing: Firing, affine: Affine | None = None) -> Tensor:
+    """The spikes; or, given the gradient of the spikes, the gradient of the current.
+
+    affine: ``[C]`` each, of ``[T, B, C, *]``: the current is ``affine[0] * current + affine[1]`` then, and the gradient
+    is that of the result.
+    """
     if current.device.type == "cpu" and native.compiled()[0] is not None:
         wide = current if current.dtype == torch.float64 else current.float()
-        return _fused(surrogate_host.run, wide, None if grad is None else grad.to(wide.dtype), firing).to(current.dtype)
+        wide_grad = None if grad is None else grad.to(wide.dtype)
+        return _fused(surrogate_host.run, wide, wide_grad, firing, affine).to(current.dtype)
+    if affine is not None:
+        scale, shift = (value.view(-1, *(1,) * (current.ndim - 3)) for value in affine)
+        return run((current * scale + shift).to(current.dtype), grad, firing)
     if current.device.type == "cuda" and surrogate_cuda.takes(current, firing):
-        return _fused(surrogate_cuda.run, current, grad, firing)
+        return _fused(surrogate_cuda.run, current, grad, firing, None)
     if grad is None:
         return _loop(current, firing)
     with torch.enable_grad():
@@ -213,15 +221,18 @@ def _run(current: Tensor, grad: Tensor | None, firing: Firing) -> Tensor:
     return gradient
 
 
-Run = Callable[[Tensor, Tensor | None, Tensor, Firing], None]
+Run = Callable[[Tensor, Tensor | None, Tensor, Firing, Affine | None], None]
 
 
-def _fused(run: Run, current: Tensor, grad: Tensor | None, firing: Firing) -> Tensor:
+def _fused(how: Run, current: Tensor, grad: Tensor | None, firing: Firing, affine: Affine | None) -> Tensor:
     # empty_like is dense even where the step is not (expanded, or a slice); its strides are all that is wanted of it.
-    strides = torch.empty_like(current[0]).stride()
-    out = _steps(current, strides)
+    first = torch.empty_like(current[0])
+    if affine is not None and not first.movedim(1, -1).is_contiguous():
+        first = first.contiguous()
+    out = _steps(current, first.stride())
     if out.numel():
-        run(_in_step(current, strides), None if grad is None else _in_step(grad, strides), out, firing)
+        placed = _in_step(current, first.stride())
+        how(placed, None if grad is None else _in_step(grad, first.stride()), out, firing, affine)
     return out
 
 

@@ -11,6 +11,7 @@ from . import cuda, nvrtc
 
 if TYPE_CHECKING:
     from .surrogate import Firing
+    from .surrogate_host import Affine
 
 FILE = "surrogate.cu"
 TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -29,7 +30,7 @@ def takes(current: Tensor, firing: Firing) -> bool:
     )
 
 
-def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing) -> None:
+def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affine: Affine | None) -> None:
     """Write the spikes into ``out``; or, given the gradient of the spikes, the gradient of the current.
 
     current, grad, out: ``[T, B, *]`` of one type, whose steps are dense, lie in one order and follow each other, or are

@@ -13,36 +13,76 @@ from . import native
 if TYPE_CHECKING:
     from .surrogate import Firing
 
+Affine = tuple[Tensor, Tensor]
 LEVELS = 8  # as in surrogate.cpp
 SURROGATES = ("rectangle", "triangle", "arctan", "sigmoid")  # in the order of surrogate.h
 
 
 class Layer(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("steps", "neurons", "current_step", "grad_step")),
+        *((name, ctypes.c_int64) for name in ("steps", "neurons", "current_step", "grad_step", "channels", "inner")),
         *((name, ctypes.c_int32) for name in ("levels", "hard", "detached", "surrogate", "threads")),
         ("thresholds", ctypes.c_double * LEVELS),
         *((name, ctypes.c_double) for name in ("decay", "initial", "inside", "height")),
-        *((name, ctypes.c_void_p) for name in ("current", "grad", "out")),
+        *((name, ctypes.c_void_p) for name in ("current", "grad", "scale", "shift", "out")),
     ]
 
 
-def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing) -> None:
+def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affine: Affine | None) -> None:
     """Write the spikes into ``out``; or, given the gradient of the spikes, the gradient of the current.
 
     current, grad, out: float32 or float64 ``[T, B, *]`` alike, whose steps are dense and lie in one order; the steps of
-    ``out`` follow each other.
+    ``out`` follow each other. affine: scale and shift ``[C]`` of that type, which make the current from what is given;
+    then steps are contiguous or channels_last.
     """
     library, reason = native.compiled()
     assert library is not None, reason
     inside, height = firing.shape()
+    channels, inner = (1, 1) if affine is None else (current.shape[2], inner_of(current[0]))
     layer = Layer(
-        *(len(current), current[0].numel(), current.stride(0), 0 if grad is None else grad.stride(0)),
+        *(len(current), current[0].numel(), current.stride(0), 0 if grad is None else grad.stride(0), channels, inner),
         *(len(firing.thresholds), firing.reset == "zero", firing.detach_reset, SURROGATES.index(firing.surrogate)),
         torch.get_num_threads(),
         (ctypes.c_double * LEVELS)(*firing.thresholds),
         *(firing.decay, firing.initial, inside, height),
-        *(current.data_ptr(), None if grad is None else grad.data_ptr(), out.data_ptr()),
+        *(None if x is None else x.data_ptr() for x in (current, grad, *(affine or (None, None)), out)),
     )
     fire = library.sresnet_fire_float if current.dtype == torch.float32 else library.sresnet_fire_double
     fire(ctypes.byref(layer))
+
+
+def inner_of(step: Tensor) -> int:
+    """How many numbers of one channel lie together in a dense ``[B, C, *]``; 1 where channels are innermost."""
+    return 1 if step.movedim(1, -1).is_contiguous() else step[0, 0].numel()
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "channels", "inner")),
+        ("threads", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("p", "q", "sums", "coefficients", "out")),
+    ]
+
+
+def sums(p: Tensor, q: Tensor) -> Tensor:
+    """float64 ``[2, C]``, added up as such: ``p`` and ``p * q`` of each channel of ``[B, C, *]``, which lie alike."""
+    found = torch.empty(2, p.shape[1], dtype=torch.float64)
+    _normalize("sums", p, q, sums=found)
+    return found
+
+
+def normalized_gradient(p: Tensor, q: Tensor, coefficients: Tensor) -> Tensor:
+    """``scale * (p - p0 - slope * (q - q0))`` in place of ``p``; coefficients: ``[4, C]`` scale, p0, q0, slope."""
+    _normalize("gradient", p, q, coefficients=coefficients.to(p.dtype).contiguous(), out=p)
+    return p
+
+
+def _normalize(what: str, p: Tensor, q: Tensor, **others: Tensor) -> None:
+    library, reason = native.compiled()
+    assert library is not None, reason
+    assert p.stride() == q.stride() and p.dtype == q.dtype, "tensors that do not lie alike"
+    inner = inner_of(p)
+    norm = Norm(p.numel() // p.shape[1] // inner, p.shape[1], inner, torch.get_num_threads(), p.data_ptr(), q.data_ptr())
+    for name, tensor in others.items():
+        setattr(norm, name, tensor.data_ptr())
+    getattr(library, f"sresnet_{what}_{'float' if p.dtype == torch.float32 else 'double'}")(ctypes.byref(norm))
