@@ -56,7 +56,7 @@ def normalize_and_fire(
             f"normalize_and_fire: weight and bias, got {list(weight.shape)} and {list(bias.shape)}; expected "
             f"[{x.shape[1]}]. Reshape them."
         )
-    firing.check(x.unflatten(0, (timesteps, -1)))
+    firing.check(_in_time(x, timesteps))
     spikes, *found = _NormFire.apply(x, weight, bias, firing, timesteps, eps, eps_outside, group)
     return spikes, (found[0], found[1], found[2])
 
@@ -72,7 +72,8 @@ class _NormFire(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, firing: Firing, steps: int, eps: float, out: bool, group: Any
     ) -> tuple[Tensor, ...]:
         x = _placed(x)
-        mean, var, count = _shared(*_moments(x), group)
+        wide = _wide(x)
+        mean, var, count = _shared(*_moments(wide), group)
         root = (var if out else var + eps).sqrt()
         inverse = 1 / (root + eps if out else root)
         scale = weight.to(mean.dtype) * inverse
@@ -80,22 +81,27 @@ class _NormFire(torch.autograd.Function):
         ctx.save_for_backward(x, mean, inverse, torch.where(root > 0, inverse / root, 0.0), count, *affine)
         ctx.firing, ctx.steps, ctx.group, ctx.types = firing, steps, group, (weight.dtype, bias.dtype)
         ctx.mark_non_differentiable(mean, var, count)
-        spikes = run(x.unflatten(0, (steps, -1)), None, firing, affine).flatten(0, 1)
+        spikes = run(_in_time(wide, steps), None, firing, affine).flatten(0, 1).to(x.dtype)
         return spikes, mean, var, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, inverse, slope, count, *affine = ctx.saved_tensors
-        grad = grad.unflatten(0, (ctx.steps, -1))
-        g = run(x.unflatten(0, (ctx.steps, -1)), grad, ctx.firing, tuple(affine)).flatten(0, 1)
-        sums = _sums(g, x, mean)
+        wide, arrived = _wide(x), _in_time(_wide(grad), ctx.steps)
+        g = run(_in_time(wide, ctx.steps), arrived, ctx.firing, (affine[0], affine[1])).flatten(0, 1)
+        sums = _sums(g, wide, mean)
         of_weight, of_bias = (sums[1] * inverse).to(ctx.types[0]), sums[0].to(ctx.types[1])
         if ctx.group is not None:
+            sums = sums.clone()  # what is returned stays this process's own part
             distributed.all_reduce(sums, group=ctx.group)
         means = sums / count
-        gradient = _gradient(g, x, torch.stack([affine[0], means[0], mean, means[1] * slope]))
-        return gradient, of_weight, of_bias, None, None, None, None, None
+        gradient = _gradient(g, wide, torch.stack([affine[0], means[0], mean, means[1] * slope]))
+        return gradient.to(x.dtype), of_weight, of_bias, None, None, None, None, None
+
+
+def _in_time(x: Tensor, steps: int) -> Tensor:
+    return x.reshape(steps, len(x) // steps, *x.shape[1:])
 
 
 def _placed(x: Tensor) -> Tensor:
@@ -103,8 +109,13 @@ def _placed(x: Tensor) -> Tensor:
     return x if x.movedim(1, -1).is_contiguous() else x.contiguous()
 
 
+def _wide(x: Tensor) -> Tensor:
+    """As it is computed with: a GPU's kernels read 16 bits themselves."""
+    return x if x.device.type == "cuda" else x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _compiled(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and native.compiled()[0] is not None
+    return x.device.type == "cpu" and native.compiled()[0] is not None
 
 
 def _moments(x: Tensor) -> Statistics:
@@ -148,4 +159,5 @@ def _gradient(g: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
     if _compiled(x):
         return surrogate_host.normalized_gradient(g, x, coefficients)
     scale, g0, x0, slope = (each.view(-1, *(1,) * (x.ndim - 2)) for each in coefficients)
-    return (((g - g0) - (x - x0) * slope) * scale).to(x.dtype)
+    gradient: Tensor = ((g - g0) - (x - x0) * slope) * scale
+    return gradient.to(x.dtype)

@@ -80,9 +80,12 @@ def normalized_gradient(p: Tensor, q: Tensor, coefficients: Tensor) -> Tensor:
 def _normalize(what: str, p: Tensor, q: Tensor, **others: Tensor) -> None:
     library, reason = native.compiled()
     assert library is not None, reason
-    assert p.stride() == q.stride() and p.dtype == q.dtype, "tensors that do not lie alike"
+    alike = all(size == 1 or a == b for size, a, b in zip(p.shape, p.stride(), q.stride(), strict=True))
+    assert alike and p.dtype == q.dtype, "tensors that do not lie alike"
     inner = inner_of(p)
-    norm = Norm(p.numel() // p.shape[1] // inner, p.shape[1], inner, torch.get_num_threads(), p.data_ptr(), q.data_ptr())
+    norm = Norm(
+        p.numel() // p.shape[1] // inner, p.shape[1], inner, torch.get_num_threads(), p.data_ptr(), q.data_ptr()
+    )
     for name, tensor in others.items():
         setattr(norm, name, tensor.data_ptr())
     getattr(library, f"sresnet_{what}_{'float' if p.dtype == torch.float32 else 'double'}")(ctypes.byref(norm))
