@@ -11,28 +11,33 @@ import re
 import cuda_on_cpu
 import pytest
 import torch
-from test_surrogate import MLF, MS_RESNET, SURROGATES, THRESHOLDS, gradient, make
+from test_surrogate import MLF, MS_RESNET, SURROGATES, THRESHOLDS, gradient, last_of, make, saved_bytes
 
 from s_resnet.kernels import cuda, nvrtc, surrogate_cuda
+from s_resnet.kernels.norm_fire import normalize_and_fire
 from s_resnet.kernels.surrogate import Firing, fire, fire_reference
 
 needs_compiler = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="no C++ compiler (g++ or $CXX)")
 needs_nvrtc = pytest.mark.skipif(nvrtc.compiler()[0] is None, reason=nvrtc.compiler()[1])
-ARGUMENTS = ("const void*", "const void*", "void*", *["double"] * 12, *["int"] * 3)
+POINTERS = 5
+ARGUMENTS = ("const void*", "const void*", "void*", "const void*", "const void*", *["double"] * 12, *["int"] * 6)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def prepared(current, grad, firing):
+def prepared(current, grad, firing, affine=None):
     """The plan of a launch on CPU tensors, its result, and the check of its guards."""
-    out, check = cuda_on_cpu.guarded(torch.empty_like(current, memory_format=torch.contiguous_format))
-    return surrogate_cuda.plan(current, grad, out, firing, cuda_on_cpu.BLOCK), out, check
+    constant = current.stride(0) == 0
+    out, check = cuda_on_cpu.guarded(torch.empty_like(current.contiguous() if constant else current))
+    return surrogate_cuda.plan(current, grad, out, firing, affine, cuda_on_cpu.BLOCK), out, check
 
 
 def launch(plan, out, check, source=None):
     (run,) = cuda_on_cpu.kernels([plan.instance], None, source, surrogate_cuda.FILE, ARGUMENTS)
     kinds = {"d": ctypes.c_double, "i": ctypes.c_int}
-    given = [ctypes.c_void_p(None if p is None else p.data_ptr()) for p in plan.arguments[:3]]
-    given += [kinds[kind[0]](value) for kind, value in zip(ARGUMENTS[3:], plan.arguments[3:], strict=True)]
+    given = [ctypes.c_void_p(None if p is None else p.data_ptr()) for p in plan.arguments[:POINTERS]]
+    given += [
+        kinds[kind[0]](value) for kind, value in zip(ARGUMENTS[POINTERS:], plan.arguments[POINTERS:], strict=True)
+    ]
     assert not run(plan.blocks, *given)
     check()
     return out
@@ -95,9 +100,26 @@ def test_steps_that_are_one_tensor(constant, one):
     grad = grad[:1].expand(grad.shape) if one else grad
     firing = next(neurons(1))
     plan, *rest = prepared(current, grad, firing)
-    assert plan.arguments[-2:] == (int(not constant), int(not one))
+    assert plan.arguments[-5:-3] == (int(not constant), int(not one))
     want = gradient(fire, current.contiguous(), grad, **settings_of(firing))
     assert torch.equal(launch(plan, *rest), want)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(2, 8, 4, 4), (2, 6, 3, 5), (1, 5, 2, 6), (3, 12), (2, 1, 4, 4)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_currents_that_are_made_by_scale_and_shift(shape, dtype):
+    """Vectors within a channel, across channels, across images; channels in the middle and innermost."""
+    firing = Firing((0.5,), 0.25, "zero", "triangle")
+    affine = (torch.arange(1.0, shape[1] + 1) / 4, torch.arange(shape[1]) / -8)
+    for last in (False, True) if len(shape) == 4 else (False,):
+        current, grad = ((last_of(x) if last else x).to(dtype) for x in make((4, *shape), torch.float32, dyadic=True))
+        made = current.float() * affine[0].view(-1, *(1,) * (len(shape) - 2))
+        made = made + affine[1].view(-1, *(1,) * (len(shape) - 2))
+        want = fire_reference(made, **vars(firing))
+        assert torch.equal(launch(*prepared(current, None, firing, affine)), want.to(dtype))
+        got = launch(*prepared(current, grad, firing, affine))
+        assert torch.equal(got, gradient(fire, made, grad.float(), **vars(firing)).to(dtype))
 
 
 @needs_compiler
@@ -145,11 +167,12 @@ def test_the_comparison_sees_a_mistake(old, new, tmp_path):
 # ---- compiled for GPUs ----
 
 
-def compiled(arch, firing, dtype, steps):
+def compiled(arch, firing, dtype, steps, scaled=False):
     """What the assembler says of forward and backward of a layer."""
     core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
     x, log = torch.zeros(steps, 1, 256, dtype=dtype), io.StringIO()
-    plans = [surrogate_cuda.plan(x, grad, x, firing) for grad in (None, x)]
+    affine = (torch.ones(256), torch.ones(256)) if scaled else None
+    plans = [surrogate_cuda.plan(x, grad, x, firing, affine) for grad in (None, x)]
     options = core.ProgramOptions(
         arch=arch, std="c++17", fma=False, define_macro=("SRESNET_BLOCK", str(nvrtc.BLOCK)),
         include_path=str(nvrtc.HERE), ptxas_options="-v",
@@ -170,7 +193,7 @@ def compiled(arch, firing, dtype, steps):
 def test_membranes_stay_in_registers(arch):
     sigmoid = Firing((1.0,), surrogate="sigmoid")
     for i, (firing, steps) in enumerate(itertools.product((Firing(**MS_RESNET), Firing(**MLF), sigmoid), (4, 6, 10))):
-        registers, stacks, spilled = compiled(arch, firing, FLOATS[i % 3], steps)
+        registers, stacks, spilled = compiled(arch, firing, FLOATS[i % 3], steps, scaled=i % 2 == 1)
         assert 10 < max(registers) <= 128 and not any(stacks) and not any(spilled), (firing, steps)
 
 
@@ -234,3 +257,29 @@ def test_on_a_gpu_as_on_the_cpu(dtype, steps):
             assert spikes.stride() == current.stride()
             want, got = (gradient(fire, current.to(d), grad.to(d), **neuron).double().cpu() for d in ("cpu", "cuda"))
             assert (got - want).norm() <= (1e-10 if dtype == torch.float64 else 1e-6) * want.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+@pytest.mark.parametrize("outside", [False, True])
+def test_normalized_on_a_gpu_as_on_the_cpu(dtype, outside):
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(4 * 6, 24, 9, 8, generator=generator).to(dtype) for _ in range(2))
+    firing = Firing((0.4,), 0.25, "zero", "sigmoid", 2.0)  # smooth: a membrane at its threshold changes little
+    for last in (False, True):
+        x = x.to(memory_format=torch.channels_last) if last else x
+        found = []
+        for device in ("cpu", "cuda"):
+            leaf = x.to(device).requires_grad_()
+            parts = [torch.linspace(0.5, 1, 24, device=device, requires_grad=True) for _ in range(2)]
+            spikes, (mean, var, count) = normalize_and_fire(leaf, *parts, firing, 4, eps_outside=outside)
+            grads = torch.autograd.grad(spikes, [leaf, *parts], grad.to(device))
+            found.append([each.double().cpu() for each in (mean, var, count, *grads)])
+            assert (
+                grads[0].stride() == x.stride()
+                and saved_bytes(lambda y, parts=parts: normalize_and_fire(y, *parts, firing, 4)[0], leaf.detach())
+                < 1.1 * x.numel() * x.element_size()
+            )
+        for mine, theirs in zip(*found, strict=True):
+            assert (mine - theirs).norm() <= (1e-9 if dtype == torch.float64 else 0.02) * theirs.norm()

@@ -9,6 +9,31 @@
 
 namespace sresnet {
 
+// Where channels lie that the current is made for: nowhere, around the neurons of a channel, or innermost.
+enum Channels { UNSCALED, AROUND, INNERMOST };
+
+// The scales and shifts of WIDTH neurons from `first` on. whole: no vector has neurons of two channels, or of two pixels.
+template <int WIDTH, Channels WHERE>
+struct Affine {
+    float scale[WHERE == UNSCALED ? 1 : WIDTH], shift[WHERE == UNSCALED ? 1 : WIDTH];
+    SRESNET_INLINE Affine(const void* scales, const void* shifts, unsigned first, unsigned channels, unsigned inner,
+                          int whole) {
+        if constexpr (WHERE != UNSCALED) {
+            unsigned channel = first / inner % channels;
+#pragma unroll
+            for (int j = 0; j < WIDTH; j++) {
+                if (j && !whole) channel = (first + j) / inner % channels;
+                const unsigned at = channel + (WHERE == INNERMOST && whole ? j : 0);
+                scale[j] = static_cast<const float*>(scales)[at];
+                shift[j] = static_cast<const float*>(shifts)[at];
+            }
+        }
+    }
+    SRESNET_INLINE float current(float given, int j) const {
+        return WHERE == UNSCALED ? given : given * scale[j] + shift[j];
+    }
+};
+
 // All that a kernel can be given; an instance reads the first LEVELS.
 struct Thresholds {
     float value[8];
@@ -17,15 +42,17 @@ struct Thresholds {
 };
 
 // I: how currents, spikes and their gradients lie in memory.
-template <typename I, int WIDTH, int STEPS, int LEVELS, bool HARD>
+template <typename I, int WIDTH, int STEPS, int LEVELS, bool HARD, Channels WHERE>
 __global__ void __launch_bounds__(SRESNET_BLOCK)
     surrogate_forward(const void* __restrict__ current, const void* __restrict__, void* __restrict__ spikes,
-                      double decay, double initial, double, double, double a, double b, double c, double d, double e,
-                      double f, double g, double h, int neurons, int current_time, int) {
+                      const void* __restrict__ scale, const void* __restrict__ shift, double decay, double initial,
+                      double, double, double a, double b, double c, double d, double e, double f, double g, double h,
+                      int neurons, int current_time, int, int channels, int inner, int whole) {
     constexpr int UNROLLED = STEPS <= 16 ? STEPS : 4;  // steps that are written out one after another
     const Thresholds theta(a, b, c, d, e, f, g, h);
     const long long first = ((long long)blockIdx.x * SRESNET_BLOCK + threadIdx.x) * WIDTH, n = neurons;
     if (first >= n) return;
+    const Affine<WIDTH, WHERE> affine(scale, shift, (unsigned)first, channels, inner, whole);
     const char* in = static_cast<const char*>(current) + first * I::SIZE;
     char* out = static_cast<char*>(spikes) + first * I::SIZE;
 
@@ -40,7 +67,7 @@ __global__ void __launch_bounds__(SRESNET_BLOCK)
         Bits<WIDTH * I::SIZE> spike = {};
 #pragma unroll
         for (int j = 0; j < WIDTH; j++) {
-            const float charge = I::read(now.template get<I::SIZE>(j));
+            const float charge = affine.current(I::read(now.template get<I::SIZE>(j)), j);
             float sum = 0.0f;
 #pragma unroll
             for (int k = 0; k < LEVELS; k++)
@@ -51,16 +78,19 @@ __global__ void __launch_bounds__(SRESNET_BLOCK)
     }
 }
 
-template <typename I, int WIDTH, int STEPS, int LEVELS, bool HARD, bool DETACHED, Surrogate SURROGATE>
+template <typename I, int WIDTH, int STEPS, int LEVELS, bool HARD, Channels WHERE, bool DETACHED,
+          Surrogate SURROGATE>
 __global__ void __launch_bounds__(SRESNET_BLOCK)
     surrogate_backward(const void* __restrict__ current, const void* __restrict__ spikes, void* __restrict__ gradient,
-                       double decay, double initial, double inside, double height, double a, double b, double c,
-                       double d, double e, double f, double g, double h, int neurons, int current_time,
-                       int spikes_time) {
+                       const void* __restrict__ scale, const void* __restrict__ shift, double decay, double initial,
+                       double inside, double height, double a, double b, double c, double d, double e, double f,
+                       double g, double h, int neurons, int current_time, int spikes_time, int channels, int inner,
+                       int whole) {
     constexpr int UNROLLED = STEPS <= 16 ? STEPS : 4;  // steps that are written out one after another
     const Thresholds theta(a, b, c, d, e, f, g, h);
     const long long first = ((long long)blockIdx.x * SRESNET_BLOCK + threadIdx.x) * WIDTH, n = neurons;
     if (first >= n) return;
+    const Affine<WIDTH, WHERE> affine(scale, shift, (unsigned)first, channels, inner, whole);
     const char* in = static_cast<const char*>(current) + first * I::SIZE;
     const char* in_spikes = static_cast<const char*>(spikes) + first * I::SIZE;
     char* out = static_cast<char*>(gradient) + first * I::SIZE;
@@ -75,7 +105,7 @@ __global__ void __launch_bounds__(SRESNET_BLOCK)
         const Bits<WIDTH * I::SIZE> now = load<WIDTH * I::SIZE>(in + t * current_time * n * I::SIZE);
 #pragma unroll
         for (int j = 0; j < WIDTH; j++) {
-            const float charge = I::read(now.template get<I::SIZE>(j));
+            const float charge = affine.current(I::read(now.template get<I::SIZE>(j)), j);
 #pragma unroll
             for (int k = 0; k < LEVELS; k++) {
                 u[t][k][j] = integrate<float, true>(w[k][j], charge, (float)decay);

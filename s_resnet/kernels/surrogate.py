@@ -208,11 +208,11 @@ def run(current: Tensor, grad: Tensor | None, firing: Firing, affine: Affine | N
         wide = current if current.dtype == torch.float64 else current.float()
         wide_grad = None if grad is None else grad.to(wide.dtype)
         return _fused(surrogate_host.run, wide, wide_grad, firing, affine).to(current.dtype)
+    if current.device.type == "cuda" and surrogate_cuda.takes(current, firing):
+        return _fused(surrogate_cuda.run, current, grad, firing, affine)
     if affine is not None:
         scale, shift = (value.view(-1, *(1,) * (current.ndim - 3)) for value in affine)
         return run((current * scale + shift).to(current.dtype), grad, firing)
-    if current.device.type == "cuda" and surrogate_cuda.takes(current, firing):
-        return _fused(surrogate_cuda.run, current, grad, firing, None)
     if grad is None:
         return _loop(current, firing)
     with torch.enable_grad():

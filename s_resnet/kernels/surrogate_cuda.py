@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from . import cuda, nvrtc
+from .surrogate_host import Affine, inner_of
 
 if TYPE_CHECKING:
     from .surrogate import Firing
-    from .surrogate_host import Affine
 
 FILE = "surrogate.cu"
 TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -34,14 +34,22 @@ def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affin
     """Write the spikes into ``out``; or, given the gradient of the spikes, the gradient of the current.
 
     current, grad, out: ``[T, B, *]`` of one type, whose steps are dense, lie in one order and follow each other, or are
-    all one (stride 0).
+    all one (stride 0). affine: scale and shift ``[C]`` in float32, which make the current from what is given; steps are
+    contiguous or channels_last then.
     """
     with torch.cuda.device(current.device):
-        todo = plan(current, grad, out, firing)
+        todo = plan(current, grad, out, firing, affine)
         nvrtc.loaded(todo.instance, current.device.index, FILE)(todo.blocks, todo.arguments)
 
 
-def plan(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, block: int = nvrtc.BLOCK) -> cuda.Plan:
+def plan(
+    current: Tensor,
+    grad: Tensor | None,
+    out: Tensor,
+    firing: Firing,
+    affine: Affine | None = None,
+    block: int = nvrtc.BLOCK,
+) -> cuda.Plan:
     """The instance and its arguments for at least one neuron; block: threads of a block."""
     steps, levels, neurons = len(current), len(firing.thresholds), current[0].numel()
     width = 16 // current.element_size()
@@ -50,7 +58,10 @@ def plan(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, bloc
     if neurons % width or any(x is not None and x.data_ptr() % 16 for x in (current, grad, out)):
         width = 1
     hard, detached = (str(flag).lower() for flag in (firing.reset == "zero", firing.detach_reset))
-    parts = [f"sresnet::{TYPES[current.dtype]}", str(width), str(steps), str(levels), hard]
+    channels, inner = (1, 1) if affine is None else (current.shape[2], inner_of(current[0]))
+    where = "UNSCALED" if affine is None else "INNERMOST" if inner == 1 else "AROUND"
+    whole = int((channels if inner == 1 else inner) % width == 0)
+    parts = [f"sresnet::{TYPES[current.dtype]}", str(width), str(steps), str(levels), hard, f"sresnet::{where}"]
     if grad is not None:
         parts += [detached, f"sresnet::{firing.surrogate.upper()}"]
     thresholds = [*map(float, firing.thresholds), *[0.0] * (THRESHOLDS - levels)]
@@ -59,7 +70,8 @@ def plan(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, bloc
         f"sresnet::surrogate_{'forward' if grad is None else 'backward'}<{', '.join(parts)}>",
         -(-neurons // (width * block)),
         (
-            *(current, grad, out, float(firing.decay), float(firing.initial), *map(float, firing.shape())),
-            *(*thresholds, neurons, *times),
+            *(current, grad, out, *(affine or (None, None))),
+            *(float(firing.decay), float(firing.initial), *map(float, firing.shape())),
+            *(*thresholds, neurons, *times, channels, inner, whole),
         ),
     )
