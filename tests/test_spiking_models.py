@@ -174,6 +174,24 @@ def test_spikes_are_the_module_s_on_dyadic_weights(arch, settings):
     torch.testing.assert_close(answer, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("arch", ["ms_resnet8", "ds_resnet8", "sew_resnet8", "spiking_resnet8"])
+def test_normalizing_and_firing_as_one_changes_nothing(arch, monkeypatch):
+    torch.manual_seed(0)
+    fused, images = build(arch, 10).double(), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    for module in fused.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.4, 1.4)
+    apart = copy.deepcopy(fused)
+    F.cross_entropy(fused(images), torch.arange(4)).backward()
+    for room in ("ms_resnet", "ds_resnet", "spiking_resnet"):
+        monkeypatch.setattr(f"s_resnet.models.{room}.fired", lambda norm, neuron, x: neuron(norm(x)))
+    F.cross_entropy(apart(images), torch.arange(4)).backward()
+    for one, other in zip(fused.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-12 * float(other.grad.abs().max()))
+    for one, other in zip(fused.buffers(), apart.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 # ---- blocks against their equations, written out step by step ----
 
 

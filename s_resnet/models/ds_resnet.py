@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .spiking import TDBatchNorm2d, convolution, mlf
+from .spiking import TDBatchNorm2d, convolution, fired, mlf
 from .spiking_resnet import Neurons, Norm, SpikingResNet, stages, stem
 
 THRESHOLD = 0.6  # the lowest of the neurons, in tdBN
@@ -30,8 +30,8 @@ class SpikeAddBlock(nn.Module):
             self.shortcut = nn.Sequential(convolution(in_channels, channels, 1, stride), norm(channels), neuron())
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.neuron1(self.bn1(self.conv1(x)))
-        out = self.neuron2(self.bn2(self.conv2(out)))
+        out = fired(self.bn1, self.neuron1, self.conv1(x))
+        out = fired(self.bn2, self.neuron2, self.conv2(out))
         total: Tensor = out + self.shortcut(x)
         return total
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .spiking import TDBatchNorm2d, convolution, lif
+from .spiking import TDBatchNorm2d, convolution, fired, lif
 from .spiking_resnet import SpikingResNet, stages, stem
 
 START = 0.5  # of tdBN's weight: the neurons' threshold
@@ -32,8 +32,8 @@ class MSBlock(nn.Module):
             self.shortcut = nn.Sequential(*pool, project, TDBatchNorm2d(channels, START))
 
     def forward(self, u: Tensor) -> Tensor:
-        out = self.bn1(self.conv1(self.neuron1(u)))
-        out = self.bn2(self.conv2(self.neuron2(out)))
+        out = fired(self.bn1, self.neuron2, self.conv1(self.neuron1(u)))
+        out = self.bn2(self.conv2(out))
         total: Tensor = self.shortcut(u) + out
         return total
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from s_resnet.errors import InvalidData
-from s_resnet.kernels.surrogate import fire
+from s_resnet.kernels.norm_fire import normalize_and_fire
+from s_resnet.kernels.surrogate import Firing, fire
 
 
 class SpikingNeuron(nn.Module):
@@ -42,6 +43,12 @@ class SpikingNeuron(nn.Module):
         # As float32 has them, so that they are the same in any precision.
         self.thresholds = tuple(torch.tensor(thresholds, dtype=torch.float32, device="cpu").tolist())
         self.surrogate, self.width, self.detach_reset = surrogate, width, detach_reset
+
+    @property
+    def firing(self) -> Firing:
+        """The settings, as kernels take them."""
+        how = (self.thresholds, self.decay, self.reset, self.surrogate, self.width, self.detach_reset)
+        return Firing(*how)
 
     def forward(self, current: Tensor) -> Tensor:
         spikes = fire(
@@ -113,12 +120,39 @@ class TDBatchNorm2d(nn.BatchNorm2d):
         if not self.eps_outside and self.group is None:
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, weight, self.bias, True, self.momentum, self.eps)
-        normalized, mean, var, count = _Normalize.apply(x, self.eps, self.eps_outside, self.group)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            unbiased = var * (count / (count - 1).clamp_min(1))
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+        normalized, *statistics = _Normalize.apply(x, self.eps, self.eps_outside, self.group)
+        _observe(self, *statistics)
         return torch.addcmul(self.bias.view(-1, 1, 1), normalized, weight.view(-1, 1, 1)).to(x.dtype)
+
+
+def fired(norm: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
+    """``neuron(norm(x))``; in training as one operation, which keeps ``x`` alone for the backward pass."""
+    plain = type(norm) in (nn.BatchNorm2d, TDBatchNorm2d) and isinstance(neuron, SpikingNeuron)
+    if not (plain and norm.training):
+        spikes: Tensor = neuron(norm(x))
+        return spikes
+    assert isinstance(norm, nn.BatchNorm2d) and isinstance(neuron, SpikingNeuron)
+    weight: Tensor = norm.weight
+    outside, group = False, None
+    if isinstance(norm, TDBatchNorm2d):
+        weight = weight if norm.threshold == 1.0 else weight * norm.threshold
+        outside, group = norm.eps_outside, norm.group
+    spikes, statistics = normalize_and_fire(
+        *(x, weight, norm.bias, neuron.firing, neuron.timesteps), eps=norm.eps, eps_outside=outside, group=group
+    )
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    _observe(norm, *statistics)
+    return spikes
+
+
+def _observe(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """Let running statistics follow those of a batch; the variance as one without bias."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
+        unbiased = var * (count / (count - 1).clamp_min(1))
+        norm.running_var.lerp_(unbiased.to(norm.running_var), norm.momentum)
 
 
 class _Normalize(torch.autograd.Function):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .spiking import Encode, Repeat, TDBatchNorm2d, TimeMean, convolution
+from .spiking import Encode, Repeat, TDBatchNorm2d, TimeMean, convolution, fired
 
 # A residual block by its channels in, channels out and stride; a layer of neurons; a normalization by its channels.
 Block = Callable[[int, int, int], nn.Module]
@@ -75,7 +75,7 @@ class PlainBlock(nn.Module):
             self.shortcut = nn.Sequential(convolution(in_channels, channels, 1, stride), norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(self.neuron1(self.bn1(self.conv1(x)))))
+        out = self.bn2(self.conv2(fired(self.bn1, self.neuron1, self.conv1(x))))
         spikes: Tensor = self.neuron2(out + self.shortcut(x))
         return spikes
 
