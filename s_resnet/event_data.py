@@ -198,6 +198,8 @@ def open_events(kind: str, root: Path, split: str, download: bool) -> EventData:
     except Exception as error:  # a folder or file name that tonic does not know, or a download that failed
         got = f"one that tonic cannot open ({type(error).__name__}: {reason(error)})"
         advice = f"Keep no other files in {root}, and unpack the archives again"
+        if download:
+            advice = "Check the connection, or put the archives there and pass --download again"
         raise invalid(where, "data set", got, "the files of tonic and no others", advice) from error
 
 
