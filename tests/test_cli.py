@@ -224,6 +224,7 @@ def test_help_teaches_without_loading_torch(command):
         for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
                      "digits", ".npz"):  # fmt: skip
             assert form in result.stdout, form
+        assert command == "export" or "events: cifar10dvs:DIR, dvsgesture:DIR." in result.stdout
 
 
 def test_alone_it_shows_its_help(program):

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,12 @@ from conftest import randomized
 from sresnet_cli.__main__ import sresnet
 from torch import Tensor, nn
 
+import s_resnet
 from s_resnet import (
     EVENT_BINS,
     BackendUnavailable,
     Binning,
+    Checkpoint,
     CifarResNet,
     EventData,
     EventLoader,
@@ -31,20 +34,24 @@ from s_resnet import (
     choose,
     closed_form,
     convert,
+    count_operations,
     evaluate,
     fingerprints,
     loader_for,
     open_data,
     preprocessing_for,
     read_preprocessing,
+    record,
     save,
     seen,
     shard,
     simulate,
     simulate_until_confident,
     stored_preprocessing,
+    trace,
     verify,
 )
+from s_resnet.models.catalog import build
 
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
 pytestmark = [
@@ -558,6 +565,45 @@ def test_evaluate_and_verify_take_events(resnet) -> None:
     assert layers.layers[0].rate == pytest.approx(float(rate), rel=1e-5)
 
 
+def test_operations_are_counted_on_every_frame(resnet) -> None:
+    """The stem reads graded counts: a multiplication per synapse of every value that is not zero, at every step."""
+    events = frames(batch=2)
+    counted = count_operations(resnet, [events[:, :1], (events[:, 1:], torch.zeros(1))], 12)
+    assert (counted.coding, counted.images, counted.pixels) == ("events", 2, 2 * 8 * 8)
+    reached = F.conv2d((events[:12] != 0).float().flatten(0, 1), torch.ones(16, 2, 3, 3), padding=1)
+    assert next(layer for layer in counted.layers if layer.name == "conv1").macs == reached.sum() / 2
+    spikes = simulate(resnet, events, 12).spikes
+    for layer in counted.layers:
+        if layer.op == "Neuron":
+            assert layer.spikes == pytest.approx(float(spikes[layer.name].sum()) / 2)
+    with pytest.raises(InvalidData, match="only images, or only events"):
+        count_operations(resnet, [events, events[0]], 12)
+    with pytest.raises(InvalidData, match="in coding 'poisson'"):
+        count_operations(resnet, [events], 12, coding="poisson")
+
+
+def test_recorded_spikes_are_those_of_the_simulation(resnet) -> None:
+    events = frames(batch=1)
+    name = resnet.neurons[1].name
+    (recorded,) = record(resnet, events, 12, [name], 10_000)
+    assert recorded.spikes.shape[0] == 12 and recorded.spikes.sum() == simulate(resnet, events, 12).spikes[name].sum()
+    with pytest.raises(InvalidData, match="2 images"):
+        record(resnet, frames(batch=2), 12, [name], 4)
+
+
+@pytest.mark.parametrize("arch", ["ds_resnet14", "ms_resnet20", "sew_resnet20"])
+def test_directly_trained_networks_take_events_as_their_modules_do(arch: str) -> None:
+    model = randomized(build(arch, 4, timesteps=5, channels=2, size=16, width=8))
+    events = frames(5, batch=2, size=16).double()
+    graph = trace(model, events[0].float()).to(torch.float64)
+    with torch.no_grad():
+        want = model.double()(events)
+    assert want.std() > 0.01 and not torch.equal(want, model(events.flip(0)))
+    torch.testing.assert_close(graph(events, 5), want)
+    torch.testing.assert_close(graph.run(events), want)
+    torch.testing.assert_close(simulate(graph, events, 5, 2).outputs[0], want)
+
+
 def test_what_does_not_fit_is_refused(resnet) -> None:
     events = frames()
     with pytest.raises(InvalidData, match="12 frames of events for 13 steps; expected one for each"):
@@ -618,3 +664,30 @@ def test_the_commands_take_events(
     with pytest.raises(InvalidData, match="got images; expected event recordings"):
         run("evaluate", network, "--timesteps", 4, "--data", tmp_path / "x.npz")
     assert not offline
+
+
+def test_the_page_shows_events(gestures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    network = saved(tmp_path / "net.snn", GESTURES, SMALL)
+    run("report", network, "--timesteps", 4, "--data", f"dvsgesture:{gestures}", "-o", tmp_path / "page")
+    (entry,) = json.loads((tmp_path / "page" / "report.json").read_text())["networks"]
+    assert entry["evaluation"]["images"] == 11 and not entry["missing"]
+    assert entry["operations"]["coding"] == "events" and entry["verification"]["images"] == 11
+
+
+def test_convert_calibrates_on_mean_frames(gestures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CifarResNet(8, num_classes=GESTURES)
+    torch.save(randomized(model).state_dict(), tmp_path / "images.pth")
+    ask = ("convert", tmp_path / "images.pth", "--calibration", f"dvsgesture:{gestures}", "-o", tmp_path / "net.snn")
+    with pytest.raises(InvalidData, match=r"\(2, 2, 32, 32\).* channels"):
+        run(*ask)
+    with pytest.raises(click.UsageError, match="--mean and --std are of images"):
+        run(*ask, "--mean", "0,0,0")
+    model.conv1 = nn.Conv2d(2, 16, 3, padding=1, bias=False)
+    loaded = Checkpoint(randomized(model), "cifar_resnet8", GESTURES, 32, "0", "x")
+    monkeypatch.setattr(s_resnet, "load_checkpoint", lambda *_: loaded)
+    run(*ask, "--timesteps", 8)
+    network = s_resnet.load(tmp_path / "net.snn")
+    assert network.provenance["preprocessing"] == {"events": {"bins": 40, "microseconds": 30_000, "size": [32, 32]}}
+    assert len(network.provenance["data"]["fingerprints"]) == 22
+    run("evaluate", tmp_path / "net.snn", "--timesteps", 8)  # the test split of what it was calibrated on
