@@ -204,7 +204,7 @@ def convert(
 
 
 def _calibration(spec: str, count: int, preprocessing: Any, loaded: Any, download: bool) -> tuple[Any, dict[str, Any]]:
-    """The calibration images, or mean frames of events, as a loader, and what the artifact keeps of where they came from."""
+    """A loader of the calibration images, or of the mean frames of events, and what the artifact keeps of them."""
     import s_resnet
 
     data = s_resnet.open_data(spec, "calibration", download)

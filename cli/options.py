@@ -5,5 +5,5 @@ import click
 BATCH_SIZE = click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 DOWNLOAD = click.option(
-    "--download", is_flag=True, help="Fetch cifar10, cifar100, mnist, cifar10dvs or dvsgesture where it is absent."
+    "--download", is_flag=True, help="Fetch DATA where they are absent: cifar10, cifar100, mnist, events."
 )

@@ -192,7 +192,12 @@ def open_events(kind: str, root: Path, split: str, download: bool) -> EventData:
     open_kind: Callable[..., EventData] = _open_cifar10dvs if kind == "cifar10dvs" else _open_gestures
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; tonic tells what it unpacks
-            return open_kind(datasets, where, root, train, download)
+            try:
+                return open_kind(datasets, where, root, train, fetch=False)
+            except InvalidData:
+                if not download:
+                    raise
+                return open_kind(datasets, where, root, train, fetch=True)
     except InvalidData:
         raise
     except Exception as error:  # a folder or file name that tonic does not know, or a download that failed
@@ -215,13 +220,12 @@ def _tonic(kind: str, where: str) -> Any:
     return datasets
 
 
-def _found(class_: Any, root: Path, download: bool, **settings: Any) -> Any:
-    """tonic's data set of the files that are there: its constructor fetches those that it thinks are missing."""
+def _found(class_: Any, root: Path, fetch: bool, **settings: Any) -> Any:
+    """tonic's data set of the files that are there: its constructor would fetch what it thinks is missing."""
     dataset = class_.__new__(class_)
-    if not download:
-        dataset._check_exists = lambda: True
+    dataset._check_exists = lambda: not fetch
     dataset.__init__(str(root), **settings)
-    vars(dataset).pop("_check_exists", None)  # a lambda is not picklable
+    del dataset._check_exists  # a lambda is not picklable
     _keep(dataset, sorted(range(len(dataset.data)), key=lambda i: (dataset.targets[i], _by_number(dataset.data[i]))))
     return dataset
 
@@ -235,8 +239,8 @@ def _by_number(path: str) -> list[str | int]:
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", path))]
 
 
-def _open_cifar10dvs(datasets: Any, where: str, root: Path, train: bool, download: bool) -> EventData:
-    dataset = _found(datasets.CIFAR10DVS, root, download)
+def _open_cifar10dvs(datasets: Any, where: str, root: Path, train: bool, fetch: bool) -> EventData:
+    dataset = _found(datasets.CIFAR10DVS, root, fetch)
     classes = tuple(sorted(dataset.classes, key=dataset.classes.get))
     counts = [dataset.targets.count(label) for label in range(len(classes))]
     folder = root / "CIFAR10DVS"
@@ -248,8 +252,8 @@ def _open_cifar10dvs(datasets: Any, where: str, root: Path, train: bool, downloa
     return _data(f"cifar10dvs:{root}", train, classes, root, dataset)
 
 
-def _open_gestures(datasets: Any, where: str, root: Path, train: bool, download: bool) -> EventData:
-    dataset = _found(datasets.DVSGesture, root, download, train=train)
+def _open_gestures(datasets: Any, where: str, root: Path, train: bool, fetch: bool) -> EventData:
+    dataset = _found(datasets.DVSGesture, root, fetch, train=train)
     classes, folder = tuple(dataset.classes), root / "DVSGesture" / dataset.folder_name
     if unknown := sorted(set(dataset.targets) - set(range(len(classes)))):
         advice = f"Remove {unknown[0]}.npy from the folders in '{folder}'"

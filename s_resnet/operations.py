@@ -135,16 +135,16 @@ def count_operations(
             watch = Watch(wiring)
         if (x.ndim == 5) != (coding == "events"):
             raise InvalidData(
-                f"operations: got a batch of shape {tuple(x.shape)} in coding {coding!r}; expected only images, or only "
-                "events in coding 'direct'. Count each by itself."
+                f"operations: got a batch of shape {tuple(x.shape)} in coding {coding!r}; expected only images, or "
+                "only events in coding 'direct'. Count each by itself."
             )
         if count_images(x) == 0:
             raise InvalidData("operations: got a batch of 0 images; expected at least one. Check the loader.")
         found = {name: tuple(value.shape[1:]) for name, value in snn.activations(x.narrow(-4, 0, 1))}
         if shapes and found != shapes:
             raise InvalidData(
-                f"operations: got images of {tuple(x.shape[-3:])} after {shapes[snn.nodes[0].name]}; expected one size, "
-                "since counts are means per image. Count each size by itself."
+                f"operations: got images of {tuple(x.shape[-3:])} after {shapes[snn.nodes[0].name]}; expected one "
+                "size, since counts are means per image. Count each size by itself."
             )
         shapes = found
         images += count_images(x)

@@ -439,6 +439,25 @@ def test_download_is_asked_for_and_its_failure_told(tmp_path: Path, offline: lis
     assert offline
 
 
+def test_download_fetches_nothing_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tonic itself wants the archive as well, which many delete."""
+    needs_tonic()
+    import tonic
+
+    def fetch(self: object) -> None:
+        print("fetched")
+        make_gestures(tmp_path)
+
+    monkeypatch.setattr(tonic.datasets.DVSGesture, "download", fetch)
+    for told in ("fetched", ""):
+        assert len(open_data(f"dvsgesture:{tmp_path}", "evaluation", download=True)) == 11
+        out, err = capsys.readouterr()
+        assert (out, err.strip()) == ("", told)  # stdout is for results
+    assert not offline
+
+
 @pytest.mark.parametrize(
     ("kind", "package"), [("cifar10dvs", "tonic"), ("cifar10dvs", "aedat"), ("dvsgesture", "tonic")]
 )
@@ -634,7 +653,7 @@ def test_what_does_not_fit_is_refused(resnet) -> None:
 # ---- the command line ----
 
 
-def saved(path: Path, classes: int, preprocessing: object, channels: int = 2) -> Path:
+def save_network(path: Path, classes: int, preprocessing: object, channels: int = 2) -> Path:
     model = CifarResNet(8, num_classes=classes)
     model.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
     graph = convert(randomized(model), [torch.rand(8, channels, 8, 8)], timesteps=4)
@@ -649,7 +668,7 @@ def run(*arguments: object) -> None:
 def test_the_commands_take_events(
     gestures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], offline: list[object]
 ) -> None:
-    network = saved(tmp_path / "net.snn", GESTURES, SMALL)
+    network = save_network(tmp_path / "net.snn", GESTURES, SMALL)
     data = ("--data", f"dvsgesture:{gestures}")
     run("evaluate", network, "--timesteps", 4, *data, "--device", "cpu", "--json", tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["images"] == 11
@@ -657,7 +676,7 @@ def test_the_commands_take_events(
     assert "11 images" in capsys.readouterr().out
     with pytest.raises(InvalidData, match="4 frames of events for 5 steps"):
         run("evaluate", network, "--timesteps", 5, *data)
-    images = saved(tmp_path / "images.snn", GESTURES, preprocessing_for(8), 3)
+    images = save_network(tmp_path / "images.snn", GESTURES, preprocessing_for(8), 3)
     with pytest.raises(InvalidData, match="got event recordings; expected images, for which the network was made"):
         run("evaluate", images, "--timesteps", 4, *data)
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 8, 8, 3), np.uint8), y=np.arange(3))
@@ -668,7 +687,7 @@ def test_the_commands_take_events(
 
 def test_the_page_shows_events(gestures: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    network = saved(tmp_path / "net.snn", GESTURES, SMALL)
+    network = save_network(tmp_path / "net.snn", GESTURES, SMALL)
     run("report", network, "--timesteps", 4, "--data", f"dvsgesture:{gestures}", "-o", tmp_path / "page")
     (entry,) = json.loads((tmp_path / "page" / "report.json").read_text())["networks"]
     assert entry["evaluation"]["images"] == 11 and not entry["missing"]
