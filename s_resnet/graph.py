@@ -82,8 +82,7 @@ class Graph:
                 answer = chunk.outputs[-1]
             if nodes is None:
                 return answer
-            shown = images if images.ndim == 4 else images[:timesteps].mean(0)
-            found = features.features(self._by_name, self.users, shown, sums.means(timesteps, answer.dtype), wanted)
+            found = features.features(self._by_name, self.users, images, sums.means(timesteps, answer.dtype), wanted)
         return {name: found.get(name, answer) for name in nodes}
 
     @cached_property
