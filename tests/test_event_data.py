@@ -385,7 +385,7 @@ def test_a_damaged_header_is_no_end_of_the_program(cifar: Path, capfd: pytest.Ca
     path.unlink()
     path.write_bytes(whole[:44] + b"\x80" + whole[45:])  # where the header's text begins
     data = open_data(f"cifar10dvs:{cifar}", "evaluation")
-    with pytest.raises(InvalidData, match="cifar10_ship_901.*out of range"):
+    with pytest.raises(InvalidData, match=r"cifar10_ship_901.*out of range"):
         data.events(data.names.index("CIFAR10DVS/ship/cifar10_ship_901.aedat4"))
     path.write_bytes(whole)
 
