@@ -247,7 +247,7 @@ def _open_cifar10dvs(datasets: Any, where: str, root: Path, train: bool, fetch: 
     for name, count in zip(classes, counts, strict=True):
         if count != _PER_CLASS:
             got = f"{count} of class {name!r} in '{folder}'"
-            raise invalid(where, "recordings", got, f"{_PER_CLASS} .aedat4 files", _advice(folder, ("CIFAR10DVS.zip",)))
+            raise invalid(where, "recordings", got, f"{_PER_CLASS} .aedat4 files", _advice(folder / "CIFAR10DVS.zip"))
     _keep(dataset, [i for i in range(len(dataset.data)) if (i % _PER_CLASS < _TRAIN) == train])
     return _data(f"cifar10dvs:{root}", train, classes, root, dataset)
 
@@ -258,16 +258,15 @@ def _open_gestures(datasets: Any, where: str, root: Path, train: bool, fetch: bo
     if unknown := sorted(set(dataset.targets) - set(range(len(classes)))):
         advice = f"Remove {unknown[0]}.npy from the folders in '{folder}'"
         raise invalid(where, "label", unknown[0], f"0 to {len(classes) - 1}", advice)
-    if missing := [name for label, name in enumerate(classes) if label not in set(dataset.targets)]:
+    if missing := [name for label, name in enumerate(classes) if label not in dataset.targets]:
         got = f"none of class {missing[0]!r} in '{folder}'"
         expected = ".npy files of every class in folders user<number>_<light>"
-        raise invalid(where, "recordings", got, expected, _advice(folder.parent, (f"{dataset.folder_name}.tar.gz",)))
+        raise invalid(where, "recordings", got, expected, _advice(folder.parent / f"{folder.name}.tar.gz"))
     return _data(f"dvsgesture:{root}", train, classes, root, dataset)
 
 
-def _advice(folder: Path, archives: Sequence[str]) -> str:
-    there = [name for name in archives if (folder / name).exists()]
-    return f"Unpack {there[0]}, or pass --download" if there else "Check the directory, or pass --download"
+def _advice(archive: Path) -> str:
+    return f"{f'Unpack {archive.name}' if archive.exists() else 'Check the directory'}, or pass --download"
 
 
 def _data(spec: str, train: bool, classes: tuple[str, ...], root: Path, dataset: Any) -> EventData:
