@@ -103,6 +103,7 @@ def record_loaders(monkeypatch) -> list[list[bytes]]:
                 loaders.append([Path(data.root, data.names[index]).read_bytes() for index in indices])
 
     monkeypatch.setattr(s_resnet, "ImageLoader", Recorder)
+    monkeypatch.setattr(sys.modules["s_resnet.open_data"], "ImageLoader", Recorder)  # what loader_for makes
     return loaders
 
 
