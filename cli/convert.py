@@ -146,7 +146,7 @@ def convert(
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
-    digits, or an .npz with x uint8 [B,H,W,3] and y.
+    digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
 
     \b
     Examples:
@@ -166,9 +166,11 @@ def convert(
         input_size or loaded.input_size, mean or s_resnet.IMAGENET_MEAN, std or s_resnet.IMAGENET_STD
     )
     batches: Any = None
-    origin: dict[str, Any] = {}
+    origin: dict[str, Any] = {"preprocessing": s_resnet.stored_preprocessing(preprocessing)}
     if calibration:
         batches, origin = _calibration(calibration, calibration_images, preprocessing, loaded, download)
+        if "events" in origin["preprocessing"] and (input_size or mean or std):
+            raise click.UsageError("--input-size, --mean and --std are of images; events are binned as in the papers.")
     partial = Path(f"{target}.partial") if reconstruct else None
     snn = s_resnet.convert(
         loaded.model,
@@ -192,7 +194,7 @@ def convert(
         "classes": loaded.num_classes,
         "sha256": loaded.digest,
     }
-    snn = snn.with_provenance(source=source, preprocessing=vars(preprocessing), **origin)
+    snn = snn.with_provenance(source=source, **origin)
     s_resnet.save(snn, target)
     if partial is not None:
         partial.unlink(missing_ok=True)
@@ -202,16 +204,22 @@ def convert(
 
 
 def _calibration(spec: str, count: int, preprocessing: Any, loaded: Any, download: bool) -> tuple[Any, dict[str, Any]]:
-    """The calibration images as a loader, and what the artifact keeps of where they came from."""
+    """A loader of the calibration images, or of the mean frames of events, and what the artifact keeps of them."""
     import s_resnet
 
     data = s_resnet.open_data(spec, "calibration", download)
     check_classes(data, loaded.num_classes)
     indices = s_resnet.choose(data, count)
-    batches = s_resnet.ImageLoader(data, indices, preprocessing, batch_size=32)
+    batches: Any
+    if isinstance(data, s_resnet.EventData):
+        preprocessing = data.binning
+        batches = s_resnet.EventLoader(data, indices, preprocessing, batch_size=32, mean=True)
+    else:
+        batches = s_resnet.ImageLoader(data, indices, preprocessing, batch_size=32)
     marks = s_resnet.fingerprints(data, indices)
     kept = {"spec": data.spec, "split": data.split, "images": len(indices), "fingerprints": marks}
-    return batches, {"data": kept, "classes": list(data.classes)}
+    stored = s_resnet.stored_preprocessing(preprocessing)
+    return batches, {"data": kept, "classes": list(data.classes), "preprocessing": stored}
 
 
 def check_classes(data: Any, classes: int) -> None:

@@ -64,7 +64,7 @@ def _train(checkpoint: Path) -> None:
     import s_resnet
 
     data = s_resnet.open_data("digits", "calibration")
-    loader = s_resnet.ImageLoader(data, range(len(data)), s_resnet.preprocessing_for(SIZE), batch_size=64, workers=0)
+    loader = s_resnet.loader_for(data, range(len(data)), s_resnet.preprocessing_for(SIZE), batch_size=64, workers=0)
     batches = list(loader)
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=10)

@@ -96,7 +96,7 @@ def evaluate(
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
-    digits, or an .npz with x uint8 [B,H,W,3] and y.
+    digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
 
     \b
     Examples:
@@ -167,7 +167,7 @@ def image_loader(
     settings = snn.provenance.get("preprocessing")
     if settings is None:
         raise s_resnet.InvalidArtifact(
-            f"{path}: got no preprocessing; expected the size, mean and std of its images. "
+            f"{path}: got no preprocessing; expected the size, mean and std of its images, or the bins of its events. "
             "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps)."
         )
     with s_resnet.first_process_first():
@@ -177,7 +177,7 @@ def image_loader(
     marks = {mark for one in (snn, *besides) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
     indices = s_resnet.choose(data, limit, exclude=s_resnet.seen(data, marks))
     part = s_resnet.shard(indices, rank, world)
-    return s_resnet.ImageLoader(data, part, s_resnet.Preprocessing(**settings), batch_size, total=len(indices))
+    return s_resnet.loader_for(data, part, s_resnet.read_preprocessing(settings), batch_size, total=len(indices))
 
 
 def timesteps_for(snn: Any, path: Path) -> int:

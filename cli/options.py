@@ -4,4 +4,6 @@ import click
 
 BATCH_SIZE = click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-DOWNLOAD = click.option("--download", is_flag=True, help="Fetch cifar10, cifar100 or mnist where it is absent.")
+DOWNLOAD = click.option(
+    "--download", is_flag=True, help="Fetch DATA where they are absent: cifar10, cifar100, mnist, events."
+)

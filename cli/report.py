@@ -66,7 +66,8 @@ def report(
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
-    digits, or an .npz with x uint8 [B,H,W,3] and y. Images that were calibrated on are left out.
+    digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
+    Images that were calibrated on are left out.
 
     \b
     Examples:

@@ -70,7 +70,8 @@ def verify(
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
-    digits, or an .npz with x uint8 [B,H,W,3] and y. Images it was calibrated on are left out.
+    digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
+    Images it was calibrated on are left out.
 
     \b
     Examples:

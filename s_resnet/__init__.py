@@ -23,7 +23,6 @@ from .data import (
     ImageLoader,
     Preprocessing,
     choose,
-    open_data,
     preprocessing_for,
 )
 from .device import find_device
@@ -38,6 +37,7 @@ from .errors import (
     SResNetError,
     UnsupportedModel,
 )
+from .event_data import EVENT_BINS, Binning, EventData, EventLoader, Events, bin_events
 from .export import (
     ENGINES,
     Comparison,
@@ -54,6 +54,7 @@ from .kernels import describe as describe_kernels
 from .layer_operations import LayerOperations, SourceOperations, Traffic
 from .models.resnet import CifarResNet
 from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .open_data import loader_for, open_data, read_preprocessing, stored_preprocessing
 from .operations import Operations, count_operations
 from .ops import Node, Scale
 from .page import Study, study, write_page
@@ -68,11 +69,13 @@ from .version import __version__
 
 __all__ = [
     "ENGINES",
+    "EVENT_BINS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "RECIPES",
     "AnytimeSimulation",
     "BackendUnavailable",
+    "Binning",
     "Calibration",
     "Checkpoint",
     "CifarResNet",
@@ -81,6 +84,9 @@ __all__ = [
     "ConversionError",
     "Cost",
     "Energy",
+    "EventData",
+    "EventLoader",
+    "Events",
     "Exit",
     "Graph",
     "ImageData",
@@ -114,6 +120,7 @@ __all__ = [
     "Verification",
     "__version__",
     "apply_recipe",
+    "bin_events",
     "calibrate",
     "calibrate_from_batchnorm",
     "choose",
@@ -135,11 +142,13 @@ __all__ = [
     "load",
     "load_checkpoint",
     "load_constants",
+    "loader_for",
     "open_data",
     "passes",
     "powers_of_two",
     "preprocessing_for",
     "process_group",
+    "read_preprocessing",
     "record",
     "replacing",
     "save",
@@ -149,6 +158,7 @@ __all__ = [
     "shortcuts",
     "simulate",
     "simulate_until_confident",
+    "stored_preprocessing",
     "study",
     "trace",
     "verify",

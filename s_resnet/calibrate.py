@@ -209,7 +209,8 @@ def _count(
 
 
 def image_marks(images: Tensor) -> list[int]:
-    """A number per image that tells it again in whatever order a loader brings it."""
+    """A number per image, or recording of events, that tells it again in whatever order a loader brings it."""
+    images = images.mean(0) if images.ndim == 5 else images
     keys = _key(images).view(len(images), -1).long()
     marks: list[int] = (keys * torch.arange(1, keys.shape[1] + 1, device=keys.device)).sum(1).tolist()
     return marks

@@ -32,6 +32,11 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
 
     Returns a Simulation without state. Raises InvalidData for a network whose counts depend on the order of spikes.
     """
+    if images.ndim != 4:
+        raise InvalidData(
+            f"closed_form: got a current of shape {tuple(images.shape)}; expected images [B, C, H, W], the same at "
+            "every step. Simulate events."
+        )
     wanted = (timesteps,) if at is None else tuple(sorted(set(at)))
     if not wanted or wanted[0] < 1 or wanted[-1] > timesteps:
         raise InvalidData(

@@ -60,6 +60,7 @@ class Graph:
     ) -> Tensor | dict[str, Tensor]:
         """The answer ``[B, N]`` after ``timesteps`` steps of constant input ``[B, C, H, W]``, from a fresh state.
 
+        Of events ``[T, B, C, H, W]`` step t gets the frame t.
         In the units of the source network's logits; precision as in :meth:`stream`.
 
         nodes: names of nodes, to get these instead, as a dict of ``[B, *]`` by name, in the units of the source
@@ -74,7 +75,8 @@ class Graph:
         if nodes is not None:
             features.check(self.nodes, nodes)
         wanted = [name for name in nodes or () if name != self.nodes[-1].name]
-        sums = features.Sums(self._by_name, self.static, wanted, len(images))
+        static = self.static if images.ndim == 4 else frozenset[str]()
+        sums = features.Sums(self._by_name, static, wanted, count_images(images))
         with torch.no_grad(), engine.arithmetic(images, tf32=False):
             for chunk in self.stream(images, timesteps, precision=precision, observe=sums.add if wanted else None):
                 answer = chunk.outputs[-1]
@@ -192,7 +194,8 @@ class Graph:
     def run(self, images: Tensor) -> Tensor:
         """The source network's logits ``[B, N]``: neurons act as ReLU and the recipe's corrections are off.
 
-        A directly trained network is its own source: the answer after the T steps that it was trained for.
+        Of events ``[T, B, C, H, W]`` the source network sees the mean over T. A directly trained network is its own
+        source: the answer after the T steps that it was trained for.
         """
         if self.trained:
             return self(images, self.provenance["recipe"]["timesteps"])
@@ -205,6 +208,8 @@ class Graph:
         A value is freed after its last reader.
         """
         _check_images(self, images)
+        if images.ndim == 5:
+            images = images[0] if self.trained else images.mean(0)
         values: dict[str, Tensor] = {}
         for index, node in enumerate(self.nodes):
             arguments = (images,) if isinstance(node.op, Input) else tuple(values[n] for n in node.inputs)
@@ -237,7 +242,8 @@ class Graph:
         """Simulate ``timesteps`` steps, ``chunk`` steps through one layer at a time, and yield each chunk's results.
 
         Args:
-            images: ``[B, C, H, W]``, the constant input current (direct coding).
+            images: ``[B, C, H, W]``, the constant input current (direct coding); or events ``[T, B, C, H, W]``, of
+                which step t since the fresh state gets the frame t. T may be larger than what is simulated.
             chunk: steps per layer visit; results do not depend on it, memory does. By default from the batch size, on
                 a GPU also from its free memory.
             state: where to go on from; None starts fresh.
@@ -253,8 +259,13 @@ class Graph:
             self._plans[precision] = engine.plan(self.nodes, self.users, self.static, precision)
         plan = self._plans[precision]
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
-        if plan.integer and encode is not None:
-            raise InvalidData("simulate: got coding 'poisson' for an integer network; expected 'direct'. Choose it.")
+        if plan.integer and (encode is not None or images.ndim == 5):
+            raise InvalidData(
+                "simulate: got coding 'poisson' or events for an integer network; expected images in coding 'direct'. "
+                "Convert it with other weights."
+            )
+        if images.ndim == 5:
+            images, encode = images[0], _presented(images, step)
         if plan.reach * (step + timesteps) >= 2**31:
             raise InvalidData(
                 f"simulate: got T = {step + timesteps}; expected below {2**31 // plan.reach}, beyond which the 32-bit "
@@ -265,14 +276,28 @@ class Graph:
             yield Chunk(outputs, spikes, State(step, after))
 
 
+def count_images(images: Tensor) -> int:
+    """B of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``."""
+    return images.shape[1] if images.ndim == 5 else len(images)
+
+
 def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
     if not graph.neurons:
         raise InvalidData("simulate: got a network without neurons; expected a converted one. Call convert first.")
     if timesteps < 1 or (chunk is not None and chunk < 1):
         raise InvalidData(f"simulate: got timesteps={timesteps}, chunk={chunk}; expected at least 1. Raise it.")
-    if images.ndim != 4 or len(images) == 0:
-        raise InvalidData(f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W] with B >= 1.")
+    if images.ndim not in (4, 5) or images.numel() == 0:
+        raise InvalidData(
+            f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
+            "with B >= 1. Check them."
+        )
     _check_images(graph, images)
+    total = timesteps + (0 if state is None else state.step)
+    if images.ndim == 5 and total > len(images):
+        raise InvalidData(
+            f"simulate: got {len(images)} frames of events for {total} steps; expected one for each. Lower T, or bin "
+            "the events into more."
+        )
     if graph.windowed and (state is not None or chunk not in (None, timesteps)):
         raise InvalidData(
             f"simulate: got chunk={chunk} or a state for a network whose layers wait for their window of T; expected "
@@ -282,9 +307,9 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
         if any(node.name not in state.memory for node in graph.neurons):
             raise InvalidData("simulate: got the state of another network; expected this one's. Pass state=None.")
         batch = state.memory[graph.neurons[0].name][0].shape[0]
-        if batch != len(images):
+        if batch != count_images(images):
             raise InvalidData(
-                f"simulate: got {len(images)} images and a state of {batch}; expected equal numbers. "
+                f"simulate: got {count_images(images)} images and a state of {batch}; expected equal numbers. "
                 "Pass state=None for new images."
             )
 
@@ -294,10 +319,20 @@ def _check_images(graph: Graph, images: Tensor) -> None:
     for name in graph.users[graph.nodes[0].name]:
         op = graph[name].op
         if isinstance(op, Conv2d):
-            got = (images.shape[1] if images.ndim == 4 else None, images.dtype, images.device)
+            got = (images.shape[-3] if images.ndim in (4, 5) else None, images.dtype, images.device)
             expected = (op.weight.shape[1] * op.groups, op.weight.dtype, op.weight.device)
             if got != expected:
                 raise InvalidData(
                     f"{name}: got images of shape {tuple(images.shape)}, {got[1]} on {got[2]}; expected "
                     f"{expected[0]} channels, {expected[1]} on {expected[2]}. Preprocess them as for the source model."
                 )
+
+
+def _presented(events: Tensor, done: int) -> Callable[[int], Tensor]:
+    """The function that gives the next S frames of events ``[T, B, *]``, of which ``done`` were given before."""
+    frames = iter(events[done:])
+
+    def present(steps: int) -> Tensor:
+        return torch.stack([next(frames) for _ in range(steps)])
+
+    return present

@@ -1,4 +1,4 @@
-"""Held-out data: which images a network has been made with, wherever their files have moved to."""
+"""Held-out data: which images or recordings a network has been made with, wherever their files have moved to."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import ImageData
+from .data import ImageData, LabeledData
 
 
-def fingerprints(data: ImageData, indices: Iterable[int]) -> list[str]:
+def fingerprints(data: LabeledData, indices: Iterable[int]) -> list[str]:
     """Size and hash of each image's stored bytes: they tell an image again wherever its file has moved to."""
     return [f"{_stored_size(data, index)}-{_stored_hash(data, index)}" for index in indices]
 
 
-def seen(data: ImageData, marks: Collection[str]) -> set[str]:
+def seen(data: LabeledData, marks: Collection[str]) -> set[str]:
     """Return the names of the images whose fingerprint is among ``marks``: those that a network was made with."""
     marks = frozenset(marks)
     sizes = {mark.partition("-")[0] for mark in marks}  # hashing a data set takes minutes, asking for sizes not
@@ -24,8 +24,8 @@ def seen(data: ImageData, marks: Collection[str]) -> set[str]:
     return {data.names[i] for i, mark in zip(alike, fingerprints(data, alike), strict=True) if mark in marks}
 
 
-def _stored_size(data: ImageData, index: int) -> int:
-    if data.pixels is not None:
+def _stored_size(data: LabeledData, index: int) -> int:
+    if isinstance(data, ImageData) and data.pixels is not None:
         return int(data.pixels[index].nbytes)
     try:
         return Path(data.root, data.names[index]).stat().st_size
@@ -33,8 +33,8 @@ def _stored_size(data: ImageData, index: int) -> int:
         return -1
 
 
-def _stored_hash(data: ImageData, index: int) -> str:
-    if data.pixels is not None:
+def _stored_hash(data: LabeledData, index: int) -> str:
+    if isinstance(data, ImageData) and data.pixels is not None:
         return hashlib.blake2b(np.ascontiguousarray(data.pixels[index]).tobytes(), digest_size=8).hexdigest()
     try:
         content = Path(data.root, data.names[index]).read_bytes()

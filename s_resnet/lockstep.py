@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .engine import arithmetic
-from .graph import Graph
+from .errors import InvalidData
+from .graph import Graph, count_images
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import SYNAPSES, Conv2d, Input, Linear, Node, Op, compensated, whole
 
@@ -45,6 +46,8 @@ def lockstep(
 ) -> Graph:
     """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations ``visit`` chose.
 
+    Of events ``[T, B, C, H, W]`` the spiking network gets a frame per step, the source network their mean.
+
     ``visit(node, currents, target)`` is called for every neuron layer and the readout, in execution order: currents
     ``[S, B, *]`` per step without the layer's own correction, target ``[B, *]`` the source network's value (of a
     readout: before its scale). S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then
@@ -55,7 +58,14 @@ def lockstep(
     and for a single reader also what that one's other inputs, as far as they are there, lack against the source's.
     """
     seen = whole(graph.nodes[0].op).run(images)
-    start = {graph.nodes[0].name: Both(seen.expand(steps_of(graph, timesteps), *images.shape), images)}
+    if images.ndim == 5:
+        if len(images) < timesteps:
+            raise InvalidData(
+                f"lockstep: got {len(images)} frames of events for {timesteps} steps; expected one for each. Lower T."
+            )
+        start = {graph.nodes[0].name: Both(seen[:timesteps], images.mean(0))}
+    else:
+        start = {graph.nodes[0].name: Both(seen.expand(steps_of(graph, timesteps), *images.shape), images)}
     with torch.no_grad(), arithmetic(images, tf32=False):
         nodes = walk(graph.nodes, start, timesteps, visit, progress, refit)[0]
     return replace(graph, nodes=nodes)
@@ -102,8 +112,9 @@ def nearly_order_free(graph: Graph) -> bool:
 
 def affordable(graph: Graph, images: Tensor, steps: int) -> int:
     """How many images fit in memory for so many steps at once, at least 8."""
-    sizes = [value[0].numel() for _, value in graph.activations(images[:1])]
-    return max(8, min(len(images), ROOM // (max(sizes) * steps)))
+    one = images[:, :1] if images.ndim == 5 else images[:1]
+    sizes = [value[0].numel() for _, value in graph.activations(one)]
+    return max(8, min(count_images(images), ROOM // (max(sizes) * steps)))
 
 
 def walk(

@@ -16,7 +16,7 @@ from .artifact import replacing
 from .calibrate import Batches
 from .errors import InvalidData
 from .fan_out import Shape
-from .graph import Graph
+from .graph import Graph, count_images
 from .layer_operations import Counter, LayerOperations, SourceOperations, Traffic
 from .simulate import encoder
 from .wiring import Watch, Wiring
@@ -113,9 +113,9 @@ def count_operations(
 
     Args:
         snn: a converted network. Images are moved to its device.
-        batches: of images ``[B, C, H, W]``, alone or as (images, labels).
+        batches: of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``, alone or as (images, labels).
         timesteps: T >= 1.
-        coding, seed: of the input, as in :func:`s_resnet.simulate`.
+        coding, seed: of images, as in :func:`s_resnet.simulate`.
         progress: show a bar on stderr when it is a terminal.
 
     Raises:
@@ -130,19 +130,27 @@ def count_operations(
     device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
     for batch in tqdm(batches, desc="operations", unit="batch", leave=False, disable=None if progress else True):
         x = (batch[0] if isinstance(batch, tuple | list) else batch).to(device)
-        if len(x) == 0:
+        if x.ndim == 5 and coding == "direct" and not images:
+            coding, wiring = "events", Wiring(snn, frozenset())
+            watch = Watch(wiring)
+        if (x.ndim == 5) != (coding == "events"):
+            raise InvalidData(
+                f"operations: got a batch of shape {tuple(x.shape)} in coding {coding!r}; expected only images, or "
+                "only events in coding 'direct'. Count each by itself."
+            )
+        if count_images(x) == 0:
             raise InvalidData("operations: got a batch of 0 images; expected at least one. Check the loader.")
-        found = {name: tuple(value.shape[1:]) for name, value in snn.activations(x[:1])}
+        found = {name: tuple(value.shape[1:]) for name, value in snn.activations(x.narrow(-4, 0, 1))}
         if shapes and found != shapes:
             raise InvalidData(
-                f"operations: got images of {tuple(x.shape[1:])} after {shapes[snn.nodes[0].name]}; expected one size, "
-                "since counts are means per image. Count each size by itself."
+                f"operations: got images of {tuple(x.shape[-3:])} after {shapes[snn.nodes[0].name]}; expected one "
+                "size, since counts are means per image. Count each size by itself."
             )
         shapes = found
-        images += len(x)
+        images += count_images(x)
         most = max(torch.Size(shape).numel() for shape in shapes.values())
-        for part in x.split(max(1, ROOM // (most * timesteps)) if snn.windowed else len(x)):
-            _show(watch, snn, part, timesteps, encoder(part, coding, seed, 0))
+        for part in x.split(max(1, ROOM // (most * timesteps)) if snn.windowed else count_images(x), -4):
+            _show(watch, snn, part, timesteps, None if coding == "events" else encoder(part, coding, seed, 0))
     if not images:
         raise InvalidData("operations: got no images; expected at least one batch. Check the data.")
     counter = Counter(wiring, watch, shapes, timesteps, images)
@@ -157,7 +165,7 @@ def count_operations(
 
 
 def _show(watch: Watch, snn: Graph, images: Tensor, timesteps: int, encode: Callable[[int], Tensor] | None) -> None:
-    watch.begin(len(images))
+    watch.begin(count_images(images))
     with torch.no_grad():
         for _ in snn.stream(images, timesteps, encode=encode, observe=watch):
             pass

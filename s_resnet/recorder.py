@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .engine import arithmetic
 from .errors import InvalidData
-from .graph import Graph
+from .graph import Graph, count_images
 from .kernels import per_channel
 from .lockstep import Both, walk
 from .neuron import Neuron
@@ -47,7 +47,7 @@ def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], c
 
     Args:
         graph: a converted network.
-        image: ``[1, C, H, W]``, preprocessed, on the graph's device.
+        image: ``[1, C, H, W]``, preprocessed, or events ``[T, 1, C, H, W]``, on the graph's device.
         timesteps: T >= 1.
         layers: names of neuron layers.
         count: how many of each, at most.
@@ -57,8 +57,8 @@ def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], c
     """
     ops = {node.name: node.op for node in graph.neurons if isinstance(node.op, Neuron)}
     wrong = [name for name in layers if name not in ops]
-    if wrong or len(image) != 1 or count < 1:
-        got = f"layer {wrong[0]!r}" if wrong else f"{len(image)} images, count={count}"
+    if wrong or count_images(image) != 1 or count < 1:
+        got = f"layer {wrong[0]!r}" if wrong else f"{count_images(image)} images, count={count}"
         raise InvalidData(f"record: got {got}; expected neuron layers, one image, a count of 1 or more. Change it.")
     waited = graph.waited(timesteps)
     active: dict[str, Tensor] = {}
@@ -129,7 +129,8 @@ def _waiting(
             membranes[node.name] = membrane(node.op, arrived, spikes[node.name])
         return node.op
 
-    start = {graph.nodes[0].name: Both(image.expand(timesteps, *image.shape), image)}
+    shown = image[:timesteps] if image.ndim == 5 else image.expand(timesteps, *image.shape)
+    start = {graph.nodes[0].name: Both(shown, image.mean(0) if image.ndim == 5 else image)}
     with torch.no_grad(), arithmetic(image, tf32=False):
         walk(graph.nodes, start, timesteps, visit)
     return membranes

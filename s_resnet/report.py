@@ -21,7 +21,7 @@ from .closed_form import closed_form
 from .device import ahead, find_device, peak_memory
 from .distributed import exchange, in_step, place, shared_errors
 from .errors import InvalidData
-from .graph import Graph
+from .graph import Graph, count_images
 from .simulate import simulate, simulate_until_confident
 
 SCHEMA = 1
@@ -164,7 +164,8 @@ def evaluate(
 
     Args:
         snn: a converted network.
-        loader: batches of (images ``[B, C, H, W]``, labels ``[B]``).
+        loader: batches of (images ``[B, C, H, W]``, labels ``[B]``), or of (events ``[T, B, C, H, W]``, labels), of
+            which the ANN sees the mean over T.
         timesteps: T >= 1.
         at: the steps to report; by default 1, 2, 4, ... and T.
         exit_confidence: 0 < P < 1; simulate each image only until it is that confident, T at most, as
@@ -262,9 +263,10 @@ class _Tally:
         self.calibrated_on = 0
 
     def add(self, images: Tensor, labels: Tensor, progress: bool) -> None:
-        if labels.shape != images.shape[:1] or len(images) == 0:
+        count = count_images(images)
+        if labels.shape != (count,) or count == 0:
             raise InvalidData(
-                f"evaluate: got a batch of {len(images)} images with labels of shape {tuple(labels.shape)}; expected "
+                f"evaluate: got a batch of {count} images with labels of shape {tuple(labels.shape)}; expected "
                 "at least one image, and one label for each. Check the loader."
             )
         sizes = {}
@@ -278,7 +280,7 @@ class _Tally:
                 f"0 ... {logits.shape[1] - 1}. Choose the data that the network was trained on."
             )
         self.neurons = sum(sizes[node.name] for node in self.snn.neurons)
-        self.images += len(images)
+        self.images += count
         self.calibrated_on += sum(mark in self.marks for mark in image_marks(images)) if self.marks else 0
         self.ann += torch.stack(_hits(logits, labels)).cpu()
         choice = logits.argmax(1)
@@ -290,7 +292,7 @@ class _Tally:
                     result = simulate(
                         self.snn, images, self.timesteps, at=self.at, precision=self.precision, progress=progress
                     )
-            self.fixed.steps += (sum(self.at) if self.snn.windowed else self.timesteps) * len(images)
+            self.fixed.steps += (sum(self.at) if self.snn.windowed else self.timesteps) * count
             for row, answer in enumerate(result.outputs):
                 self.fixed.add(row, answer, labels, choice, [count[row] for count in result.spikes.values()])
             if self.watch is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .errors import InvalidData
-from .graph import Chunk, Graph, State
+from .graph import Chunk, Graph, State, count_images
 
 # Steps between two looks at who may stop, and images times steps in between: what is simulated in vain stays small.
 LOOK, FOLD = 4, 64
@@ -54,7 +54,8 @@ def simulate(
 
     Args:
         graph: a converted network.
-        images: ``[B, C, H, W]``, preprocessed, on the graph's device.
+        images: ``[B, C, H, W]``, preprocessed, on the graph's device; or events ``[T, B, C, H, W]`` with at least as
+            many frames as steps: step t gets the frame t, counted from the fresh state.
         steps: T >= 1.
         chunk: steps that go through one layer at a time; 1 is clock-driven, T layer-wise. Results do not depend on
             it (bit for bit on dyadic weights and inputs, else up to the convolution's rounding); memory does.
@@ -137,7 +138,7 @@ def simulate_until_confident(
 
     Args:
         graph: a converted network.
-        images: ``[B, C, H, W]``, preprocessed, on the graph's device.
+        images: ``[B, C, H, W]``, preprocessed, on the graph's device, or events ``[T, B, C, H, W]`` as in `simulate`.
         steps: T >= 1, where an image stops that has not been confident before.
         confidence: 0 < P < 1.
         chunk: steps between two looks at who may stop; results do not depend on it, as in :func:`simulate`.
@@ -160,15 +161,16 @@ def simulate_until_confident(
         torch.no_grad(),
         tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
     ):
-        while state is None or (len(images) and exits.done < steps):
-            size = max(1, min(LOOK, FOLD // max(1, len(images)))) if chunk is None else chunk
+        while state is None or (count_images(images) and exits.done < steps):
+            size = max(1, min(LOOK, FOLD // max(1, count_images(images)))) if chunk is None else chunk
             for part in graph.stream(images, steps - exits.done, size, state, precision=precision):
                 waiting = exits.look(part)
                 bar.update(len(part.outputs))
                 # A smaller batch has to be set up anew: not for one image of many.
                 if len(waiting) - int(waiting.sum()) >= len(waiting) / 8:
                     break
-            images, state = images[waiting], _selected(part.state, waiting)
+            images = images[waiting] if images.ndim == 4 else images[:, waiting]
+            state = _selected(part.state, waiting)
             exits.select(waiting)
     return AnytimeSimulation(exits.steps, exits.outputs, exits.spikes)
 
@@ -178,7 +180,7 @@ class _Exits:
 
     def __init__(self, images: Tensor, limit: int, confidence: float) -> None:
         self.limit, self.confidence, self.done = limit, confidence, 0
-        self.number = torch.arange(len(images), device=images.device)  # of the images in the batch
+        self.number = torch.arange(count_images(images), device=images.device)  # of the images in the batch
         self.waiting = torch.ones_like(self.number, dtype=torch.bool)  # which of them have not stopped yet
         self.steps = torch.zeros_like(self.number)
         self.outputs = torch.empty(0)
@@ -227,6 +229,11 @@ def encoder(images: Tensor, coding: str, seed: int, done: int) -> Callable[[int]
         return None
     if coding != "poisson":
         raise InvalidData(f"simulate: got coding {coding!r}; expected 'direct' or 'poisson'. Choose one.")
+    if images.ndim != 4:
+        raise InvalidData(
+            f"simulate: got coding 'poisson' for a current of shape {tuple(images.shape)}; expected images "
+            "[B, C, H, W]. Events are presented as they are: choose 'direct'."
+        )
     generator = torch.Generator(images.device).manual_seed(seed)
 
     def draw() -> Tensor:

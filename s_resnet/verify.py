@@ -17,7 +17,7 @@ from .artifact import replacing
 from .calibrate import Batches
 from .engine import arithmetic
 from .errors import InvalidData
-from .graph import Graph
+from .graph import Graph, count_images
 from .kernels import per_channel
 from .lockstep import affordable, lockstep, respond, steps_of
 from .neuron import Neuron, Readout
@@ -233,8 +233,8 @@ def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", pr
 
     Args:
         snn: a converted network. Images are moved to its device.
-        loader: batches of images ``[B, C, H, W]``, alone or as (images, labels). Large ones are taken apart, so that
-            all T steps of a layer fit in memory.
+        loader: batches of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``, alone or as (images, labels). Large
+            ones are taken apart, so that all T steps of a layer fit in memory.
         timesteps: T >= 1.
         network: a name for the result.
         progress: show bars on stderr when it is a terminal.
@@ -248,16 +248,17 @@ def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", pr
     device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
     for batch in tqdm(loader, desc="verify", unit="batch", leave=False, disable=None if progress else True):
         images, labels = batch if isinstance(batch, tuple | list) else (batch, None)
-        shape = images.shape[:1] if labels is None else labels.shape
-        if len(images) == 0 or shape != images.shape[:1]:
+        count = count_images(images)
+        shape = (count,) if labels is None else labels.shape
+        if count == 0 or shape != (count,):
             raise InvalidData(
-                f"verify: got {len(images)} images with labels of shape {tuple(shape)}; expected at least one image, "
+                f"verify: got {count} images with labels of shape {tuple(shape)}; expected at least one image, "
                 "and one label for each. Check the loader."
             )
         images = images.to(device)
-        size = affordable(snn, images, steps_of(snn, timesteps))
-        known = [None] * len(images) if labels is None else labels.to(device).split(size)
-        for part, answers in zip(images.split(size), known, strict=False):
+        size = affordable(snn, images, timesteps if images.ndim == 5 else steps_of(snn, timesteps))
+        known = [None] * count if labels is None else labels.to(device).split(size)
+        for part, answers in zip(images.split(size, -4), known, strict=False):
             tally.add(part, answers, "layers" if progress else "")
     return tally.result(network)
 
@@ -288,7 +289,7 @@ class _Tally:
         self.error, self.signal = 0.0, 0.0  # of the logits, squared
 
     def add(self, images: Tensor, labels: Tensor | None, progress: str) -> None:
-        self.images += len(images)
+        self.images += count_images(images)
 
         def visit(node: Node, currents: Tensor, target: Tensor) -> Op:
             if isinstance(node.op, Neuron):

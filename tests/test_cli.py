@@ -103,6 +103,7 @@ def record_loaders(monkeypatch) -> list[list[bytes]]:
                 loaders.append([Path(data.root, data.names[index]).read_bytes() for index in indices])
 
     monkeypatch.setattr(s_resnet, "ImageLoader", Recorder)
+    monkeypatch.setattr(sys.modules["s_resnet.open_data"], "ImageLoader", Recorder)  # what loader_for makes
     return loaders
 
 
@@ -224,6 +225,7 @@ def test_help_teaches_without_loading_torch(command):
         for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
                      "digits", ".npz"):  # fmt: skip
             assert form in result.stdout, form
+        assert command == "export" or "events: cifar10dvs:DIR, dvsgesture:DIR." in result.stdout
 
 
 def test_alone_it_shows_its_help(program):

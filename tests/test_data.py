@@ -29,10 +29,10 @@ from s_resnet.data import (
     ImageLoader,
     Preprocessing,
     choose,
-    open_data,
     preprocessing_for,
 )
 from s_resnet.errors import InvalidData
+from s_resnet.open_data import open_data
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT.parent / "shared" / "fixtures"
@@ -615,7 +615,7 @@ def test_loader_takes_no_mistake_for_a_damaged_image(monkeypatch: pytest.MonkeyP
     def mistaken(self: ImageData, index: int) -> Image.Image:
         raise TypeError("a mistake in the program")
 
-    monkeypatch.setattr(ImageData, "_decode", mistaken)
+    monkeypatch.setattr(ImageData, "decode", mistaken)
     with pytest.raises(TypeError, match="a mistake in the program"):
         list(ImageLoader(in_memory([0, 1]), [0, 1], preprocessing_for(4), 1, workers=0))
 
@@ -658,7 +658,8 @@ def test_what_workers_are_given_can_be_pickled() -> None:
 
 SCRIPT = """
 import signal, sys
-from s_resnet.data import ImageLoader, open_data, preprocessing_for
+from s_resnet.data import ImageLoader, preprocessing_for
+from s_resnet.open_data import open_data
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it

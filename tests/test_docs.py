@@ -12,15 +12,16 @@ import torchvision
 from conftest import randomized
 from PIL import Image
 from sresnet_cli.__main__ import sresnet
+from test_event_data import GESTURES, make_gestures, save_network
 
-from s_resnet import CifarResNet
+from s_resnet import EVENT_BINS, CifarResNet
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What is run elsewhere: the two commands by .ci/run, several processes by test_distributed.
 ELSEWHERE = ("make demo", "make test", "torchrun ")
-NEEDS = {"export.md": "nir"}  # what a page wants installed
+NEEDS = {"export.md": "nir", "events.md": "tonic"}  # what a page wants installed
 CLASSES = ("airplane", "bird", "cat", "dog")
 
 
@@ -40,10 +41,13 @@ def commands(page):
     return found
 
 
-def installed(page):
-    """Skip where a page wants what is not here."""
+def installed(page, folder):
+    """Skip where a page wants what is not here; make what this page alone wants."""
     if page.name in NEEDS:
         pytest.importorskip(NEEDS[page.name], reason=f"{NEEDS[page.name]} is not installed")
+    if page.name == "events.md":
+        save_network(folder / "gestures.snn", GESTURES, EVENT_BINS["dvsgesture"])
+        make_gestures(folder / "recordings")
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def world(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page, world):
-    installed(page)
+    installed(page, world)
     names = {}
     for _, text in blocks(page, "python"):
         exec(compile(text, page.name, "exec"), names)
@@ -79,7 +83,7 @@ def test_the_python_of_a_page_runs(page, world):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(page, world):
-    installed(page)
+    installed(page, world)
     ran = 0
     for command in commands(page):
         if command.startswith(ELSEWHERE):

@@ -21,6 +21,8 @@ LEVELS: dict[str, float] = {
     "source_lines": 0,
     "kernels": 1,
     "data": 1,
+    "event_data": 1.2,
+    "open_data": 1.4,
     "device": 1,
     "distributed": 1,
     "neuron": 2,

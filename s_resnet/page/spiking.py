@@ -16,7 +16,7 @@ def spikes(studies: Sequence[Study]) -> Html:
     """Rasters and membranes."""
     images, labels = studies[0].answers.details[0]
     parts: list[Html] = [
-        element("div", photo(_pixels(images[0], studies[0]), "The first image."), class_="first"),
+        element("div", photo(_pixels(images.select(-4, 0), studies[0]), "The first image."), class_="first"),
         paragraph(
             f"The first image ({studies[0].class_name(int(labels[0]))}) over time. In each layer, neurons from the "
             "most active, #1, to the least active that fires. Membranes are in thresholds, after the step's spike."
@@ -83,7 +83,14 @@ def _example(example: Example, study: Study) -> Html:
 
 
 def _pixels(image: torch.Tensor, study: Study) -> torch.Tensor:
-    """The image as people see it, uint8 ``[H, W, 3]``: its normalization undone."""
+    """The image as people see it, uint8 ``[H, W, 3]``: its normalization undone.
+
+    Of events ``[T, 2, H, W]`` the counts of all bins: brighter pixels red, darker ones blue.
+    """
+    if image.ndim == 4:
+        darker, brighter = image.cpu().sum(0) / image.sum(0).amax().clamp_min(1).cpu()
+        image = torch.stack([brighter, torch.zeros_like(darker), darker])
+        return image.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
     settings = study.provenance.get("preprocessing", {})
     mean, std = (torch.tensor(settings.get(name, [fill] * 3)) for name, fill in (("mean", 0.0), ("std", 1.0)))
     image = image.cpu() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)

@@ -32,7 +32,8 @@ LEFT_OUT = ("fingerprints", "marks", "scales")  # long lists of the provenance
 class Example:
     """An image that ANN and SNN answer differently: its place among the images, classes, and how sure each is.
 
-    ann_share, snn_share: softmax of each one's own logits at its answer. image: ``[3, H, W]``, preprocessed.
+    ann_share, snn_share: softmax of each one's own logits at its answer. image: ``[3, H, W]``, preprocessed, or events
+    ``[T, 2, H, W]``.
     """
 
     place: int
@@ -82,13 +83,14 @@ class Answers:
                     snn=int(first[index]),
                     ann_share=float(ann[index].softmax(0).max()),
                     snn_share=float(snn[index].softmax(0).max()),
-                    image=images[index].cpu(),
+                    image=images.select(-4, index).cpu(),
                 )
             )
-        missing = DETAILS - sum(len(part) for part, _ in self.details)
+        missing = DETAILS - sum(len(part) for _, part in self.details)
         if missing > 0:
-            self.details.append((images[:missing].cpu(), labels[:missing].cpu()))
-        self.images += len(images)
+            kept = labels[:missing].cpu()
+            self.details.append((images.narrow(-4, 0, len(kept)).cpu(), kept))
+        self.images += len(labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +222,7 @@ def study(
 
     Args:
         snn: a converted network.
-        loader: batches of (images ``[B, 3, H, W]``, labels ``[B]``), read once.
+        loader: batches of (images ``[B, 3, H, W]`` or events ``[T, B, 2, H, W]``, labels ``[B]``), read once.
         timesteps: T >= 1.
         network, sha256, data: name and digest of its file, and which images these are, for the page.
         classes: names; by default those of the provenance.
@@ -246,7 +248,7 @@ def study(
         operations = count_operations(snn, answers.details, timesteps, progress=progress)
     except InvalidData as error:
         missing["operations"] = str(error)
-    first = answers.details[0][0][:1].to(target)
+    first = answers.details[0][0].narrow(-4, 0, 1).to(target)
     return Study(
         *(network, sha256, data, timesteps, snn.end_to_end_steps(timesteps)),
         report=report,

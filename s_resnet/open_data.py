@@ -1,0 +1,216 @@
+"""Opening labeled data by name: files, torchvision's data sets, digits, arrays, event recordings."""
+
+import contextlib
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data import ImageData, ImageLoader, Loader, Pixels, Preprocessing, choose, invalid, reason
+from .event_data import EVENT_BINS, Binning, EventData, EventLoader, open_events
+
+_TORCHVISION = ("cifar10", "cifar100", "mnist", "imagenet")
+_FORMS = f"a directory of class folders, an .npz file, digits, or {':DIR, '.join((*_TORCHVISION, *EVENT_BINS))}:DIR"
+_HOLDOUTS = ("test", "val", "validation")
+_MAX_CLASSES = 100_000
+_BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def open_data(spec: str, split: str, download: bool = False) -> ImageData | EventData:
+    """Open what ``spec`` names, for ``split`` "calibration" (training images) or "evaluation" (held out).
+
+    ``spec`` is one of the following; the first two have no splits and give every image for either. A directory of class
+    folders. An ``.npz`` with ``x`` uint8 [B, H, W, 3] and ``y`` integer [B]. A directory with ``train/`` and one of
+    ``test/``, ``val/``, ``validation/`` that hold class folders. ``cifar10:DIR``, ``cifar100:DIR``, ``mnist:DIR``,
+    ``imagenet:DIR`` as torchvision stores them; ``download`` fetches the first three where absent, and means nothing
+    elsewhere. ``digits``: scikit-learn's 1797 images of 8 x 8; write ``./digits`` for a directory. Folders whose name
+    begins with a dot are no classes.
+    ``cifar10dvs:DIR`` and ``dvsgesture:DIR``: event recordings as tonic stores them in DIR; ``download`` fetches them.
+    Raises InvalidData where the data are missing, incomplete or of another form, BackendUnavailable without tonic.
+    """
+    where = f"data {spec!r}"
+    if split not in ("calibration", "evaluation"):
+        raise invalid(where, "split", repr(split), "'calibration' or 'evaluation'", "Name one of the two")
+    if spec == "digits":
+        return _open_digits(split)
+    prefix, colon, rest = spec.partition(":")
+    if colon and prefix in (*_TORCHVISION, *EVENT_BINS):
+        if not rest:
+            raise invalid(where, "directory", "none", f"{prefix}:DIR", "Write it after the colon")
+        if prefix in EVENT_BINS:
+            return open_events(prefix, _place(where, rest), split, download)
+        return _open_torchvision(prefix, _place(where, rest), split, download)
+    path = _place(where, spec)
+    if spec and path.is_dir():
+        return _open_directory(path, split)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return _open_npz(path)
+    foreign = colon and len(prefix) > 1 and os.sep not in prefix  # a single letter is a drive
+    got = f"unknown prefix {prefix!r}" if foreign else "a file" if spec and path.exists() else "nothing there"
+    raise invalid(where, "path", got, _FORMS, "Check the path")
+
+
+def _place(where: str, text: str) -> Path:
+    try:
+        path = Path(text).expanduser().resolve()
+        path.exists()  # raises where the name is too long or a folder on the way may not be entered
+    except (OSError, RuntimeError, ValueError) as error:
+        raise invalid(where, "path", reason(error), _FORMS, "Check the path") from error
+    return path
+
+
+def _open_directory(path: Path, split: str) -> ImageData:
+    where = f"data '{path}'"
+    try:
+        folders = _class_names(path)
+        nested = [name for name in ("train", *_HOLDOUTS) if name in folders and _class_names(path / name)]
+        if len(nested) > 1 and nested[0] == "train":
+            return _open_folders(path, "train" if split == "calibration" else nested[1])
+        if nested and {"train", *_HOLDOUTS}.issuperset(folders):  # taken for classes they give wrong labels
+            got = f"class folders in {nested[0]}/ only"
+            expected = "train/ and one of test/, val/, validation/"
+            raise invalid(where, "splits", got, expected, f"Add the other, or name '{path / nested[0]}'")
+        return _open_folders(path, None)
+    except OSError as error:
+        raise invalid(where, "path", reason(error), "a readable directory", "Check its rights") from error
+
+
+def _class_names(path: Path) -> list[str]:
+    return sorted(item.name for item in os.scandir(path) if item.is_dir() and not item.name.startswith("."))
+
+
+def _open_folders(root: Path, split: str | None) -> ImageData:
+    """Read class folders in ``root``, or in ``root/split`` with the labels that ``root/train`` gives them."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    folder = root / split if split else root
+    where, present = f"data '{folder}'", _class_names(folder)
+    classes = _class_names(root / "train") if split else present
+    if not present:
+        raise invalid(where, "class folders", "none", "one for each class", "Sort the images into folders")
+    if unknown := sorted(set(present) - set(classes)):
+        got = f"{unknown[0]!r}, which train/ has not"
+        raise invalid(where, "class folders", got, "the classes of train/", "Rename or remove the folder")
+    wanted = {name: label for label, name in enumerate(classes) if name in present}
+    samples = make_dataset(str(folder), wanted, extensions=IMG_EXTENSIONS, allow_empty=True)
+    filled = {label for _, label in samples}
+    if empty := [name for name, label in wanted.items() if label not in filled]:
+        got, expected = f"none in class folder {empty[0]!r}", f"files named {' '.join(IMG_EXTENSIONS)}"
+        raise invalid(where, "images", got, expected, "Fill or remove the folder")
+    return _from_files(str(root), split or "all", tuple(classes), str(root), samples)
+
+
+def _from_files(
+    spec: str, split: str, classes: tuple[str, ...], root: str, samples: Sequence[tuple[str, int]]
+) -> ImageData:
+    start = os.path.join(root, "")
+    names = tuple(path.removeprefix(start).replace(os.sep, "/") for path, _ in samples)
+    return ImageData(spec, split, classes, names, tuple(label for _, label in samples), root=root)
+
+
+def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> ImageData:
+    from torchvision import datasets
+
+    spec, train, advice = f"{kind}:{root}", split == "calibration", "Check the directory, or pass --download"
+    if kind == "imagenet":
+        advice = "Put the archives from image-net.org there, or name a directory of class folders"
+        if download:
+            expected = "a dataset that can be downloaded; its license has to be accepted first"
+            raise invalid(f"data '{spec}'", "download", kind, expected, advice)
+    try:
+        if kind == "imagenet":
+            part = "train" if train else "val"
+            images = datasets.ImageNet(str(root), split=part)
+            classes = tuple(", ".join(synonyms) for synonyms in images.classes)
+            return _from_files(spec, part, classes, str(root), images.samples)
+        dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[kind]
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; some torchvision versions chat
+            stored = dataset(str(root), train=train, download=download)
+    except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:
+        got = f"an incomplete one or none ({reason(error).splitlines()[0]})"
+        expected = f"the files of {kind} as torchvision stores them"
+        raise invalid(f"data '{spec}'", "dataset", got, expected, advice) from error
+    pixels, labels = np.ascontiguousarray(stored.data), tuple(int(label) for label in stored.targets)
+    return _from_pixels(spec, "train" if train else "test", tuple(stored.classes), pixels, labels)
+
+
+def _from_pixels(spec: str, split: str, classes: tuple[str, ...], pixels: Pixels, labels: tuple[int, ...]) -> ImageData:
+    return ImageData(spec, split, classes, tuple(map(str, range(len(labels)))), labels, pixels=pixels)
+
+
+def _open_digits(split: str) -> ImageData:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        advice = "Run: pip install 's-resnet[demo]'"
+        raise invalid("data 'digits'", "scikit-learn", "no such package", "it installed", advice) from error
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = tuple(int(label) for label in digits.target)
+    every = _from_pixels("digits", "all", tuple("0123456789"), pixels, labels)
+    held_out = set(choose(every, 500))  # 50 of each digit
+    kept = [index for index in range(len(every)) if (index in held_out) == (split == "evaluation")]
+    part, names = "test" if split == "evaluation" else "train", tuple(str(index) for index in kept)
+    return ImageData("digits", part, every.classes, names, tuple(labels[i] for i in kept), pixels=pixels[kept])
+
+
+def _open_npz(path: Path) -> ImageData:
+    where, advice = f"data '{path}'", "Save it with numpy.savez(path, x=images, y=labels)"
+    try:
+        if not zipfile.is_zipfile(path):  # else NumPy would take it for one bare array, or a pickle
+            raise zipfile.BadZipFile("no archive")
+        with np.load(path, allow_pickle=False) as file:
+            found = sorted(file)
+            x, y = (file[name] if name in found else None for name in "xy")
+    except _BROKEN_ARCHIVE as error:
+        raise invalid(where, "file", reason(error), "an .npz archive of plain arrays", advice) from error
+    if x is None or y is None:
+        raise invalid(where, "arrays", ", ".join(found) or "none", "x and y", advice)
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or x.size == 0:
+        raise invalid(where, "x", f"{x.dtype} {list(x.shape)}", "uint8 [B, H, W, 3], not empty", advice)
+    if y.dtype.kind not in "iu" or y.shape != (len(x),):
+        raise invalid(where, "y", f"{y.dtype} {list(y.shape)}", f"integer [{len(x)}] as x", advice)
+    if y.min() < 0 or y.max() >= _MAX_CLASSES:
+        got, expected = y.min() if y.min() < 0 else y.max(), f"0 to {_MAX_CLASSES - 1}"
+        raise invalid(where, "label", got, expected, "Number the classes from 0 on")
+    return _from_pixels(str(path), "all", tuple(map(str, range(int(y.max()) + 1))), x, tuple(y.tolist()))
+
+
+def loader_for(
+    data: ImageData | EventData,
+    indices: Sequence[int],
+    preprocessing: Preprocessing | Binning,
+    batch_size: int,
+    workers: int | None = None,
+    total: int | None = None,
+) -> Loader:
+    """Return an ImageLoader or an EventLoader, whichever the data want; settings as there.
+
+    Raises InvalidData where the preprocessing is of the other kind.
+    """
+    if isinstance(data, EventData) and isinstance(preprocessing, Binning):
+        return EventLoader(data, indices, preprocessing, batch_size, workers, total)
+    if isinstance(data, ImageData) and isinstance(preprocessing, Preprocessing):
+        return ImageLoader(data, indices, preprocessing, batch_size, workers, total)
+    kinds = {True: "event recordings", False: "images"}
+    got, expected = kinds[isinstance(data, EventData)], kinds[isinstance(preprocessing, Binning)]
+    raise invalid(
+        f"data '{data.spec}'", "samples", got, f"{expected}, for which the network was made", "Name other data"
+    )
+
+
+def read_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | Binning:
+    """Return what a network's provenance keeps as ``preprocessing``: of images, or under ``events`` of recordings."""
+    return Binning(**settings["events"]) if "events" in settings else Preprocessing(**settings)
+
+
+def stored_preprocessing(preprocessing: Preprocessing | Binning) -> dict[str, Any]:
+    """Return the plain values that `read_preprocessing` reads."""
+    settings = asdict(preprocessing)
+    return {"events": settings} if isinstance(preprocessing, Binning) else settings
