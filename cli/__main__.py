@@ -15,6 +15,7 @@ from .evaluate import evaluate
 from .export import export
 from .inspect import inspect
 from .report import report
+from .train import train
 from .verify import verify
 
 
@@ -43,7 +44,7 @@ def sresnet(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, evaluate, inspect, verify, report, export, demo):
+for _command in (convert, evaluate, inspect, verify, report, export, train, demo):
     sresnet.add_command(_command)
 
 

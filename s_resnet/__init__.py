@@ -35,6 +35,7 @@ from .errors import (
     InvalidCheckpoint,
     InvalidData,
     SResNetError,
+    TrainingDiverged,
     UnsupportedModel,
 )
 from .event_data import EVENT_BINS, Binning, EventData, EventLoader, Events, bin_events
@@ -64,6 +65,7 @@ from .report import Exit, Report, Row, evaluate, powers_of_two
 from .shortcuts import Shortcut, scales, shortcuts
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .trace import trace
+from .training import PRESETS, Preset, Trained, Training, preset, train
 from .verify import LayerError, Verification, verify
 from .version import __version__
 
@@ -72,6 +74,7 @@ __all__ = [
     "EVENT_BINS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "PRESETS",
     "RECIPES",
     "AnytimeSimulation",
     "BackendUnavailable",
@@ -101,6 +104,7 @@ __all__ = [
     "Node",
     "Operations",
     "Preprocessing",
+    "Preset",
     "Readout",
     "Recipe",
     "Report",
@@ -116,6 +120,9 @@ __all__ = [
     "Study",
     "Trace",
     "Traffic",
+    "Trained",
+    "Training",
+    "TrainingDiverged",
     "UnsupportedModel",
     "Verification",
     "__version__",
@@ -147,6 +154,7 @@ __all__ = [
     "passes",
     "powers_of_two",
     "preprocessing_for",
+    "preset",
     "process_group",
     "read_preprocessing",
     "record",
@@ -161,6 +169,7 @@ __all__ = [
     "stored_preprocessing",
     "study",
     "trace",
+    "train",
     "verify",
     "verify_export",
     "write_page",

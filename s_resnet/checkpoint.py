@@ -15,14 +15,15 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from s_resnet.errors import InvalidCheckpoint
+from s_resnet.errors import InvalidCheckpoint, InvalidData
+from s_resnet.models.catalog import build
 from s_resnet.models.resnet import CifarResNet
 
 Shape: TypeAlias = tuple[int, ...]
@@ -46,6 +47,7 @@ KNOWN = ", ".join(TORCHVISION) + ", or cifar_resnet20, cifar_resnet56, ... (dept
 NESTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params")
 AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 
+FORMAT = 1  # of what `sresnet train` writes
 COUNTER = ".num_batches_tracked"
 SAVE = "save its weights with torch.save(model.state_dict(), path)"
 PYTHON = "use s_resnet.convert(model) from Python"
@@ -56,11 +58,16 @@ class Checkpoint:
     """A trained network as read from a file, and where it came from."""
 
     model: nn.Module  # float32, eval mode, [B, 3, H, W] -> [B, num_classes]
-    arch: str  # torchvision's name, or "cifar_resnet<depth>"
+    arch: str  # torchvision's name, "cifar_resnet<depth>", or another of the catalog that `sresnet train` knows
     num_classes: int
     input_size: int  # pixels per side that the architecture was made for: torchvision 224, CIFAR 32
     digest: str  # sha256 of the file, in hexadecimal
     name: str  # the file's name without its folder
+    timesteps: int | None = None  # of a spiking network; None of an ANN
+    channels: int = 3
+    classes: tuple[str, ...] = ()  # their names, where `sresnet train` wrote the file, as for what follows
+    preprocessing: Mapping[str, Any] | None = None  # the fields of s_resnet.Preprocessing
+    data: Mapping[str, Any] | None = None  # what it was trained on
 
 
 def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Checkpoint:
@@ -70,18 +77,49 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Ch
     and `CifarResNet`, with any number of classes. `arch` says instead which one the file has to fit. Weights
     of half or double precision become float32, and share no memory with what was read. Raises
     `InvalidCheckpoint` where the file cannot be read or holds no such network, or a weight is not finite.
+
+    What `sresnet train` wrote says itself which network of the catalog it is, spiking ones among them.
     """
     path = Path(path)
     where = str(path)
+    content, digest = read(path)
+    if isinstance(content, dict) and {"format", "arch", "settings"} <= content.keys():
+        return _trained(content, arch, digest, path)
     if arch is not None:
         _check_arch(arch, where)
-    content, digest = _read(path, where)
     state = _rename(_strip(_find_state(content, where)))
     arch, model = recognize({name: tuple(tensor.shape) for name, tensor in state.items()}, arch, where)
     _fill(model, state, where)
     (classifier,) = (module for module in model.modules() if isinstance(module, nn.Linear))
     input_size = 224 if arch in TORCHVISION else 32
     return Checkpoint(model.eval(), arch, classifier.out_features, input_size, digest, path.name)
+
+
+def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Path) -> Checkpoint:
+    """The network that `sresnet train` wrote, after whichever epoch."""
+    where, again = str(path), "Train it again, or copy the file again"
+    version, name = content["format"], content["arch"]
+    if not isinstance(version, int) or version > FORMAT:
+        upgrade = "Upgrade: pip install --upgrade s-resnet"
+        raise _invalid(where, "training checkpoint", f"format {version}", f"at most {FORMAT}", upgrade)
+    if arch not in (None, name):
+        raise _invalid(where, "architecture", repr(name), repr(arch), "Leave out --arch")
+    try:
+        settings, state = content["settings"], dict(content["state_dict"])
+        steps, channels, size, classes = (settings[key] for key in ("timesteps", "channels", "size", "classes"))
+        options = {"width": settings["width"], "normalize_input": settings.get("normalize_input", False)}
+        with torch.device("meta"):
+            model = build(name, classes, timesteps=steps, channels=channels, size=size, **options).float()
+        kept = (tuple(content["classes"]), content["preprocessing"], content["data"])
+        expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        difference = _difference(expected, {key: tuple(tensor.shape) for key, tensor in state.items()})
+    except (LookupError, TypeError, ValueError, AttributeError, InvalidData) as error:
+        got, wanted = f"no network ({error})", "what sresnet train wrote"
+        raise _invalid(where, "training checkpoint", got, wanted, again) from None
+    if difference:
+        raise _invalid(where, "names and shapes", difference, f"exactly those of {name}", again)
+    _fill(model, state, where)
+    return Checkpoint(model.eval(), name, classes, size, digest, path.name, steps, channels, *kept)
 
 
 def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str = "checkpoint") -> tuple[str, nn.Module]:
@@ -139,8 +177,9 @@ def _first(names: Iterable[str]) -> str:
 # ---- the file
 
 
-def _read(path: Path, where: str) -> tuple[object, str]:
-    """What the file holds, and its sha256."""
+def read(path: Path) -> tuple[object, str]:
+    """What the file holds, and its sha256. Raises `InvalidCheckpoint` where it cannot be read."""
+    where = str(path)
     try:
         if not path.exists():
             raise _invalid(where, "checkpoint", "no such file", "a file that exists", "Check the path")

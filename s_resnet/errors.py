@@ -6,7 +6,8 @@
     ├── InvalidData           images, labels or settings that do not fit
     ├── ConversionError       a pass that cannot do what its recipe asks
     ├── InvalidArtifact       a .snn file that cannot be read or written
-    └── BackendUnavailable    a device or kernel that is not there
+    ├── BackendUnavailable    a device or kernel that is not there
+    └── TrainingDiverged      a loss or weight that is NaN or infinite
 
 Every message has one form, so that a reader learns to read it once:
 ``<where>: <what>, got X; expected Y. <what to do>.``
@@ -39,3 +40,7 @@ class InvalidArtifact(SResNetError):
 
 class BackendUnavailable(SResNetError):
     """A device or kernel asked for by name is not there."""
+
+
+class TrainingDiverged(SResNetError):
+    """A loss or a weight became NaN or infinite; the checkpoint of the last good epoch stays."""

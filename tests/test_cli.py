@@ -170,6 +170,13 @@ FROZEN = {
         ("--format",), ("-o", "--output"), ("--timesteps",), ("--verify",), ("--data",), ("--limit",),
         ("--tie-shortcuts",), ("--pool",), ("--download",),
     ]),
+    "train": (["ARCH"], [
+        ("--data",), ("-o", "--output"), ("--preset",), ("--epochs",), ("--batch-size",), ("--optimizer",), ("--lr",),
+        ("--momentum",), ("--weight-decay",), ("--schedule",), ("--step-epochs",), ("--gamma",), ("--warmup",),
+        ("--label-smoothing",), ("--augment",), ("--timesteps",), ("--width",), ("--input-size",), ("--limit",),
+        ("--test-limit",), ("--validation",), ("--amp",), ("--recompute",), ("--seed",), ("--device",), ("--workers",),
+        ("--tensorboard",), ("--download",),
+    ]),
     "demo": ([], [("-o", "--output")]),
 }  # fmt: skip
 DEFAULTS = {
@@ -185,9 +192,11 @@ DEFAULTS = {
     ("report", "--limit"): 500,
     ("report", "--batch-size"): 32,
     ("report", "--device"): "auto",
+    ("train", "--amp"): None,  # a preset may say it
+    ("train", "--device"): "auto",
     ("demo", "-o"): "demo",
 }
-REQUIRED = {"evaluate": ["--timesteps"], "report": ["-o"], "export": ["--format", "-o"]}
+REQUIRED = {"evaluate": ["--timesteps"], "report": ["-o"], "export": ["--format", "-o"], "train": ["--data", "-o"]}
 
 
 def test_the_options_are_frozen():
@@ -219,9 +228,9 @@ def test_help_teaches_without_loading_torch(command):
     result = subprocess.run(asked, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert all(option in result.stdout for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
-    if command in ("", "convert", "evaluate", "verify", "report", "export"):
+    if command in ("", "convert", "evaluate", "verify", "report", "export", "train"):
         assert f"  sresnet {command}".rstrip() in result.stdout.partition("\n")[2]  # an example, beside the usage
-    if command in ("convert", "evaluate", "verify", "report", "export"):
+    if command in ("convert", "evaluate", "verify", "report", "export", "train"):
         for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
                      "digits", ".npz"):  # fmt: skip
             assert form in result.stdout, form

@@ -53,7 +53,7 @@ LEVELS: dict[str, float] = {
     "shortcuts": 4,
     "recorder": 4.5,
     "page": 5.5,
-    "train": 5,
+    "training": 5,
     "recipes": 6,
     "apply_recipe": 6.3,
     "auto": 6.6,
@@ -100,12 +100,8 @@ def trespasses(path, text, modules=MODULES):
     """What a file of s_resnet imports although its level forbids it."""
     here = room(path.removesuffix(".py").replace("/", "."))
     own = {name for name in imported(path, text, modules) if name.split(".")[0] == "s_resnet"}
-    if path.endswith("/__init__.py") or here in (
-        "kernels",
-        "models",
-        "page",
-        "export",
-    ):  # a package gathers its own; these share
+    sharing = ("kernels", "models", "page", "export", "training")
+    if path.endswith("/__init__.py") or here in sharing:  # a package gathers its own; these share
         own = {name for name in own if room(name) != here or name == f"s_resnet.{here}"}
     return {name for name in own if LEVELS.get(room(name), 99) >= LEVELS[here]}
 

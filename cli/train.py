@@ -1,0 +1,160 @@
+"""``sresnet train``: a network from scratch, spiking or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .convert import check_output, warn_unreadable
+from .options import DEVICE, DOWNLOAD
+
+
+def _names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Augmentations as crop,flip; none is the empty list."""
+    names = () if value in (None, "none") else tuple(part.strip() for part in str(value).split(","))
+    known = ("crop", "resized-crop", "flip", "autoaugment")
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(known)}, or none", param=option)
+    return None if value is None else names
+
+
+@click.command()
+@click.argument("arch")
+@click.option("--data", metavar="DATA", required=True, help="What to train on; its test images are reported on.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="CKPT",
+    type=click.Path(dir_okay=False, readable=False),
+    required=True,
+    help="The checkpoint, written after every epoch. The same command goes on from it.",
+)
+@click.option("--preset", type=click.Choice(["paper"]), help="The recipe of the architecture's paper on these data.")
+@click.option("--epochs", metavar="N", type=click.IntRange(1), help="By default 100.")
+@click.option("--batch-size", metavar="N", type=click.IntRange(1), help="Of all processes together; by default 128.")
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="By default sgd.")
+@click.option("--lr", metavar="X", type=float, help="Learning rate; by default 0.1, of adamw 0.001.")
+@click.option("--momentum", metavar="X", type=float, help="Of sgd; by default 0.9.")
+@click.option("--weight-decay", metavar="X", type=float, help="By default 0.0005, of adamw 0.01.")
+@click.option("--schedule", type=click.Choice(["cosine", "step", "constant"]), help="By default cosine, to 0.")
+@click.option("--step-epochs", metavar="N", type=click.IntRange(1), help="Of step: every N epochs; by default 40,")
+@click.option("--gamma", metavar="X", type=float, help="the learning rate is multiplied by X; by default 0.1.")
+@click.option("--warmup", metavar="N", type=click.IntRange(0), help="Epochs of rising learning rate; by default 0.")
+@click.option("--label-smoothing", metavar="X", type=float, help="By default 0.")
+@click.option(
+    "--augment",
+    metavar="NAME,...",
+    callback=_names,
+    help="Of crop, resized-crop, flip, autoaugment; or none. By default crop,flip up to 64 pixels, else "
+    "resized-crop,flip, and crop for digits.",
+)
+@click.option("--timesteps", metavar="T", type=click.IntRange(1), help="Of a spiking network; by default its paper's.")
+@click.option(
+    "--width", metavar="N", type=click.IntRange(1), help="Channels of the first stage; by default the paper's."
+)
+@click.option("--input-size", metavar="N", type=click.IntRange(1), help="In pixels; by default the images', or 224.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Train on N images, seeded, over all classes.")
+@click.option("--test-limit", metavar="N", type=click.IntRange(1), help="Report on N test images.")
+@click.option(
+    "--validation", metavar="N", type=click.IntRange(0), help="Keep N training images apart, and report them."
+)
+@click.option("--amp/--no-amp", default=None, help="16-bit arithmetic where it does no harm, or not.")
+@click.option("--recompute", is_flag=True, help="Less memory: blocks are computed again in the backward pass.")
+@click.option("--seed", metavar="N", type=click.IntRange(0), help="Of weights, order, augmentation; by default 0.")
+@DEVICE
+@click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes; the result does not depend.")
+@click.option("--tensorboard", metavar="DIR", type=click.Path(file_okay=False), help="Write curves there as well.")
+@DOWNLOAD
+def train(
+    arch: str,
+    data: str,
+    output: str,
+    preset: str | None,
+    augment: tuple[str, ...] | None,
+    input_size: int | None,
+    device: str,
+    workers: int | None,
+    tensorboard: str | None,
+    download: bool,
+    **given: Any,
+) -> None:
+    """Train the network ARCH: a spiking ResNet by surrogate gradients, or an ANN to convert.
+
+    \b
+    ARCH is ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet20 ... ms_resnet482; ds_resnet14 ... ds_resnet68;
+    danet50, danet101, danet152 (our interpretation); sew_resnet18 ...; spiking_resnet20 ... (plain);
+    cifar_resnet20 ..., resnet18, resnet34, resnet50 (ANNs).
+
+    A run that was stopped goes on by the same command from its last finished epoch, and on the CPU ends with the same
+    weights. A run with other settings wants another -o. Options given beside --preset replace the preset's.
+
+    \b
+    DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
+    digits, or an .npz with x uint8 [B,H,W,3] and y. Without train and test folders a tenth is kept for testing.
+
+    \b
+    Examples:
+      sresnet train ms_resnet20 --data digits --width 4 --epochs 5 -o digits.pt        (a first try)
+      sresnet train ds_resnet20 --data cifar10:/data --preset paper -o ds20.pt
+      sresnet train ds_resnet20 --data cifar10:/data --preset paper --epochs 30 --amp -o short.pt
+      sresnet train ms_resnet34 --data imagenet:/data --preset paper --recompute -o ms34.pt
+      torchrun --nproc-per-node 4 -m sresnet_cli train ms_resnet34 --data imagenet:/data --preset paper -o ms34.pt
+    """
+    import s_resnet
+
+    with s_resnet.process_group(device) as (rank, _):
+        s_resnet.find_device(device)
+        path = Path(output)
+        check_output(path)
+        with s_resnet.first_process_first():
+            images = s_resnet.open_data(data, "calibration", download)
+            test = s_resnet.open_data(data, "evaluation", download)
+        settings = _settings(preset, arch, images, {**given, "augmentation": augment, "size": input_size})
+        trained = s_resnet.train(
+            *(arch, images, path, settings),
+            test=test,
+            device=device,
+            workers=workers,
+            progress=True,
+            on_note=lambda text: click.echo(text, err=True),
+            on_epoch=lambda entry: click.echo(_line(entry, settings.epochs)),
+            tensorboard=tensorboard,
+        )
+        if rank == 0:
+            warn_unreadable(trained.unreadable)
+            click.echo(_summary(trained, path, data))
+
+
+def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, Any]) -> Any:
+    """The preset's settings, or the usual ones, with what was given in their place."""
+    import dataclasses
+
+    import s_resnet
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if preset:
+        return dataclasses.replace(s_resnet.preset(arch, images), **chosen)
+    usual = {"lr": 0.001, "weight_decay": 0.01} if chosen.get("optimizer") == "adamw" else {}
+    return s_resnet.Training(**{**usual, **chosen})
+
+
+def _line(entry: Mapping[str, Any], epochs: int) -> str:
+    parts = [f"epoch {entry['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {entry['loss']:.4f}"]
+    for name in ("train", "validation", "test"):
+        if entry[f"{name}_top1"] is not None:
+            parts.append(f"{name} {100 * entry[f'{name}_top1']:.2f}%")
+    return "  ".join([*parts, f"{entry['seconds']:.1f} s"])
+
+
+def _summary(trained: Any, path: Path, data: str) -> str:
+    last = trained.history[-1]
+    test = "" if last["test_top1"] is None else f", test top-1 {100 * last['test_top1']:.2f}%"
+    steps = trained.settings.timesteps
+    spiking = "" if steps is None else f", T = {steps}"
+    calibration = f" --calibration {data}" if steps is None else ""
+    done = f"{path}: {trained.arch}{spiking}, {len(trained.history)} epochs{test}"
+    return f"{done}\nNext: sresnet convert {path}{calibration}"

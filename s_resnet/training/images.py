@@ -1,0 +1,132 @@
+"""Images for training: in an order and augmented as (seed, epoch, index) say, however many workers there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import ImageData, Preprocessing
+from ..errors import InvalidData
+from .settings import Training, chance
+
+SMALL = 64  # pixels per side up to which images are cropped with padding and not from a random part
+
+
+def usual_augmentation(spec: str, size: int) -> tuple[str, ...]:
+    """What suits the data: digits are not mirrored, photos are cut from a random part."""
+    if spec == "digits" or spec.startswith("mnist:"):
+        return ("crop",)
+    return ("crop", "flip") if size <= SMALL else ("resized-crop", "flip")
+
+
+def make_transform(names: Sequence[str], preprocessing: Preprocessing) -> Any:
+    """The augmentation of one decoded RGB image of 8 bits, to an image of the network's size."""
+    from torchvision.transforms import v2
+
+    size, steps = preprocessing.size, []
+    if "resized-crop" in names:
+        steps = [v2.RandomResizedCrop(size, antialias=True)]
+    else:
+        steps = [v2.Resize([preprocessing.resize], antialias=True)]
+        steps.append(v2.RandomCrop(size, padding=max(1, size // 8)) if "crop" in names else v2.CenterCrop(size))
+    if "flip" in names:
+        steps.append(v2.RandomHorizontalFlip())
+    if "autoaugment" in names:
+        policy = v2.AutoAugmentPolicy.CIFAR10 if size <= SMALL else v2.AutoAugmentPolicy.IMAGENET
+        steps.append(v2.AutoAugment(policy))
+    return v2.Compose(steps)
+
+
+@dataclass(frozen=True)
+class _Augmented(Dataset[tuple[Tensor, Tensor, str]]):
+    """Item ``i`` is batch ``i``, whole, and why it could not be made; used in worker processes."""
+
+    data: ImageData
+    batches: tuple[tuple[int, ...], ...]
+    transform: Any
+    preprocessing: Preprocessing
+    seed: int
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
+        try:
+            pixels = np.stack([self._draw(index) for index in self.batches[number]])
+        except InvalidData as error:  # raised in a worker it would come with the worker's traceback
+            return torch.empty(0), torch.empty(0), str(error)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        mean, std = torch.tensor((self.preprocessing.mean, self.preprocessing.std))[:, :, None, None]
+        labels = torch.tensor([self.data.labels[index] for index in self.batches[number]])
+        return images.div_(255).sub_(mean).div_(std), labels, ""
+
+    def _draw(self, index: int) -> Any:
+        image: Image.Image = self.data.image(index)
+        before = torch.default_generator.get_state()  # torchvision's transforms draw from it alone
+        torch.default_generator.manual_seed(chance(self.seed, "image", self.epoch, index))
+        try:
+            return np.asarray(self.transform(image))
+        finally:
+            torch.default_generator.set_state(before)
+
+
+def epoch_order(indices: Sequence[int], settings: Training, epoch: int, world: int = 1) -> list[list[int]]:
+    """The batches of an epoch, shuffled by (seed, epoch), all of the same size: what is left over waits for another.
+
+    The size is a multiple of the number of processes, and smaller than asked for only where there are fewer images.
+    """
+    size = min(settings.batch_size, len(indices)) // world * world
+    if not size:
+        raise InvalidData(
+            f"train: batch, got {min(settings.batch_size, len(indices))} images for {world} processes; expected at "
+            "least one for each. Give a larger --batch-size, more images, or fewer processes."
+        )
+    generator = torch.Generator().manual_seed(chance(settings.seed, "order", epoch))
+    order = [indices[at] for at in torch.randperm(len(indices), generator=generator).tolist()]
+    return [order[at : at + size] for at in range(0, len(order) - size + 1, size)]
+
+
+class EpochLoader:
+    """The batches of one epoch as (images [B, 3, H, W] float32, labels [B]); one process's part of each.
+
+    Raises InvalidData, naming the file, at an image that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batches: Sequence[Sequence[int]],
+        preprocessing: Preprocessing,
+        settings: Training,
+        epoch: int,
+        workers: int,
+    ) -> None:
+        transform = make_transform(settings.augmentation or (), preprocessing)
+        parts = tuple(map(tuple, batches))
+        self._items = _Augmented(data, parts, transform, preprocessing, settings.seed, epoch)
+        self._workers = min(workers, len(parts))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        own = torch.Generator()  # else DataLoader draws from the global one
+        for images, labels, error in DataLoader(self._items, batch_size=None, num_workers=self._workers, generator=own):
+            if error:
+                raise InvalidData(error)
+            yield images, labels
+
+
+def usual_workers(device: torch.device) -> int:
+    """Decoding processes: many for a GPU, which waits for them; two where they share the cores with the training."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8 if device.type == "cuda" else 2, cores)

@@ -1,0 +1,241 @@
+"""The training loop: epochs of gradient descent, on one process or many, that end the same when interrupted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..data import ImageData, ImageLoader, Preprocessing
+from ..device import ahead, find_device
+from ..distributed import exchange, in_step, place, process_group, shard
+from ..errors import BackendUnavailable, TrainingDiverged
+from . import saved
+from .images import EpochLoader, epoch_order, usual_workers
+from .run import Run, half_type, prepare, resume
+from .settings import Training, chance, learning_rate
+
+# How many steps of a GPU go unchecked: looking at a loss has the GPU wait.
+UNCHECKED = 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: its network in eval mode, one entry per epoch, and what it was trained with.
+
+    history: ``epoch``, ``loss``, ``train_top1`` (of augmented images, while learning), ``validation_top1`` and
+    ``test_top1`` (None without such images), ``lr`` (of the last step) and ``seconds``. unreadable: test images that
+    were left out.
+    """
+
+    model: nn.Module
+    arch: str
+    settings: Training
+    history: tuple[Mapping[str, Any], ...]
+    resumed: int  # epochs that were there already
+    unreadable: tuple[str, ...]
+
+
+def train(
+    arch: str,
+    data: ImageData,
+    output: str | os.PathLike[str],
+    settings: Training | None = None,
+    *,
+    test: ImageData | None = None,
+    preprocessing: Preprocessing | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: bool = False,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+    tensorboard: str | os.PathLike[str] | None = None,
+) -> Trained:
+    """Train the architecture ``arch`` of the catalog on ``data``; a checkpoint is written after every epoch.
+
+    The same call goes on where a run that was killed left its checkpoint, and on the CPU, with as many threads and
+    processes, ends with the same weights to the last bit: order, augmentation and dropout are drawn for (seed, epoch,
+    image or step), and nothing else is random. ``test`` images are reported on and choose nothing; where data have no
+    split (``split`` "all"), a seeded tenth is kept apart and tested on. In a process group, or started by torchrun, the
+    processes share every batch. ``workers`` decode, and change no result. ``on_epoch`` is given each new entry of the
+    history, and ``on_note`` what else there is to know, in the first process.
+
+    Raises:
+        InvalidData: data or settings that do not fit.
+        SResNetError: ``output`` holds another run, or cannot be written.
+        TrainingDiverged: a loss or weight that is not finite; the checkpoint of the epoch before stays.
+        BackendUnavailable: the device, or tensorboard, is not there.
+    """
+    with process_group(device) as (rank, _), ExitStack() as stack:
+        run = prepare(arch, data, test, settings or Training(), preprocessing, Path(output), find_device(device), stack)
+        run = replace(run, workers=usual_workers(run.device) if workers is None else workers, progress=progress)
+        history = resume(run)
+        resumed = len(history)
+        if rank == 0 and on_note:
+            for note in _notes(run, resumed):
+                on_note(note)
+        board = _board(tensorboard, resumed, stack) if rank == 0 else None
+        for epoch in range(resumed, run.settings.epochs):
+            entry = _epoch(run, epoch)
+            history.append(entry)
+            if rank == 0:
+                saved.write(run.output, {**run.identity, **_state(run), "epoch": epoch + 1, "history": history})
+                _tell(board, entry)
+                if on_epoch:
+                    on_epoch(entry)
+        exchange(None)
+    return Trained(run.model.eval(), arch, run.settings, tuple(history), resumed, tuple(run.unreadable))
+
+
+def _state(run: Run) -> dict[str, Any]:
+    """What a checkpoint holds of network and optimizer; raises TrainingDiverged for what could not be gone on from."""
+    weights = run.model.state_dict()
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise _diverged(run, f"{name}, after the last step of an epoch", "values that are nan or infinite")
+    return {"state_dict": weights, "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
+
+
+def _notes(run: Run, resumed: int) -> Iterator[str]:
+    epochs = run.settings.epochs
+    if resumed == epochs:
+        yield f"{run.output} holds this run, finished: {epochs} epochs."
+    elif resumed:
+        yield f"{run.output} holds this run up to epoch {resumed} of {epochs}: it goes on from there."
+    if run.parts.tested is run.data and run.parts.test:
+        yield f"No test images: {len(run.parts.test)} of {len(run.data)} images are kept apart and tested on."
+    if run.processes.apart:
+        yield "BatchNorm has statistics per process: torch shares them on GPUs alone."
+
+
+# ---- an epoch
+
+
+def _epoch(run: Run, epoch: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    loss, top1 = _learn(run, epoch)
+    run.processes.share_buffers(run.model)
+    validation = _accuracy(run, run.data, run.parts.validation)
+    test = _accuracy(run, run.parts.tested, run.parts.test)
+    lr = run.optimizer.param_groups[0]["lr"]
+    figures = {"epoch": epoch + 1, "loss": loss, "train_top1": top1, "validation_top1": validation, "test_top1": test}
+    return {**figures, "lr": lr, "seconds": time.perf_counter() - started}
+
+
+def _learn(run: Run, epoch: int) -> tuple[float, float]:
+    """One epoch of steps: the mean loss and the share of right answers, over all processes."""
+    rank, world = place()
+    settings, device = run.settings, run.device
+    batches = epoch_order(run.parts.train, settings, epoch, world)
+    mine = [shard(batch, rank, world) for batch in batches]
+    loader = EpochLoader(run.data, mine, run.preprocessing, settings, epoch, run.workers)
+    run.wrapped.train()
+    losses: list[Tensor] = []
+    right, checked = torch.zeros((), device=device), 0
+    every = UNCHECKED if device.type == "cuda" else 1
+    title = f"epoch {epoch + 1}/{settings.epochs}"
+    with tqdm(total=len(mine), desc=title, unit="batch", leave=False, disable=None if run.progress else True) as bar:
+        for step, (images, labels) in enumerate(_together(ahead(loader, device))):
+            lr = learning_rate(settings, epoch * len(mine) + step, len(mine))
+            torch.manual_seed(chance(settings.seed, "step", epoch, step, rank))  # dropout's
+            loss, logits = _step(run, images, labels, lr)
+            losses.append(loss)
+            right += (logits.argmax(1) == labels).sum()
+            bar.update()
+            if (step + 1) % every == 0 or step + 1 == len(mine):
+                for at, value in enumerate(torch.stack(losses[checked:]).tolist(), checked):
+                    _check(run, epoch, at, value, lr)
+                checked = len(losses)
+                bar.set_postfix(loss=f"{value:.3f}", top1=f"{right.item() / (checked * len(labels)):.1%}")
+    count = sum(map(len, mine))
+    every_process = exchange((float(torch.stack(losses).double().mean()) * count, float(right), count))
+    total, hits, images_seen = (sum(part) for part in zip(*every_process, strict=True))
+    return total / images_seen, hits / images_seen
+
+
+def _together(batches: Any) -> Any:
+    """Several processes learn of each other's errors before each step; none waits for one that has failed."""
+    return in_step(batches) if place()[1] > 1 else batches
+
+
+def _step(run: Run, images: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer; the loss of these images, and the logits."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    with _autocast(run):
+        logits = run.wrapped(images)
+    logits = logits.float()
+    loss = F.cross_entropy(logits, labels, label_smoothing=run.settings.label_smoothing)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return loss.detach(), logits.detach()
+
+
+def _autocast(run: Run) -> Any:
+    return torch.autocast(run.device.type, half_type(run.device)) if run.settings.amp else nullcontext()
+
+
+def _check(run: Run, epoch: int, step: int, loss: float, lr: float) -> None:
+    if loss - loss != 0:  # nan or infinite
+        raise _diverged(run, f"epoch {epoch + 1}, step {step + 1}: loss", f"{loss} at learning rate {lr:g}")
+
+
+def _diverged(run: Run, where: str, got: str) -> TrainingDiverged:
+    there = f"{run.output} holds the last good epoch" if run.output.exists() else "No epoch was finished"
+    return TrainingDiverged(
+        f"{where}, got {got}; expected finite numbers. {there}. "
+        "Try a lower --lr, --warmup 5, or no --amp, with another -o."
+    )
+
+
+def _accuracy(run: Run, data: ImageData, indices: list[int]) -> float | None:
+    """The share of right answers in eval mode; None without images."""
+    if not indices:
+        return None
+    rank, world = place()
+    part = shard(indices, rank, world)
+    loader = ImageLoader(data, part, run.preprocessing, run.settings.batch_size, run.workers, total=len(indices))
+    run.model.eval()
+    right = count = 0
+    with torch.no_grad(), _autocast(run):
+        for images, labels in ahead(loader, run.device):
+            right += int((run.model(images).argmax(1) == labels).sum())
+            count += len(labels)
+    told = exchange((right, count, loader.unreadable))
+    run.unreadable.update(dict.fromkeys(name for *_, names in told for name in names))
+    return sum(hits for hits, *_ in told) / max(1, sum(seen for _, seen, _ in told))
+
+
+# ---- TensorBoard
+
+
+def _board(folder: str | os.PathLike[str] | None, done: int, stack: ExitStack) -> Any:
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise BackendUnavailable(
+            "tensorboard: got no such package; expected it installed. Run: pip install 's-resnet[train]'"
+        ) from error
+    board = SummaryWriter(str(folder), purge_step=done + 1)
+    stack.callback(board.close)
+    return board
+
+
+def _tell(board: Any, entry: Mapping[str, Any]) -> None:
+    if board is not None:
+        for name, value in entry.items():
+            if name != "epoch" and value is not None:
+                board.add_scalar(name, value, entry["epoch"])

@@ -1,0 +1,111 @@
+"""The recipes of the papers, by architecture and data set: what their released code trains with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..data import ImageData
+from ..errors import InvalidData
+from .settings import Training
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A paper's recipe for the architectures that the pattern ``architectures`` fits, on the data set ``data``."""
+
+    about: str
+    architectures: str
+    data: str
+    settings: Mapping[str, Any]
+
+
+# Stochastic gradient descent with momentum 0.9 from learning rate 0.1, in all of them.
+_DS = {"schedule": "step", "step_epochs": 40, "gamma": 0.1, "lr": 0.1, "momentum": 0.9}
+_MS = {"schedule": "cosine", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5, "label_smoothing": 0.1, "amp": True}
+
+PRESETS: tuple[Preset, ...] = (
+    Preset(
+        "MS-ResNet, arXiv:2112.08954, released code: T = 6, 125 epochs, AutoAugment without mirroring",
+        r"ms_resnet(18|34|104)",
+        "imagenet",
+        {
+            **_MS,
+            "epochs": 125,
+            "batch_size": 256,
+            "seed": 445,
+            "augmentation": ("resized-crop", "autoaugment"),
+            "timesteps": 6,
+            "size": 224,
+        },
+    ),
+    Preset(
+        "DS-ResNet, arXiv:2210.06386, released code: T = 4, 110 epochs",
+        r"ds_resnet(14|20|32|44|68)",
+        "cifar10",
+        {
+            **_DS,
+            "epochs": 110,
+            "batch_size": 64,
+            "weight_decay": 1e-4,
+            "augmentation": ("crop", "flip"),
+            "timesteps": 4,
+            "size": 32,
+            "width": 64,
+        },
+    ),
+    Preset(
+        "DS-ResNet, arXiv:2210.06386, released code: T = 10 of 10 ms, 100 epochs",
+        r"ds_resnet14",
+        "cifar10dvs",
+        {
+            **_DS,
+            "epochs": 100,
+            "batch_size": 32,
+            "weight_decay": 1e-3,
+            "augmentation": (),
+            "timesteps": 10,
+            "size": 42,
+            "width": 32,
+        },
+    ),
+    Preset(
+        "DS-ResNet, arXiv:2210.06386, released code: T = 40 of 30 ms, 120 epochs",
+        r"ds_resnet20",
+        "dvsgesture",
+        {
+            **_DS,
+            "epochs": 120,
+            "batch_size": 28,
+            "weight_decay": 1e-4,
+            "augmentation": (),
+            "timesteps": 40,
+            "size": 32,
+            "width": 16,
+            "normalize_input": True,
+        },
+    ),
+)
+_CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
+
+
+def preset(arch: str, data: ImageData) -> Training:
+    """The settings with which the paper of ``arch`` trained it on such data, as far as its released code tells.
+
+    Class folders with the ten names of CIFAR-10 are taken for it. Raises InvalidData where no recipe is known.
+    """
+    kind = "cifar10" if set(data.classes) == _CIFAR10 and ":" not in data.spec else data.spec.partition(":")[0]
+    for known in PRESETS:
+        if re.fullmatch(known.architectures, arch) and known.data == kind:
+            return Training(**known.settings)
+    there = ", ".join(f"{_plain(known.architectures)} on {known.data}" for known in PRESETS)
+    raise InvalidData(
+        f"preset paper: got {arch} on data {data.spec!r}, whose recipe we do not know; expected one of: {there}. "
+        "Leave out --preset, and give your own settings."
+    )
+
+
+def _plain(pattern: str) -> str:
+    return re.sub(r"\((.*)\)", lambda numbers: numbers[1].replace("|", "/"), pattern)

@@ -1,0 +1,166 @@
+"""A run before its first epoch: which images, which network, and what is there of it already."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import ImageData, Preprocessing, choose, preprocessing_for
+from ..distributed import exchange
+from ..errors import InvalidData, SResNetError
+from ..heldout import fingerprints
+from ..models.catalog import build, timesteps_of
+from . import saved
+from .images import SMALL, usual_augmentation
+from .processes import Processes, parallel
+from .recompute import recomputing
+from .settings import Training, chance, make_optimizer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which images are learned from, kept apart, and tested on: indices into the data, and into ``tested``."""
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+    tested: ImageData
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the epochs of a run share."""
+
+    arch: str
+    data: ImageData
+    parts: Parts
+    settings: Training
+    preprocessing: Preprocessing
+    identity: Mapping[str, Any]
+    output: Path
+    device: torch.device
+    processes: Processes
+    model: nn.Module
+    wrapped: nn.Module  # the model as all processes train it
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    workers: int = 0
+    progress: bool = False
+    unreadable: dict[str, None] = field(default_factory=dict)  # test images, each once, in order
+
+
+def prepare(
+    arch: str,
+    data: ImageData,
+    test: ImageData | None,
+    settings: Training,
+    preprocessing: Preprocessing | None,
+    output: Path,
+    device: torch.device,
+    stack: ExitStack,
+) -> Run:
+    """The run at its start; what has to be undone at its end is put on ``stack``."""
+    # The caller's random numbers stay as they were.
+    stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+    preprocessing = preprocessing or preprocessing_for(settings.size or _side(data))
+    names = settings.augmentation
+    if names is None:
+        names = usual_augmentation(data.spec, preprocessing.size)
+    timesteps = settings.timesteps or timesteps_of(arch)
+    settings = replace(settings, size=preprocessing.size, augmentation=tuple(names), timesteps=timesteps)
+    parts = split(data, test, settings)
+    torch.manual_seed(chance(settings.seed, "weights"))
+    shape = {"timesteps": timesteps, "size": preprocessing.size, "width": settings.width, "channels": 3}
+    model = build(arch, len(data.classes), **shape, normalize_input=settings.normalize_input)  # type: ignore[arg-type]
+    processes, wrapped = parallel(model.to(device), device)
+    stack.callback(processes.leave)
+    if settings.recompute:
+        stack.enter_context(recomputing(model))
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.amp and half_type(device) == torch.float16)
+    identity = _identity(arch, data, parts, settings, preprocessing)
+    optimizer = make_optimizer(settings, model.parameters())
+    return Run(
+        *(arch, data, parts, settings, preprocessing, identity, output, device, processes),
+        model=model,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        scaler=scaler,
+    )
+
+
+def half_type(device: torch.device) -> torch.dtype:
+    """bfloat16, which needs no scaling of gradients; float16 on GPUs that lack it."""
+    lacking = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if lacking else torch.bfloat16
+
+
+def _side(data: ImageData) -> int:
+    """The side of the first image where it is small, else 224."""
+    side = min(data.image(0).size)
+    return side if side <= SMALL else 224
+
+
+def split(data: ImageData, test: ImageData | None, settings: Training) -> Parts:
+    """The images of a run: no image is in two parts. Where ``data`` have no split, a tenth of them is tested on."""
+    if test is not None and test.classes != data.classes:
+        raise InvalidData(
+            f"train: test data {test.spec!r}, got other classes than those of {data.spec!r}; expected the same. "
+            "Name the test images of the same data set."
+        )
+    apart: set[str] = set()
+    tested, testing = test or data, []
+    if data.split == "all" and (test is None or test.spec == data.spec):
+        tested, testing = data, choose(data, max(len(data.classes), len(data) // 10), seed=settings.seed)
+        apart |= {data.names[index] for index in testing}
+        others = {data.names[index] for index in range(len(data))} - apart
+        testing = choose(data, settings.test_limit, exclude=others)
+    elif test is not None:
+        testing = choose(test, settings.test_limit)
+    validation = []
+    if settings.validation:
+        validation = choose(data, settings.validation, seed=settings.seed, exclude=apart)
+        apart |= {data.names[index] for index in validation}
+    learned = choose(data, settings.limit, seed=settings.seed, exclude=apart)
+    return Parts(sorted(learned), validation, testing, tested)
+
+
+def _identity(
+    arch: str, data: ImageData, parts: Parts, settings: Training, preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """What makes a run this one, and rebuilds its network."""
+    named = (f"{data.names[index]}:{data.labels[index]}" for index in parts.train)
+    digest = hashlib.blake2b("\n".join(named).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    kept: dict[str, Any] = {"spec": data.spec, "split": data.split, "images": len(parts.train), "digest": digest}
+    if data.split == "all":  # a later evaluation on the same folder leaves them out
+        kept["fingerprints"] = fingerprints(data, parts.train)
+    return {
+        "arch": arch,
+        "settings": {**asdict(settings), "classes": len(data.classes), "channels": 3},
+        "data": kept,
+        "classes": list(data.classes),
+        "preprocessing": asdict(preprocessing),
+    }
+
+
+def resume(run: Run) -> list[Mapping[str, Any]]:
+    """The history of what is there; network and optimizer are then where that ended."""
+    content = saved.resume(run.output, run.identity)
+    found = exchange(0 if content is None else content["epoch"])
+    if len(set(found)) > 1:
+        raise SResNetError(
+            f"{run.output}: got checkpoints of epochs {sorted(set(found))} in different processes; expected one file "
+            "that all can read. Put it on a shared file system."
+        )
+    if content is None:
+        return []
+    run.model.load_state_dict(content["state_dict"])
+    run.optimizer.load_state_dict(content["optimizer"])
+    run.scaler.load_state_dict(content["scaler"])
+    return list(content["history"])
