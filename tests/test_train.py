@@ -130,7 +130,7 @@ def test_adamw_is_torchs(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"optimizer": "adam"}, {"schedule": "linear"}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, 
+        {"optimizer": "adam"}, {"schedule": "linear"}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf},
         {"momentum": 1.0},
         {"weight_decay": -1.0}, {"label_smoothing": 1.0}, {"epochs": 0}, {"batch_size": 2.5}, {"gamma": 0.0},
         {"warmup": -1}, {"seed": -1}, {"limit": 0}, {"width": 0}, {"augmentation": ("cutout",)}, {"epochs": True},
