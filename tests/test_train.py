@@ -410,6 +410,15 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, whole, how):
     assert sorted(os.listdir(tmp_path)) == ["script.py", "x.pt"]  # nothing is left of the killed
 
 
+def test_a_run_may_go_on_with_less_memory(tmp_path):
+    def stop(entry):
+        raise Killed
+
+    with pytest.raises(Killed):
+        trained(tmp_path / "x.pt", on_epoch=stop)
+    assert trained(tmp_path / "x.pt", settings=replace(BRIEF, recompute=True)).resumed == 1
+
+
 def test_finished_is_finished(tmp_path):
     path, notes = tmp_path / "x.pt", []
     trained(path)

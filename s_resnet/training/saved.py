@@ -51,7 +51,7 @@ def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         )
     there = {"arch": content["arch"], **asdict(Training()), **content["settings"], "images": content["data"]["digest"]}
     now = {"arch": identity["arch"], **identity["settings"], "images": identity["data"]["digest"]}
-    differing = [name for name in now if _plain(now[name]) != _plain(there.get(name))]
+    differing = [name for name in now if name != "recompute" and _plain(now[name]) != _plain(there.get(name))]
     if "images" in differing:
         there["images"], now["images"] = "other images", "these images"
     if differing:
