@@ -77,7 +77,9 @@ def train(
     """
     with process_group(device) as (rank, _), ExitStack() as stack:
         run = prepare(arch, data, test, settings or Training(), preprocessing, Path(output), find_device(device), stack)
-        run = replace(run, workers=usual_workers(run.device) if workers is None else workers, progress=progress)
+        run = replace(
+            run, workers=usual_workers(run.device) if workers is None else workers, progress=progress and rank == 0
+        )
         history = resume(run)
         resumed = len(history)
         if rank == 0 and on_note:
