@@ -442,10 +442,11 @@ def test_finished_is_finished(tmp_path):
     [
         ({"settings": replace(BRIEF, lr=0.01)}, "got lr 0.01 (there 0.05)"),
         ({"settings": replace(BRIEF, epochs=4, seed=2)}, "got epochs 4 (there 3), seed 2 (there 0)"),
-        ({"settings": replace(BRIEF, augmentation=("flip",))}, "got augmentation ('flip',) (there ('crop', 'flip'))"),
+        ({"settings": replace(BRIEF, augmentation=("flip",))}, "got augmentation flip (there crop,flip)"),
         ({"arch": "cifar_resnet14"}, "got arch cifar_resnet14 (there cifar_resnet8)"),
-        ({"images": data(21)}, "got images these images (there other images)"),
+        ({"images": data(21)}, "got images 21 of digest "),
         ({"images": data(20, classes=2)}, "got classes 2 (there 3)"),
+        ({"preprocessing": s_resnet.preprocessing_for(SIZE, mean=(0, 0, 0))}, "got preprocessing {"),
     ],
 )  # fmt: skip
 def test_another_run_is_not_gone_on_with_nor_overwritten(tmp_path, changed, words):
@@ -459,7 +460,7 @@ def test_another_run_is_not_gone_on_with_nor_overwritten(tmp_path, changed, word
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("there", ["text", "weights", "half", "folder"])
+@pytest.mark.parametrize("there", ["text", "weights", "half", "folder", "newer", "edited", "foreign"])
 def test_what_is_no_run_is_not_overwritten(tmp_path, there):
     path = tmp_path / "x.pt"
     if there == "text":
@@ -469,8 +470,12 @@ def test_what_is_no_run_is_not_overwritten(tmp_path, there):
     elif there == "half":
         trained(path)
         path.write_bytes(path.read_bytes()[:5000])
-    else:
+    elif there == "folder":
         path.mkdir()
+    else:
+        trained(path)
+        change = {"newer": {"format": 2}, "edited": {"state_dict": {}}, "foreign": {"data": {}}}[there]
+        torch.save({**content(path), **change}, path)
     before = None if there == "folder" else path.read_bytes()
     with pytest.raises(SResNetError, match="is there, ") as caught:
         trained(path)

@@ -154,10 +154,11 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
             right += (logits.argmax(1) == labels).sum()
             bar.update()
             if (step + 1) % every == 0 or step + 1 == len(mine):
-                for at, value in enumerate(torch.stack(losses[checked:]).tolist(), checked):
-                    _check(run, epoch, at, value, lr)
+                values = torch.stack(losses[checked:]).tolist()
+                for at, value in enumerate(values, checked):
+                    _check(run, epoch, at, value, learning_rate(settings, epoch * len(mine) + at, len(mine)))
                 checked = len(losses)
-                bar.set_postfix(loss=f"{value:.3f}", top1=f"{right.item() / (checked * len(labels)):.1%}")
+                bar.set_postfix(loss=f"{values[-1]:.3f}", top1=f"{right.item() / (checked * len(labels)):.1%}")
     count = sum(map(len, mine))
     every_process = exchange((float(torch.stack(losses).double().mean()) * count, float(right), count))
     total, hits, images_seen = (sum(part) for part in zip(*every_process, strict=True))
@@ -210,8 +211,9 @@ def _accuracy(run: Run, data: ImageData, indices: list[int]) -> float | None:
     loader = ImageLoader(data, part, run.preprocessing, run.settings.batch_size, run.workers, total=len(indices))
     run.model.eval()
     right = count = 0
+    bar = tqdm(loader, desc="accuracy", unit="batch", leave=False, disable=None if run.progress else True)
     with torch.no_grad(), _autocast(run):
-        for images, labels in ahead(loader, run.device):
+        for images, labels in ahead(bar, run.device):
             right += int((run.model(images).argmax(1) == labels).sum())
             count += len(labels)
     told = exchange((right, count, loader.unreadable))

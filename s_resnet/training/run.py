@@ -160,7 +160,12 @@ def resume(run: Run) -> list[Mapping[str, Any]]:
         )
     if content is None:
         return []
-    run.model.load_state_dict(content["state_dict"])
-    run.optimizer.load_state_dict(content["optimizer"])
-    run.scaler.load_state_dict(content["scaler"])
-    return list(content["history"])
+    try:
+        run.model.load_state_dict(content["state_dict"])
+        run.optimizer.load_state_dict(content["optimizer"])
+        if content["scaler"]:  # nothing of a run without one, as on another kind of GPU
+            run.scaler.load_state_dict(content["scaler"])
+        history = list(content["history"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise saved.foreign(run.output, "what does not fit its own settings") from error
+    return history

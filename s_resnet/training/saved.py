@@ -22,6 +22,9 @@ from ..checkpoint import FORMAT, read
 from ..errors import InvalidCheckpoint, SResNetError
 from .settings import Training
 
+PARTS = {"format", "arch", "state_dict", "settings", "epoch", "optimizer", "scaler", "history", "data", "preprocessing"}
+ADVICE = "Choose another -o, or move the file away"
+
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint; it takes the place of the last one whole, synced, or not at all."""
@@ -38,30 +41,40 @@ def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     _sweep(path)
     if not os.path.exists(path):
         return None
-    advice = "Choose another -o, or move the file away"
     try:
         content, _ = read(path)
     except InvalidCheckpoint as error:
-        raise SResNetError(
-            f"{path}: is there, and is no training checkpoint ({str(error).rstrip('.')}). {advice}."
-        ) from error
-    if not isinstance(content, dict) or not {"format", "arch", "settings", "optimizer", "data"} <= content.keys():
-        raise SResNetError(
-            f"{path}: is there, got something else than a training checkpoint; expected nothing or this run. {advice}."
-        )
-    there = {"arch": content["arch"], **asdict(Training()), **content["settings"], "images": content["data"]["digest"]}
-    now = {"arch": identity["arch"], **identity["settings"], "images": identity["data"]["digest"]}
-    differing = [name for name in now if name != "recompute" and _plain(now[name]) != _plain(there.get(name))]
-    if "images" in differing:
-        there["images"], now["images"] = "other images", "these images"
+        raise SResNetError(f"{path}: is there, got no checkpoint ({str(error).rstrip('.')}). {ADVICE}.") from error
+    if not isinstance(content, dict) or not content.keys() >= PARTS or content["format"] != FORMAT:
+        raise foreign(path, "something else")
+    now = _described(identity)
+    try:
+        then = _described(content)
+    except (LookupError, TypeError) as error:
+        raise foreign(path, "a checkpoint of something else") from error
+    differing = [name for name in now if now[name] != then.get(name)]
     if differing:
-        listed = ", ".join(f"{name} {now[name]} (there {there.get(name)})" for name in differing)
-        raise SResNetError(f"{path}: holds another run, got {listed}; expected the same settings to go on. {advice}.")
+        listed = ", ".join(f"{name} {_text(now[name])} (there {_text(then.get(name))})" for name in differing)
+        raise SResNetError(f"{path}: holds another run, got {listed}; expected the same settings to go on. {ADVICE}.")
     return content
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def foreign(path: Path, got: str) -> SResNetError:
+    """The error of a file that a run can neither go on from nor replace."""
+    return SResNetError(f"{path}: is there, got {got}; expected nothing, or a checkpoint of this run. {ADVICE}.")
+
+
+def _described(content: Mapping[str, Any]) -> dict[str, Any]:
+    """By name, what has to be the same: all settings but those that change no result."""
+    settings = {**asdict(Training()), **content["settings"]}
+    del settings["recompute"]
+    images = f"{content['data']['images']} of digest {content['data']['digest'][:12]}"
+    named = {"arch": content["arch"], **settings, "preprocessing": content["preprocessing"], "images": images}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def _sweep(path: Path) -> None:
