@@ -22,7 +22,7 @@ from test_distributed import PATIENCE, torchrun
 import s_resnet
 from s_resnet import ImageData, InvalidCheckpoint, InvalidData, SResNetError, Training, TrainingDiverged, train
 from s_resnet.models.catalog import build
-from s_resnet.training import loop, run, saved
+from s_resnet.training import loop, processes, run, saved
 from s_resnet.training.images import EpochLoader, epoch_order, usual_augmentation
 from s_resnet.training.recompute import recomputing, residual_blocks
 from s_resnet.training.settings import chance, learning_rate
@@ -699,6 +699,21 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
         for mine, theirs in zip(one["history"], two["history"], strict=True):
             assert mine["test_top1"] == theirs["test_top1"] and mine["train_top1"] == theirs["train_top1"]
             assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_which_layers_share_their_statistics(kind):
+    """torch's own become SyncBatchNorm on a GPU, under the same names; tdBN, though derived from one, shares itself."""
+    group, device = object(), torch.device(kind)
+    ann, spiking = build("cifar_resnet8", 3), build("ms_resnet8", 3)
+    names = list(ann.state_dict())
+    assert processes._synchronize(ann, group, device) == (kind == "cpu")
+    shared = [m for m in ann.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    assert len(shared) == (7 if kind == "cuda" else 0) and list(ann.state_dict()) == names
+    assert all(m.process_group is group for m in shared)
+    assert not processes._synchronize(spiking, group, device)
+    normalizations = [m for m in spiking.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert normalizations and all(type(m).__name__ == "TDBatchNorm2d" and m.group is group for m in normalizations)
 
 
 # ---- TensorBoard
