@@ -651,6 +651,7 @@ TOGETHER = """
 import hashlib, json, os, sys
 import torch
 import s_resnet
+from s_resnet import distributed
 from test_train import BRIEF, SIZE, data, run, replace, trained
 
 def plain(*_, **__):
@@ -669,6 +670,15 @@ with s_resnet.process_group("cpu") as (rank, world):
         weights = b"".join(t.numpy().tobytes() for t in result.model.state_dict().values())
         history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.history]
         said[name] = [hashlib.sha256(weights).hexdigest(), history, notes]
+    run.build, names = plain, ("there.png",) * 3 + ("gone.png",)
+    broken = s_resnet.ImageData("made", "train", ("a", "b"), names, (0, 1, 0, 1), root=os.getcwd())
+    for name, images, settings in (("broken", broken, BRIEF), ("diverged", data(), replace(BRIEF, lr=1e30))):
+        try:
+            with distributed.shared_errors():
+                trained(f"{name}.pt", settings=settings, images=images)
+        except s_resnet.SResNetError as error:
+            said[name] = [type(error).__name__, str(error)]
+    said["together"] = s_resnet.exchange(rank)  # errors have not put the processes out of step
 os.write(1, (json.dumps([rank, said]) + "\\n").encode())
 """
 
@@ -678,6 +688,7 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
     environment = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     monkeypatch.setitem(torchrun.__globals__["ENVIRONMENT"], "PYTHONPATH", environment)
     (tmp_path / "script.py").write_text(TOGETHER)
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "there.png")
     code, out, said = torchrun(tmp_path, "script.py")
     assert code == 0, said
     (_, first), (_, second) = sorted(map(json.loads, out.splitlines()))
@@ -686,6 +697,13 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
         assert not second[name][2]  # the first speaks
     assert [first[name][2] for name in ("plain", "ms")] == [[], []]
     assert first["batchnorm"][2] == ["BatchNorm has statistics per process: torch shares them on GPUs alone."]
+    assert first["together"] == second["together"] == [0, 1]
+    for name, kind, words in (
+        ("broken", "InvalidData", "image 'gone.png': file"),
+        ("diverged", "TrainingDiverged", "loss"),
+    ):
+        assert first[name] == second[name] and first[name][0] == kind and words in first[name][1], name
+        assert not (tmp_path / f"{name}.pt").exists()
     space = {}
     exec(TOGETHER[TOGETHER.index("def plain") : TOGETHER.index("original, said")], {"torch": torch}, space)
     spiking = replace(BRIEF, timesteps=2, lr=0.01)
