@@ -94,7 +94,9 @@ def train(
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
-    digits, or an .npz with x uint8 [B,H,W,3] and y. Without train and test folders a tenth is kept for testing.
+    digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
+
+    Without train and test folders a tenth is kept for testing.
 
     \b
     Examples:
@@ -102,6 +104,7 @@ def train(
       sresnet train ds_resnet20 --data cifar10:/data --preset paper -o ds20.pt
       sresnet train ds_resnet20 --data cifar10:/data --preset paper --epochs 30 --amp -o short.pt
       sresnet train ms_resnet34 --data imagenet:/data --preset paper --recompute -o ms34.pt
+      sresnet train ds_resnet14 --data cifar10dvs:/data --preset paper -o events.pt
       torchrun --nproc-per-node 4 -m sresnet_cli train ms_resnet34 --data imagenet:/data --preset paper -o ms34.pt
     """
     import s_resnet

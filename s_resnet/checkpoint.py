@@ -66,7 +66,7 @@ class Checkpoint:
     timesteps: int | None = None  # of a spiking network; None of an ANN
     channels: int = 3
     classes: tuple[str, ...] = ()  # their names, where `sresnet train` wrote the file, as for what follows
-    preprocessing: Mapping[str, Any] | None = None  # the fields of s_resnet.Preprocessing
+    preprocessing: Mapping[str, Any] | None = None  # what s_resnet.read_preprocessing reads
     data: Mapping[str, Any] | None = None  # what it was trained on
 
 

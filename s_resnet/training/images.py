@@ -1,9 +1,9 @@
-"""Images for training: in an order and augmented as (seed, epoch, index) say, however many workers there are."""
+"""Data for training: in an order and augmented as (seed, epoch, index) say, however many workers there are."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data import ImageData, Preprocessing
 from ..errors import InvalidData
+from ..event_data import Binning, EventData, EventLoader
 from .settings import Training, chance
 
 SMALL = 64  # pixels per side up to which images are cropped with padding and not from a random part
 
 
 def usual_augmentation(spec: str, size: int) -> tuple[str, ...]:
-    """What suits the data: digits are not mirrored, photos are cut from a random part."""
+    """What suits the images: digits are not mirrored, photos are cut from a random part."""
     if spec == "digits" or spec.startswith("mnist:"):
         return ("crop",)
     return ("crop", "flip") if size <= SMALL else ("resized-crop", "flip")
@@ -124,6 +125,35 @@ class EpochLoader:
             if error:
                 raise InvalidData(error)
             yield images, labels
+
+
+def epoch_loader(
+    data: ImageData | EventData,
+    batches: Sequence[Sequence[int]],
+    preprocessing: Preprocessing | Binning,
+    settings: Training,
+    epoch: int,
+    workers: int,
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The batches of one epoch: augmented images [B, 3, H, W], or events [T, B, 2, H, W] as they are."""
+    if isinstance(data, EventData):
+        assert isinstance(preprocessing, Binning)
+        return _events(data, batches, preprocessing, workers)
+    assert isinstance(preprocessing, Preprocessing)
+    return EpochLoader(data, batches, preprocessing, settings, epoch, workers)
+
+
+def _events(
+    data: EventData, batches: Sequence[Sequence[int]], binning: Binning, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    if not batches or not batches[0]:
+        return
+    indices = [index for batch in batches for index in batch]  # all batches are of one size
+    loader = EventLoader(data, indices, binning, len(batches[0]), workers)
+    for frames, labels in loader:
+        if loader.unreadable:
+            raise InvalidData(f"recording {loader.unreadable[0]}: cannot be read. Repair or remove it.")
+        yield frames, labels
 
 
 def usual_workers(device: torch.device) -> int:

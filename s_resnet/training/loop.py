@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data import ImageData, ImageLoader, Preprocessing
+from ..data import ImageData, Preprocessing
 from ..device import ahead, find_device
 from ..distributed import exchange, in_step, place, process_group, shard
 from ..errors import BackendUnavailable, TrainingDiverged
+from ..event_data import Binning, EventData
+from ..open_data import loader_for
 from . import saved
-from .images import EpochLoader, epoch_order, usual_workers
+from .images import epoch_loader, epoch_order, usual_workers
 from .run import Run, half_type, prepare, resume
 from .settings import Training, chance, learning_rate
 
@@ -47,12 +49,12 @@ class Trained:
 
 def train(
     arch: str,
-    data: ImageData,
+    data: ImageData | EventData,
     output: str | os.PathLike[str],
     settings: Training | None = None,
     *,
-    test: ImageData | None = None,
-    preprocessing: Preprocessing | None = None,
+    test: ImageData | EventData | None = None,
+    preprocessing: Preprocessing | Binning | None = None,
     device: str = "auto",
     workers: int | None = None,
     progress: bool = False,
@@ -139,7 +141,7 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
     settings, device = run.settings, run.device
     batches = epoch_order(run.parts.train, settings, epoch, world)
     mine = [shard(batch, rank, world) for batch in batches]
-    loader = EpochLoader(run.data, mine, run.preprocessing, settings, epoch, run.workers)
+    loader = epoch_loader(run.data, mine, run.preprocessing, settings, epoch, run.workers)
     run.wrapped.train()
     losses: list[Tensor] = []
     right, checked = torch.zeros((), device=device), 0
@@ -202,13 +204,13 @@ def _diverged(run: Run, where: str, got: str) -> TrainingDiverged:
     )
 
 
-def _accuracy(run: Run, data: ImageData, indices: list[int]) -> float | None:
+def _accuracy(run: Run, data: ImageData | EventData, indices: list[int]) -> float | None:
     """The share of right answers in eval mode; None without images."""
     if not indices:
         return None
     rank, world = place()
     part = shard(indices, rank, world)
-    loader = ImageLoader(data, part, run.preprocessing, run.settings.batch_size, run.workers, total=len(indices))
+    loader = loader_for(data, part, run.preprocessing, run.settings.batch_size, run.workers, total=len(indices))
     run.model.eval()
     right = count = 0
     bar = tqdm(loader, desc="accuracy", unit="batch", leave=False, disable=None if run.progress else True)

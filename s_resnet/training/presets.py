@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..data import ImageData
+from ..data import LabeledData
 from ..errors import InvalidData
 from .settings import Training
 
@@ -91,7 +91,7 @@ PRESETS: tuple[Preset, ...] = (
 _CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
 
 
-def preset(arch: str, data: ImageData) -> Training:
+def preset(arch: str, data: LabeledData) -> Training:
     """The settings with which the paper of ``arch`` trained it on such data, as far as its released code tells.
 
     Class folders with the ten names of CIFAR-10 are taken for it. Raises InvalidData where no recipe is known.

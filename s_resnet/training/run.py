@@ -15,8 +15,10 @@ from torch import nn
 from ..data import ImageData, Preprocessing, choose, preprocessing_for
 from ..distributed import exchange
 from ..errors import InvalidData, SResNetError
+from ..event_data import Binning, EventData
 from ..heldout import fingerprints
 from ..models.catalog import build, timesteps_of
+from ..open_data import stored_preprocessing
 from . import saved
 from .images import SMALL, usual_augmentation
 from .processes import Processes, parallel
@@ -31,7 +33,7 @@ class Parts:
     train: list[int]
     validation: list[int]
     test: list[int]
-    tested: ImageData
+    tested: ImageData | EventData
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class Run:
     """What the epochs of a run share."""
 
     arch: str
-    data: ImageData
+    data: ImageData | EventData
     parts: Parts
     settings: Training
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | Binning
     identity: Mapping[str, Any]
     output: Path
     device: torch.device
@@ -58,10 +60,10 @@ class Run:
 
 def prepare(
     arch: str,
-    data: ImageData,
-    test: ImageData | None,
+    data: ImageData | EventData,
+    test: ImageData | EventData | None,
     settings: Training,
-    preprocessing: Preprocessing | None,
+    preprocessing: Preprocessing | Binning | None,
     output: Path,
     device: torch.device,
     stack: ExitStack,
@@ -69,16 +71,18 @@ def prepare(
     """The run at its start; what has to be undone at its end is put on ``stack``."""
     # The caller's random numbers stay as they were.
     stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-    preprocessing = preprocessing or preprocessing_for(settings.size or _side(data))
-    names = settings.augmentation
-    if names is None:
-        names = usual_augmentation(data.spec, preprocessing.size)
-    timesteps = settings.timesteps or timesteps_of(arch)
-    settings = replace(settings, size=preprocessing.size, augmentation=tuple(names), timesteps=timesteps)
+    settings, preprocessing = _completed(arch, data, settings, preprocessing)
     parts = split(data, test, settings)
     torch.manual_seed(chance(settings.seed, "weights"))
-    shape = {"timesteps": timesteps, "size": preprocessing.size, "width": settings.width, "channels": 3}
-    model = build(arch, len(data.classes), **shape, normalize_input=settings.normalize_input)  # type: ignore[arg-type]
+    model = build(
+        arch,
+        len(data.classes),
+        timesteps=settings.timesteps,
+        channels=_channels(data),
+        size=settings.size or 0,
+        width=settings.width,
+        normalize_input=settings.normalize_input,
+    )
     processes, wrapped = parallel(model.to(device), device)
     stack.callback(processes.leave)
     if settings.recompute:
@@ -101,13 +105,50 @@ def half_type(device: torch.device) -> torch.dtype:
     return torch.float16 if lacking else torch.bfloat16
 
 
+def _completed(
+    arch: str, data: ImageData | EventData, settings: Training, preprocessing: Preprocessing | Binning | None
+) -> tuple[Training, Preprocessing | Binning]:
+    """The settings with nothing left open, and how a sample becomes an input.
+
+    Of events T is the number of bins, each as long as the papers'.
+    """
+    if isinstance(data, EventData):
+        if settings.augmentation:
+            raise InvalidData(
+                f"train: augmentation, got {', '.join(settings.augmentation)} for events; expected none. Leave it out."
+            )
+        usual = data.binning
+        size = usual.size if settings.size is None else (settings.size, settings.size)
+        preprocessing = preprocessing or Binning(settings.timesteps or usual.bins, usual.microseconds, size)
+        if not isinstance(preprocessing, Binning):
+            raise _unfit(data, "that of images", "a Binning")
+        return replace(
+            settings, size=preprocessing.size[0], augmentation=(), timesteps=preprocessing.bins
+        ), preprocessing
+    preprocessing = preprocessing or preprocessing_for(settings.size or _side(data))
+    if not isinstance(preprocessing, Preprocessing):
+        raise _unfit(data, "that of events", "a Preprocessing")
+    names, timesteps = settings.augmentation, settings.timesteps or timesteps_of(arch)
+    if names is None:
+        names = usual_augmentation(data.spec, preprocessing.size)
+    return replace(settings, size=preprocessing.size, augmentation=tuple(names), timesteps=timesteps), preprocessing
+
+
+def _unfit(data: ImageData | EventData, got: str, expected: str) -> InvalidData:
+    return InvalidData(f"train: preprocessing of {data.spec!r}, got {got}; expected {expected}. Leave it out.")
+
+
+def _channels(data: ImageData | EventData) -> int:
+    return 2 if isinstance(data, EventData) else 3
+
+
 def _side(data: ImageData) -> int:
     """The side of the first image where it is small, else 224."""
     side = min(data.image(0).size)
     return side if side <= SMALL else 224
 
 
-def split(data: ImageData, test: ImageData | None, settings: Training) -> Parts:
+def split(data: ImageData | EventData, test: ImageData | EventData | None, settings: Training) -> Parts:
     """The images of a run: no image is in two parts. Where ``data`` have no split, a tenth of them is tested on."""
     if test is not None and test.classes != data.classes:
         raise InvalidData(
@@ -132,7 +173,7 @@ def split(data: ImageData, test: ImageData | None, settings: Training) -> Parts:
 
 
 def _identity(
-    arch: str, data: ImageData, parts: Parts, settings: Training, preprocessing: Preprocessing
+    arch: str, data: ImageData | EventData, parts: Parts, settings: Training, preprocessing: Preprocessing | Binning
 ) -> dict[str, Any]:
     """What makes a run this one, and rebuilds its network."""
     named = (f"{data.names[index]}:{data.labels[index]}" for index in parts.train)
@@ -142,10 +183,10 @@ def _identity(
         kept["fingerprints"] = fingerprints(data, parts.train)
     return {
         "arch": arch,
-        "settings": {**asdict(settings), "classes": len(data.classes), "channels": 3},
+        "settings": {**asdict(settings), "classes": len(data.classes), "channels": _channels(data)},
         "data": kept,
         "classes": list(data.classes),
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": stored_preprocessing(preprocessing),
     }
 
 
