@@ -143,6 +143,7 @@ def convert(
     """Convert the trained ResNet in CHECKPOINT into a spiking network.
 
     The architecture is read from keys and shapes: torchvision's ResNets, ResNeXts and wide ResNets, and CIFAR ResNets.
+    A checkpoint of `sresnet train` says itself what it is; a spiking one is written down as it is, for its own T.
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
@@ -162,11 +163,21 @@ def convert(
     loaded = s_resnet.load_checkpoint(checkpoint, arch)
     target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
     check_output(target, Path(checkpoint))
-    preprocessing = s_resnet.preprocessing_for(
+    preprocessing: Any = s_resnet.preprocessing_for(
         input_size or loaded.input_size, mean or s_resnet.IMAGENET_MEAN, std or s_resnet.IMAGENET_STD
     )
     batches: Any = None
     origin: dict[str, Any] = {"preprocessing": s_resnet.stored_preprocessing(preprocessing)}
+    if loaded.preprocessing is not None and not (input_size or mean or std):
+        origin = {"preprocessing": dict(loaded.preprocessing)}  # what it was trained with
+        preprocessing = s_resnet.read_preprocessing(loaded.preprocessing)
+    if loaded.timesteps is not None:
+        if calibration or input_size or mean or std:
+            raise click.UsageError(
+                f"{checkpoint} was trained as a spiking network and says on what. Leave out --calibration, "
+                "--input-size, --mean and --std."
+            )
+        origin |= {"data": dict(loaded.data or {}), "classes": list(loaded.classes)}
     if calibration:
         batches, origin = _calibration(calibration, calibration_images, preprocessing, loaded, download)
         if "events" in origin["preprocessing"] and (input_size or mean or std):
@@ -178,7 +189,7 @@ def convert(
         recipe,
         timesteps=timesteps,
         percentile=percentile,
-        input_size=preprocessing.size,
+        input_size=loaded.input_size if loaded.timesteps is not None else preprocessing.size,
         weights=weights,
         reconstruct=reconstruct,
         resume=partial,
@@ -186,7 +197,7 @@ def convert(
         target_drop=target_drop,
         progress=True,
     )
-    if batches is None:
+    if batches is None and loaded.timesteps is None:
         click.echo("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     source = {
         "name": loaded.name,
@@ -242,9 +253,15 @@ def warn_unreadable(unreadable: tuple[str, ...]) -> None:
 
 def _summary(snn: Any, target: Path) -> str:
     provenance = snn.provenance
+    timesteps = provenance["recipe"]["timesteps"]
+    if snn.trained:
+        return (
+            f"{target}: {provenance['source']['arch']}, trained as a spiking network for T = {timesteps}, "
+            f"{len(snn.neurons)} neuron layers, spikes: {snn.alphabet}\n"
+            f"Next: sresnet evaluate {target} --timesteps {timesteps}"
+        )
     calibration = provenance["calibration"]
     how = f"{calibration['images'] + calibration['held_out']} images"
-    timesteps = provenance["recipe"]["timesteps"]
     if calibration["source"] == "batchnorm":
         how = "BatchNorm statistics"
     compensation = provenance.get("compensation")
