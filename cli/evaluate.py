@@ -89,7 +89,8 @@ def evaluate(
 ) -> None:
     """Evaluate NETWORK.snn (by default the only one here) and its own ANN on the same images.
 
-    One pass gives the figures at every T. Images that the network was calibrated on are never evaluated on.
+    One pass gives the figures at every T. Images that the network was calibrated on are never evaluated on. A directly
+    trained network has no ANN: its agreement is with its own answers after the T that it was trained for.
 
     With --exit-confidence each image is simulated only until its answer is sure, and T is the most it may take. Mean T
     and accuracy are given, and no fixed T, unless --at asks for them too: they cost the steps that the exit saves.
@@ -181,7 +182,7 @@ def image_loader(
 
 
 def timesteps_for(snn: Any, path: Path) -> int:
-    """The T that the network was converted for."""
+    """The T that the network was converted or trained for."""
     timesteps = snn.provenance.get("recipe", {}).get("timesteps")
     if timesteps is None:
         raise click.UsageError(f"Which T? {path} does not say what it was converted for. Pass --timesteps T.")

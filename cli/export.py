@@ -168,10 +168,12 @@ def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int) -> str:
     before, after = (
         s_resnet.evaluate(which, loader, timesteps, at=(timesteps,), progress=True) for which in (snn, averaged)
     )
-    was, now = ((report.ann["top1"], report.snn[0].top1) for report in (before, after))
+    ann = ""
+    if before.ann and after.ann:  # a directly trained network has none
+        ann = f"of the ANN {100 * before.ann['top1']:.1f}% -> {100 * after.ann['top1']:.1f}%, "
     return (
-        f"--pool average, {before.images} images: top-1 of the ANN {100 * was[0]:.1f}% -> {100 * now[0]:.1f}%, "
-        f"of the spiking network at T = {timesteps} {100 * was[1]:.1f}% -> {100 * now[1]:.1f}%"
+        f"--pool average, {before.images} images: top-1 {ann}"
+        f"of the spiking network at T = {timesteps} {100 * before.snn[0].top1:.1f}% -> {100 * after.snn[0].top1:.1f}%"
     )
 
 

@@ -1,4 +1,7 @@
-"""The Report: how good a spiking network is at every T, against its own ANN on the same images, and what it took."""
+"""The Report: how good a spiking network is at every T, against its own ANN on the same images, and what it took.
+
+A directly trained network has no ANN: it is compared with its own answer after the T that it was trained for.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,14 @@ from .simulate import simulate, simulate_until_confident
 
 SCHEMA = 1
 
-# Gets each batch's images, labels ``[B]``, the ANN's logits ``[B, N]`` and the answers ``[rows, B, N]`` at each T.
+# Gets each batch's images, labels ``[B]``, the logits ``[B, N]`` to agree with (the ANN's, or a trained network's own
+# after the T that it was trained for) and the answers ``[rows, B, N]`` at each T.
 Watch = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """The network at one T: accuracies and agreement with the ANN as shares, spikes per neuron and image up to T."""
+    """The network at one T: accuracies and agreement with its source as shares, spikes per neuron and image up to T."""
 
     timesteps: int
     end_to_end_steps: int
@@ -63,7 +67,7 @@ class Exit:
 class Report:
     """The figures of one evaluation, over the images of all processes where there are several.
 
-    ann: the source network's ``top1`` and ``top5`` on the same images.
+    ann: the source network's ``top1`` and ``top5`` on the same images; None of a directly trained network.
     snn: the network at each T; empty where only the exit was asked for.
     images_per_second: of the simulation, without decoding and the ANN: all images over the time of the slowest
         process. Of the fixed T where it was simulated, else of the exit.
@@ -73,6 +77,8 @@ class Report:
     alphabet: what the neurons send, as :attr:`Graph.alphabet`; the JSON leaves ``"binary"`` out.
     exit: where each image stops once it is confident; None, and absent in the JSON, unless asked for.
     precision: ``"exact"``, which the JSON leaves out, or ``"fast"``.
+    trained_for: the T that a directly trained network was trained for, whose answers the agreement is with; the JSON
+        leaves None out.
     """
 
     network: str
@@ -80,7 +86,7 @@ class Report:
     images: int
     device: str
     kernel: str
-    ann: dict[str, float]
+    ann: dict[str, float] | None
     snn: tuple[Row, ...]
     images_per_second: float
     seconds_per_step_per_image: float
@@ -89,19 +95,13 @@ class Report:
     precision: str = "exact"
     alphabet: str = "binary"
     calibrated_on: int = 0
+    trained_for: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object, schema 1."""
         stored = {"schema": SCHEMA, **asdict(self), "snn": [asdict(row) for row in self.snn]}
-        if self.exit is None:
-            del stored["exit"]
-        if self.precision == "exact":
-            del stored["precision"]
-        if self.alphabet == "binary":
-            del stored["alphabet"]
-        if not self.calibrated_on:
-            del stored["calibrated_on"]
-        return stored
+        plain = {"exit": None, "precision": "exact", "alphabet": "binary", "calibrated_on": 0, "trained_for": None}
+        return {name: value for name, value in stored.items() if name not in plain or value != plain[name]}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
@@ -118,7 +118,9 @@ class Report:
             *([f"{self.calibrated_on} of the images were calibrated on"] if self.calibrated_on else []),
             "",
             "     T    top-1    top-5   agreement   spikes/neuron" + ("   end-to-end steps" if late else ""),
-            f"   ANN  {_percent(self.ann['top1'])}  {_percent(self.ann['top5'])}",
+            f"trained for T = {self.trained_for}"
+            if self.ann is None
+            else f"   ANN  {_percent(self.ann['top1'])}  {_percent(self.ann['top5'])}",
         ]
         for row in self.snn:
             lines.append(
@@ -159,11 +161,13 @@ def evaluate(
 ) -> Report:
     """Evaluate a spiking network and its own ANN on the same images, at many T from one pass.
 
+    A directly trained network has no ANN; the agreement is then with its own answer after the T it was trained for.
+
     In a process group of torch.distributed each process passes its own part of the images (see :func:`shard`), which
     may be empty; all get the report on all images, or the same error. ``"cuda"`` is then the current GPU.
 
     Args:
-        snn: a converted network.
+        snn: a converted or directly trained network.
         loader: batches of (images ``[B, C, H, W]``, labels ``[B]``), or of (events ``[T, B, C, H, W]``, labels), of
             which the ANN sees the mean over T.
         timesteps: T >= 1.
@@ -176,7 +180,7 @@ def evaluate(
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         network: a name for the report.
         progress: show bars on stderr when it is a terminal, in the first process.
-        watch: called for every batch with its images, labels, the ANN's logits and the answers ``[len(at), B, N]``.
+        watch: called for every batch with its images, labels, the logits to agree with, the answers ``[len(at), B, N]``.
 
     Raises:
         InvalidData: no images, labels that the network has no class for, or a setting out of range.
@@ -269,10 +273,7 @@ class _Tally:
                 f"evaluate: got a batch of {count} images with labels of shape {tuple(labels.shape)}; expected "
                 "at least one image, and one label for each. Check the loader."
             )
-        sizes = {}
-        for name, value in self.snn.activations(images):
-            sizes[name] = value[0].numel()
-        logits = value
+        sizes, logits = _source(self.snn, images)
         wrong = labels[(labels < 0) | (labels >= logits.shape[1])]
         if len(wrong):
             raise InvalidData(
@@ -323,7 +324,7 @@ class _Tally:
             images=images,
             device=device.type,
             kernel="closed-form" if self.in_closed_form else kernels.select(device)[0],
-            ann={"top1": ann[0], "top5": ann[1]},
+            ann=None if self.snn.trained else {"top1": ann[0], "top5": ann[1]},
             snn=tuple(
                 Row(step, self.snn.end_to_end_steps(step), *row) for step, row in zip(self.at or (), rows, strict=True)
             ),
@@ -334,6 +335,7 @@ class _Tally:
             precision=self.precision,
             alphabet=self.snn.alphabet,
             calibrated_on=sum(known),
+            trained_for=int(self.snn.provenance["recipe"]["timesteps"]) if self.snn.trained else None,
         )
 
     def _exit(self, sums: _Sums, images: int, neurons: int) -> Exit | None:
@@ -342,6 +344,19 @@ class _Tally:
         ((top1, top5, agreement, spikes),) = sums.shares(images, neurons)
         mean, speed = sums.steps / images, images / sums.seconds
         return Exit(self.confidence, self.timesteps, mean, top1, top5, agreement, spikes, speed)
+
+
+def _source(snn: Graph, images: Tensor) -> tuple[dict[str, int], Tensor]:
+    """Per node how many values it has, and the logits ``[B, N]`` to agree with."""
+    sizes = {}
+    for name, value in snn.activations(_first(images) if snn.trained else images):
+        sizes[name] = value[0].numel()
+    return sizes, snn.run(images) if snn.trained else value
+
+
+def _first(images: Tensor) -> Tensor:
+    """One image, or the events of one."""
+    return images[:, :1] if images.ndim == 5 else images[:1]
 
 
 def _total(parts: Sequence[_Sums]) -> _Sums:

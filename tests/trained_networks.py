@@ -1,0 +1,42 @@
+"""Directly trained networks for tests: modules of the catalog with seeded weights, their Graphs, and spikes by hooks."""
+
+import copy
+
+import torch
+from conftest import images, randomized
+
+import s_resnet
+from s_resnet.models import catalog
+from s_resnet.models.spiking import SpikingNeuron
+
+FAMILIES = ("ms_resnet8", "ds_resnet8", "danet11", "sew_resnet8", "spiking_resnet8")
+T, SIZE, CLASSES = 3, 8, 5
+
+
+def trained(arch, timesteps=T, seed=0, size=SIZE, **settings):
+    """The module and its Graph."""
+    model = randomized(catalog.build(arch, CLASSES, timesteps=timesteps, size=size, width=4, **settings), seed)
+    return model, s_resnet.trace(model, images(2, size))
+
+
+def over(model, timesteps):
+    """The same module over another number of steps."""
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        if hasattr(module, "timesteps"):
+            module.timesteps = timesteps
+    return other
+
+
+def watched(model, x, timesteps):
+    """Logits over ``timesteps`` steps, and what goes into and out of every layer of neurons, ``[T, B, *]`` by name."""
+    model, seen, hooks = over(model, timesteps), {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, SpikingNeuron):
+
+            def keep(_, given, got, name=name):
+                seen[name] = tuple(v.view(timesteps, len(x), *v.shape[1:]) for v in (given[0], got))
+
+            hooks.append(module.register_forward_hook(keep))
+    with torch.no_grad():
+        return model(x), seen
