@@ -6,10 +6,14 @@ The counting model, for one image and T steps:
   spike of amplitude 2^k is a shift and one accumulation; what a step emits as a sum of n powers of two is n spikes, a
   negative one costs what a positive one does. A shortcut is a synapse, with a scale or without. A pool adds a spike to
   every window that holds it; a max-pool gate counts it, compares it in every window, and counts what it sends on.
+  Multi-level firing sends 0 ... K spikes a step, and a sum of trained neurons' spikes is all of them, one by one. An
+  analog current that several read (a sum in the membrane domain) is added by each of them, as often as it is not 0.
 * ``macs``: a multiplication wherever a synapse reads no spike: of the constant image once, and each step of values that
-  are graded (means of a pool, Poisson input, whose amplitude is the image's) as often as they are not 0. A readout
-  multiplies by its scale once and by its weights, if it has any, at every step; so does a decay.
-* ``updates``: a neuron is updated in each step in which it integrates or may fire: T, lagged T + 1, phased 2 T.
+  are graded (means of a pool, sums of currents, Poisson input, whose amplitude is the image's) as often as they are not
+  0. A readout multiplies by its scale once and by its weights, if it has any, at every step; so does a decay, unless it
+  is a power of two and so a shift.
+* ``updates``: a neuron is updated in each step in which it integrates or may fire: T, lagged T + 1, phased 2 T; each of
+  its K membranes of multi-level firing.
 * ``additions``: of what is constant, one for each neuron and step: the current of the stem, biases and corrections
   together; and the additions and comparisons of pools and sums before the first neuron, once.
 
@@ -20,10 +24,13 @@ is here, but in memory, spike by spike, each event also reads and writes the sum
 
 Of the source network: ``dense_macs`` is the usual count, which takes the zeros of the padding for products;
 ``macs`` leaves them out, as the spikes' fan-out does. Its BatchNorm is folded, its identity shortcuts have no scale.
+A directly trained network has no source: there the same counts are of one dense pass through its own layers, as an ANN
+of that architecture would make it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -168,17 +175,18 @@ class Counter:
     def _spiking(self, node: Node, tally: _Tally) -> None:
         """What T steps cost."""
         op, every = node.op, self.images * self.timesteps * self.size(node.name)
-        if isinstance(op, MaxPool2d):  # of currents that change, as under Poisson coding: no gate, all windows
+        pooled = isinstance(op, MaxPool2d) and node.name in self.wiring.alphabet  # each step's spikes, without a gate
+        if isinstance(op, MaxPool2d) and not pooled:  # of currents that change, as under Poisson coding: all windows
             tally.additions = tally.value_reads = self.images * self.timesteps * self._synapses(node)
             tally.value_writes = every
-        elif not isinstance(op, Input | Flatten | Pad | Slice):
+        elif not isinstance(op, Input | Flatten | Pad | Slice) and not self._relays(node):
             self._arrivals(node, tally)
         if isinstance(op, SpikingMaxPool2d):
             arrived, left = (int(self.positions(name).sum()) for name in (node.inputs[0], node.name))
             tally.acs += arrived + left
             tally.sum_reads += arrived + left
             tally.sum_writes = arrived + left
-        if isinstance(op, Neuron | SpikingMaxPool2d):
+        if isinstance(op, Neuron | SpikingMaxPool2d) or pooled:
             tally.spikes = int(self.positions(node.name).sum())
             tally.spike_bits_written = tally.spikes * self.wiring.bits(node.name, self.size(node.name))
         if self._constants(node):
@@ -190,6 +198,10 @@ class Counter:
         if node.name in self.wiring.keepers:  # e[t] = e[t-1] + W k[t] / t, and e counts as well
             tally.macs += every
             tally.additions += every
+
+    def _relays(self, node: Node) -> bool:
+        """Whether it is a sum of spikes, which only come together at those that read it."""
+        return isinstance(node.op, Add) and node.name in self.wiring.alphabet
 
     def _arrivals(self, node: Node, tally: _Tally) -> None:
         for name in node.inputs:
@@ -204,11 +216,13 @@ class Counter:
 
     def _update(self, node: Node, op: Neuron | Readout, tally: _Tally, every: int) -> None:
         lag = op.lag(self.timesteps) if isinstance(op, Neuron) else 0
-        tally.updates = every // self.timesteps * (self.timesteps + lag)
-        tally.state_reads += tally.updates * self._words(node)
-        tally.state_writes += tally.updates * self._words(node)
-        if isinstance(op, Neuron) and op.decay != 1.0:
-            tally.macs += every
+        updated = every // self.timesteps * (self.timesteps + lag)
+        membranes = len(op.firing) if isinstance(op, Neuron) and op.firing is not None else 1
+        tally.updates = updated * membranes
+        tally.state_reads += updated * self._words(node)
+        tally.state_writes += updated * self._words(node)
+        if isinstance(op, Neuron) and op.decay and math.frexp(op.decay)[0] != 0.5:  # no power of two, as 1 is
+            tally.macs += every * membranes
         if isinstance(op, Readout):
             tally.macs += every // self.timesteps + (every if op.weights is not None else 0)
             tally.additions += every // self.timesteps if op.correction is not None else 0
@@ -228,9 +242,11 @@ class Counter:
         )
 
     def _words(self, node: Node) -> int:
-        """Words of state per neuron: membrane, what a signed one has emitted, a differential one's sum, a mean."""
+        """Words of state per neuron: membranes, what a signed one has emitted, a differential one's sum, a mean."""
         op = node.op
         own = int(isinstance(op, Neuron | Readout | SpikingMaxPool2d))
+        if isinstance(op, Neuron) and op.firing is not None:
+            own = len(op.firing)
         more = isinstance(op, Neuron) and (op.signed or op.differential)
         return own + int(more) + int(node.name in self.wiring.keepers)
 

@@ -18,6 +18,7 @@ from .errors import InvalidData
 from .fan_out import Shape
 from .graph import Graph, count_images
 from .layer_operations import Counter, LayerOperations, SourceOperations, Traffic
+from .passes.fold_batchnorm import folded
 from .simulate import encoder
 from .wiring import Watch, Wiring
 
@@ -30,7 +31,8 @@ class Operations:
     """Operations of a spiking network and of its source, mean per image.
 
     most: thresholds that a neuron emits in a step, at most. pixels: values of an image. weight_bytes: 4, or 1 of an
-    integer network. layers: the nodes in execution order, without those that compute nothing.
+    integer network. layers: the nodes in execution order, without those that compute nothing. trained: whether there is
+    no source network, so that its counts are those of one dense pass through these layers.
     """
 
     timesteps: int
@@ -41,6 +43,7 @@ class Operations:
     pixels: int
     weight_bytes: int
     layers: tuple[LayerOperations, ...]
+    trained: bool = False
 
     @property
     def total(self) -> LayerOperations:
@@ -58,7 +61,7 @@ class Operations:
 
     @property
     def spikes_per_synapse(self) -> float:
-        """Synaptic events per synapse of the source network: below it, not per neuron, a spiking network saves."""
+        """Synaptic events per MAC of the source network or of a dense pass: below it a spiking network saves."""
         total = self.total
         return total.acs / total.ann.macs
 
@@ -91,7 +94,8 @@ class Operations:
     def table(self) -> str:
         """The figures as a table for people."""
         width = max(len(layer.name) for layer in (*self.layers, self.total))
-        titles = ("spikes", "AC", "MAC", "updates", "additions", "ANN MAC", "AC / ANN MAC")
+        dense = ("dense MAC", "AC / dense") if self.trained else ("ANN MAC", "AC / ANN MAC")
+        titles = ("spikes", "AC", "MAC", "updates", "additions", *dense)
         lines = [
             f"operations per image   T = {self.timesteps}   {self.images} images   spikes: {self.alphabet}",
             "",
@@ -109,10 +113,10 @@ def count_operations(
 ) -> Operations:
     """Simulate a spiking network and count what it computes and moves per image, exactly.
 
-    :mod:`s_resnet.layer_operations` says what counts as what.
+    :mod:`s_resnet.layer_operations` says what counts as what. BatchNorm is folded first, where it is not yet.
 
     Args:
-        snn: a converted network. Images are moved to its device.
+        snn: a converted or directly trained network. Images are moved to its device.
         batches: of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``, alone or as (images, labels).
         timesteps: T >= 1.
         coding, seed: of images, as in :func:`s_resnet.simulate`.
@@ -125,6 +129,7 @@ def count_operations(
         raise InvalidData("operations: got a network without neurons; expected a converted one. Call convert first.")
     if timesteps < 1:
         raise InvalidData(f"operations: got timesteps={timesteps}; expected at least 1. Pass a positive number.")
+    snn = folded(snn)
     wiring = Wiring(snn, snn.static if coding == "direct" else frozenset())
     watch, images, shapes = Watch(wiring), 0, dict[str, Shape]()
     device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
@@ -161,6 +166,7 @@ def count_operations(
         pixels=torch.Size(shapes[snn.nodes[0].name]).numel(),
         weight_bytes=1 if snn.integer else 4,
         layers=tuple(layer for layer in layers if _computes(layer)),
+        trained=snn.trained,
     )
 
 

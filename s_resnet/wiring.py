@@ -35,6 +35,8 @@ class Wiring:
 
     constant: nodes whose value is the same at every step, under a constant input current.
     alphabet: nodes that carry spikes -> the neurons whose alphabet they have. Everything else is graded.
+    units: those of them that carry numbers of spikes of amplitude 1: multi-level firing, and sums of trained neurons'
+        spikes, which are all sent on one by one, as a synapse does the same to each.
     keepers: nodes that keep the running mean of what differential neurons send them.
 
     Raises InvalidData for an operation that cannot be counted, by its name.
@@ -43,6 +45,7 @@ class Wiring:
     def __init__(self, graph: Graph, constant: frozenset[str]) -> None:
         self.graph, self.constant = graph, constant
         self.alphabet: dict[str, Neuron] = {}
+        self.units: set[str] = set()
         self.keepers: set[str] = set()
         means: set[str] = set()  # what carries increments of a mean
         for node in graph.nodes:
@@ -50,8 +53,10 @@ class Wiring:
             op = node.op
             if isinstance(op, Neuron):
                 self.alphabet[node.name] = op
-            elif isinstance(op, (*_MOVED, SpikingMaxPool2d)) and node.inputs[0] in self.alphabet:
+            elif self._passes_spikes(node):
                 self.alphabet[node.name] = self.alphabet[node.inputs[0]]
+            if self._counts(node):
+                self.units.add(node.name)
             users = [graph[user] for user in graph.users[node.name]]
             passes = node.name in self.alphabet or (bool(users) and all(self.free(node.name, user) for user in users))
             if any(name in means for name in node.inputs):
@@ -71,18 +76,30 @@ class Wiring:
                 f"{here} over values that are no spikes; expected the spikes of neurons without differential coding. "
                 "Choose another recipe."
             )
-        if isinstance(op, Neuron) and not op.binary and op.integer is None and bool((op.threshold != 1).any()):
+        if isinstance(op, Neuron) and not op.binary and op.integer is None and not op.unit:
             raise InvalidData(
                 f"{here} of threshold {op.threshold.flatten()[0].item():g}; expected 1 of signed and multi-level ones. "
                 "Run normalize."
             )
+
+    def _passes_spikes(self, node: Node) -> bool:
+        if isinstance(node.op, Add | MaxPool2d):
+            return all(name in self.alphabet and self.alphabet[name].amplitude == 1 for name in node.inputs)
+        return isinstance(node.op, (*_MOVED, SpikingMaxPool2d)) and node.inputs[0] in self.alphabet
+
+    def _counts(self, node: Node) -> bool:
+        """Whether a value is a number of spikes, 0 ... any."""
+        if isinstance(node.op, Neuron):
+            return node.op.firing is not None
+        summed = isinstance(node.op, Add) and node.name in self.alphabet
+        return summed or (node.name in self.alphabet and node.inputs[0] in self.units)
 
     def _binary_or_signed(self, name: str) -> bool:
         return name in self.alphabet and not self.alphabet[name].differential
 
     def free(self, name: str, reader: Node) -> bool:
         """Whether what ``name`` adds up, it adds up where ``reader`` wants it, so that reading costs nothing."""
-        return name not in self.constant and self.in_place(name, reader)
+        return name not in self.constant and name not in self.alphabet and self.in_place(name, reader)
 
     def in_place(self, name: str, reader: Node) -> bool:
         """The same for the source network, where nothing is a constant."""
@@ -139,7 +156,10 @@ class Watch:
         if op is not None and op.differential:
             values = self._increments(name, values)
         several = op is not None and not op.binary
-        events = amplitudes(values.round(), op.levels) if op and several else (values != 0).to(torch.uint8)
+        if name in self.wiring.units:
+            events = values.round().to(torch.int32)
+        else:
+            events = amplitudes(values.round(), op.levels) if op and several else (values != 0).to(torch.uint8)
         kept = events.flatten(0, 1) if events.ndim == 4 else events.flatten()
         count = kept.sum(0, dtype=torch.int64)
         self.seen[name] = self.seen[name] + count if name in self.seen else count

@@ -44,8 +44,8 @@ LEVELS: dict[str, float] = {
     "fan_out": 2.5,
     "wiring": 3.5,
     "layer_operations": 4.2,
-    "operations": 4.5,
-    "energy": 4.7,
+    "operations": 5.2,  # folds BatchNorm first
+    "energy": 5.3,
     "export": 4.5,  # needs artifact and simulate
     "passes": 5,
     "report": 5,

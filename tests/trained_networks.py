@@ -1,9 +1,10 @@
-"""Directly trained networks for tests: modules of the catalog with seeded weights, their Graphs, and spikes by hooks."""
+"""Directly trained networks for tests: modules of the catalog with seeded weights, their Graphs, what they do by hooks."""
 
 import copy
 
 import torch
 from conftest import images, randomized
+from torch import nn
 
 import s_resnet
 from s_resnet.models import catalog
@@ -40,3 +41,18 @@ def watched(model, x, timesteps):
             hooks.append(module.register_forward_hook(keep))
     with torch.no_grad():
         return model(x), seen
+
+
+def fed(model, x, timesteps):
+    """What goes into every convolution, pool and linear layer, by name: ``[T * B, *]``, of the stem ``[B, *]``."""
+    model, seen = over(model, timesteps), {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.AvgPool2d | nn.AdaptiveAvgPool2d):
+
+            def keep(_, given, name=name):
+                seen[name] = given[0]
+
+            module.register_forward_pre_hook(keep)
+    with torch.no_grad():
+        model(x)
+    return seen

@@ -18,22 +18,27 @@ def fold_batchnorm(graph: Graph, calibration: Calibration) -> Graph:
     BatchNorm whose convolution has another reader, or that does not follow a convolution, becomes a depthwise 1x1
     convolution instead: nothing else may see the folded weights.
     """
-    folded: dict[str, Node] = {}
+    return folded(graph)
+
+
+def folded(graph: Graph) -> Graph:
+    """The pass, which needs no calibration."""
+    found: dict[str, Node] = {}
     renamed: dict[str, str] = {}
     for node in graph.nodes:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
         if not isinstance(node.op, BatchNorm2d):
-            folded[node.name] = replace(node, inputs=inputs)
+            found[node.name] = replace(node, inputs=inputs)
             continue
         before = graph[node.inputs[0]]
         if isinstance(before.op, Conv2d) and graph.users[before.name] == (node.name,):
-            folded[before.name] = replace(folded[before.name], op=_fold(before.op, node.op))
+            found[before.name] = replace(found[before.name], op=_fold(before.op, node.op))
             renamed[node.name] = before.name
         else:
-            folded[node.name] = Node(node.name, _as_convolution(node.op), inputs)
-    if not renamed and all(folded[node.name].op is node.op for node in graph.nodes):
+            found[node.name] = Node(node.name, _as_convolution(node.op), inputs)
+    if not renamed and all(found[node.name].op is node.op for node in graph.nodes):
         return graph
-    return replace(graph, nodes=tuple(folded.values()))
+    return replace(graph, nodes=tuple(found.values()))
 
 
 def _fold(conv: Conv2d, norm: BatchNorm2d) -> Conv2d:
