@@ -7,23 +7,33 @@ from typing import Any
 
 import click
 
+STEEP = ("arctan", "sigmoid")  # surrogates whose width is a steepness
+
 
 @click.command()
 @click.argument("network", type=click.Path())
 def inspect(network: str) -> None:
-    """Show the graph of NETWORK.snn: thresholds, shortcut scales, recipe and provenance."""
+    """Show the graph of NETWORK.snn: thresholds, shortcut scales, recipe and provenance.
+
+    Of a directly trained network, in place of scales, what its neurons are: thresholds, decay, reset and the surrogate
+    gradient that it was trained with.
+    """
     import s_resnet
 
     snn = s_resnet.load(network)
-    click.echo("\n\n".join((_header(snn, network), _nodes(snn), _shortcuts(snn), _provenance(snn))))
+    parts = [_header(snn, network), _nodes(snn)]
+    if not snn.trained:  # there nothing is scaled
+        parts.append(_shortcuts(snn))
+    click.echo("\n\n".join((*parts, _provenance(snn))))
 
 
 def _header(snn: Any, network: str) -> str:
     source = snn.provenance.get("source", {})
     recipe = snn.provenance.get("recipe", {})
+    made = "directly trained" if snn.trained else f"recipe {recipe.get('name')}, tuned"
     return (
-        f"{network}: {source.get('arch', 'a module from Python')} as a spiking network, recipe {recipe.get('name')}, "
-        f"tuned for T = {recipe.get('timesteps')}; {len(snn.nodes)} nodes, {len(snn.neurons)} neuron layers"
+        f"{network}: {source.get('arch', 'a module from Python')} as a spiking network, {made} "
+        f"for T = {recipe.get('timesteps')}; {len(snn.nodes)} nodes, {len(snn.neurons)} neuron layers"
     )
 
 
@@ -35,9 +45,7 @@ def _nodes(snn: Any) -> str:
     rows: list[tuple[str, ...]] = [("node", "operation", "threshold", "scale", "weights", "inputs")]
     for node in snn.nodes:
         op = node.op
-        threshold = f"{float(op.threshold.max()):g}" if hasattr(op, "threshold") else ""
-        if threshold and op.integer is not None:
-            threshold = f"{int(op.integer.min())} ... {int(op.integer.max())}"
+        threshold = _threshold(op)
         scale = _range(getattr(op, "scale", None)) or (f"{scales[node.name]:.4g}" if node.name in scales else "")
         weight = getattr(op, "weight", None)
         weights = "" if weight is None else "x".join(map(str, weight.shape)) or "1"
@@ -45,6 +53,15 @@ def _nodes(snn: Any) -> str:
             weights += f" {str(op.integer.dtype).removeprefix('torch.')}"
         rows.append((node.name, type(op).__name__ + _kind(op), threshold, scale, weights, ", ".join(node.inputs)))
     return _table(rows)
+
+
+def _threshold(op: Any) -> str:
+    if not hasattr(op, "threshold"):
+        return ""
+    if op.integer is not None:
+        return f"{int(op.integer.min())} ... {int(op.integer.max())}"
+    levels = [op.threshold.max()] if op.firing is None else op.firing
+    return ", ".join(f"{float(level):g}" for level in levels)
 
 
 def _shortcuts(snn: Any) -> str:
@@ -73,6 +90,9 @@ def _kind(op: Any) -> str:
     words += ["signed"] if op.signed else []
     words += [f"{op.levels} levels"] if op.levels > 1 else []
     words += ["differential"] if op.differential else []
+    if op.surrogate is not None:  # directly trained
+        words += [f"decay {op.decay:g}", "reset to zero" if op.reset == "zero" else "reset by subtraction"]
+        words += [f"{op.surrogate} of {'steepness' if op.surrogate in STEEP else 'width'} {op.width:g}"]
     return f" ({', '.join(words)})" if words else ""
 
 

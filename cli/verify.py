@@ -1,4 +1,4 @@
-"""``sresnet verify``: layer by layer, what a network loses against its own ANN, and why."""
+"""``sresnet verify``: layer by layer, what a network loses against its own ANN, and why; or which neurons do nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .options import BATCH_SIZE, DEVICE, DOWNLOAD
 
 COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own", "total", "unsettled", "dead",
            "saturated")  # fmt: skip
+TRAINED = ("layer", "rate", "dead", "saturated", "dormant")
 
 
 @click.command()
@@ -23,7 +24,10 @@ COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own"
     help="Images to verify on; by default the held-out part of what was calibrated on.",
 )
 @click.option(
-    "--timesteps", metavar="T", type=click.IntRange(1), help="By default the T that the network was converted for."
+    "--timesteps",
+    metavar="T",
+    type=click.IntRange(1),
+    help="By default the T that the network was converted or trained for.",
 )
 @click.option(
     "--limit",
@@ -68,6 +72,11 @@ def verify(
     and a layer that has as much counts as broken. Dead channels never fire although the ANN is active there; saturated
     ones are stuck at the largest count in more than 1 % of their neurons and images.
 
+    A directly trained network has no ANN and so no errors. Its dead channels never fire; saturated ones fire all they
+    can at every step; dormant neurons have no membrane in the window of the surrogate gradient at any step, so that
+    they learn nothing from the image. At another T than it was trained for, drift is how far the mean output is from
+    that at the T it was trained for, relative to it.
+
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
     digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
@@ -89,25 +98,45 @@ def verify(
     loader = image_loader(snn, path, data, limit, batch_size, download)
     result = s_resnet.verify(snn.to(s_resnet.find_device(device)), loader, timesteps, network=path.name, progress=True)
     warn_unreadable(loader.unreadable)
-    click.echo("\n".join((_header(result), "", *_rows(result), "", *_conclusions(result))))
+    rows = _trained_rows(result) if snn.trained else _rows(result)
+    click.echo("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
     if json_file:
         result.save(json_file)
 
 
 def _header(result: Any) -> str:
-    return f"{result.network}   recipe {result.recipe}   T = {result.timesteps}   {result.images} images"
+    trained = f" (trained for {result.trained_for})" if hasattr(result, "trained_for") else ""
+    return f"{result.network}   recipe {result.recipe}   T = {result.timesteps}{trained}   {result.images} images"
 
 
 def _rows(result: Any) -> list[str]:
     """The table: one line per layer."""
-    width = max(len(name) for name in (COLUMNS[0], *(layer.name for layer in result.layers)))
-    lines = [COLUMNS]
+    lines: list[tuple[str, ...]] = [COLUMNS]
     for layer in result.layers:
         errors = [_percent(share) for share in layer.errors.values()]
         if layer.differential:
             errors[0] = "in next"
-        few = [f"{len(found)}/{len(layer.channels['rate'])}" for found in (layer.dead, layer.saturated)]
-        lines.append((layer.name, f"{layer.rate:.4f}", *errors, _percent(layer.unsettled), *few))
+        lines.append((layer.name, f"{layer.rate:.4f}", *errors, _percent(layer.unsettled), *_few(layer)))
+    return _aligned(lines)
+
+
+def _trained_rows(result: Any) -> list[str]:
+    """The table of a directly trained network; drift where T is not the one it was trained for."""
+    moved = result.timesteps != result.trained_for
+    lines: list[tuple[str, ...]] = [(*TRAINED, "drift") if moved else TRAINED]
+    for layer in result.layers:
+        drift = (_percent(layer.drift),) if moved else ()
+        lines.append((layer.name, f"{layer.rate:.4f}", *_few(layer), _percent(layer.dormant), *drift))
+    return _aligned(lines)
+
+
+def _few(layer: Any) -> list[str]:
+    """How many channels are dead and saturated, of how many."""
+    return [f"{len(found)}/{len(layer.channels['rate'])}" for found in (layer.dead, layer.saturated)]
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    width = max(len(line[0]) for line in lines)
     return ["  ".join((line[0].ljust(width), *(cell.rjust(9) for cell in line[1:]))) for line in lines]
 
 
@@ -115,6 +144,8 @@ def _conclusions(result: Any) -> list[str]:
     """What the answers are worth, the verdict and the advice."""
     accuracy = "".join(f"   top-1 {name.upper()} {_percent(share)}" for name, share in result.top1.items())
     logits = f"logits: error {_percent(result.logit_error)}   agreement {_percent(result.agreement)}{accuracy}"
+    if hasattr(result, "trained_for") and result.timesteps == result.trained_for:
+        logits = accuracy.strip()  # there is nothing else to compare with
     return [logits, "", result.verdict, result.advice]
 
 

@@ -67,6 +67,7 @@ from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_co
 from .trace import trace
 from .training import PRESETS, Preset, Trained, Training, preset, train
 from .verify import LayerError, Verification, verify
+from .verify_trained import TrainedLayer, TrainedVerification
 from .version import __version__
 
 __all__ = [
@@ -121,6 +122,8 @@ __all__ = [
     "Trace",
     "Traffic",
     "Trained",
+    "TrainedLayer",
+    "TrainedVerification",
     "Training",
     "TrainingDiverged",
     "UnsupportedModel",

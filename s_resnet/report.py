@@ -349,14 +349,9 @@ class _Tally:
 def _source(snn: Graph, images: Tensor) -> tuple[dict[str, int], Tensor]:
     """Per node how many values it has, and the logits ``[B, N]`` to agree with."""
     sizes = {}
-    for name, value in snn.activations(_first(images) if snn.trained else images):
+    for name, value in snn.activations(images.narrow(-4, 0, 1) if snn.trained else images):
         sizes[name] = value[0].numel()
     return sizes, snn.run(images) if snn.trained else value
-
-
-def _first(images: Tensor) -> Tensor:
-    """One image, or the events of one."""
-    return images[:, :1] if images.ndim == 5 else images[:1]
 
 
 def _total(parts: Sequence[_Sums]) -> _Sums:

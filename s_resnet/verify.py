@@ -18,10 +18,11 @@ from .calibrate import Batches
 from .engine import arithmetic
 from .errors import InvalidData
 from .graph import Graph, count_images
-from .kernels import per_channel
-from .lockstep import affordable, lockstep, respond, steps_of
+from .lockstep import affordable, lockstep, steps_of
+from .losses import Split, by_channel, finite, relative, right, split
 from .neuron import Neuron, Readout
 from .ops import Node, Op
+from .verify_trained import TrainedTally, TrainedVerification
 
 SCHEMA = 1
 PARTS = ("unevenness", "quantization", "clipping", "inherited")
@@ -50,83 +51,6 @@ _ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "inherited": (("convert --reconstruct, with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """What a neuron layer loses, neuron by neuron and image by image: ``[B, *]``, float64, as :func:`split` says.
-
-    counts: N. settled: whether N is what the total charge is worth. saturated: it is the largest, a is larger still.
-    """
-
-    output: Tensor
-    source: Tensor
-    counts: Tensor
-    unevenness: Tensor
-    quantization: Tensor
-    clipping: Tensor
-    inherited: Tensor
-    settled: Tensor
-    saturated: Tensor
-
-
-def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split:
-    """Split the distance of a neuron layer from the source network into four parts that sum to it.
-
-    With N the thresholds that it really emits in T steps, ``r = threshold N / T``, a the source's activation, z the
-    mean over T of its real current, correction included, and ``R = threshold most`` its full scale::
-
-        r - a = [r - Q(z)]                   unevenness: the same charge, evenly spread, would give another count
-              + [Q(z) - clip(z, 0, R)]       quantization: T steps know T most + 1 values
-              + [clip(z, 0, R) - ReLU(z)]    clipping: no more than R can be said
-              + [ReLU(z) - a]                inherited: from the layers before; also what corrections change on purpose
-        Q(z) = threshold / T * settled(T z)
-
-    What a decay or a reset to zero loses counts as unevenness. A differential layer has no such Q: it is taken as
-    ``Q(z) = r``, so quantization stands for both, and R is the most that it can reach.
-
-    Args:
-        op: the neuron layer.
-        currents: ``[S, B, *]`` without its correction, as :func:`s_resnet.lockstep.lockstep` gives them.
-        source: a, ``[B, *]``, in the same units.
-        timesteps: T.
-    """
-    threshold = per_channel(op.threshold, source.ndim).double()
-    charge = _charge(op, currents, timesteps)
-    emitted = respond(op, currents, timesteps).sum(0).double() * (timesteps / len(currents)) / threshold
-    if op.differential:
-        counts = worth = emitted
-        cap = timesteps * op.most * sum(1 / t for t in range(1, timesteps + 1))
-    else:
-        counts, worth = emitted.round(), op.settled(charge, timesteps).double()
-        cap = float(timesteps * op.most)
-    unit, mean, a = threshold / timesteps, charge.double() / timesteps, source.double()
-    rectified = mean.clamp_min(0)
-    clipped = torch.minimum(rectified, unit * cap)
-    return Split(
-        output=unit * counts,
-        source=a,
-        counts=counts,
-        unevenness=unit * (counts - worth),
-        quantization=unit * worth - clipped,
-        clipping=clipped - rectified,
-        inherited=rectified - a,
-        settled=counts == worth,
-        saturated=(counts > cap - 0.5) & (a > unit * cap),
-    )
-
-
-def _charge(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
-    """T z: all that arrives within T steps, ``[B, *]``; for S = 1 < T in the arithmetic in which the layer counts."""
-    bias = op.correct(0, len(currents), currents.ndim)
-    if len(currents) == 1 < timesteps:
-        return (currents[0] if bias is None else currents[0] + bias) * timesteps
-    charge = torch.zeros_like(currents[0], dtype=torch.float64)
-    for now in currents:  # torch's own sum in another type would copy all steps
-        charge += now
-    if bias is not None:
-        charge += bias.double().sum(0) if bias.ndim == currents.ndim else bias.double() * timesteps
-    return charge
 
 
 @dataclass(frozen=True)
@@ -207,7 +131,7 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object, schema 1; an error where the source network is silent is null."""
-        return dict(_finite({"schema": SCHEMA, **asdict(self), "verdict": self.verdict, "advice": self.advice}))
+        return dict(finite({"schema": SCHEMA, **asdict(self), "verdict": self.verdict, "advice": self.advice}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
@@ -219,20 +143,15 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _finite(value: Any) -> Any:
-    """``value`` as JSON knows it, null for infinite figures."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(part) for name, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", progress: bool = False) -> Verification:
+def verify(
+    snn: Graph, loader: Batches, timesteps: int, *, network: str = "", progress: bool = False
+) -> Verification | TrainedVerification:
     """Run a spiking network beside its source network and split what every layer loses, as :func:`split` says.
 
+    A directly trained network has no source: its layers are looked at by themselves (:class:`TrainedVerification`).
+
     Args:
-        snn: a converted network. Images are moved to its device.
+        snn: a converted or directly trained network. Images are moved to its device.
         loader: batches of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``, alone or as (images, labels). Large
             ones are taken apart, so that all T steps of a layer fit in memory.
         timesteps: T >= 1.
@@ -244,7 +163,7 @@ def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", pr
             at its end, or of whole numbers.
     """
     _check(snn, timesteps)
-    tally = _Tally(snn, timesteps)
+    tally = TrainedTally(snn, timesteps) if snn.trained else _Tally(snn, timesteps)
     device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
     for batch in tqdm(loader, desc="verify", unit="batch", leave=False, disable=None if progress else True):
         images, labels = batch if isinstance(batch, tuple | list) else (batch, None)
@@ -256,7 +175,7 @@ def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", pr
                 "and one label for each. Check the loader."
             )
         images = images.to(device)
-        size = affordable(snn, images, timesteps if images.ndim == 5 else steps_of(snn, timesteps))
+        size = affordable(snn, images, max(tally.steps, timesteps) if images.ndim == 5 else tally.steps)
         known = [None] * count if labels is None else labels.to(device).split(size)
         for part, answers in zip(images.split(size, -4), known, strict=False):
             tally.add(part, answers, "layers" if progress else "")
@@ -282,7 +201,7 @@ class _Tally:
     """The sums over batches that a Verification divides."""
 
     def __init__(self, snn: Graph, timesteps: int) -> None:
-        self.snn, self.timesteps = snn, timesteps
+        self.snn, self.timesteps, self.steps = snn, timesteps, steps_of(snn, timesteps)
         self.layers = {node.name: _Sums() for node in snn.neurons}
         self.images, self.same = 0, 0
         self.right: dict[str, int] = {}
@@ -313,14 +232,8 @@ class _Tally:
         self.same += int((snn.argmax(1) == ann.argmax(1)).sum())
         if labels is None:
             return
-        wrong = labels[(labels < 0) | (labels >= ann.shape[1])]
-        if len(wrong):
-            raise InvalidData(
-                f"verify: got label {int(wrong[0])} for a network of {ann.shape[1]} classes; expected labels "
-                f"0 ... {ann.shape[1] - 1}. Choose the data that the network was trained on."
-            )
-        for name, logits in (("ann", ann), ("snn", snn)):
-            self.right[name] = self.right.get(name, 0) + int((logits.argmax(1) == labels).sum())
+        for name, count in right({"ann": ann, "snn": snn}, labels).items():
+            self.right[name] = self.right.get(name, 0) + count
 
     def result(self, network: str) -> Verification:
         if self.images == 0:
@@ -335,9 +248,9 @@ class _Tally:
             timesteps=self.timesteps,
             images=self.images,
             layers=layers,
-            logit_error=float(_relative(*torch.tensor([self.error, self.signal], dtype=torch.float64))),
+            logit_error=float(relative(*torch.tensor([self.error, self.signal], dtype=torch.float64))),
             agreement=self.same / self.images,
-            top1={name: right / self.images for name, right in self.right.items()},
+            top1={name: count / self.images for name, count in self.right.items()},
             breaks=breaks,
             worst=max(layers, key=lambda layer: layer.errors["own"]).name,
             cause=_cause(layers, breaks, 0.0 if "reconstruct" in passes else SMALL),
@@ -364,18 +277,18 @@ class _Sums:
     def add(self, parts: Split) -> None:
         own = parts.unevenness + parts.quantization + parts.clipping
         errors = (*(getattr(parts, name) for name in PARTS), own, parts.output - parts.source, parts.source)
-        self.squares = self.squares + _by_channel(value**2 for value in errors)
-        self.totals = self.totals + _by_channel((parts.counts, parts.saturated.double(), (~parts.settled).double()))
+        self.squares = self.squares + by_channel(value**2 for value in errors)
+        self.totals = self.totals + by_channel((parts.counts, parts.saturated.double(), (~parts.settled).double()))
         self.neurons += parts.counts[:, 0].numel()
 
     def divided(self, node: Node, timesteps: int) -> LayerError:
         assert isinstance(self.squares, Tensor) and isinstance(self.totals, Tensor) and isinstance(node.op, Neuron)
         emitted, stuck, unsettled = self.totals / self.neurons
         rate = emitted / timesteps
-        errors = _relative(self.squares[:-1], self.squares[-1])
+        errors = relative(self.squares[:-1], self.squares[-1])
         dead = (emitted == 0) & (self.squares[-1] > 0)
         scaled = self.squares if node.op.scale is None else self.squares * node.op.scale.double().cpu() ** 2
-        measures = _relative(scaled[:-1].sum(1), scaled[-1].sum()).tolist()
+        measures = relative(scaled[:-1].sum(1), scaled[-1].sum()).tolist()
         named = zip(("rate", "saturation", *MEASURES), (rate, stuck, *errors), strict=True)
         return LayerError(
             name=node.name,
@@ -387,13 +300,3 @@ class _Sums:
             channels={name: tuple(values.tolist()) for name, values in named},
             differential=node.op.differential,
         )
-
-
-def _by_channel(values: Iterable[Tensor]) -> Tensor:
-    """The sums of values ``[B, C, *]``, ``[len(values), C]`` on the CPU."""
-    return torch.stack([value.transpose(0, 1).flatten(1).sum(1) for value in values]).cpu()
-
-
-def _relative(error: Tensor, signal: Tensor) -> Tensor:
-    """The root of a quotient of squares: 0 where there is no error, infinite where there is one of nothing."""
-    return torch.where(error == 0, 0.0, error / signal).sqrt()

@@ -49,6 +49,8 @@ LEVELS: dict[str, float] = {
     "export": 4.5,  # needs artifact and simulate
     "passes": 5,
     "report": 5,
+    "losses": 4.5,
+    "verify_trained": 4.8,
     "verify": 5,
     "shortcuts": 4,
     "recorder": 4.5,

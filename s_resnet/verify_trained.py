@@ -1,0 +1,263 @@
+"""Verification of a directly trained network: it has no source, so its layers are looked at by themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .artifact import replacing
+from .engine import arithmetic
+from .errors import InvalidData
+from .graph import Graph, count_images
+from .kernels import per_channel
+from .kernels.surrogate import slope
+from .lockstep import Both, walk
+from .losses import by_channel, finite, relative, right
+from .neuron import Neuron, Readout
+from .ops import Node, Op, whole
+
+SCHEMA = 1
+SATURATED = 0.01  # the share of a channel's neurons and images that may fire all they can at every step
+MOSTLY = 0.5  # the share of dormant neurons from which a layer learns little
+EVERYWHERE = ("arctan", "sigmoid")  # surrogates that are nowhere zero
+
+
+@dataclass(frozen=True)
+class TrainedLayer:
+    """What one neuron layer of a directly trained network does.
+
+    rate: spikes per neuron and step, 0 ... K of multi-level firing.
+    dormant: share of neurons and images of which no membrane lies in the surrogate's window at any step, so that no
+        gradient passes; 0 of a surrogate that is nowhere zero.
+    drift: root mean square of the mean output after T steps minus that after the T it was trained for, relative to the
+        latter.
+    dead: channels that never fire.
+    saturated: channels where more than 1 % of neurons and images fire all they can, K spikes, at every step.
+    channels: per channel ``rate``, ``saturation`` (that share) and ``dormant``.
+    """
+
+    name: str
+    rate: float
+    dormant: float
+    drift: float
+    dead: tuple[int, ...]
+    saturated: tuple[int, ...]
+    channels: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class TrainedVerification:
+    """The layers of a directly trained network over ``timesteps`` steps, where it was trained for ``trained_for``.
+
+    layers: its neuron layers in execution order.
+    logit_error: the drift of the logits; agreement: share of images with the answer of ``trained_for`` steps.
+    top1: of ``snn``, and of ``trained`` where the two numbers of steps differ; empty without labels.
+    """
+
+    network: str
+    recipe: str
+    timesteps: int
+    trained_for: int
+    images: int
+    layers: tuple[TrainedLayer, ...]
+    logit_error: float
+    agreement: float
+    top1: dict[str, float]
+
+    @property
+    def verdict(self) -> str:
+        """What the figures say, in a few sentences."""
+        channels = sum(len(layer.channels["rate"]) for layer in self.layers)
+        dead = sum(len(layer.dead) for layer in self.layers)
+        most = max(self.layers, key=lambda layer: len(layer.dead))
+        said = [f"All {channels} channels fire."]
+        if dead:
+            said = [f"{dead} of {channels} channels never fire, {len(most.dead)} of them in {most.name}."]
+        asleep = max(self.layers, key=lambda layer: layer.dormant)
+        said.append(f"Most dormant: {asleep.name}, {_percent(asleep.dormant)} of its neurons.")
+        if self.timesteps != self.trained_for:
+            moved = max(self.layers, key=lambda layer: layer.drift)
+            said.append(
+                f"It was trained for T = {self.trained_for}: at T = {self.timesteps} logits are "
+                f"{_percent(self.logit_error)} from those, and {_percent(self.agreement)} of the answers are the same; "
+                f"{moved.name} drifts most ({_percent(moved.drift)})."
+            )
+        return " ".join(said)
+
+    @property
+    def advice(self) -> str:
+        """What would help."""
+        said = []
+        asleep = [layer.name for layer in self.layers if layer.dormant > MOSTLY]
+        if asleep:
+            said.append(
+                f"No gradient passes through most neurons of {len(asleep)} of {len(self.layers)} layers; what would "
+                "help in training: a wider surrogate, one that is nowhere zero, or more firing levels."
+            )
+        if self.timesteps != self.trained_for and self.agreement < 1:
+            said.append(f"Run it at T = {self.trained_for}, or train it for T = {self.timesteps}.")
+        return " ".join(said) or "Nothing to change."
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON object, schema 1: the keys of a converted network's, null for what has no source."""
+        none: dict[str, Any] = {"errors": None, "unsettled": None, "differential": False}
+        layers = [{**asdict(layer), **none} for layer in self.layers]
+        entry = {"schema": SCHEMA, **asdict(self), "layers": layers, **dict.fromkeys(("breaks", "worst", "cause"))}
+        return dict(finite({**entry, "verdict": self.verdict, "advice": self.advice}))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a layer did, neuron by neuron and image by image, ``[B, *]``.
+
+    after: by steps, the sum of what it sent on in so many. dormant, full: of the first T steps.
+    """
+
+    after: dict[int, Tensor]
+    dormant: Tensor
+    full: Tensor
+
+
+def _fire(op: Neuron, currents: Tensor, timesteps: int, trained_for: int) -> _Seen:
+    """The equation of :func:`s_resnet.kernels.surrogate.fire_reference`, with a look at every membrane."""
+    v = list(op.start(currents[0]))
+    wide = v[0].dtype
+    levels = [op.threshold] if op.firing is None else list(op.firing)
+    thresholds = [per_channel(level, v[0].ndim).to(wide) for level in levels]
+    correction = op.correct(0, len(currents), currents.ndim)
+    awake = torch.zeros_like(v[0], dtype=torch.bool)
+    full = torch.ones_like(awake)
+    sent = torch.zeros_like(v[0], dtype=torch.float64)
+    after = {}
+    for step, now in enumerate(currents.to(wide) if correction is None else currents.to(wide) + correction):
+        spikes = torch.zeros_like(v[0])
+        for k, threshold in enumerate(thresholds):
+            u = op.decay * v[k] + now
+            fired = (u >= threshold).to(wide)
+            v[k] = u * (1 - fired) if op.reset == "zero" else u - threshold * fired
+            spikes += fired
+            if step < timesteps:
+                awake |= _in_window(op, u - threshold)
+        if step < timesteps:
+            full &= spikes == op.most
+        sent += spikes
+        if step + 1 in (timesteps, trained_for):
+            after[step + 1] = sent.clone()
+    return _Seen(after, ~awake, full)
+
+
+def _in_window(op: Neuron, above: Tensor) -> Tensor:
+    assert op.surrogate is not None
+    if op.surrogate in EVERYWHERE:
+        return torch.ones_like(above, dtype=torch.bool)
+    return slope(above, op.surrogate, op.width) > 0
+
+
+class TrainedTally:
+    """The sums over batches that a TrainedVerification divides."""
+
+    def __init__(self, snn: Graph, timesteps: int) -> None:
+        self.snn, self.timesteps = snn, timesteps
+        self.trained_for = int(snn.provenance["recipe"]["timesteps"])
+        self.steps = max(timesteps, self.trained_for)
+        self.layers = {node.name: _Sums() for node in snn.neurons}
+        self.images, self.same = 0, 0
+        self.right: dict[str, int] = {}
+        self.error, self.signal = 0.0, 0.0  # of the logits, squared
+        for node in snn.neurons:
+            _check(node)
+
+    def add(self, images: Tensor, labels: Tensor | None, progress: str) -> None:
+        self.images += count_images(images)
+
+        def visit(node: Node, currents: Tensor, _: Tensor) -> Op:
+            if isinstance(node.op, Neuron):
+                seen = _fire(node.op, currents, self.timesteps, self.trained_for)
+                self.layers[node.name].add(seen, self.timesteps, self.trained_for)
+            elif isinstance(node.op, Readout):
+                answers = node.op.advance([currents], None)[0]
+                self.answer(answers[self.timesteps - 1], answers[self.trained_for - 1], labels)
+            return node.op
+
+        shown = whole(self.snn.nodes[0].op).run(images)
+        start = {self.snn.nodes[0].name: Both(shown.expand(self.steps, *shown.shape), images)}
+        with torch.no_grad(), arithmetic(images, tf32=False):
+            walk(self.snn.nodes, start, self.steps, visit, progress)
+
+    def answer(self, now: Tensor, trained: Tensor, labels: Tensor | None) -> None:
+        self.error += float(((now.double() - trained.double()) ** 2).sum())
+        self.signal += float((trained.double() ** 2).sum())
+        self.same += int((now.argmax(1) == trained.argmax(1)).sum())
+        if labels is None:
+            return
+        answers = {"snn": now} if self.timesteps == self.trained_for else {"trained": trained, "snn": now}
+        for name, count in right(answers, labels).items():
+            self.right[name] = self.right.get(name, 0) + count
+
+    def result(self, network: str) -> TrainedVerification:
+        if self.images == 0:
+            raise InvalidData("verify: got no images; expected at least one batch. Check the data.")
+        return TrainedVerification(
+            network=network,
+            recipe=str(self.snn.provenance["recipe"].get("name", "custom")),
+            timesteps=self.timesteps,
+            trained_for=self.trained_for,
+            images=self.images,
+            layers=tuple(sums.divided(name, self.timesteps) for name, sums in self.layers.items()),
+            logit_error=float(relative(*torch.tensor([self.error, self.signal], dtype=torch.float64))),
+            agreement=self.same / self.images,
+            top1={name: count / self.images for name, count in self.right.items()},
+        )
+
+
+def _check(node: Node) -> None:
+    op = node.op
+    assert isinstance(op, Neuron)
+    if op.surrogate is None or op.levels > 1 or op.signed or op.differential or op.schedule != "streaming":
+        raise InvalidData(
+            f"verify: {node.name}, got a converted or a waiting, signed or {op.levels}-level neuron in a trained network; "
+            "expected neurons with a surrogate gradient alone. Verify the network that it was trained from."
+        )
+
+
+class _Sums:
+    """Sums over neurons and images of one layer, per channel, float64."""
+
+    def __init__(self) -> None:
+        self.neurons = 0  # of one channel, times images
+        self.totals: Tensor | float = 0.0  # [5, C]: spikes, saturated, dormant, squared drift, squared output
+
+    def add(self, seen: _Seen, timesteps: int, trained_for: int) -> None:
+        mean, trained = seen.after[timesteps] / timesteps, seen.after[trained_for] / trained_for
+        parts = (seen.after[timesteps], seen.full.double(), seen.dormant.double(), (mean - trained) ** 2, trained**2)
+        self.totals = self.totals + by_channel(parts)
+        self.neurons += seen.dormant[:, 0].numel()
+
+    def divided(self, name: str, timesteps: int) -> TrainedLayer:
+        assert isinstance(self.totals, Tensor)
+        emitted, stuck, dormant = self.totals[:3] / self.neurons
+        rate = emitted / timesteps
+        named = zip(("rate", "saturation", "dormant"), (rate, stuck, dormant), strict=True)
+        return TrainedLayer(
+            name=name,
+            rate=rate.mean().item(),
+            dormant=dormant.mean().item(),
+            drift=float(relative(*self.totals[3:].sum(1))),
+            dead=tuple((emitted == 0).nonzero()[:, 0].tolist()),
+            saturated=tuple((stuck > SATURATED).nonzero()[:, 0].tolist()),
+            channels={key: tuple(values.tolist()) for key, values in named},
+        )
