@@ -25,7 +25,7 @@ from .options import BATCH_SIZE, DEVICE, DOWNLOAD
 )
 @click.option("-o", "--output", metavar="DIR", type=click.Path(file_okay=False), required=True, help="Where to write.")
 @click.option(
-    "--timesteps", metavar="T", type=click.IntRange(1), help="By default the T that each network was converted for."
+    "--timesteps", metavar="T", type=click.IntRange(1), help="By default the T that each was converted or trained for."
 )
 @click.option(
     "--limit",
@@ -60,7 +60,7 @@ def report(
     Accuracy over time steps beside the network's own ANN, which layer loses what, shortcut scales, spikes and
     membranes, images that the two disagree on, operation counts and an energy estimate, settings and provenance. The
     page is one file and needs no network access. With two networks every chart and table shows both, on the same
-    images.
+    images. A directly trained network has no ANN: what its neurons do is in the place of what layers lose.
 
     Needs matplotlib (pip install 's-resnet[report]').
 
@@ -127,10 +127,12 @@ def _command() -> str:
 
 def _summary(entry: dict[str, Any]) -> str:
     row, ann = entry["evaluation"]["snn"][-1], entry["evaluation"]["ann"]
+    rival = "equal-bit ANN" if ann else "same layers in one dense pass of equal bits"
+    source = f"its ANN {100 * ann['top1']:.1f}%" if ann else f"trained for T = {entry['evaluation']['trained_for']}"
     energy = entry["energy"]
     ratio = energy and energy["ratios"]["int8_total"]
-    estimate = "" if ratio is None else f", energy {ratio:.2f} x of the equal-bit ANN (estimate)"
+    estimate = "" if ratio is None else f", energy {ratio:.2f} x of the {rival} (estimate)"
     return (
-        f"{entry['network']}: top-1 {100 * row['top1']:.1f}%, its ANN {100 * ann['top1']:.1f}%, at "
+        f"{entry['network']}: top-1 {100 * row['top1']:.1f}%, {source}, at "
         f"T = {row['timesteps']}, {entry['end_to_end_steps']} end-to-end steps{estimate}"
     )

@@ -1,4 +1,4 @@
-"""``sresnet verify``: layer by layer, what a network loses against its own ANN, and why; or which neurons do nothing."""
+"""``sresnet verify``: layer by layer, what a network loses against its own ANN, and why; or what its neurons do."""
 
 from __future__ import annotations
 

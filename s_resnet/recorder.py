@@ -24,9 +24,10 @@ class Trace:
     neurons: their positions in the layer's flattened ``[C, H, W]``, the most active first.
     begins: steps from the first input of the network to the first of this layer, which waits for those before.
     lag: steps that the layer itself waits (:meth:`Neuron.lag`).
-    spikes: ``[T, n]``, thresholds emitted at t, negative where taken back; row t is step ``begins + lag + t``.
-    membrane: ``[lag + T, n]``, v after each step from ``begins + 1`` on, in thresholds. None for an integer network
-        whose layers wait for their window: those are run all steps at once.
+    spikes: ``[T, n]``, thresholds emitted at t, negative where taken back, of directly trained neurons spikes; row t is
+        step ``begins + lag + t``.
+    membrane: ``[lag + T, n]``, v after each step from ``begins + 1`` on, in thresholds; of multi-level firing that of
+        the first level. None for an integer network whose layers wait for their window: those are run all at once.
     """
 
     layer: str
@@ -103,7 +104,9 @@ def _watched(
 
     def keep(name: str, values: Tensor) -> None:
         if name in chosen:
-            spikes[name].append(_at(values, chosen[name]) / _threshold(graph[name], values, chosen[name]))
+            amplitude: float | None = graph[name].op.amplitude  # type: ignore[attr-defined]
+            unit = _threshold(graph[name], values, chosen[name]) if amplitude is None else amplitude
+            spikes[name].append(_at(values, chosen[name]) / unit)
 
     for chunk in graph.stream(image, timesteps, None if graph.windowed else 1, observe=keep):
         for name in () if graph.windowed else chosen:

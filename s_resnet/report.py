@@ -180,7 +180,7 @@ def evaluate(
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         network: a name for the report.
         progress: show bars on stderr when it is a terminal, in the first process.
-        watch: called for every batch with its images, labels, the logits to agree with and the answers ``[rows, B, N]``.
+        watch: called for every batch with images, labels, the logits to agree with and the answers ``[rows, B, N]``.
 
     Raises:
         InvalidData: no images, labels that the network has no class for, or a setting out of range.

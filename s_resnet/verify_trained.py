@@ -194,7 +194,14 @@ class TrainedTally:
             return node.op
 
         shown = whole(self.snn.nodes[0].op).run(images)
-        start = {self.snn.nodes[0].name: Both(shown.expand(self.steps, *shown.shape), images)}
+        if images.ndim == 4:
+            shown = shown.expand(self.steps, *shown.shape)
+        if len(shown) < self.steps:
+            raise InvalidData(
+                f"verify: got {len(shown)} frames of events for {self.steps} steps; expected one for each of T and of "
+                f"the {self.trained_for} that the network was trained for. Bin the events into more."
+            )
+        start = {self.snn.nodes[0].name: Both(shown[: self.steps], shown[0])}
         with torch.no_grad(), arithmetic(images, tf32=False):
             walk(self.snn.nodes, start, self.steps, visit, progress)
 
@@ -229,7 +236,7 @@ def _check(node: Node) -> None:
     assert isinstance(op, Neuron)
     if op.surrogate is None or op.levels > 1 or op.signed or op.differential or op.schedule != "streaming":
         raise InvalidData(
-            f"verify: {node.name}, got a converted or a waiting, signed or {op.levels}-level neuron in a trained network; "
+            f"verify: {node.name}, got a converted, waiting, signed or {op.levels}-level neuron in a trained network; "
             "expected neurons with a surrogate gradient alone. Verify the network that it was trained from."
         )
 

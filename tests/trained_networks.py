@@ -1,4 +1,4 @@
-"""Directly trained networks for tests: modules of the catalog with seeded weights, their Graphs, what they do by hooks."""
+"""Directly trained networks for tests: modules of the catalog with seeded weights, their Graphs, what they do."""
 
 import copy
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..artifact import replacing
 from ..errors import InvalidData, SResNetError
 from ..version import __version__
-from . import budget, provenance, results, spiking
+from . import budget, layers, provenance, results, spiking
 from .charts import need_matplotlib
 from .markup import Html, element, joined, paragraph
 from .study import Answers, Example, Study, compared, study
@@ -96,12 +96,13 @@ def _check(studies: list[Study]) -> None:
 
 def _page(studies: list[Study], command: str, created: str) -> Html:
     names = " and ".join(part.network or "network" for part in studies)
+    converted = [part for part in studies if not part.trained]
     parts = {
         "accuracy": ("Accuracy", results.accuracy(studies)),
-        "layers": ("Layers", results.layers(studies)),
-        "shortcuts": ("Shortcut scales", results.shortcut_scales(studies)),
+        "layers": ("Layers", layers.layers(studies)),
+        **({"shortcuts": ("Shortcut scales", results.shortcut_scales(converted))} if converted else {}),
         "spikes": ("Spikes", spiking.spikes(studies)),
-        "disagreements": ("Disagreements", spiking.disagreements(studies)),
+        **({"disagreements": ("Disagreements", spiking.disagreements(converted))} if converted else {}),
         "energy": ("Energy", budget.costs(studies)),
         "settings": ("Settings", provenance.settings(studies, command, created)),
     }
@@ -132,6 +133,11 @@ def _lead(studies: list[Study]) -> str:
     for part in studies:
         arch = part.provenance.get("source", {}).get("arch")
         what = f"{arch} as a spiking network" if arch else "Spiking network"
-        said.append(f"{what}, recipe {part.report.recipe}, T = {part.timesteps}")
-    beside = "the ANN that it was converted from" if len(studies) == 1 else "the ANNs that they were converted from"
-    return f"{'; '.join(said)}. Measured on {studies[0].report.images:,} images, beside {beside}."
+        made = f"directly trained for T = {part.report.trained_for}" if part.trained else f"recipe {part.report.recipe}"
+        said.append(f"{what}, {made}, T = {part.timesteps}")
+    images = f"Measured on {studies[0].report.images:,} images"
+    beside = {
+        (False,): ", beside the ANN that it was converted from",
+        (False, False): ", beside the ANNs that they were converted from",
+    }
+    return f"{'; '.join(said)}. {images}{beside.get(tuple(part.trained for part in studies), '')}."

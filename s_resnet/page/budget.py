@@ -10,6 +10,7 @@ from .study import Study
 from .words import count, missing, ratio, these, whose
 
 Studies = Sequence[Study]
+DENSE = " A directly trained network has none: dense is one pass through its own layers, as an ANN would make it."
 
 
 def costs(studies: Studies) -> Html:
@@ -36,7 +37,8 @@ def costs(studies: Studies) -> Html:
             charts.energies(found),
             "Estimated energy per image by network. "
             + " ".join(f"{study.network}: {_reading(study)}" for study in found),
-            "Energy per image, estimate. The fair rival of a spiking network is the ANN quantized to equal bits.",
+            "Energy per image, estimate. The fair rival of a spiking network is the ANN quantized to equal bits."
+            + (DENSE if any(study.trained for study in found) else ""),
         ),
         _ratios(found, several),
         _energies(found, several),
@@ -59,10 +61,10 @@ def costs(studies: Studies) -> Html:
 def _reading(study: Study) -> str:
     """What the estimate says, in a sentence."""
     assert study.energy is not None and study.operations is not None
-    ratios = study.energy.ratios
+    ratios, rival = study.energy.ratios, "one dense pass" if study.trained else "the ANN"
     return (
-        f"{count(study.operations.spikes_per_synapse)} accumulations for each MAC of the ANN. With memory the energy "
-        f"is {ratio(ratios['int8_total'])} that of the ANN of equal bits, {ratio(ratios['float32_total'])} in float32."
+        f"{count(study.operations.spikes_per_synapse)} accumulations for each MAC of {rival}. With memory the energy "
+        f"is {ratio(ratios['int8_total'])} that of {rival} of equal bits, {ratio(ratios['float32_total'])} in float32."
     )
 
 
@@ -70,13 +72,19 @@ def _ratios(studies: Studies, several: bool) -> Html:
     rows = []
     for study in studies:
         assert study.energy is not None
-        ratios = study.energy.ratios
-        for kind, name in (("int8", "8-bit weights, ANN of equal bits"), ("float32", "float32, both")):
+        ratios, rival = study.energy.ratios, "dense pass" if study.trained else "ANN"
+        for kind, name in (("int8", f"8-bit weights, {rival} of equal bits"), ("float32", "float32, both")):
             shares = (ratio(ratios[f"{kind}_{part}"]) for part in ("arithmetic", "total", "scattered"))
             rows.append([*[study.network] * several, name, *shares])
     lead = ["file"] * several + ["number format"]
     titles = (*lead, "arithmetic alone", "with memory", "sums in memory too")
-    return table(titles, rows, "Energy, SNN over ANN (estimate; below 1 the SNN saves)", len(lead))
+    return table(titles, rows, f"Energy, SNN over {_rival(studies)} (estimate; below 1 the SNN saves)", len(lead))
+
+
+def _rival(studies: Studies) -> str:
+    """What spiking networks are compared with."""
+    trained = {study.trained for study in studies}
+    return "ANN" if trained == {False} else "dense pass" if trained == {True} else "ANN or dense pass"
 
 
 def _energies(studies: Studies, several: bool) -> Html:
@@ -101,8 +109,8 @@ def _operations(studies: Studies, several: bool) -> Html:
         "multiply-accumulates (MAC)": [total.macs for _, total in totals],
         "neuron updates": [total.updates for _, total in totals],
         "additions of constants": [total.additions for _, total in totals],
-        "MACs of the ANN": [total.ann.macs for _, total in totals],
-        "AC per MAC of the ANN": [counted.spikes_per_synapse for counted, _ in totals],
+        f"MACs of the {_rival(studies)}": [total.ann.macs for _, total in totals],
+        f"AC per MAC of the {_rival(studies)}": [counted.spikes_per_synapse for counted, _ in totals],
     }
     rows = [[title, *map(count, values)] for title, values in kinds.items()]
     names = [study.network for study in studies] if several else ["per image"]
@@ -115,6 +123,15 @@ def _nodes(study: Study, several: bool) -> Html:
     for layer in study.operations.layers:
         counts = (layer.spikes, layer.acs, layer.macs, layer.updates, layer.additions, layer.ann.macs)
         rows.append([layer.name, layer.op, *(f"{value:,.0f}" for value in counts)])
-    titles = ("node", "kind", "spikes", "AC", "MAC", "updates", "additions", "ANN MAC")
+    titles = (
+        "node",
+        "kind",
+        "spikes",
+        "AC",
+        "MAC",
+        "updates",
+        "additions",
+        f"{'dense' if study.trained else 'ANN'} MAC",
+    )
     caption = "Operations per image, node by node" + (f": {study.network}" if several else "")
     return details(caption, table(titles, rows, caption, 2))

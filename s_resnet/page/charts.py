@@ -12,6 +12,8 @@ import torch
 
 from ..errors import BackendUnavailable
 from ..recorder import Trace
+from ..verify import Verification
+from ..verify_trained import TrainedVerification
 from .study import Study
 from .words import count
 
@@ -27,6 +29,7 @@ PARTS = {  # of errors: color, marker
     "inherited": ("#767676", "D"),
 }
 COSTS = {"synapses": ("#0072B2", ""), "neurons": ("#E69F00", "//"), "memory": ("#BBBBBB", "..")}
+DORMANT = "#767676"
 TAKEN_BACK = "#1b1f24"
 LOIHI = "SNN, Loihi-like"
 WIDTH = 5.2  # inches: on a narrow screen letters keep their size
@@ -73,7 +76,7 @@ def _svg(file: io.BytesIO) -> bytes:
 
 
 def over_time(studies: Sequence[Study], measure: str, title: str, ann: bool) -> bytes:
-    """A share of the images over T with its interval; ``ann`` draws the source network's as a line."""
+    """A share of the images over T with its interval; ``ann`` draws that of a source network as a line."""
     with _drawing(3.3) as (_, axes, file):
         every: set[int] = set()
         for study, color, marker, style in zip(studies, COLORS, MARKERS, STYLES, strict=False):
@@ -82,7 +85,7 @@ def over_time(studies: Sequence[Study], measure: str, title: str, ann: bool) -> 
             shares = [getattr(row, measure) for row in rows]
             low, high = zip(*(study.interval(share) for share in shares), strict=True)
             every.update(steps)
-            if ann:
+            if ann and study.report.ann is not None:
                 line = study.report.ann[measure]
                 axes.axhline(100 * line, color=color if len(studies) > 1 else "0.25", ls=style, lw=1.2,
                              label=_whose(study, studies, "ANN"))  # fmt: skip
@@ -94,7 +97,7 @@ def over_time(studies: Sequence[Study], measure: str, title: str, ann: bool) -> 
         axes.set_ylim(-2, 102)
         axes.set(xlabel="time steps T", ylabel=f"{title} (%)")
         axes.grid(alpha=0.25)
-        if ann or len(studies) > 1:
+        if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend(loc="lower right", frameon=False)
     return _svg(file)
 
@@ -116,12 +119,18 @@ def _short(name: str, most: int = 28) -> str:
 def rates(studies: Sequence[Study]) -> bytes:
     """Firing rates layer by layer, from the first at the top; of networks with other layers one after the other."""
     shown = [study for study in studies if study.verification]
-    return _by_layer(shown, same_layers(shown), "thresholds emitted per neuron and step", _draw_rates)
+    unit = "spikes" if all(study.trained for study in shown) else "thresholds emitted"
+    return _by_layer(shown, same_layers(shown), f"{unit} per neuron and step", _draw_rates)
 
 
 def errors(study: Study, largest: float) -> bytes:
     """The parts of one network's errors layer by layer, up to a ``largest`` that several drawings share."""
     return _by_layer([study], False, "error relative to the ANN's activations (%)", _draw_errors, 100 * largest)
+
+
+def dormant(study: Study) -> bytes:
+    """The share of dormant neurons of a directly trained network, layer by layer."""
+    return _by_layer([study], False, "dormant neurons (%)", _draw_dormant, 100.0)
 
 
 def same_layers(studies: Sequence[Study]) -> bool:
@@ -152,7 +161,7 @@ def _by_layer(
             axes.set_xlim(*((0, None) if largest is None else (-0.02 * largest, 1.05 * largest)))
             axes.set_xlabel(label)
             axes.grid(alpha=0.25)
-            if draw is not _draw_rates or len(studies) > 1:
+            if draw is _draw_errors or (draw is _draw_rates and len(studies) > 1):
                 axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8)
     return _svg(file)
 
@@ -168,8 +177,15 @@ def _draw_rates(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
     axes.plot(found, places, MARKERS[index], ms=5, color=COLORS[index], label=_whose(study, studies, "SNN"))
 
 
+def _draw_dormant(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
+    assert isinstance(study.verification, TrainedVerification)
+    shares = [100 * layer.dormant for layer in study.verification.layers]
+    axes.hlines(range(len(shares)), 0, shares, color=DORMANT, lw=1.5, alpha=0.5)
+    axes.plot(shares, range(len(shares)), "D", ms=5, color=DORMANT)
+
+
 def _draw_errors(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
-    assert study.verification is not None
+    assert isinstance(study.verification, Verification)
     layers = study.verification.layers
     for place in range(0, len(layers), 2):
         axes.axhspan(place - 0.5, place + 0.5, color="0.95", lw=0)
@@ -213,11 +229,12 @@ def costs(study: Study) -> list[tuple[str, Any]]:
     found = study.energy
     if found is None:
         return []
+    ann = "dense" if study.trained else "ANN"
     return [
         ("SNN, float32", found.snn_float32),
-        ("ANN, float32", found.ann_float32),
+        (f"{ann}, float32", found.ann_float32),
         ("SNN, 8-bit weights", found.snn_int8),
-        (f"ANN, 8/{found.activation_bits}-bit", found.ann_int8),
+        (f"{ann}, 8/{found.activation_bits}-bit", found.ann_int8),
         (LOIHI, found.snn_loihi),
     ]
 

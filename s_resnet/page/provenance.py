@@ -46,7 +46,9 @@ def _facts(study: Study) -> dict[str, str]:
         "network, SHA-256": study.sha256,
         "source": " ".join(str(source[name]) for name in ("arch", "name") if name in source),
         "source, SHA-256": str(source.get("sha256", "")),
-        "recipe": f"{report.recipe}, tuned for T = {recipe.get('timesteps', 'unknown')}",
+        "recipe": f"directly trained for T = {report.trained_for}"
+        if study.trained
+        else f"{report.recipe}, tuned for T = {recipe.get('timesteps', 'unknown')}",
         "spikes": report.alphabet,
         "measured on": study.data,
         "images": f"{report.images:,}{seen}",

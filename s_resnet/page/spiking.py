@@ -28,6 +28,9 @@ def spikes(studies: Sequence[Study]) -> Html:
         if any(trace.membrane is None for trace in study.traces):
             words = "Membranes are not recorded of integer networks whose layers wait for their window."
             parts.append(paragraph(words, kind="note"))
+        if study.trained and study.report.alphabet != "binary":
+            words = "Each firing level has a membrane of its own: shown is the lowest one's; spikes are those of all levels."
+            parts.append(paragraph(words, kind="note"))
         drawings = (_trace(trace, color, study) for trace in study.traces)
         parts.append(element("div", *drawings, class_="pair"))
     return section("spikes", "Spikes and membranes", *parts)
@@ -41,7 +44,8 @@ def _trace(trace: Trace, color: str, study: Study) -> Html:
     first, last = trace.begins + trace.lag + 1, study.end_to_end_steps
     if last > study.timesteps:
         words += f". It may fire in steps {first} to {first + study.timesteps - 1} of {last}"
-    alt = f"{words}. They emit {counts.min():g} to {counts.max():g} thresholds in T = {study.timesteps} steps."
+    unit = "spikes" if study.trained else "thresholds"
+    alt = f"{words}. They emit {counts.min():g} to {counts.max():g} {unit} in T = {study.timesteps} steps."
     return figure(charts.trace(trace, color), alt, f"{words}.")
 
 

@@ -20,6 +20,7 @@ from ..recorder import Trace, record
 from ..report import Report, evaluate
 from ..shortcuts import Shortcut, shortcuts
 from ..verify import Verification, verify
+from ..verify_trained import TrainedVerification
 from .intervals import difference, wilson
 
 DETAILS = 128  # images that layers are verified, and operations counted, on: both take several times a simulation
@@ -48,6 +49,8 @@ class Example:
 @dataclass(eq=False)
 class Answers:
     """What ANN and SNN answered at T, image by image; collected while :func:`s_resnet.evaluate` runs.
+
+    Of a directly trained network the ANN's place is taken by its own answer after the T that it was trained for.
 
     right: counts of images that both have right, only the SNN, only the ANN, neither. hits: whether the SNN is right,
     image by image. disagreements: with another
@@ -110,7 +113,7 @@ class Study:
     end_to_end_steps: int
     report: Report
     answers: Answers
-    verification: Verification | None
+    verification: Verification | TrainedVerification | None
     operations: Operations | None
     energy: Energy | None
     missing: Mapping[str, str]
@@ -120,8 +123,13 @@ class Study:
     provenance: Mapping[str, Any]
 
     @property
+    def trained(self) -> bool:
+        """Whether it was trained as a spiking network, and has no ANN."""
+        return self.report.ann is None
+
+    @property
     def drop(self) -> tuple[float, float]:
-        """The 95 % interval of the SNN's top-1 accuracy minus its ANN's."""
+        """The 95 % interval of the SNN's top-1 accuracy minus its ANN's, or its own after the T trained for."""
         return difference(*self.answers.right)
 
     def interval(self, share: float) -> tuple[float, float]:
@@ -133,11 +141,12 @@ class Study:
         return self.classes[index] if index < len(self.classes) else f"class {index}"
 
     def to_json(self) -> dict[str, Any]:
-        """The network's entry in report.json; a figure that does not exist is null."""
+        """The network's entry in report.json; a figure that does not exist is null, such as of an absent ANN."""
         report = self.report.to_json()
         for row in report["snn"]:
             row.update({f"{name}_interval": self.interval(row[name]) for name in ("top1", "agreement")})
-        report["ann"]["top1_interval"] = self.interval(report["ann"]["top1"])
+        if not self.trained:
+            report["ann"]["top1_interval"] = self.interval(report["ann"]["top1"])
         verified = self.verification.to_json() if self.verification else None
         for layer in verified["layers"] if verified else ():
             del layer["channels"]  # sresnet verify --json has them
@@ -150,9 +159,11 @@ class Study:
             "end_to_end_steps": self.end_to_end_steps,
             "alphabet": self.report.alphabet,
             "evaluation": report,
-            "top1_difference": (snn - ann) / self.answers.images,
-            "top1_difference_interval": self.drop,
-            "answers": {
+            "top1_difference": None if self.trained else (snn - ann) / self.answers.images,
+            "top1_difference_interval": None if self.trained else self.drop,
+            "answers": None
+            if self.trained
+            else {
                 "right": {"both": both, "snn_only": snn, "ann_only": ann, "neither": neither},
                 "disagreements": self.answers.disagreements,
                 "disagreements_both_wrong": self.answers.wrong,
@@ -221,7 +232,7 @@ def study(
     """Measure all that the page says about a network: accuracy on all images, layers and operations on the first 128.
 
     Args:
-        snn: a converted network.
+        snn: a converted or directly trained network.
         loader: batches of (images ``[B, 3, H, W]`` or events ``[T, B, 2, H, W]``, labels ``[B]``), read once.
         timesteps: T >= 1.
         network, sha256, data: name and digest of its file, and which images these are, for the page.
@@ -238,7 +249,7 @@ def study(
     snn, answers = snn.to(target), Answers()
     report = evaluate(snn, loader, timesteps, device=device, network=network, progress=progress, watch=answers)
     missing: dict[str, str] = {}
-    verification: Verification | None = None
+    verification: Verification | TrainedVerification | None = None
     operations: Operations | None = None
     try:
         verification = verify(snn, answers.details, timesteps, network=network, progress=progress)
@@ -257,7 +268,7 @@ def study(
         operations=operations,
         energy=energy(operations, constants) if operations else None,
         missing=missing,
-        shortcuts=shortcuts(snn),
+        shortcuts=() if snn.trained else shortcuts(snn),
         traces=record(snn, first, timesteps, _some(snn), NEURONS),
         classes=tuple(classes or snn.provenance.get("classes", ())),
         provenance=_short(snn.provenance),
