@@ -1,4 +1,4 @@
-"""The page of directly trained networks: no ANN anywhere, figures against the network itself, both roads beside each other."""
+"""The page of directly trained networks: no ANN anywhere, figures against the network itself, both roads side by side."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_at_another_number_of_steps(tmp_path):
     _, graph = trained("ms_resnet8")
     page, _, entry = written(tmp_path, ("net.snn", graph, 1))
     found = entry["networks"][0]
-    x, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    x = torch.cat([part for part, _ in batches()])
     assert found["evaluation"]["snn"][0]["agreement"] == pytest.approx(
         float((graph(x, 1).argmax(1) == graph(x, T).argmax(1)).double().mean())
     )

@@ -134,7 +134,8 @@ def _lead(studies: list[Study]) -> str:
         arch = part.provenance.get("source", {}).get("arch")
         what = f"{arch} as a spiking network" if arch else "Spiking network"
         made = f"directly trained for T = {part.report.trained_for}" if part.trained else f"recipe {part.report.recipe}"
-        said.append(f"{what}, {made}, T = {part.timesteps}")
+        run = "" if part.timesteps == part.report.trained_for else f", T = {part.timesteps}"
+        said.append(f"{what}, {made}{run}")
     images = f"Measured on {studies[0].report.images:,} images"
     beside = {
         (False,): ", beside the ANN that it was converted from",

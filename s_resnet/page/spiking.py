@@ -29,7 +29,7 @@ def spikes(studies: Sequence[Study]) -> Html:
             words = "Membranes are not recorded of integer networks whose layers wait for their window."
             parts.append(paragraph(words, kind="note"))
         if study.trained and study.report.alphabet != "binary":
-            words = "Each firing level has a membrane of its own: shown is the lowest one's; spikes are those of all levels."
+            words = "Each firing level has a membrane of its own: shown is the lowest one's; spikes are of all levels."
             parts.append(paragraph(words, kind="note"))
         drawings = (_trace(trace, color, study) for trace in study.traces)
         parts.append(element("div", *drawings, class_="pair"))
