@@ -46,7 +46,7 @@ LEVELS: dict[str, float] = {
     "layer_operations": 4.2,
     "operations": 5.2,  # folds BatchNorm first
     "energy": 5.3,
-    "export": 4.5,  # needs artifact and simulate
+    "export": 5.2,  # needs artifact and simulate, and folds BatchNorm first
     "passes": 5,
     "report": 5,
     "losses": 4.5,

@@ -32,7 +32,6 @@ from s_resnet.ops import (
     AdaptiveAvgPool2d,
     Add,
     AvgPool2d,
-    BatchNorm2d,
     Conv2d,
     Flatten,
     Input,
@@ -40,6 +39,7 @@ from s_resnet.ops import (
     MaxPool2d,
     Node,
     Pad,
+    ReLU,
     Scale,
     Slice,
 )
@@ -459,7 +459,6 @@ def swapped(name, op, inputs=None):
     return replace(snn, nodes=nodes)
 
 
-NORM = BatchNorm2d(torch.ones(4), torch.zeros(4), torch.zeros(4), torch.ones(4), 1e-5)
 REFUSED = {
     "lagged": (lambda: changed("b", schedule="lagged"), r"^b: got a neuron with schedule 'lagged'"),
     "phased": (lambda: changed("b", schedule="phased"), r"^b: got a neuron with schedule 'phased'"),
@@ -471,7 +470,7 @@ REFUSED = {
     "time-indexed": (lambda: changed("b", correction=torch.ones(T, 4)), r"^b: got a neuron with a correction for ev"),
     "readout weights": (lambda: changed("readout", weights=torch.ones(T)), r"^readout: got a weight for every step"),
     "integer": (lambda: changed("a", integer=torch.ones(4, dtype=torch.int32)), r"^export: got an integer network"),
-    "batchnorm": (lambda: swapped("s", NORM), r"^s: got BatchNorm2d"),
+    "relu": (lambda: swapped("s", ReLU()), r"^s: got ReLU"),
     "ceil pool": (lambda: swapped("s", AvgPool2d((4, 4), (4, 4), ceil_mode=True)), r"^s: got AvgPool2d, which is no"),
     "border pool": (
         lambda: swapped("s", AvgPool2d((3, 3), (1, 1), (1, 1), count_include_pad=False)), r"^s: got AvgPool2d",

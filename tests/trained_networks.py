@@ -56,3 +56,24 @@ def fed(model, x, timesteps):
     with torch.no_grad():
         model(x)
     return seen
+
+
+def dyadic_images(batch=3, size=SIZE, seed=5):
+    """Multiples of 1/16 within +-2."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-32, 33, (batch, 3, size, size), generator=generator) / 16
+
+
+def dyadic(arch, timesteps=T, **settings):
+    """A module whose sums are exact in any order, and its Graph: weights of 1/16, biases in place of normalization."""
+    generator = torch.Generator().manual_seed(6)
+    model, _ = trained(arch, timesteps, **settings)
+    for module in model.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+            if isinstance(child, nn.Conv2d | nn.Linear):
+                child.weight.data = (child.weight.data * 16).round() / 16
+                outputs = child.weight.shape[0]
+                child.bias = nn.Parameter(torch.randint(0, 9, (outputs,), generator=generator) / 16)
+    return model, s_resnet.trace(model, dyadic_images()).with_provenance(input_shape=[3, SIZE, SIZE])

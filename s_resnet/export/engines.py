@@ -18,16 +18,17 @@ from torch import Tensor
 from ..errors import InvalidData
 from ..graph import Graph
 from ..ops import SYNAPSES, Op, compensated, whole
+from ..passes.fold_batchnorm import folded
 from .execute import Layer, Step, integrate_and_fire, read_nir
 from .lower import host_input
 from .nir import require
 
 
 def _snntorch(layer: Layer) -> Step:
-    """``Leaky`` without leak. Its reset waits for the next step, and ``spike_grad`` is what compares."""
+    """``Leaky``, of IF without leak. Its reset waits for the next step, and ``spike_grad`` is what compares."""
     leaky = require("snntorch", "snntorch").Leaky
     neuron = leaky(
-        beta=1.0,
+        beta=layer.decay,
         threshold=layer.threshold,
         spike_grad=lambda above: (above >= 0).to(above.dtype),
         init_hidden=True,
@@ -56,7 +57,7 @@ def _norse(layer: Layer) -> Step:
     below = torch.nextafter(layer.threshold, torch.zeros(()))
 
     def activation(current: Tensor, v: Tensor, p: Any, dt: float) -> tuple[Tensor, Tensor]:
-        v = v + current
+        v = layer.decay * v + current
         spikes = compare(v - below, "heaviside", 0.0)
         return spikes, reset(spikes, v, torch.zeros(()), layer.threshold)
 
@@ -71,11 +72,16 @@ def _norse(layer: Layer) -> Step:
 
 
 def _sinabs(layer: Layer) -> Step:
-    """``IAF`` with one spike per step and a membrane that may be negative."""
-    iaf = require("sinabs.layers", "sinabs").IAF
+    """``IAF`` with one spike per step and a membrane that may be negative; with decay ``LIF``, told the decay."""
+    layers = require("sinabs.layers", "sinabs")
     activation = require("sinabs.activation", "sinabs")
     reset = activation.MembraneSubtract() if layer.reset == "subtract" else activation.MembraneReset()
-    neuron = iaf(spike_threshold=layer.threshold, spike_fn=activation.SingleSpike, reset_fn=reset, min_v_mem=None)
+    settings = {"spike_threshold": layer.threshold, "spike_fn": activation.SingleSpike, "reset_fn": reset}
+    if layer.decay == 1.0:
+        neuron = layers.IAF(**settings, min_v_mem=None)
+    else:
+        neuron = layers.LIF(tau_mem=1.0, **settings, min_v_mem=None, train_alphas=True, norm_input=False)
+        neuron.alpha_mem.data.fill_(layer.decay)
 
     def step(current: Tensor) -> Tensor:
         if not neuron.is_state_initialised():
@@ -88,15 +94,19 @@ def _sinabs(layer: Layer) -> Step:
 
 
 def _spikingjelly(layer: Layer) -> Step:
-    """``IFNode``; ``v_reset`` None is reset by subtraction."""
-    node = require("spikingjelly.activation_based.neuron", "spikingjelly").IFNode
+    """``IFNode``, or ``LIFNode`` whose input does not decay; ``v_reset`` None is reset by subtraction."""
+    nodes = require("spikingjelly.activation_based.neuron", "spikingjelly")
     thresholds = torch.unique(layer.threshold)
     if len(thresholds) > 1:
         raise InvalidData(
             f"{layer.name}: got {len(thresholds)} thresholds; expected one for the layer, as SpikingJelly knows no "
             "more. Export without --tie-shortcuts."
         )
-    neuron = node(v_threshold=float(thresholds), v_reset=None if layer.reset == "subtract" else 0.0).eval()
+    settings: dict[str, Any] = {"v_threshold": float(thresholds), "v_reset": 0.0 if layer.reset == "zero" else None}
+    if layer.decay == 1.0:
+        neuron = nodes.IFNode(**settings).eval()
+    else:
+        neuron = nodes.LIFNode(tau=1 / (1 - layer.decay), decay_input=False, **settings).eval()
 
     def step(current: Tensor) -> Tensor:
         if not isinstance(neuron.v, Tensor):
@@ -204,7 +214,7 @@ def verify_export(
     if timesteps < 1:
         raise InvalidData(f"verify: got timesteps={timesteps}; expected at least 1. Raise it.")
     program = read_nir(path).to(_DTYPES[dtype])
-    snn, images = _settled(snn, _DTYPES[dtype]), images.to(_DTYPES[dtype])
+    snn, images = _settled(folded(snn), _DTYPES[dtype]), images.to(_DTYPES[dtype])
     split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
     given = host_input(snn, images) if split else whole(snn.nodes[0].op).run(images)
     if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:

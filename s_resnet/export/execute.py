@@ -23,6 +23,7 @@ Step = Callable[[Tensor], Tensor]
 class Layer:
     """An IF node: threshold and membrane at the start, ``[C, H, W]`` or one number; reset ``"subtract"`` / ``"zero"``.
 
+    decay: factor on the membrane per step, of a LIF node below 1.
     name: the node's name in the network that it was exported from.
     """
 
@@ -30,15 +31,16 @@ class Layer:
     threshold: Tensor
     start: Tensor
     reset: str
+    decay: float = 1.0
 
 
 def integrate_and_fire(layer: Layer) -> Step:
-    """Plain torch: ``v += I``; a spike where ``v >= threshold``; then minus the threshold, or to zero."""
+    """Plain torch: ``v = decay v + I``; a spike where ``v >= threshold``; then minus the threshold, or to zero."""
     v = layer.start
 
     def step(current: Tensor) -> Tensor:
         nonlocal v
-        v = v + current
+        v = layer.decay * v + current
         spikes = (v >= layer.threshold).to(current.dtype)
         v = v - spikes * layer.threshold if layer.reset == "subtract" else v * (1 - spikes)
         return spikes
@@ -88,7 +90,7 @@ class Program:
 
 
 def read_nir(path: str | os.PathLike[str]) -> Program:
-    """Read a file of Input, Conv2d, IF and Output nodes. Raises InvalidArtifact for any other."""
+    """Read a file of Input, Conv2d, IF, LIF and Output nodes. Raises InvalidArtifact for any other."""
     nir = require("nir", EXTRA)
     try:
         graph = nir.read(Path(path))
@@ -100,16 +102,16 @@ def read_nir(path: str | os.PathLike[str]) -> Program:
             "nir: a network that resets to zero needs a newer one than 1.0.4."
         ) from error
     for name, kind in kinds.items():
-        if kind not in ("Input", "Conv2d", "IF", "Output"):
+        if kind not in ("Input", "Conv2d", "IF", "LIF", "Output"):
             raise InvalidArtifact(
-                f"{path}: {name}: got a {kind} node; expected Input, Conv2d, IF and Output, as export writes them. "
+                f"{path}: {name}: got a {kind} node; expected Input, Conv2d, IF, LIF, Output, as export writes them. "
                 "Use the engine that wrote the file."
             )
     order = _ordered(graph, path)
     if [kinds[order[0][0]], kinds[order[-1][0]]] != ["Input", "Output"] or [*kinds.values()].count("Input") != 1:
         raise InvalidArtifact(f"{path}: got no single way from one input to one output; expected one. Export it again.")
     reset = str(graph.metadata.get("reset", "subtract"))
-    layers = {name: _layer(name, node, reset) for name, node, _ in order if kinds[name] == "IF"}
+    layers = {name: _layer(name, node, reset, path) for name, node, _ in order if kinds[name] in ("IF", "LIF")}
     return Program(order, layers, dict(graph.metadata))
 
 
@@ -128,11 +130,25 @@ def _ordered(graph: Any, path: str | os.PathLike[str]) -> tuple[tuple[str, Any, 
     return tuple((name, graph.nodes[name], inputs[name]) for name in names)
 
 
-def _layer(name: str, node: Any, reset: str) -> Layer:
+def _layer(name: str, node: Any, reset: str, path: str | os.PathLike[str]) -> Layer:
     threshold = torch.from_numpy(node.v_threshold)
     start = torch.as_tensor(node.metadata.get("v_initial", 0.0), dtype=torch.float32)
     start = start.view(-1, 1, 1).expand(threshold.shape)
-    return Layer(str(node.metadata.get("name", name)), threshold, start, reset)
+    return Layer(str(node.metadata.get("name", name)), threshold, start, reset, _decay(name, node, path))
+
+
+def _decay(name: str, node: Any, path: str | os.PathLike[str]) -> float:
+    """The decay of a LIF node at dt = 1: as its metadata says, which float32 may round, and as its tau says."""
+    if not hasattr(node, "tau"):
+        return 1.0
+    said = float(node.metadata.get("decay", 1 - 1 / float(node.tau.flat[0])))
+    told = bool((abs(1 - 1 / node.tau - said) < 1e-6).all())
+    if not told or bool((node.r != node.tau).any()) or bool(node.v_leak.any()):
+        raise InvalidArtifact(
+            f"{path}: {name}: got a LIF node of other tau, r or v_leak; expected r = tau = 1 / (1 - decay) and "
+            "v_leak 0, as export writes them. Use the engine that wrote the file."
+        )
+    return said
 
 
 def _apply(node: Any, x: Tensor) -> Tensor:

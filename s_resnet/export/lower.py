@@ -32,6 +32,7 @@ from ..ops import (
     Slice,
     compensated,
 )
+from ..passes.fold_batchnorm import folded
 from .fold import Shape, affine, as_convolution, is_identity, shape_after, ungrouped
 
 # What has no node of its own: it is folded into one convolution with what it is next to.
@@ -65,8 +66,9 @@ class _Value:
 def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_maxpool: bool = False) -> Lowered:
     """The same spikes from images, convolutions and neurons alone.
 
-    Convolutions are taken as spiking runs use them (:func:`s_resnet.ops.compensated`), a constant correction goes into
-    a bias, a residual addition into the neuron that reads both branches, a shortcut's gain, zero padding and
+    Convolutions are taken as spiking runs use them (:func:`s_resnet.ops.compensated`), batch normalization is folded, a
+    constant correction goes into a bias, an addition into all that read it, which read its operands instead (so do
+    convolutions of sums of currents), a shortcut's gain, zero padding and
     subsampling into one strided 1x1 convolution (none where the gain is 1), average pools into a convolution, and pool,
     flatten, classifier and the readout's scale into one whose kernel is the feature map.
 
@@ -85,6 +87,7 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_ma
         )
     if split_maxpool and not any(_splits(snn, node) for node in snn.nodes):
         raise _no_pool()
+    snn = folded(snn)
     work = _Lowering(snn, input_shape, bare_shortcuts, split_maxpool)
     for node in snn.nodes:
         work.visit(node)
@@ -195,23 +198,23 @@ class _Lowering:
 
     def fire(self, node: Node, op: Neuron) -> None:
         _check_neuron(node, op)
-        threshold = torch.ones(())
+        factor = torch.ones(())  # on threshold and currents
         bare = next((name for name in node.inputs if self.gain(name) is not None), None) if self.bare else None
         branches = [self.values[name].sources if name == bare else self.sources(name) for name in node.inputs]
         own = [n for n, names in zip(node.inputs, branches, strict=True) if n != bare and self.private(node, n, names)]
         if bare is not None and len(own) == len(node.inputs) - 1:
             gain = self.gain(bare)
             assert gain is not None
-            threshold = 1 / gain
+            factor = 1 / gain
             for name in own:
-                self.scale(name, threshold)
+                self.scale(name, factor)
         elif bare is not None:
             branches = [self.sources(name) for name in node.inputs]
         inputs = self.together(node, branches)
         shape = self.shapes[inputs[0]]
         if op.correction is not None:
-            inputs = self.corrected(node, inputs, own, op.correction * threshold, shape)
-        plain = Neuron(threshold, op.initial_potential, op.reset)
+            inputs = self.corrected(node, inputs, own, op.correction * factor, shape)
+        plain = Neuron(op.threshold * factor, op.initial_potential, op.reset, op.decay)
         self.emit(node.name, plain, inputs, shape)
 
     def gain(self, name: str) -> Tensor | None:
@@ -310,24 +313,27 @@ def _ordered(nodes: Mapping[str, Node]) -> list[Node]:
 
 
 def _check_neuron(node: Node, op: Neuron) -> None:
-    """ConversionError for a neuron that is not a plain integrate-and-fire one of threshold 1."""
+    """ConversionError for a neuron that is not integrate-and-fire of spikes 1, or leaky with a reset to zero."""
     again = "Convert with --recipe calibrated-streaming or s-resnet."
     wrong = ""
-    if not bool((op.threshold == 1).all()):
+    if op.firing is not None:
+        wrong, again = f"{op.most} firing levels", "Save it as an artifact, or train with one threshold (ms_resnet)."
+    elif not op.unit:
         wrong, again = f"threshold {float(op.threshold.max()):g}", "Run passes.normalize on the network."
     elif op.schedule != "streaming":
         wrong = f"schedule {op.schedule!r}"
     elif not op.binary:
         what = "differential" if op.differential else "signed" if op.signed else f"{op.levels}-level"
         wrong = f"{what} spikes"
-    elif op.decay != 1.0:
-        wrong, again = f"decay {op.decay:g}", "Convert without decay."
+    elif op.decay != 1.0 and op.reset != "zero":
+        wrong, again = f"decay {op.decay:g} and reset by subtraction", "Convert without decay."
     elif op.correction is not None and op.correction.ndim > 1:
         wrong, again = "a correction for every step", "Convert with time_indexed=False in calibrate_neurons."
     if wrong:
         raise ConversionError(
-            f"{node.name}: got a neuron with {wrong}; expected integrate-and-fire of threshold 1, a spike of 1 at most "
-            f"per step, and the same currents at every step: the format has no more. {again}"
+            f"{node.name}: got a neuron with {wrong}; expected integrate-and-fire of threshold 1, or leaky with a "
+            "reset to zero, a spike of 1 at most per step, and the same currents at every step: the format has no more. "
+            f"{again}"
         )
 
 

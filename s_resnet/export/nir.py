@@ -36,10 +36,12 @@ def export_nir(
     split_maxpool: bool = False,
     input_shape: Shape | None = None,
 ) -> None:
-    """Write a spiking network as a NIR file of Input, Conv2d, IF and Output nodes (docs/notes/nir.md).
+    """Write a spiking network as a NIR file of Input, Conv2d, IF or LIF, and Output nodes (docs/notes/nir.md).
 
-    A residual addition is two edges into one IF node. Threshold 1 and resistance 1 everywhere, all in float32; the
-    mean of the outputs over the steps is the answer, in the units of the source's logits.
+    An addition is several edges into each node that reads it. Threshold 1 and resistance 1 of a converted network, all
+    in float32; the mean of the outputs over the steps is the answer, in the units of the source's logits. A neuron
+    with decay d and reset to zero is LIF with ``tau = r = 1 / (1 - d)`` and ``v_leak`` 0, which for dt = 1 is
+    ``v[t] = v[t-1] + (r I - v[t-1]) / tau = d v[t-1] + I``.
 
     What NIR has no word for is in the metadata: reset by subtraction, the membrane at the start, firing at
     ``v >= threshold``, one spike per step at most, the number of steps. For reset by subtraction the file has no
@@ -47,7 +49,7 @@ def export_nir(
     to zero has ``v_reset`` = 0, which only newer readers know.
 
     Args:
-        snn: a converted network.
+        snn: a converted or directly trained network.
         path: the file to write, whole or not at all.
         timesteps: T, for the metadata; by default the one that it was converted for.
         tie_shortcuts: identity shortcuts become bare edges; their gain goes into the threshold of the neuron that
@@ -144,9 +146,16 @@ def _conv2d(nir: Any, op: Conv2d, shape: Shape) -> Any:
 
 def _neuron(nir: Any, op: Neuron, shape: Shape) -> Any:
     threshold = op.threshold.view(-1, 1, 1).expand(shape)
-    node = nir.IF(r=np.ones(shape, np.float32), v_threshold=_array(threshold))
+    ones = np.ones(shape, np.float32)
     start = op.initial_potential * op.threshold
-    node.metadata = {"v_initial": _array(start) if start.ndim else float(start)}
+    said = {"v_initial": _array(start) if start.ndim else float(start)}
+    if op.decay == 1.0:
+        node = nir.IF(r=ones, v_threshold=_array(threshold))
+    else:
+        tau = ones / np.float32(1 - op.decay)
+        node = nir.LIF(tau=tau, r=tau.copy(), v_leak=0 * ones, v_threshold=_array(threshold))
+        said["decay"] = op.decay
+    node.metadata = said
     return node
 
 
@@ -166,7 +175,7 @@ def _metadata(snn: Graph, lowered: Lowered, reset: str, timesteps: int | None) -
         "reset": reset,
         "compare": ">=",
         "spikes_per_step": 1,
-        "initial_potential": "v_initial of each IF node",
+        "initial_potential": "v_initial of each neuron node",
         "dt": 1.0,
         "input": f"the value of {first!r} for the preprocessed image, the same at every step",
         "input_node": first,
@@ -184,9 +193,9 @@ def _metadata(snn: Graph, lowered: Lowered, reset: str, timesteps: int | None) -
 
 
 def _settle_reset(file: Any, reset: str) -> None:
-    """Leave ``v_reset`` in IF nodes that reset to a value, whatever the nir that wrote it."""
+    """Leave ``v_reset`` in neurons that reset to a value, whatever the nir that wrote it."""
     for node in file["node/nodes"].values():
-        if node["type"][()] != b"IF":
+        if node["type"][()] not in (b"IF", b"LIF"):
             continue
         if "v_reset" in node:
             del node["v_reset"]

@@ -310,6 +310,11 @@ def _start(op: Neuron, example: Tensor, theta: Tensor) -> Memory:
 
 def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
     """Spikes ``[S, B, *]`` of a layer and its memory after: the equation of the reference kernel, without in-place."""
+    if op.firing is not None:  # each level a layer of its own, on the same currents
+        held = [None] * len(op.firing) if memory is None else [(v,) for v in memory]
+        levels = [replace(op, threshold=op.firing[k], firing=None) for k in range(len(op.firing))]
+        fired = [_fire(level, current, v) for level, v in zip(levels, held, strict=True)]
+        return torch.stack([spikes for spikes, _ in fired]).sum(0), tuple(v for _, (v,) in fired)
     theta = per_channel(op.threshold if op.integer is None else op.integer, current.ndim - 1).to(current.dtype)
     v, *rest = _start(op, current[0], theta) if memory is None else memory
     currents: list[Tensor | None] = [current[t] for t in range(len(current))]

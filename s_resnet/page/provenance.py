@@ -56,6 +56,8 @@ def _facts(study: Study) -> dict[str, str]:
         "simulation": f"{report.images_per_second:.3g} images/s",
     }
     for group, title in GROUPS.items():
+        if study.trained and group == "calibration":  # there was none
+            continue
         for name, value in known.get(group, {}).items():
             if name != "curve":  # of the compensation: report.json has it
                 facts[f"{title} {name}" if group == "versions" else f"{title}, {name.replace('_', ' ')}"] = _brief(
