@@ -1,4 +1,4 @@
-"""The page of directly trained networks: no ANN anywhere, figures against the network itself, both roads side by side."""
+"""The page of directly trained networks: no ANN in it, figures against the network itself, both roads side by side."""
 
 import json
 

@@ -36,7 +36,7 @@ from ..ops import (
 )
 from ..version import __version__
 
-FORMAT = 1
+FORMAT, FIRING = 1, 2  # 2 where a neuron has several firing levels, which readers of 1 do not know
 Entry = tuple[dict[str, Any], dict[str, Tensor | None]]  # settings, arrays
 
 # What the numbers mean, in words: they travel with the file. docs/notes/npz.md says the same at length, with code.
@@ -54,6 +54,8 @@ SEMANTICS = {
     "Neuron": "I[t] is the sum of its inputs and its correction. u = decay * v + I[t]; k = 1 if u >= threshold else 0; "
     "v = u - threshold * k, or 0 where it fired with reset 'zero'; v starts at v0, nothing clamps it. It sends "
     "emission * k.",
+    "firing": "K thresholds in place of the one, each with a membrane of its own, which starts at initial_potential of it; "
+    "all get the same I[t], each fires and resets by itself, and k is the number of those that fired.",
     "alphabet": "levels n > 1 or signed: k = clip(floor(u / threshold), low, 2^n - 1), with low = 0, or for signed "
     "neurons -min(2^n - 1, what it has emitted so far).",
     "differential": "m is the mean of y so far, 0 at first; u = v + I[t] - threshold * m; "
@@ -102,7 +104,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
         size = list(shapes[node.name].shape[1:]) if shapes else None
         nodes.append({**entry, "arrays": sorted(own), "shape": size})
     header = {
-        "format": FORMAT,
+        "format": FIRING if any("firing" in node["arrays"] for node in nodes) else FORMAT,
         "s_resnet": __version__,
         "integer": snn.integer,
         "alphabet": snn.alphabet,
@@ -186,10 +188,12 @@ def _neuron(op: Op) -> Entry:
     correction = op.correction if op.integer is None else op.integer_correction
     rows = correction if correction is not None and correction.ndim == 2 else None
     after = None if rows is None else op.correct(len(rows), 1, 3)
+    emission = torch.ones_like(op.threshold) if op.integer is not None else op.emit(torch.ones_like(op.threshold))
     arrays = {
         "threshold": threshold,
+        "firing": op.firing,
         "v0": start if op.integer is None else start.round().to(torch.int32),
-        "emission": torch.ones_like(op.threshold).reshape(-1) if op.integer is not None else op.threshold.reshape(-1),
+        "emission": emission.reshape(-1),
         "scale": None if op.scale is None else op.scale.reshape(-1),
         "correction": None if correction is None or rows is not None else correction.reshape(-1),
         "correction_rows": rows,

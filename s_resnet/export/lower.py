@@ -332,7 +332,7 @@ def _check_neuron(node: Node, op: Neuron) -> None:
     if wrong:
         raise ConversionError(
             f"{node.name}: got a neuron with {wrong}; expected integrate-and-fire of threshold 1, or leaky with a "
-            "reset to zero, a spike of 1 at most per step, and the same currents at every step: the format has no more. "
+            "reset to zero, a spike of 1 at most per step, the same currents at every step: the format has no more. "
             f"{again}"
         )
 
