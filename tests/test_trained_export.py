@@ -11,6 +11,7 @@ from test_program import agrees, reloaded
 from trained_networks import FAMILIES, T, dyadic, dyadic_images, trained, watched
 
 from s_resnet import export_npz, passes
+from s_resnet.export import program
 
 X = dyadic_images()
 
@@ -22,6 +23,14 @@ def test_the_program_answers_as_the_module(tmp_path):
     for arch, answers in reloaded(tmp_path, cases).items():
         assert agrees(answers, *cases[arch])
         torch.testing.assert_close(answers[0], watched(pairs[arch][0], X, T)[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.skipif(not program._loops(), reason=f"torch {torch.__version__} reloads no loop")
+def test_many_steps_of_several_levels_are_a_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "UNROLLED", 2)
+    cases = {"levels": (dyadic("ds_resnet8")[1], X, 5)}
+    assert agrees(reloaded(tmp_path, cases)["levels"], *cases["levels"])
 
 
 @pytest.mark.parametrize("arch", FAMILIES)
