@@ -52,7 +52,7 @@ def test_evaluate_says_what_it_was_trained_for(place):
 
 
 def test_verify_needs_no_timesteps(place):
-    folder, model, _, _ = place
+    folder, _, _, _ = place
     said = run(folder, "verify", "net.snn", "--data", "data.npz", "--json", "b.json")
     entry = json.loads((folder / "b.json").read_text())
     assert entry["timesteps"] == entry["trained_for"] == T and "dormant" in said and "top-1 SNN" in said

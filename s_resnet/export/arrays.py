@@ -54,8 +54,8 @@ SEMANTICS = {
     "Neuron": "I[t] is the sum of its inputs and its correction. u = decay * v + I[t]; k = 1 if u >= threshold else 0; "
     "v = u - threshold * k, or 0 where it fired with reset 'zero'; v starts at v0, nothing clamps it. It sends "
     "emission * k.",
-    "firing": "K thresholds in place of the one, each with a membrane of its own, which starts at initial_potential of it; "
-    "all get the same I[t], each fires and resets by itself, and k is the number of those that fired.",
+    "firing": "K thresholds in place of the one, each with a membrane of its own, which starts at initial_potential of "
+    "it; all get the same I[t], each fires and resets by itself, and k is the number of those that fired.",
     "alphabet": "levels n > 1 or signed: k = clip(floor(u / threshold), low, 2^n - 1), with low = 0, or for signed "
     "neurons -min(2^n - 1, what it has emitted so far).",
     "differential": "m is the mean of y so far, 0 at first; u = v + I[t] - threshold * m; "
@@ -104,7 +104,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
         size = list(shapes[node.name].shape[1:]) if shapes else None
         nodes.append({**entry, "arrays": sorted(own), "shape": size})
     header = {
-        "format": FIRING if any("firing" in node["arrays"] for node in nodes) else FORMAT,
+        "format": FIRING if any(name.endswith("/firing") for name in arrays) else FORMAT,
         "s_resnet": __version__,
         "integer": snn.integer,
         "alphabet": snn.alphabet,
