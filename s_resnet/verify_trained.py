@@ -15,7 +15,7 @@ from .engine import arithmetic
 from .errors import InvalidData
 from .graph import Graph, count_images
 from .kernels import per_channel
-from .kernels.surrogate import slope
+from .kernels.surrogate import Firing, slope
 from .lockstep import Both, walk
 from .losses import by_channel, finite, relative, right
 from .neuron import Neuron, Readout
@@ -164,7 +164,7 @@ def _in_window(op: Neuron, above: Tensor) -> Tensor:
     assert op.surrogate is not None
     if op.surrogate in EVERYWHERE:
         return torch.ones_like(above, dtype=torch.bool)
-    return slope(above, op.surrogate, op.width) > 0
+    return slope(above, Firing((1.0,), surrogate=op.surrogate, width=op.width)) > 0
 
 
 class TrainedTally:

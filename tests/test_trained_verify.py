@@ -8,7 +8,7 @@ import torch
 from conftest import images
 from trained_networks import CLASSES, FAMILIES, SIZE, T, trained, watched
 
-from s_resnet import Graph, InvalidData, Neuron, Node, Readout, TrainedVerification, passes, verify
+from s_resnet import Graph, InvalidData, Neuron, Node, Readout, TrainedVerification, evaluate, passes, verify
 from s_resnet.kernels.surrogate import fire_reference
 from s_resnet.ops import Conv2d, Flatten, Input, Linear
 
@@ -146,3 +146,23 @@ def test_what_people_do_wrong():
     mixed = [replace(n, op=replace(n.op, signed=True)) if n.name == "body.3" else n for n in graph.nodes]
     with pytest.raises(InvalidData, match=r"body\.3"):
         verify(replace(graph, nodes=tuple(mixed)), [X], 2)
+
+
+def test_events_step_by_step():
+    """Events [T, B, C, H, W]: the same figures as the module's; fewer frames than steps are refused."""
+    model, graph = trained("ms_resnet8")
+    events = torch.stack([images(4, SIZE, seed=seed) for seed in range(T)])
+    labels = torch.arange(4)
+    found = verify(graph, [(events, labels)], T)
+    logits, seen = watched(model, events, T)
+    for layer in found.layers:
+        given, spikes = seen[layer.name]
+        asleep = dormant(dict(model.named_modules())[layer.name], given)
+        assert layer.rate == pytest.approx(spikes.double().mean().item())
+        assert layer.dormant == pytest.approx(asleep.double().mean().item())
+    top1 = float((logits.argmax(1) == labels).double().mean())
+    assert found.top1 == {"snn": pytest.approx(top1)} and found.images == 4
+    report = evaluate(graph, [(events, labels)], T, at=(1, T))
+    assert report.snn[1].top1 == pytest.approx(top1) and report.snn[1].agreement == 1 and report.images == 4
+    with pytest.raises(InvalidData, match=rf"{T} frames of events for {T + 1} steps"):
+        verify(graph, [events], T + 1)

@@ -36,7 +36,7 @@ def watched(model, x, timesteps):
         if isinstance(module, SpikingNeuron):
 
             def keep(_, given, got, name=name):
-                seen[name] = tuple(v.view(timesteps, len(x), *v.shape[1:]) for v in (given[0], got))
+                seen[name] = tuple(v.view(timesteps, -1, *v.shape[1:]) for v in (given[0], got))
 
             hooks.append(module.register_forward_hook(keep))
     with torch.no_grad():
