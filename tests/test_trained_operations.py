@@ -8,7 +8,7 @@ from torch import nn
 from trained_networks import CLASSES, FAMILIES, SIZE, T, fed, trained, watched
 
 from s_resnet import Graph, Neuron, Node, Readout, count_operations, energy, passes
-from s_resnet.ops import Conv2d, Flatten, Input, Linear, MaxPool2d
+from s_resnet.ops import Add, Conv2d, Flatten, Input, Linear, MaxPool2d
 
 X = images(3, SIZE)
 
@@ -126,3 +126,22 @@ def test_a_max_pool_of_spikes_is_an_or():
     assert layers["pool"].acs == pytest.approx(float(windows) / len(X)) and layers["pool"].macs == 0
     assert layers["pool"].spikes == pytest.approx(float(pooled.sum()) / len(X)) and layers["fire"].spikes > 0
     assert (layers["deep"].acs, layers["deep"].macs) == (pytest.approx(float(into) / len(X)), 0)
+
+
+def test_a_sum_of_spikes_that_a_neuron_reads_is_added_by_it():
+    """Two layers on the image, their spikes summed, a third on the sum: as many additions as spikes."""
+    fire = Neuron(torch.tensor(0.5), reset="zero", decay=0.25, amplitude=1.0, surrogate="rectangle")
+    nodes = (
+        Node("input", Input(), ()),
+        Node("one", fire, ("input",)),
+        Node("other", Neuron(torch.tensor(0.75), reset="zero", amplitude=1.0, surrogate="rectangle"), ("input",)),
+        Node("sum", Add(), ("one", "other")),
+        Node("last", fire, ("sum",)),
+        Node("flat", Flatten(), ("last",)),
+        Node("fc", Linear(torch.ones(2, 3 * SIZE * SIZE), None), ("flat",)),
+        Node("mean", Readout(torch.ones(())), ("fc",)),
+    )
+    graph = Graph(nodes, {"recipe": {"name": "trained", "timesteps": T}}).validate()
+    layers = {layer.name: layer for layer in count_operations(graph, [X], T).layers}
+    spikes = layers["one"].spikes + layers["other"].spikes
+    assert spikes > 0 and layers["last"].acs == pytest.approx(spikes) and layers["sum"].acs == 0

@@ -42,7 +42,7 @@ def test_layers_are_those_of_the_module(arch, folded):
     model, graph = trained(arch)
     graph = passes.fold_batchnorm(graph, {}) if folded else graph
     modules = dict(model.named_modules())
-    for steps in (T, 2 * T - 1):
+    for steps in (1, T, 2 * T - 1):
         found = verify(graph, [X[:4], X[4:]], steps)
         logits, seen = watched(model, X, steps)
         before, known = watched(model, X, T)
