@@ -129,7 +129,7 @@ def _trained(graph: Graph, example: Tensor, asked: list[str]) -> Graph:
             "Leave them out; evaluate takes any T."
         )
     nothing = Calibration({}, 100.0, 0, "training")
-    return _documented(apply_recipe(graph, nothing, TRAINED, graph.provenance["recipe"]["timesteps"]), nothing, example)
+    return _documented(apply_recipe(graph, nothing, TRAINED, graph.trained_for), nothing, example)
 
 
 def _completed(recipe: Recipe, reconstruct: bool, resume: str | os.PathLike[str] | None, weights: str) -> Recipe:

@@ -118,6 +118,17 @@ class Graph:
         return any(isinstance(node.op, Neuron) and node.op.surrogate is not None for node in self.nodes)
 
     @property
+    def trained_for(self) -> int:
+        """The T that a directly trained network was trained for; InvalidData where its provenance does not say."""
+        steps = self.provenance.get("recipe", {}).get("timesteps")
+        if not isinstance(steps, int):
+            raise InvalidData(
+                f"graph: got timesteps={steps} in the recipe of a directly trained network; expected the T it was "
+                'trained for. Say it: graph.with_provenance(recipe={"name": "trained", "timesteps": 4}).'
+            )
+        return steps
+
+    @property
     def windowed(self) -> bool:
         """Whether a layer waits for a part of its window of T steps, so that T has to be known beforehand."""
         return engine.windowed(self.nodes)
@@ -198,7 +209,7 @@ class Graph:
         source: the answer after the T steps that it was trained for.
         """
         if self.trained:
-            return self(images, self.provenance["recipe"]["timesteps"])
+            return self(images, self.trained_for)
         last = deque(self.activations(images), maxlen=1)
         return last[0][1]
 

@@ -335,7 +335,7 @@ class _Tally:
             precision=self.precision,
             alphabet=self.snn.alphabet,
             calibrated_on=sum(known),
-            trained_for=int(self.snn.provenance["recipe"]["timesteps"]) if self.snn.trained else None,
+            trained_for=self.snn.trained_for if self.snn.trained else None,
         )
 
     def _exit(self, sums: _Sums, images: int, neurons: int) -> Exit | None:

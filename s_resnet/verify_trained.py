@@ -172,7 +172,7 @@ class TrainedTally:
 
     def __init__(self, snn: Graph, timesteps: int) -> None:
         self.snn, self.timesteps = snn, timesteps
-        self.trained_for = int(snn.provenance["recipe"]["timesteps"])
+        self.trained_for = snn.trained_for
         self.steps = max(timesteps, self.trained_for)
         self.layers = {node.name: _Sums() for node in snn.neurons}
         self.images, self.same = 0, 0

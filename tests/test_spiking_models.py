@@ -417,6 +417,14 @@ def test_convert_refuses_what_a_trained_network_does_not_need():
         s_resnet.convert(model, [images], "calibrated", timesteps=8)
 
 
+def test_a_trained_network_that_does_not_say_its_steps():
+    model, images = network("ms_resnet8")
+    graph = s_resnet.Graph(s_resnet.trace(model, images).nodes)
+    with pytest.raises(s_resnet.InvalidData, match=r"expected the T it was trained for"):
+        graph.run(images)
+    torch.testing.assert_close(graph(images, 6), model(images).detach(), rtol=0, atol=1e-5)
+
+
 def test_a_trained_network_survives_its_file(tmp_path):
     model, images = network("ds_resnet8", width=16)
     snn = s_resnet.convert(model, [images])
