@@ -50,6 +50,7 @@ from .export import (
     verify_export,
 )
 from .graph import Graph, State
+from .graph_module import GraphModule
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
 from .layer_operations import LayerOperations, SourceOperations, Traffic
@@ -93,6 +94,7 @@ __all__ = [
     "Events",
     "Exit",
     "Graph",
+    "GraphModule",
     "ImageData",
     "ImageLoader",
     "InvalidArtifact",

@@ -31,6 +31,7 @@ LEVELS: dict[str, float] = {
     "engine": 2.5,  # runs the operations for the Graph
     "features": 2.5,  # what the Graph says of its nodes
     "graph": 3,
+    "graph_module": 4,
     "models": 3,
     "checkpoint": 4,
     "trained_layers": 3.5,

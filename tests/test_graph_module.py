@@ -1,0 +1,255 @@
+"""A network under fine-tuning is the simulated one, and its gradients are those of a loop over time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import images, randomized
+from torch import nn
+
+from s_resnet import CifarResNet, Graph, GraphModule, InvalidData, Neuron, Node, Readout, convert, load, save, trace
+from s_resnet import graph_module as room
+from s_resnet.kernels.surrogate import fire_reference
+from s_resnet.models.catalog import build
+from s_resnet.ops import Conv2d, Flatten, Input, Linear
+from s_resnet.passes import dyadic_weights
+
+TUNABLE = ("s-resnet", "calibrated", "calibrated-streaming", "phased")
+ONE = torch.ones(())
+
+
+class Pooled(nn.Module):
+    """A stem with a max-pool and one residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.pool = nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(3, 2, 1)
+        self.conv2, self.conv3 = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1, groups=2)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.pool(F.relu(self.conv1(x)))
+        x = F.relu(self.conv3(F.relu(self.conv2(x))) + x)
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def network(recipe="calibrated-streaming", timesteps=4, model=None, batch=6):
+    """A converted network whose layers all fire, and its images."""
+    x = images(batch, 16)
+    model = model or randomized(CifarResNet(8, num_classes=5, width=4))
+    snn = convert(model, [x], recipe, timesteps=timesteps, percentile=90)
+    return snn, x
+
+
+def dyadic(snn, x):
+    return dyadic_weights(snn, None), (64 * x).round() / 64
+
+
+# ---- the forward pass ----
+
+
+@pytest.mark.parametrize("timesteps", [1, 4, 7])
+@pytest.mark.parametrize("recipe", TUNABLE)
+@pytest.mark.parametrize("pooled", [False, True], ids=["cifar", "max-pool"])
+def test_it_fires_spike_for_spike_as_the_simulation(monkeypatch, pooled, recipe, timesteps):
+    """Also for other T than the corrections by step were fitted to."""
+    snn, x = dyadic(*network(recipe, model=randomized(Pooled()) if pooled else None))
+    trains = {}
+    for chunk in snn.stream(x, timesteps, timesteps, observe=lambda name, value: trains.update({name: value.float()})):
+        answer = chunk.outputs[-1]
+    fired = []
+
+    def recording(*args, **settings):
+        fired.append(fire_reference(*args, **settings))
+        return fired[-1]
+
+    monkeypatch.setattr(room, "fire", recording)
+    module = GraphModule(snn, timesteps).eval()
+    logits = module(x)
+    expected = [trains[node.name] for node in snn.neurons]
+    assert len(fired) == len(expected) and all(
+        torch.equal(ours.flatten(0, 1), theirs) for ours, theirs in zip(fired, expected, strict=True)
+    )
+    assert sum(bool(train.any()) for train in expected) >= len(expected) - 1
+    assert torch.allclose(logits, answer, atol=1e-5, rtol=0)
+
+
+def test_weights_that_are_not_dyadic_give_the_same_answer_in_double_precision():
+    snn, x = network("s-resnet", 16)
+    snn, x = snn.to(torch.float64), x.double()
+    assert {node.op.gain for node in snn.nodes if isinstance(node.op, Conv2d)} != {1.0}
+    assert torch.allclose(GraphModule(snn, 16)(x), snn(x, 16), atol=1e-5, rtol=0)
+
+
+# ---- gradients ----
+
+
+def chain(schedule="streaming"):
+    """Two layers of neurons behind each other, with a weighted readout; all on a dyadic grid."""
+    draw = torch.Generator().manual_seed(3)
+
+    def grid(*shape):
+        return torch.randint(-8, 10, shape, generator=draw) / 16
+
+    return Graph(
+        (
+            Node("input", Input(), ()),
+            Node("stem", Conv2d(grid(4, 3, 3, 3), grid(4), (1, 1), (1, 1)), ("input",)),
+            Node("one", Neuron(ONE, 0.5, correction=grid(3, 4)), ("stem",)),
+            Node("conv", Conv2d(grid(4, 4, 3, 3), grid(4), (1, 1), (1, 1)), ("one",)),
+            Node("two", Neuron(ONE, 0.5, schedule=schedule, correction=grid(4)), ("conv", "stem")),
+            Node("flat", Flatten(), ("two",)),
+            Node("fc", Linear(grid(5, 64), grid(5)), ("flat",)),
+            Node("readout", Readout(torch.tensor(2.0), weights=torch.tensor([0.5, 1.0, 2.0])), ("fc",)),
+        )
+    )
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("schedule", ["streaming", "lagged", "phased"])
+def test_gradients_are_those_of_a_loop_over_time(schedule, detach):
+    """Written out step by step, without folding time into the batch or computing what is constant once."""
+    graph, steps = chain(schedule).to(torch.float64), 3
+    module = GraphModule(graph, steps, "triangle", 0.75, detach_reset=detach)
+    x = (16 * images(2, 4).double()).round() / 16
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in module.network.named_parameters()}
+    one = fire_reference(
+        torch.stack([
+            F.conv2d(x, leaves["stem.weight"], graph["stem"].op.bias, padding=1)
+            + leaves["one.correction"][t].view(-1, 1, 1)
+            for t in range(steps)
+        ]),
+        thresholds=(1.0,), surrogate="triangle", width=0.75, detach_reset=detach, initial=0.5,
+    )  # fmt: skip
+    currents = [
+        F.conv2d(s, leaves["conv.weight"], graph["conv"].op.bias, padding=1)
+        + F.conv2d(x, leaves["stem.weight"], graph["stem"].op.bias, padding=1)
+        + leaves["two.correction"].view(-1, 1, 1)
+        for s in one
+    ]
+    nothing = torch.zeros_like(currents[0])
+    late = {
+        "streaming": currents,
+        "lagged": [currents[0] + currents[1], currents[2], nothing],
+        "phased": [currents[0] + currents[1] + currents[2], nothing, nothing],
+    }[schedule]
+    two = fire_reference(
+        torch.stack(late), thresholds=(1.0,), surrogate="triangle", width=0.75, detach_reset=detach, initial=0.5
+    )
+    answers = [F.linear(s.flatten(1), leaves["fc.weight"], graph["fc"].op.bias) for s in two]
+    expected = (0.5 * answers[0] + answers[1] + 2 * answers[2]) / 3.5 * 2 + leaves["readout.correction"]
+    logits = module(x)
+    assert torch.allclose(logits, expected, rtol=1e-12)
+    target = images(2, 5)[:, 0, 0].double()
+    ((logits - target) ** 2).sum().backward()
+    ((expected - target) ** 2).sum().backward()
+    for name, value in module.network.named_parameters():
+        assert value.grad.any() and torch.allclose(value.grad, leaves[name].grad, rtol=1e-9, atol=1e-12), name
+
+
+@pytest.mark.parametrize("schedule", ["phased", "streaming"])
+def test_a_change_of_the_charge_reaches_one_spike_or_none(schedule):
+    """The gradient of converted networks: the derivative of clip(charge, 0, T) once all of the charge is there."""
+    charges = torch.tensor([-0.6, 0.1, 0.6, 1.2, 2.9, 3.3, 3.9, 4.6, 9.0])
+    graph = Graph(
+        (
+            Node("input", Input(), ()),
+            Node("conv", Conv2d(torch.ones(1, 1, 1, 1), torch.zeros(1)), ("input",)),
+            Node("neuron", Neuron(ONE, 0.5, schedule=schedule), ("conv",)),
+            Node("flat", Flatten(), ("neuron",)),
+            Node("fc", Linear(torch.eye(len(charges)), None), ("flat",)),
+            Node("readout", Readout(ONE), ("fc",)),
+        )
+    )
+    x = (charges / 4).view(1, 1, 1, -1).requires_grad_()
+    counts = 4 * GraphModule(graph, 4)(x)
+    assert counts.flatten().tolist() == [0, 0, 1, 1, 3, 3, 4, 4, 4]
+    counts.sum().backward()
+    # A unit of current at each of 4 steps is 4 units of charge; streaming, the last one can come too late for a spike.
+    late = {"phased": 4, "streaming": 3}[schedule]
+    assert x.grad.flatten().tolist() == [0, 4, 4, 4, 4, late, 4, 0, 0]
+
+
+# ---- what comes out ----
+
+
+@pytest.mark.parametrize("recipe", ["calibrated", "phased"])
+def test_a_step_changes_the_spiking_network_and_not_the_analog_one(tmp_path, recipe):
+    snn, x = network(recipe)
+    labels = torch.arange(6) % 5
+    module = GraphModule(snn, 4)
+    optimizer = torch.optim.SGD(module.parameters(), 0.05)
+    losses = []
+    for _ in range(8):
+        loss = F.cross_entropy(module(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    tuned = module.graph()
+    before = snn(x, 4)
+    assert torch.allclose(tuned(x, 4), module(x), atol=1e-5) and not torch.allclose(tuned(x, 4), before, atol=1e-2)
+    assert torch.equal(tuned.run(x), snn.run(x))
+    save(tuned, tmp_path / "tuned.snn")
+    assert torch.equal(load(tmp_path / "tuned.snn")(x, 4), tuned(x, 4))
+    assert torch.equal(snn(x, 4), before), "the source network has changed"
+    again = GraphModule(tuned, 4)  # from where the first tuning ended
+    assert torch.equal(again(x), module(x))
+
+
+def test_a_directly_trained_network_keeps_its_own_gradient():
+    """Against the module that it was traced from, in evaluation: batch normalization is an affine map there."""
+    source = randomized(build("ms_resnet8", 5, timesteps=3, width=4, size=16)).double()
+    x = images(2, 16).double()
+    graph = trace(source.float(), x.float()).to(torch.float64)
+    source = source.double()
+    module = GraphModule(graph, 3)
+    assert torch.allclose(module(x), source(x), atol=1e-9)
+    module(x).square().sum().backward()
+    source(x).square().sum().backward()
+    ours = dict(module.network.named_parameters())
+    compared = 0
+    for name, value in source.named_parameters():
+        if name in ours:
+            assert torch.allclose(ours[name].grad, value.grad, rtol=1e-6, atol=1e-9), name
+            compared += bool(value.grad.any())
+    assert compared >= 5
+    tuned = module.graph()
+    assert torch.equal(tuned(x, 3), graph(x, 3)) and all(
+        getattr(node.op, "spiking_weight", None) is None for node in tuned.nodes
+    )
+
+
+# ---- what cannot be tuned ----
+
+
+def with_neuron(graph, **changes):
+    nodes = (replace(n, op=replace(n.op, **changes)) if isinstance(n.op, Neuron) else n for n in graph.nodes)
+    return replace(graph, nodes=tuple(nodes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"signed": True}, "signed"),
+        ({"levels": 2}, "multi-level"),
+        ({"differential": True}, "differential"),
+        ({"integer": torch.ones(4, dtype=torch.int32)}, "integer"),
+        ({"threshold": torch.tensor([1.0, 2.0, 1.0, 1.0])}, "normalized"),
+        ({"firing": torch.tensor([1.0, 2.0])}, "multi-level firing"),
+    ],
+)
+def test_other_neurons_are_refused_by_name(changes, said):
+    with pytest.raises(InvalidData, match=f"one: cannot be fine-tuned.*{said}"):
+        GraphModule(with_neuron(chain(), **changes), 2)
+
+
+def test_other_networks_are_refused():
+    with pytest.raises(InvalidData, match="timesteps=0"):
+        GraphModule(chain(), 0)
+    with pytest.raises(InvalidData, match="without neurons"):
+        GraphModule(trace(randomized(CifarResNet(8)), images(2, 32)), 2)
+    with pytest.raises(InvalidData, match="score by spike count"):
+        GraphModule(network("s-resnet-released")[0], 2)
