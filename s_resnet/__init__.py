@@ -60,6 +60,7 @@ from .open_data import loader_for, open_data, read_preprocessing, stored_preproc
 from .operations import Operations, count_operations
 from .ops import Node, Scale
 from .page import Study, study, write_page
+from .qcfs import QCFSModule
 from .recipes import RECIPES, Recipe, Step
 from .recorder import Trace, record
 from .report import Exit, Report, Row, evaluate, powers_of_two
@@ -108,6 +109,7 @@ __all__ = [
     "Operations",
     "Preprocessing",
     "Preset",
+    "QCFSModule",
     "Readout",
     "Recipe",
     "Report",

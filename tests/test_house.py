@@ -32,6 +32,7 @@ LEVELS: dict[str, float] = {
     "features": 2.5,  # what the Graph says of its nodes
     "graph": 3,
     "graph_module": 4,
+    "qcfs": 4.3,
     "models": 3,
     "checkpoint": 4,
     "trained_layers": 3.5,
