@@ -62,6 +62,10 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 @click.option(
     "--validation", metavar="N", type=click.IntRange(0), help="Keep N training images apart, and report them."
 )
+@click.option(
+    "--activation", type=click.Choice(["relu", "qcfs"]), help="qcfs: an ANN that is ready for conversion to few steps."
+)
+@click.option("--levels", metavar="L", type=click.IntRange(1), help="Of qcfs: the T to convert for; by default 8.")
 @click.option("--amp/--no-amp", default=None, help="16-bit arithmetic where it does no harm, or not.")
 @click.option("--recompute", is_flag=True, help="Less memory: blocks are computed again in the backward pass.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Of weights, order, augmentation; by default 0.")
@@ -105,6 +109,7 @@ def train(
       sresnet train ds_resnet20 --data cifar10:/data --preset paper --epochs 30 --amp -o short.pt
       sresnet train ms_resnet34 --data imagenet:/data --preset paper --recompute -o ms34.pt
       sresnet train ds_resnet14 --data cifar10dvs:/data --preset paper -o events.pt
+      sresnet train cifar_resnet20 --data cifar10:/data --activation qcfs --levels 4 -o ready.pt
       torchrun --nproc-per-node 4 -m sresnet_cli train ms_resnet34 --data imagenet:/data --preset paper -o ms34.pt
     """
     import s_resnet
@@ -139,6 +144,8 @@ def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, An
     import s_resnet
 
     chosen = {name: value for name, value in given.items() if value is not None}
+    if "levels" in chosen and chosen.get("activation") != "qcfs":
+        raise click.UsageError("--levels is of --activation qcfs. Give both.")
     if preset:
         return dataclasses.replace(s_resnet.preset(arch, images), **chosen)
     usual = {"lr": 0.001, "weight_decay": 0.01} if chosen.get("optimizer") == "adamw" else {}
@@ -158,6 +165,7 @@ def _summary(trained: Any, path: Path, data: str) -> str:
     test = "" if last["test_top1"] is None else f", test top-1 {100 * last['test_top1']:.2f}%"
     steps = trained.settings.timesteps
     spiking = "" if steps is None else f", T = {steps}"
-    calibration = f" --calibration {data}" if steps is None else ""
+    ready = steps is not None or trained.settings.activation == "qcfs"
+    calibration = "" if ready else f" --calibration {data}"
     done = f"{path}: {trained.arch}{spiking}, {len(trained.history)} epochs{test}"
     return f"{done}\nNext: sresnet convert {path}{calibration}"

@@ -17,6 +17,7 @@ from .kernels.qcfs import qcfs
 from .ops import QCFS, BatchNorm2d, Conv2d, Linear, Node, ReLU
 from .trace import trace
 
+THRESHOLDS = "thresholds."  # what their names in a state dict begin with
 THRESHOLD = 4.0  # at the start: what batch normalization makes is seldom above
 
 

@@ -34,7 +34,7 @@ LEVELS: dict[str, float] = {
     "graph_module": 4,
     "qcfs": 4.3,
     "models": 3,
-    "checkpoint": 4,
+    "checkpoint": 4.6,  # what was trained with QCFS comes back as that
     "trained_layers": 3.5,
     "trace": 4,
     "artifact": 4,

@@ -1,13 +1,27 @@
 """ANNs trained to be converted: the activation against its equation, and T = L steps of spikes against the ANN."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import Net, images, randomized
+from test_cli import program as program
+from test_train import BRIEF, content, same_end, trained
 from torch import nn
 
-from s_resnet import CifarResNet, ConversionError, InvalidData, QCFSModule, convert, load, save
+from s_resnet import (
+    CifarResNet,
+    ConversionError,
+    InvalidCheckpoint,
+    InvalidData,
+    QCFSModule,
+    convert,
+    load,
+    load_checkpoint,
+    save,
+)
 from s_resnet.kernels.qcfs import qcfs
 from s_resnet.models.catalog import build
 from s_resnet.neuron import Neuron
@@ -206,3 +220,69 @@ def test_bad_modules_are_refused():
         next(module.thresholds.parameters()).zero_()
     with pytest.raises((InvalidData, ConversionError), match="relu: got threshold 0"):
         convert(module, input_size=8)
+
+
+# ---- training, and the program ----
+
+READY = replace(BRIEF, epochs=2, activation="qcfs", levels=3)
+
+
+def test_training_learns_thresholds_and_goes_on_to_the_same_end(tmp_path):
+    whole, stopped = tmp_path / "whole.pt", tmp_path / "stopped.pt"
+    result = trained(whole, settings=READY)
+
+    class Stop(Exception):
+        pass
+
+    def stop(entry):
+        raise Stop
+
+    with pytest.raises(Stop):
+        trained(stopped, settings=READY, on_epoch=stop)
+    assert content(stopped)["epoch"] == 1
+    trained(stopped, settings=READY)
+    assert same_end(whole, stopped)
+    kept = content(whole)
+    thresholds = kept["thresholds"]
+    assert thresholds.keys() == result.model.learned_thresholds().keys() and len(thresholds) == 7
+    assert all(value != 4 and torch.equal(value, content(stopped)["thresholds"][n]) for n, value in thresholds.items())
+    plain = build("cifar_resnet8", 3, size=8, width=4)
+    plain.load_state_dict(kept["state_dict"])
+    x = images(4, 8)
+    again = load_checkpoint(whole).model
+    assert torch.equal(again(x), result.model(x)) and not torch.allclose(plain.eval()(x), result.model(x))
+
+
+def test_a_checkpoint_without_its_thresholds_is_refused(tmp_path):
+    trained(tmp_path / "x.pt", settings=replace(READY, epochs=1))
+    kept = content(tmp_path / "x.pt")
+    kept["thresholds"].popitem()
+    torch.save(kept, tmp_path / "less.pt")
+    with pytest.raises(InvalidCheckpoint, match=r"less\.pt: .*thresholds"):
+        load_checkpoint(tmp_path / "less.pt")
+
+
+@pytest.mark.parametrize(("settings", "said"), [({"levels": 0}, "levels"), ({"activation": "gelu"}, "activation")])
+def test_settings_without_sense_are_refused(settings, said):
+    with pytest.raises(InvalidData, match=said):
+        replace(READY, **settings)
+
+
+def test_recomputing_and_spiking_networks_are_refused(tmp_path):
+    with pytest.raises(InvalidData, match="recompute"):
+        trained(tmp_path / "x.pt", settings=replace(READY, recompute=True))
+    with pytest.raises(InvalidData, match="spiking"):
+        trained(tmp_path / "x.pt", "ms_resnet8", replace(READY, timesteps=2))
+
+
+def test_the_program_trains_converts_and_evaluates(program):
+    pytest.importorskip("sklearn")
+    train = ("train", "cifar_resnet8", "--data", "digits", "--width", 4, "--epochs", 1, "--limit", 64, "--workers", 0)
+    said = program.works(*train, "--activation", "qcfs", "--levels", 4, "-o", "ready.pt", "--test-limit", 20)
+    assert said.endswith("Next: sresnet convert ready.pt\n")
+    said = program.works("convert", "ready.pt")
+    assert "recipe qcfs-streaming" in said and "thresholds from its training" in said and "--timesteps 4" in said
+    snn = load("ready.snn")
+    assert snn.provenance["preprocessing"]["size"] == 8 and snn.provenance["data"]["spec"] == "digits"
+    assert program.works("evaluate", "--timesteps", 4, "--limit", 20)
+    assert program(*train, "--levels", 4, "-o", "other.pt")[0] == 2

@@ -21,6 +21,7 @@ from ..distributed import exchange, in_step, place, process_group, shard
 from ..errors import BackendUnavailable, TrainingDiverged
 from ..event_data import Binning, EventData
 from ..open_data import loader_for
+from ..qcfs import THRESHOLDS
 from . import saved
 from .images import epoch_loader, epoch_order, usual_workers
 from .run import Run, half_type, prepare, resume
@@ -106,7 +107,11 @@ def _state(run: Run) -> dict[str, Any]:
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise _diverged(run, f"{name}, after the last step of an epoch", "values that are nan or infinite")
-    return {"state_dict": weights, "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
+    # Apart, so that the rest fits the plain architecture.
+    thresholds = {name: weights.pop(name) for name in list(weights) if name.startswith(THRESHOLDS)}
+    kept = {"thresholds": {name.removeprefix(THRESHOLDS): value for name, value in thresholds.items()}}
+    state = {"state_dict": weights, "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
+    return {**state, **kept} if thresholds else state
 
 
 def _notes(run: Run, resumed: int) -> Iterator[str]:

@@ -19,6 +19,7 @@ from ..event_data import Binning, EventData
 from ..heldout import fingerprints
 from ..models.catalog import build, timesteps_of
 from ..open_data import stored_preprocessing
+from ..qcfs import THRESHOLDS, QCFSModule
 from . import saved
 from .images import SMALL, usual_augmentation
 from .processes import Processes, parallel
@@ -74,15 +75,7 @@ def prepare(
     settings, preprocessing = _completed(arch, data, settings, preprocessing)
     parts = split(data, test, settings)
     torch.manual_seed(chance(settings.seed, "weights"))
-    model = build(
-        arch,
-        len(data.classes),
-        timesteps=settings.timesteps,
-        channels=_channels(data),
-        size=settings.size or 0,
-        width=settings.width,
-        normalize_input=settings.normalize_input,
-    )
+    model = _network(arch, data, settings)
     processes, wrapped = parallel(model.to(device), device)
     stack.callback(processes.leave)
     if settings.recompute:
@@ -97,6 +90,25 @@ def prepare(
         optimizer=optimizer,
         scaler=scaler,
     )
+
+
+def _network(arch: str, data: ImageData | EventData, settings: Training) -> nn.Module:
+    """The network before its first step."""
+    size, channels = settings.size or 0, _channels(data)
+    model = build(
+        arch,
+        len(data.classes),
+        timesteps=settings.timesteps,
+        channels=channels,
+        size=size,
+        width=settings.width,
+        normalize_input=settings.normalize_input,
+    )
+    if settings.activation == "relu":
+        return model
+    if settings.recompute:
+        raise InvalidData("train: recompute, got it with activation qcfs; expected one of the two. Leave one out.")
+    return QCFSModule(model, torch.zeros(2, channels, size, size), settings.levels)
 
 
 def half_type(device: torch.device) -> torch.dtype:
@@ -202,7 +214,8 @@ def resume(run: Run) -> list[Mapping[str, Any]]:
     if content is None:
         return []
     try:
-        run.model.load_state_dict(content["state_dict"])
+        thresholds = {f"{THRESHOLDS}{name}": value for name, value in content.get("thresholds", {}).items()}
+        run.model.load_state_dict({**content["state_dict"], **thresholds})
         run.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"]:  # nothing of a run without one, as on another kind of GPU
             run.scaler.load_state_dict(content["scaler"])
