@@ -67,7 +67,7 @@ from .report import Exit, Report, Row, evaluate, powers_of_two
 from .shortcuts import Shortcut, scales, shortcuts
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .trace import trace
-from .training import PRESETS, Preset, Trained, Training, preset, train
+from .training import PRESETS, Preset, Trained, Training, Tuned, fine_tune, preset, train, tuning
 from .verify import LayerError, Verification, verify
 from .verify_trained import TrainedLayer, TrainedVerification
 from .version import __version__
@@ -130,6 +130,7 @@ __all__ = [
     "TrainedVerification",
     "Training",
     "TrainingDiverged",
+    "Tuned",
     "UnsupportedModel",
     "Verification",
     "__version__",
@@ -150,6 +151,7 @@ __all__ = [
     "export_npz",
     "export_torch",
     "find_device",
+    "fine_tune",
     "fingerprints",
     "first_process_first",
     "host_input",
@@ -177,6 +179,7 @@ __all__ = [
     "study",
     "trace",
     "train",
+    "tuning",
     "verify",
     "verify_export",
     "write_page",

@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import images, randomized
+from test_cli import program as program
+from test_train import content, data, same_end
 from torch import nn
 
+import s_resnet
 from s_resnet import CifarResNet, Graph, GraphModule, InvalidData, Neuron, Node, Readout, convert, load, save, trace
 from s_resnet import graph_module as room
 from s_resnet.kernels.surrogate import fire_reference
@@ -253,3 +256,114 @@ def test_other_networks_are_refused():
         GraphModule(trace(randomized(CifarResNet(8)), images(2, 32)), 2)
     with pytest.raises(InvalidData, match="score by spike count"):
         GraphModule(network("s-resnet-released")[0], 2)
+
+
+# ---- fine-tuning ----
+
+BRIEF = s_resnet.tuning(epochs=3, batch_size=8, validation=6, lr=0.003, timesteps=3)
+
+
+def told(split="train", count=30):
+    """A network for images of three classes, and those: they differ in brightness."""
+    snn, _ = network("calibrated-streaming", 3, randomized(CifarResNet(8, num_classes=3, width=4)))
+    seen = {"spec": "made", "split": split, "images": 1, "fingerprints": ["1-earlier"]}
+    return snn.with_provenance(preprocessing=vars(s_resnet.preprocessing_for(16)), data=seen), data(
+        count, split=split, size=16
+    )
+
+
+def tune(path, snn, images, settings=BRIEF, **options):
+    return s_resnet.fine_tune(snn, images, path, settings, device="cpu", workers=0, **options)
+
+
+def test_fine_tuning_learns_and_goes_on_to_the_same_end(tmp_path):
+    snn, images = told()
+    result = tune(tmp_path / "whole.pt", snn, images)
+    assert result.kept and result.after > result.before and len(result.history) == 3
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert result.after == pytest.approx(result.history[-1]["validation_top1"])
+
+    class Stop(Exception):
+        pass
+
+    def stop(entry):
+        raise Stop
+
+    for _ in range(2):  # killed after each of the first two epochs
+        with pytest.raises(Stop):
+            tune(tmp_path / "stopped.pt", snn, images, on_epoch=stop)
+    again = tune(tmp_path / "stopped.pt", snn, images)
+    assert same_end(tmp_path / "whole.pt", tmp_path / "stopped.pt")
+    x = images_of(images)
+    assert torch.equal(again.graph(x, 3), result.graph(x, 3)) and torch.equal(result.graph.run(x), snn.run(x))
+    kept = result.graph.provenance
+    assert kept["tuning"]["epochs"] == 3 and kept["tuning"]["top1_after"] == result.after
+    assert kept["recipe"] == {**snn.provenance["recipe"], "timesteps": 3}
+    assert kept["data"]["fingerprints"] == ["1-earlier"]  # these data have a split, so nothing need be told
+
+
+def images_of(images):
+    return torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255
+
+
+def test_data_without_a_split_tell_every_image_that_was_seen(tmp_path):
+    snn, images = told("all")
+    result = tune(tmp_path / "x.pt", snn, images)
+    marks = set(result.graph.provenance["data"]["fingerprints"])
+    unseen = [i for i in range(30) if not marks & set(s_resnet.fingerprints(images, [i]))]
+    assert len(unseen) == 3 and len(marks) == 27 + 1  # a tenth is for testing; the rest, and what came before
+    assert content(tmp_path / "x.pt")["history"][-1]["test_top1"] is not None
+
+
+def test_what_is_no_better_is_not_kept(tmp_path):
+    snn, images = told()
+    result = tune(tmp_path / "x.pt", snn, images, s_resnet.tuning(epochs=1, lr=1e-12, batch_size=8, timesteps=3))
+    assert not result.kept and result.graph is snn and result.before == result.after
+
+
+def test_another_network_is_not_gone_on_with(tmp_path):
+    snn, images = told()
+    one = s_resnet.tuning(epochs=1, batch_size=8, timesteps=3)
+    tune(tmp_path / "x.pt", snn, images, one)
+    other = GraphModule(snn, 3)
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    with pytest.raises(s_resnet.SResNetError, match="network [0-9a-f]{32}"):
+        tune(tmp_path / "x.pt", other.graph(), images, one)
+
+
+def test_networks_and_data_that_do_not_fit_are_refused(tmp_path):
+    snn, images = told()
+    with pytest.raises(InvalidData, match=r"5 classes .* of 3"):
+        tune(tmp_path / "x.pt", snn, data(20, classes=5, size=16))
+    bare = replace(snn, provenance={})
+    with pytest.raises(InvalidData, match="preprocessed"):
+        tune(tmp_path / "x.pt", bare, images)
+    with pytest.raises(InvalidData, match="no timesteps"):
+        tune(
+            tmp_path / "x.pt",
+            bare.with_provenance(preprocessing=snn.provenance["preprocessing"]),
+            images,
+            s_resnet.tuning(),
+        )
+
+
+def test_the_program_tunes_and_says_what_comes_next(program, tmp_path):
+    pytest.importorskip("sklearn")
+    torch.save(randomized(CifarResNet(8)).state_dict(), "x.th")
+    convert_it = ("convert", "x.th", "--calibration", "digits", "--calibration-images", 32, "--input-size", 8)
+    program.works(*convert_it, "--recipe", "calibrated-streaming", "--timesteps", 3)
+    tuning = ("train", "--from", "x.snn", "--data", "digits", "--limit", 64, "--batch-size", 16, "--workers", 0,
+              "--validation", 20, "--device", "cpu", "-o", "y.snn")  # fmt: skip
+    *epochs, done, following = program.works(*tuning, "--epochs", 2, "--lr", 0.003).splitlines()
+    assert [line[:9] for line in epochs] == ["epoch 1/2", "epoch 2/2"] and done.startswith(
+        "y.snn: fine-tuned at T = 3, "
+    )
+    assert following == "Next: sresnet evaluate y.snn --timesteps 3"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["x.snn", "x.th", "y.snn"]
+    assert program.works("evaluate", "y.snn", "--timesteps", 3, "--limit", 20)
+    code, _, err = program(*tuning, "--epochs", 1, "--lr", 1e-12)
+    assert code == 1 and "not written, got" in err
+    for wrong in (("--width", 4), ("--preset", "paper"), ("ms_resnet8",), ("--recompute",), ("--activation", "relu")):
+        assert program(*tuning, *wrong)[0] == 2, wrong
+    assert program("train", "--data", "digits", "-o", "z.snn")[0] == 2
