@@ -328,7 +328,7 @@ def test_another_network_is_not_gone_on_with(tmp_path):
     other = GraphModule(snn, 3)
     with torch.no_grad():
         next(other.parameters()).mul_(2)
-    with pytest.raises(s_resnet.SResNetError, match="network [0-9a-f]{32}"):
+    with pytest.raises(s_resnet.SResNetError, match=r"network [0-9a-f]{32}"):
         tune(tmp_path / "x.pt", other.graph(), images, one)
 
 
