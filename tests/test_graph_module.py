@@ -309,6 +309,7 @@ def images_of(images):
 def test_data_without_a_split_tell_every_image_that_was_seen(tmp_path):
     snn, images = told("all")
     result = tune(tmp_path / "x.pt", snn, images)
+    assert result.graph.provenance["data"]["images"] == 27
     marks = set(result.graph.provenance["data"]["fingerprints"])
     unseen = [i for i in range(30) if not marks & set(s_resnet.fingerprints(images, [i]))]
     assert len(unseen) == 3 and len(marks) == 27 + 1  # a tenth is for testing; the rest, and what came before

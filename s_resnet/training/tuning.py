@@ -18,7 +18,7 @@ from ..graph import Graph
 from ..graph_module import GraphModule
 from ..heldout import fingerprints
 from .loop import Trained, train
-from .run import split
+from .run import Parts, split
 from .settings import Training
 
 HELD_OUT = 256  # at most, and an eighth of the images at most
@@ -97,8 +97,7 @@ def fine_tune(
     held_out = ImageLoader(data, parts.validation, preprocessing, settings.batch_size)
     before, after = (_score(m, held_out, device) for m in (GraphModule(graph, settings.timesteps), trained.model))
     kept = after > before
-    marks = fingerprints(data, [*parts.train, *parts.validation]) if data.split == "all" else []
-    tuned = _documented(graph, module.graph(), trained, data, marks, before[0], after[0]) if kept else graph
+    tuned = _documented(graph, module.graph(), trained, data, parts, before[0], after[0]) if kept else graph
     return Tuned(tuned, kept, before[0], after[0], trained.history)
 
 
@@ -139,14 +138,15 @@ def _score(module: torch.nn.Module, images: ImageLoader, device: str) -> tuple[f
 
 
 def _documented(
-    before: Graph, graph: Graph, trained: Trained, data: ImageData, marks: list[str], old: float, new: float
+    before: Graph, graph: Graph, trained: Trained, data: ImageData, parts: Parts, old: float, new: float
 ) -> Graph:
     """The tuned network with what was done to it, and what it has seen."""
-    settings = trained.settings
+    settings, used = trained.settings, [*parts.train, *parts.validation]
+    marks = fingerprints(data, used) if data.split == "all" else []
     known = before.provenance.get("data", {}).get("fingerprints", [])
     names = ("timesteps", "epochs", "optimizer", "lr", "weight_decay", "batch_size", "seed", "validation")
     tuning = {name: getattr(settings, name) for name in names}
     tuning |= {"data": data.spec, "split": data.split, "top1_before": old, "top1_after": new}
-    seen = {"spec": data.spec, "split": data.split, "images": len(data), "fingerprints": sorted({*known, *marks})}
+    seen = {"spec": data.spec, "split": data.split, "images": len(used), "fingerprints": sorted({*known, *marks})}
     recipe = {**before.provenance.get("recipe", {}), "timesteps": settings.timesteps}
     return graph.with_provenance(tuning=tuning, data=seen, recipe=recipe, classes=list(data.classes))
