@@ -171,13 +171,13 @@ def convert(
     if loaded.preprocessing is not None and not (input_size or mean or std):
         origin = {"preprocessing": dict(loaded.preprocessing)}  # what it was trained with
         preprocessing = s_resnet.read_preprocessing(loaded.preprocessing)
-    if loaded.timesteps is not None:
-        if calibration or input_size or mean or std:
-            raise click.UsageError(
-                f"{checkpoint} was trained as a spiking network and says on what. Leave out --calibration, "
-                "--input-size, --mean and --std."
-            )
-        origin |= {"data": dict(loaded.data or {}), "classes": list(loaded.classes)}
+    if loaded.timesteps is not None and (calibration or input_size or mean or std):
+        raise click.UsageError(
+            f"{checkpoint} was trained as a spiking network and says on what. Leave out --calibration, "
+            "--input-size, --mean and --std."
+        )
+    if loaded.data is not None:
+        origin |= {"data": dict(loaded.data), "classes": list(loaded.classes)}
     if calibration:
         batches, origin = _calibration(calibration, calibration_images, preprocessing, loaded, download)
         if "events" in origin["preprocessing"] and (input_size or mean or std):
@@ -197,7 +197,7 @@ def convert(
         target_drop=target_drop,
         progress=True,
     )
-    if batches is None and loaded.timesteps is None:
+    if snn.provenance["calibration"]["source"] == "batchnorm":
         click.echo("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     source = {
         "name": loaded.name,
@@ -262,8 +262,8 @@ def _summary(snn: Any, target: Path) -> str:
         )
     calibration = provenance["calibration"]
     how = f"{calibration['images'] + calibration['held_out']} images"
-    if calibration["source"] == "batchnorm":
-        how = "BatchNorm statistics"
+    if calibration["source"] != "data":
+        how = {"batchnorm": "BatchNorm statistics", "training": "its training"}[calibration["source"]]
     compensation = provenance.get("compensation")
     factor = f", compensation {compensation['factor']:.4f}" if compensation else ""
     silent = calibration["silent"]

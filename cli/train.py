@@ -23,15 +23,18 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 
 
 @click.command()
-@click.argument("arch")
+@click.argument("arch", required=False)
+@click.option(
+    "--from", "network", metavar="NETWORK.snn", type=click.Path(), help="Fine-tune this converted network instead."
+)
 @click.option("--data", metavar="DATA", required=True, help="What to train on; its test images are reported on.")
 @click.option(
     "-o",
     "--output",
-    metavar="CKPT",
+    metavar="FILE",
     type=click.Path(dir_okay=False, readable=False),
     required=True,
-    help="The checkpoint, written after every epoch. The same command goes on from it.",
+    help="The checkpoint, written after every epoch. The same command goes on from it. With --from the tuned .snn.",
 )
 @click.option("--preset", type=click.Choice(["paper"]), help="The recipe of the architecture's paper on these data.")
 @click.option("--epochs", metavar="N", type=click.IntRange(1), help="By default 100.")
@@ -62,6 +65,10 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 @click.option(
     "--validation", metavar="N", type=click.IntRange(0), help="Keep N training images apart, and report them."
 )
+@click.option(
+    "--activation", type=click.Choice(["relu", "qcfs"]), help="qcfs: an ANN that is ready for conversion to few steps."
+)
+@click.option("--levels", metavar="L", type=click.IntRange(1), help="Of qcfs: the T to convert for; by default 8.")
 @click.option("--amp/--no-amp", default=None, help="16-bit arithmetic where it does no harm, or not.")
 @click.option("--recompute", is_flag=True, help="Less memory: blocks are computed again in the backward pass.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Of weights, order, augmentation; by default 0.")
@@ -70,7 +77,8 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 @click.option("--tensorboard", metavar="DIR", type=click.Path(file_okay=False), help="Write curves there as well.")
 @DOWNLOAD
 def train(
-    arch: str,
+    arch: str | None,
+    network: str | None,
     data: str,
     output: str,
     preset: str | None,
@@ -82,12 +90,15 @@ def train(
     download: bool,
     **given: Any,
 ) -> None:
-    """Train the network ARCH: a spiking ResNet by surrogate gradients, or an ANN to convert.
+    """Train the network ARCH: a spiking ResNet by surrogate gradients, or an ANN to convert; or fine-tune a network.
 
     \b
     ARCH is ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet20 ... ms_resnet482; ds_resnet14 ... ds_resnet68;
     danet50, danet101, danet152 (our interpretation); sew_resnet18 ...; spiking_resnet20 ... (plain);
     cifar_resnet20 ..., resnet18, resnet34, resnet50 (ANNs).
+
+    With --from a converted network is trained on at T steps, with labels, by its own spikes; images that are kept apart
+    decide whether that was for the better. By default adamw, --lr 0.0003, 5 epochs of batches of 64.
 
     A run that was stopped goes on by the same command from its last finished epoch, and on the CPU ends with the same
     weights. A run with other settings wants another -o. Options given beside --preset replace the preset's.
@@ -105,10 +116,25 @@ def train(
       sresnet train ds_resnet20 --data cifar10:/data --preset paper --epochs 30 --amp -o short.pt
       sresnet train ms_resnet34 --data imagenet:/data --preset paper --recompute -o ms34.pt
       sresnet train ds_resnet14 --data cifar10dvs:/data --preset paper -o events.pt
+      sresnet train --from resnet20.snn --data cifar10:/data --timesteps 4 -o tuned.snn
+      sresnet train cifar_resnet20 --data cifar10:/data --activation qcfs --levels 4 -o ready.pt
       torchrun --nproc-per-node 4 -m sresnet_cli train ms_resnet34 --data imagenet:/data --preset paper -o ms34.pt
     """
     import s_resnet
 
+    if (arch is None) == (network is None):
+        raise click.UsageError("Train what? Name an architecture, or a converted network with --from.")
+    given["augmentation"] = augment
+    if network is not None:
+        unfit = {"--preset": preset, "--input-size": input_size, "--recompute": given["recompute"] or None}
+        unfit |= {f"--{name}": given[name] for name in ("width", "activation", "levels")}
+        wrong = [name for name, value in unfit.items() if value is not None]
+        if wrong:
+            raise click.UsageError(f"{', '.join(wrong)} cannot be had with --from. Leave it out.")
+        options = {"device": device, "workers": workers, "progress": True, "tensorboard": tensorboard}
+        _fine_tune(Path(network), data, Path(output), given, download, options)
+        return
+    assert arch is not None
     with s_resnet.process_group(device) as (rank, _):
         s_resnet.find_device(device)
         path = Path(output)
@@ -116,7 +142,7 @@ def train(
         with s_resnet.first_process_first():
             images = s_resnet.open_data(data, "calibration", download)
             test = s_resnet.open_data(data, "evaluation", download)
-        settings = _settings(preset, arch, images, {**given, "augmentation": augment, "size": input_size})
+        settings = _settings(preset, arch, images, {**given, "size": input_size})
         trained = s_resnet.train(
             *(arch, images, path, settings),
             test=test,
@@ -132,6 +158,42 @@ def train(
             click.echo(_summary(trained, path, data))
 
 
+def _fine_tune(
+    network: Path, data: str, output: Path, given: Mapping[str, Any], download: bool, options: Mapping[str, Any]
+) -> None:
+    """Fine-tune a network; the state of the run lies beside the output until the end."""
+    import s_resnet
+
+    with s_resnet.process_group(options["device"]) as (rank, _):
+        s_resnet.find_device(options["device"])
+        snn = s_resnet.load(network)
+        check_output(output, network)
+        partial = output.with_name(f"{output.name}.partial")
+        with s_resnet.first_process_first():
+            images = s_resnet.open_data(data, "calibration", download)
+        chosen = {name: value for name, value in given.items() if value is not None}
+        settings = s_resnet.tuning(**chosen)
+        tuned = s_resnet.fine_tune(
+            *(snn, images, partial, settings),
+            on_note=lambda text: click.echo(text, err=True),
+            on_epoch=lambda entry: click.echo(_line(entry, settings.epochs)),
+            **options,
+        )
+        if rank:
+            return
+        if tuned.kept:
+            s_resnet.save(tuned.graph, output)
+        partial.unlink(missing_ok=True)
+    compared = f"{100 * tuned.before:.2f}% of the held-out images before, {100 * tuned.after:.2f}% after"
+    if not tuned.kept:
+        raise s_resnet.SResNetError(
+            f"{output}: not written, got {compared}; expected more right answers. Try another --lr, or more --epochs."
+        )
+    timesteps = tuned.graph.provenance["tuning"]["timesteps"]
+    click.echo(f"{output}: fine-tuned at T = {timesteps}, {compared}")
+    click.echo(f"Next: sresnet evaluate {output} --timesteps {timesteps}")
+
+
 def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, Any]) -> Any:
     """The preset's settings, or the usual ones, with what was given in their place."""
     import dataclasses
@@ -139,6 +201,8 @@ def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, An
     import s_resnet
 
     chosen = {name: value for name, value in given.items() if value is not None}
+    if "levels" in chosen and chosen.get("activation") != "qcfs":
+        raise click.UsageError("--levels is of --activation qcfs. Give both.")
     if preset:
         return dataclasses.replace(s_resnet.preset(arch, images), **chosen)
     usual = {"lr": 0.001, "weight_decay": 0.01} if chosen.get("optimizer") == "adamw" else {}
@@ -158,6 +222,7 @@ def _summary(trained: Any, path: Path, data: str) -> str:
     test = "" if last["test_top1"] is None else f", test top-1 {100 * last['test_top1']:.2f}%"
     steps = trained.settings.timesteps
     spiking = "" if steps is None else f", T = {steps}"
-    calibration = f" --calibration {data}" if steps is None else ""
+    ready = steps is not None or trained.settings.activation == "qcfs"
+    calibration = "" if ready else f" --calibration {data}"
     done = f"{path}: {trained.arch}{spiking}, {len(trained.history)} epochs{test}"
     return f"{done}\nNext: sresnet convert {path}{calibration}"

@@ -50,6 +50,7 @@ from .export import (
     verify_export,
 )
 from .graph import Graph, State
+from .graph_module import GraphModule
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
 from .layer_operations import LayerOperations, SourceOperations, Traffic
@@ -59,13 +60,14 @@ from .open_data import loader_for, open_data, read_preprocessing, stored_preproc
 from .operations import Operations, count_operations
 from .ops import Node, Scale
 from .page import Study, study, write_page
+from .qcfs import QCFSModule
 from .recipes import RECIPES, Recipe, Step
 from .recorder import Trace, record
 from .report import Exit, Report, Row, evaluate, powers_of_two
 from .shortcuts import Shortcut, scales, shortcuts
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .trace import trace
-from .training import PRESETS, Preset, Trained, Training, preset, train
+from .training import PRESETS, Preset, Trained, Training, Tuned, fine_tune, preset, train, tuning
 from .verify import LayerError, Verification, verify
 from .verify_trained import TrainedLayer, TrainedVerification
 from .version import __version__
@@ -93,6 +95,7 @@ __all__ = [
     "Events",
     "Exit",
     "Graph",
+    "GraphModule",
     "ImageData",
     "ImageLoader",
     "InvalidArtifact",
@@ -106,6 +109,7 @@ __all__ = [
     "Operations",
     "Preprocessing",
     "Preset",
+    "QCFSModule",
     "Readout",
     "Recipe",
     "Report",
@@ -126,6 +130,7 @@ __all__ = [
     "TrainedVerification",
     "Training",
     "TrainingDiverged",
+    "Tuned",
     "UnsupportedModel",
     "Verification",
     "__version__",
@@ -146,6 +151,7 @@ __all__ = [
     "export_npz",
     "export_torch",
     "find_device",
+    "fine_tune",
     "fingerprints",
     "first_process_first",
     "host_input",
@@ -173,6 +179,7 @@ __all__ = [
     "study",
     "trace",
     "train",
+    "tuning",
     "verify",
     "verify_export",
     "write_page",

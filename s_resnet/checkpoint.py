@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from s_resnet.errors import InvalidCheckpoint, InvalidData
 from s_resnet.models.catalog import build
 from s_resnet.models.resnet import CifarResNet
+from s_resnet.qcfs import QCFSModule
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -119,6 +120,11 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
     if difference:
         raise _invalid(where, "names and shapes", difference, f"exactly those of {name}", again)
     _fill(model, state, where)
+    if "thresholds" in content:
+        try:
+            model = QCFSModule(model, torch.zeros(2, channels, size, size), settings["levels"], content["thresholds"])
+        except (LookupError, TypeError, AttributeError, InvalidData) as error:
+            raise _invalid(where, "thresholds", str(error), "one tensor for each ReLU", again) from None
     return Checkpoint(model.eval(), name, classes, size, digest, path.name, steps, channels, *kept)
 
 

@@ -13,9 +13,10 @@ from .auto import check_wishes, choose_recipe
 from .calibrate import Batches, Calibration, calibrate, calibrate_from_batchnorm
 from .errors import InvalidData
 from .graph import Graph
-from .ops import Conv2d, MaxPool2d
+from .ops import QCFS, Conv2d, MaxPool2d
 from .passes import dyadic_weights, quantize_weights
-from .recipes import TRAINED, Recipe, Step, find
+from .qcfs import QCFSModule
+from .recipes import QUANTIZED, TRAINED, Recipe, Step, find
 from .trace import trace
 from .version import __version__
 
@@ -44,7 +45,8 @@ def convert(
     """Turn a trained ResNet into a spiking network: ``snn(images, timesteps=64)`` gives logits ``[B, N]``.
 
     A directly trained spiking network stays what it is: its batch normalization is folded, and none of the settings
-    below apply.
+    below apply. A :class:`s_resnet.QCFSModule` brings its thresholds, and takes no calibration: by default all layers
+    run at once for T = L steps; with recipe ``"phased"`` the spike counts are the ANN's own.
 
     Args:
         model: any module that :func:`s_resnet.trace` follows, or its Graph. It is not changed.
@@ -85,6 +87,8 @@ def convert(
         )
     else:
         fixed = _completed(find(recipe) if isinstance(recipe, str) else recipe, reconstruct, resume, weights)
+    if isinstance(model, QCFSModule):
+        model = model.graph()
     example = _example(model, calibration_batches, input_size)
     graph = model if isinstance(model, Graph) else trace(model, example)
     if graph.trained:
@@ -95,6 +99,10 @@ def convert(
         }
         asked |= {"reconstruct": reconstruct, "spikes": spikes, "target_drop": target_drop, "timesteps": timesteps}
         return _trained(graph, example, [name for name, value in asked.items() if value not in (None, False)])
+    if any(isinstance(node.op, QCFS) for node in graph.nodes):
+        wishes = {"calibration": calibration_batches, "percentile": percentile, "reconstruct": reconstruct or None}
+        refused = [name for name, value in wishes.items() if value is not None]
+        return _quantized(graph, example, "auto" if fixed is None else fixed, timesteps, refused)
     if percentile is None:
         percentile = 99.99 if example.shape[-1] >= IMAGENET_SIZED else 99.9
     if calibration_batches is None:
@@ -130,6 +138,31 @@ def _trained(graph: Graph, example: Tensor, asked: list[str]) -> Graph:
         )
     nothing = Calibration({}, 100.0, 0, "training")
     return _documented(apply_recipe(graph, nothing, TRAINED, graph.trained_for), nothing, example)
+
+
+def _quantized(graph: Graph, example: Tensor, recipe: Recipe | str, timesteps: int | None, refused: list[str]) -> Graph:
+    """A network with the thresholds and levels that it was trained with."""
+    name = recipe if isinstance(recipe, str) else recipe.name
+    if name not in ("s-resnet", "phased"):
+        refused = [*refused, f"recipe {name}"]
+    if refused:
+        raise InvalidData(
+            f"convert: got {', '.join(refused)} for a network trained with QCFS activations, which bring thresholds "
+            "and levels; expected none, or recipe phased. Leave them out."
+        )
+    assert isinstance(recipe, Recipe)
+    extra = recipe.steps[len(find(name).steps) :]  # of --weights
+    schedule = "phased" if name == "phased" else "streaming"
+    chosen = QUANTIZED.set("relu_to_neuron", schedule=schedule)
+    chosen = replace(chosen, name=f"qcfs-{schedule}", steps=(*chosen.steps, *extra))
+    ops = {node.name: node.op for node in graph.nodes if isinstance(node.op, QCFS)}
+    scales = {name: float(op.threshold) for name, op in ops.items()}
+    for node, scale in scales.items():
+        if not scale > 0:
+            raise InvalidData(f"{node}: got threshold {scale}; expected a positive one. Train with a lower rate.")
+    known = Calibration(scales, 100.0, 0, "training")
+    steps = timesteps or max(op.levels for op in ops.values())
+    return _documented(apply_recipe(graph, known, chosen, steps), known, example)
 
 
 def _completed(recipe: Recipe, reconstruct: bool, resume: str | os.PathLike[str] | None, weights: str) -> Recipe:

@@ -18,6 +18,7 @@ from . import kernels
 from .errors import InvalidData
 from .kernels import differential, events, per_channel
 from .kernels.events import Currents
+from .kernels.qcfs import qcfs
 
 Memory = tuple[Tensor, ...]
 Pair = tuple[int, int]
@@ -49,6 +50,7 @@ class Neuron:
     amplitude: what a spike sends on; None: the threshold.
     firing: ``[K]`` ascending thresholds of multi-level firing, the first of them ``threshold``: K membranes integrate
     the same current, each fires and resets by itself, and the sum of their spikes, 0 ... K, goes on.
+    quantization: the levels L of a network trained with :class:`s_resnet.ops.QCFS`; ``run`` is then that; 0: ReLU.
     surrogate, width, detach_reset: the gradient that a directly trained neuron was trained with
     (:func:`s_resnet.kernels.surrogate.fire`); None for a converted one. Of a trained neuron ``run`` is its first step.
     Source: arXiv:1805.01352 (Hu, Tang, Pan): integrate-and-fire, reset by subtraction; arXiv:2210.06386 (Feng et al.):
@@ -69,6 +71,7 @@ class Neuron:
     scale: Tensor | None = None
     amplitude: float | None = None
     firing: Tensor | None = None
+    quantization: int = 0
     surrogate: str | None = None
     width: float = 1.0
     detach_reset: bool = True
@@ -99,10 +102,12 @@ class Neuron:
         return {"streaming": 0, "lagged": 1, "phased": timesteps}[self.schedule]
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """The analog meaning: ReLU of the sum of the inputs; of a directly trained neuron what its first step emits."""
+        """The analog meaning: ReLU or QCFS of the sum of the inputs; of a directly trained neuron its first step."""
         total = inputs[0]
         for other in inputs[1:]:
             total = total + other
+        if self.quantization:
+            return qcfs(total, per_channel(self.threshold * self.most, total.ndim), self.quantization)
         if self.surrogate is None:
             return F.relu(total)
         spikes, _ = self.advance([total[None]], None)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import per_channel
+from .kernels.qcfs import qcfs
 
 Pair = tuple[int, int]
 
@@ -134,6 +135,17 @@ class ReLU:
 
     def run(self, *inputs: Tensor) -> Tensor:
         return F.relu(inputs[0])
+
+
+@dataclass(frozen=True, eq=False)
+class QCFS:
+    """The ReLU of an ANN trained for conversion: :func:`s_resnet.kernels.qcfs.qcfs`, threshold 0-dimensional."""
+
+    threshold: Tensor
+    levels: int
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return qcfs(inputs[0], self.threshold, self.levels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -156,6 +156,21 @@ RECIPES: Mapping[str, Recipe] = {
 TRAINED = Recipe("trained", "trained as a spiking network", 4, (Step(passes.fold_batchnorm, optional=True),))
 
 
+# What a network with QCFS activations needs: its thresholds are learned, and T is its number of levels.
+QUANTIZED = Recipe(
+    "qcfs",
+    "trained with QCFS activations (arXiv:2303.04347)",
+    8,
+    (
+        Step(passes.fold_batchnorm, optional=True),
+        Step(passes.relu_to_neuron, {"initial_potential": 0.5}),
+        Step(passes.move_maxpool, optional=True),
+        Step(passes.attach_readout),
+        Step(passes.normalize),
+    ),
+)
+
+
 def find(name: str) -> Recipe:
     """The recipe of that name; ConversionError lists those there are."""
     if name not in RECIPES:

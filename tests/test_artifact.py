@@ -62,7 +62,8 @@ def every_op():
         ("cut", ops.Slice(((None, 4, None), (1, None, 2), (None, None, 2))), "second"),
         ("pad", ops.Pad((0, 1, 0, 0, 1, 1)), "cut"),
         ("relu", ops.ReLU(), "pad"),
-        ("sum", ops.Add(), "pad", "relu"),
+        ("quantized", ops.QCFS(torch.tensor(0.75), 4), "relu"),
+        ("sum", ops.Add(), "pad", "quantized"),
         ("avg", ops.AvgPool2d((2, 2), (1, 1), (1, 0), True, False), "sum"),
         ("mixed", ops.Conv2d(rand(6, 6, 1, 1), None, spiking_weight=rand(6, 6, 1, 1)), "avg"),
         ("third", Neuron(half, correction=rand(9, 6), schedule="lagged", levels=3, signed=True, scale=one), "mixed"),
@@ -140,7 +141,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, dtype):
                 assert a.dtype == b.dtype == dtype and a.shape == b.shape and torch.equal(a, b)
             else:
                 assert a == b and type(a) is type(b)
-    assert tensors == 24
+    assert tensors == 25
     if dtype == torch.float32:
         assert torch.equal(again.run(pictures()), graph.run(pictures()))
         assert torch.equal(again(pictures(), 9), graph(pictures(), 9)) and graph(pictures(), 9).std() > 0

@@ -171,11 +171,11 @@ FROZEN = {
         ("--tie-shortcuts",), ("--pool",), ("--download",),
     ]),
     "train": (["ARCH"], [
-        ("--data",), ("-o", "--output"), ("--preset",), ("--epochs",), ("--batch-size",), ("--optimizer",), ("--lr",),
-        ("--momentum",), ("--weight-decay",), ("--schedule",), ("--step-epochs",), ("--gamma",), ("--warmup",),
-        ("--label-smoothing",), ("--augment",), ("--timesteps",), ("--width",), ("--input-size",), ("--limit",),
-        ("--test-limit",), ("--validation",), ("--amp",), ("--recompute",), ("--seed",), ("--device",), ("--workers",),
-        ("--tensorboard",), ("--download",),
+        ("--from",), ("--data",), ("-o", "--output"), ("--preset",), ("--epochs",), ("--batch-size",),
+        ("--optimizer",), ("--lr",), ("--momentum",), ("--weight-decay",), ("--schedule",), ("--step-epochs",),
+        ("--gamma",), ("--warmup",), ("--label-smoothing",), ("--augment",), ("--timesteps",), ("--width",),
+        ("--input-size",), ("--limit",), ("--test-limit",), ("--validation",), ("--activation",), ("--levels",),
+        ("--amp",), ("--recompute",), ("--seed",), ("--device",), ("--workers",), ("--tensorboard",), ("--download",),
     ]),
     "demo": ([], [("-o", "--output")]),
 }  # fmt: skip
@@ -213,7 +213,7 @@ def test_the_options_are_frozen():
             default = False if p.is_flag else None
             assert p.to_info_dict()["default"] == DEFAULTS.get((name, p.opts[0]), default), p.opts
     required = {name: [p.required for p in sresnet.commands[name].params][:1] for name in FROZEN}
-    optional = {"evaluate": [False], "demo": [False]}
+    optional = {"evaluate": [False], "train": [False], "demo": [False]}
     assert required == {name: optional.get(name, [True]) for name in FROZEN}
 
 

@@ -31,8 +31,10 @@ LEVELS: dict[str, float] = {
     "engine": 2.5,  # runs the operations for the Graph
     "features": 2.5,  # what the Graph says of its nodes
     "graph": 3,
+    "graph_module": 4,
+    "qcfs": 4.3,
     "models": 3,
-    "checkpoint": 4,
+    "checkpoint": 4.6,  # what was trained with QCFS comes back as that
     "trained_layers": 3.5,
     "trace": 4,
     "artifact": 4,

@@ -10,7 +10,7 @@ from ..calibrate import Calibration
 from ..errors import ConversionError
 from ..graph import Graph
 from ..neuron import Neuron
-from ..ops import Add, Node, ReLU
+from ..ops import QCFS, Add, Node, ReLU
 
 
 def relu_to_neuron(
@@ -24,6 +24,8 @@ def relu_to_neuron(
     differential: bool = False,
 ) -> Graph:
     """Replace every ReLU by a neuron that emits up to the calibrated scale of that activation per step.
+
+    A QCFS activation brings the scale that it was trained with, and stays what the analog run has.
 
     A residual addition read by nothing but the ReLU disappears: the neuron integrates both branches, and its bias is
     the sum of theirs. The analog run is preserved exactly; the spiking rate of a neuron under constant current x
@@ -50,25 +52,27 @@ def relu_to_neuron(
     nodes: list[Node] = []
     for node in graph.nodes:
         later = any(name in spiking for name in node.inputs)
-        if later or isinstance(node.op, ReLU):
+        if later or isinstance(node.op, ReLU | QCFS):
             spiking.add(node.name)
-        if not isinstance(node.op, ReLU):
+        if not isinstance(node.op, ReLU | QCFS):
             nodes.append(node)
             continue
-        if node.name not in calibration.scales:
+        if isinstance(node.op, ReLU) and node.name not in calibration.scales:
             raise ConversionError(
                 f"{node.name}: got no calibrated scale; expected one per ReLU. Calibrate this very graph."
             )
+        trained = node.op if isinstance(node.op, QCFS) else None
         neuron = Neuron(
-            *(torch.tensor(calibration.scales[node.name]), initial_potential, reset),
+            *(trained.threshold if trained else torch.tensor(calibration.scales[node.name]), initial_potential, reset),
             schedule=schedule if later else "streaming",
             levels=levels,
             signed=signed,
             differential=differential,
+            quantization=trained.levels if trained else 0,
         )
         neuron = replace(neuron, threshold=neuron.threshold / neuron.most)
         nodes.append(Node(node.name, neuron, _summands(graph, node, absorbed)))
-    if not any(isinstance(node.op, ReLU) for node in graph.nodes):
+    if not any(isinstance(node.op, ReLU | QCFS) for node in graph.nodes):
         return graph
     return replace(graph, nodes=tuple(node for node in nodes if node.name not in absorbed))
 

@@ -20,7 +20,9 @@ from ..device import ahead, find_device
 from ..distributed import exchange, in_step, place, process_group, shard
 from ..errors import BackendUnavailable, TrainingDiverged
 from ..event_data import Binning, EventData
+from ..graph_module import GraphModule
 from ..open_data import loader_for
+from ..qcfs import THRESHOLDS
 from . import saved
 from .images import epoch_loader, epoch_order, usual_workers
 from .run import Run, half_type, prepare, resume
@@ -61,6 +63,7 @@ def train(
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
+    network: GraphModule | None = None,
 ) -> Trained:
     """Train the architecture ``arch`` of the catalog on ``data``; a checkpoint is written after every epoch.
 
@@ -69,7 +72,8 @@ def train(
     image or step), and nothing else is random. ``test`` images are reported on and choose nothing; where data have no
     split (``split`` "all"), a seeded tenth is kept apart and tested on. In a process group, or started by torchrun, the
     processes share every batch. ``workers`` decode, and change no result. ``on_epoch`` is given each new entry of the
-    history, and ``on_note`` what else there is to know, in the first process.
+    history, and ``on_note`` what else there is to know, in the first process. network: what is trained in place of a
+    new ``arch``, which is then only its name; see :func:`s_resnet.fine_tune`.
 
     Raises:
         InvalidData: data or settings that do not fit.
@@ -78,7 +82,8 @@ def train(
         BackendUnavailable: the device, or tensorboard, is not there.
     """
     with process_group(device) as (rank, _), ExitStack() as stack:
-        run = prepare(arch, data, test, settings or Training(), preprocessing, Path(output), find_device(device), stack)
+        found = find_device(device)
+        run = prepare(arch, data, test, settings or Training(), preprocessing, Path(output), found, stack, network)
         run = replace(
             run, workers=usual_workers(run.device) if workers is None else workers, progress=progress and rank == 0
         )
@@ -106,7 +111,11 @@ def _state(run: Run) -> dict[str, Any]:
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise _diverged(run, f"{name}, after the last step of an epoch", "values that are nan or infinite")
-    return {"state_dict": weights, "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
+    # Apart, so that the rest fits the plain architecture.
+    thresholds = {name: weights.pop(name) for name in list(weights) if name.startswith(THRESHOLDS)}
+    kept = {"thresholds": {name.removeprefix(THRESHOLDS): value for name, value in thresholds.items()}}
+    state = {"state_dict": weights, "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
+    return {**state, **kept} if thresholds else state
 
 
 def _notes(run: Run, resumed: int) -> Iterator[str]:

@@ -16,9 +16,11 @@ from ..data import ImageData, Preprocessing, choose, preprocessing_for
 from ..distributed import exchange
 from ..errors import InvalidData, SResNetError
 from ..event_data import Binning, EventData
+from ..graph_module import GraphModule
 from ..heldout import fingerprints
 from ..models.catalog import build, timesteps_of
 from ..open_data import stored_preprocessing
+from ..qcfs import THRESHOLDS, QCFSModule
 from . import saved
 from .images import SMALL, usual_augmentation
 from .processes import Processes, parallel
@@ -67,28 +69,23 @@ def prepare(
     output: Path,
     device: torch.device,
     stack: ExitStack,
+    network: GraphModule | None = None,
 ) -> Run:
-    """The run at its start; what has to be undone at its end is put on ``stack``."""
+    """The run at its start; what has to be undone at its end is put on ``stack``. network: in place of a new one."""
     # The caller's random numbers stay as they were.
     stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
     settings, preprocessing = _completed(arch, data, settings, preprocessing)
     parts = split(data, test, settings)
     torch.manual_seed(chance(settings.seed, "weights"))
-    model = build(
-        arch,
-        len(data.classes),
-        timesteps=settings.timesteps,
-        channels=_channels(data),
-        size=settings.size or 0,
-        width=settings.width,
-        normalize_input=settings.normalize_input,
-    )
+    model: nn.Module = _network(arch, data, settings) if network is None else network
     processes, wrapped = parallel(model.to(device), device)
     stack.callback(processes.leave)
     if settings.recompute:
         stack.enter_context(recomputing(model))
     scaler = torch.amp.GradScaler(device.type, enabled=settings.amp and half_type(device) == torch.float16)
     identity = _identity(arch, data, parts, settings, preprocessing)
+    if network is not None:
+        identity["network"] = digest(network)
     optimizer = make_optimizer(settings, model.parameters())
     return Run(
         *(arch, data, parts, settings, preprocessing, identity, output, device, processes),
@@ -97,6 +94,25 @@ def prepare(
         optimizer=optimizer,
         scaler=scaler,
     )
+
+
+def _network(arch: str, data: ImageData | EventData, settings: Training) -> nn.Module:
+    """The network before its first step."""
+    size, channels = settings.size or 0, _channels(data)
+    model = build(
+        arch,
+        len(data.classes),
+        timesteps=settings.timesteps,
+        channels=channels,
+        size=size,
+        width=settings.width,
+        normalize_input=settings.normalize_input,
+    )
+    if settings.activation == "relu":
+        return model
+    if settings.recompute:
+        raise InvalidData("train: recompute, got it with activation qcfs; expected one of the two. Leave one out.")
+    return QCFSModule(model, torch.zeros(2, channels, size, size), settings.levels)
 
 
 def half_type(device: torch.device) -> torch.dtype:
@@ -177,8 +193,9 @@ def _identity(
 ) -> dict[str, Any]:
     """What makes a run this one, and rebuilds its network."""
     named = (f"{data.names[index]}:{data.labels[index]}" for index in parts.train)
-    digest = hashlib.blake2b("\n".join(named).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    kept: dict[str, Any] = {"spec": data.spec, "split": data.split, "images": len(parts.train), "digest": digest}
+    sha = hashlib.blake2b("\n".join(named).encode("utf-8", "surrogateescape"), digest_size=16)
+    kept: dict[str, Any] = {"spec": data.spec, "split": data.split, "images": len(parts.train)}
+    kept["digest"] = sha.hexdigest()
     if data.split == "all":  # a later evaluation on the same folder leaves them out
         kept["fingerprints"] = fingerprints(data, parts.train)
     return {
@@ -188,6 +205,15 @@ def _identity(
         "classes": list(data.classes),
         "preprocessing": stored_preprocessing(preprocessing),
     }
+
+
+def digest(network: GraphModule) -> str:
+    """What tells one network to be tuned from another."""
+    sha = hashlib.blake2b(digest_size=16)
+    for name, value in network.state_dict().items():
+        sha.update(f"{name} {tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def resume(run: Run) -> list[Mapping[str, Any]]:
@@ -202,7 +228,8 @@ def resume(run: Run) -> list[Mapping[str, Any]]:
     if content is None:
         return []
     try:
-        run.model.load_state_dict(content["state_dict"])
+        thresholds = {f"{THRESHOLDS}{name}": value for name, value in content.get("thresholds", {}).items()}
+        run.model.load_state_dict({**content["state_dict"], **thresholds})
         run.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"]:  # nothing of a run without one, as on another kind of GPU
             run.scaler.load_state_dict(content["scaler"])

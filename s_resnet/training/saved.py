@@ -70,6 +70,7 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any]:
     del settings["recompute"]
     images = f"{content['data']['images']} of digest {content['data']['digest'][:12]}"
     named = {"arch": content["arch"], **settings, "preprocessing": content["preprocessing"], "images": images}
+    named["network"] = content.get("network")  # of fine-tuning, what tells it from another
     return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
 
 

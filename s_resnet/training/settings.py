@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import InvalidData
 
 OPTIMIZERS = ("sgd", "adamw")
+ACTIVATIONS = ("relu", "qcfs")
 SCHEDULES = ("cosine", "step", "constant")
 AUGMENTATIONS = ("crop", "resized-crop", "flip", "autoaugment")
 
@@ -27,7 +28,9 @@ class Training:
     computed again in the backward pass in place of being stored. augmentation: of ``crop`` (padded by an eighth of the
     side), ``resized-crop``, ``flip``, ``autoaugment``; None: what suits the data. timesteps, size, width: of the
     network; None: the architecture's own, the images' own. limit, test_limit: so many images, seeded, over all classes.
-    validation: so many training images are kept apart and reported on. Raises InvalidData for values without sense.
+    validation: so many training images are kept apart and reported on. activation: ``"qcfs"`` trains an ANN that is
+    ready for conversion (:class:`s_resnet.QCFSModule`) with so many ``levels``. Raises InvalidData for values without
+    sense.
     """
 
     optimizer: str = "sgd"
@@ -52,12 +55,14 @@ class Training:
     limit: int | None = None
     test_limit: int | None = None
     validation: int = 0
+    activation: str = "relu"
+    levels: int = 8
 
     def __post_init__(self) -> None:
-        for name, among in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name, among in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in among:
                 raise _invalid(name, repr(getattr(self, name)), " or ".join(among))
-        for name in ("epochs", "batch_size", "step_epochs"):
+        for name in ("epochs", "batch_size", "step_epochs", "levels"):
             _whole(name, getattr(self, name), 1)
         for name in ("timesteps", "size", "width", "limit", "test_limit"):
             if getattr(self, name) is not None:
