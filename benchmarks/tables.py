@@ -225,6 +225,36 @@ def engines() -> str:
     return "\n".join(rows)
 
 
+def training() -> str:
+    """A training step beside SpikingJelly's, the newest line of each contender and size."""
+    newest = {(line["images"], line["size"], line["contender"]): line for line in lines("training")}
+    if not newest:
+        return "Not measured."
+    rows = ["| images of a batch, pixels | | seconds per step | kept for backward, MiB | peak memory, MiB |"]
+    rows.append("|---|---|---|---|---|")
+    for (images, size, contender), line in newest.items():
+        name = "S-ResNet" if contender == "s-resnet" else f"SpikingJelly {line['spikingjelly']}"
+        memory = " | ".join(f"{line[key] / 2**20:.0f}" for key in ("saved_bytes", "peak_bytes"))
+        rows.append(f"| {images}, {size} x {size} | {name} | {line['seconds_per_step']:.2f} | {memory} |")
+    return "\n".join(rows)
+
+
+def depth() -> str:
+    """What deep networks reach, epoch by epoch, and what is left of the gradient on its way to the first block."""
+    newest = {line["family"]: line for line in lines("depth")}
+    if not newest:
+        return "Not measured."
+    epochs = range(1, 1 + max(line["epochs"] for line in newest.values()))
+    rows = [f"| network | {' | '.join(f'epoch {n}' for n in epochs)} | gradient, first block / last, before; after |"]
+    rows.append("|---|" + "---|" * len(epochs) + "---|")
+    for family, line in newest.items():
+        cells = [f"{entry['loss']:.2f}, {100 * entry['test_top1']:.1f} %" for entry in line["history"]]
+        shares = [line[f"gradient_{when}"] for when in ("before", "after")]
+        ratio = "; ".join(f"{norms[0] / norms[-1]:.1e}" for norms in shares)
+        rows.append(f"| {family}{line['depth']} | {' | '.join(cells)} | {ratio} |")
+    return "\n".join(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "conversion": conversion,
@@ -235,6 +265,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     "imagenet": imagenet,
     "engines": engines,
+    "training": training,
+    "depth": depth,
 }
 
 
