@@ -78,7 +78,9 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
     for line in lines:
         color, name = FAMILIES[line["family"]]
-        left.plot([entry["loss"] for entry in line["history"]], "o-", color=color, markersize=3, label=name)
+        epochs = [entry["epoch"] for entry in line["history"]]
+        left.plot(epochs, [entry["loss"] for entry in line["history"]], "o-", color=color, markersize=3, label=name)
+        left.set_xticks(epochs)
         for which, style in (("before", "-"), ("after", ":")):
             norms = [max(norm, 1e-30) for norm in line[f"gradient_{which}"]]
             right.plot(range(1, len(norms) + 1), norms, style, color=color, label=f"{name}, {which} training")
