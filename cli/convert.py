@@ -35,6 +35,11 @@ def check_output(path: Path, *inputs: Path) -> None:
         raise s_resnet.SResNetError(
             f"{path}: cannot be written, got no folder {path.parent}; expected one that exists. Make it first."
         )
+    if not os.access(path.parent, os.W_OK):
+        raise s_resnet.SResNetError(
+            f"{path}: cannot be written, got no permission in {path.parent}; expected a writable folder. "
+            "Choose another place."
+        )
 
 
 @click.command()

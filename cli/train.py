@@ -44,8 +44,8 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 @click.option("--momentum", metavar="X", type=float, help="Of sgd; by default 0.9.")
 @click.option("--weight-decay", metavar="X", type=float, help="By default 0.0005, of adamw 0.01.")
 @click.option("--schedule", type=click.Choice(["cosine", "step", "constant"]), help="By default cosine, to 0.")
-@click.option("--step-epochs", metavar="N", type=click.IntRange(1), help="Of step: every N epochs; by default 40,")
-@click.option("--gamma", metavar="X", type=float, help="the learning rate is multiplied by X; by default 0.1.")
+@click.option("--step-epochs", metavar="N", type=click.IntRange(1), help="Of step: epochs between drops; by default 40.")
+@click.option("--gamma", metavar="X", type=float, help="Of step: the factor of a drop; by default 0.1.")
 @click.option("--warmup", metavar="N", type=click.IntRange(0), help="Epochs of rising learning rate; by default 0.")
 @click.option("--label-smoothing", metavar="X", type=float, help="By default 0.")
 @click.option(
@@ -172,7 +172,7 @@ def _fine_tune(
         with s_resnet.first_process_first():
             images = s_resnet.open_data(data, "calibration", download)
         chosen = {name: value for name, value in given.items() if value is not None}
-        settings = s_resnet.tuning(**chosen)
+        settings = _all_used(s_resnet.tuning(**chosen), chosen)
         tuned = s_resnet.fine_tune(
             *(snn, images, partial, settings),
             on_note=lambda text: click.echo(text, err=True),
@@ -204,9 +204,20 @@ def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, An
     if "levels" in chosen and chosen.get("activation") != "qcfs":
         raise click.UsageError("--levels is of --activation qcfs. Give both.")
     if preset:
-        return dataclasses.replace(s_resnet.preset(arch, images), **chosen)
-    usual = {"lr": 0.001, "weight_decay": 0.01} if chosen.get("optimizer") == "adamw" else {}
-    return s_resnet.Training(**{**usual, **chosen})
+        settings = dataclasses.replace(s_resnet.preset(arch, images), **chosen)
+    else:
+        usual = {"lr": 0.001, "weight_decay": 0.01} if chosen.get("optimizer") == "adamw" else {}
+        settings = s_resnet.Training(**{**usual, **chosen})
+    return _all_used(settings, chosen)
+
+
+def _all_used(settings: Any, chosen: Mapping[str, Any]) -> Any:
+    """The settings; raises where one that was given would change nothing."""
+    wanted = {"momentum": ("optimizer", "sgd"), "gamma": ("schedule", "step"), "step_epochs": ("schedule", "step")}
+    for name, (owner, value) in wanted.items():
+        if name in chosen and getattr(settings, owner) != value:
+            raise click.UsageError(f"--{name.replace('_', '-')} is of --{owner} {value}. Give both, or neither.")
+    return settings
 
 
 def _line(entry: Mapping[str, Any], epochs: int) -> str:
@@ -224,5 +235,6 @@ def _summary(trained: Any, path: Path, data: str) -> str:
     spiking = "" if steps is None else f", T = {steps}"
     ready = steps is not None or trained.settings.activation == "qcfs"
     calibration = "" if ready else f" --calibration {data}"
-    done = f"{path}: {trained.arch}{spiking}, {len(trained.history)} epochs{test}"
+    epochs = len(trained.history)
+    done = f"{path}: {trained.arch}{spiking}, {epochs} epoch{'s' if epochs > 1 else ''}{test}"
     return f"{done}\nNext: sresnet convert {path}{calibration}"

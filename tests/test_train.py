@@ -792,17 +792,31 @@ def test_what_is_given_replaces_the_presets(program, tmp_path):
     ("wrong", "code", "words"),
     [
         (("ms_resnet9",), 1, "expected one of ms_resnet18"),
-        (("cifar_resnet8", "--timesteps", 2), 1, "expected an ANN"),
+        (("cifar_resnet8", "--timesteps", 2), 1, "timesteps, got 2 for an ANN"),
         (("cifar_resnet8", "--augment", "crop,cutout"), 2, "'cutout' is none of crop"),
         (("cifar_resnet8", "--lr", "nan"), 1, "train: lr, got nan"),
         (("cifar_resnet8", "--lr", "1e30"), 1, "epoch 1, step 2: loss, got "),
         (("cifar_resnet8", "--preset", "paper"), 1, "whose recipe we do not know"),
         (("cifar_resnet8", "-o", "nowhere/x.pt"), 1, "no folder nowhere"),
         (("cifar_resnet8", "--tensorboard", "board", "--data", "nothing"), 1, "nothing there"),
+        (("cifar_resnet8", "--gamma", 0.5), 2, "--gamma is of --schedule step"),
+        (("cifar_resnet8", "--step-epochs", 5, "--schedule", "constant"), 2, "--step-epochs is of --schedule step"),
+        (("cifar_resnet8", "--momentum", 0.5, "--optimizer", "adamw"), 2, "--momentum is of --optimizer sgd"),
+        (("cifar_resnet8", "--validation", 5000), 1, "got 1297 and 1297 of them to keep apart"),
+        (("cifar_resnet8", "--warmup", 9), 1, "warmup, got 9; expected at most the 2 epochs"),
+        (("cifar_resnet8", "--data", "alone.npz"), 1, "got 1; expected at least 2"),
     ],
     ids=str,
 )
 def test_mistakes_are_told_in_one_line(program, wrong, code, words):
+    np.savez("alone.npz", x=np.zeros((20, 8, 8, 3), np.uint8), y=np.zeros(20, np.int64))
     got, out, err = program("train", wrong[0], *TRAIN, "-o", "x.pt", *wrong[1:])
     assert got == code and out == "" and words in err and err.count("\n") == 1, err
     assert not Path("x.pt").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_epoch(program, monkeypatch):
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
+    code, out, err = program("train", "ms_resnet8", *TRAIN, "-o", "x.pt")
+    assert code == 1 and out == "" and err.count("\n") == 1 and "x.pt: cannot be written, got no permission" in err

@@ -171,6 +171,11 @@ def split(data: ImageData | EventData, test: ImageData | EventData | None, setti
             f"train: test data {test.spec!r}, got other classes than those of {data.spec!r}; expected the same. "
             "Name the test images of the same data set."
         )
+    if len(data.classes) < 2:
+        raise InvalidData(
+            f"train: classes of {data.spec!r}, got {len(data.classes)}; expected at least 2. Name the folder that holds "
+            "one folder for each class."
+        )
     apart: set[str] = set()
     tested, testing = test or data, []
     if data.split == "all" and (test is None or test.spec == data.spec):
@@ -184,6 +189,11 @@ def split(data: ImageData | EventData, test: ImageData | EventData | None, setti
     if settings.validation:
         validation = choose(data, settings.validation, seed=settings.seed, exclude=apart)
         apart |= {data.names[index] for index in validation}
+    if len(apart) >= len(data):
+        raise InvalidData(
+            f"train: images of {data.spec!r}, got {len(data)} and {len(apart)} of them to keep apart; expected some to "
+            "learn from. Lower --validation, or give more images for each class."
+        )
     learned = choose(data, settings.limit, seed=settings.seed, exclude=apart)
     return Parts(sorted(learned), validation, testing, tested)
 

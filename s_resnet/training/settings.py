@@ -69,6 +69,8 @@ class Training:
                 _whole(name, getattr(self, name), 1)
         for name in ("warmup", "validation", "seed"):
             _whole(name, getattr(self, name), 0)
+        if self.warmup > self.epochs:
+            raise _invalid("warmup", self.warmup, f"at most the {self.epochs} epochs")
         if not 0 < self.lr < math.inf:
             raise _invalid("lr", self.lr, "a number above 0")
         if not 0 <= self.weight_decay < math.inf:
