@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from ..errors import InvalidData
 from . import native, surrogate_host
 from .surrogate import Firing, run
+from .surrogate_host import Affine
 
 Statistics = tuple[Tensor, Tensor, Tensor]
 
@@ -61,43 +63,93 @@ def normalize_and_fire(
     return spikes, (found[0], found[1], found[2])
 
 
-class _NormFire(torch.autograd.Function):
-    """With g the gradient of I and ``scale = weight / s``, s the root, the gradient of x is
+def normalize(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    eps_outside: bool = False,
+    group: distributed.ProcessGroup | None = None,
+) -> tuple[Tensor, Statistics]:
+    """The current ``I`` of :func:`normalize_and_fire` in the type of ``x``, and the statistics; arguments as there."""
+    current, *found = _Norm.apply(x, weight, bias, eps, eps_outside, group)
+    return current, (found[0], found[1], found[2])
 
-    ``scale * (g - mean(g) - (x - mean) * mean(g (x - mean)) / (s r))`` with r the root without an eps outside of it.
-    """
 
+class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, firing: Firing, steps: int, eps: float, out: bool, group: Any
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: bool, group: Any
     ) -> tuple[Tensor, ...]:
-        x = _placed(x)
-        wide = _wide(x)
-        mean, var, count = _shared(*_moments(wide), group)
-        root = (var if out else var + eps).sqrt()
-        inverse = 1 / (root + eps if out else root)
-        scale = weight.to(mean.dtype) * inverse
-        affine = (scale, bias.to(mean.dtype) - mean * scale)
-        ctx.save_for_backward(x, mean, inverse, torch.where(root > 0, inverse / root, 0.0), count, *affine)
-        ctx.firing, ctx.steps, ctx.group, ctx.types = firing, steps, group, (weight.dtype, bias.dtype)
-        ctx.mark_non_differentiable(mean, var, count)
-        spikes = run(_in_time(wide, steps), None, firing, affine).flatten(0, 1).to(x.dtype)
-        return spikes, mean, var, count
+        wide, affine, statistics = _standardized(ctx, x, weight, bias, eps, out, group)
+        scale, shift = _over_channels(affine, x)
+        return (wide * scale + shift).to(x.dtype), *statistics
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, inverse, slope, count, *affine = ctx.saved_tensors
-        wide, arrived = _wide(x), _in_time(_wide(grad), ctx.steps)
-        g = run(_in_time(wide, ctx.steps), arrived, ctx.firing, (affine[0], affine[1])).flatten(0, 1)
-        sums = _sums(g, wide, mean)
-        of_weight, of_bias = (sums[1] * inverse).to(ctx.types[0]), sums[0].to(ctx.types[1])
-        if ctx.group is not None:
-            sums = sums.clone()  # what is returned stays this process's own part
-            distributed.all_reduce(sums, group=ctx.group)
-        means = sums / count
-        gradient = _gradient(g, wide, torch.stack([affine[0], means[0], mean, means[1] * slope]))
-        return gradient.to(x.dtype), of_weight, of_bias, None, None, None, None, None
+        saved = ctx.saved_tensors  # once: recomputing allows no more
+        return *_backward(ctx, saved, torch.empty_like(_wide(saved[0])).copy_(grad)), None, None, None
+
+
+class _NormFire(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, firing: Firing, steps: int, eps: float, out: bool, group: Any
+    ) -> tuple[Tensor, ...]:
+        wide, affine, statistics = _standardized(ctx, x, weight, bias, eps, out, group)
+        ctx.firing, ctx.steps = firing, steps
+        return run(_in_time(wide, steps), None, firing, affine).flatten(0, 1).to(x.dtype), *statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        x, *_, scale, shift = saved
+        arrived = _in_time(_wide(grad), ctx.steps)
+        g = run(_in_time(_wide(x), ctx.steps), arrived, ctx.firing, (scale, shift)).flatten(0, 1)
+        return *_backward(ctx, saved, g), None, None, None, None, None
+
+
+def _standardized(
+    ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: bool, group: Any
+) -> tuple[Tensor, Affine, Statistics]:
+    """``x`` as it is computed with, what makes I of it, and the statistics; keeps what goes back needs."""
+    x = _placed(x)
+    wide = _wide(x)
+    mean, var, count = _shared(*_moments(wide), group)
+    root = (var if out else var + eps).sqrt()
+    inverse = 1 / (root + eps if out else root)
+    scale = weight.to(mean.dtype) * inverse
+    affine = (scale, bias.to(mean.dtype) - mean * scale)
+    ctx.save_for_backward(x, mean, inverse, torch.where(root > 0, inverse / root, 0.0), count, *affine)
+    ctx.group, ctx.types = group, (weight.dtype, bias.dtype)
+    ctx.mark_non_differentiable(mean, var, count)
+    return wide, affine, (mean, var, count)
+
+
+def _backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias from g, that of I, which is written over.
+
+    With ``scale = weight / s``, s the root, that of x is
+    ``scale * (g - mean(g) - (x - mean) * mean(g (x - mean)) / (s r))`` with r the root without an eps outside of it.
+    """
+    x, mean, inverse, slope, count, scale, _ = saved
+    wide = _wide(x)
+    sums = _sums(g, wide, mean)
+    of_weight, of_bias = (sums[1] * inverse).to(ctx.types[0]), sums[0].to(ctx.types[1])
+    if ctx.group is not None:
+        sums = sums.clone()  # what is returned stays this process's own part
+        distributed.all_reduce(sums, group=ctx.group)
+    means = sums / count
+    gradient = _gradient(g, wide, torch.stack([scale, means[0], mean, means[1] * slope]))
+    return gradient.to(x.dtype), of_weight, of_bias
+
+
+def _over_channels(vectors: Iterable[Tensor], x: Tensor) -> Iterator[Tensor]:
+    """Vectors ``[C]`` as ``[C, 1, ...]``, to go with ``[B, C, *]``."""
+    return (vector.view(-1, *(1,) * (x.ndim - 2)) for vector in vectors)
 
 
 def _in_time(x: Tensor, steps: int) -> Tensor:
@@ -158,6 +210,6 @@ def _sums(g: Tensor, x: Tensor, mean: Tensor) -> Tensor:
 def _gradient(g: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
     if _compiled(x):
         return surrogate_host.normalized_gradient(g, x, coefficients)
-    scale, g0, x0, slope = (each.view(-1, *(1,) * (x.ndim - 2)) for each in coefficients)
+    scale, g0, x0, slope = _over_channels(coefficients, x)
     gradient: Tensor = ((g - g0) - (x - x0) * slope) * scale
     return gradient.to(x.dtype)
