@@ -44,7 +44,9 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 @click.option("--momentum", metavar="X", type=float, help="Of sgd; by default 0.9.")
 @click.option("--weight-decay", metavar="X", type=float, help="By default 0.0005, of adamw 0.01.")
 @click.option("--schedule", type=click.Choice(["cosine", "step", "constant"]), help="By default cosine, to 0.")
-@click.option("--step-epochs", metavar="N", type=click.IntRange(1), help="Of step: epochs between drops; by default 40.")
+@click.option(
+    "--step-epochs", metavar="N", type=click.IntRange(1), help="Of step: epochs between drops; by default 40."
+)
 @click.option("--gamma", metavar="X", type=float, help="Of step: the factor of a drop; by default 0.1.")
 @click.option("--warmup", metavar="N", type=click.IntRange(0), help="Epochs of rising learning rate; by default 0.")
 @click.option("--label-smoothing", metavar="X", type=float, help="By default 0.")

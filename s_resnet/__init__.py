@@ -54,7 +54,9 @@ from .graph_module import GraphModule
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
 from .layer_operations import LayerOperations, SourceOperations, Traffic
+from .models.catalog import ARCHITECTURES, build
 from .models.resnet import CifarResNet
+from .models.spiking import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .open_data import loader_for, open_data, read_preprocessing, stored_preprocessing
 from .operations import Operations, count_operations
@@ -73,6 +75,7 @@ from .verify_trained import TrainedLayer, TrainedVerification
 from .version import __version__
 
 __all__ = [
+    "ARCHITECTURES",
     "ENGINES",
     "EVENT_BINS",
     "IMAGENET_MEAN",
@@ -89,6 +92,7 @@ __all__ = [
     "Constants",
     "ConversionError",
     "Cost",
+    "Encode",
     "Energy",
     "EventData",
     "EventLoader",
@@ -112,6 +116,7 @@ __all__ = [
     "QCFSModule",
     "Readout",
     "Recipe",
+    "Repeat",
     "Report",
     "Row",
     "SResNetError",
@@ -120,9 +125,12 @@ __all__ = [
     "Simulation",
     "SourceOperations",
     "SpikingMaxPool2d",
+    "SpikingNeuron",
     "State",
     "Step",
     "Study",
+    "TDBatchNorm2d",
+    "TimeMean",
     "Trace",
     "Traffic",
     "Trained",
@@ -136,6 +144,7 @@ __all__ = [
     "__version__",
     "apply_recipe",
     "bin_events",
+    "build",
     "calibrate",
     "calibrate_from_batchnorm",
     "choose",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from .errors import UnsupportedModel
 from .models.spiking import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
 from .neuron import Neuron, Readout
 from .ops import BatchNorm2d, Op
@@ -25,8 +26,23 @@ def layer(module: nn.Module) -> tuple[Op, ...]:
 
 
 def timesteps(modules: Iterable[nn.Module]) -> int | None:
-    """The T that a network of these modules is for; None of an ANN."""
-    return next((module.timesteps for module in modules if isinstance(module, Repeat | SpikingNeuron)), None)
+    """The T that a network of these modules is for; None of an ANN. Raises UnsupportedModel for layers out of place."""
+    timed = [module for module in modules if isinstance(module, Encode | Repeat | SpikingNeuron | TimeMean)]
+    if not timed:
+        return None
+    lacking = [kind.__name__ for kind in (Repeat, TimeMean) if not any(isinstance(module, kind) for module in timed)]
+    if lacking:
+        raise UnsupportedModel(
+            f"spiking network: its layers, got none of type {' and '.join(lacking)}; expected neurons between Repeat "
+            "and TimeMean. Add the layer."
+        )
+    found = sorted({module.timesteps for module in timed})
+    if len(found) > 1:
+        raise UnsupportedModel(
+            f"spiking network: timesteps, got {' and '.join(map(str, found))}; expected the same T in every layer. "
+            "Change the others."
+        )
+    return found[0]
 
 
 def _neuron(module: SpikingNeuron) -> Neuron:

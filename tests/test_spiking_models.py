@@ -392,8 +392,8 @@ def _layer(model, name):
         ("MS_ResNet18", {}, "expected one of"),
         ("ms_resnet20", {"timesteps": 0}, "timesteps, got 0"),
         ("ms_resnet20", {"width": 3}, "multiple of 4"),
-        ("resnet18", {"timesteps": 4}, "ANN"),
-        ("cifar_resnet20", {"channels": 2}, "ANN"),
+        ("resnet18", {"timesteps": 4}, "timesteps, got 4 for an ANN"),
+        ("cifar_resnet20", {"channels": 2}, "channels, got 2; expected 3"),
         ("resnet18", {"width": 8}, "width"),
         ("ms_resnet20", {"normalize_input": True}, "ds_resnet alone"),
     ],
@@ -442,3 +442,62 @@ def test_chunks_make_no_difference_and_state_goes_on():
     rest = s_resnet.simulate(snn, images, 2, chunk=2, state=halves.state)
     torch.testing.assert_close(halves.outputs[0], whole.outputs[0])
     torch.testing.assert_close(rest.outputs[0], whole.outputs[1])
+
+
+class Own(nn.Module):
+    """A network of one's own, with layers to put out of place."""
+
+    def __init__(self, start=4, fire=4, end=4):
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+        self.repeat = s_resnet.Repeat(start) if start else None
+        self.fire = s_resnet.SpikingNeuron(fire, surrogate="arctan", width=2.0)
+        self.mean = s_resnet.TimeMean(end) if end else None
+
+    def forward(self, images):
+        current = self.norm(self.conv(images))
+        spikes = self.fire(current if self.repeat is None else self.repeat(current, images))
+        logits = self.linear(spikes.mean((2, 3)))
+        return logits if self.mean is None else self.mean(logits)
+
+
+def test_ones_own_network_is_traced_with_its_surrogate():
+    torch.manual_seed(0)
+    model, images = Own(), 3 * torch.randn(8, 3, 6, 6)
+    for _ in range(3):
+        model(images)
+    graph = s_resnet.convert(model.eval(), [images])
+    assert graph.trained_for == 4
+    (neuron,) = [node.op for node in graph.nodes if isinstance(node.op, s_resnet.Neuron)]
+    assert (neuron.surrogate, neuron.width) == ("arctan", 2.0)
+    answer = model(images).detach()
+    assert answer.std() > 0.01
+    torch.testing.assert_close(graph(images, 4), answer, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"start": None}, "none of type Repeat;"),
+        ({"end": None}, "none of type TimeMean;"),
+        ({"fire": 2}, "timesteps, got 2 and 4; expected the same T"),
+        ({"start": 2, "fire": 2}, "timesteps, got 2 and 4; expected the same T"),
+    ],
+)
+def test_layers_out_of_place_are_told(settings, says):
+    with pytest.raises(s_resnet.UnsupportedModel, match=says):
+        s_resnet.trace(Own(**settings), torch.randn(8, 3, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"timesteps": 0}, "timesteps, got 0"),
+        ({"thresholds": ()}, r"thresholds, got \(\)"),
+        ({"decay": 2.0}, "decay, got 2.0"),
+        ({"surrogate": "boxcar"}, "got 'boxcar'; expected one of rectangle, triangle, arctan, sigmoid"),
+    ],
+)
+def test_neurons_that_cannot_be_are_refused_when_made(settings, says):
+    with pytest.raises(s_resnet.InvalidData, match=says):
+        SpikingNeuron(**{"timesteps": 4, **settings})

@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         trained(path, replace(BRIEF, augmentation=("crop",)))
     with pytest.raises(InvalidData, match="got that of images; expected a Binning"):
         trained(path, preprocessing=s_resnet.preprocessing_for(8))
-    with pytest.raises(InvalidData, match="expected an ANN for images"):
+    with pytest.raises(InvalidData, match="expected 3, of images"):
         trained(path, arch="cifar_resnet8")
     data = recordings()
     data.source[5][0]["x"][3] = 500

@@ -25,7 +25,10 @@ RESETS = ("subtract", "zero")
 
 @dataclass(frozen=True)
 class Firing:
-    """What a layer of neurons does, the same for all of them; the fields are the arguments of :func:`fire`."""
+    """What a layer of neurons does, the same for all of them; the fields are the arguments of :func:`fire`.
+
+    Raises InvalidData, as there, for settings that are not possible.
+    """
 
     thresholds: tuple[float, ...]
     decay: float = 1.0
@@ -35,16 +38,7 @@ class Firing:
     detach_reset: bool = True
     initial: float = 0.0
 
-    def check(self, current: Tensor) -> None:
-        """Raise InvalidData, as :func:`fire` says, where these settings or this current are not possible."""
-        if current.dtype not in TYPES:
-            raise InvalidData(
-                f"fire: current, got {current.dtype}; expected float32, float64, float16 or bfloat16. Convert it."
-            )
-        if current.ndim < 2 or len(current) == 0:
-            raise InvalidData(
-                f"fire: current, got {list(current.shape)}; expected [T, B, *] with at least one step. Reshape it."
-            )
+    def __post_init__(self) -> None:
         if not 1 <= len(self.thresholds) <= LEVELS or not all(0 < theta < math.inf for theta in self.thresholds):
             raise InvalidData(
                 f"fire: thresholds, got {self.thresholds}; expected 1 to {LEVELS} positive numbers. Choose such."
@@ -60,6 +54,17 @@ class Firing:
             raise InvalidData(f"fire: decay, got {self.decay}; expected 0 to 1. Choose such.")
         if not math.isfinite(self.initial):
             raise InvalidData(f"fire: initial, got {self.initial}; expected a finite number. Choose such.")
+
+    def check(self, current: Tensor) -> None:
+        """Raise InvalidData, as :func:`fire` says, where this current is not possible."""
+        if current.dtype not in TYPES:
+            raise InvalidData(
+                f"fire: current, got {current.dtype}; expected float32, float64, float16 or bfloat16. Convert it."
+            )
+        if current.ndim < 2 or len(current) == 0:
+            raise InvalidData(
+                f"fire: current, got {list(current.shape)}; expected [T, B, *] with at least one step. Reshape it."
+            )
 
     def shape(self) -> tuple[float, float]:
         """The two numbers of the surrogate: what scales or bounds its argument, and its height at 0, or nearly so."""

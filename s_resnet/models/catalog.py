@@ -151,8 +151,10 @@ _FAMILIES = {"ms_resnet": _ms, "ds_resnet": _ds, "danet": _danet, "sew_resnet": 
 
 
 def _ann(arch: str, classes: int, timesteps: int | None, channels: int, width: int | None) -> nn.Module:
-    if timesteps is not None or channels != 3:
-        raise InvalidData(f"{arch}: got timesteps or {channels} channels; expected an ANN for images. Leave them out.")
+    if channels != 3:
+        raise InvalidData(f"{arch}: channels, got {channels}; expected 3, of images. Choose a spiking network.")
+    if timesteps is not None:
+        raise InvalidData(f"{arch}: timesteps, got {timesteps} for an ANN; expected none. Leave it out.")
     if arch in TORCHVISION:
         if width is not None:
             raise InvalidData(f"{arch}: got width={width}; expected torchvision's own. Leave it out.")

@@ -7,14 +7,13 @@ normalization see one large batch, as they do in the simulator, and neurons alon
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from s_resnet.errors import InvalidData
-from s_resnet.kernels.norm_fire import normalize_and_fire
+from s_resnet.kernels.norm_fire import normalize, normalize_and_fire
 from s_resnet.kernels.surrogate import Firing, fire
 
 
@@ -24,8 +23,10 @@ class SpikingNeuron(nn.Module):
     The equation is that of :func:`s_resnet.kernels.surrogate.fire`: for each of K thresholds a membrane of its own, and
     the sum of the K spikes, 0 ... K, goes on. State is fresh in every call.
 
-    thresholds: K of them. decay: of the membrane per step. reset: ``"zero"`` or ``"subtract"``. surrogate, width: as in
-    the kernel. detach_reset: whether no gradient flows through the reset.
+    thresholds: K of them. decay: of the membrane per step. reset: ``"zero"`` or ``"subtract"``. surrogate, width:
+    ``"rectangle"`` or ``"triangle"`` of that width, ``"arctan"`` or ``"sigmoid"`` of that steepness. detach_reset:
+    whether no gradient flows through the reset. By default the neuron of MS-ResNet (:data:`lif`). Raises InvalidData
+    for settings that are not possible.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class SpikingNeuron(nn.Module):
         detach_reset: bool = True,
     ) -> None:
         super().__init__()
-        self.timesteps, self.decay, self.reset = timesteps, decay, reset
+        self.timesteps, self.decay, self.reset = _steps(timesteps), decay, reset
         # As float32 has them, so that they are the same in any precision.
         self.thresholds = tuple(torch.tensor(thresholds, dtype=torch.float32, device="cpu").tolist())
         self.surrogate, self.width, self.detach_reset = surrogate, width, detach_reset
+        _ = self.firing  # refuses what is not possible
 
     @property
     def firing(self) -> Firing:
@@ -120,9 +122,11 @@ class TDBatchNorm2d(nn.BatchNorm2d):
         if not self.eps_outside and self.group is None:
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, weight, self.bias, True, self.momentum, self.eps)
-        normalized, *statistics = _Normalize.apply(x, self.eps, self.eps_outside, self.group)
+        current, statistics = normalize(
+            *(x, weight, self.bias), eps=self.eps, eps_outside=self.eps_outside, group=self.group
+        )
         _observe(self, *statistics)
-        return torch.addcmul(self.bias.view(-1, 1, 1), normalized, weight.view(-1, 1, 1)).to(x.dtype)
+        return current
 
 
 def fired(norm: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
@@ -155,54 +159,12 @@ def _observe(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> 
         norm.running_var.lerp_(unbiased.to(norm.running_var), norm.momentum)
 
 
-class _Normalize(torch.autograd.Function):
-    """``(x - mean) / s`` per channel with ``s = sqrt(var) + eps`` or ``sqrt(var + eps)``, statistics of all processes.
-
-    With ``y`` the result and ``n`` values in a channel, the gradient is
-    ``(g - mean(g) - (x - mean) * d * mean(g y)) / s``, where ``d = (ds/dvar) * 2`` is ``1 / sqrt(var)`` or
-    ``1 / sqrt(var + eps)``; a channel without variance has ``x - mean = 0``, so that d may be anything there.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float, outside: bool, group: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        count = wide.new_tensor(x.numel() / x.shape[1])
-        mean = _shared(torch.cat([wide.sum((0, 2, 3)), count[None]]), group)
-        mean, count = mean[:-1] / mean[-1], mean[-1]
-        centered = wide - mean.view(-1, 1, 1)
-        var = _shared(centered.pow(2).sum((0, 2, 3)), group) / count
-        root = (var if outside else var + eps).sqrt()
-        inverse = 1 / (root + eps if outside else root)
-        slope = torch.where(root > 0, 1 / root, 0.0)
-        ctx.save_for_backward(x, mean, inverse, slope, count)
-        ctx.group = group
-        ctx.mark_non_differentiable(mean, var, count)
-        return centered.mul_(inverse.view(-1, 1, 1)), mean, var, count
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        x, mean, inverse, slope, count = ctx.saved_tensors
-        g = grads[0]
-        centered = x.to(g.dtype) - mean.view(-1, 1, 1)
-        sums = torch.stack([g.sum((0, 2, 3)), (g * centered).sum((0, 2, 3)) * inverse])
-        flat, tilted = _shared(sums, ctx.group) / count
-        grad = g - flat.view(-1, 1, 1)
-        grad = grad.addcmul_(centered, (slope * tilted).view(-1, 1, 1), value=-1).mul_(inverse.view(-1, 1, 1))
-        return grad.to(x.dtype), None, None, None
-
-
-def _shared(sums: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
-    if group is not None:
-        distributed.all_reduce(sums, group=group)
-    return sums
-
-
 class Encode(nn.Module):
     """Images ``[B, C, H, W]`` as they are, events ``[T, B, C, H, W]`` as ``[T * B, C, H, W]``; in channels_last."""
 
     def __init__(self, timesteps: int) -> None:
         super().__init__()
-        self.timesteps = timesteps
+        self.timesteps = _steps(timesteps)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim == 4:
@@ -220,7 +182,7 @@ class Repeat(nn.Module):
 
     def __init__(self, timesteps: int) -> None:
         super().__init__()
-        self.timesteps = timesteps
+        self.timesteps = _steps(timesteps)
 
     def forward(self, current: Tensor, images: Tensor) -> Tensor:
         if images.ndim == 5:
@@ -233,10 +195,16 @@ class TimeMean(nn.Module):
 
     def __init__(self, timesteps: int) -> None:
         super().__init__()
-        self.timesteps = timesteps
+        self.timesteps = _steps(timesteps)
 
     def forward(self, values: Tensor) -> Tensor:
         return in_time(values, self.timesteps).mean(0)
+
+
+def _steps(timesteps: int) -> int:
+    if not isinstance(timesteps, int) or timesteps < 1:
+        raise InvalidData(f"spiking layer: timesteps, got {timesteps!r}; expected a whole number >= 1. Change it.")
+    return timesteps
 
 
 def in_time(values: Tensor, timesteps: int) -> Tensor:

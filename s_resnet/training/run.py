@@ -173,8 +173,8 @@ def split(data: ImageData | EventData, test: ImageData | EventData | None, setti
         )
     if len(data.classes) < 2:
         raise InvalidData(
-            f"train: classes of {data.spec!r}, got {len(data.classes)}; expected at least 2. Name the folder that holds "
-            "one folder for each class."
+            f"train: classes of {data.spec!r}, got {len(data.classes)}; expected at least 2. Name the folder "
+            "that holds one folder for each class."
         )
     apart: set[str] = set()
     tested, testing = test or data, []
