@@ -95,7 +95,7 @@ def train(
     """Train the network ARCH: a spiking ResNet by surrogate gradients, or an ANN to convert; or fine-tune a network.
 
     \b
-    ARCH is ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet20 ... ms_resnet482; ds_resnet14 ... ds_resnet68;
+    ARCH is ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet8, 14, 20 ... 482; ds_resnet14 ... ds_resnet68;
     danet50, danet101, danet152 (our interpretation); sew_resnet18 ...; spiking_resnet20 ... (plain);
     cifar_resnet20 ..., resnet18, resnet34, resnet50 (ANNs).
 
@@ -113,7 +113,7 @@ def train(
 
     \b
     Examples:
-      sresnet train ms_resnet20 --data digits --width 4 --epochs 5 -o digits.pt        (a first try)
+      sresnet train ms_resnet8 --data digits --width 8 --batch-size 32 --epochs 10 -o digits.pt   (a first try)
       sresnet train ds_resnet20 --data cifar10:/data --preset paper -o ds20.pt
       sresnet train ds_resnet20 --data cifar10:/data --preset paper --epochs 30 --amp -o short.pt
       sresnet train ms_resnet34 --data imagenet:/data --preset paper --recompute -o ms34.pt

@@ -50,6 +50,14 @@ _ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "inherited": (("convert --reconstruct, with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
 }
+# Of networks trained with QCFS, which other recipes would take the thresholds of.
+_TUNING = ("train --from this network, which tunes it on the spikes that come", ())
+_QCFS_ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "unevenness": (("--recipe phased, whose layers fire once they have seen all", ("qcfs-phased",)), _TUNING),
+    "quantization": (("a larger T (convert --timesteps {twice})", ()), ("training with more --levels", ())),
+    "clipping": (("a longer training, in which thresholds are learned", ()), _TUNING),
+    "inherited": (_TUNING,),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,8 @@ class Verification:
     def advice(self) -> str:
         """The settings that would help against the cause."""
         because = "Small errors of many layers add up" if self.cause == "inherited" else f"Mostly {self.cause}"
-        help = [text for text, needless in _ADVICE[self.cause] if self.recipe not in needless]
+        advice = _QCFS_ADVICE if self.recipe.startswith("qcfs") else _ADVICE
+        help = [text for text, needless in advice[self.cause] if self.recipe not in needless]
         return f"{because}; what would help: {'; or '.join(help).format(twice=2 * self.timesteps)}."
 
     def to_json(self) -> dict[str, Any]:

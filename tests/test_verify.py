@@ -297,6 +297,21 @@ def test_the_advice_follows_the_cause(network, value, cause, said):
     assert "{" not in result.advice
 
 
+@pytest.mark.parametrize(
+    ("network", "value", "cause", "said"),
+    [
+        (one(), 0.3, "quantization", "a larger T (convert --timesteps 8); or training with more --levels."),
+        (one(), 1.5, "clipping", "a longer training, in which thresholds are learned; or train --from"),
+        (uneven(), 0.25, "unevenness", "--recipe phased, whose layers fire once they have seen all; or train --from"),
+        (one(), 0.25, "inherited", "what would help: train --from"),
+    ],
+)
+def test_qcfs_networks_are_told_what_convert_allows(network, value, cause, said):
+    result = verify(network.with_provenance(recipe={"name": "qcfs-streaming", "passes": []}), [scalar(value)], 4)
+    assert result.cause == cause and said in result.advice
+    assert not any(word in result.advice for word in ("signed", "calibrat", "multilevel", "percentile"))
+
+
 def test_no_one_is_told_to_do_what_was_done():
     network = uneven().with_provenance(recipe={"name": "signed", "passes": []})
     advice = verify(network, [scalar(0.25)], 4).advice
