@@ -206,7 +206,7 @@ def convert(
         click.echo("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     source = {
         "name": loaded.name,
-        "arch": loaded.arch,
+        "arch": f"{loaded.arch} (our interpretation)" if loaded.arch.startswith("danet") else loaded.arch,
         "classes": loaded.num_classes,
         "sha256": loaded.digest,
     }

@@ -820,3 +820,10 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_epoch(program,
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
     code, out, err = program("train", "ms_resnet8", *TRAIN, "-o", "x.pt")
     assert code == 1 and out == "" and err.count("\n") == 1 and "x.pt: cannot be written, got no permission" in err
+
+
+def test_danet_is_called_our_interpretation(program, tmp_path):
+    code, _, said = program("train", "danet11", *TRAIN, "--timesteps", 2, "-o", "x.pt")
+    assert code == 0 and "our interpretation" in said
+    out = program.works("convert", "x.pt") + program.works("inspect", "x.snn")
+    assert out.count("danet11 (our interpretation)") >= 2

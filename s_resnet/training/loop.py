@@ -120,6 +120,8 @@ def _state(run: Run) -> dict[str, Any]:
 
 def _notes(run: Run, resumed: int) -> Iterator[str]:
     epochs = run.settings.epochs
+    if run.arch.startswith("danet"):
+        yield f"{run.arch}: DANet's equations are in no source that we have; the wiring is our interpretation."
     if resumed == epochs:
         yield f"{run.output} holds this run, finished: {epochs} epochs."
     elif resumed:
