@@ -74,8 +74,8 @@ def main() -> None:
             _fail("memory: got none left; expected room for a batch. Lower --batch-size or --input-size.", 1)
         if "DataLoader worker" in str(error):
             _fail(
-                f"workers: got one that was killed ({error}); expected all to live. Give more shared memory (docker run "
-                "--shm-size), or where there is that option --workers 0.",
+                f"workers: got one that was killed ({error}); expected all to live. Give more shared memory (docker "
+                "run --shm-size), or where there is that option --workers 0.",
                 1,
             )
         # Importing s_resnet costs a second; an error of ours can only come up once it is imported.

@@ -38,8 +38,8 @@ ARCHITECTURES = (
 )
 KNOWN = (
     "ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet20 ... ms_resnet482, ds_resnet14 ... ds_resnet68, danet50, "
-    "danet101, danet152, danet29 (CIFAR-size; danet is our interpretation), sew_resnet18 ... sew_resnet152, sew_resnet20, spiking_resnet20 ... "
-    "(plain); ANNs: cifar_resnet20 ..., resnet18 ... resnet152 (torchvision)"
+    "danet101, danet152, danet29 (CIFAR-size; danet is our interpretation), sew_resnet18 ... sew_resnet152, "
+    "sew_resnet20, spiking_resnet20 ... (plain); ANNs: cifar_resnet20 ..., resnet18 ... resnet152 (torchvision)"
 )
 
 
