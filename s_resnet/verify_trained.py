@@ -97,7 +97,8 @@ class TrainedVerification:
         if asleep:
             said.append(
                 f"No gradient passes through most neurons of {len(asleep)} of {len(self.layers)} layers; what would "
-                "help in training: a wider surrogate, one that is nowhere zero, or more firing levels."
+                "help in training: neurons (from Python, SpikingNeuron) with a wider surrogate, one that is nowhere "
+                "zero, or more firing levels."
             )
         if self.timesteps != self.trained_for and self.agreement < 1:
             said.append(f"Run it at T = {self.trained_for}, or train it for T = {self.timesteps}.")

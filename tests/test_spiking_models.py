@@ -475,6 +475,22 @@ def test_ones_own_network_is_traced_with_its_surrogate():
     torch.testing.assert_close(graph(images, 4), answer, rtol=0, atol=1e-5)
 
 
+def test_neurons_of_a_built_network_take_another_surrogate():
+    """It reaches the gradient, whether neurons stand behind a normalization or not, and the Graph."""
+    gradients = []
+    for surrogate in ("rectangle", "sigmoid"):
+        torch.manual_seed(0)
+        model, images = build("ds_resnet8", 5, timesteps=3, width=4), torch.randn(4, 3, 8, 8)
+        for layer in model.modules():
+            if isinstance(layer, SpikingNeuron):
+                layer.surrogate = surrogate
+        model(images).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.body.parameters()]))
+    assert not torch.allclose(*gradients)
+    neurons = [node.op for node in s_resnet.trace(model.eval(), images).nodes if isinstance(node.op, s_resnet.Neuron)]
+    assert neurons and all(neuron.surrogate == "sigmoid" for neuron in neurons)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

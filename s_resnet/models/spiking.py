@@ -67,7 +67,7 @@ class SpikingNeuron(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"timesteps={self.timesteps}, thresholds={[round(theta, 6) for theta in self.thresholds]}, "
-            f"decay={self.decay}, reset={self.reset!r}"
+            f"decay={self.decay}, reset={self.reset!r}, surrogate={self.surrogate!r}, width={self.width}"
         )
 
 
