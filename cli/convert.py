@@ -282,7 +282,25 @@ def _summary(snn: Any, target: Path) -> str:
         lines.append(f"T = {timesteps} steps of input, an answer after {waited} steps")
     if "choice" in provenance:
         lines.append(provenance["choice"]["reason"])
+    if "reconstruction" in provenance:
+        lines.append(_reconstructed(**provenance["reconstruction"]))
     if silent:
         lines.append(f"Never active, threshold 1: {', '.join(silent)}")
     lines.append(f"Next: sresnet evaluate {target} --timesteps {timesteps}")
     return "\n".join(lines)
+
+
+def _reconstructed(asked: dict[str, Any], blocks: list[dict[str, Any]], taken: bool) -> str:
+    """What came of the reconstruction, and whether its time was too short."""
+    if not taken:
+        return "Reconstruction brought the spikes no closer: the network is what it is without."
+    steps = sum(block["steps"] for block in blocks)
+    whole = asked["steps"] * (len(blocks) - bool(asked["joint"])) + asked["joint"]
+    better = sum(block["better"] for block in blocks)
+    said = f"Reconstructed: {better} of {len(blocks)} parts better, {steps:,} of {whole:,} steps"
+    if steps < whole:
+        said += (
+            f", as its {asked['minutes']:g} minutes were over. More: s_resnet.convert with the recipe's "
+            '.reconstructed().set("reconstruct", minutes=...)'
+        )
+    return f"{said}."

@@ -25,6 +25,7 @@ from s_resnet import (
     save,
     trace,
 )
+from s_resnet.apply_recipe import apply_recipe
 from s_resnet.calibrate import Calibration
 from s_resnet.lockstep import Both
 from s_resnet.ops import Conv2d, Flatten, Input, Linear
@@ -251,7 +252,11 @@ def test_what_is_no_better_on_the_images_kept_apart_stays_as_it_was(monkeypatch,
     for rate in ("WEIGHT", "CORRECTION", "THRESHOLD"):
         monkeypatch.setattr(module, rate, 30.0)  # learns nonsense
     before = prepared(given, "phased")
-    assert same(before, reconstruct(before, given[1], STEPS, steps=4, joint=4))
+    after = reconstruct(before, given[1], STEPS, steps=4, joint=4)
+    assert same(before, after)
+    names = ["relu", "relu_1", "relu_2", "relu_3", "readout", "all together"]
+    want = [{"block": name, "steps": 4, "better": False} for name in names]
+    assert after.provenance["reconstruction"]["blocks"] == want
 
 
 def test_images_kept_apart_are_not_trained_on(monkeypatch, given):
@@ -330,6 +335,13 @@ def test_a_signed_network_whose_spikes_come_no_closer_stays_as_it_was(given, bet
     assert module._closer(before, after, given[1].fitting[:16], STEPS) is (after if better else before)
 
 
+def test_a_reconstruction_that_was_not_taken_is_no_error(monkeypatch, given):
+    monkeypatch.setattr(module, "_closer", lambda before, *_: before)
+    recipe = RECIPES["signed"].reconstructed().set("reconstruct", **SHORT)
+    plain, tried = (apply_recipe(*given, asked, STEPS) for asked in (RECIPES["signed"], recipe))
+    assert same(plain, tried) and tried.provenance["reconstruction"]["taken"] is False
+
+
 # ---- bounded, and resumed ----
 
 
@@ -349,9 +361,12 @@ def test_it_takes_no_longer_than_it_may(monkeypatch, given, minutes):
 
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic))
     monkeypatch.setattr(torch.optim, "Adam", Adam)
-    reconstruct(prepared(given, "phased"), given[1], STEPS, steps=10**9, joint=10**9, minutes=minutes)
+    after = reconstruct(prepared(given, "phased"), given[1], STEPS, steps=10**9, joint=10**9, minutes=minutes)
     assert 0.5 * 60 * minutes < steps[0] <= 60 * minutes
     assert now[0] <= 60 * minutes + 20
+    said = after.provenance["reconstruction"]
+    assert said["asked"] == {"steps": 10**9, "joint": 10**9, "minutes": minutes}
+    assert sum(block["steps"] for block in said["blocks"]) == steps[0] and len(said["blocks"]) == 6
 
 
 def test_no_time_at_all_changes_nothing(given):
@@ -390,7 +405,7 @@ def test_after_an_interruption_the_same_comes_out(monkeypatch, tmp_path, given, 
 
     monkeypatch.setattr(module._Block, "train", count)
     again = reconstruct(before, given[1], STEPS, resume=path, **SHORT)
-    assert same(again, undisturbed) and again.provenance == before.provenance
+    assert same(again, undisturbed) and again.provenance == undisturbed.provenance
     assert len(trained) == 1 + 6
     once_more = reconstruct(before, given[1], STEPS, resume=path, **SHORT)  # all is there
     assert same(once_more, undisturbed) and len(trained) == 1 + 6

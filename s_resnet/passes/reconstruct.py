@@ -31,6 +31,7 @@ WEIGHT, CORRECTION, THRESHOLD = 0.006, 0.0006, 0.002
 JOINT = 0.15  # of these rates, for all blocks at once
 SHIFT = 1 / 8  # of the image's size, the most by which an image is shifted while all blocks are trained
 CHECKED = 8  # one image of so many is not trained on, but decides whether the block is better than before
+Done = dict[str, object]  # of a block: its steps, and whether it is better for them
 
 
 def reconstruct(
@@ -63,7 +64,9 @@ def reconstruct(
     pass over mean currents gives them, T times cheaper. Of the latter the whole is held against what it was by its real
     spikes at the end, on as many of the images kept apart as fit in memory.
 
-    What spiking runs use is written beside the source's weights, so the analog run is preserved.
+    What spiking runs use is written beside the source's weights, so the analog run is preserved. The provenance gets an
+    entry ``reconstruction``: what was asked, per block, and for all of them together, how many steps it got and
+    whether it is better for them, and whether the outcome was taken.
 
     Args:
         minutes: the most that it may take, half of it for the blocks in equal shares, the rest for all together; what
@@ -84,7 +87,7 @@ def reconstruct(
     images = images[: affordable(graph, images, rounds)]
     before = graph
     key = _key(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint, "drop": drop})
-    graph, finished = _resumed(graph, resume, key)
+    graph, said = _resumed(graph, resume, key)
     entered = {graph.nodes[0].name: Both(images.expand(rounds, *images.shape), images)}
     values, parts = entered, blocks(graph)
     start = time.monotonic()
@@ -92,18 +95,23 @@ def reconstruct(
         total=len(parts) + 1, desc="reconstruct", unit="block", leave=False, disable=None if progress else True
     ) as bar:
         for index, part in enumerate(parts):
-            if index >= finished:
-                part = _Block(part, values, timesteps, 1.0).train(steps, 30 * minutes / len(parts), drop)
-                graph = _kept(_replaced(graph, part), resume, key, index + 1)
+            if index >= len(said):
+                part, done = _Block(part, values, timesteps, 1.0).train(steps, 30 * minutes / len(parts), drop)
+                said.append({"block": part[-1].name, **done})
+                graph = _kept(_replaced(graph, part), resume, key, said)
             with torch.no_grad():
                 _, values = walk(part, values, timesteps, lambda node, *_: node.op)
             bar.update()
-        if joint and finished <= len(parts):
+        if joint and len(said) == len(parts):
             left = 60 * minutes - (time.monotonic() - start)
-            whole = _Block(graph.nodes, entered, timesteps, JOINT, varied=True).train(joint, left, 0.0)
-            graph = _kept(_replaced(graph, whole), resume, key, len(parts) + 1)
+            whole, done = _Block(graph.nodes, entered, timesteps, JOINT, varied=True).train(joint, left, 0.0)
+            said.append({"block": "all together", **done})
+            graph = _kept(_replaced(graph, whole), resume, key, said)
         bar.update()
-    return graph if order_free(graph) or rounds > 1 else _closer(before, graph, images[::CHECKED], timesteps)
+    sure = order_free(graph) or rounds > 1
+    taken = graph if sure else _closer(before, graph, images[::CHECKED], timesteps)
+    asked = {"steps": steps, "joint": joint, "minutes": minutes}
+    return taken.with_provenance(reconstruction={"asked": asked, "blocks": said, "taken": taken is graph})
 
 
 def _closer(before: Graph, after: Graph, images: Tensor, timesteps: int) -> Graph:
@@ -121,10 +129,10 @@ def _replaced(graph: Graph, part: tuple[Node, ...]) -> Graph:
     return replace(graph, nodes=tuple(changed.get(node.name, node) for node in graph.nodes))
 
 
-def _kept(graph: Graph, path: str | os.PathLike[str] | None, key: str, finished: int) -> Graph:
+def _kept(graph: Graph, path: str | os.PathLike[str] | None, key: str, said: list[Done]) -> Graph:
     """The graph, also written to ``path`` as far as it is."""
     if path is not None:
-        save(graph.with_provenance(reconstruction={"key": key, "blocks": finished}), path)
+        save(graph.with_provenance(reconstruction={"key": key, "blocks": said}), path)
     return graph
 
 
@@ -141,18 +149,19 @@ def _key(graph: Graph, images: Tensor, settings: Mapping[str, float]) -> str:
     return sha.hexdigest()
 
 
-def _resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tuple[Graph, int]:
-    """The graph with the blocks that an interrupted call has finished, and how many these are."""
+def _resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tuple[Graph, list[Done]]:
+    """The graph with the blocks that an interrupted call has finished, and what is said of each."""
     if path is None or not Path(path).exists():
-        return graph, 0
+        return graph, []
     kept = load(path)
     entry = kept.provenance.get("reconstruction", {})
-    if entry.get("key") != key:
+    said = entry.get("blocks")
+    if entry.get("key") != key or not isinstance(said, list):
         raise InvalidArtifact(
             f"{path}: got the reconstruction of another network, other images or other settings; expected this one's. "
             "Delete the file, or repeat the command that it is from."
         )
-    return replace(graph, nodes=kept.nodes), int(entry["blocks"])
+    return replace(graph, nodes=kept.nodes), said
 
 
 class _Block:
@@ -202,7 +211,7 @@ class _Block:
             return replace(op, threshold=threshold.exp(), correction=correction)
         return op
 
-    def train(self, steps: int, seconds: float, drop: float) -> tuple[Node, ...]:
+    def train(self, steps: int, seconds: float, drop: float) -> tuple[tuple[Node, ...], Done]:
         """The nodes after ``steps`` steps, or as many as fit in ``seconds``; unchanged where that is no better."""
         count = len(self.target)
         checked = torch.arange(0, count, CHECKED)
@@ -211,9 +220,9 @@ class _Block:
         generator = torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(self.groups)
         rates = [group["lr"] for group in optimizer.param_groups]
-        start = time.monotonic()
-        for step in range(steps):
-            share = max(step / steps, (time.monotonic() - start) / max(seconds, 1e-9))
+        start, done = time.monotonic(), 0
+        while done < steps:
+            share = max(done / steps, (time.monotonic() - start) / max(seconds, 1e-9))
             if share >= 1:
                 break
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -223,7 +232,9 @@ class _Block:
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        return self.trained() if self.error(checked) < before else self.nodes
+            done += 1
+        better = self.error(checked) < before
+        return self.trained() if better else self.nodes, {"steps": done, "better": better}
 
     def error(self, chosen: Tensor) -> float:
         with torch.no_grad():
