@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, TypeAlias
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from s_resnet.errors import InvalidCheckpoint, InvalidData
@@ -327,6 +326,8 @@ def _build(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
     """The architecture without memory; the width and shortcuts of a CIFAR network are those of the file."""
     with torch.device("meta"):
         if arch in TORCHVISION:
+            import torchvision  # late: it takes longer than all else here
+
             model: nn.Module = torchvision.models.get_model(arch, weights=None)
             return model.float()
         stem = shapes.get("conv1.weight", ())

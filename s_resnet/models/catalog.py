@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torchvision
 from torch import nn
 
 from s_resnet.errors import InvalidData
@@ -158,6 +157,8 @@ def _ann(arch: str, classes: int, timesteps: int | None, channels: int, width: i
     if arch in TORCHVISION:
         if width is not None:
             raise InvalidData(f"{arch}: got width={width}; expected torchvision's own. Leave it out.")
+        import torchvision  # late: it takes longer than all else here
+
         model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=classes)
         return model
     found = re.fullmatch(r"cifar_resnet([1-9]\d{0,3})", arch)
