@@ -22,6 +22,8 @@ Pixels = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+FEW = 64  # samples that are decoded sooner than processes start for them
+
 # What Pillow raises on damaged JPEG, PNG, BMP, TIFF, WebP and PPM files, found by damaging them at random.
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -199,9 +201,9 @@ class _Batches(Dataset[tuple[Tensor, Tensor, list[str]]]):
 class Loader:
     """The samples at ``indices``, in order, as batches (samples [B, *], labels [B] int64).
 
-    Iterate as often as you like. ``workers`` processes of one thread each decode ahead (None: 2, or 1 on one
-    core; 0: decode in this process). What cannot be read is left out of its batch; a batch without any is not
-    yielded. Raises InvalidData for senseless settings, and after a pass that could read nothing.
+    Iterate as often as you like. ``workers`` processes of one thread each decode ahead (None: 2, or 1 on one core, or 0
+    for a few samples; 0: decode in this process). What cannot be read is left out of its batch; a batch without any is
+    not yielded. Raises InvalidData for senseless settings, and after a pass that could read nothing.
     ``total``: how many there are where ``indices`` are a shard, which may be empty or hold nothing readable.
     ``images`` is the number of indices; ``unreadable``: name and reason of what the last pass left out.
     """
@@ -225,7 +227,7 @@ class Loader:
         batches = tuple(tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size))
         if workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            workers = min(2, cores)
+            workers = min(2, cores) if len(indices) >= FEW else 0
         self.data, self.images, self._total = data, len(indices), len(indices) if total is None else total
         self.unreadable: tuple[str, ...] = ()
         self._batches = _Batches(data, batches, preprocessing)

@@ -42,10 +42,10 @@ def refit(op: Conv2d | Linear, inputs: Tensor, wanted: Tensor) -> Conv2d | Linea
     gram, right = _moments(now, inputs[~checked], wanted[~checked])
     gram_checked, right_checked = _moments(now, inputs[checked], wanted[checked])
     variance = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
-    unit = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     least, best = 0.0, None
     for penalty in PENALTIES:
-        lifted = gram + penalty * variance[:, None, None] * unit
+        lifted = gram.clone()
+        lifted.diagonal(dim1=1, dim2=2).add_(penalty * variance[:, None])
         factor, failed = torch.linalg.cholesky_ex(lifted)
         if bool(failed.any()):
             break  # of few images, whose float32 sums are off by more than this penalty

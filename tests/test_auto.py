@@ -431,7 +431,7 @@ def test_auto_completes_what_it_tries(monkeypatch, model, batches):
     assert snn.integer and snn.provenance["recipe"]["passes"][-1] == {"pass": "quantize_weights"}
     with pytest.raises(ConversionError, match=r"signed or multi-level spikes"):
         convert(model, batches, "auto", timesteps=2, weights="int8", spikes="signed")
-    monkeypatch.setattr(reconstructing._Block, "train", lambda self, *rest: self.nodes)
+    monkeypatch.setattr(reconstructing._Block, "train", lambda self, *rest: (self.nodes, {"steps": 0, "better": False}))
     snn = convert(model, batches, "auto", timesteps=2, reconstruct=True)
     assert "reconstruct" in [step["pass"] for step in snn.provenance["recipe"]["passes"]]
 

@@ -379,6 +379,7 @@ def test_a_true_interrupt_while_workers_decode(program, network):
     code = "\n".join((
         # A shell's background jobs are born deaf to the interrupt.
         "import signal", "signal.signal(signal.SIGINT, signal.default_int_handler)",
+        "import s_resnet.data as data", "data.FEW = 1",  # few samples have workers too
         "import s_resnet.report as report", "real = report.simulate",
         "def simulate(*args, **named): print('started', flush=True); return real(*args, **named)",
         "report.simulate = simulate", "from sresnet_cli.__main__ import main", "main()",

@@ -15,11 +15,13 @@ from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from s_resnet.data import (
@@ -523,6 +525,21 @@ def spoil(root: Path) -> list[str]:
     return ["a/001.png", "a/003.png", "b/000.png", "b/001.png", "b/002.png"]
 
 
+@pytest.mark.parametrize(("count", "batch_size", "want"), [(63, 1, 0), (64, 1, 2), (64, 64, 1), (200, 32, 2)])
+def test_few_samples_have_no_workers(monkeypatch: pytest.MonkeyPatch, count: int, batch_size: int, want: int) -> None:
+    started: list[int] = []
+
+    class Watched(DataLoader[Any]):
+        def __init__(self, *given: Any, num_workers: int, **named: Any) -> None:
+            started.append(num_workers)
+            super().__init__(*given, num_workers=0, **named)
+
+    monkeypatch.setattr("s_resnet.data.DataLoader", Watched)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    loader = ImageLoader(in_memory([0] * count), range(count), preprocessing_for(4), batch_size)
+    assert sum(len(labels) for _, labels in loader) == count and started == [want]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_notes_what_it_cannot_read(tmp_path: Path, workers: int) -> None:
     bad = spoil(tmp_path)
@@ -664,7 +681,7 @@ from s_resnet.open_data import open_data
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
     data = open_data(sys.argv[1], "evaluation")
-    for _ in ImageLoader(data, [0] * 200_000, preprocessing_for(224), 64, workers=2):
+    for _ in ImageLoader(data, [0] * 200_000, preprocessing_for(8), 64, workers=2):
         print("running", flush=True)
 """
 
