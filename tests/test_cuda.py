@@ -27,7 +27,11 @@ needs_compiler = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="no C++
 @needs_compiler
 @pytest.mark.parametrize("case", [*CASES, *ALPHABETS], ids=str)
 def test_the_source_on_the_cpu_equals_the_reference_bit_for_bit(case):
-    inputs = [make(case, shape, steps, seed) for seed, (shape, steps) in enumerate(itertools.product(SHAPES, STEPS))]
+    """Every shape with half of the steps, the other half in the next case."""
+    turn = [*CASES, *ALPHABETS].index(case)
+    pairs = itertools.product(enumerate(SHAPES), enumerate(STEPS))
+    taken = [(shape, steps) for (i, shape), (j, steps) in pairs if (i + j + turn) % 2]
+    inputs = [make(case, shape, steps, seed) for seed, (shape, steps) in enumerate(taken)]
     cuda_on_cpu.kernels([cuda_on_cpu.prepare(*given[:2], **given[2])[0].instance for given in inputs])
     fired = total = 0
     for current, v, options in inputs:

@@ -18,19 +18,15 @@ X = dyadic_images()
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_program_answers_as_the_module(tmp_path):
+    """Also where many steps of several levels are a loop."""
     pairs = {arch: dyadic(arch) for arch in ("ms_resnet8", "ds_resnet8", "sew_resnet8")}
     cases = {arch: (graph, X, T) for arch, (_, graph) in pairs.items()}
-    for arch, answers in reloaded(tmp_path, cases).items():
-        assert agrees(answers, *cases[arch])
-        torch.testing.assert_close(answers[0], watched(pairs[arch][0], X, T)[0])
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.skipif(not program._loops(), reason=f"torch {torch.__version__} reloads no loop")
-def test_many_steps_of_several_levels_are_a_loop(tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "UNROLLED", 2)
-    cases = {"levels": (dyadic("ds_resnet8")[1], X, 5)}
-    assert agrees(reloaded(tmp_path, cases)["levels"], *cases["levels"])
+    looped = {"many steps": (pairs["ds_resnet8"][1], X, 5)} if program._loops() else {}
+    answers = reloaded(tmp_path, cases | looped, looped)
+    for name, case in (cases | looped).items():
+        assert agrees(answers[name], *case), name
+    for arch, (module, _) in pairs.items():
+        torch.testing.assert_close(answers[arch][0], watched(module, X, T)[0])
 
 
 @pytest.mark.parametrize("arch", FAMILIES)
