@@ -11,7 +11,7 @@ import click
 
 from .convert import check_output, warn_unreadable
 from .evaluate import image_loader, timesteps_for
-from .options import DOWNLOAD
+from .options import DOWNLOAD, TIMESTEPS
 
 ROUNDING = "what differs in float32 is rounding at the threshold. convert --weights dyadic makes it equal"
 
@@ -71,9 +71,7 @@ FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
     required=True,
     help="Where to write.",
 )
-@click.option(
-    "--timesteps", metavar="T", type=click.IntRange(1), help="By default the T that the network was converted for."
-)
+@TIMESTEPS
 @click.option(
     "--verify",
     "engine",

@@ -3,6 +3,12 @@
 import click
 
 BATCH_SIZE = click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
+TIMESTEPS = click.option(
+    "--timesteps",
+    metavar="T",
+    type=click.IntRange(1),
+    help="How many steps; by default the T that the network was converted or trained for.",
+)
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 DOWNLOAD = click.option(
     "--download", is_flag=True, help="Fetch DATA where they are absent: cifar10, cifar100, mnist, events."

@@ -13,7 +13,7 @@ import click
 
 from .convert import warn_unreadable
 from .evaluate import image_loader, timesteps_for
-from .options import BATCH_SIZE, DEVICE, DOWNLOAD
+from .options import BATCH_SIZE, DEVICE, DOWNLOAD, TIMESTEPS
 
 
 @click.command()
@@ -24,9 +24,7 @@ from .options import BATCH_SIZE, DEVICE, DOWNLOAD
     help="Images to measure on; by default the held-out part of what was calibrated on.",
 )
 @click.option("-o", "--output", metavar="DIR", type=click.Path(file_okay=False), required=True, help="Where to write.")
-@click.option(
-    "--timesteps", metavar="T", type=click.IntRange(1), help="By default the T that each was converted or trained for."
-)
+@TIMESTEPS
 @click.option(
     "--limit",
     metavar="N",

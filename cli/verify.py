@@ -9,7 +9,7 @@ import click
 
 from .convert import check_output, warn_unreadable
 from .evaluate import image_loader, timesteps_for
-from .options import BATCH_SIZE, DEVICE, DOWNLOAD
+from .options import BATCH_SIZE, DEVICE, DOWNLOAD, TIMESTEPS
 
 COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own", "total", "unsettled", "dead",
            "saturated")  # fmt: skip
@@ -23,12 +23,7 @@ TRAINED = ("layer", "rate", "dead", "saturated", "dormant")
     metavar="DATA",
     help="Images to verify on; by default the held-out part of what was calibrated on.",
 )
-@click.option(
-    "--timesteps",
-    metavar="T",
-    type=click.IntRange(1),
-    help="By default the T that the network was converted or trained for.",
-)
+@TIMESTEPS
 @click.option(
     "--limit",
     metavar="N",
