@@ -216,6 +216,19 @@ def versions() -> Line:
     }
 
 
+def reconstructed(network: Path) -> Line:
+    """Of a reconstruction: how many of its steps fitted in its time, and whether the outcome was taken."""
+    said = s_resnet.load(network).provenance.get("reconstruction")
+    if said is None:
+        return {}
+    asked = said["asked"]["steps"] * (len(said["blocks"]) - 1) + said["asked"]["joint"]
+    return {
+        "reconstruct_steps": sum(block["steps"] for block in said["blocks"]),
+        "reconstruct_steps_asked": asked,
+        "reconstruct_taken": said["taken"],
+    }
+
+
 def measure(case: Case, work: Path) -> Iterator[Line]:
     """Convert once, and give a line for each data set."""
     if not case.data:
@@ -228,6 +241,7 @@ def measure(case: Case, work: Path) -> Iterator[Line]:
         yield {
             **case.identity(name, limit),
             "reconstruct": "--reconstruct" in case.options,
+            **reconstructed(network),
             **from_report(json.loads(report.read_text()), case.timesteps),
             "convert_seconds": round(convert_seconds, 1),
             "evaluate_seconds": round(evaluate_seconds, 1),
