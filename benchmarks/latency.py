@@ -222,11 +222,8 @@ def reconstructed(network: Path) -> Line:
     if said is None:
         return {}
     asked = said["asked"]["steps"] * (len(said["blocks"]) - 1) + said["asked"]["joint"]
-    return {
-        "reconstruct_steps": sum(block["steps"] for block in said["blocks"]),
-        "reconstruct_steps_asked": asked,
-        "reconstruct_taken": said["taken"],
-    }
+    steps = sum(block["steps"] for block in said["blocks"])
+    return {"reconstruct_steps": steps, "reconstruct_steps_asked": asked, "reconstruct_taken": said["taken"]}
 
 
 def measure(case: Case, work: Path) -> Iterator[Line]:
