@@ -142,11 +142,15 @@ REPORT = {
 @pytest.mark.usefixtures("unpacked")
 def test_a_case_converts_once_and_gives_a_line_for_each_data_set(monkeypatch, tmp_path):
     calls = []
+    said = [{"block": "relu", "steps": 250, "better": True}, {"block": "all together", "steps": 7, "better": False}]
+    made = {"asked": {"steps": 250, "joint": 1000, "minutes": 30}, "blocks": said, "taken": True}
+    graph = s_resnet.convert(randomized(s_resnet.CifarResNet(8, width=2)), input_size=8)
+    converted = graph.with_provenance(reconstruction=made)
 
     def sresnet(*arguments):
         calls.append(arguments)
         if arguments[0] == "convert":
-            Path(arguments[-1]).touch()
+            s_resnet.save(converted, arguments[-1])
         else:
             Path(arguments[-1]).write_text(json.dumps(REPORT))
         return 1.25
@@ -164,6 +168,7 @@ def test_a_case_converts_once_and_gives_a_line_for_each_data_set(monkeypatch, tm
     )
     assert first["evaluate"] == ("sresnet evaluate NETWORK.snn --timesteps 8 --at 8 --data cifar10/test --limit 500")
     assert (first["data"], first["limit"], second["data"], second["limit"]) == ("cifar10/test", 500, "jpeg-test", 2000)
+    assert [first[f"reconstruct_{name}"] for name in ("steps", "steps_asked", "taken")] == [257, 1250, True]
     assert first["reconstruct"] and first["drop"] == 1.0 and first["end_to_end_steps"] == 152
     assert first["standard_error"] == pytest.approx(100 * ((0.05 - 0.0001) / 500) ** 0.5, abs=1e-4)
     assert {"convert_seconds", "evaluate_seconds", "threads", "torch", "python"} <= first.keys()
