@@ -168,21 +168,13 @@ def convert(
     loaded = s_resnet.load_checkpoint(checkpoint, arch)
     target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
     check_output(target, Path(checkpoint))
-    preprocessing: Any = s_resnet.preprocessing_for(
-        input_size or loaded.input_size, mean or s_resnet.IMAGENET_MEAN, std or s_resnet.IMAGENET_STD
-    )
-    batches: Any = None
-    origin: dict[str, Any] = {"preprocessing": s_resnet.stored_preprocessing(preprocessing)}
-    if loaded.preprocessing is not None and not (input_size or mean or std):
-        origin = {"preprocessing": dict(loaded.preprocessing)}  # what it was trained with
-        preprocessing = s_resnet.read_preprocessing(loaded.preprocessing)
     if loaded.timesteps is not None and (calibration or input_size or mean or std):
         raise click.UsageError(
             f"{checkpoint} was trained as a spiking network and says on what. Leave out --calibration, "
             "--input-size, --mean and --std."
         )
-    if loaded.data is not None:
-        origin |= {"data": dict(loaded.data), "classes": list(loaded.classes)}
+    preprocessing, origin = _preprocessing(loaded, input_size, mean, std)
+    batches: Any = None
     if calibration:
         batches, origin = _calibration(calibration, calibration_images, preprocessing, loaded, download)
         if "events" in origin["preprocessing"] and (input_size or mean or std):
@@ -204,19 +196,43 @@ def convert(
     )
     if snn.provenance["calibration"]["source"] == "batchnorm":
         click.echo("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
-    source = {
-        "name": loaded.name,
-        "arch": f"{loaded.arch} (our interpretation)" if loaded.arch.startswith("danet") else loaded.arch,
-        "classes": loaded.num_classes,
-        "sha256": loaded.digest,
-    }
-    snn = snn.with_provenance(source=source, **origin)
+    snn = snn.with_provenance(source=_source(loaded), **origin)
     s_resnet.save(snn, target)
     if partial is not None:
         partial.unlink(missing_ok=True)
     if batches is not None:
         warn_unreadable(batches.unreadable)
     click.echo(_summary(snn, target))
+
+
+def _preprocessing(
+    loaded: Any, input_size: int | None, mean: Triple | None, std: Triple | None
+) -> tuple[Any, dict[str, Any]]:
+    """How images are prepared, as asked for or as the network was trained, and what the artifact keeps of it."""
+    import s_resnet
+
+    origin: dict[str, Any]
+    if loaded.preprocessing is not None and not (input_size or mean or std):
+        preprocessing: Any = s_resnet.read_preprocessing(loaded.preprocessing)
+        origin = {"preprocessing": dict(loaded.preprocessing)}
+    else:
+        preprocessing = s_resnet.preprocessing_for(
+            input_size or loaded.input_size, mean or s_resnet.IMAGENET_MEAN, std or s_resnet.IMAGENET_STD
+        )
+        origin = {"preprocessing": s_resnet.stored_preprocessing(preprocessing)}
+    if loaded.data is not None:
+        origin |= {"data": dict(loaded.data), "classes": list(loaded.classes)}
+    return preprocessing, origin
+
+
+def _source(loaded: Any) -> dict[str, Any]:
+    """What the artifact says of the checkpoint."""
+    return {
+        "name": loaded.name,
+        "arch": f"{loaded.arch} (our interpretation)" if loaded.arch.startswith("danet") else loaded.arch,
+        "classes": loaded.num_classes,
+        "sha256": loaded.digest,
+    }
 
 
 def _calibration(spec: str, count: int, preprocessing: Any, loaded: Any, download: bool) -> tuple[Any, dict[str, Any]]:

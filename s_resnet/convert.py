@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -91,25 +92,15 @@ def convert(
         model = model.graph()
     example = _example(model, calibration_batches, input_size)
     graph = model if isinstance(model, Graph) else trace(model, example)
+    wishes: dict[str, object] = {"percentile": percentile, "reconstruct": reconstruct}
     if graph.trained:
-        asked: dict[str, object] = {
-            "recipe": recipe != "s-resnet",
-            "percentile": percentile,
-            "weights": weights != "float32",
-        }
-        asked |= {"reconstruct": reconstruct, "spikes": spikes, "target_drop": target_drop, "timesteps": timesteps}
-        return _trained(graph, example, [name for name, value in asked.items() if value not in (None, False)])
+        wishes |= {"recipe": recipe != "s-resnet", "weights": weights != "float32"}
+        wishes |= {"spikes": spikes, "target_drop": target_drop, "timesteps": timesteps}
+        return _trained(graph, example, _given(wishes))
     if any(isinstance(node.op, QCFS) for node in graph.nodes):
-        wishes = {"calibration": calibration_batches, "percentile": percentile, "reconstruct": reconstruct or None}
-        refused = [name for name, value in wishes.items() if value is not None]
+        refused = _given({"calibration": calibration_batches, **wishes})
         return _quantized(graph, example, "auto" if fixed is None else fixed, timesteps, refused)
-    if percentile is None:
-        percentile = 99.99 if example.shape[-1] >= IMAGENET_SIZED else 99.9
-    if calibration_batches is None:
-        calibration = calibrate_from_batchnorm(graph, percentile)
-    else:
-        held_out, fitted = (HELD_OUT, FITTED if fixed.fits else 0) if fixed is not None else (WATCHED, FITTED)
-        calibration = calibrate(graph, calibration_batches, percentile, held_out, progress, fitted)
+    calibration = _calibrated(graph, calibration_batches, percentile, example.shape[-1], fixed, progress)
     if fixed is not None:
         snn = apply_recipe(graph, calibration, fixed, timesteps or fixed.timesteps, progress)
     else:
@@ -119,6 +110,23 @@ def convert(
             progress=progress,
         )
     return _documented(snn, calibration, example)
+
+
+def _given(wishes: Mapping[str, object]) -> list[str]:
+    """The names of what was asked for."""
+    return [name for name, value in wishes.items() if value is not None and value is not False]
+
+
+def _calibrated(
+    graph: Graph, batches: Batches | None, percentile: float | None, size: int, recipe: Recipe | None, progress: bool
+) -> Calibration:
+    """The statistics that a recipe, or the choice among recipes, needs; from BatchNorm where there are no images."""
+    if percentile is None:
+        percentile = 99.99 if size >= IMAGENET_SIZED else 99.9
+    if batches is None:
+        return calibrate_from_batchnorm(graph, percentile)
+    held_out, fitted = (WATCHED, FITTED) if recipe is None else (HELD_OUT, FITTED if recipe.fits else 0)
+    return calibrate(graph, batches, percentile, held_out, progress, fitted)
 
 
 def _documented(snn: Graph, calibration: Calibration, example: Tensor) -> Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +44,11 @@ def refit(op: Conv2d | Linear, inputs: Tensor, wanted: Tensor) -> Conv2d | Linea
     gram_checked, right_checked = _moments(now, inputs[checked], wanted[checked])
     variance = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
     least, best = 0.0, None
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    unlifted = diagonal.clone()
     for penalty in PENALTIES:
-        lifted = gram.clone()
-        lifted.diagonal(dim1=1, dim2=2).add_(penalty * variance[:, None])
-        factor, failed = torch.linalg.cholesky_ex(lifted)
+        diagonal.copy_(unlifted + penalty * variance[:, None])
+        factor, failed = torch.linalg.cholesky_ex(gram)
         if bool(failed.any()):
             break  # of few images, whose float32 sums are off by more than this penalty
         change = torch.cholesky_solve(right, factor)
@@ -64,7 +66,11 @@ def _moments(op: Conv2d | Linear, inputs: Tensor, wanted: Tensor) -> tuple[Tenso
     """Covariances of the unfolded inputs, ``[G, K, K]``, and of them with what is lacking, ``[G, K, C_out / G]``."""
     size = inputs[:1].numel() if isinstance(op, Linear) else _unfolded(op, inputs[:1]).numel()
     parts = max(1, ROOM // size)
-    gram = right = first = second = torch.zeros((), dtype=torch.float64, device=inputs.device)
+    groups = 1 if isinstance(op, Linear) else op.groups
+    ins, outs = op.weight[0].numel(), len(op.weight) // groups
+    zeros = partial(torch.zeros, dtype=torch.float64, device=inputs.device)
+    gram, right = zeros(groups, ins, ins), zeros(groups, ins, outs)
+    first, second = zeros(groups, ins), zeros(groups, outs)
     count = 0
     for x, y in zip(torch.split(inputs, parts), torch.split(wanted, parts), strict=True):
         lacking = y - op.run(x)
@@ -73,13 +79,15 @@ def _moments(op: Conv2d | Linear, inputs: Tensor, wanted: Tensor) -> tuple[Tenso
         else:
             seen = _unfolded(op, x)
             lacking = _by_group(lacking.flatten(2), op.groups)
-        gram = gram + (seen.transpose(1, 2) @ seen).double()
-        right = right + (seen.transpose(1, 2) @ lacking).double()
-        first, second = first + seen.sum(1).double(), second + lacking.sum(1).double()
+        gram += seen.transpose(1, 2) @ seen
+        right += seen.transpose(1, 2) @ lacking
+        first += seen.sum(1)
+        second += lacking.sum(1)
         count += seen.shape[1]
-    gram = gram - first[:, :, None] * first[:, None] / count
-    right = right - first[:, :, None] * second[:, None] / count
-    return gram / count, right / count
+    # In place: with 512 channels the covariances alone are 170 MB.
+    gram -= (first[:, :, None] * first[:, None]).div_(count)
+    right -= (first[:, :, None] * second[:, None]).div_(count)
+    return gram.div_(count), right.div_(count)
 
 
 def _unfolded(op: Conv2d, x: Tensor) -> Tensor:

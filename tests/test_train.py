@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from test_cli import Program
-from test_distributed import PATIENCE, torchrun
+from test_distributed import PATIENCE, forked
 
 import s_resnet
 from s_resnet import ImageData, InvalidCheckpoint, InvalidData, SResNetError, Training, TrainingDiverged, train
@@ -685,11 +685,9 @@ os.write(1, (json.dumps([rank, said]) + "\\n").encode())
 
 def test_two_processes_train_as_one(tmp_path, monkeypatch):
     """Without batch normalization, and with tdBN, whose statistics are those of all: the weights are those of one."""
-    environment = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    monkeypatch.setitem(torchrun.__globals__["ENVIRONMENT"], "PYTHONPATH", environment)
     (tmp_path / "script.py").write_text(TOGETHER)
     Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "there.png")
-    code, out, said = torchrun(tmp_path, "script.py")
+    code, out, said = forked(tmp_path, "script.py")
     assert code == 0, said
     (_, first), (_, second) = sorted(map(json.loads, out.splitlines()))
     for name in ("plain", "ms", "batchnorm"):
