@@ -56,9 +56,9 @@ def world(tmp_path, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     for folder, size, count in (
         ("cifar10/train", 32, 8),
-        ("cifar10/test", 32, 4),
-        ("photos/train", 72, 4),
-        ("photos/val", 72, 2),
+        ("cifar10/test", 32, 2),
+        ("photos/train", 72, 3),
+        ("photos/val", 72, 1),
     ):
         for label, name in enumerate(CLASSES):
             (tmp_path / folder / name).mkdir(parents=True)
