@@ -62,7 +62,7 @@ def as_rank(rank, port, folder, arguments):
 def forked(folder, *arguments):
     """As torchrun, from a process that has imported torch once for all tests: a fraction of the time."""
     fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["sresnet_cli.__main__"])
+    fork.set_forkserver_preload(["torchvision", "s_resnet", "sresnet_cli.__main__"])
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     told = [(rank, store.port, folder, list(map(str, arguments))) for rank in range(2)]
     processes = [fork.Process(target=as_rank, args=each) for each in told]
