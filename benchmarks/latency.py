@@ -221,8 +221,7 @@ def reconstructed(network: Path) -> Line:
     said = s_resnet.load(network).provenance.get("reconstruction")
     if said is None:
         return {}
-    asked = said["asked"]["steps"] * (len(said["blocks"]) - 1) + said["asked"]["joint"]
-    steps = sum(block["steps"] for block in said["blocks"])
+    asked, steps = said["asked"]["total"], sum(block["steps"] for block in said["blocks"])
     return {"reconstruct_steps": steps, "reconstruct_steps_asked": asked, "reconstruct_taken": said["taken"]}
 
 

@@ -311,10 +311,9 @@ def _reconstructed(asked: dict[str, Any], blocks: list[dict[str, Any]], taken: b
     if not taken:
         return "Reconstruction brought the spikes no closer: the network is what it is without."
     steps = sum(block["steps"] for block in blocks)
-    whole = asked["steps"] * (len(blocks) - bool(asked["joint"])) + asked["joint"]
     better = sum(block["better"] for block in blocks)
-    said = f"Reconstructed: {better} of {len(blocks)} parts better, {steps:,} of {whole:,} steps"
-    if steps < whole:
+    said = f"Reconstructed: {better} of {len(blocks)} parts better, {steps:,} of {asked['total']:,} steps"
+    if steps < asked["total"]:
         said += (
             f", as its {asked['minutes']:g} minutes were over. More: s_resnet.convert with the recipe's "
             '.reconstructed().set("reconstruct", minutes=...)'

@@ -72,6 +72,7 @@ def forked(folder, *arguments):
         process.join(PATIENCE)
     for process in processes:
         process.kill()
+        process.join()
     out, err = ("".join((folder / f"{name}{rank}").read_text() for rank in range(2)) for name in ("out", "err"))
     codes = [process.exitcode for process in processes]
     return max(codes, key=abs), out, [line for line in err.splitlines() if "socket.cpp" not in line]

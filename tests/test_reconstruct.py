@@ -365,7 +365,7 @@ def test_it_takes_no_longer_than_it_may(monkeypatch, given, minutes):
     assert 0.5 * 60 * minutes < steps[0] <= 60 * minutes
     assert now[0] <= 60 * minutes + 20
     said = after.provenance["reconstruction"]
-    assert said["asked"] == {"steps": 10**9, "joint": 10**9, "minutes": minutes}
+    assert said["asked"] == {"steps": 10**9, "joint": 10**9, "total": 6 * 10**9, "minutes": minutes}
     assert sum(block["steps"] for block in said["blocks"]) == steps[0] and len(said["blocks"]) == 6
 
 

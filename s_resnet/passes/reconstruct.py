@@ -110,7 +110,7 @@ def reconstruct(
         bar.update()
     sure = order_free(graph) or rounds > 1
     taken = graph if sure else _closer(before, graph, images[::CHECKED], timesteps)
-    asked = {"steps": steps, "joint": joint, "minutes": minutes}
+    asked = {"steps": steps, "joint": joint, "total": steps * len(parts) + joint, "minutes": minutes}
     return taken.with_provenance(reconstruction={"asked": asked, "blocks": said, "taken": taken is graph})
 
 
