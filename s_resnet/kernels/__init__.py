@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendUnavailable, InvalidData
-from . import cpu, cuda, host, native, reference
+from . import cpu, cuda, fallback, host, native, reference
 
 
 class Kernel(Protocol):
@@ -44,12 +44,16 @@ KERNELS: dict[str, Kernel] = {
 def select(device: torch.device, name: str | None = None) -> tuple[str, Kernel]:
     """The name and the function of the kernel for ``device``: the fastest that runs there, or the one asked for.
 
+    Where a CUDA device gets the reference without being asked to, one warning says what that costs.
+
     Raises:
         InvalidData: there is no kernel of that name.
         BackendUnavailable: the kernel asked for by name does not run on this device or machine.
     """
     if name is None:
         name = next(each for each in KERNELS if _missing(each, device) is None)
+        if device.type == "cuda" and name != "cuda":
+            fallback.warn(device, str(cuda.unavailable(device)))
     if name not in KERNELS:
         raise InvalidData(f"kernel: got {name!r}; expected one of {', '.join(KERNELS)}. Choose one of them.")
     reason = _missing(name, device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from ..errors import BackendUnavailable, InvalidData
+from ..errors import InvalidData, SResNetError
 from . import nvrtc
 from .cpu import empty_steps
 from .reference import check_alphabet
@@ -92,7 +92,7 @@ _reasons: dict[torch.device, str | None] = {}
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why the kernel cannot run on a CUDA device; None when it can. The first call compiles and loads one instance."""
+    """Why the kernel cannot run on a CUDA device; None when it can. The first call launches one instance."""
     if device not in _reasons:
         if torch.version.hip is not None:
             return "no NVRTC: this torch is for ROCm"
@@ -108,13 +108,21 @@ def _tried(device: torch.device) -> str | None:
     try:
         with torch.cuda.device(device):
             nvrtc.loaded(_instance(*PROBE), torch.cuda.current_device())
-    except BackendUnavailable as error:
-        return str(error)
+            integrate_and_fire(**_probe(device))
+    except Exception as error:  # an odd version of the bindings may raise anything; what it was is the reason
+        return str(error) if isinstance(error, SResNetError) else f"{type(error).__name__}: {error}"
     return None
 
 
+def _probe(device: torch.device) -> dict[str, Any]:
+    """What PROBE is the instance for, with few neurons."""
+    current = torch.zeros(2, 1, 8, device=device, dtype=torch.float16)
+    v, bias, threshold = (torch.ones(shape, device=device, dtype=torch.float32) for shape in ((1, 8), (8,), ()))
+    return {"current": current, "v": v, "threshold": threshold, "bias": bias, "spike_dtype": torch.float16}
+
+
 def path(device: torch.device) -> str:
-    """What runs on a CUDA device, in words, such as ``cuda (NVRTC 13.2 by cuda-core 1.2.2, sm_90)``."""
+    """What runs on a CUDA device, in words, such as ``cuda (NVRTC 13.0 by cuda-bindings 13.5.0, sm_90)``."""
     reason = unavailable(device)
     if reason is not None:
         return f"reference ({reason})"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import cuda, nvrtc
+from . import cuda, fallback, nvrtc
 from .surrogate_host import Affine, inner_of
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ MOST = 512  # membranes of one neuron
 
 
 def takes(current: Tensor, firing: Firing) -> bool:
-    """Whether the kernel takes this current, on a device that it runs on."""
-    return (
-        current.dtype in TYPES
-        and len(current) * len(firing.thresholds) <= MOST
-        and current[0].numel() < cuda.LIMIT
-        and cuda.unavailable(current.device) is None
-    )
+    """Whether the kernel takes this current, on a device that it runs on; if it is the device, one warning."""
+    if current.dtype not in TYPES or len(current) * len(firing.thresholds) > MOST or current[0].numel() >= cuda.LIMIT:
+        return False
+    reason = cuda.unavailable(current.device)
+    if reason is not None:
+        fallback.warn(current.device, reason)
+    return reason is None
 
 
 def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affine: Affine | None) -> None:

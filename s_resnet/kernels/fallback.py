@@ -1,0 +1,24 @@
+"""What is said where a GPU runs the reference kernel because the CUDA kernel is not there."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+_warned: set[int] = set()
+
+
+def warn(device: torch.device, reason: str) -> None:
+    """Say once for each CUDA device what it costs that plain torch does the kernel's work there, and why it does."""
+    index = device.index
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    if index in _warned:
+        return
+    _warned.add(index)
+    warnings.warn(
+        f"cuda:{index}: got the reference kernel, 5 to 11 torch operations for each neuron layer and step; expected "
+        f"the CUDA kernel, one launch for many steps, which is far faster. It is not there: {reason}.",
+        stacklevel=3,
+    )
