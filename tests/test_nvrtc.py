@@ -1,18 +1,20 @@
 """The CUDA membrane kernel compiled for GPUs without one: registers, spills, vectors; and the binaries on disk."""
 
-import io
+import importlib
 import itertools
 import re
 import struct
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from by_nvrtc import compiled, needs_nvrtc
 
 from s_resnet import BackendUnavailable
 from s_resnet.kernels import cache, cuda, nvrtc
 
-needs_nvrtc = pytest.mark.skipif(nvrtc.compiler()[0] is None, reason=nvrtc.compiler()[1])
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 REGISTERS = 96  # 5 blocks of 128 threads on one multiprocessor
 
@@ -58,23 +60,12 @@ def instances():
 INSTANCES = instances()
 
 
-def program(kind, names, arch, **options):
-    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
-    log = io.StringIO()
-    given = core.ProgramOptions(
-        arch=arch, std="c++17", fma=options.pop("fma", False), define_macro=("SRESNET_BLOCK", str(nvrtc.BLOCK)),
-        include_path=str(nvrtc.HERE), **options,
-    )  # fmt: skip
-    made = core.Program((nvrtc.HERE / "membrane.cu").read_text(), "c++", given)
-    return bytes(made.compile(kind, name_expressions=tuple(names), logs=log).code), log.getvalue()
-
-
 @needs_nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_few_registers_and_nothing_spilled(arch):
     assert len(INSTANCES) > 50 and len(set(INSTANCES)) == len(INSTANCES)
     instances = INSTANCES[ARCHITECTURES.index(arch) :: len(ARCHITECTURES)]  # each is compiled for one of them
-    _, log = program("cubin", instances, arch, ptxas_options="-v")
+    _, log = compiled("CUBIN", instances, arch, "--ptxas-options=-v")
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
     stacks = [tuple(map(int, found)) for found in re.findall(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)]  # fmt: skip
@@ -87,20 +78,12 @@ def test_few_registers_and_nothing_spilled(arch):
 def test_the_check_of_spills_sees_them():
     """Eight floats of shortcut, four steps ahead: that is why the plan takes four."""
     name = cuda._instance("f16", "f32", "f16", "float", "8", "true", "true", "ZERO", "EACH", "EACH", "EACH", "4")
-    _, log = program("cubin", [name], "sm_90", ptxas_options="-v")
+    _, log = compiled("CUBIN", [name], "sm_90", "--ptxas-options=-v")
     assert re.search(r"[1-9]\d* bytes spill stores", log)
 
 
 def ptx_of(name):
-    """By the bindings: cuda-core asks the driver before it gives PTX away."""
-    raw = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
-    options = [flag.encode() for flag in (*nvrtc.FLAGS, "--gpu-architecture=compute_90", f"-I{nvrtc.HERE}")]
-    _, made = raw.nvrtcCreateProgram((nvrtc.HERE / "membrane.cu").read_bytes(), b"membrane.cu", 0, [], [])
-    raw.nvrtcAddNameExpression(made, name.encode())
-    assert int(raw.nvrtcCompileProgram(made, len(options), options)[0]) == 0
-    text = b" " * raw.nvrtcGetPTXSize(made)[1]
-    raw.nvrtcGetPTX(made, text)
-    return text.decode()
+    return compiled("PTX", [name], "compute_90")[0].decode()
 
 
 @needs_nvrtc
@@ -123,12 +106,11 @@ def test_the_quotient_is_ieee_division_and_its_product_is_not_contracted(rule):
 
 
 @needs_nvrtc
-def test_cuda_core_compiles_without_contraction_too():
-    if nvrtc.compiler()[0] is not nvrtc._compile_by_core:
-        pytest.skip("cuda-core is not installed")
+def test_what_is_run_is_the_source_without_contraction():
     name = cuda._instance("f32", "f32", "f32", "float", "4", "true", "true", "SUBTRACT", "ONE", "NONE", "EACH", "4")
-    _, code = nvrtc._compile_by_core(name, "sm_90")
-    plain, contracted = (program("cubin", [name], "sm_90", fma=fma)[0] for fma in (False, True))
+    _, code = nvrtc._compile(name, "sm_90")
+    plain, _ = compiled("CUBIN", [name], "sm_90")
+    contracted, _ = compiled("CUBIN", [name], "sm_90", flags=[f for f in nvrtc.FLAGS if "fmad" not in f])
     assert instructions(code) == instructions(plain) != instructions(contracted)
 
 
@@ -148,16 +130,88 @@ def test_a_refused_source_says_what_the_compiler_said():
         nvrtc.binary("sresnet::not_a_kernel<float>", "sm_90")
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is a CPU build")
-@pytest.mark.skipif(not hasattr(torch.cuda, "_compile_kernel"), reason="this torch has no way to NVRTC")
-def test_torch_compiles_it_where_cuda_core_is_absent(monkeypatch, recwarn):
-    monkeypatch.setitem(sys.modules, "cuda.core", None)
-    compile_instance, name = nvrtc.compiler.__wrapped__()
-    assert compile_instance is nvrtc._compile_by_torch and "by torch" in name
-    symbol, code = compile_instance(INSTANCES[0], "sm_90")
-    assert "membrane" in symbol and code.startswith(b"\x7fELF") and symbol.encode() in code
-    with pytest.raises(BackendUnavailable, match="not_a_kernel"):
-        compile_instance("sresnet::not_a_kernel<float>", "sm_90")
+@needs_nvrtc
+def test_headers_are_ours_wherever_the_package_lies(monkeypatch, tmp_path):
+    """A folder with spaces, quotes and other letters; other headers of the same names in the current one."""
+    name, folder = cuda._instance(*cuda.PROBE), tmp_path / 'it\'s a "folder", é'
+    want = nvrtc._compile(name, "sm_90")
+    folder.mkdir()
+    for file in ("membrane.cu", *nvrtc.HEADERS):
+        (folder / file).write_bytes((nvrtc.HERE / file).read_bytes())
+        (tmp_path / file).write_text("#error not this one")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nvrtc, "HERE", folder)
+    symbol, code = nvrtc._compile(name, "sm_90")
+    assert symbol == want[0] and instructions(code) == instructions(want[1])
+
+
+@needs_nvrtc
+def test_threads_may_compile_first_at_the_same_time(tmp_path):
+    """In a process of its own, where nothing is imported yet."""
+    program = (
+        f"import os, threading; os.environ['XDG_CACHE_HOME'] = {str(tmp_path)!r}\n"
+        "from s_resnet.kernels import cuda, nvrtc\n"
+        "parts, barrier, found = list(cuda.PROBE), threading.Barrier(4), []\n"
+        "def one(ahead):\n"
+        "    barrier.wait()\n"
+        "    found.append(nvrtc.binary(cuda._instance(*parts[:-1], ahead), 'sm_90')[1][:4])\n"
+        "threads = [threading.Thread(target=one, args=(ahead,)) for ahead in '1122']\n"
+        "[thread.start() for thread in threads]; [thread.join() for thread in threads]\n"
+        "assert found == [b'\\x7fELF'] * 4, found"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+# ---- bindings that are missing, or odd ----
+
+
+@needs_nvrtc
+def test_the_name_says_nvrtc_and_bindings():
+    from cuda.bindings import __version__
+
+    assert re.fullmatch(rf"NVRTC 1\d\.\d+ by cuda-bindings {re.escape(__version__)}", nvrtc.compiler()[1])
+
+
+@pytest.fixture
+def bindings(monkeypatch):
+    """Bindings without a library behind them: whatever is set is called, all else is not there."""
+    fake = SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(__version__="99.0"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", fake)
+    monkeypatch.setattr(nvrtc, "compiler", nvrtc.compiler.__wrapped__)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("built_for", "install"),
+    [("13.0", "cuda-bindings==13.*"), ("12.8", "cuda-bindings==12.*"), (None, "cuda-bindings")],
+)
+def test_without_bindings_it_is_said_what_to_install(built_for, install, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    compile_instance, reason = nvrtc.compiler.__wrapped__()
+    assert compile_instance is None
+    assert reason.startswith("no cuda-bindings: ") and reason.endswith(f"(pip install '{install}')")
+
+
+def test_bindings_that_find_no_library_say_what_to_install(bindings, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    bindings.nvrtcVersion = lambda: importlib.import_module("no_such_library")
+    compile_instance, reason = nvrtc.compiler()
+    assert compile_instance is None and "cuda-bindings 99.0" in reason and "no_such_library" in reason
+    assert reason.endswith("(pip install 'cuda-bindings[all]==12.*')")
+    with pytest.raises(BackendUnavailable, match=r"got no NVRTC for cuda-bindings 99\.0"):
+        nvrtc.binary("a", "sm_90")
+
+
+@pytest.mark.parametrize("function", [None, lambda *_: 1 / 0, lambda *_: (SimpleNamespace(), 1), lambda *_: 7])
+def test_bindings_of_another_kind_are_a_reason_and_no_crash(bindings, function):
+    if function is not None:
+        bindings.nvrtcCreateProgram = function
+    assert nvrtc.compiler()[1] == "NVRTC 13.0 by cuda-bindings 99.0"
+    with pytest.raises(BackendUnavailable, match=r"NVRTC 13\.0 by cuda-bindings 99\.0 refused a for sm_90, got"):
+        nvrtc._compile("a", "sm_90")
 
 
 # ---- the cache on disk ----

@@ -4,21 +4,21 @@ The oracle is the reference: bit for bit in the spikes, and in gradients whereve
 """
 
 import ctypes
-import io
 import itertools
 import re
 
+import by_nvrtc
 import cuda_on_cpu
 import pytest
 import torch
+from by_nvrtc import needs_nvrtc
 from test_surrogate import MLF, MS_RESNET, SURROGATES, THRESHOLDS, gradient, last_of, make, saved_bytes
 
-from s_resnet.kernels import cuda, nvrtc, surrogate_cuda
+from s_resnet.kernels import cuda, fallback, nvrtc, surrogate_cuda
 from s_resnet.kernels.norm_fire import normalize_and_fire
 from s_resnet.kernels.surrogate import Firing, fire, fire_reference
 
 needs_compiler = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="no C++ compiler (g++ or $CXX)")
-needs_nvrtc = pytest.mark.skipif(nvrtc.compiler()[0] is None, reason=nvrtc.compiler()[1])
 POINTERS = 5
 ARGUMENTS = ("const void*", "const void*", "void*", "const void*", "const void*", *["double"] * 12, *["int"] * 6)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -169,21 +169,14 @@ def test_the_comparison_sees_a_mistake(old, new, tmp_path):
 
 def compiled(arch, firing, dtype, steps, scaled=False):
     """What the assembler says of forward and backward of a layer."""
-    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
-    x, log = torch.zeros(steps, 1, 256, dtype=dtype), io.StringIO()
+    x = torch.zeros(steps, 1, 256, dtype=dtype)
     affine = (torch.ones(256), torch.ones(256)) if scaled else None
     plans = [surrogate_cuda.plan(x, grad, x, firing, affine) for grad in (None, x)]
-    options = core.ProgramOptions(
-        arch=arch, std="c++17", fma=False, define_macro=("SRESNET_BLOCK", str(nvrtc.BLOCK)),
-        include_path=str(nvrtc.HERE), ptxas_options="-v",
-    )  # fmt: skip
-    source = (nvrtc.HERE / surrogate_cuda.FILE).read_text()
-    core.Program(source, "c++", options).compile(
-        "cubin", name_expressions=tuple(plan.instance for plan in plans), logs=log
-    )
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log.getvalue())]
-    stacks = [int(n) for n in re.findall(r"(\d+) bytes stack frame", log.getvalue())]
-    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", log.getvalue())]
+    names = [plan.instance for plan in plans]
+    _, log = by_nvrtc.compiled("CUBIN", names, arch, "--ptxas-options=-v", file=surrogate_cuda.FILE)
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    stacks = [int(n) for n in re.findall(r"(\d+) bytes stack frame", log)]
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", log)]
     assert len(registers) == len(stacks) == 2 and len(spilled) == 4
     return registers, stacks, spilled
 
@@ -234,6 +227,10 @@ def test_what_the_kernel_does_not_take(monkeypatch):
     assert not surrogate_cuda.takes(torch.empty(513, 8, device=meta), firing)
     assert not surrogate_cuda.takes(torch.empty(1, 2**16, 2**15, device=meta), firing)
     monkeypatch.setattr(cuda, "unavailable", lambda device: "no NVRTC")
+    monkeypatch.setattr(fallback, "_warned", set())
+    assert not surrogate_cuda.takes(torch.empty(4, 8, device=meta, dtype=torch.float64), firing)  # without a word
+    with pytest.warns(UserWarning, match="reference kernel.*no NVRTC"):
+        assert not surrogate_cuda.takes(torch.empty(4, 8, device=meta), firing)
     assert not surrogate_cuda.takes(torch.empty(4, 8, device=meta), firing)
 
 

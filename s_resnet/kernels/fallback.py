@@ -18,7 +18,7 @@ def warn(device: torch.device, reason: str) -> None:
         return
     _warned.add(index)
     warnings.warn(
-        f"cuda:{index}: got the reference kernel, 5 to 11 torch operations for each neuron layer and step; expected "
+        f"cuda:{index}: got the reference kernel, several torch operations for each neuron layer and step; expected "
         f"the CUDA kernel, one launch for many steps, which is far faster. It is not there: {reason}.",
         stacklevel=3,
     )
