@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One visit to a machine with a GPU: is it right, is it clean, how fast is it? In this order, and it stops at the first no.
-#     benchmarks/gpu/visit.sh [PYTHON]      default: .venv/bin/python, with s-resnet[test,cuda] installed
+#     benchmarks/gpu/visit.sh [PYTHON]      default: .venv/bin/python, with s-resnet[test] installed
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${1:-.venv/bin/python}
