@@ -6,6 +6,8 @@ import re
 import struct
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -125,9 +127,11 @@ def instructions(cubin):
 
 
 @needs_nvrtc
-def test_a_refused_source_says_what_the_compiler_said():
-    with pytest.raises(BackendUnavailable, match="not_a_kernel"):
+def test_a_refused_source_or_device_says_what_the_compiler_said():
+    with pytest.raises(BackendUnavailable, match=r'NVRTC_ERROR_COMPILATION.* error: .*no member "not_a_kernel"'):
         nvrtc.binary("sresnet::not_a_kernel<float>", "sm_90")
+    with pytest.raises(BackendUnavailable, match=r"for sm_12, got .*NVRTC_ERROR_INVALID_OPTION.*invalid value"):
+        nvrtc.binary(cuda._instance(*cuda.PROBE), "sm_12")
 
 
 @needs_nvrtc
@@ -203,6 +207,26 @@ def test_bindings_that_find_no_library_say_what_to_install(bindings, monkeypatch
     assert reason.endswith("(pip install 'cuda-bindings[all]==12.*')")
     with pytest.raises(BackendUnavailable, match=r"got no NVRTC for cuda-bindings 99\.0"):
         nvrtc.binary("a", "sm_90")
+
+
+def test_threads_reach_the_bindings_one_after_another(bindings):
+    """The first import of a package, or the first call that loads its library, need not be safe for threads."""
+    inside, seen = [], []
+
+    def version():
+        inside.append(1)
+        seen.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return 0, 13, 0
+
+    bindings.nvrtcVersion = version
+    threads = [threading.Thread(target=nvrtc.compiler) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 4
 
 
 @pytest.mark.parametrize("function", [None, lambda *_: 1 / 0, lambda *_: (SimpleNamespace(), 1), lambda *_: 7])
