@@ -74,7 +74,7 @@ def prepare(current, v, *, threshold, decay=1.0, reset="subtract", bias=None, sh
     spikes, check_spikes = guarded(empty_steps(len(current), v, spike_dtype or v.dtype))
     checks, held = [check_spikes], []
     for given in (v if after is None else after, emitted_after):
-        room, check = (None, None) if given is None else guarded(given)
+        room, check = guarded(given) if given is not None and given.is_cpu else (given, None)
         held.append(room)
         checks += [] if check is None else [check]
     # What is written in place is read from where it is written.

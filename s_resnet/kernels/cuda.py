@@ -26,7 +26,7 @@ MEMBRANES = {torch.float32: "float", torch.int32: "int"}
 AHEAD = 4  # steps whose currents are on their way while one is computed
 LIMIT = 2**31
 # What a network in half precision runs most; also the instance that shows whether the device can run any.
-PROBE = ("f16", "f32", "f16", "float", "8", "true", "false", "SUBTRACT", "STREAMING", "ONE", "EACH", "NONE", str(AHEAD))
+PROBE = ("f16", "f32", "f16", "float", "8", "true", "false", "SUBTRACT", "ONE", "EACH", "NONE", str(AHEAD))
 
 _torch_library: Any = library  # its types differ between versions of torch
 _library = _torch_library.Library("s_resnet", "FRAGMENT")
@@ -188,7 +188,8 @@ def plan(
     # Memories, quotients and rows take registers too: four steps of eight halves ahead, and they spill.
     crowded = width == 8 and (rule in ("LEVELS", "SIGNED") or kinds[:2] == ["EACH", "ROWS"])
     ahead = 1 if len(spikes) == 1 else AHEAD // 2 if crowded else AHEAD
-    parts = [*types, MEMBRANES[v.dtype], str(width), *flags, rule, schedule.upper(), *kinds, str(ahead)]
+    parts = [*types, MEMBRANES[v.dtype], str(width), *flags, rule, *kinds, str(ahead)]
+    parts += [] if schedule == "streaming" else [schedule.upper()]
     return Plan(
         _instance(*parts),
         blocks,
@@ -291,7 +292,7 @@ def _names() -> str:
 def _instance(*parameters: str) -> str:
     """The template instance; types and kinds with their namespace, since NVRTC reads the name outside of it."""
     ours = {*TYPES.values(), "NONE", "ONE", "EACH", "BARE", "ROWS", "SUBTRACT", "ZERO", "LEVELS", "SIGNED"}
-    ours |= {"STREAMING", "LAGGED", "PHASED"}
+    ours |= {"LAGGED", "PHASED"}
     return f"sresnet::membrane<{', '.join(f'sresnet::{p}' if p in ours else p for p in parameters)}>"
 
 

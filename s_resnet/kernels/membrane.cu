@@ -108,8 +108,8 @@ SRESNET_INLINE void add_counts(int* to, int mine, int steps, int images) {
 // row: the biases of a step, of ROWS. v_after may be v_before, and emitted_after may be emitted, or null: a thread reads
 // its neurons before it writes them.
 // At most 96 registers, so that 5 blocks, which is 640 threads, share a multiprocessor.
-template <typename I, typename X, typename S, typename V, int WIDTH, bool LAST, bool LEAKY, Rule RULE,
-          Schedule SCHEDULE, Kind THRESHOLD, Kind BIAS, Kind SHORTCUT, int AHEAD>
+template <typename I, typename X, typename S, typename V, int WIDTH, bool LAST, bool LEAKY, Rule RULE, Kind THRESHOLD,
+          Kind BIAS, Kind SHORTCUT, int AHEAD, Schedule SCHEDULE = STREAMING>
 __global__ void __launch_bounds__(SRESNET_BLOCK, 5)
     membrane(const void* __restrict__ current, const void* __restrict__ shortcut, const void* v_before,
              const void* emitted, const void* __restrict__ threshold, const void* __restrict__ bias,
