@@ -14,7 +14,6 @@ from membrane_cases import ALPHABETS, CASES, FLOATS, SCHEDULED, SHAPES, STEPS, C
 from torch import library as operators
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import s_resnet
 from s_resnet import BackendUnavailable, InvalidData, kernels
 from s_resnet.kernels import cuda, nvrtc, reference
 
@@ -191,42 +190,6 @@ def test_what_is_broken_above_is_whole(case, tmp_path):
     assert not differs(case, "namespace sresnet {", "namespace sresnet {", tmp_path)
 
 
-# ---- the simulator's own calls ----
-
-
-@pytest.fixture
-def through_the_cuda_source(monkeypatch):
-    """Every neuron layer goes through membrane.cu on the CPU, as it would on a GPU: dense convolutions, no bytes."""
-    plans = []
-
-    def kernel(current, v, **options):
-        plans.append(cuda_on_cpu.prepare(current, v, **options)[0])
-        return cuda_on_cpu.integrate_and_fire(current, v, **options)
-
-    monkeypatch.setattr("s_resnet.kernels.select", lambda device, name=None: ("cuda", kernel))
-    monkeypatch.setattr("s_resnet.kernels.events.usable", lambda *_: False)
-    return plans
-
-
-@needs_compiler
-@pytest.mark.parametrize("precision", ["exact", "fast"])
-def test_a_network_gives_the_same_spikes_through_the_cuda_source(precision, through_the_cuda_source, monkeypatch):
-    monkeypatch.setattr("s_resnet.engine.narrow_dtype", lambda device: torch.float16)
-    torch.manual_seed(0)
-    snn = s_resnet.convert(s_resnet.CifarResNet(8).eval(), input_size=8)
-    images = torch.randn(2, 3, 8, 8)
-    got = s_resnet.simulate(snn, images, 6, chunk=3, precision=precision)
-    used = {plan.instance for plan in through_the_cuda_source}
-    assert len(through_the_cuda_source) >= 2 * 7 and len(used) >= 3
-    monkeypatch.setattr("s_resnet.kernels.select", lambda *_: ("reference", reference.integrate_and_fire))
-    want = s_resnet.simulate(snn, images, 6, chunk=3, precision=precision)
-    assert torch.equal(got.outputs, want.outputs)
-    assert all(torch.equal(got.spikes[name], want.spikes[name]) for name in want.spikes)
-    if nvrtc.compiler()[0] is not None:
-        for instance, arch in itertools.product(used, ("sm_75", "sm_80", "sm_90", "sm_100")):
-            assert nvrtc.binary(instance, arch)[1].startswith(b"\x7fELF")
-
-
 # ---- what is chosen, and what is refused ----
 
 
@@ -273,6 +236,10 @@ def test_vectors_only_where_they_fit():
         (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 1, 1)}), r"bias, got \[4, 1, 1\]"),
         (lambda c, v, o: (c, v, {**o, "bias": torch.ones(8, 1, 1, device="meta")}), "cpu and meta"),
         (lambda c, v, o: (c, v.int(), {**o, "decay": 0.5}), "decay, got 0.5"),
+        (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 1, 4, 1, 1)}), r"bias, got \[1, 4, 1, 1\]"),
+        (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 2, 8, 3, 5)}), r"bias, got \[2, 8, 3, 5\]"),
+        (lambda c, v, o: (c, v, {**o, "after": v.contiguous()}), "after, got strides"),
+        (lambda c, v, o: (c, v, {**o, "emitted": v, "emitted_after": v.contiguous()}), "emitted_after, got strides"),
         (lambda c, v, o: (c, v, {**o, "spike_dtype": torch.bool}), "spikes, got torch.bool"),
         (lambda c, v, o: (c, v, {**o, "emitted": v.to("meta")}), "cpu and meta"),
         (lambda c, v, o: (c, v, {**o, "counts": o["counts"].long()}), "counts, got torch.int64"),

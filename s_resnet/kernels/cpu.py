@@ -48,14 +48,18 @@ def integrate_and_fire(
     fired = spikes if spikes.dtype == v.dtype else None
     for now in range(steps + wait):
         if now < steps:
-            torch.add(before if decay == 1.0 else before * decay, current[now].to(v.dtype), out=v)
+            constant = bias[now] if bias is not None and rows else bias
+            branch = None if shortcut is None else (shortcut[now], shortcut_scale)
+            if schedule == "streaming":
+                torch.add(before if decay == 1.0 else before * decay, current[now].to(v.dtype), out=v)
+                _add(v, constant)
+                _add_branch(v, branch)
+            else:
+                charge = current[now].to(v.dtype, copy=True)
+                _add_branch(charge, branch)
+                _add(charge, constant)
+                torch.add(before, charge, out=v)
             before = v
-            if bias is not None:
-                v.add_(bias[now] if rows else bias)
-            if shortcut is not None and shortcut_scale is None:
-                v.add_(shortcut[now].to(v.dtype))
-            elif shortcut is not None and shortcut_scale is not None:
-                v.addcmul_(shortcut[now].to(v.dtype), shortcut_scale.to(v.dtype))
         t = now - wait
         if t < 0:
             continue
@@ -76,6 +80,21 @@ def integrate_and_fire(
             each = s if binary else amplitudes(s, levels)
             counts[t] += each.sum(tuple(range(1, s.ndim))).to(torch.int32)
     return spikes, v
+
+
+def _add(v: Tensor, constant: Tensor | None) -> None:
+    if constant is not None:
+        v.add_(constant)
+
+
+def _add_branch(v: Tensor, branch: tuple[Tensor, Tensor | None] | None) -> None:
+    if branch is None:
+        return
+    shortcut, scale = branch
+    if scale is None:
+        v.add_(shortcut.to(v.dtype))
+    else:
+        v.addcmul_(shortcut.to(v.dtype), scale.to(v.dtype))
 
 
 def _emit(v: Tensor, threshold: Tensor, most: int, memory: Tensor | None, k: Tensor) -> None:

@@ -96,10 +96,16 @@ void arrive(const Layer& l, const Parameters<V>& p, int64_t at, int64_t t, int64
     const V decay = (V)l.decay, *bias = p.bias.data(), *scale = p.scale.data();
     V* __restrict v = room.v.data();
     const V* current = as(l.current_type, l.current, at + t * l.current_step, room.current.data(), n);
-    for (int64_t j = 0; j < n; j++) v[j] = integrate<V, true>(v[j], current[j], decay) + bias[j];
-    if (!l.shortcut_type) return;
-    const V* shortcut = as(l.shortcut_type, l.shortcut, at + t * l.shortcut_step, room.shortcut.data(), n);
-    for (int64_t j = 0; j < n; j++) v[j] = v[j] + shortcut[j] * scale[j];
+    const V* shortcut = nullptr;
+    if (l.shortcut_type) shortcut = as(l.shortcut_type, l.shortcut, at + t * l.shortcut_step, room.shortcut.data(), n);
+    if (l.schedule == STREAMING) {
+        for (int64_t j = 0; j < n; j++) v[j] = integrate<V, true>(v[j], current[j], decay) + bias[j];
+        for (int64_t j = 0; shortcut && j < n; j++) v[j] = v[j] + shortcut[j] * scale[j];
+    } else if (shortcut) {
+        for (int64_t j = 0; j < n; j++) v[j] = v[j] + ((current[j] + shortcut[j] * scale[j]) + bias[j]);
+    } else {
+        for (int64_t j = 0; j < n; j++) v[j] = v[j] + (current[j] + bias[j]);
+    }
 }
 
 // What the neurons emit at a step, into `to` of all spikes; returns their number.

@@ -178,11 +178,17 @@ __global__ void __launch_bounds__(SRESNET_BLOCK, 5)
                 if (BIAS == ROWS) constant.set(static_cast<const V*>(bias) + (long long)now * row, first, span, whole);
 #pragma unroll
                 for (int k = 0; k < WIDTH; k++) {
-                    v[k] = integrate<V, LEAKY>(v[k], (V)I::read(in_now.template get<I::SIZE>(k)), (V)decay);
-                    if (BIAS != NONE) v[k] = v[k] + constant.get(k);
-                    if (BRANCH) {
-                        const V x = (V)X::read(branch_now.template get<X::SIZE>(k));
-                        v[k] = v[k] + (SHORTCUT == BARE ? x : x * weight.get(k));
+                    V charge_now = (V)I::read(in_now.template get<I::SIZE>(k)), x = V(0);
+                    if (BRANCH) x = (V)X::read(branch_now.template get<X::SIZE>(k));
+                    if (BRANCH && SHORTCUT != BARE) x = x * weight.get(k);
+                    if (SCHEDULE == STREAMING) {
+                        v[k] = integrate<V, LEAKY>(v[k], charge_now, (V)decay);
+                        if (BIAS != NONE) v[k] = v[k] + constant.get(k);
+                        if (BRANCH) v[k] = v[k] + x;
+                    } else {
+                        if (BRANCH) charge_now = charge_now + x;
+                        if (BIAS != NONE) charge_now = charge_now + constant.get(k);
+                        v[k] = v[k] + charge_now;
                     }
                 }
             }

@@ -52,7 +52,9 @@ def integrate_and_fire(
     difference are rounded apart. A membrane that is not a number emits ``low``.
 
     The membrane is not clamped below. With ``decay = 1`` and ``reset = "subtract"`` charge is conserved:
-    ``sum(I) = v[T] - v + threshold * sum(k)``. Currents are added one by one, in the order of the steps.
+    ``sum(I) = v[T] - v + threshold * sum(k)``. Steps are integrated in their order. The terms of
+    a step: a streaming neuron adds current, bias and shortcut to the membrane one by one; one that waits adds their sum
+    ``(current + shortcut) + bias``, since its membrane grows large meanwhile.
 
     All terms are converted to the membrane's dtype first: float32, whatever the narrower dtype of the currents; or
     int32 in an integer network, where every term is a whole number and ``decay`` is 1.
@@ -102,12 +104,19 @@ def integrate_and_fire(
     spikes = current.new_empty(current.shape, dtype=spike_dtype or v.dtype)
     for now in range(steps + wait):
         if now < steps:
-            v = (v if decay == 1.0 else decay * v) + current[now].to(v.dtype)
-            if bias is not None:
-                v = v + (bias[now] if rows else bias)
+            charge, constant, branch = current[now].to(v.dtype), bias, None
+            if bias is not None and rows:
+                constant = bias[now]
             if shortcut is not None:
                 branch = shortcut[now].to(v.dtype)
-                v = v + (branch if shortcut_scale is None else branch * shortcut_scale)
+                branch = branch if shortcut_scale is None else branch * shortcut_scale
+            if schedule == "streaming":
+                v = (v if decay == 1.0 else decay * v) + charge
+                v = v if constant is None else v + constant
+                v = v if branch is None else v + branch
+            else:
+                charge = charge if branch is None else charge + branch
+                v = v + (charge if constant is None else charge + constant)
         t = now - wait
         if t < 0:
             continue
