@@ -1,7 +1,8 @@
 """The operations with memory: the integrate-and-fire neuron, the gated max-pool and the readout.
 
 ``run`` is their analog meaning (ReLU, max-pool, identity). ``advance`` takes a chunk of ``S`` steps ``[S, B, *]`` and
-the memory, and returns the chunk's output and the new memory; the memory passed in is left as it is.
+the memory, and returns the chunk's output and the new memory; the memory passed in is left as it is, unless a neuron is
+told that it may write there.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from .errors import InvalidData
 from .kernels import differential, events, per_channel
 from .kernels.events import Currents
 from .kernels.qcfs import qcfs
+from .kernels.reference import SCHEDULES, delay
 
 Memory = tuple[Tensor, ...]
 Pair = tuple[int, int]
-SCHEDULES = ("streaming", "lagged", "phased")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Neuron:
 
     def lag(self, timesteps: int) -> int:
         """Steps from the start of its input to its first chance to fire, beyond the streaming neuron's."""
-        return {"streaming": 0, "lagged": 1, "phased": timesteps}[self.schedule]
+        return delay(self.schedule, timesteps)
 
     def run(self, *inputs: Tensor) -> Tensor:
         """The analog meaning: ReLU or QCFS of the sum of the inputs; of a directly trained neuron its first step."""
@@ -164,21 +165,26 @@ class Neuron:
         bias: Tensor | None = None,
         spike_dtype: torch.dtype | None = None,
         counts: Tensor | None = None,
+        in_place: bool = False,
     ) -> tuple[Tensor, Memory]:
         """Integrate ``[S, B, *]`` currents into spikes; ``shortcut``: a branch to scale, (spikes, weight).
 
-        bias: for ``[B, *]``, or for ``[S, B, *]`` where it differs from step to step.
+        bias: for ``[B, *]``, or ``[S, 1, C, ...]`` where it differs from step to step.
         spike_dtype, counts: as in :func:`s_resnet.kernels.reference.integrate_and_fire`.
+        in_place: whether ``memory`` may be overwritten with what is returned.
         """
-        if bias is not None and bias.ndim > 0 and len(bias.shape) == _ndim(inputs[0]):
-            inputs, bias = [*inputs, bias], None
-        if self.firing is not None:
-            return self._advance_levels(inputs, memory, shortcut, bias, spike_dtype, counts)
-        if self.schedule != "streaming" or self.differential:
+        in_place = in_place or memory is None
+        threshold = self.threshold if self.integer is None else self.integer
+        if self.firing is not None or self.differential:
             parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
             v, *rest = self.start(parts[0][0]) if memory is None else memory
-            v, total = _delayed(self.schedule, v, _total(parts, shortcut, bias, v.dtype))
-            inputs, shortcut, bias, memory = [total], None, None, (v, *rest)
+            total = _total(parts, shortcut, bias, v.dtype)
+            if self.firing is not None:
+                return self._advance_levels(total, (v, *rest), spike_dtype, counts, in_place)
+            v, total = _delayed(self.schedule, v, total)
+            return differential.integrate_and_fire(
+                *(total, (v, *rest)), threshold=per_channel(threshold, v.ndim), levels=self.levels, counts=counts
+            )
         pending = next((current for current in inputs if isinstance(current, Currents)), None)
         others = [x.tensor() if isinstance(x, Currents) else x for x in inputs if x is not pending]
         first = pending if pending is not None else others.pop(0)
@@ -190,26 +196,17 @@ class Neuron:
             branch, scale = shortcut[0], per_channel(shortcut[1], memory[0].ndim)
         elif others:
             branch = others.pop()
-            branch = branch.expand(len(branch), *memory[0].shape)
         for other in others:
             first = (first.tensor() if isinstance(first, Currents) else first).to(memory[0].dtype) + other
-        threshold = per_channel(self.threshold if self.integer is None else self.integer, memory[0].ndim)
-        if self.differential:
-            assert isinstance(first, Tensor)
-            return differential.integrate_and_fire(
-                *(first, memory), threshold=threshold, levels=self.levels, counts=counts
-            )
         v, emitted = memory if self.signed else (memory[0], None)
-        update: Callable[..., tuple[Tensor, Tensor]]
+        emitted_after = emitted if emitted is None or in_place else torch.empty_like(v)
         if isinstance(first, Currents):
-            update = partial(events.integrate_and_fire, first)
+            update: Callable[..., tuple[Tensor, Tensor]] = partial(events.integrate_and_fire, first)
         else:
-            # Double precision is for checking: the CUDA source has float32 and int32 membranes only.
-            name = "reference" if v.is_cuda and v.dtype == torch.float64 else None
-            update = partial(kernels.select(first.device, name)[1], first)
+            update = partial(_kernel(v), first)
         spikes, v = update(
             v,
-            threshold=threshold,
+            threshold=per_channel(threshold, v.ndim),
             decay=self.decay,
             reset=self.reset,
             bias=bias,
@@ -219,33 +216,28 @@ class Neuron:
             counts=counts,
             levels=self.levels,
             emitted=emitted,
+            schedule=self.schedule,
+            after=v if in_place else None,
+            emitted_after=emitted_after,
         )
-        return spikes, (v,) if emitted is None else (v, emitted + spikes.sum(0, dtype=emitted.dtype))
+        return spikes, (v,) if emitted_after is None else (v, emitted_after)
 
     def _advance_levels(
-        self,
-        inputs: Sequence[Tensor | Currents],
-        memory: Memory | None,
-        shortcut: tuple[Tensor, Tensor] | None,
-        bias: Tensor | None,
-        spike_dtype: torch.dtype | None,
-        counts: Tensor | None,
+        self, total: Tensor, memory: Memory, spike_dtype: torch.dtype | None, counts: Tensor | None, in_place: bool
     ) -> tuple[Tensor, Memory]:
         """Multi-level firing: the same currents into K membranes."""
         assert self.firing is not None
-        parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
-        memory = self.start(parts[0][0]) if memory is None else memory
-        total = _total(parts, shortcut, bias, memory[0].dtype)
-        _, kernel = kernels.select(total.device)
         spikes, after = [], []
         for threshold, v in zip(self.firing, memory, strict=True):
-            fired, v = kernel(
+            fired, v = _kernel(v)(
                 *(total, v),
                 threshold=threshold,
                 decay=self.decay,
                 reset=self.reset,
                 spike_dtype=spike_dtype,
                 counts=counts,
+                schedule=self.schedule,
+                after=v if in_place else None,
             )
             spikes.append(fired)
             after.append(v)
@@ -260,8 +252,9 @@ class Neuron:
         return spikes * per_channel(self.threshold, spikes.ndim)
 
 
-def _ndim(current: Tensor | Currents) -> int:
-    return 5 if isinstance(current, Currents) else current.ndim
+def _kernel(v: Tensor) -> kernels.Kernel:
+    """The kernel for a membrane. Double precision is for checking: the CUDA source has none."""
+    return kernels.select(v.device, "reference" if v.is_cuda and v.dtype == torch.float64 else None)[1]
 
 
 def _total(
@@ -283,7 +276,9 @@ def _total(
 def _delayed(schedule: str, v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
     """Membrane and currents at the first step at which the layer may fire; then nothing arrives at the last steps."""
     if schedule == "lagged":
-        return v + current[0], torch.cat([current[1:], torch.zeros_like(current[:1])])
+        later = torch.zeros_like(current)  # torch.cat would bring the steps into another layout
+        later[:-1] = current[1:]
+        return v + current[0], later
     if schedule == "phased":
         for now in current:  # in order, as a membrane does
             v = v + now

@@ -16,8 +16,8 @@ HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
 BLOCK = 64  # two warps: enough for everything that warps do together
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
-POINTERS, INTEGERS = 10, 11
-TYPES = (*["const void*"] * 7, "void*", "void*", "int*", "double", *["int"] * INTEGERS)
+POINTERS, INTEGERS = 11, 12
+TYPES = (*["const void*"] * 7, *["void*"] * 3, "int*", "double", *["int"] * INTEGERS)
 GUARD = 8192  # bytes around every result that must stay as they are: room for all threads of a block to go astray
 
 _kernels = {}
@@ -68,27 +68,41 @@ def guarded(like):
 
 
 def prepare(current, v, *, threshold, decay=1.0, reset="subtract", bias=None, shortcut=None, shortcut_scale=None,
-            spike_dtype=None, counts=None, levels=1, emitted=None):  # fmt: skip
-    """The plan of a launch on CPU tensors, its results, and the check of their guards."""
+            spike_dtype=None, counts=None, levels=1, emitted=None, schedule="streaming", after=None,
+            emitted_after=None):  # fmt: skip
+    """The plan of a launch on CPU tensors, its results, and what is to be done after it."""
     spikes, check_spikes = guarded(empty_steps(len(current), v, spike_dtype or v.dtype))
-    after, check_after = guarded(torch.empty_like(v))
+    checks, held = [check_spikes], []
+    for given in (v if after is None else after, emitted_after):
+        room, check = guarded(given) if given is not None and given.is_cpu else (given, None)
+        held.append(room)
+        checks += [] if check is None else [check]
+    # What is written in place is read from where it is written.
+    v = held[0].copy_(v) if after is v else v
+    emitted = held[1].copy_(emitted) if emitted is not None and emitted_after is emitted else emitted
     plan = cuda.plan(
         current=current, v=v, threshold=threshold, decay=decay, hard=reset == "zero", bias=bias, shortcut=shortcut,
-        shortcut_scale=shortcut_scale, counts=counts, spikes=spikes, after=after, levels=levels,
-        emitted=emitted, block=BLOCK,
+        shortcut_scale=shortcut_scale, counts=counts, spikes=spikes, after=held[0], levels=levels,
+        emitted=emitted, emitted_after=held[1], schedule=schedule, block=BLOCK,
     )  # fmt: skip
-    return plan, spikes, after, (check_spikes, check_after)
+
+    def finish():
+        for check in checks:
+            check()
+        if emitted_after is not None:
+            emitted_after.copy_(held[1])
+        return spikes, held[0] if after is None else after.copy_(held[0])
+
+    return plan, finish
 
 
 def integrate_and_fire(current, v, *, arch=None, source=None, **settings):
     """:func:`s_resnet.kernels.cuda.integrate_and_fire` with CPU tensors: its plan, its source, no GPU."""
-    plan, spikes, after, checks = prepare(current, v, **settings)
+    plan, finish = prepare(current, v, **settings)
     (run,) = kernels([plan.instance], arch, source)
     pointers, decay, integers = plan.arguments[:POINTERS], plan.arguments[POINTERS], plan.arguments[POINTERS + 1 :]
     assert len(integers) == INTEGERS and isinstance(decay, float)
     given = [ctypes.c_void_p(None if p is None else p.data_ptr()) for p in pointers]
     stuck = run(plan.blocks, *given, ctypes.c_double(decay), *map(ctypes.c_int, integers))
     assert not stuck, "threads wait for each other for ever"
-    for check in checks:
-        check()
-    return spikes, after
+    return finish()

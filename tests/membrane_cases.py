@@ -14,7 +14,10 @@ STEPS = (1, 7, 16, 40)  # 40: the counts of 32 steps leave, and those of the res
 
 @dataclass(frozen=True)
 class Case:
-    """The settings of a kernel, without its sizes; kinds are "none", "one", "each" or, of a shortcut, "bare"."""
+    """The settings of a kernel, without its sizes.
+
+    Kinds are "none", "one" and "each"; of a shortcut also "bare", of a bias also "rows": one per channel and step.
+    """
 
     current: torch.dtype = torch.float32
     spikes: torch.dtype | None = None
@@ -30,11 +33,14 @@ class Case:
     counted: bool = True
     levels: int = 1
     signed: bool = False
+    schedule: str = "streaming"
+    results: str = "new"  # "given": room for them; "in place": where the membrane and the memory were
 
     def __str__(self):
         names = [str(dtype).removeprefix("torch.") for dtype in (self.current, self.branch, self.spikes)]
         flags = [name for name in ("last", "constant", "integer", "counted", "signed") if getattr(self, name)]
         flags += [f"{self.levels} levels"] * (self.levels > 1)
+        flags += [name for name in (self.schedule, self.results) if name not in ("streaming", "new")]
         return "-".join([*names, self.threshold, self.bias, self.shortcut, str(self.decay), self.reset, *flags])
 
 
@@ -75,8 +81,32 @@ def _alphabets(count, seed=6):
     return cases
 
 
+def _waiting(count, seed=7):
+    """Cases of every schedule with and without rows of biases, of every alphabet, written anywhere."""
+    draw = random.Random(seed)
+    cases = []
+    for i, case in enumerate(_some(count, seed)):
+        schedule = ("lagged", "phased", "streaming")[i % 3]
+        case = replace(
+            case,
+            schedule=schedule,
+            decay=case.decay if schedule == "streaming" else 1.0,
+            reset="subtract" if schedule == "phased" else case.reset,  # to zero it fires once, and seldom
+            bias="rows" if schedule == "streaming" or draw.random() < 0.5 else case.bias,
+            results=("in place", "given", "new", "in place")[i % 4],
+        )
+        if i % 5 > 2:
+            signed = i % 2 > 0
+            spikes = torch.int8 if case.spikes == torch.uint8 and signed else case.spikes
+            levels = 1 + i // 5 % 4 + (not signed)
+            case = replace(case, reset="subtract", levels=levels, signed=signed, spikes=spikes)
+        cases.append(case)
+    return cases
+
+
 CASES = _some(36)
 ALPHABETS = _alphabets(24)
+SCHEDULED = _waiting(24)
 
 
 def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
@@ -93,6 +123,8 @@ def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
     def parameter(kind, low, high):
         if kind in ("none", "bare"):
             return None
+        if kind == "rows":
+            return numbers(steps, 1, shape[1], *(1,) * (len(shape) - 2), low=low, high=high).to(device)
         sizes = () if kind == "one" else (shape[1], *(1,) * (len(shape) - 2))
         return numbers(*sizes, low=low, high=high).to(device)
 
@@ -113,6 +145,10 @@ def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
         most = 2**case.levels
         low = 1 - most if case.signed and case.branch != torch.uint8 else 0
         branch = torch.randint(low, most, (steps, *shape), generator=generator).clamp(-100, 100)
+    emitted = laid(numbers(1, *shape, low=0, high=1280).floor())[0] if case.signed else None
+    room = {"new": (None, None), "given": (torch.full_like(v, 77), None), "in place": (v, emitted)}[case.results]
+    if case.results == "given" and case.signed:
+        room = (room[0], torch.full_like(v, 77))
     settings = {
         "threshold": parameter(case.threshold, 64, 512),
         "decay": case.decay,
@@ -124,19 +160,35 @@ def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
         # Not from zero: a kernel adds.
         "counts": torch.full((steps, shape[0]), 3, dtype=torch.int32, device=device) if case.counted else None,
         "levels": case.levels,
-        "emitted": laid(numbers(1, *shape, low=0, high=1280).floor())[0] if case.signed else None,
+        "emitted": emitted,
+        "schedule": case.schedule,
+        "after": room[0],
+        "emitted_after": room[1],
     }
     return current, v, settings
 
 
 def run(kernel, current, v, settings):
-    """Spikes, membrane and counts of a kernel, which must leave its arguments alone."""
-    counts = settings["counts"]
-    settings = {**settings, "counts": None if counts is None else counts.clone()}
-    kept = [(x, x.clone()) for x in (current, v, settings["shortcut"], settings["emitted"]) if x is not None]
+    """Spikes, membrane and counts of a kernel, and the memory where it writes one; it must leave its arguments alone.
+
+    What it may write is a copy.
+    """
+    settings, mine = dict(settings), {"after": v, "emitted_after": settings["emitted"]}
+    in_place = [name for name, before in mine.items() if before is not None and settings[name] is before]
+    for name in ("counts", "after", "emitted_after"):
+        settings[name] = None if settings[name] is None else settings[name].clone()
+    if "after" in in_place:
+        v = settings["after"]
+    if "emitted_after" in in_place:
+        settings["emitted"] = settings["emitted_after"]
+    left = [current, settings["shortcut"], *([] if "after" in in_place else [v])]
+    left += [] if "emitted_after" in in_place else [settings["emitted"]]
+    kept = [(x, x.clone()) for x in left if x is not None]
     spikes, after = kernel(current, v, **settings)
     assert all(torch.equal(x, copy) for x, copy in kept)
-    return spikes, after, settings["counts"]
+    assert settings["after"] is None or after is settings["after"]
+    memory = settings["emitted_after"]
+    return spikes, after, settings["counts"], *(() if memory is None else (memory,))
 
 
 def same(got, want):

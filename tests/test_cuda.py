@@ -10,11 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from membrane_cases import ALPHABETS, CASES, FLOATS, SHAPES, STEPS, Case, make, run, same
+from membrane_cases import ALPHABETS, CASES, FLOATS, SCHEDULED, SHAPES, STEPS, Case, make, run, same
 from torch import library as operators
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import s_resnet
 from s_resnet import BackendUnavailable, InvalidData, kernels
 from s_resnet.kernels import cuda, fallback, nvrtc, reference
 
@@ -25,10 +24,10 @@ needs_compiler = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="no C++
 
 
 @needs_compiler
-@pytest.mark.parametrize("case", [*CASES, *ALPHABETS], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *ALPHABETS, *SCHEDULED], ids=str)
 def test_the_source_on_the_cpu_equals_the_reference_bit_for_bit(case):
     """Every shape with half of the steps, the other half in the next case."""
-    turn = [*CASES, *ALPHABETS].index(case)
+    turn = [*CASES, *ALPHABETS, *SCHEDULED].index(case)
     pairs = itertools.product(enumerate(SHAPES), enumerate(STEPS))
     taken = [(shape, steps) for (i, shape), (j, steps) in pairs if (i + j + turn) % 2]
     inputs = [make(case, shape, steps, seed) for seed, (shape, steps) in enumerate(taken)]
@@ -44,7 +43,7 @@ def test_the_source_on_the_cpu_equals_the_reference_bit_for_bit(case):
 
 
 @needs_compiler
-@pytest.mark.parametrize("case", [*CASES[::6], *ALPHABETS[::3]], ids=str)
+@pytest.mark.parametrize("case", [*CASES[::6], *ALPHABETS[::3], *SCHEDULED[::5]], ids=str)
 def test_rounding_is_the_references_too(case):
     """Not dyadic: every operation rounds, in the reference's order."""
     current, v, options = make(case, (2, 8, 3, 5), 16, dyadic=False)
@@ -135,7 +134,26 @@ MUTANTS = {
     ),
     "threads leave before the collective": ("int fired = 0;", "int fired = 0; if (!active) continue;"),
     "no barrier": ("__syncthreads();\n    if (warp == 0", "if (warp == 0"),
-    "the last neuron is not written": ("k < WIDTH; k++) bits.word[k] = M", "k < WIDTH - 1; k++) bits.word[k] = M"),
+    "the last neuron is not written": (
+        "k < WIDTH; k++) bits.word[k] = Memory<V>::write(v[k])",
+        "k < WIDTH - 1; k++) bits.word[k] = Memory<V>::write(v[k])",
+    ),
+}
+ROWS = Case(current=torch.float16, branch=torch.int8, bias="rows")
+LAGGED, PHASED = (replace(ROWS, schedule=schedule, results="in place") for schedule in ("lagged", "phased"))
+MEMORY = replace(LAGGED, spikes=torch.int8, signed=True, results="given")
+WAITING_MUTANTS = {
+    "the first row always": (ROWS, "(long long)now * row", "0"),
+    "the row of the answer": (LAGGED, "(long long)now * row", "(long long)(t < 0 ? 0 : t) * row"),
+    "one bias for all channels of a row": (ROWS, "value[N == 1 ? 0 : k]", "value[0]"),
+    "a bias that is never read": (ROWS, "if (BIAS == ROWS) constant.set", "if (now == 0) constant.set"),
+    "lagged does not wait": (LAGGED, "steps : SCHEDULE == LAGGED", "steps : 0"),
+    "phased waits for one step": (PHASED, "SCHEDULE == PHASED ? steps", "SCHEDULE == PHASED ? 1"),
+    "the last current comes again": (LAGGED, "(SCHEDULE == STREAMING || now < steps)", "true"),
+    "it answers before it may": (LAGGED, "if (SCHEDULE != STREAMING && t < 0) continue;", ""),
+    "nothing is answered after the last current": (PHASED, "if (t >= steps) break;", "if (now >= steps) break;"),
+    "the memory is not written": (MEMORY, "if (emitted_after) store", "if (false) store"),
+    "the memory goes to another image": (MEMORY, "(emitted_after) + at * 4", "(emitted_after) + first * 4"),
 }
 
 
@@ -160,40 +178,16 @@ def test_the_comparison_sees_a_broken_kernel(name, tmp_path):
     assert differs(Case(current=torch.float16, branch=torch.int8), *MUTANTS[name], tmp_path)
 
 
-# ---- the simulator's own calls ----
-
-
-@pytest.fixture
-def through_the_cuda_source(monkeypatch):
-    """Every neuron layer goes through membrane.cu on the CPU, as it would on a GPU: dense convolutions, no bytes."""
-    plans = []
-
-    def kernel(current, v, **options):
-        plans.append(cuda_on_cpu.prepare(current, v, **options)[0])
-        return cuda_on_cpu.integrate_and_fire(current, v, **options)
-
-    monkeypatch.setattr("s_resnet.kernels.select", lambda device, name=None: ("cuda", kernel))
-    monkeypatch.setattr("s_resnet.kernels.events.usable", lambda *_: False)
-    return plans
+@needs_compiler
+@pytest.mark.parametrize("name", WAITING_MUTANTS)
+def test_the_comparison_sees_a_broken_schedule(name, tmp_path):
+    assert differs(*WAITING_MUTANTS[name], tmp_path)
 
 
 @needs_compiler
-@pytest.mark.parametrize("precision", ["exact", "fast"])
-def test_a_network_gives_the_same_spikes_through_the_cuda_source(precision, through_the_cuda_source, monkeypatch):
-    monkeypatch.setattr("s_resnet.engine.narrow_dtype", lambda device: torch.float16)
-    torch.manual_seed(0)
-    snn = s_resnet.convert(s_resnet.CifarResNet(8).eval(), input_size=8)
-    images = torch.randn(2, 3, 8, 8)
-    got = s_resnet.simulate(snn, images, 6, chunk=3, precision=precision)
-    used = {plan.instance for plan in through_the_cuda_source}
-    assert len(through_the_cuda_source) >= 2 * 7 and len(used) >= 3
-    monkeypatch.setattr("s_resnet.kernels.select", lambda *_: ("reference", reference.integrate_and_fire))
-    want = s_resnet.simulate(snn, images, 6, chunk=3, precision=precision)
-    assert torch.equal(got.outputs, want.outputs)
-    assert all(torch.equal(got.spikes[name], want.spikes[name]) for name in want.spikes)
-    if nvrtc.compiler()[0] is not None:
-        for instance, arch in itertools.product(used, ("sm_75", "sm_80", "sm_90", "sm_100")):
-            assert nvrtc.binary(instance, arch)[1].startswith(b"\x7fELF")
+@pytest.mark.parametrize("case", [ROWS, LAGGED, PHASED, MEMORY], ids=str)
+def test_what_is_broken_above_is_whole(case, tmp_path):
+    assert not differs(case, "namespace sresnet {", "namespace sresnet {", tmp_path)
 
 
 # ---- what is chosen, and what is refused ----
@@ -242,6 +236,10 @@ def test_vectors_only_where_they_fit():
         (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 1, 1)}), r"bias, got \[4, 1, 1\]"),
         (lambda c, v, o: (c, v, {**o, "bias": torch.ones(8, 1, 1, device="meta")}), "cpu and meta"),
         (lambda c, v, o: (c, v.int(), {**o, "decay": 0.5}), "decay, got 0.5"),
+        (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 1, 4, 1, 1)}), r"bias, got \[1, 4, 1, 1\]"),
+        (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 2, 8, 3, 5)}), r"bias, got \[2, 8, 3, 5\]"),
+        (lambda c, v, o: (c, v, {**o, "after": v.contiguous()}), "after, got strides"),
+        (lambda c, v, o: (c, v, {**o, "emitted": v, "emitted_after": v.contiguous()}), "emitted_after, got strides"),
         (lambda c, v, o: (c, v, {**o, "spike_dtype": torch.bool}), "spikes, got torch.bool"),
         (lambda c, v, o: (c, v, {**o, "emitted": v.to("meta")}), "cpu and meta"),
         (lambda c, v, o: (c, v, {**o, "counts": o["counts"].long()}), "counts, got torch.int64"),
@@ -332,26 +330,28 @@ def operator_on_cpu():
     """The operator with the CUDA source on the CPU behind it, for as long as a test takes."""
     registry = operators.Library("s_resnet", "IMPL")
 
-    def implementation(current, v, threshold, decay, hard, bias, shortcut, scale, spike_dtype, counts, *alphabet):
-        spikes, after = cuda_on_cpu.integrate_and_fire(
-            current, v, threshold=threshold, decay=decay, reset="zero" if hard else "subtract", bias=bias,
-            shortcut=shortcut, shortcut_scale=scale, spike_dtype=spike_dtype, counts=counts,
-            **dict(zip(REST[5:], alphabet, strict=False)),
+    def implementation(current, v, after, threshold, decay, hard, *rest):
+        spikes, _ = cuda_on_cpu.integrate_and_fire(
+            current, v, after=after, threshold=threshold, decay=decay, reset="zero" if hard else "subtract",
+            **dict(zip(REST, rest, strict=True)),
         )  # fmt: skip
-        # Results that own their memory, as the real operator's.
-        return torch.empty_strided(spikes.shape, spikes.stride(), dtype=spikes.dtype).copy_(spikes), after.clone()
+        # A result that owns its memory, as the real operator's.
+        return torch.empty_strided(spikes.shape, spikes.stride(), dtype=spikes.dtype).copy_(spikes)
 
     registry.impl("integrate_and_fire", implementation, "CPU")
     yield torch.ops.s_resnet.integrate_and_fire.default
     registry._destroy()
 
 
-REST = ("bias", "shortcut", "shortcut_scale", "spike_dtype", "counts", "levels", "emitted")
+REST = ("bias", "shortcut", "shortcut_scale", "spike_dtype", "counts", "levels", "emitted", "emitted_after", "schedule")
 OPERATOR_CASES = [
     Case(),
     Case(torch.float16, torch.int8, torch.float16),
     Case(last=False, constant=True, shortcut="none"),
     Case(torch.float16, torch.int8, torch.int8, levels=2, signed=True),
+    Case(torch.float16, bias="rows", schedule="phased", results="given"),
+    Case(torch.float16, torch.int8, signed=True, schedule="lagged", results="given"),
+    Case(torch.float16, torch.int8, signed=True, schedule="lagged", results="in place"),
 ]
 
 
@@ -359,7 +359,8 @@ OPERATOR_CASES = [
 @pytest.mark.parametrize("case", OPERATOR_CASES, ids=str)
 def test_the_operator_keeps_its_word(case, operator_on_cpu):
     current, v, o = make(case, (2, 8, 3, 5), 4)
-    given = (current, v, o["threshold"], 1.0, False, *(o[name] for name in REST))
+    after = torch.empty_like(v) if o["after"] is None else o["after"]
+    given = (current, v, after, o["threshold"], 1.0, False, *(o[name] for name in REST))
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     operators.opcheck(operator_on_cpu, given, test_utils=checks)
 
@@ -367,16 +368,25 @@ def test_the_operator_keeps_its_word(case, operator_on_cpu):
 @needs_compiler
 @pytest.mark.parametrize("case", OPERATOR_CASES, ids=str)
 def test_compiled_it_gives_the_same(case, operator_on_cpu):
-    current, v, o = make(case, (2, 8, 3, 5), 4)
+    """Also what it writes to, and what is read after that."""
 
-    def layer(current, v, counts):
-        rest = [{**o, "counts": counts}[name] for name in REST]
-        return *torch.ops.s_resnet.integrate_and_fire(current, v, o["threshold"], 1.0, False, *rest), counts + 1
+    def layer(current, v, counts, emitted, after, emitted_after):
+        after = torch.empty_like(v) if after is None else after
+        rest = {**o, "counts": counts, "emitted": emitted, "emitted_after": emitted_after}
+        spikes = torch.ops.s_resnet.integrate_and_fire(
+            current * 1.0, v, after, o["threshold"], 1.0, False, *(rest[name] for name in REST)
+        )
+        return spikes, after * 2, counts + 1, None if emitted_after is None else emitted_after + 1
 
-    want = layer(current, v, counts := o["counts"].clone())
-    got = torch.compile(layer, backend="aot_eager", fullgraph=True)(current, v, kept := o["counts"].clone())
-    assert same(got, want) and torch.equal(kept, counts) and not torch.equal(counts, o["counts"])
-    assert got[0].stride() == want[0].stride()
+    results = []
+    for compiled in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        current, v, o = make(case, (2, 8, 3, 5), 4)
+        written = [o[name] for name in ("counts", "after", "emitted_after")]
+        out = compiled(current, v, o["counts"], o["emitted"], o["after"], o["emitted_after"])
+        results.append((*out, v, o["emitted"], *written))
+    assert same(*results)
+    assert not torch.equal(results[0][-3], make(case, (2, 8, 3, 5), 4)[2]["counts"])
+    assert results[1][0].stride() == results[0][0].stride()
 
 
 @pytest.mark.skipif(

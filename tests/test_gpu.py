@@ -4,10 +4,11 @@ import itertools
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
-from membrane_cases import ALPHABETS, CASES, FLOATS, SHAPES, STEPS, Case, make, run, same
+from membrane_cases import ALPHABETS, CASES, FLOATS, SCHEDULED, SHAPES, STEPS, Case, make, run, same
 from torch import library as operators
 
 from s_resnet import BackendUnavailable, kernels
@@ -37,13 +38,13 @@ def test_the_device_runs_the_cuda_kernel():
     assert "cuda (NVRTC" in kernels.describe() and "by cuda-bindings" in kernels.describe()
 
 
-@pytest.mark.parametrize("case", [*CASES, *ALPHABETS], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *ALPHABETS, *SCHEDULED], ids=str)
 def test_it_equals_the_reference_bit_for_bit(case):
     for seed, (shape, steps) in enumerate(itertools.product(SHAPES, STEPS)):
         assert same(*both(case, shape, steps, seed)), (shape, steps)
 
 
-@pytest.mark.parametrize("case", [*CASES, *ALPHABETS], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *ALPHABETS, *SCHEDULED], ids=str)
 def test_rounding_is_the_references_too(case):
     assert same(*both(case, (2, 24, 7, 9), 33, dyadic=False))
 
@@ -56,6 +57,9 @@ def test_rounding_is_the_references_too(case):
 def test_layers_of_real_size(shape, last, steps):
     for dtype in FLOATS:
         assert same(*both(Case(dtype, dtype, dtype, last=last), shape, steps))
+    for schedule in ("lagged", "phased"):
+        case = Case(torch.float16, torch.float16, torch.float16, bias="rows", last=last, schedule=schedule)
+        assert same(*both(replace(case, results="in place"), shape, steps))
 
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
@@ -161,15 +165,21 @@ def test_each_device_runs_its_own():
 
 
 @pytest.mark.parametrize(
-    "case", [Case(), Case(torch.float16, torch.int8, torch.float16, last=False, levels=2, signed=True)], ids=str
+    "case",
+    [
+        Case(),
+        Case(torch.float16, torch.int8, torch.float16, last=False, levels=2, signed=True),
+        Case(torch.float16, torch.int8, bias="rows", schedule="lagged", signed=True, results="in place"),
+    ],
+    ids=str,
 )
 def test_the_operator_keeps_its_word(case):
     current, v, o = make(case, (2, 8, 3, 5), 4, device="cuda")
-    names = ("bias", "shortcut", "shortcut_scale", "spike_dtype", "counts", "levels", "emitted")
-    rest = [o[name] for name in names]
+    names = ("bias", "shortcut", "shortcut_scale", "spike_dtype", "counts", "levels", "emitted", "emitted_after")
+    after = torch.empty_like(v) if o["after"] is None else o["after"]
+    given = (current, v, after, o["threshold"], 1.0, False, *(o[name] for name in names), case.schedule)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    operator = torch.ops.s_resnet.integrate_and_fire.default
-    operators.opcheck(operator, (current, v, o["threshold"], 1.0, False, *rest), test_utils=checks)
+    operators.opcheck(torch.ops.s_resnet.integrate_and_fire.default, given, test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -56,6 +56,14 @@ def instances():
         for last in ("true", "false"):
             leaks = "false" if v == "int" else "true"
             found.append(cuda._instance(current, branch, spikes, v, width, last, leaks, rule, *most[1:], ahead))
+    for (current, branch, spikes, v, width), schedule in itertools.product(types, ("LAGGED", "PHASED")):
+        for rule, kinds in (("SUBTRACT", ("ROWS", "EACH")), ("SIGNED", ("ROWS", "BARE"))):
+            crowded = width == "8" and rule == "SIGNED"
+            parts = [current, branch, spikes, v, width, "true", "false", rule, "ONE", *kinds]
+            found.append(cuda._instance(*parts, str(cuda.AHEAD // 2 if crowded else cuda.AHEAD), schedule))
+    for ahead, schedule in itertools.product((1, cuda.AHEAD // 2), ("LAGGED", "PHASED", "STREAMING")):
+        parts = ["f16", "f16", "f16", "float", "8", "true", "false", "SUBTRACT", "EACH", "ROWS", "EACH", str(ahead)]
+        found.append(cuda._instance(*parts, *([] if schedule == "STREAMING" else [schedule])))
     return found
 
 

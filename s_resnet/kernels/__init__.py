@@ -29,6 +29,9 @@ class Kernel(Protocol):
         counts: Tensor | None = None,
         levels: int = 1,
         emitted: Tensor | None = None,
+        schedule: str = "streaming",
+        after: Tensor | None = None,
+        emitted_after: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
 

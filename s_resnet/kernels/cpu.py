@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference import amplitudes, check_alphabet
+from .reference import amplitudes, by_step, check_alphabet, check_results, delay
 
 
 def integrate_and_fire(
@@ -22,6 +22,9 @@ def integrate_and_fire(
     counts: Tensor | None = None,
     levels: int = 1,
     emitted: Tensor | None = None,
+    schedule: str = "streaming",
+    after: Tensor | None = None,
+    emitted_after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does, with its arguments and results.
 
@@ -30,22 +33,37 @@ def integrate_and_fire(
     the next convolution need not reorder them.
     """
     binary = check_alphabet(v, levels, emitted, reset, spike_dtype)
-    steps, memory = current.shape[0], None if emitted is None else emitted.clone()
+    check_results(v, after, emitted, emitted_after)
+    steps = len(current)
+    wait, rows = delay(schedule, steps, decay), by_step(bias, v, steps)
+    # The first addition leaves the caller's membrane alone; the others work in place.
+    before, v = v, torch.empty_like(v) if after is None else after
+    if steps == 0:
+        v.copy_(before)
+    memory = None
+    if emitted is not None:
+        memory = emitted.clone() if emitted_after is None else emitted_after.copy_(emitted)
     unit = threshold.numel() == 1 and float(threshold) == 1.0
     spikes = empty_steps(steps, v, spike_dtype or v.dtype)
     fired = spikes if spikes.dtype == v.dtype else None
-    for t in range(steps):
+    for now in range(steps + wait):
+        if now < steps:
+            constant = bias[now] if bias is not None and rows else bias
+            branch = None if shortcut is None else (shortcut[now], shortcut_scale)
+            if schedule == "streaming":
+                torch.add(before if decay == 1.0 else before * decay, current[now].to(v.dtype), out=v)
+                _add(v, constant)
+                _add_branch(v, branch)
+            else:
+                charge = current[now].to(v.dtype, copy=True)
+                _add_branch(charge, branch)
+                _add(charge, constant)
+                torch.add(before, charge, out=v)
+            before = v
+        t = now - wait
+        if t < 0:
+            continue
         s = torch.empty_like(v) if fired is None else fired[t]
-        # The first addition allocates, so that the caller's membrane survives; the others work in place.
-        leaked = v if decay == 1.0 else v * decay
-        now = current[t].to(v.dtype)
-        v = torch.add(leaked, now) if t == 0 else torch.add(leaked, now, out=v)
-        if bias is not None:
-            v.add_(bias)
-        if shortcut is not None and shortcut_scale is None:
-            v.add_(shortcut[t].to(v.dtype))
-        elif shortcut is not None and shortcut_scale is not None:
-            v.addcmul_(shortcut[t].to(v.dtype), shortcut_scale.to(v.dtype))
         if not binary:
             _emit(v, threshold.to(v.dtype), 2**levels - 1, memory, s)
         else:
@@ -62,6 +80,21 @@ def integrate_and_fire(
             each = s if binary else amplitudes(s, levels)
             counts[t] += each.sum(tuple(range(1, s.ndim))).to(torch.int32)
     return spikes, v
+
+
+def _add(v: Tensor, constant: Tensor | None) -> None:
+    if constant is not None:
+        v.add_(constant)
+
+
+def _add_branch(v: Tensor, branch: tuple[Tensor, Tensor | None] | None) -> None:
+    if branch is None:
+        return
+    shortcut, scale = branch
+    if scale is None:
+        v.add_(shortcut.to(v.dtype))
+    else:
+        v.addcmul_(shortcut.to(v.dtype), scale.to(v.dtype))
 
 
 def _emit(v: Tensor, threshold: Tensor, most: int, memory: Tensor | None, k: Tensor) -> None:

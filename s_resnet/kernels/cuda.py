@@ -11,7 +11,7 @@ from torch import Tensor, library
 from ..errors import InvalidData, SResNetError
 from . import nvrtc
 from .cpu import empty_steps
-from .reference import check_alphabet
+from .reference import by_step, check_alphabet, check_results, delay
 
 # As in membrane.cu.
 TYPES = {
@@ -34,9 +34,9 @@ _library = _torch_library.Library("s_resnet", "FRAGMENT")
 _tags = [getattr(torch.Tag, name, None) for name in ("pt2_compliant_tag", "needs_fixed_stride_order")]
 _exact = getattr(torch.Tag, "needs_exact_strides", None)
 _library.define(
-    "integrate_and_fire(Tensor current, Tensor v, Tensor threshold, float decay, bool hard, Tensor? bias, "
-    "Tensor? shortcut, Tensor? shortcut_scale, ScalarType? spike_dtype, Tensor(a!)? counts, int levels=1, "
-    "Tensor? emitted=None) -> (Tensor, Tensor)",
+    "integrate_and_fire(Tensor current, Tensor v, Tensor(a!) after, Tensor threshold, float decay, bool hard, "
+    "Tensor? bias, Tensor? shortcut, Tensor? shortcut_scale, ScalarType? spike_dtype, Tensor(b!)? counts, int levels, "
+    "Tensor? emitted, Tensor(c!)? emitted_after, str schedule) -> Tensor",
     tags=[tag for tag in (_tags[0], _exact or _tags[1]) if tag is not None],
 )
 
@@ -55,6 +55,9 @@ def integrate_and_fire(
     counts: Tensor | None = None,
     levels: int = 1,
     emitted: Tensor | None = None,
+    schedule: str = "streaming",
+    after: Tensor | None = None,
+    emitted_after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does, with its arguments and results.
 
@@ -65,8 +68,9 @@ def integrate_and_fire(
     current: ``[T, B, *]`` float32, float16, bfloat16, int32, int8 or uint8; every step in the memory layout of ``v``.
         The same current at every step may have stride 0 in time.
     v: ``[B, *]`` float32 or int32, contiguous or channels_last. The spikes take its layout.
-    threshold, bias, shortcut_scale: one number or one per channel (dimension 1).
+    threshold, bias, shortcut_scale: one number or one per channel (dimension 1); of a bias also one row per step.
     shortcut: as ``current``. counts: int32 ``[T, B]``, contiguous. emitted: copied where it does not lie as ``v`` does.
+    after, emitted_after: in the memory layout of ``v``.
 
     Raises:
         InvalidData: a layout, dtype, shape or device that the kernel does not take.
@@ -76,10 +80,9 @@ def integrate_and_fire(
         raise InvalidData(f"cuda kernel: reset, got {reset!r}; expected 'subtract' or 'zero'. Choose one of them.")
     if v.device.type != "cuda":
         raise InvalidData(f"cuda kernel: membrane, got one on {v.device}; expected a CUDA device. Move it there.")
-    hard = reset == "zero"
-    spikes, after = torch.ops.s_resnet.integrate_and_fire(
-        current, v, threshold, decay, hard, bias, shortcut, shortcut_scale, spike_dtype, counts, levels, emitted
-    )
+    after = torch.empty_like(v) if after is None else after
+    rest = (bias, shortcut, shortcut_scale, spike_dtype, counts, levels, emitted, emitted_after, schedule)
+    spikes = torch.ops.s_resnet.integrate_and_fire(current, v, after, threshold, decay, reset == "zero", *rest)
     return spikes, after
 
 
@@ -153,26 +156,32 @@ def plan(
     after: Tensor,
     levels: int = 1,
     emitted: Tensor | None = None,
+    emitted_after: Tensor | None = None,
+    schedule: str = "streaming",
     block: int = nvrtc.BLOCK,
 ) -> Plan:
     """Choose the instance and the arguments for a chunk of at least one step of at least one neuron.
 
-    spikes, after: where the results go, laid out like the membrane. block: threads of a block.
+    spikes, after, emitted_after: where the results go, laid out like the membrane. block: threads of a block.
     """
-    neurons, (last, span) = v[0].numel(), _layout(v)
+    neurons, (last, span), channels = v[0].numel(), _layout(v), v.shape[1] if v.ndim > 1 else 1
     strides = [_strides("current", current, v, len(spikes))]
     strides.append((0, 0) if shortcut is None else _strides("shortcut", shortcut, v, len(spikes)))
     check_alphabet(v, levels, emitted, "zero" if hard else "subtract", spikes.dtype)
+    delay(schedule, len(spikes), decay)
     _check(v, spikes, counts, (current, threshold, bias, shortcut, shortcut_scale, emitted), decay)
+    _check_results(v, after, emitted, emitted_after)
     if emitted is not None and emitted.stride() != v.stride():
         emitted = torch.empty_like(v).copy_(emitted)
-    kinds, values = [], []
-    for name, value in (("threshold", threshold), ("bias", bias), ("shortcut_scale", shortcut_scale)):
-        kinds.append(_kind(name, value, v))
-        values.append(None if value is None else value.to(v.dtype).contiguous())
+    rows = by_step(bias, v, len(spikes))
+    kinds = [_kind("threshold", threshold, v), _kind("bias", bias[0] if bias is not None and rows else bias, v)]
+    kinds.append(_kind("shortcut_scale", shortcut_scale, v))
+    if bias is not None and rows:
+        kinds[1], bias = "ROWS", bias.flatten(1).expand(-1, channels)
     if shortcut is not None and shortcut_scale is None:
         kinds[2] = "BARE"
-    streams = (current, shortcut, v, emitted, after, spikes)
+    values = [None if x is None else x.to(v.dtype).contiguous() for x in (threshold, bias, shortcut_scale)]
+    streams = (current, shortcut, v, emitted, after, emitted_after, spikes)
     # 16 bytes: 8 halves or 4 floats (8 of these, and registers spill); one by one where vectors would straddle images.
     wide = 8 if all(x is None or x.element_size() < 4 for x in (current, shortcut)) else 4
     width = wide if neurons % wide == 0 and all(map(_aligned, streams)) else 1
@@ -184,15 +193,18 @@ def plan(
     types = [TYPES[current.dtype], TYPES[torch.float32 if shortcut is None else shortcut.dtype], TYPES[spikes.dtype]]
     flags = [str(flag).lower() for flag in (last, decay != 1.0)]
     rule = "SIGNED" if emitted is not None else "LEVELS" if levels > 1 else "ZERO" if hard else "SUBTRACT"
-    # Memories and quotients take registers too: four steps of eight halves ahead, and they spill.
-    ahead = 1 if len(spikes) == 1 else AHEAD // 2 if width == 8 and rule in ("LEVELS", "SIGNED") else AHEAD
+    # Memories, quotients and rows take registers too: four steps of eight halves ahead, and they spill.
+    crowded = width == 8 and (rule in ("LEVELS", "SIGNED") or kinds[:2] == ["EACH", "ROWS"])
+    ahead = 1 if len(spikes) == 1 else AHEAD // 2 if crowded else AHEAD
     parts = [*types, MEMBRANES[v.dtype], str(width), *flags, rule, *kinds, str(ahead)]
+    parts += [] if schedule == "streaming" else [schedule.upper()]
     return Plan(
         _instance(*parts),
         blocks,
         (
-            *(current, shortcut, v, emitted, *values, after, spikes, counts, float(decay)),
-            *(2**levels - 1, len(spikes), len(v), neurons, span, int(whole), per_image, *strides[0], *strides[1]),
+            *(current, shortcut, v, emitted, *values, after, emitted_after, spikes, counts, float(decay)),
+            *(2**levels - 1, len(spikes), len(v), neurons, span, int(whole), per_image, channels if rows else 0),
+            *(*strides[0], *strides[1]),
         ),
     )
 
@@ -219,6 +231,16 @@ def _check(v: Tensor, spikes: Tensor, counts: Tensor | None, others: tuple[Tenso
             f"cuda kernel: counts, got {counts.dtype} {list(counts.shape)} strides {counts.stride()} on "
             f"{counts.device}; expected contiguous int32 {list(spikes.shape[:2])} on {v.device}. Allocate them so."
         )
+
+
+def _check_results(v: Tensor, after: Tensor, emitted: Tensor | None, emitted_after: Tensor | None) -> None:
+    check_results(v, after, emitted, emitted_after)
+    for name, result in (("after", after), ("emitted_after", emitted_after)):
+        if result is not None and result.stride() != v.stride():
+            raise InvalidData(
+                f"cuda kernel: {name}, got strides {result.stride()}; expected the membrane's {v.stride()}. Allocate "
+                f"it with torch.empty_like."
+            )
 
 
 def _layout(v: Tensor) -> tuple[bool, int]:
@@ -277,13 +299,15 @@ def _names() -> str:
 
 def _instance(*parameters: str) -> str:
     """The template instance; types and kinds with their namespace, since NVRTC reads the name outside of it."""
-    ours = {*TYPES.values(), "NONE", "ONE", "EACH", "BARE", "SUBTRACT", "ZERO", "LEVELS", "SIGNED"}
+    ours = {*TYPES.values(), "NONE", "ONE", "EACH", "BARE", "ROWS", "SUBTRACT", "ZERO", "LEVELS", "SIGNED"}
+    ours |= {"LAGGED", "PHASED"}
     return f"sresnet::membrane<{', '.join(f'sresnet::{p}' if p in ours else p for p in parameters)}>"
 
 
 def _run(
     current: Tensor,
     v: Tensor,
+    after: Tensor,
     threshold: Tensor,
     decay: float,
     hard: bool,
@@ -292,10 +316,12 @@ def _run(
     shortcut_scale: Tensor | None,
     spike_dtype: torch.dtype | None,
     counts: Tensor | None,
-    levels: int = 1,
-    emitted: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The operator on a CUDA device."""
+    levels: int,
+    emitted: Tensor | None,
+    emitted_after: Tensor | None,
+    schedule: str,
+) -> Tensor:
+    """The operator on a CUDA device: the spikes."""
     if current.shape[1:] != v.shape:
         raise InvalidData(
             f"cuda kernel: current, got {list(current.shape)}; expected [T, {list(v.shape)}]. Reshape it."
@@ -303,8 +329,10 @@ def _run(
     with torch.cuda.device(v.device):
         spikes = empty_steps(len(current), v, spike_dtype or v.dtype)
         if spikes.numel() == 0:
-            return spikes, v.clone()
-        after = torch.empty_like(v)
+            after.copy_(v)
+            if emitted is not None and emitted_after is not None:
+                emitted_after.copy_(emitted)
+            return spikes
         todo = plan(
             current=current,
             v=v,
@@ -319,14 +347,17 @@ def _run(
             after=after,
             levels=levels,
             emitted=emitted,
+            emitted_after=emitted_after,
+            schedule=schedule,
         )
         nvrtc.loaded(todo.instance, v.device.index)(todo.blocks, todo.arguments)
-    return spikes, after
+    return spikes
 
 
 def _fake(
     current: Tensor,
     v: Tensor,
+    after: Tensor,
     threshold: Tensor,
     decay: float,
     hard: bool,
@@ -335,11 +366,13 @@ def _fake(
     shortcut_scale: Tensor | None,
     spike_dtype: torch.dtype | None,
     counts: Tensor | None,
-    levels: int = 1,
-    emitted: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The operator's results without values, for torch.compile."""
-    return empty_steps(current.shape[0], v, spike_dtype or v.dtype), torch.empty_like(v)
+    levels: int,
+    emitted: Tensor | None,
+    emitted_after: Tensor | None,
+    schedule: str,
+) -> Tensor:
+    """The operator's result without values, for torch.compile."""
+    return empty_steps(current.shape[0], v, spike_dtype or v.dtype)
 
 
 _library.impl("integrate_and_fire", _run, "CUDA")

@@ -218,7 +218,7 @@ void convolve_tile(const Job& job, int64_t stride, int first) {
         for (int64_t i = 0; i < images * s.out_height; i++) {
             const int64_t image = i / s.out_height, v_at = i * line_length + first;
             const int y = (int)(i % s.out_height);
-            if (l)
+            if (l && l->v_after != l->v)
                 for (int x = 0; x < s.out_width; x++) {
                     const int64_t j = v_at + (int64_t)x * s.out_channels;
                     memcpy((V*)l->v_after + j, (const V*)l->v + j, width * sizeof(V));

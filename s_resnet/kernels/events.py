@@ -186,15 +186,21 @@ def integrate_and_fire(
     counts: Tensor | None = None,
     levels: int = 1,
     emitted: Tensor | None = None,
+    schedule: str = "streaming",
+    after: Tensor | None = None,
+    emitted_after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does with ``current.tensor()``.
 
-    Each line of currents goes from the registers to its neurons; memory never sees it.
+    Each line of currents goes from the registers to its neurons, and memory never sees it: of binary neurons that fire
+    as they integrate, with a bias that is the same at every step.
     """
     rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts)
     dense = v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)
-    fused = dense and (v.dtype == torch.int32) == current.packed.integer and levels == 1 and emitted is None
-    ready = host.prepare(current.steps, v, *rest) if fused else None
+    binary = levels == 1 and emitted is None
+    at_once = schedule == "streaming" and (bias is None or bias.ndim <= v.ndim)
+    fused = dense and (v.dtype == torch.int32) == current.packed.integer and binary and at_once
+    ready = host.prepare(current.steps, v, *rest, after=after, emitted_after=emitted_after) if fused else None
     if ready is None:
         return host.integrate_and_fire(
             *(current.tensor(), v),
@@ -208,6 +214,9 @@ def integrate_and_fire(
             counts=counts,
             levels=levels,
             emitted=emitted,
+            schedule=schedule,
+            after=after,
+            emitted_after=emitted_after,
         )
     ready.layer.inner = 1
     _convolve(current.events, current.packed, None, ready.layer)

@@ -12,12 +12,12 @@ enum Type : int32_t { NONE, FLOAT32, BFLOAT16, UINT8, INT32, INT8 };
 
 struct Layer {
     int64_t steps, images, neurons, channels, inner;  // neurons of one image; those of one channel that lie together
-    int64_t current_step, shortcut_step;               // elements from one step to the next; 0 for a constant
-    int32_t current_type, shortcut_type, spike_type, rule, most, threads;
+    int64_t current_step, shortcut_step, bias_step;    // elements from one step to the next; 0 for a constant
+    int32_t current_type, shortcut_type, spike_type, rule, schedule, most, threads;
     float decay;
     const void *current, *v, *threshold, *bias, *shortcut, *scale;  // threshold, bias, scale: [channels] or null
     const void *emitted;  // of signed neurons
-    void *v_after, *spikes;
+    void *v_after, *emitted_after, *spikes;  // v_after may be v; emitted_after may be emitted, or null
     int32_t* counts;  // [steps, images] or null
 };
 
@@ -53,7 +53,18 @@ struct Parameters {
     static void spread(const Layer& l, const void* values, V missing, int64_t first, int64_t n, std::vector<V>& to) {
         const V* given = (const V*)values;
         to.assign(n, given && l.inner != 1 ? given[first / l.inner % l.channels] : missing);
-        for (int64_t j = 0; given && l.inner == 1 && j < n; j++) to[j] = given[(first + j) % l.channels];
+        if (!given || l.inner != 1) return;
+        int64_t channel = first % l.channels;
+        for (int64_t j = 0; j < n;) {
+            const int64_t run = l.channels - channel < n - j ? l.channels - channel : n - j;
+            memcpy(to.data() + j, given + channel, run * sizeof(V));
+            j += run, channel = 0;
+        }
+    }
+
+    // The biases of step t, where they differ from step to step.
+    void at_step(const Layer& l, int64_t t, int64_t first, int64_t n) {
+        if (l.bias_step) spread(l, (const V*)l.bias + t * l.bias_step, V(0), first, n, bias);
     }
 };
 

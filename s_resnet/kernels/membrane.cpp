@@ -33,7 +33,7 @@ void advance(const Layer& l, const Parameters<V>& p, int64_t image, int64_t firs
     }
 }
 
-// ---- more than one threshold at a time: one loop for each term, so that types do not multiply ----
+// ---- other alphabets, schedules and biases by step: one loop for each term, so that types do not multiply ----
 
 // n numbers as V: where they lie, or in `room`.
 template <typename V>
@@ -87,37 +87,64 @@ struct Room {
     std::vector<int16_t> k;
     std::vector<uint8_t> fired;
 
-    Room(const Layer& l, int64_t block) : v(block) {
-        if (l.rule < LEVELS) {
-            fired.resize(block);
-        } else {
-            for (auto* each : {&emitted, &current, &shortcut}) each->resize(block);
-            k.resize(block);
-        }
-    }
+    explicit Room(int64_t block) : v(block), emitted(block), current(block), shortcut(block), k(block), fired(block) {}
 };
 
-template <typename V, Rule RULE>
-void advance_levels(const Layer& l, const Parameters<V>& p, int64_t image, int64_t first, int64_t n, Room<V>& room) {
-    const int64_t at = image * l.neurons + first;
-    const V decay = (V)l.decay, most = (V)l.most, *threshold = p.threshold.data(), *bias = p.bias.data();
-    V *__restrict v = room.v.data(), *__restrict c = room.emitted.data();
-    int16_t* __restrict k = room.k.data();
-    memcpy(v, (const V*)l.v + at, n * sizeof(V));
-    if (RULE == SIGNED) memcpy(c, (const V*)l.emitted + at, n * sizeof(V));
-    for (int64_t t = 0; t < l.steps; t++) {
-        const V* current = as(l.current_type, l.current, at + t * l.current_step, room.current.data(), n);
+// Everything that arrives at a step.
+template <typename V>
+void arrive(const Layer& l, const Parameters<V>& p, int64_t at, int64_t t, int64_t n, Room<V>& room) {
+    const V decay = (V)l.decay, *bias = p.bias.data(), *scale = p.scale.data();
+    V* __restrict v = room.v.data();
+    const V* current = as(l.current_type, l.current, at + t * l.current_step, room.current.data(), n);
+    const V* shortcut = nullptr;
+    if (l.shortcut_type) shortcut = as(l.shortcut_type, l.shortcut, at + t * l.shortcut_step, room.shortcut.data(), n);
+    if (l.schedule == STREAMING) {
         for (int64_t j = 0; j < n; j++) v[j] = integrate<V, true>(v[j], current[j], decay) + bias[j];
-        if (l.shortcut_type) {
-            const V* shortcut = as(l.shortcut_type, l.shortcut, at + t * l.shortcut_step, room.shortcut.data(), n);
-            for (int64_t j = 0; j < n; j++) v[j] = v[j] + shortcut[j] * p.scale[j];
-        }
+        for (int64_t j = 0; shortcut && j < n; j++) v[j] = v[j] + shortcut[j] * scale[j];
+    } else if (shortcut) {
+        for (int64_t j = 0; j < n; j++) v[j] = v[j] + ((current[j] + shortcut[j] * scale[j]) + bias[j]);
+    } else {
+        for (int64_t j = 0; j < n; j++) v[j] = v[j] + (current[j] + bias[j]);
+    }
+}
+
+// What the neurons emit at a step, into `to` of all spikes; returns their number.
+template <typename V, Rule RULE>
+int32_t answer(const Layer& l, const V* __restrict threshold, int64_t to, int64_t n, Room<V>& room) {
+    V *__restrict v = room.v.data(), *__restrict c = room.emitted.data();
+    if constexpr (RULE == SUBTRACT || RULE == ZERO) {
+        uint8_t* __restrict fired = room.fired.data();
+        int32_t count = 0;
+        for (int64_t j = 0; j < n; j++) count += fired[j] = fire<V, RULE == ZERO>(v[j], threshold[j]);
+        sresnet::store(l.spike_type, fired, l.spikes, to, n);
+        return count;
+    } else {
+        int16_t* __restrict k = room.k.data();
+        const V most = (V)l.most;
         for (int64_t j = 0; j < n; j++)
             k[j] = (int16_t)emit<RULE>(v[j], c[j], quotient(v[j], threshold[j]), threshold[j], most);
-        store(l.spike_type, k, l.spikes, at + t * l.images * l.neurons, n);
-        if (l.counts) add_count(l, t, image, amplitudes(k, n));
+        store(l.spike_type, k, l.spikes, to, n);
+        return l.counts ? amplitudes(k, n) : 0;
     }
-    memcpy((V*)l.v_after + at, v, n * sizeof(V));
+}
+
+template <typename V, Rule RULE>
+void advance(const Layer& l, Parameters<V>& p, int64_t image, int64_t first, int64_t n, Room<V>& room) {
+    const int64_t at = image * l.neurons + first;
+    const int64_t delay = l.schedule == PHASED ? l.steps : l.schedule == LAGGED;
+    memcpy(room.v.data(), (const V*)l.v + at, n * sizeof(V));
+    if (RULE == SIGNED) memcpy(room.emitted.data(), (const V*)l.emitted + at, n * sizeof(V));
+    for (int64_t now = 0; now < l.steps + delay; now++) {
+        if (now < l.steps) {
+            p.at_step(l, now, first, n);
+            arrive(l, p, at, now, n, room);
+        }
+        const int64_t t = now - delay;
+        if (t < 0) continue;
+        add_count(l, t, image, answer<V, RULE>(l, p.threshold.data(), at + t * l.images * l.neurons, n, room));
+    }
+    memcpy((V*)l.v_after + at, room.v.data(), n * sizeof(V));
+    if (RULE == SIGNED && l.emitted_after) memcpy((V*)l.emitted_after + at, room.emitted.data(), n * sizeof(V));
 }
 
 template <typename V>
@@ -128,9 +155,10 @@ void update(const Layer& l) {
     const int64_t most = BLOCK / unit > 1 ? BLOCK / unit * unit : unit;
     const int64_t block = most < run ? most : run;
     const int64_t in_run = (run + block - 1) / block, blocks = l.neurons / run * in_run;
+    const bool fused = l.schedule == STREAMING && !l.bias_step;  // binary neurons in one loop for all terms
 #pragma omp parallel num_threads(l.threads)
     {
-        Room<V> room(l, block);
+        Room<V> room(block);
         Parameters<V> p;
         if (l.inner == 1) p.set(l, 0, block);
 #pragma omp for schedule(static)
@@ -139,11 +167,15 @@ void update(const Layer& l) {
             const int64_t left = run - index % in_run * block, n = left < block ? left : block;
             if (l.inner != 1) p.set(l, first, n);
             if (l.rule == SIGNED)
-                advance_levels<V, SIGNED>(l, p, i / blocks, first, n, room);
+                advance<V, SIGNED>(l, p, i / blocks, first, n, room);
             else if (l.rule == LEVELS)
-                advance_levels<V, LEVELS>(l, p, i / blocks, first, n, room);
-            else
+                advance<V, LEVELS>(l, p, i / blocks, first, n, room);
+            else if (fused)
                 advance<V>(l, p, i / blocks, first, n, room.v.data(), room.fired.data());
+            else if (l.rule == ZERO)
+                advance<V, ZERO>(l, p, i / blocks, first, n, room);
+            else
+                advance<V, SUBTRACT>(l, p, i / blocks, first, n, room);
         }
     }
 }

@@ -12,8 +12,9 @@ constexpr int LANES = 32;
 constexpr int WARPS = SRESNET_BLOCK / LANES;
 constexpr unsigned ALL = 0xffffffffu;
 
-// A bias, a threshold or a scale: absent, one for the layer, one per channel; BARE is a shortcut without a scale.
-enum Kind { NONE, ONE, EACH, BARE };
+// A bias, a threshold or a scale: absent, one for the layer, one per channel; BARE is a shortcut without a scale, ROWS a
+// bias per channel and step.
+enum Kind { NONE, ONE, EACH, BARE, ROWS };
 
 // The membrane's own type in memory, and its bits.
 template <typename V> struct Memory;
@@ -50,15 +51,15 @@ struct Channels {
 
 template <typename V, Kind KIND, int WIDTH, bool LAST>
 struct Values {
-    static constexpr int N = KIND == EACH ? WIDTH : 1;
+    static constexpr int N = KIND == EACH || KIND == ROWS ? WIDTH : 1;
     V value[N];
-    SRESNET_INLINE V get(int k) const { return value[KIND == EACH ? k : 0]; }
+    SRESNET_INLINE V get(int k) const { return value[N == 1 ? 0 : k]; }
     // whole: no vector straddles two pixels, and the values are aligned, so that they can be read as a vector.
     SRESNET_INLINE void set(const void* from, unsigned first, unsigned span, bool whole) {
         const V* values = static_cast<const V*>(from);
         if constexpr (KIND == ONE) {
             value[0] = values[0];
-        } else if constexpr (KIND == EACH) {
+        } else if constexpr (KIND == EACH || KIND == ROWS) {
             if (LAST && whole) {
                 const Bits<4 * N> bits = load<4 * N>(reinterpret_cast<const char*>(values + first % span));
 #pragma unroll
@@ -104,16 +105,19 @@ SRESNET_INLINE void add_counts(int* to, int mine, int steps, int images) {
 // I, X, S: how currents, shortcut and spikes lie in memory. V: the membrane, float or int. AHEAD: steps that are read
 // before they are needed. Every [T, B, N] is in one order of neurons; *_time and *_image are strides in images (0: the
 // same at every step, or in every image). blocks: of one image. counts, where given: [T, B]. emitted, most: see emit().
+// row: the biases of a step, of ROWS. v_after may be v_before, and emitted_after may be emitted, or null: a thread reads
+// its neurons before it writes them.
 // At most 96 registers, so that 5 blocks, which is 640 threads, share a multiprocessor.
 template <typename I, typename X, typename S, typename V, int WIDTH, bool LAST, bool LEAKY, Rule RULE, Kind THRESHOLD,
-          Kind BIAS, Kind SHORTCUT, int AHEAD>
+          Kind BIAS, Kind SHORTCUT, int AHEAD, Schedule SCHEDULE = STREAMING>
 __global__ void __launch_bounds__(SRESNET_BLOCK, 5)
-    membrane(const void* __restrict__ current, const void* __restrict__ shortcut, const void* __restrict__ v_before,
-             const void* __restrict__ emitted, const void* __restrict__ threshold, const void* __restrict__ bias,
-             const void* __restrict__ scale, void* __restrict__ v_after, void* __restrict__ spikes,
+    membrane(const void* __restrict__ current, const void* __restrict__ shortcut, const void* v_before,
+             const void* emitted, const void* __restrict__ threshold, const void* __restrict__ bias,
+             const void* __restrict__ scale, void* v_after, void* emitted_after, void* __restrict__ spikes,
              int* __restrict__ counts, double decay, int most, int steps, int images, int neurons, int span, int whole,
-             int blocks, int current_time, int current_image, int shortcut_time, int shortcut_image) {
+             int blocks, int row, int current_time, int current_image, int shortcut_time, int shortcut_image) {
     constexpr bool BRANCH = SHORTCUT != NONE;
+    const int delay = SCHEDULE == PHASED ? steps : SCHEDULE == LAGGED;  // steps that come in before the first answer
     const int image = blockIdx.x / blocks;
     const unsigned first = (blockIdx.x % blocks * SRESNET_BLOCK + threadIdx.x) * WIDTH;
     const bool active = first < (unsigned)neurons;  // all WIDTH neurons are there, or none
@@ -152,35 +156,48 @@ __global__ void __launch_bounds__(SRESNET_BLOCK, 5)
             for (int k = 0; k < WIDTH; k++) memory[k] = Memory<V>::read(before.template get<4>(k));
         }
         theta.set(threshold, first, span, whole);
-        constant.set(bias, first, span, whole);
+        if (BIAS != ROWS) constant.set(bias, first, span, whole);
         weight.set(scale, first, span, whole);
     }
 
     int mine = 0;  // of the step that this lane will add up
-    for (int start = 0; start < steps; start += AHEAD) {
+    for (int start = 0; start < steps + delay; start += AHEAD) {
 #pragma unroll
         for (int d = 0; d < AHEAD; d++) {
-            const int t = start + d;
+            const int now = start + d, t = now - delay;  // the step that comes in, and the one that is answered
             if (t >= steps) break;
-            int fired = 0;
-            if (active) {
-                const Bits<WIDTH * I::SIZE> now = charge[d];
-                const Bits<WIDTH * X::SIZE> now_branch = branch[d];
-                if (t + AHEAD < steps) {
+            if (active && (SCHEDULE == STREAMING || now < steps)) {
+                const Bits<WIDTH * I::SIZE> in_now = charge[d];
+                const Bits<WIDTH * X::SIZE> branch_now = branch[d];
+                if (now + AHEAD < steps) {
                     charge[d] = load<WIDTH * I::SIZE>(in);
                     if (BRANCH) branch[d] = load<WIDTH * X::SIZE>(in_branch);
                 }
                 in += in_step;
                 in_branch += branch_step;
+                if (BIAS == ROWS) constant.set(static_cast<const V*>(bias) + (long long)now * row, first, span, whole);
+#pragma unroll
+                for (int k = 0; k < WIDTH; k++) {
+                    V charge_now = (V)I::read(in_now.template get<I::SIZE>(k)), x = V(0);
+                    if (BRANCH) x = (V)X::read(branch_now.template get<X::SIZE>(k));
+                    if (BRANCH && SHORTCUT != BARE) x = x * weight.get(k);
+                    if (SCHEDULE == STREAMING) {
+                        v[k] = integrate<V, LEAKY>(v[k], charge_now, (V)decay);
+                        if (BIAS != NONE) v[k] = v[k] + constant.get(k);
+                        if (BRANCH) v[k] = v[k] + x;
+                    } else {
+                        if (BRANCH) charge_now = charge_now + x;
+                        if (BIAS != NONE) charge_now = charge_now + constant.get(k);
+                        v[k] = v[k] + charge_now;
+                    }
+                }
+            }
+            if (SCHEDULE != STREAMING && t < 0) continue;
+            int fired = 0;
+            if (active) {
                 Bits<WIDTH * S::SIZE> spike = {};
 #pragma unroll
                 for (int k = 0; k < WIDTH; k++) {
-                    v[k] = integrate<V, LEAKY>(v[k], (V)I::read(now.template get<I::SIZE>(k)), (V)decay);
-                    if (BIAS != NONE) v[k] = v[k] + constant.get(k);
-                    if (BRANCH) {
-                        const V x = (V)X::read(now_branch.template get<X::SIZE>(k));
-                        v[k] = v[k] + (SHORTCUT == BARE ? x : x * weight.get(k));
-                    }
                     if constexpr (RULE == SUBTRACT || RULE == ZERO) {
                         const bool fires = fire<V, RULE == ZERO>(v[k], theta.get(k));
                         spike.template put<S::SIZE>(k, fires ? S::SPIKE : 0u);
@@ -211,6 +228,11 @@ __global__ void __launch_bounds__(SRESNET_BLOCK, 5)
 #pragma unroll
         for (int k = 0; k < WIDTH; k++) bits.word[k] = Memory<V>::write(v[k]);
         store(static_cast<char*>(v_after) + at * 4, bits);
+        if constexpr (RULE == SIGNED) {
+#pragma unroll
+            for (int k = 0; k < WIDTH; k++) bits.word[k] = Memory<V>::write(memory[k]);
+            if (emitted_after) store(static_cast<char*>(emitted_after) + at * 4, bits);
+        }
     }
 }
 

@@ -14,6 +14,9 @@ namespace sresnet {
 // or as many back as well, and no more than they have emitted.
 enum Rule { SUBTRACT, ZERO, LEVELS, SIGNED };
 
+// When they fire: at each step as they integrate it; after one step more; after all.
+enum Schedule { STREAMING, LAGGED, PHASED };
+
 // v <- decay * v + current, in the order of the reference: the other currents are added one by one.
 template <typename V, bool LEAKY>
 SRESNET_INLINE V integrate(V v, V current, V decay) {
