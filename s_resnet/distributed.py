@@ -7,7 +7,6 @@ Each process evaluates a part of the images; what they tell each other is a few 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -69,8 +68,6 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
             yield place()
             exchange(None)  # nobody leaves before all have done their work
     finally:
-        # torch 2.6 joins gloo's threads with Python's lock held, which they need to let go of the last message.
-        time.sleep(0.2)
         dist.destroy_process_group()
 
 

@@ -32,6 +32,7 @@ from s_resnet.passes import quantize_weights
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable"),  # torch 2.9's own
 ]
 ONE = torch.ones(())
 
@@ -128,7 +129,6 @@ MEMORIES = (("signed", "corrected"), ("differential",), ("spikes readout",), ("m
 LOOPED = {
     f"{', '.join(names)}, many steps": (tiny(**{k: v for name in names for k, v in TINY[name].items()}), X, 7)
     for names in MEMORIES
-    if program._loops()
 }
 
 
@@ -139,7 +139,6 @@ def test_it_runs_without_this_package_for_any_batch(tmp_path):
         assert agrees(answers, *cases[name]), name
 
 
-@pytest.mark.skipif(not LOOPED, reason=f"torch {torch.__version__} reloads no loop")
 def test_many_steps_are_a_loop(tmp_path):
     sizes = []
     for steps in (70, 700):
@@ -196,11 +195,3 @@ def test_refusals_say_what_to_do(tmp_path):
     with pytest.raises(SResNetError, match="cannot be written"):
         export_torch(tiny(), tmp_path / "nowhere" / "net.pt2", 1, (3, 4, 4))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_torch_without_loops_writes_the_steps_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "_loops", lambda: False)
-    export_torch(tiny(), tmp_path / "net.pt2", 18, X.shape[1:])
-    assert torch.equal(torch.export.load(tmp_path / "net.pt2").module()(X), simulate(tiny(), X, 18).outputs[-1])
-    with pytest.raises(InvalidData, match=r"T = 257 for a network and torch .*at most 256"):
-        export_torch(tiny(), tmp_path / "more.pt2", 257, X.shape[1:])
