@@ -48,12 +48,17 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
     An error in the block, in whichever process, is raised in all of them.
 
     Raises:
-        BackendUnavailable: the processes cannot reach each other, or are more than the GPUs.
+        BackendUnavailable: the processes cannot reach each other, are more than the GPUs, or got one GPU by its number.
     """
     launched = dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
     if not launched or dist.is_initialized():
         yield place()
         return
+    if ":" in device:
+        raise BackendUnavailable(
+            f"process group: got {device!r} for every process; expected a GPU for each, which they choose themselves. "
+            "Use --device cuda."
+        )
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
