@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import DOWNLOAD
+from .options import DEVICE, DOWNLOAD
 
 Triple = tuple[float, float, float]
 
@@ -126,6 +126,7 @@ def check_output(path: Path, *inputs: Path) -> None:
 @click.option(
     "--std", metavar="R,G,B", callback=_channels, help="Of the training images in [0, 1]; by default ImageNet's."
 )
+@DEVICE
 @DOWNLOAD
 def convert(
     checkpoint: str,
@@ -143,6 +144,7 @@ def convert(
     input_size: int | None,
     mean: Triple | None,
     std: Triple | None,
+    device: str,
     download: bool,
 ) -> None:
     """Convert the trained ResNet in CHECKPOINT into a spiking network.
@@ -165,6 +167,7 @@ def convert(
     """
     import s_resnet
 
+    s_resnet.find_device(device)
     loaded = s_resnet.load_checkpoint(checkpoint, arch)
     target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
     check_output(target, Path(checkpoint))
@@ -192,6 +195,7 @@ def convert(
         resume=partial,
         spikes=spikes,
         target_drop=target_drop,
+        device=device,
         progress=True,
     )
     if snn.provenance["calibration"]["source"] == "batchnorm":

@@ -1,6 +1,16 @@
 """Options that several commands have, the same in all of them."""
 
+import re
+
 import click
+
+
+def _device(_: click.Context, option: click.Parameter, value: str) -> str:
+    """A device of :func:`s_resnet.find_device`, which says whether this machine has it."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r} is not one of auto, cpu, cuda, cuda:N", param=option)
+    return value
+
 
 BATCH_SIZE = click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, show_default=True)
 TIMESTEPS = click.option(
@@ -9,7 +19,7 @@ TIMESTEPS = click.option(
     type=click.IntRange(1),
     help="How many steps; by default the T that the network was converted or trained for.",
 )
-DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+DEVICE = click.option("--device", metavar="[auto|cpu|cuda|cuda:N]", callback=_device, default="auto", show_default=True)
 DOWNLOAD = click.option(
     "--download", is_flag=True, help="Fetch DATA where they are absent: cifar10, cifar100, mnist, events."
 )

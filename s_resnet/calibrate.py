@@ -99,7 +99,7 @@ def calibrate(
     Args:
         graph: an analog graph.
         batches: gone through twice, so a list or a DataLoader, not a generator; the same images each time, shuffled
-            or not.
+            or not. They are moved to the graph's device.
         percentile: in percent, above 0 and at most 100.
         held_out: how many of the first images (at most half) to leave out and return as ``samples``.
         progress: show a bar on stderr when it is a terminal.
@@ -117,7 +117,7 @@ def calibrate(
             "calibrate: got a one-shot iterator of batches; expected something that can be gone through twice. "
             "Pass a list or a DataLoader."
         )
-    samples = _first_images(batches, held_out)
+    samples = _first_images(batches, held_out, graph.device)
     kept_apart = [] if samples is None else image_marks(samples.images)
     names = calibrated_nodes(graph)
 
@@ -145,7 +145,7 @@ def calibrate(
         low = min(int(torch.searchsorted(lower[name].cumsum(0), rank)), HALF - 1)
         values[name] = _value(((bucket[name] - HALF // 2) << 16) | low)
     found = _calibration(values, percentile, counted[0], "data", samples)
-    return replace(found, marks=counted[1], fitting=_others(batches, kept_apart, fitting) if fitting else None)
+    return replace(found, marks=counted[1], fitting=_others(batches, kept_apart, fitting, graph.device))
 
 
 def _check_percentile(percentile: float) -> None:
@@ -200,7 +200,7 @@ def _count(
         images += len(x)
         if len(x) == 0:
             continue
-        for name, value in graph.activations(x):
+        for name, value in graph.activations(x.to(graph.device)):
             if name in tables:
                 tables[name] += torch.bincount(index(name, _key(value)), minlength=HALF).cpu()
     if images == 0:
@@ -226,7 +226,7 @@ def _images(batch: Any) -> Tensor:
     return images
 
 
-def _first_images(batches: Batches, count: int) -> Samples | None:
+def _first_images(batches: Batches, count: int, device: torch.device) -> Samples | None:
     """The first ``count`` images (at most half of them all) and, when every batch has them, their labels."""
     images: list[Tensor] = []
     labels: list[Tensor] = []
@@ -242,14 +242,15 @@ def _first_images(batches: Batches, count: int) -> Samples | None:
         return None
     if not all(torch.isfinite(batch).all() for batch in images):
         raise InvalidData("calibrate: got images that are not finite; expected numbers. Check the images.")
-    return Samples(torch.cat(images)[:count], torch.cat(labels)[:count] if len(labels) == len(images) else None)
+    known = torch.cat(labels)[:count].to(device) if len(labels) == len(images) else None
+    return Samples(torch.cat(images)[:count].to(device), known)
 
 
-def _others(batches: Batches, kept_apart: list[int], count: int) -> Tensor:
-    """The first ``count`` images that are not kept apart."""
+def _others(batches: Batches, kept_apart: list[int], count: int, device: torch.device) -> Tensor | None:
+    """The first ``count`` images that are not kept apart, where any are wanted."""
     found: list[Tensor] = []
     missing, waiting = count, Counter(kept_apart)
-    for batch in batches:
+    for batch in batches if count > 0 else ():
         images = _images(batch)
         marks = image_marks(images)
         free = [index for index, mark in enumerate(marks) if not waiting[mark]][:missing]
@@ -258,7 +259,7 @@ def _others(batches: Batches, kept_apart: list[int], count: int) -> Tensor:
         missing -= len(free)
         if not missing:
             break
-    return torch.cat(found)
+    return torch.cat(found).to(device) if found else None
 
 
 def _labels(batch: Any, count: int) -> list[Tensor]:
@@ -314,7 +315,7 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
     values = {}
     losses = []
     names = set(calibrated_nodes(graph))
-    for node in graph.nodes:
+    for node in graph.to("cpu").nodes:  # figures per channel: nothing for a GPU
         inputs = [moments[name] for name in node.inputs]
         if node.name in names:
             before = inputs[0] if isinstance(node.op, ReLU) else _propagate(node.op, inputs)

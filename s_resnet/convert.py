@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .apply_recipe import apply_recipe
 from .auto import check_wishes, choose_recipe
 from .calibrate import Batches, Calibration, calibrate, calibrate_from_batchnorm
+from .device import find_device
 from .errors import InvalidData
 from .graph import Graph
 from .ops import QCFS, Conv2d, MaxPool2d
@@ -41,6 +42,7 @@ def convert(
     resume: str | os.PathLike[str] | None = None,
     spikes: str | None = None,
     target_drop: float | None = None,
+    device: str = "auto",
     progress: bool = False,
 ) -> Graph:
     """Turn a trained ResNet into a spiking network: ``snn(images, timesteps=64)`` gives logits ``[B, N]``.
@@ -67,10 +69,13 @@ def convert(
         weights: ``"float32"``; ``"dyadic"``, so that every engine gives the same spikes
             (:func:`s_resnet.passes.dyadic_weights`); or ``"int8"`` for an integer network
             (:func:`s_resnet.passes.quantize_weights`).
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: where to calibrate, fit and reconstruct. The result
+            is on the CPU.
         progress: show bars on stderr when it is a terminal.
 
     Raises:
         UnsupportedModel, InvalidData, ConversionError: each says where, what it got, and what to do.
+        BackendUnavailable: ``device="cuda"`` without a GPU.
 
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352.
     """
@@ -88,10 +93,11 @@ def convert(
         )
     else:
         fixed = _completed(find(recipe) if isinstance(recipe, str) else recipe, reconstruct, resume, weights)
+    where = find_device(device)
     if isinstance(model, QCFSModule):
         model = model.graph()
     example = _example(model, calibration_batches, input_size)
-    graph = model if isinstance(model, Graph) else trace(model, example)
+    graph = (model if isinstance(model, Graph) else trace(model, example)).to(where)
     wishes: dict[str, object] = {"percentile": percentile, "reconstruct": reconstruct}
     if graph.trained:
         wishes |= {"recipe": recipe != "s-resnet", "weights": weights != "float32"}
@@ -130,7 +136,8 @@ def _calibrated(
 
 
 def _documented(snn: Graph, calibration: Calibration, example: Tensor) -> Graph:
-    return snn.with_provenance(
+    """The network on the CPU, and where it is from."""
+    return snn.to("cpu").with_provenance(
         calibration=calibration.summary(),
         input_shape=list(example.shape[1:]),
         versions={"s_resnet": __version__, "torch": torch.__version__},
@@ -190,7 +197,7 @@ def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int 
             images = batch[0] if isinstance(batch, tuple | list) else batch
             if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0:
                 break
-            return images[[0, -1]]  # two, also of a batch of one: x.squeeze() must not drop the batch
+            return images[[0, -1]].cpu()  # two, also of a batch of one: x.squeeze() must not drop the batch
         raise InvalidData(
             "convert: got no usable calibration batch; expected images [B, C, H, W] or (images, labels). Check them."
         )

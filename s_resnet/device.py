@@ -14,11 +14,11 @@ from .errors import BackendUnavailable
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` takes a GPU when there is one. Raises BackendUnavailable."""
+    """The device of that name, such as ``"cuda:1"``; ``"auto"`` takes a GPU if there is one. Or BackendUnavailable."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise BackendUnavailable(f"device: got {name!r}; expected auto, cpu or cuda. Choose one of them.")
+        raise BackendUnavailable(f"device: got {name!r}; expected auto, cpu, cuda or cuda:N. Choose one of them.")
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name != "cpu" and int(name[5:] or 0) >= usable:
         raise BackendUnavailable(

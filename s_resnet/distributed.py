@@ -7,7 +7,6 @@ Each process evaluates a part of the images; what they tell each other is a few 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -49,12 +48,17 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
     An error in the block, in whichever process, is raised in all of them.
 
     Raises:
-        BackendUnavailable: the processes cannot reach each other, or are more than the GPUs.
+        BackendUnavailable: the processes cannot reach each other, are more than the GPUs, or got one GPU by its number.
     """
     launched = dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
     if not launched or dist.is_initialized():
         yield place()
         return
+    if ":" in device:
+        raise BackendUnavailable(
+            f"process group: got {device!r} for every process; expected a GPU for each, which they choose themselves. "
+            "Use --device cuda."
+        )
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -69,8 +73,6 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
             yield place()
             exchange(None)  # nobody leaves before all have done their work
     finally:
-        # torch 2.6 joins gloo's threads with Python's lock held, which they need to let go of the last message.
-        time.sleep(0.2)
         dist.destroy_process_group()
 
 

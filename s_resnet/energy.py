@@ -33,18 +33,17 @@ another thing altogether.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
-import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .artifact import replacing
-from .errors import BackendUnavailable, InvalidData
+from .errors import InvalidData
 from .layer_operations import LayerOperations
 from .operations import Operations
 
@@ -90,7 +89,6 @@ def load_constants(path: str | os.PathLike[str]) -> Constants:
 
     Raises:
         InvalidData: a file that cannot be read, is no TOML, or has unknown, missing or impossible entries.
-        BackendUnavailable: Python 3.10 without the package tomli.
     """
     entries = _read(Path(path))
     title = entries.pop("name", Path(path).stem)
@@ -112,16 +110,8 @@ def load_constants(path: str | os.PathLike[str]) -> Constants:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    parser = "tomllib" if sys.version_info >= (3, 11) else "tomli"
     try:
-        toml = importlib.import_module(parser)
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"{path}: cannot be read, got Python {sys.version_info[0]}.{sys.version_info[1]} without {parser}; "
-            "expected a TOML parser. Install s-resnet[energy]."
-        ) from error
-    try:
-        return dict(toml.loads(path.read_text(encoding="utf-8")))
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:  # TOML and UTF-8 errors are ValueErrors
         reason = " ".join(str(error).split())
         raise InvalidData(f"{path}: cannot be read, got {reason}; expected a TOML file. Correct it.") from error

@@ -113,6 +113,12 @@ class Graph:
         return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors are; the CPU where it has none."""
+        values = (getattr(node.op, f.name) for node in self.nodes for f in fields(node.op))  # type: ignore[arg-type]
+        return next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
+
+    @property
     def trained(self) -> bool:
         """Whether it was trained as a spiking network, so that there is no ANN beside it."""
         return any(isinstance(node.op, Neuron) and node.op.surrogate is not None for node in self.nodes)

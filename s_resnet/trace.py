@@ -6,7 +6,6 @@ import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -100,25 +99,12 @@ def _symbolic(model: nn.Module) -> tuple[nn.Module, fx.GraphModule]:
         copied = copy.deepcopy(model).eval().cpu().requires_grad_(False)
         tracer = _Tracer()
         tracer.record_stack_traces = True  # for the source lines in messages
-        pool, reshape = _followed(F.avg_pool2d), _followed(torch.reshape)
-        with mock.patch.object(F, "avg_pool2d", pool), mock.patch.object(torch, "reshape", reshape):
-            return copied, fx.GraphModule(copied, tracer.trace(copied))
+        return copied, fx.GraphModule(copied, tracer.trace(copied))
     except Exception as error:
         raise UnsupportedModel(
             f"{type(model).__name__}{line_of_error(error, __file__)}: torch.fx cannot follow its forward, got "
             f"{first_line(error)}; expected a module without control flow on values. Make its forward static."
         ) from error
-
-
-def _followed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of torch that takes sizes under tracing: torch 2.6 refuses ``F.avg_pool2d(x, x.size()[3])``."""
-
-    def call(x: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(x, fx.Proxy):
-            return x.tracer.create_proxy("call_function", function, (x, *args), kwargs)
-        return function(x, *args, **kwargs)
-
-    return call
 
 
 class _Builder:

@@ -60,10 +60,6 @@ def _neuron(module: SpikingNeuron) -> Neuron:
 
 
 def _batch_norm(module: TDBatchNorm2d) -> BatchNorm2d:
-    """The same function as one with eps inside the root: ``sqrt(var) + eps`` is the root of its square."""
-    assert module.running_mean is not None and module.running_var is not None
-    weight = module.weight.detach() * module.threshold
-    mean, var, eps = module.running_mean, module.running_var, module.eps
-    if module.eps_outside:
-        var, eps = (var.sqrt() + eps) ** 2, 0.0
-    return BatchNorm2d(weight, module.bias.detach(), mean, var, eps)
+    assert module.running_mean is not None
+    var, eps = module.root()
+    return BatchNorm2d(module.weight.detach() * module.threshold, module.bias.detach(), module.running_mean, var, eps)

@@ -172,7 +172,7 @@ def verify(
     """
     _check(snn, timesteps)
     tally = TrainedTally(snn, timesteps) if snn.trained else _Tally(snn, timesteps)
-    device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
+    device = snn.device
     for batch in tqdm(loader, desc="verify", unit="batch", leave=False, disable=None if progress else True):
         images, labels = batch if isinstance(batch, tuple | list) else (batch, None)
         count = count_images(images)

@@ -1,6 +1,7 @@
 """Small networks and images that several test files share."""
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,13 @@ def randomized(model, seed=0):
         else:
             tensor.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
+
+
+def load_program(path, **options):
+    """torch.export.load; torch 2.9 and 2.11 warn there of a buffer of their own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.export.load(path, **options)
 
 
 def images(batch=2, size=16, channels=3, seed=1):

@@ -75,7 +75,7 @@ USAGE_EVALUATE = [
     (["--timesteps", "4", "--at", "2,-1"], "below 1"), (["--timesteps", "4", "--at", "2,5"], "beyond --timesteps 4"),
     (["--timesteps", "4", "--at", "x"], "8,16,32"), (["--timesteps", "4", "--at", "1,,2"], "8,16,32"),
     (["--timesteps", "4", "--limit", "0"], "x>=1"), (["--timesteps", "4", "--batch-size", "0"], "x>=1"),
-    (["--timesteps", "4", "--device", "tpu"], "'auto', 'cpu', 'cuda'"),
+    (["--timesteps", "4", "--device", "tpu"], "auto, cpu, cuda, cuda:N"),
     (["--timesteps", "4", "--json", "photos"], "is a directory"),
 ]  # fmt: skip
 

@@ -152,7 +152,7 @@ FROZEN = {
     "convert": (["CHECKPOINT"], [
         ("-o", "--output"), ("--arch",), ("--recipe",), ("--weights",), ("--timesteps",), ("--reconstruct",),
         ("--spikes",), ("--target-drop",), ("--percentile",), ("--calibration",), ("--calibration-images",),
-        ("--input-size",), ("--mean",), ("--std",), ("--download",),
+        ("--input-size",), ("--mean",), ("--std",), ("--device",), ("--download",),
     ]),
     "evaluate": (["NETWORK"], [
         ("--timesteps",), ("--at",), ("--exit-confidence",), ("--data",), ("--limit",), ("--batch-size",),
@@ -183,6 +183,7 @@ DEFAULTS = {
     ("convert", "--recipe"): "s-resnet",
     ("convert", "--weights"): "float32",
     ("convert", "--calibration-images"): 1024,
+    ("convert", "--device"): "auto",
     ("evaluate", "--batch-size"): 32,
     ("evaluate", "--device"): "auto",
     ("evaluate", "--precision"): "exact",

@@ -389,6 +389,7 @@ def test_batches_of_the_wrong_kind_are_refused(model, name):
         convert(model, BAD[name][0])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated")  # from inside torch 2.11's compiler
 def test_a_compiled_module_is_unwrapped_and_one_that_cannot_be_copied_refused(model):
     assert torch.equal(trace(torch.compile(model), images()).run(images()), trace(model, images()).run(images()))
     bound = randomized(CifarResNet(8, width=4))

@@ -302,6 +302,16 @@ def test_a_process_without_a_gpu_of_its_own_is_an_error(monkeypatch, there, loca
     assert "\n" not in str(caught.value)
 
 
+def test_processes_do_not_share_a_gpu_by_its_number(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(BackendUnavailable, match=r"'cuda:1' for every process.*Use --device cuda"),
+        process_group("cuda:1"),
+    ):
+        pass
+
+
 def test_processes_that_cannot_meet_are_an_error_in_one_line(monkeypatch):
     names = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost"}
     for name, value in names.items():

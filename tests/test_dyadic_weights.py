@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import images, randomized
+from conftest import images, load_program, randomized
 from sresnet_cli.__main__ import sresnet
 from test_fitting import model
 
@@ -193,7 +193,7 @@ def test_it_is_saved_and_exported_as_it_is(given, tmp_path):
     save(rounded, tmp_path / "x.snn")
     assert torch.equal(load(tmp_path / "x.snn")(x, T), rounded(x, T))
     export_torch(rounded, tmp_path / "x.pt2", 4, (3, 16, 16))
-    program = torch.export.load(tmp_path / "x.pt2").module()
+    program = load_program(tmp_path / "x.pt2").module()
     torch.testing.assert_close(program(x), rounded(x, 4), rtol=1e-6, atol=1e-6)
     export_npz(rounded, tmp_path / "x.npz")
 

@@ -1,15 +1,12 @@
 """Energy against sums by hand, and the constants people may bring."""
 
 import dataclasses
-import importlib
-import importlib.util
 import json
 import math
 
 import pytest
 
 from s_resnet import (
-    BackendUnavailable,
     Constants,
     InvalidData,
     LayerOperations,
@@ -173,13 +170,6 @@ def test_the_published_constants():
     assert energy(operations()).constants == CONSTANTS
 
 
-needs_toml = pytest.mark.skipif(
-    importlib.util.find_spec("tomllib") is None and importlib.util.find_spec("tomli") is None,
-    reason="no tomllib (Python 3.11) and no tomli",
-)
-
-
-@needs_toml
 def test_a_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(CONSTANTS.to_toml())
@@ -192,7 +182,6 @@ def test_a_file_of_ones_own(tmp_path):
     assert e.snn_float32.neurons == pytest.approx(1107 * 2 * PJ) and e.constants.name == "mine"
 
 
-@needs_toml
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
@@ -219,22 +208,9 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, before, after, words):
     assert words in message and str(path) in message and "expected" in message and "\n" not in message
 
 
-@needs_toml
 def test_no_file_and_no_text(tmp_path):
     with pytest.raises(InvalidData, match="cannot be read"):
         load_constants(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(InvalidData, match="cannot be read"):
         load_constants(tmp_path / "latin.toml")
-
-
-def test_python_without_a_parser_names_the_extra(monkeypatch, tmp_path):
-    module = importlib.import_module("s_resnet.energy")  # the package has the function under this name
-    (tmp_path / "mine.toml").write_text(CONSTANTS.to_toml())
-
-    def absent(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(module.importlib, "import_module", absent)
-    with pytest.raises(BackendUnavailable, match=r"Install s-resnet\[energy\]"):
-        load_constants(tmp_path / "mine.toml")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import load_program
 from sresnet_cli import export as module
 from test_cli import CALIBRATED, SIZE, make_checkpoint, make_photos, randomized
 from test_cli import network as network  # the fixtures
@@ -50,7 +51,7 @@ def test_a_program_answers_without_this_package(program, network):
     said = program.works("export", "tiny.snn", "--format", "torch", "-o", "tiny.pt2", "--timesteps", 3)
     assert said.startswith("tiny.pt2: 7 neuron layers, ")
     x = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    answers = torch.export.load("tiny.pt2").module()(x)
+    answers = load_program("tiny.pt2").module()(x)
     torch.testing.assert_close(answers, s_resnet.load("tiny.snn")(x, 3), rtol=1e-4, atol=1e-4)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import images, randomized
+from conftest import images, load_program, randomized
 from test_schedules import PLANS, dyadic, network, pictures
 
 from s_resnet import (
@@ -128,7 +128,6 @@ MEMORIES = (("signed", "corrected"), ("differential",), ("spikes readout",), ("m
 LOOPED = {
     f"{', '.join(names)}, many steps": (tiny(**{k: v for name in names for k, v in TINY[name].items()}), X, 7)
     for names in MEMORIES
-    if program._loops()
 }
 
 
@@ -139,7 +138,6 @@ def test_it_runs_without_this_package_for_any_batch(tmp_path):
         assert agrees(answers, *cases[name]), name
 
 
-@pytest.mark.skipif(not LOOPED, reason=f"torch {torch.__version__} reloads no loop")
 def test_many_steps_are_a_loop(tmp_path):
     sizes = []
     for steps in (70, 700):
@@ -154,7 +152,7 @@ def test_a_converted_network_answers_the_same_within_rounding(tmp_path):
     export_torch(snn, tmp_path / "net.pt2", 4)  # the size is that of the calibration images
     x = images(4, 8, seed=5)
     expected = snn(x, 4)
-    answer = torch.export.load(tmp_path / "net.pt2").module()(x)
+    answer = load_program(tmp_path / "net.pt2").module()(x)
     assert torch.allclose(answer, expected, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -165,7 +163,7 @@ def test_it_holds_nothing_but_operations_of_torch_and_says_what_it_is(tmp_path):
     snn = tiny(signed=True).with_provenance(input_shape=[3, 4, 4], classes=["a", "b"])
     export_torch(snn, tmp_path / "net.pt2", 3)
     extra = {"s_resnet.json": ""}
-    loaded = torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    loaded = load_program(tmp_path / "net.pt2", extra_files=extra)
     kinds = {str(node.target).split(".")[0] for node in loaded.graph.nodes if node.op == "call_function"}
     assert kinds == {"aten"}
     header = json.loads(extra["s_resnet.json"])
@@ -196,11 +194,3 @@ def test_refusals_say_what_to_do(tmp_path):
     with pytest.raises(SResNetError, match="cannot be written"):
         export_torch(tiny(), tmp_path / "nowhere" / "net.pt2", 1, (3, 4, 4))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_torch_without_loops_writes_the_steps_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "_loops", lambda: False)
-    export_torch(tiny(), tmp_path / "net.pt2", 18, X.shape[1:])
-    assert torch.equal(torch.export.load(tmp_path / "net.pt2").module()(X), simulate(tiny(), X, 18).outputs[-1])
-    with pytest.raises(InvalidData, match=r"T = 257 for a network and torch .*at most 256"):
-        export_torch(tiny(), tmp_path / "more.pt2", 257, X.shape[1:])

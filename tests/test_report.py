@@ -289,7 +289,7 @@ def test_a_gpu_that_is_not_there_is_an_error_and_no_fallback(name):
 
 @pytest.mark.parametrize("name", ["tpu", "", "CUDA", "cuda:", "cuda:x", "cuda0", "meta", "gpu", "cpu:1"])
 def test_an_unknown_device_is_an_error_in_one_line(name):
-    with pytest.raises(BackendUnavailable, match="expected auto, cpu or cuda") as caught:
+    with pytest.raises(BackendUnavailable, match="expected auto, cpu, cuda or cuda:N") as caught:
         find_device(name)
     assert "\n" not in str(caught.value)
 

@@ -1,6 +1,7 @@
 """The directly trained families: parameters, shapes, blocks against plain torch written out, tdBN in both forms."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -129,6 +130,46 @@ def test_traced_and_converted_networks_answer_as_the_module(arch, settings, conv
     torch.testing.assert_close(graph.run(images), expected, rtol=0, atol=1e-5)
 
 
+@pytest.fixture
+def no_eps_of_zero(monkeypatch):
+    """Batch normalization as strict as torch 2.11's, in evaluation too; newer ones let an eps of 0 pass there."""
+    real = F.batch_norm
+
+    def strict(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+        assert eps > 0, f"batch_norm eps must be positive, but got {eps}"
+        return real(x, mean, var, weight, bias, training, momentum, eps)
+
+    monkeypatch.setattr(F, "batch_norm", strict)
+
+
+@pytest.mark.parametrize(("arch", "settings"), SMALL.items())
+def test_no_eps_is_zero(arch, settings, no_eps_of_zero):
+    model, images = network(arch, **settings)
+    graph = s_resnet.trace(model, images)
+    norms = [node.op for node in graph.nodes if isinstance(node.op, s_resnet.ops.BatchNorm2d)]
+    assert len(norms) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) >= 7
+    assert all(op.eps > 0 for op in norms)
+    with torch.no_grad():
+        expected = model(images)
+        steps = timesteps_of(arch)
+        for answer in (graph.run(images), graph(images, steps), s_resnet.GraphModule(graph, steps)(images)):
+            torch.testing.assert_close(answer, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"eps_outside": True}, {"eps": 0.0}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_least_eps_gives_the_bits_of_zero(settings, dtype, no_eps_of_zero):
+    """torch's own operator, which takes an eps of 0, on variances from the least normal float32 to large ones."""
+    norm = TDBatchNorm2d(3, 0.7, 0.6, **settings).to(dtype).eval()
+    x = torch.randn(4, 3, 4, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    norm.running_var.copy_(torch.tensor([torch.finfo(torch.float32).tiny, 0.3, 1e30]))
+    var = (norm.running_var.sqrt() + norm.eps) ** 2 if norm.eps_outside else norm.running_var
+    with torch.no_grad():
+        want = torch.batch_norm(x, norm.weight * 0.6, norm.bias, norm.running_mean, var, False, 0.0, 0.0, False)
+        assert want.isfinite().all() and torch.equal(norm(x), want)
+        assert torch.equal(s_resnet.trace(nn.Sequential(norm), x).run(x), want)
+
+
 @pytest.mark.parametrize(("arch", "width"), IMAGENET.items())
 def test_imagenet_stems_are_traced(arch, width):
     model, images = network(arch, size=66, width=width, timesteps=2)
@@ -150,7 +191,7 @@ def test_spikes_are_the_module_s_on_dyadic_weights(arch, settings):
                 module.running_mean.zero_()
                 outside = isinstance(module, TDBatchNorm2d) and module.eps_outside
                 module.running_var.fill_(1)
-                module.eps = 0.0
+                module.eps = sys.float_info.min  # nothing beside 1, and torch 2.11 refuses 0
                 if outside:
                     module.threshold = 0.5
                 module.weight.fill_(1.0)

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,16 +18,14 @@ from ..artifact import replacing
 from ..errors import InvalidData
 from ..graph import Graph
 from ..kernels import per_channel
-from ..neuron import Neuron, Readout, SpikingMaxPool2d
+from ..neuron import STATEFUL, Neuron, Readout, SpikingMaxPool2d
 from ..ops import Conv2d, Op
 from ..version import __version__
 
 Memory = tuple[Tensor, ...]
-# Steps that are written out one by one; beyond them a network without windows gets a loop, where torch reloads one.
+# Steps that are written out one by one; beyond them a network without windows gets a loop.
 UNROLLED, LONGEST = 16, 256
 _ORIGIN = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"}
-# Torch 2.6 wants to know how large a batch may be.
-BATCH = 2**20
 
 
 def export_torch(
@@ -43,8 +40,7 @@ def export_torch(
 
     Layers go one after the other over all T steps, so memory grows with T, and so does the program, which writes every
     step of every neuron layer out. From T = 17 on a network whose layers do not wait for a window is therefore a loop
-    over steps instead (torch's ``while_loop``), in which neither grows; torch releases that cannot reload such a loop
-    write the steps out.
+    over steps instead (torch's ``while_loop``), in which neither grows.
 
     The file also holds ``s_resnet.json``: T, the input's shape, the alphabet and the provenance (preprocessing,
     classes), to be read by ``torch.export.load(path, extra_files={"s_resnet.json": ""})``.
@@ -81,17 +77,16 @@ def _program(snn: Graph, timesteps: int, shape: list[int]) -> torch.export.Expor
             f"{snn.nodes[-1].name}: got {type(snn.nodes[-1].op).__name__} as the last node; expected a readout. "
             "Run attach_readout before."
         )
-    rolled = timesteps > UNROLLED and not snn.windowed and _loops()
+    rolled = timesteps > UNROLLED and not snn.windowed
     if timesteps > LONGEST and not rolled:
-        why = "whose layers wait for their window" if snn.windowed else f"and torch {torch.__version__}"
         raise InvalidData(
-            f"export: got T = {timesteps} for a network {why}; expected at most {LONGEST}, since every step is written "
-            "out. Lower T."
+            f"export: got T = {timesteps} for a network whose layers wait for their window; expected at most "
+            f"{LONGEST}, since every step is written out. Lower T."
         )
     # Refuses, by name, what a simulation of T steps refuses.
     one = torch.zeros(1, *shape, dtype=_dtype(snn))
     next(snn.stream(one, timesteps, None if snn.windowed else 1))
-    batch = torch.export.Dim("batch", min=1, max=BATCH)
+    batch = torch.export.Dim("batch", min=1)
     example = torch.zeros(2, *shape, dtype=_dtype(snn))
     with torch.no_grad():
         network = _Network(snn, timesteps, rolled)
@@ -105,26 +100,6 @@ def _program(snn: Graph, timesteps: int, shape: list[int]) -> torch.export.Expor
 
 def _dtype(snn: Graph) -> torch.dtype:
     return next((node.op.weight.dtype for node in snn.nodes if isinstance(node.op, Conv2d)), torch.float32)
-
-
-class _Doubling(nn.Module):
-    """The smallest program with a loop, to try whether this torch can save and reload one."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        start = (torch.zeros((), dtype=torch.int64), x)
-        return while_loop(lambda step, _: step < 3, lambda step, x: (step + 1, x + x), start)[1]  # type: ignore
-
-
-@cache
-def _loops() -> bool:
-    """Whether this torch saves and reloads a loop; 2.6 does not."""
-    buffer, one = io.BytesIO(), torch.ones(1)
-    try:
-        torch.export.save(torch.export.export(_Doubling(), (one,), strict=False), buffer)
-        buffer.seek(0)
-        return bool(torch.export.load(buffer).module()(one) == 8)
-    except Exception:  # of any kind, from deep inside torch
-        return False
 
 
 class _Network(nn.Module):
@@ -241,7 +216,7 @@ class _Run:
             op, before = self.ops[node.name], memory.get(node.name)
             inputs = [self.constant[n] if n in self.constant else values[n] for n in node.inputs]
             fixed = [n in self.constant for n in node.inputs]
-            if isinstance(op, Neuron | SpikingMaxPool2d | Readout):
+            if isinstance(op, STATEFUL):
                 parts = [x[None] if c else _unfold(x, steps) for x, c in zip(inputs, fixed, strict=True)]
                 rows = self.rows[node.name]
                 if rows is not None:
@@ -299,15 +274,6 @@ def _membrane(op: Neuron) -> torch.dtype:
     return wide if op.integer is None else torch.int32
 
 
-def _start(op: Neuron, example: Tensor, theta: Tensor) -> Memory:
-    """A neuron layer's memory before the first step; torch 2.6 would record :meth:`Neuron.start`'s look at types."""
-    start = op.initial_potential * theta
-    v = torch.zeros_like(example) + (start if op.integer is None else start.round().to(torch.int32))
-    if op.differential:
-        return v, torch.zeros_like(v), v.new_zeros(())
-    return (v, torch.zeros_like(v)) if op.signed else (v,)
-
-
 def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
     """Spikes ``[S, B, *]`` of a layer and its memory after: the equation of the reference kernel, without in-place."""
     if op.firing is not None:  # each level a layer of its own, on the same currents
@@ -316,7 +282,7 @@ def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, M
         fired = [_fire(level, current, v) for level, v in zip(levels, held, strict=True)]
         return torch.stack([spikes for spikes, _ in fired]).sum(0), tuple(v for _, (v,) in fired)
     theta = per_channel(op.threshold if op.integer is None else op.integer, current.ndim - 1).to(current.dtype)
-    v, *rest = _start(op, current[0], theta) if memory is None else memory
+    v, *rest = op.start(current[0]) if memory is None else memory
     currents: list[Tensor | None] = [current[t] for t in range(len(current))]
     if op.schedule == "lagged":
         v, currents = v + current[0], [*currents[1:], None]

@@ -6,6 +6,7 @@ normalization see one large batch, as they do in the simulator, and neurons alon
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import torch
@@ -110,12 +111,18 @@ class TDBatchNorm2d(nn.BatchNorm2d):
         """Share the statistics of training with a process group; None: with nobody."""
         self.group = group
 
+    def root(self) -> tuple[Tensor, float]:
+        """The variance and eps of evaluation, both inside the root: ``sqrt(var) + eps`` is the root of its square."""
+        assert self.running_var is not None
+        outside = self.eps_outside
+        var, eps = ((self.running_var.sqrt() + self.eps) ** 2, 0.0) if outside else (self.running_var, self.eps)
+        return var, eps or sys.float_info.min  # torch 2.11 refuses 0; so small a number changes no bit of a variance
+
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.threshold == 1.0 else self.weight * self.threshold
         assert self.running_mean is not None and self.running_var is not None
         if not self.training:
-            outside = self.eps_outside
-            var, eps = ((self.running_var.sqrt() + self.eps) ** 2, 0.0) if outside else (self.running_var, self.eps)
+            var, eps = self.root()
             return F.batch_norm(x, self.running_mean, var, weight, self.bias, False, 0.0, eps)
         assert self.num_batches_tracked is not None and self.momentum is not None
         self.num_batches_tracked.add_(1)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -53,7 +53,7 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
             pass
     found = list(studies)
     _check(found)
-    created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     entry: dict[str, Any] = {
         "schema": SCHEMA,
         "s_resnet": __version__,

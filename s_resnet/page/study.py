@@ -238,7 +238,7 @@ def study(
         network, sha256, data: name and digest of its file, and which images these are, for the page.
         classes: names; by default those of the provenance.
         constants: of the energy estimate.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         progress: show bars on stderr when it is a terminal.
 
     Raises:

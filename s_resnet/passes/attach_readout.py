@@ -35,7 +35,7 @@ def attach_readout(
     name = "readout"
     while any(node.name == name for node in nodes):
         name += "_"
-    readout = Readout(torch.ones(()), mode, initial_potential if mode == "spikes" else 0.0)
+    readout = Readout(torch.ones((), device=graph.device), mode, initial_potential if mode == "spikes" else 0.0)
     return replace(graph, nodes=(*nodes, Node(name, readout, (last,))))
 
 
@@ -47,7 +47,7 @@ def _with_pool_neuron(graph: Graph, calibration: Calibration, initial_potential:
         nodes.append(replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)))
         pooled = isinstance(node.op, AdaptiveAvgPool2d) and node.op.output_size == (1, 1)
         if pooled and isinstance(graph[node.inputs[0]].op, Neuron):
-            threshold = torch.tensor(calibration.scales[node.inputs[0]])
+            threshold = torch.tensor(calibration.scales[node.inputs[0]], device=graph.device)
             renamed[node.name] = f"{node.name}.neuron"
             nodes.append(Node(renamed[node.name], Neuron(threshold, initial_potential), (node.name,)))
     return nodes

@@ -56,6 +56,7 @@ class _Work:
         self.graph, self.calibration = graph, calibration
         self.nodes: list[Node] = []
         self.unit: dict[str, Tensor] = {}
+        self.one = torch.ones((), device=graph.device)
 
     def rewrite(self, node: Node) -> None:
         op, inputs = node.op, node.inputs
@@ -63,7 +64,7 @@ class _Work:
             target = op.threshold
             inputs = tuple(self.branch(node, name, target) for name in inputs)
             correction = None if op.correction is None else op.correction / target
-            op, unit = replace(op, threshold=torch.ones(()), correction=correction, scale=target), target
+            op, unit = replace(op, threshold=self.one, correction=correction, scale=target), target
         elif isinstance(op, Readout):
             unit = self.unit[inputs[0]]
             op = replace(op, scale=op.scale * unit)
@@ -79,7 +80,7 @@ class _Work:
         elif isinstance(op, (*UNIT_PRESERVING, SpikingMaxPool2d)):
             unit = carried(op, self.unit[inputs[0]])
         elif isinstance(op, Input):
-            unit = torch.ones(())
+            unit = self.one
         else:
             raise ConversionError(
                 f"{node.name}: got {type(op).__name__}, which has no units; expected synapses, pools and neurons. "
@@ -96,11 +97,11 @@ class _Work:
             if isinstance(user.op, Neuron):
                 return user.op.threshold
             if isinstance(user.op, Readout):
-                return torch.tensor(self.calibration.scales.get(node.name, 1.0))
+                return self.one * self.calibration.scales.get(node.name, 1.0)
             if isinstance(user.op, (*_CHANNELWISE, Add, Flatten)):
                 unit = self.wanted(user)
-                return unit if unit.ndim == 0 or not isinstance(user.op, Flatten) else torch.ones(())
-        return torch.ones(())
+                return unit if unit.ndim == 0 or not isinstance(user.op, Flatten) else self.one
+        return self.one
 
     def branch(self, node: Node, name: str, target: Tensor) -> str:
         """The name that ``node`` reads in place of ``name``, in units of ``target``: a shortcut synapse if need be."""

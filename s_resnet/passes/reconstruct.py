@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..artifact import load, save
 from ..calibrate import Calibration, fitting_images
+from ..engine import arithmetic
 from ..errors import InvalidArtifact
 from ..graph import Graph
 from ..kernels import per_channel
@@ -91,9 +92,8 @@ def reconstruct(
     entered = {graph.nodes[0].name: Both(images.expand(rounds, *images.shape), images)}
     values, parts = entered, blocks(graph)
     start = time.monotonic()
-    with tqdm(
-        total=len(parts) + 1, desc="reconstruct", unit="block", leave=False, disable=None if progress else True
-    ) as bar:
+    bar = tqdm(total=len(parts) + 1, desc="reconstruct", unit="block", leave=False, disable=None if progress else True)
+    with bar, arithmetic(images, tf32=False):
         for index, part in enumerate(parts):
             if index >= len(said):
                 part, done = _Block(part, values, timesteps, 1.0).train(steps, 30 * minutes / len(parts), drop)
@@ -108,8 +108,8 @@ def reconstruct(
             said.append({"block": "all together", **done})
             graph = _kept(_replaced(graph, whole), resume, key, said)
         bar.update()
-    sure = order_free(graph) or rounds > 1
-    taken = graph if sure else _closer(before, graph, images[::CHECKED], timesteps)
+        sure = order_free(graph) or rounds > 1
+        taken = graph if sure else _closer(before, graph, images[::CHECKED], timesteps)
     asked = {"steps": steps, "joint": joint, "total": steps * len(parts) + joint, "minutes": minutes}
     return taken.with_provenance(reconstruction={"asked": asked, "blocks": said, "taken": taken is graph})
 
@@ -161,7 +161,7 @@ def _resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tup
             f"{path}: got the reconstruction of another network, other images or other settings; expected this one's. "
             "Delete the file, or repeat the command that it is from."
         )
-    return replace(graph, nodes=kept.nodes), said
+    return replace(graph, nodes=kept.to(graph.device).nodes), said
 
 
 class _Block:

@@ -63,7 +63,9 @@ def relu_to_neuron(
             )
         trained = node.op if isinstance(node.op, QCFS) else None
         neuron = Neuron(
-            *(trained.threshold if trained else torch.tensor(calibration.scales[node.name]), initial_potential, reset),
+            trained.threshold if trained else torch.tensor(calibration.scales[node.name], device=graph.device),
+            initial_potential,
+            reset,
             schedule=schedule if later else "streaming",
             levels=levels,
             signed=signed,
