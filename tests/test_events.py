@@ -301,7 +301,7 @@ def fused(monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("out_channels", [1, 8, 10, 16, 40, 64, 130, 200])
+@pytest.mark.parametrize("out_channels", [1, 8, 10, 12, 16, 40, 64, 130, 200])
 def test_neurons_take_currents_line_by_line(fused, out_channels, steps):
     weight = dyadic(32, out_channels, 12, 3, 3, low=-256)
     theta = torch.tensor([0.25, 0.5, 1.5]).repeat(67)[:out_channels].view(-1, 1, 1)

@@ -350,6 +350,13 @@ def test_the_pool_gives_as_many_spikes_as_its_busiest_input():
     assert out.flatten().tolist() == [1, 0, 1, 0]
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_pool_keeps_the_layout_of_the_spikes(layout):
+    spikes = some_spikes(21, 10, 3, 6, 6).contiguous(memory_format=layout).unflatten(0, (5, 2))
+    out, _ = SpikingMaxPool2d((2, 2), (2, 2)).advance([spikes], None)
+    assert out.shape == (5, 2, 3, 3, 3) and out.flatten(0, 1).is_contiguous(memory_format=layout)
+
+
 # ---- the readout ----
 
 

@@ -39,7 +39,7 @@ struct Bf16 {
     explicit inline operator int32_t() const { return (int32_t)(float)*this; }
 };
 
-// The parameters of a run of neurons that begins at a multiple of the channels, or lies within one channel.
+// The parameters of a run of neurons, which lies within one channel where channels are not innermost.
 template <typename V>
 struct Parameters {
     std::vector<V> threshold, bias, scale;
