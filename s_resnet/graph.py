@@ -77,8 +77,9 @@ class Graph:
         wanted = [name for name in nodes or () if name != self.nodes[-1].name]
         static = self.static if images.ndim == 4 else frozenset[str]()
         sums = features.Sums(self._by_name, static, wanted, count_images(images))
+        observe, whole = sums.add if wanted else None, engine.Whole(state=False)
         with torch.no_grad(), engine.arithmetic(images, tf32=False):
-            for chunk in self.stream(images, timesteps, precision=precision, observe=sums.add if wanted else None):
+            for chunk in self.stream(images, timesteps, precision=precision, observe=observe, whole=whole):
                 answer = chunk.outputs[-1]
             if nodes is None:
                 return answer
@@ -227,18 +228,7 @@ class Graph:
         _check_images(self, images)
         if images.ndim == 5:
             images = images[0] if self.trained else images.mean(0)
-        values: dict[str, Tensor] = {}
-        for index, node in enumerate(self.nodes):
-            arguments = (images,) if isinstance(node.op, Input) else tuple(values[n] for n in node.inputs)
-            with torch.no_grad(), engine.arithmetic(images, tf32=False):
-                values[node.name] = node.op.run(*arguments)
-            yield node.name, values[node.name]
-            for name in self._freed[index]:
-                del values[name]
-
-    @cached_property
-    def _freed(self) -> list[list[str]]:
-        return engine.freed(self.nodes, {})
+        yield from engine.activations(self.nodes, images)
 
     @cached_property
     def _plans(self) -> dict[str, engine.Plan]:
@@ -255,6 +245,7 @@ class Graph:
         encode: Callable[[int], Tensor] | None = None,
         precision: str = "exact",
         observe: engine.Observe | None = None,
+        whole: engine.Whole | None = None,
     ) -> Iterator[Chunk]:
         """Simulate ``timesteps`` steps, ``chunk`` steps through one layer at a time, and yield each chunk's results.
 
@@ -270,10 +261,12 @@ class Graph:
             observe: called with the name and the value ``[S * B, *]`` of every node that is computed for each chunk:
                 neurons, pools and currents, but not what is constant, and not the currents that go straight into a
                 membrane (a shortcut synapse, an event-driven convolution). It must not change them.
+            whole: says that all chunks are taken, and that of their states the last one is wanted or none; the others
+                come without memory. It costs less, and on a GPU what Python would slow down is recorded and replayed.
         """
         _check(self, images, timesteps, chunk, state)
         if precision not in self._plans:
-            self._plans[precision] = engine.plan(self.nodes, self.users, self.static, precision)
+            self._plans[precision] = engine.prepare(self.nodes, self.users, self.static, precision)
         plan = self._plans[precision]
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
         if plan.integer and (encode is not None or images.ndim == 5):
@@ -288,7 +281,8 @@ class Graph:
                 f"simulate: got T = {step + timesteps}; expected below {2**31 // plan.reach}, beyond which the 32-bit "
                 "membranes of this integer network could overflow. Lower T."
             )
-        for outputs, spikes, after in engine.advance(plan, images, timesteps, chunk, memory, step, encode, observe):
+        job = engine.Job(images, timesteps, chunk, memory, step, encode, observe, whole)
+        for outputs, spikes, after in engine.advance(plan, job):
             step += len(outputs)
             yield Chunk(outputs, spikes, State(step, after))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import engine
+from .engine import freed
 from .errors import InvalidData
 from .graph import Graph
 from .kernels.surrogate import fire
@@ -56,7 +56,7 @@ class GraphModule(nn.Module):
         self.source, self.timesteps = graph, timesteps
         self.network = nn.Module()  # one part of it per node
         self.gradient = {"surrogate": surrogate, "width": width, "detach_reset": detach_reset}
-        self.freed = engine.freed(graph.nodes, {})
+        self.freed = freed(graph.nodes, {})
         self.places: dict[str, nn.Module] = {}
         for node in graph.nodes:
             _check(node.name, node.op)

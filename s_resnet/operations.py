@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .artifact import replacing
 from .calibrate import Batches
+from .engine import together
 from .errors import InvalidData
 from .fan_out import Shape
 from .graph import Graph, count_images
@@ -23,7 +24,6 @@ from .simulate import encoder
 from .wiring import Watch, Wiring
 
 SCHEMA = 1
-ROOM = 2**26  # values of the largest layer, over the steps of a window and its images, that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def count_operations(
         shapes = found
         images += count_images(x)
         most = max(torch.Size(shape).numel() for shape in shapes.values())
-        for part in x.split(max(1, ROOM // (most * timesteps)) if snn.windowed else count_images(x), -4):
+        size = together(count_images(x), most, timesteps) if snn.windowed else count_images(x)
+        for part in x.split(size, -4):
             _show(watch, snn, part, timesteps, None if coding == "events" else encoder(part, coding, seed, 0))
     if not images:
         raise InvalidData("operations: got no images; expected at least one batch. Check the data.")

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from conftest import randomized
 
-from s_resnet import CifarResNet, Graph, InvalidData, Neuron, Node, Readout, Scale, SpikingMaxPool2d, convert, engine
-from s_resnet.kernels import events, native
+from s_resnet import CifarResNet, Graph, InvalidData, Neuron, Node, Readout, Scale, SpikingMaxPool2d, convert
+from s_resnet.engine.run import DENSE
+from s_resnet.kernels import events, narrow_dtype, native
 from s_resnet.ops import AdaptiveAvgPool2d, Add, AvgPool2d, Conv2d, Flatten, Input, Linear, compensated
 from s_resnet.recipes import RECIPES
 
@@ -224,14 +225,14 @@ def right(result, want):
 
 
 WAYS = {
-    "as it is": (None, engine.DENSE),
-    "clock-driven": (1, engine.DENSE),
-    "chunks": (7, engine.DENSE),
-    "layer-wise": (STEPS, engine.DENSE),
+    "as it is": (None, DENSE),
+    "clock-driven": (1, DENSE),
+    "chunks": (7, DENSE),
+    "layer-wise": (STEPS, DENSE),
     "all dense": (5, -1.0),
     "dense after the first chunk": (5, 0.0),
     "all by events": (5, 1.0),
-    "plain torch": (5, engine.DENSE),
+    "plain torch": (5, DENSE),
 }
 
 
@@ -239,7 +240,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_spike_in_every_way(monkeypatch, name, way):
     chunk, dense = WAYS[way]
-    monkeypatch.setattr(engine, "DENSE", dense)
+    monkeypatch.setattr("s_resnet.engine.run.DENSE", dense)
     if way == "plain torch":
         monkeypatch.setattr(native, "compiled", lambda: (None, "no C++ compiler"))
     snn, images = network(name), images_of(network(name))
@@ -313,7 +314,7 @@ def calls(monkeypatch):
 @pytest.mark.parametrize(("dense", "expected"), [(-1.0, (0, 0, 21)), (0.0, (1, 4, 16)), (1.0, (4, 16, 1))])
 def test_a_busy_layer_is_dense_from_the_next_chunk_on(monkeypatch, calls, dense, expected):
     """Five convolutions of spikes in four chunks and the constant stem; one of them has two readers."""
-    monkeypatch.setattr(engine, "DENSE", dense)
+    monkeypatch.setattr("s_resnet.engine.run.DENSE", dense)
     snn = graph(
         *stem(),
         *(node("a", conv(3, 8, 8), "n0"), node("n1", Neuron(ONE), "a")),
@@ -359,7 +360,7 @@ ANALOG = ("not normalized", "thresholds by channel")
 @pytest.mark.parametrize("dense", [-1.0, 0.4, 1.0], ids=["dense", "as it is", "events"])
 def test_fast_is_close_to_exact(monkeypatch, name, dense):
     """Measured: 0.006 of an image's range of answers; 0.21 where random weights make one late spike move many."""
-    monkeypatch.setattr(engine, "DENSE", dense)
+    monkeypatch.setattr("s_resnet.engine.run.DENSE", dense)
     snn, images = real(name), images_of(network(name), 16)
     exact, fast = run(snn, images, 32), run(snn, images, 32, precision="fast")
     assert all(memory[0].dtype != torch.bfloat16 for memory in fast.state.memory.values())
@@ -369,7 +370,7 @@ def test_fast_is_close_to_exact(monkeypatch, name, dense):
     agree = want.argmax(1) == got.argmax(1)
     lead = want.sort(1).values.diff(dim=1)[:, -1]
     assert agree[lead > 2 * bound].all() and agree.float().mean() >= 0.75
-    narrowed = native.compiled()[0] is not None if dense == 1.0 else engine.narrow_dtype(images.device) is not None
+    narrowed = native.compiled()[0] is not None if dense == 1.0 else narrow_dtype(images.device) is not None
     unlike = any(not torch.equal(exact.spikes[n], fast.spikes[n]) for n in exact.spikes)
     assert not unlike if name in ANALOG else unlike or not narrowed or dense == 0.4 or name == "one channel"
 
@@ -377,7 +378,7 @@ def test_fast_is_close_to_exact(monkeypatch, name, dense):
 @COMPILED
 @NAMES
 def test_fast_by_events_does_not_depend_on_chunk_and_batch(monkeypatch, name):
-    monkeypatch.setattr(engine, "DENSE", 1.0)
+    monkeypatch.setattr("s_resnet.engine.run.DENSE", 1.0)
     snn, images = real(name), images_of(network(name), 4)
     whole = run(snn, images, chunk=STEPS, precision="fast")
     convolutions = [n.op for n in snn.nodes if isinstance(n.op, Conv2d)]

@@ -104,7 +104,7 @@ def trespasses(path, text, modules=MODULES):
     """What a file of s_resnet imports although its level forbids it."""
     here = room(path.removesuffix(".py").replace("/", "."))
     own = {name for name in imported(path, text, modules) if name.split(".")[0] == "s_resnet"}
-    sharing = ("kernels", "models", "page", "export", "training")
+    sharing = ("engine", "kernels", "models", "page", "export", "training")
     if path.endswith("/__init__.py") or here in sharing:  # a package gathers its own; these share
         own = {name for name in own if room(name) != here or name == f"s_resnet.{here}"}
     return {name for name in own if LEVELS.get(room(name), 99) >= LEVELS[here]}

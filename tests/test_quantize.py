@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from sresnet_cli.__main__ import sresnet
 
-from s_resnet import CifarResNet, ConversionError, InvalidData, convert, engine, load, save, simulate
+from s_resnet import CifarResNet, ConversionError, InvalidData, convert, load, save, simulate
 from s_resnet.kernels import native
 from s_resnet.neuron import Neuron
 from s_resnet.ops import Conv2d, Linear, Scale
@@ -78,7 +78,7 @@ def convolve(x, op):
 def test_spikes_equal_a_loop_in_64_bit_integers(networks, monkeypatch, how):
     _, images, quantized = networks
     if how == "dense":
-        monkeypatch.setattr(engine, "DENSE", -1.0)
+        monkeypatch.setattr("s_resnet.engine.run.DENSE", -1.0)
     if how == "plain torch":
         monkeypatch.setattr(native, "compiled", lambda: (None, "no compiler"))
     want = integer_loop(quantized, images, 20)

@@ -108,7 +108,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
         "s_resnet": __version__,
         "integer": snn.integer,
         "alphabet": snn.alphabet,
-        "reach": engine.plan(snn.nodes, snn.users, snn.static, "exact").reach,
+        "reach": engine.prepare(snn.nodes, snn.users, snn.static, "exact").reach,
         "input_shape": shape,
         "nodes": nodes,
         "semantics": SEMANTICS,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..engine import Run, plan
+from ..engine import constants, prepare
 from ..errors import ConversionError
 from ..graph import Graph
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
@@ -104,7 +104,7 @@ def host_input(snn: Graph, images: Tensor) -> Tensor:
         raise _no_pool()
     next(iter(snn.activations(images)))  # says what is wrong with the images
     with torch.no_grad():
-        return Run(plan(snn.nodes, snn.users, snn.static, "exact"), images).constant[pools[-1]]
+        return constants(prepare(snn.nodes, snn.users, snn.static, "exact"), images)[pools[-1]]
 
 
 def _no_pool() -> ConversionError:

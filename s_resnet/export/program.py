@@ -107,7 +107,7 @@ class _Network(nn.Module):
 
     def __init__(self, snn: Graph, timesteps: int, rolled: bool) -> None:
         super().__init__()
-        self.plan = engine.plan(snn.nodes, snn.users, snn.static, "exact")
+        self.plan = engine.prepare(snn.nodes, snn.users, snn.static, "exact")
         self.timesteps, self.rolled = timesteps, rolled
         self.weighed = _weighed(snn.nodes[-1].op, timesteps)
         self.tensors: dict[str, str] = {}  # what a tensor is -> the buffer that holds it

@@ -1,0 +1,24 @@
+"""The engine: what runs the layers of a Graph, analog one node after another, spiking over chunks of time steps."""
+
+from .analog import activations
+from .chunks import together
+from .plan import Plan, freed, prepare, windowed
+from .precision import arithmetic
+from .run import Encode, Job, Observe, Whole, constants
+from .steps import advance
+
+__all__ = [
+    "Encode",
+    "Job",
+    "Observe",
+    "Plan",
+    "Whole",
+    "activations",
+    "advance",
+    "arithmetic",
+    "constants",
+    "freed",
+    "prepare",
+    "together",
+    "windowed",
+]

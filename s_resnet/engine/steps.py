@@ -1,0 +1,143 @@
+"""All steps of a simulation: chunk after chunk; images in portions where all steps go together; or from a recording."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from .chunks import equal, images_at_once, steps_at_once
+from .plan import Plan, Portion, windowed
+from .precision import arithmetic
+from .replay import Replay, Result
+from .run import Job, Run, constants
+
+# Steps, images and neurons of a layer that a GPU advances while Python launches it, 2.4e11 a second in 0.15 ms: where a
+# chunk has more of them, a recording saves nothing.
+RECORDED = 2**25
+# Chunks of which one recording is made; more of them take more memory than the time is worth.
+CHUNKS = 64
+# A convolution that is computed fewer times is done before cuDNN has found its fastest algorithm.
+OFTEN = 10
+
+
+def advance(plan: Plan, job: Job) -> Iterator[Result]:
+    """Run the steps of a job: for each chunk its answers ``[S, B, N]``, spikes per layer ``[S, B]``, and the memory."""
+    key = _recorded_as(job)
+    replay = None if key is None else plan.replays.get(key, lambda: Replay(job.images, partial(_through, plan, job)))
+    if replay is not None:
+        yield replay.run(job.images, job.whole is not None and job.whole.state)
+        return
+    yield from _chunks(plan, job)
+    if key is not None and _short(plan, job):
+        plan.replays.note(key)
+
+
+def _recorded_as(job: Job) -> Hashable | None:
+    """What a recording of such a job is known by; None where there is none.
+
+    A recording is of a whole run from a fresh state, of images alone. Each thread has its own on each of its streams:
+    their tensors are used by one run at a time, and cuDNN finds algorithms for every thread anew.
+    """
+    images = job.images
+    if not images.is_cuda or job.whole is None or job.memory or job.step:
+        return None
+    if job.encode is not None or job.observe is not None or torch.cuda.is_current_stream_capturing():
+        return None
+    stream = torch.cuda.current_stream(images.device).cuda_stream
+    return images.dtype, images.shape, images.device, job.timesteps, job.chunk, threading.get_ident(), stream
+
+
+def _short(plan: Plan, job: Job) -> bool:
+    """Whether Python takes longer to launch the layers than the GPU to run them."""
+    portion = _portion(plan, job)
+    if windowed(plan.nodes):
+        parts, most = equal(len(job.images), portion.size), portion.numbers * job.timesteps
+    else:
+        parts, most = _lengths(plan, job), portion.numbers * len(job.images)
+    return len(parts) <= CHUNKS and most * parts[0] <= RECORDED
+
+
+def _through(plan: Plan, job: Job, images: Tensor) -> Result:
+    """All chunks of a job for such images, joined, and the memory after the last."""
+    assert job.whole is not None
+    chunks = list(_chunks(plan, replace(job, images=images, whole=replace(job.whole, state=True))))
+    counts = {name: torch.cat([chunk[1][name] for chunk in chunks]) for name in chunks[0][1]}
+    return torch.cat([chunk[0] for chunk in chunks]), counts, chunks[-1][2]
+
+
+def _chunks(plan: Plan, job: Job) -> Iterator[Result]:
+    if windowed(plan.nodes):
+        yield _window(plan, job)
+        return
+    run = Run(plan, job)
+    lengths = _lengths(plan, job, run)
+    for index, steps in enumerate(lengths):
+        with arithmetic(job.images, plan.tf32, _tuned(plan, job, steps, lengths.count(steps))):
+            outputs, counts = run.advance(steps)
+        kept = job.whole is None or (job.whole.state and index == len(lengths) - 1)
+        yield outputs, counts, dict(run.memory) if kept else {}
+
+
+def _window(plan: Plan, job: Job) -> Result:
+    """All steps of a network whose layers wait for their window of T, a portion of the images after the other.
+
+    Who observes sees all images at once, as in any other chunk.
+    """
+    images, steps = job.images, job.timesteps
+    sizes = [len(images)] if job.observe is not None else equal(len(images), _portion(plan, job).size)
+    frames = None if job.encode is None else job.encode(steps)
+    parts: list[Result] = []
+    for end, size in zip(accumulate(sizes), sizes, strict=True):
+        some = slice(end - size, end)
+        encode = None if frames is None else partial(frames[:, some].narrow, 0, 0)  # the steps from the first on
+        part = replace(job, images=images[some], encode=encode)
+        run = Run(plan, part)
+        with arithmetic(images, plan.tf32, _tuned(plan, part, steps, sizes.count(size))):
+            outputs, counts = run.advance(steps)
+        parts.append((outputs, counts, run.memory if job.whole is None or job.whole.state else {}))
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _joined(parts: list[Result]) -> Result:
+    """What came of portions of the images, as of all; what has no images (a readout's step) is the same in each."""
+    outputs, counts, memories = zip(*parts, strict=True)
+    memory = {
+        name: tuple(torch.cat(same) if same[0].ndim else same[0] for same in zip(*kept, strict=True))
+        for name, kept in ((name, [memory[name] for memory in memories]) for name in memories[0])
+    }
+    return torch.cat(outputs, 1), {name: torch.cat([count[name] for count in counts], 1) for name in counts[0]}, memory
+
+
+def _portion(plan: Plan, job: Job, run: Run | None = None) -> Portion:
+    """How much goes through a layer at a time; found once for a shape: free memory changes, results must not."""
+    whole = windowed(plan.nodes)
+    key = (job.images.dtype, job.images.shape, job.timesteps if whole else 0)
+    if key not in plan.portions:
+        if whole:
+            plan.portions[key] = images_at_once(plan, job.images, job.timesteps)
+        else:
+            constant = (run.constant if run is not None else {}) or constants(plan, job.images[:1])
+            plan.portions[key] = steps_at_once(plan, job.images, constant)
+    return plan.portions[key]
+
+
+def _lengths(plan: Plan, job: Job, run: Run | None = None) -> list[int]:
+    """The steps of each chunk: those asked for and a rest, else equal ones."""
+    if job.chunk is None:
+        return equal(job.timesteps, _portion(plan, job, run).size)
+    whole, rest = divmod(job.timesteps, job.chunk)
+    return [job.chunk] * whole + [rest] * (rest > 0)
+
+
+def _tuned(plan: Plan, job: Job, steps: int, times: int) -> bool:
+    """Whether cuDNN looks for its fastest algorithms; decided once for a shape, since they round differently."""
+    key = (job.images.dtype, job.images.shape, steps)
+    if key not in plan.tuned:
+        plan.tuned[key] = times * (1 if job.whole is None else job.whole.repeats) >= OFTEN
+    return plan.tuned[key]
