@@ -74,15 +74,26 @@ class Graph:
         """
         if nodes is not None:
             features.check(self.nodes, nodes)
-        wanted = [name for name in nodes or () if name != self.nodes[-1].name]
-        static = self.static if images.ndim == 4 else frozenset[str]()
-        sums = features.Sums(self._by_name, static, wanted, count_images(images))
-        observe, whole = sums.add if wanted else None, engine.Whole(state=False)
-        with torch.no_grad(), engine.arithmetic(images, tf32=False):
-            for chunk in self.stream(images, timesteps, precision=precision, observe=observe, whole=whole):
+            return self._features(images, timesteps, precision, nodes)
+        with torch.no_grad():
+            for chunk in self.stream(images, timesteps, precision=precision, whole=engine.Whole(state=False)):
                 answer = chunk.outputs[-1]
-            if nodes is None:
-                return answer
+        return answer
+
+    def _features(self, images: Tensor, timesteps: int, precision: str, nodes: Sequence[str]) -> dict[str, Tensor]:
+        """The nodes' means; who observes sees all images of a chunk at once, so that portions are made here."""
+        _check(self, images, timesteps, None, None)
+        job = engine.Job(images if images.ndim == 4 else images[0], timesteps)
+        sizes = engine.portions(self._plan(precision), job)
+        if len(sizes) > 1:
+            parts = [self._features(part, timesteps, precision, nodes) for part in torch.split(images, sizes, -4)]
+            return {name: torch.cat([part[name] for part in parts]) for name in nodes}
+        wanted = [name for name in nodes if name != self.nodes[-1].name]
+        static = self.static if images.ndim == 4 else frozenset[str]()
+        sums, whole = features.Sums(self._by_name, static, wanted, count_images(images)), engine.Whole(state=False)
+        with torch.no_grad(), engine.arithmetic(images, tf32=False):
+            for chunk in self.stream(images, timesteps, precision=precision, observe=sums.add, whole=whole):
+                answer = chunk.outputs[-1]
             found = features.features(self._by_name, self.users, images, sums.means(timesteps, answer.dtype), wanted)
         return {name: found.get(name, answer) for name in nodes}
 
@@ -234,6 +245,11 @@ class Graph:
     def _plans(self) -> dict[str, engine.Plan]:
         return {}
 
+    def _plan(self, precision: str) -> engine.Plan:
+        if precision not in self._plans:
+            self._plans[precision] = engine.prepare(self.nodes, self.users, self.static, precision)
+        return self._plans[precision]
+
     # ---- spiking ----
 
     def stream(
@@ -265,9 +281,7 @@ class Graph:
                 come without memory. It costs less, and on a GPU what Python would slow down is recorded and replayed.
         """
         _check(self, images, timesteps, chunk, state)
-        if precision not in self._plans:
-            self._plans[precision] = engine.prepare(self.nodes, self.users, self.static, precision)
-        plan = self._plans[precision]
+        plan = self._plan(precision)
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
         if plan.integer and (encode is not None or images.ndim == 5):
             raise InvalidData(

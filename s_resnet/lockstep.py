@@ -19,6 +19,8 @@ from .graph import Graph, count_images
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import SYNAPSES, Conv2d, Input, Linear, Node, Op, compensated, whole
 
+# Values of the largest layer, over all steps and images, that are in memory at a time.
+ROOM = 2**26
 # Convolutions of more images than this at a time are no faster, and take more memory.
 PART = 2048
 
@@ -112,7 +114,7 @@ def affordable(graph: Graph, images: Tensor, steps: int) -> int:
     """How many images fit in memory for so many steps at once, at least 8."""
     one = images[:, :1] if images.ndim == 5 else images[:1]
     sizes = [value[0].numel() for _, value in graph.activations(one)]
-    return together(count_images(images), max(sizes), steps, least=8)
+    return together(count_images(images), max(sizes), steps, ROOM, least=8)
 
 
 def walk(

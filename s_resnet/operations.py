@@ -19,6 +19,7 @@ from .errors import InvalidData
 from .fan_out import Shape
 from .graph import Graph, count_images
 from .layer_operations import Counter, LayerOperations, SourceOperations, Traffic
+from .lockstep import ROOM
 from .passes.fold_batchnorm import folded
 from .simulate import encoder
 from .wiring import Watch, Wiring
@@ -154,7 +155,7 @@ def count_operations(
         shapes = found
         images += count_images(x)
         most = max(torch.Size(shape).numel() for shape in shapes.values())
-        size = together(count_images(x), most, timesteps) if snn.windowed else count_images(x)
+        size = together(count_images(x), most, timesteps, ROOM) if snn.windowed else count_images(x)
         for part in x.split(size, -4):
             _show(watch, snn, part, timesteps, None if coding == "events" else encoder(part, coding, seed, 0))
     if not images:

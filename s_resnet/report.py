@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from .device import ahead, find_device, peak_memory
 from .distributed import exchange, in_step, place, shared_errors
 from .errors import InvalidData
 from .graph import Graph, count_images
-from .simulate import simulate, simulate_until_confident
+from .simulate import answers, simulate_until_confident, steps_to_report
 
 SCHEMA = 1
 
@@ -202,8 +203,9 @@ def evaluate(
         target = find_device(device)
         if at is None:
             at = powers_of_two(timesteps) if exit_confidence is None else None
-        wanted = None if at is None else tuple(sorted(set(at)))
+        wanted = None if at is None else steps_to_report(timesteps, at)
         tally = _Tally(snn.to(target), timesteps, wanted, exit_confidence, precision, in_closed_form, watch)
+        tally.batches = length_hint(loader, 1)
         if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)
         progress = progress and place()[0] == 0
@@ -259,6 +261,7 @@ class _Tally:
         self.snn, self.timesteps, self.at, self.confidence, self.precision = snn, timesteps, at, confidence, precision
         self.in_closed_form, self.watch = in_closed_form, watch
         self.images = 0
+        self.batches, self.size = 1, 0  # how many are expected, and of how many images
         self.ann = torch.zeros(2, dtype=torch.int64)  # right at top-1, top-5
         self.fixed = _Sums.of(len(at or ()))
         self.exit = _Sums.of(1)
@@ -290,10 +293,10 @@ class _Tally:
                 if self.in_closed_form:
                     result = closed_form(self.snn, images, self.timesteps, self.at)
                 else:
-                    result = simulate(
-                        self.snn, images, self.timesteps, at=self.at, precision=self.precision, progress=progress
-                    )
-            self.fixed.steps += (sum(self.at) if self.snn.windowed else self.timesteps) * count
+                    self.size = self.size or count
+                    repeats = self.batches if count == self.size else 1
+                    result = answers(self.snn, images, self.at, self.precision, repeats, progress)
+            self.fixed.steps += (sum(self.at) if self.snn.windowed else self.at[-1]) * count
             for row, answer in enumerate(result.outputs):
                 self.fixed.add(row, answer, labels, choice, [count[row] for count in result.spikes.values()])
             if self.watch is not None:

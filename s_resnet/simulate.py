@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .engine import Whole
 from .errors import InvalidData
 from .graph import Chunk, Graph, State, count_images
 
@@ -72,34 +73,68 @@ def simulate(
         InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
     """
     encode = encoder(images, coding, seed, 0 if state is None else state.step)
-    wanted = (steps,) if at is None else tuple(sorted(set(at)))
-    if not wanted or wanted[0] < 1 or wanted[-1] > steps:
-        raise InvalidData(f"simulate: got steps to report {list(wanted)}; expected within 1 ... {steps}. Change them.")
+    wanted = steps_to_report(steps, at)
     if graph.windowed and wanted != (steps,):
         rest = {"coding": coding, "seed": seed, "precision": precision, "progress": progress}
         runs = [simulate(graph, images, window, chunk, state, **rest) for window in wanted]  # type: ignore[arg-type]
-        together = {name: torch.cat([run.spikes[name] for run in runs]) for name in runs[0].spikes}
-        return Simulation(wanted, torch.cat([run.outputs for run in runs]), together, runs[-1].state)
+        return _together(runs)
+    parts = graph.stream(images, steps, chunk, state, encode, precision, whole=Whole())
+    return _collected(parts, steps, wanted, progress)
+
+
+def steps_to_report(steps: int, at: Iterable[int] | None) -> tuple[int, ...]:
+    """The steps ``at`` in ascending order, by default the last; InvalidData for one that is not within ``steps``."""
+    wanted = (steps,) if at is None else tuple(sorted(set(at)))
+    if not wanted or wanted[0] < 1 or wanted[-1] > steps:
+        raise InvalidData(f"simulate: got steps to report {list(wanted)}; expected within 1 ... {steps}. Change them.")
+    return wanted
+
+
+def answers(
+    graph: Graph, images: Tensor, wanted: tuple[int, ...], precision: str, repeats: int, progress: bool = False
+) -> Simulation:
+    """What :func:`simulate` gives for :func:`steps_to_report`, without a state.
+
+    repeats: how many such simulations are expected, of as many images.
+    """
+    whole = Whole(state=False, repeats=repeats)
+    runs = [
+        _collected(graph.stream(images, last, precision=precision, whole=whole), last, steps, progress)
+        for last, steps in ([(t, (t,)) for t in wanted] if graph.windowed else [(wanted[-1], wanted)])
+    ]
+    return _together(runs)
+
+
+def _together(runs: Sequence[Simulation]) -> Simulation:
+    """What was asked for in runs of several lengths, and the state of the longest."""
+    if len(runs) == 1:
+        return runs[0]
+    spikes = {name: torch.cat([run.spikes[name] for run in runs]) for name in runs[0].spikes}
+    steps = tuple(step for run in runs for step in run.steps)
+    return Simulation(steps, torch.cat([run.outputs for run in runs]), spikes, runs[-1].state)
+
+
+def _collected(parts: Iterable[Chunk], steps: int, wanted: tuple[int, ...], progress: bool) -> Simulation:
+    """What came out of a stream of ``steps`` steps at those wanted."""
     outputs: list[Tensor] = []
-    spikes: dict[str, list[Tensor]] = {}
-    totals: dict[str, Tensor] = {}
+    spikes: list[Tensor] = []
+    total: Tensor | float = 0.0
     done = 0
     with (
         torch.no_grad(),
         tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
     ):
-        for part in graph.stream(images, steps, chunk, state, encode, precision):
+        for part in parts:
             length = len(part.outputs)
             kept = [t - done - 1 for t in wanted if done < t <= done + length]
+            # Per image and layer a float32 count is exact; their running sum over T is kept in float64.
+            running = torch.stack(list(part.spikes.values())).double().cumsum(1) + total
             outputs.extend(part.outputs[index] for index in kept)
-            for name, count in part.spikes.items():
-                # Per image and layer a float32 count is exact; their running sum over T is kept in float64.
-                running = count.double().cumsum(0) + totals.get(name, 0.0)
-                totals[name] = running[-1]
-                spikes.setdefault(name, []).extend(running[index] for index in kept)
+            spikes.extend(running[:, index] for index in kept)
+            total = running[:, -1:]
             done += length
             bar.update(length)
-    counted = {name: torch.stack(values) for name, values in spikes.items()}
+    counted = dict(zip(part.spikes, torch.stack(spikes, 1), strict=True))
     return Simulation(wanted, torch.stack(outputs), counted, part.state)
 
 
@@ -164,15 +199,24 @@ def simulate_until_confident(
         while state is None or (count_images(images) and exits.done < steps):
             size = max(1, min(LOOK, FOLD // max(1, count_images(images)))) if chunk is None else chunk
             for part in graph.stream(images, steps - exits.done, size, state, precision=precision):
-                waiting = exits.look(part)
+                kept = _kept(exits.look(part), images.is_cuda)
                 bar.update(len(part.outputs))
                 # A smaller batch has to be set up anew: not for one image of many.
-                if len(waiting) - int(waiting.sum()) >= len(waiting) / 8:
+                if len(kept) - int(kept.sum()) >= len(kept) / 8:
                     break
-            images = images[waiting] if images.ndim == 4 else images[:, waiting]
-            state = _selected(part.state, waiting)
-            exits.select(waiting)
+            images = images[kept] if images.ndim == 4 else images[:, kept]
+            state = _selected(part.state, kept)
+            exits.select(kept)
     return AnytimeSimulation(exits.steps, exits.outputs, exits.spikes)
+
+
+def _kept(waiting: Tensor, repeating: bool) -> Tensor:
+    """Who stays in the batch: who waits; where sizes should repeat, with others up to a power of two."""
+    count = int(waiting.sum())
+    if not repeating or count == 0:
+        return waiting
+    others = (1 << (count - 1).bit_length()) - count
+    return waiting | ((~waiting).cumsum(0) <= others)
 
 
 class _Exits:

@@ -538,7 +538,7 @@ def test_parts_and_chunks_and_batches_change_nothing(monkeypatch):
     x = grid(5)
     whole = count_operations(graph, [x], T)
     apart = count_operations(graph, x.split(2), T, progress=True)
-    monkeypatch.setattr("s_resnet.engine.chunks.WINDOW", 2 * T * N)
+    monkeypatch.setattr("s_resnet.operations.ROOM", 2 * T * N)
     assert count_operations(graph, [x], T) == whole == apart
 
 

@@ -5,7 +5,7 @@ from .chunks import together
 from .plan import Plan, freed, prepare, windowed
 from .precision import arithmetic
 from .run import Encode, Job, Observe, Whole, constants
-from .steps import advance
+from .steps import advance, portions
 
 __all__ = [
     "Encode",
@@ -18,6 +18,7 @@ __all__ = [
     "arithmetic",
     "constants",
     "freed",
+    "portions",
     "prepare",
     "together",
     "windowed",

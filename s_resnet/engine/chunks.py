@@ -14,8 +14,8 @@ from .plan import Plan, Portion
 # Neurons times steps of the largest layer that go through at a time: on a CPU what the caches hold (dense convolutions
 # also keep their currents), on a GPU what keeps it busy. And steps at most, since answers come once in a chunk.
 EVENTS, CURRENTS, GPU, LONGEST = 2**21, 2**20, 2**28, 32
-# The same on a CPU where all steps of an image are in memory together.
-WINDOW = 2**26
+# The same on a CPU where all steps of an image go through together: measured, docs/notes/simulator.md.
+WINDOW = 2**23
 
 
 def equal(total: int, most: int) -> list[int]:
@@ -24,9 +24,9 @@ def equal(total: int, most: int) -> list[int]:
     return [min(size, total - done) for done in range(0, total, size)]
 
 
-def together(images: int, numbers: int, steps: int, least: int = 1, room: int | None = None) -> int:
-    """Of so many images how many, with all their steps, are in memory together; room: for what is not WINDOW."""
-    return min(images, max(least, (room or WINDOW) // (numbers * steps)))
+def together(images: int, numbers: int, steps: int, room: int, least: int = 1) -> int:
+    """How many of the images may be in memory with all their steps, where a layer has room for so many numbers."""
+    return min(images, max(least, room // (numbers * steps)))
 
 
 def steps_at_once(plan: Plan, images: Tensor, constant: Mapping[str, Tensor]) -> Portion:
@@ -40,8 +40,8 @@ def steps_at_once(plan: Plan, images: Tensor, constant: Mapping[str, Tensor]) ->
 def images_at_once(plan: Plan, images: Tensor, steps: int) -> Portion:
     """Images whose ``steps`` all go through a layer together."""
     numbers = max(value[0].numel() for _, value in activations(plan.nodes, images[:1]))
-    room = on_gpu(images.device) if images.is_cuda else None
-    return Portion(together(len(images), numbers, steps, room=room), numbers)
+    room = on_gpu(images.device) if images.is_cuda else WINDOW
+    return Portion(together(len(images), numbers, steps, room), numbers)
 
 
 def on_gpu(device: torch.device) -> int:

@@ -135,6 +135,7 @@ class Run:
             bias=self._bias(node.name, op, currents[0]),
             spike_dtype=self._spike_dtype(node.name, _size(currents[0])),
             counts=counts,
+            in_place=self.whole is not None and node.name in self.made,
         )
         self.made.add(node.name)
         if events.available() and not spikes.is_cuda:  # there it would stop the queue

@@ -57,7 +57,7 @@ def _short(plan: Plan, job: Job) -> bool:
     """Whether Python takes longer to launch the layers than the GPU to run them."""
     portion = _portion(plan, job)
     if windowed(plan.nodes):
-        parts, most = equal(len(job.images), portion.size), portion.numbers * job.timesteps
+        parts, most = portions(plan, job), portion.numbers * job.timesteps
     else:
         parts, most = _lengths(plan, job), portion.numbers * len(job.images)
     return len(parts) <= CHUNKS and most * parts[0] <= RECORDED
@@ -90,7 +90,7 @@ def _window(plan: Plan, job: Job) -> Result:
     Who observes sees all images at once, as in any other chunk.
     """
     images, steps = job.images, job.timesteps
-    sizes = [len(images)] if job.observe is not None else equal(len(images), _portion(plan, job).size)
+    sizes = [len(images)] if job.observe is not None else portions(plan, job)
     frames = None if job.encode is None else job.encode(steps)
     parts: list[Result] = []
     for end, size in zip(accumulate(sizes), sizes, strict=True):
@@ -102,6 +102,12 @@ def _window(plan: Plan, job: Job) -> Result:
             outputs, counts = run.advance(steps)
         parts.append((outputs, counts, run.memory if job.whole is None or job.whole.state else {}))
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def portions(plan: Plan, job: Job) -> list[int]:
+    """The images that go through the layers together: all of them, unless all their steps do."""
+    count = len(job.images)
+    return equal(count, _portion(plan, job).size) if windowed(plan.nodes) else [count]
 
 
 def _joined(parts: list[Result]) -> Result:
