@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -14,6 +15,8 @@ from ..neuron import Memory
 Result = tuple[Tensor, dict[str, Tensor], dict[str, Memory]]
 # Recordings that a plan keeps.
 KEPT = 4
+# A process captures one graph at a time.
+CAPTURING = threading.Lock()
 
 
 class Replay:
@@ -26,7 +29,9 @@ class Replay:
     def __init__(self, images: Tensor, simulate: Callable[[Tensor], Result]) -> None:
         self.graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.device(images.device), torch.cuda.graph(self.graph, stream=stream):
+        # What other threads ask of CUDA meanwhile, as a loader that pins memory does, is their own affair.
+        capture = torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local")
+        with CAPTURING, torch.cuda.device(images.device), capture:
             self.images = torch.empty_like(images)
             self.outputs, counts, self.memory = simulate(self.images)
             self.names, self.counts = tuple(counts), torch.stack(list(counts.values()))
