@@ -319,7 +319,8 @@ def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
     assert op.correction is not None
     correction = op.correction if op.correction.ndim < 2 else op.correction.mean(0)
     fixed = threshold.detach()
-    u = ((total + per_channel(correction, total.ndim)) / threshold).clamp(0, op.most)
+    z = (total + per_channel(correction, total.ndim)) / threshold
+    u = F.hardtanh(z, 0.0, float(op.most))  # clamp has a gradient of 1 at both ends in torch 2.11, and of 0 in 2.14
     # The rate to the last bit, so that the layers behind count as they will; then what has a gradient and no value.
     return rate + (threshold - fixed) * (rate / fixed) + fixed * (u - u.detach())
 
