@@ -109,6 +109,15 @@ ALPHABETS = _alphabets(24)
 SCHEDULED = _waiting(24)
 
 
+def launches(case):
+    """Shapes and steps for a case: every shape, and steps so that each pair comes up over the cases.
+
+    An instance is compiled for each width and for one step or more; all pairs for all cases would be twice as many.
+    """
+    first = [*CASES, *ALPHABETS, *SCHEDULED].index(case)
+    return [(shape, STEPS[(first + index) % len(STEPS)]) for index, shape in enumerate(SHAPES)]
+
+
 def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
     """current, v and the settings of ``integrate_and_fire`` with fresh counts."""
     generator = torch.Generator().manual_seed(seed)

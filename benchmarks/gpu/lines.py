@@ -56,7 +56,7 @@ def described(device: torch.device) -> dict[str, Any]:
 
 
 def write(line: dict[str, Any], file: Path) -> None:
-    """Append a line of JSON, and print what is new in it."""
+    """Append a line of JSON; what JSON has no word for goes in as text."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as lines:
-        lines.write(json.dumps(line) + "\n")
+        lines.write(json.dumps(line, default=str) + "\n")
