@@ -107,6 +107,13 @@ def _waiting(count, seed=7):
 CASES = _some(36)
 ALPHABETS = _alphabets(24)
 SCHEDULED = _waiting(24)
+# What single tests of a GPU run beside them.
+OTHERS = (
+    *(Case(dtype, dtype, dtype, last=last) for dtype in FLOATS for last in (True, False)),
+    *(Case(), Case(constant=True), Case(torch.float16), Case(levels=3, signed=True)),
+    Case(torch.bfloat16, torch.uint8, torch.int32, decay=0.5, reset="zero"),
+    Case(torch.float16, torch.int8, torch.float16, last=False, levels=2, signed=True),
+)
 
 
 def launches(case):

@@ -292,8 +292,10 @@ def test_evaluate_reports_what_the_cpu_does(precision):
 # ---- training: the surrogate kernels alone are in test_surrogate_cuda ----
 
 
-@pytest.mark.parametrize("amp", [False, True], ids=["float32", "amp"])
-@pytest.mark.parametrize("arch", ["ms_resnet20", "ds_resnet20", "sew_resnet20"])
+# In 16 bits the gradients of the other two turn with the last bit of an image, on one device as well.
+@pytest.mark.parametrize(
+    ("arch", "amp"), [("ms_resnet20", False), ("ms_resnet20", True), ("ds_resnet20", False), ("sew_resnet20", False)]
+)
 def test_a_training_step_is_the_cpus(arch, amp):
     found = {}
     for device in ("cpu", "cuda"):
@@ -305,6 +307,6 @@ def test_a_training_step_is_the_cpus(arch, amp):
         grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found[device] = loss.item(), grads.double().cpu()
     (got, grads), (want, wanted) = found["cuda"], found["cpu"]
-    assert grads.isfinite().all() and abs(got - want) <= (0.05 if amp else 0.01) * want
+    assert grads.isfinite().all() and abs(got - want) <= 0.01 * want
     # Where a membrane is near its threshold one device fires and the other does not, and behind it all differs.
-    assert float(grads @ wanted / grads.norm() / wanted.norm()) >= (0.8 if amp else 0.95)
+    assert float(grads @ wanted / grads.norm() / wanted.norm()) >= 0.95

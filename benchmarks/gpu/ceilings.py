@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timing import Timing, asked
+from timing import NEEDS, Timing, asked
 from torch import Tensor
 
 SIDE, BYTES = 8192, 2**32
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     timing, _ = asked("ceilings", __doc__ or "", arguments)
     side = 64 if timing.quick else SIDE
     before = torch.backends.cuda.matmul.allow_tf32
-    found = {"copy": copied(timing)}
+    found: dict[str, float | str] = {"copy": copied(timing), "TF32": NEEDS, "int8": NEEDS}
     for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         x, y = (torch.randn(side, side, device=timing.device).to(dtype) for _ in range(2))
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         small = (torch.randint(-8, 8, (side, side), device=timing.device, dtype=torch.int8) for _ in range(2))
         found["int8"] = multiplied(timing, *small)
     torch.backends.cuda.matmul.allow_tf32 = before
-    timing.write(**{name: round(value, 3) for name, value in found.items()})
+    timing.write(**{name: value if isinstance(value, str) else round(value, 3) for name, value in found.items()})
 
 
 if __name__ == "__main__":

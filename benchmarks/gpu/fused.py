@@ -3,8 +3,8 @@
     python benchmarks/gpu/fused.py [--batch N] [--device cuda|cpu] [--quick]
 
 Layers of ResNet-50, ten steps at once: cuDNN in float16 with the membrane kernel behind it, against the prototype in
-int8, in float16 and with float16 weights in two parts, each at its fastest tile. In int8 it must equal exact sums first,
-bit for bit. A line for each layer. On a CPU the prototype runs in Triton's interpreter, as a dry run.
+int8, in float16 and with float16 weights in two parts, each at its fastest tile. In int8 it must equal exact sums
+first, bit for bit. A line for each layer. On a CPU the prototype runs in Triton's interpreter, as a dry run.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ LAYERS = (
     *(Shape(64, 56, 64, 3, 1, False), Shape(256, 56, 64, 1, 1, False), Shape(64, 56, 256, 1, 1, True)),
     *(Shape(128, 28, 128, 3, 1, False), Shape(256, 14, 1024, 1, 1, True), Shape(512, 7, 512, 3, 1, False)),
 )
-SMALL = (Shape(32, 7, 32, 3, 1, True), Shape(32, 7, 64, 3, 2, False))
+SMALL = (Shape(32, 5, 32, 3, 2, True),)
 TILES = ((128, 64, 64, 3, 8), (64, 64, 64, 4, 4), (64, 128, 128, 3, 8))  # as in conv_if.Tile
-TINY = ((32, 32, 32, 2, 4),)
+TINY = ((16, 16, 16, 2, 4),)
 
 
 @dataclass(frozen=True)

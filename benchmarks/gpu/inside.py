@@ -15,7 +15,7 @@ from torch import Tensor
 import s_resnet
 from s_resnet import engine, kernels
 from s_resnet.device import ahead
-from s_resnet.kernels import cuda, native, nvrtc, reference, surrogate, surrogate_cuda
+from s_resnet.kernels import cuda, native, norm_fire, nvrtc, reference, surrogate, surrogate_cuda
 from s_resnet.kernels.norm_fire import normalize_and_fire
 from s_resnet.kernels.surrogate import Firing, fire, fire_reference
 from s_resnet.ops import Conv2d
@@ -71,21 +71,27 @@ def without_graphs(snn: s_resnet.Graph, images: Tensor, steps: int, chunk: int, 
 
 @contextmanager
 def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
-    """Simulations of CPU tensors choose what a GPU would, and note which instances; the numbers are the reference's."""
-    import cuda_on_cpu
+    """On CPU tensors choose what a GPU would, and note which instances; the numbers are the reference's."""
+    fire_on_cpu = surrogate.run
 
-    def noted(current: Tensor, v: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
-        plan = cuda_on_cpu.prepare(current, v, **settings)[0]
-        found.add(("membrane.cu", plan.instance))
+    def membrane_noted(current: Tensor, v: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+        if v.dtype != torch.float64:  # conversion, which a CPU does
+            found.add(membrane_instance(current, v, **settings))
         return reference.integrate_and_fire(current, v, **settings)
 
+    def fire_noted(current: Tensor, grad: Tensor | None, firing: Firing, affine: Any = None) -> Tensor:
+        found.update(surrogate_instance(current, grad is not None, firing, affine))
+        return fire_on_cpu(current, grad, firing, affine)
+
     def selected(device: torch.device, name: str | None = None) -> tuple[str, Any]:
-        return "cuda", noted
+        return "cuda", membrane_noted
 
     with (
         mock.patch.object(native, "compiled", lambda: (None, "as on a GPU")),
         mock.patch.object(kernels, "select", selected),
         mock.patch.object(engine, "narrow_dtype", lambda device: torch.float16),
+        mock.patch.object(surrogate, "run", fire_noted),
+        mock.patch.object(norm_fire, "run", fire_noted),
     ):
         yield
 
@@ -97,12 +103,12 @@ def membrane_instance(current: Tensor, v: Tensor, **settings: Any) -> Instance:
     return "membrane.cu", cuda_on_cpu.prepare(current, v, **settings)[0].instance
 
 
-def surrogate_instances(current: Tensor, firing: Firing, scaled: bool) -> set[Instance]:
-    """What the forward and the backward pass of trained neurons would be, on a GPU."""
-    affine = tuple(torch.ones(2, current.shape[2]).unbind()) if scaled else None
-    grads = (None, torch.empty_like(current))
-    plans = [surrogate_cuda.plan(current, grad, torch.empty_like(current), firing, affine) for grad in grads]
-    return {(surrogate_cuda.FILE, plan.instance) for plan in plans}
+def surrogate_instance(current: Tensor, backward: bool, firing: Firing, affine: Any = None) -> Iterator[Instance]:
+    """What trained neurons would run of, on a GPU, in the type of the current and, for AMP, in bfloat16."""
+    for dtype in {current.dtype, torch.bfloat16} & surrogate_cuda.TYPES.keys():
+        given = current.to(dtype)
+        plan = surrogate_cuda.plan(given, given if backward else None, torch.empty_like(given), firing, affine)
+        yield surrogate_cuda.FILE, plan.instance
 
 
 def compile_instance(instance: Instance, arch: str) -> None:

@@ -21,8 +21,11 @@ from timing import Timing, asked
 from torch import Tensor
 
 SIZES = {
-    **{"stage 1, inside": (64, 56, 56), "stage 1": (256, 56, 56), "stage 2": (512, 28, 28)},
-    **{"stage 3": (1024, 14, 14), "stage 4": (2048, 7, 7)},
+    "stage 1, inside": (64, 56, 56),
+    "stage 1": (256, 56, 56),
+    "stage 2": (512, 28, 28),
+    "stage 3": (1024, 14, 14),
+    "stage 4": (2048, 7, 7),
 }
 QUICK = {"small": (16, 4, 4)}
 

@@ -1,6 +1,6 @@
-"""What does a simulated step cost on a GPU, and how much of it is not convolution? The engine whole, by clock and profiler.
+"""What does a simulated step cost on a GPU, and how much of it is not convolution? By the clock and by the profiler.
 
-    python benchmarks/gpu/share.py [--only NAME,...] [--batch N] [--device cuda|cpu] [--quick]
+    python benchmarks/gpu/share.py [--only NAME;...] [--batch N] [--device cuda|cpu] [--quick]
 
 ResNet-50 at 224 px with random weights, thresholds from its BatchNorm statistics. A line for each way to run it: time
 by the clock, time that the device was busy, its memory, and how the busy time divides into convolutions and matrix
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timing import Timing, asked, network
+from timing import NEEDS, Timing, asked, network
 from torch import Tensor
 
 import s_resnet
@@ -47,7 +47,7 @@ KINDS = {
     "membrane": re.compile(r"membrane"),
     "rearranged for convolutions": re.compile(r"nchwToNhwc|nhwcToNchw|nchw_?2_?nhwc|nhwc_?2_?nchw", re.IGNORECASE),
     "convolutions": re.compile(
-        r"conv|gemm|xmma|cutlass|wgrad|fprop|dgrad|implicit|nhwckrsc|cudnn|sm\d+_", re.IGNORECASE
+        r"conv(?!ert)|gemm|xmma|cutlass|wgrad|fprop|dgrad|implicit|nhwckrsc|cudnn|sm\d+_", re.IGNORECASE
     ),
 }
 
@@ -65,6 +65,11 @@ def shares(times: Mapping[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in found.items()}
 
 
+def outside(found: Mapping[str, float]) -> float:
+    """The share of what no convolution asks for."""
+    return round(1 - found["convolutions"] - found["rearranged for convolutions"], 4)
+
+
 def converted(recipe: str, steps: int, quick: bool) -> tuple[s_resnet.Graph, int]:
     """The network; of a recipe that is fitted to images without its fits, with corrections for each step."""
     chosen = s_resnet.RECIPES[recipe]
@@ -76,7 +81,8 @@ def converted(recipe: str, steps: int, quick: bool) -> tuple[s_resnet.Graph, int
     def corrected(node: s_resnet.Node) -> s_resnet.Node:
         if not isinstance(node.op, s_resnet.Neuron):
             return node
-        return replace(node, op=replace(node.op, correction=torch.zeros(steps, channels[node.name])))
+        rows = () if node.op.schedule == "streaming" else (steps,)
+        return replace(node, op=replace(node.op, correction=torch.zeros(*rows, channels[node.name])))
 
     return replace(snn, nodes=tuple(map(corrected, snn.nodes))), size
 
@@ -105,12 +111,14 @@ def measure(timing: Timing, name: str, snn: s_resnet.Graph, images: Tensor, step
     line: dict[str, Any] = {"way": name, "recipe": way.recipe, "precision": way.precision, "batch": len(images)}
     line |= {"size": images.shape[-1], "steps": steps, "first_s": round(first, 2)}
     line["us_per_step_per_image"] = round(each * timing.wall(call), 2)
-    if timing.gpu:
+    if not timing.gpu:
+        line["shares"] = NEEDS
+    else:
         line["peak_GB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         times = profiled(timing, call)
         line["busy_us_per_step_per_image"] = round(each * 1e-6 * sum(times.values()), 2)
         line["shares"] = shares(times)
-        line["share_outside_convolutions"] = round(1 - line["shares"]["convolutions"], 4)
+        line["share_outside_convolutions"] = outside(line["shares"])
         slowest = sorted(times.items(), key=lambda item: -item[1])[:12]
         line["slowest"] = {key[:90]: round(own / sum(times.values()), 4) for key, own in slowest}
     timing.write(**line)

@@ -16,6 +16,7 @@ from lines import RESULTS, described, write
 
 import s_resnet
 
+NEEDS = "needs a GPU"
 AHEAD = 2_000_000  # cycles that the device sleeps while Python puts the work into its queue
 
 
@@ -53,8 +54,8 @@ class Timing:
 
     def milliseconds(self, *calls: Callable[[], object], repeats: int = 7, warm: int = 2) -> list[list[float]]:
         """Times of each call, one a repeat, all calls in turns; not of the first ``warm`` turns."""
-        turns = 1 if self.quick else repeats
-        rows = [[self.once(call) for call in calls] for _ in range(turns + (1 if self.quick else warm))]
+        turns, warm = (1, 0) if self.quick else (repeats, warm)
+        rows = [[self.once(call) for call in calls] for _ in range(turns + warm)]
         return [list(column) for column in zip(*rows[-turns:], strict=True)]
 
     def median(self, call: Callable[[], object], repeats: int = 7, warm: int = 2) -> float:
