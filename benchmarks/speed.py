@@ -42,6 +42,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import peers
 import torch
@@ -81,14 +82,27 @@ def faster(own: list[float], other: list[float]) -> dict[str, float]:
     return spread([b / a for a, b in zip(own, other, strict=True)])
 
 
-def measure(setting: Setting, names: list[str], steps: int, repeats: int) -> dict[str, object]:
+def ready(setting: Setting, names: list[str], steps: int) -> tuple[dict[str, Runner], dict[str, str]]:
+    """The contenders, warmed with the T that is timed (a GPU tries algorithms at new shapes); and who failed, why."""
+    runners, failed = {}, {}
+    for name in names:
+        try:
+            runner = CONTENDERS[name].build(setting)
+            seconds(runner, steps, setting.device)
+        except (Exception, SystemExit) as error:  # the others are measured all the same, and the line says so
+            failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+            print(f"{name:28s} failed: {failed[name]}", file=sys.stderr)
+        else:
+            runners[name] = runner
+    return runners, failed
+
+
+def measure(setting: Setting, runners: dict[str, Runner], steps: int, repeats: int) -> dict[str, object]:
     """Time per step and image of each contender, and its ratios within each repeat."""
-    runners = {name: CONTENDERS[name].build(setting) for name in names}
-    for runner in runners.values():  # with the T that is timed: a GPU tries algorithms at every new shape
-        seconds(runner, steps, setting.device)
+    names = list(runners)
     times: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats):
-        turn = repeat % len(names)
+        turn = repeat % max(1, len(names))
         for name in names[turn:] + names[:turn]:
             times[name].append(1e3 * seconds(runners[name], steps, setting.device) / steps / setting.batch)
     lines: dict[str, object] = {}
@@ -156,7 +170,7 @@ def peaks(setting: Setting, names: list[str], threads: int) -> dict[str, object]
     return lines
 
 
-def described(setting: Setting, arguments: argparse.Namespace) -> dict[str, object]:
+def described(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
     """What was measured, where, and how to do it again."""
     options = [f"--{name} {getattr(arguments, name)}" for name in ("batch", "steps", "threads", "repeats", "device")]
     trained = setting.fixtures is not None
@@ -230,11 +244,14 @@ def main() -> None:
             setting.snn  # noqa: B018  converted here, so that every process finds it
             line["contenders"] = peaks(setting, names, arguments.threads)
         else:
-            line["contenders"] = measure(setting, names, arguments.steps, arguments.repeats)
-        if any(name.startswith("spikingjelly") for name in names):
-            line["spikingjelly_computed_by"] = sorted(peers.implementations())
+            runners, line["failed"] = ready(setting, names, arguments.steps)
+            line["contenders"] = measure(setting, runners, arguments.steps, arguments.repeats)
+            if any(name.startswith("spikingjelly") for name in runners):
+                line["spikingjelly_computed_by"] = sorted(peers.implementations())
         with arguments.output.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if line.get("failed"):
+            raise SystemExit(f"failed: {', '.join(line['failed'])}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def check(name: str, gpu: bool = False) -> Callable[[Run], Run]:
     """Add a check to its group, which is named like its module. It returns what it has to tell, or raises."""
 
     def add(run: Run) -> Run:
-        group = run.__module__.removeprefix("check_")
+        group = getattr(run, "func", run).__module__.removeprefix("check_")  # a partial is of its function's
         CHECKS[name] = Check(group, name, run, gpu)
         return run
 

@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 
-from s_resnet import describe_kernels
+from s_resnet import __version__, describe_kernels
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROOT = RESULTS.parents[1]
-PACKAGES = ("s-resnet", "torch", "torchvision", "triton", "cuda-bindings", "spikingjelly", "snntorch", "norse", "numpy")
+PACKAGES = ("torchvision", "triton", "cuda-bindings", "spikingjelly", "snntorch", "norse", "numpy")
 
 
 def versions() -> dict[str, str | None]:
     """Of what takes part; None is not installed."""
     installed = {part.metadata["Name"].lower(): part.version for part in importlib.metadata.distributions()}
-    return {name: installed.get(name) for name in PACKAGES}
+    ours = {"s_resnet": __version__, "torch": str(torch.__version__)}
+    return ours | {name: installed.get(name) for name in PACKAGES}
 
 
 @cache

@@ -7,13 +7,15 @@ export PYTHONUNBUFFERED=1 XDG_CACHE_HOME=$PWD/.visit/cache
 mkdir -p "$OUT" "$SITE"
 
 missing() { # the wheels of packages that are not installed
-    "$PYTHON" - .visit/wheels/*.whl <<'PYTHON_CODE'
-import importlib.metadata as metadata
+    "$PYTHON" - <<'PYTHON_CODE'
+import importlib.metadata
 import pathlib
-import sys
 
-there = {part.metadata["Name"].lower().replace("_", "-") for part in metadata.distributions()}
-print(*(wheel for wheel in sys.argv[1:] if pathlib.Path(wheel).name.split("-")[0].lower().replace("_", "-") not in there))
+def plain(name):
+    return name.lower().replace("_", "-")
+
+there = {plain(part.metadata["Name"]) for part in importlib.metadata.distributions()}
+print(*(wheel for wheel in pathlib.Path(".visit/wheels").glob("*.whl") if plain(wheel.name.split("-")[0]) not in there))
 PYTHON_CODE
 }
 export PYTHONPATH=$SITE:$PWD
