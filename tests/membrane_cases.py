@@ -107,6 +107,7 @@ def _waiting(count, seed=7):
 CASES = _some(36)
 ALPHABETS = _alphabets(24)
 SCHEDULED = _waiting(24)
+EVERY = (*CASES, *ALPHABETS, *SCHEDULED)
 # What single tests of a GPU run beside them.
 OTHERS = (
     *(Case(dtype, dtype, dtype, last=last) for dtype in FLOATS for last in (True, False)),
@@ -121,7 +122,7 @@ def launches(case):
 
     An instance is compiled for each width and for one step or more; all pairs for all cases would be twice as many.
     """
-    first = [*CASES, *ALPHABETS, *SCHEDULED].index(case)
+    first = EVERY.index(case)
     return [(shape, STEPS[(first + index) % len(STEPS)]) for index, shape in enumerate(SHAPES)]
 
 

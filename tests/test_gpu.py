@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import images, randomized
-from membrane_cases import ALPHABETS, CASES, FLOATS, SCHEDULED, Case, launches, make, run, same
+from membrane_cases import CASES, EVERY, FLOATS, Case, launches, make, run, same
 from torch import library as operators
 
 import s_resnet
@@ -44,7 +44,7 @@ def test_the_device_runs_the_cuda_kernel():
     assert "cuda (NVRTC" in kernels.describe() and "by cuda-bindings" in kernels.describe()
 
 
-@pytest.mark.parametrize("case", [*CASES, *ALPHABETS, *SCHEDULED], ids=str)
+@pytest.mark.parametrize("case", EVERY, ids=str)
 def test_it_equals_the_reference_bit_for_bit(case):
     for seed, (shape, steps) in enumerate(launches(case)):
         assert same(*both(case, shape, steps, seed)), (shape, steps)

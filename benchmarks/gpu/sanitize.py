@@ -16,14 +16,14 @@ import check_training
 import inside
 import torch
 
-EVERY = 4  # of the cases of the tests
+EACH = 4  # of so many cases one
 
 
 def membranes(device: str, many: int) -> Iterator[None]:
     import membrane_cases as cases
 
     kernel = inside.membrane if device == "cuda" else inside.membrane_reference
-    for case in [*cases.CASES, *cases.ALPHABETS][::EVERY][:many]:
+    for case in cases.EVERY[::EACH][:many]:
         for seed, (shape, steps) in enumerate(cases.launches(case)):
             cases.run(kernel, *cases.make(case, shape, steps, seed, device))
             yield
@@ -31,7 +31,7 @@ def membranes(device: str, many: int) -> Iterator[None]:
 
 def surrogates(device: str, many: int) -> Iterator[None]:
     chosen = itertools.product(check_training.neurons(), check_training.DTYPES)
-    for (steps, firing), dtype in list(chosen)[::EVERY][:many]:
+    for (steps, firing), dtype in list(chosen)[::EACH][:many]:
         current = torch.zeros(steps, *check_training.PIXELS, device=device, dtype=dtype).requires_grad_()
         spikes = inside.fire(current, **vars(firing))
         torch.autograd.grad(spikes, current, torch.ones_like(spikes))

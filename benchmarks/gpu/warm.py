@@ -36,7 +36,7 @@ def of_tests() -> Iterator[inside.Instance]:
         current, v, settings = cases.make(case, shape, steps)
         return inside.membrane_instance(current, v, **settings)
 
-    for case in [*cases.CASES, *cases.ALPHABETS]:
+    for case in cases.EVERY:
         for shape, steps in [*cases.launches(case), ((2, 24, 7, 9), 33)]:
             yield each(case, shape, steps)
     for case in cases.OTHERS:
