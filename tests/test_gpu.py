@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import images, randomized
-from membrane_cases import CASES, EVERY, FLOATS, Case, launches, make, run, same
+from membrane_cases import EVERY, FLOATS, Case, launches, make, run, same
 from torch import library as operators
 
 import s_resnet
@@ -218,7 +218,7 @@ def test_threads_may_come_first_at_the_same_time():
     """In a process of its own, where nothing is imported, compiled or loaded yet."""
     program = (
         "import sys, threading; sys.path.insert(0, 'tests')\n"
-        "import test_gpu; cases, found = test_gpu.CASES[:4] * 2, []\n"
+        "import test_gpu; cases, found = test_gpu.EVERY[:4] * 2, []\n"
         "def one(case): found.append(test_gpu.same(*test_gpu.both(case, (2, 8, 3, 5), 9)))\n"
         "threads = [threading.Thread(target=one, args=(case,)) for case in cases]\n"
         "[thread.start() for thread in threads]; [thread.join() for thread in threads]\n"
@@ -260,21 +260,26 @@ def test_a_network_fires_as_on_the_cpu(name, precision):
     assert got.outputs.shape == want.outputs.shape and got.outputs.device.type == "cuda"
 
 
-@pytest.mark.parametrize(("name", "precision"), [("dyadic", "exact"), ("s-resnet", "fast"), ("int8", "exact")])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("dyadic", "exact"), ("s-resnet", "fast"), ("int8", "exact"), ("calibrated", "exact")]
+)
 def test_a_replayed_graph_gives_what_the_eager_run_does(name, precision, monkeypatch):
     replays = []
     replay = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(1) or replay(graph))
-    snn, x = converted(name)[0].to("cuda"), images(8, 16).cuda()
+    snn, batches = converted(name)[0].to("cuda"), [images(8, 16, seed=seed).cuda() for seed in (1, 2)]
+    chunk, eager = None if snn.windowed else 4, []
     with torch.no_grad():
-        replayed = list(snn.stream(x, 30, 4, precision=precision))
-        count = len(replays)
-        eager = list(snn.stream(x, 30, 4, precision=precision, observe=lambda name, value: None))
-    assert count and len(replays) == count
-    for a, b in zip(replayed, eager, strict=True):
-        assert torch.equal(a.outputs, b.outputs) and all(torch.equal(a.spikes[k], b.spikes[k]) for k in b.spikes)
-        for layer, kept in b.state.memory.items():  # of earlier chunks too: a replay does not write over them
-            assert all(map(torch.equal, a.state.memory[layer], kept)), layer
+        for x in batches:  # who watches sees every chunk, and no graph is replayed
+            chunks = list(snn.stream(x, STEPS, chunk, precision=precision, observe=lambda name, value: None))
+            eager.append((chunks[-1].outputs[-1], chunks[-1].state.memory))
+    assert not replays
+    runs = [s_resnet.simulate(snn, batches[i % 2], STEPS, chunk, precision=precision) for i in range(4)]
+    assert replays or snn.windowed
+    for got, (outputs, memory) in zip(runs, 2 * eager, strict=True):
+        assert torch.equal(got.outputs[-1], outputs)  # of the first run too: no later replay writes over its results
+        for layer, kept in memory.items():
+            assert all(map(torch.equal, got.state.memory[layer], kept)), layer
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])

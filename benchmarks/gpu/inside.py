@@ -23,7 +23,7 @@ from s_resnet.ops import Conv2d
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
 __all__ = ["Conv2d", "Firing", "ahead", "fire", "fire_reference", "normalize_and_fire"]
-PRECISIONS, SURROGATES = engine.PRECISIONS, surrogate.SURROGATES
+PRECISIONS, SURROGATES = ("exact", "fast"), surrogate.SURROGATES
 Instance = tuple[str, str]  # the file of a kernel, and one of its template instances
 
 # The membrane kernel and its specification: tensors in, tensors out.
@@ -61,7 +61,7 @@ def counted_graphs() -> Iterator[dict[str, int]]:
         yield counts
 
 
-def without_graphs(snn: s_resnet.Graph, images: Tensor, steps: int, chunk: int, precision: str) -> list[Any]:
+def without_graphs(snn: s_resnet.Graph, images: Tensor, steps: int, chunk: int | None, precision: str) -> list[Any]:
     """The chunks of a simulation that is watched, and so records no CUDA graph."""
     return list(snn.stream(images, steps, chunk, precision=precision, observe=lambda name, value: None))
 

@@ -11,11 +11,11 @@ corrections (zeros: the cost does not depend on them), to be compared with `s-re
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import inside
 import torch
 from timing import NEEDS, Timing, asked, network
 from torch import Tensor
@@ -101,15 +101,13 @@ def measure(timing: Timing, name: str, snn: s_resnet.Graph, images: Tensor, step
     def call() -> None:
         s_resnet.simulate(snn, images, steps, precision=way.precision)
 
-    begin = time.perf_counter()
-    call()
-    timing.finish()
-    first = time.perf_counter() - begin
+    with inside.counted_graphs() as counts:  # the first run prepares, the second may record a graph
+        first = [round(timing.wall(call, repeats=1), 3) for _ in range(3)]
     if timing.gpu:
         torch.cuda.reset_peak_memory_stats()
     each = 1e6 / steps / len(images)
     line: dict[str, Any] = {"way": name, "recipe": way.recipe, "precision": way.precision, "batch": len(images)}
-    line |= {"size": images.shape[-1], "steps": steps, "first_s": round(first, 2)}
+    line |= {"size": images.shape[-1], "steps": steps, "first_runs_s": first, "graphs": counts}
     line["us_per_step_per_image"] = round(each * timing.wall(call), 2)
     if not timing.gpu:
         line["shares"] = NEEDS

@@ -63,7 +63,7 @@ class Timing:
         return statistics.median(self.milliseconds(call, repeats=repeats, warm=warm)[0])
 
     def wall(self, call: Callable[[], object], repeats: int = 3) -> float:
-        """Seconds by the clock until the device has done it, the median; the call has been warmed."""
+        """Seconds by the clock until the device has done it, the median; warmed by the caller."""
         times = []
         for _ in range(1 if self.quick else repeats):
             self.finish()
