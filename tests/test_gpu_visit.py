@@ -102,8 +102,8 @@ def test_what_a_gpu_would_launch_is_recorded(folder):
         if precision == "exact":
             want = given.reference["networks"]["dyadic"]["spikes"]
             assert all(torch.equal(spikes[name], want[name]) for name in want)
-    assert any("f16" in name for _, name in found["fast"])
-    assert not any("f16" in name for _, name in found["exact"])
+    assert any("::f16" in name for _, name in found["fast"])
+    assert not any("::f16" in name for _, name in found["exact"])
 
 
 def test_the_instances_of_the_tests_are_those_of_every_width():
