@@ -76,7 +76,7 @@ def _currents(
 @triton.jit
 def _convolve_and_fire(
     x, weight, low, v, out, branch, scale, bias, threshold, counts,
-    S, B, H, W, OH, OW, C: tl.constexpr, N: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    S: tl.constexpr, B, H, W, OH, OW, C: tl.constexpr, N: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE: tl.constexpr, PAD: tl.constexpr, BRANCH: tl.constexpr, SPLIT: tl.constexpr, COUNT: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
