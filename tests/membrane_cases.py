@@ -114,6 +114,12 @@ OTHERS = (
     *(Case(), Case(constant=True), Case(torch.float16), Case(levels=3, signed=True)),
     Case(torch.bfloat16, torch.uint8, torch.int32, decay=0.5, reset="zero"),
     Case(torch.float16, torch.int8, torch.float16, last=False, levels=2, signed=True),
+    Case(torch.float16, torch.int8, bias="rows", schedule="lagged", signed=True, results="in place"),
+    *(
+        Case(torch.float16, torch.float16, torch.float16, bias="rows", last=last, schedule=schedule)
+        for last in (True, False)
+        for schedule in ("lagged", "phased")
+    ),
 )
 
 
