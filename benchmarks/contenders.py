@@ -41,6 +41,7 @@ class Setting:
     layout: str  # of the peers and the ANN: "contiguous" as they come, or "channels_last"
     fixtures: Path | None
     work: Path
+    tf32: bool = False  # whether a GPU multiplies float32 in TF32
 
     @cached_property
     def model(self) -> nn.Module:
@@ -131,31 +132,36 @@ class Runner:
     notes: dict[str, object] = field(default_factory=dict)
 
 
-def floor(setting: Setting) -> Runner:
+def floor(dtype: torch.dtype = torch.float32) -> Callable[[Setting], Runner]:
     """The convolutions alone; see `speed.py`."""
-    snn = setting.snn
-    after = s_resnet.simulate(snn, setting.images, WARM, state=setting.begun.state)
-    rates = setting.rates(after.spikes)
-    layers, spikes, neurons = [], 0.0, 0
-    for node in snn.nodes:
-        if not isinstance(node.op, Conv2d) or node.name in snn.static:
-            continue
-        source = node.inputs[0]
-        while source not in rates:  # pooled or cut spikes
-            source = snn[source].inputs[0]
-        x = torch.empty(setting.batch, *setting.shapes[node.inputs[0]], device=setting.device)
-        x = x.bernoulli_(rates[source]).contiguous(memory_format=torch.channels_last)
-        spikes, neurons = spikes + float(x.sum()), neurons + x.numel()
-        op = node.op
-        weight = (op.weight * op.gain).contiguous(memory_format=torch.channels_last)
-        layers.append((x, weight, op.bias, op.stride, op.padding, op.dilation, op.groups))
 
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            for layer in layers:
-                F.conv2d(*layer)
+    def build(setting: Setting) -> Runner:
+        snn = setting.snn
+        after = s_resnet.simulate(snn, setting.images, WARM, state=setting.begun.state)
+        rates = setting.rates(after.spikes)
+        layers, spikes, neurons = [], 0.0, 0
+        for node in snn.nodes:
+            if not isinstance(node.op, Conv2d) or node.name in snn.static:
+                continue
+            source = node.inputs[0]
+            while source not in rates:  # pooled or cut spikes
+                source = snn[source].inputs[0]
+            x = torch.empty(setting.batch, *setting.shapes[node.inputs[0]], device=setting.device)
+            x = x.bernoulli_(rates[source]).to(dtype, memory_format=torch.channels_last)
+            spikes, neurons = spikes + float(x.sum(dtype=torch.float64)), neurons + x.numel()
+            op = node.op
+            weight = (op.weight * op.gain).to(dtype, memory_format=torch.channels_last)
+            bias = None if op.bias is None else op.bias.to(dtype)
+            layers.append((x, weight, bias, op.stride, op.padding, op.dilation, op.groups))
 
-    return Runner(run, rate=spikes / neurons)
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                for layer in layers:
+                    F.conv2d(*layer)
+
+        return Runner(run, rate=spikes / neurons)
+
+    return build
 
 
 def ann(setting: Setting) -> Runner:
@@ -225,22 +231,21 @@ def by_hand(make: Callable[[s_resnet.Graph], peers.Copy]) -> Callable[[Setting],
     return build
 
 
-def spikingjelly(compiled: bool = False, backend: str | None = None) -> Callable[[Setting], Runner]:
-    """SpikingJelly's conversion: a step at a time, or with a backend as many at once as fit."""
+def spikingjelly(compiled: bool = False, multistep: bool = False, half: bool = False) -> Callable[[Setting], Runner]:
+    """SpikingJelly's conversion: a step at a time, or in multi-step mode as many at once as fit."""
 
     def build(setting: Setting) -> Runner:
         images, calibration = setting.peer_images, setting.calibration or [setting.images.cpu()]
         net = peers.spikingjelly_network(setting.model, calibration, images)
         neurons = peers.spikingjelly_neurons(net)
         many = images[None]
-        if backend:
-            peers.spikingjelly_multistep(net, backend)
-            many = images.expand(peers.largest_that_fits(net, images), *images.shape)
+        if multistep:
+            many = peers.spikingjelly_multistep(net, images, half)
         quick = torch.compile(net) if compiled else net
 
         def run(steps: int, call: nn.Module = quick) -> Tensor:
             total = torch.zeros((), device=setting.device)
-            if backend:
+            if multistep:
                 for done in range(0, steps, len(many)):
                     total = total + call(many[: steps - done]).sum(0)
                 return total
@@ -258,7 +263,7 @@ def spikingjelly(compiled: bool = False, backend: str | None = None) -> Callable
                 neuron.v = v.clone()
 
         notes: dict[str, object] = {"top1_as_ann_at_64": same_top1(answer, setting.model(images))}
-        if backend:
+        if multistep:
             notes["steps_at_once"] = len(many)
         return Runner(run, rewind, counts["spikes"] / counts["outputs"], notes)
 
@@ -267,32 +272,59 @@ def spikingjelly(compiled: bool = False, backend: str | None = None) -> Callable
 
 @dataclass(frozen=True)
 class Contender:
-    """How it is built, and what has to be there: packages by name, or "cuda"."""
+    """How it is built, what has to be there, and how it multiplies.
+
+    needs: packages by name, "cuda" or "cpu".
+    on_cpu, on_cuda: its arithmetic there; None is float32, which on a GPU is as the run says: exact or TF32.
+    """
 
     build: Callable[[Setting], Runner]
     needs: tuple[str, ...] = ()
+    on_cpu: str | None = None
+    on_cuda: str | None = None
 
-    def missing(self, device: str) -> str | None:
+    def arithmetic(self, device: str, tf32: bool) -> str:
+        """What it multiplies in; the same on a CPU whatever ``tf32``."""
+        if device == "cpu":
+            return self.on_cpu or "float32"
+        return self.on_cuda or float32(tf32)
+
+    def missing(self, device: str, tf32: bool = False) -> str | None:
         """Why it cannot run here, or None."""
         for need in self.needs:
-            if need == "cuda" and device != "cuda":
-                return "needs a CUDA device"
-            if need != "cuda" and importlib.util.find_spec(need) is None:
+            if need in ("cpu", "cuda"):
+                if need != device:
+                    return f"needs a {need.upper()} device"
+            elif importlib.util.find_spec(need) is None:
                 return f"{need} is not installed"
+        # Float32 is one arithmetic for all contenders of a run; who chooses another has no place in it.
+        if device == "cuda" and self.on_cuda in ("float32", "TF32") and self.on_cuda != float32(tf32):
+            return f"always multiplies in {self.on_cuda}, this run in {float32(tf32)}: " + (
+                "leave --tf32 out" if tf32 else "add --tf32"
+            )
         return None
 
 
+def float32(tf32: bool) -> str:
+    """The arithmetic of float32 numbers on a GPU, in words."""
+    return "TF32" if tf32 else "float32"
+
+
+PEER = ("spikingjelly",)
 CONTENDERS = {
-    "floor": Contender(floor),
+    "floor": Contender(floor()),
+    "floor float16": Contender(floor(torch.float16), ("cuda",), on_cuda="float16"),
     "ann": Contender(ann),
-    "ours exact": Contender(ours()),
-    "ours fast": Contender(ours(precision="fast")),
-    "ours int8": Contender(ours(convert={"weights": "int8"})),
-    "ours exact without compiler": Contender(ours(compiler=False)),
-    "spikingjelly eager": Contender(spikingjelly(), ("spikingjelly",)),
-    "spikingjelly compiled": Contender(spikingjelly(compiled=True), ("spikingjelly",)),
-    "spikingjelly triton": Contender(spikingjelly(backend="triton"), ("spikingjelly", "triton", "cuda")),
-    "spikingjelly cupy": Contender(spikingjelly(backend="cupy"), ("spikingjelly", "cupy", "cuda")),
+    "ours exact": Contender(ours(), on_cuda="float32"),
+    "ours fast": Contender(ours(precision="fast"), on_cpu="16 bits", on_cuda="float16"),
+    "ours int8": Contender(ours(convert={"weights": "int8"}), on_cpu="int8", on_cuda="TF32"),
+    "ours exact without compiler": Contender(ours(compiler=False), ("cpu",)),
+    "spikingjelly eager": Contender(spikingjelly(), PEER),
+    "spikingjelly compiled": Contender(spikingjelly(compiled=True), PEER),
+    "spikingjelly multi-step": Contender(spikingjelly(multistep=True), PEER),
+    "spikingjelly multi-step float16": Contender(
+        spikingjelly(multistep=True, half=True), (*PEER, "triton", "cuda"), on_cuda="float16"
+    ),
     "snntorch": Contender(by_hand(peers.snntorch_copy), ("snntorch",)),
     "norse": Contender(by_hand(peers.norse_copy), ("norse",)),
 }

@@ -16,8 +16,10 @@ All three compute the stem at every step, as their users' loops do.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from s_resnet import ops
 from s_resnet.neuron import Neuron, Readout
 
 LEAK = 2.0**-20  # of Norse's neuron, per step
+AT_ONCE = 32  # steps that a multi-step network takes on a CPU
 Fire = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
@@ -153,6 +156,7 @@ def spikingjelly_network(model: nn.Module, batches: Iterable[Tensor], images: Te
     """The model as SpikingJelly converts it; one that calls F.relu, which it passes over, as a copy with nn.ReLU."""
     from spikingjelly.activation_based import ann2snn
 
+    implementations()
     if any(isinstance(module, nn.ReLU) for module in model.modules()):
         model = copy.deepcopy(model)
     else:
@@ -168,24 +172,46 @@ def spikingjelly_neurons(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, IFNode)]
 
 
-def spikingjelly_multistep(network: nn.Module, backend: str) -> None:
-    """Let it take [T, B, C, H, W] at once, its neurons on a backend of SpikingJelly's."""
+def spikingjelly_multistep(network: nn.Module, images: Tensor, half: bool) -> Tensor:
+    """Let it take many steps at once, and give the images so often, ``[T, B, C, H, W]``.
+
+    On a GPU its Triton kernels choose themselves. half: in float16 and channels_last, which is its fastest way there.
+    Of half input they are chosen only where the membranes are asked for in float32, by an attribute of its neurons.
+    """
     from spikingjelly.activation_based import functional
-    from spikingjelly.activation_based.neuron import IFNode
 
     functional.set_step_mode(network, "m")
-    functional.set_backend(network, backend, instance=IFNode)
+    if half:
+        network.half().to(memory_format=torch.channels_last)
+        images = images.to(torch.float16, memory_format=torch.channels_last)
+        for neuron in spikingjelly_neurons(network):
+            neuron._neuron_precision = (torch.float32, "fp32", "fp32")  # type: ignore[assignment]
+    steps = largest_that_fits(network, images) if images.is_cuda else AT_ONCE
+    return repeated(images, steps)
 
 
-def largest_that_fits(network: nn.Module, images: Tensor, most: int = 256) -> int:
-    """The largest power of two of steps that a multi-step network can take at once on this GPU."""
+def repeated(images: Tensor, steps: int) -> Tensor:
+    """``[B, C, H, W]`` as ``[steps, B, C, H, W]``, each step laid out as the images are."""
+    return images.repeat(steps, 1, 1, 1).to(memory_format=layout(images)).unflatten(0, (steps, len(images)))
+
+
+def layout(images: Tensor) -> torch.memory_format:
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def largest_that_fits(network: nn.Module, images: Tensor, most: int = 1024) -> int:
+    """The largest power of two of steps that a multi-step network can take at once on this GPU.
+
+    most: images times steps, which keep a GPU busy; all contenders share its memory.
+    """
     from spikingjelly.activation_based import functional
 
-    steps = most
+    steps = 2 ** max(0, (most // len(images)).bit_length() - 1)
     while True:
         functional.reset_net(network)
         try:
-            network(images.expand(steps, *images.shape))
+            network(repeated(images, steps))
             break
         except torch.cuda.OutOfMemoryError:
             if steps == 1:
@@ -194,6 +220,21 @@ def largest_that_fits(network: nn.Module, images: Tensor, most: int = 256) -> in
         torch.cuda.empty_cache()
     functional.reset_net(network)
     return steps
+
+
+@cache
+def implementations() -> set[str]:
+    """Who computes SpikingJelly's neurons, as it tells its log once in a process; filled from the first call on."""
+    from loguru import logger
+
+    told: set[str] = set()
+
+    def note(message: str) -> None:
+        told.update(f"{name}: {who}" for name, who in re.findall(r"operator=(\S+).*? implementation=(\S+)", message))
+
+    logger.remove()  # or it would print them as well
+    logger.add(note, format="{message}")
+    return told
 
 
 @contextmanager

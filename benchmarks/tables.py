@@ -52,15 +52,21 @@ def conversion() -> str:
 
 
 def newest_speed(question: str) -> list[dict[str, Any]]:
-    """The newest line of `speed.py` for each network, size, batch, T, thread count, device and layout."""
+    """The newest line of `speed.py` for each network, size, batch, T, thread count, device, layout and arithmetic."""
     keys = ("network", "weights", "size", "batch", "steps", "threads", "device", "layout_of_others")
     found = [line for line in lines("speed") if line["question"] == question]
-    return list({str([line[key] for key in keys]): line for line in found}.values())
+    return list({str([line[key] for key in keys] + [arithmetic(line)]): line for line in found}.values())
+
+
+def arithmetic(line: dict[str, Any]) -> str:
+    """How a GPU multiplied float32 in this run."""
+    return str(line.get("float32", "float32"))
 
 
 def heading(line: dict[str, Any]) -> str:
     """What was run, where, for the first column of a table of contenders."""
-    where = f"{line['threads']} thread{'s' * (line['threads'] > 1)}" if line["device"] == "cpu" else line["device"]
+    threads = f"{line['threads']} thread{'s' * (line['threads'] > 1)}"
+    where = threads if line["device"] == "cpu" else f"{line['device']}, {arithmetic(line)}"
     return (
         f"{line['network']}{' (random)' * (line['weights'] == 'random')}, {line['size']} px, {line['batch']}, {where}"
     )
@@ -100,6 +106,22 @@ def peer_memory() -> str:
         for name, got in line["contenders"].items():
             cells = [f"{steps['peak_bytes'] / 2**20:.0f} MiB" for steps in got["steps"].values()]
             rows.append(f"| {heading(line)} | {name} | {' | '.join(cells)} | {got['last_over_first']} |")
+    return "\n".join(rows) if len(rows) > 2 else "Not measured."
+
+
+def gpu() -> str:
+    """A simulated step of ResNet-50 on a GPU, the newest line of each device and way to run it."""
+    found = [line for line in lines("gpu_timings") if line["question"] == "share" and not line["dry_run"]]
+    rows = [
+        "| device | recipe | precision | batch | T | microseconds per step and image | of them busy | "
+        "outside convolutions | peak memory, GB |",
+        "|---" * 9 + "|",
+    ]
+    for line in {(line["device"], line["way"]): line for line in found if "failed" not in line}.values():
+        figures = [line[name] for name in ("us_per_step_per_image", "busy_us_per_step_per_image")]
+        shares = f"{100 * line['share_outside_convolutions']:.0f} %"
+        settings = [line[name] for name in ("device", "recipe", "precision", "batch", "steps")]
+        rows.append(f"| {' | '.join(map(str, [*settings, *figures, shares, line['peak_GB']]))} |")
     return "\n".join(rows) if len(rows) > 2 else "Not measured."
 
 
@@ -260,6 +282,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
     "speed": speed,
     "peer-memory": peer_memory,
+    "gpu": gpu,
     "latency": latency,
     "peers-latency": peers_latency,
     "ablation": ablation,

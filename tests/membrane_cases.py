@@ -107,6 +107,29 @@ def _waiting(count, seed=7):
 CASES = _some(36)
 ALPHABETS = _alphabets(24)
 SCHEDULED = _waiting(24)
+EVERY = (*CASES, *ALPHABETS, *SCHEDULED)
+# What single tests of a GPU run beside them.
+OTHERS = (
+    *(Case(dtype, dtype, dtype, last=last) for dtype in FLOATS for last in (True, False)),
+    *(Case(), Case(constant=True), Case(torch.float16), Case(levels=3, signed=True)),
+    Case(torch.bfloat16, torch.uint8, torch.int32, decay=0.5, reset="zero"),
+    Case(torch.float16, torch.int8, torch.float16, last=False, levels=2, signed=True),
+    Case(torch.float16, torch.int8, bias="rows", schedule="lagged", signed=True, results="in place"),
+    *(
+        Case(torch.float16, torch.float16, torch.float16, bias="rows", last=last, schedule=schedule)
+        for last in (True, False)
+        for schedule in ("lagged", "phased")
+    ),
+)
+
+
+def launches(case):
+    """Shapes and steps for a case: every shape, and steps so that each pair comes up over the cases.
+
+    An instance is compiled for each width and for one step or more; all pairs for all cases would be twice as many.
+    """
+    first = EVERY.index(case)
+    return [(shape, STEPS[(first + index) % len(STEPS)]) for index, shape in enumerate(SHAPES)]
 
 
 def make(case, shape, steps, seed=0, device="cpu", dyadic=True):

@@ -1,0 +1,122 @@
+"""Where the checks and timings of a GPU reach below what `s_resnet` exports: kernels, their plans, and CUDA graphs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import s_resnet
+from s_resnet import engine, kernels
+from s_resnet.device import ahead
+from s_resnet.kernels import cuda, native, norm_fire, nvrtc, reference, surrogate, surrogate_cuda
+from s_resnet.kernels.norm_fire import normalize_and_fire
+from s_resnet.kernels.surrogate import Firing, fire, fire_reference
+from s_resnet.ops import Conv2d
+
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+
+__all__ = ["Conv2d", "Firing", "ahead", "fire", "fire_reference", "normalize_and_fire"]
+PRECISIONS, SURROGATES = ("exact", "fast"), surrogate.SURROGATES
+Instance = tuple[str, str]  # the file of a kernel, and one of its template instances
+
+# The membrane kernel and its specification: tensors in, tensors out.
+membrane, membrane_reference = cuda.integrate_and_fire, reference.integrate_and_fire
+
+
+def kernel(device: torch.device) -> str:
+    """The name of the membrane kernel that runs on a device."""
+    return kernels.select(device)[0]
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why the CUDA kernels do not run on a device; None where they do."""
+    return cuda.unavailable(device)
+
+
+@contextmanager
+def counted_graphs() -> Iterator[dict[str, int]]:
+    """How many CUDA graphs are recorded and replayed."""
+    counts = {"recorded": 0, "replayed": 0}
+    record, replay = torch.cuda.graph.__enter__, torch.cuda.CUDAGraph.replay
+
+    def recorded(self: Any) -> Any:
+        counts["recorded"] += 1
+        return record(self)
+
+    def replayed(self: Any) -> None:
+        counts["replayed"] += 1
+        replay(self)
+
+    with (
+        mock.patch.object(torch.cuda.graph, "__enter__", recorded),
+        mock.patch.object(torch.cuda.CUDAGraph, "replay", replayed),
+    ):
+        yield counts
+
+
+def without_graphs(snn: s_resnet.Graph, images: Tensor, steps: int, chunk: int | None, precision: str) -> list[Any]:
+    """The chunks of a simulation that is watched, and so records no CUDA graph."""
+    return list(snn.stream(images, steps, chunk, precision=precision, observe=lambda name, value: None))
+
+
+# ---- instances ----
+
+
+@contextmanager
+def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
+    """On CPU tensors choose what a GPU would, and note which instances; the numbers are the reference's."""
+    fire_on_cpu = surrogate.run
+
+    def membrane_noted(current: Tensor, v: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+        if v.dtype != torch.float64:  # conversion, which a CPU does
+            found.add(membrane_instance(current, v, **settings))
+        return reference.integrate_and_fire(current, v, **settings)
+
+    def fire_noted(current: Tensor, grad: Tensor | None, firing: Firing, affine: Any = None) -> Tensor:
+        found.update(surrogate_instance(current, grad is not None, firing, affine))
+        return fire_on_cpu(current, grad, firing, affine)
+
+    def selected(device: torch.device, name: str | None = None) -> tuple[str, Any]:
+        return "cuda", membrane_noted
+
+    with (
+        mock.patch.object(native, "compiled", lambda: (None, "as on a GPU")),
+        mock.patch.object(kernels, "select", selected),
+        mock.patch.object(engine, "narrow_dtype", lambda device: torch.float16),
+        mock.patch.object(surrogate, "run", fire_noted),
+        mock.patch.object(norm_fire, "run", fire_noted),
+    ):
+        yield
+
+
+def membrane_instance(current: Tensor, v: Tensor, **settings: Any) -> Instance:
+    """What a launch with these CPU tensors would be of, on a GPU."""
+    import cuda_on_cpu
+
+    return "membrane.cu", cuda_on_cpu.prepare(current, v, **settings)[0].instance
+
+
+def surrogate_instance(current: Tensor, backward: bool, firing: Firing, affine: Any = None) -> Iterator[Instance]:
+    """What trained neurons would run of, on a GPU, in the type of the current and, for AMP, in bfloat16."""
+    for dtype in {current.dtype, torch.bfloat16} & surrogate_cuda.TYPES.keys():
+        given = current.to(dtype)
+        plan = surrogate_cuda.plan(given, given if backward else None, torch.empty_like(given), firing, affine)
+        yield surrogate_cuda.FILE, plan.instance
+
+
+def compile_instance(instance: Instance, arch: str) -> None:
+    """Compile for an architecture such as ``sm_90``, into the cache on the disk; no GPU is needed."""
+    file, name = instance
+    nvrtc.binary(name, arch, file)
+
+
+def compiler() -> str:
+    """What compiles, or why nothing does."""
+    return nvrtc.compiler()[1]

@@ -1,0 +1,258 @@
+"""What a visit to a GPU runs, as a dry run without one: no check fails, no timing breaks, and nothing is silent."""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import s_resnet
+
+ROOT = Path(__file__).resolve().parents[1]
+GPU = ROOT / "benchmarks" / "gpu"
+for folder in (GPU.parent, GPU):
+    sys.path.insert(0, str(folder))
+checking, checks, contenders, inside, networks, sanitize, share, speed, tables, warm = (
+    importlib.import_module(name)
+    for name in (
+        *("checking", "checks", "contenders", "inside", "networks", "sanitize", "share", "speed", "tables", "warm"),
+    )
+)
+SAID = {"device", "driver", "kernels", "python", "versions", "command"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Small networks of every recipe, and what the CPU says of them."""
+    made = tmp_path_factory.mktemp("networks")
+    networks.make(made, networks.made_up(8, 8, 16, 8), 8)
+    return made
+
+
+def check(folder, output, *options):
+    """The exit status of the checks on the CPU, and their lines by name."""
+    failed = checks.main(["--device", "cpu", "--networks", str(folder), "--output", str(output), *options])
+    return failed, {line["check"]: line for line in map(json.loads, output.read_text().splitlines())}
+
+
+# ---- is it right ----
+
+
+def test_every_check_passes_on_the_cpu_or_says_that_it_needs_a_gpu(folder, tmp_path):
+    failed, lines = check(folder, tmp_path / "lines.jsonl")
+    assert failed == 0
+    assert {line["check"]: line["told"] for line in lines.values() if line["state"] == "FAIL"} == {}
+    assert list(lines) == list(checking.CHECKS) and len(lines) >= 40
+    for name, line in lines.items():
+        assert line["state"] == ("needs a GPU" if checking.CHECKS[name].gpu else "PASS")
+        assert line.keys() >= SAID and line["device"] == "cpu" and line["versions"]["torch"] == torch.__version__
+    assert {line["group"] for line in lines.values()} == set(checks.GROUPS)
+    for name in s_resnet.RECIPES:
+        assert {f"{name} exact as on the CPU", f"{name} fast as on the CPU"} <= lines.keys()
+
+
+def test_a_wrong_answer_fails_and_the_rest_goes_on(folder, tmp_path, monkeypatch):
+    changed = tmp_path / "networks"
+    changed.mkdir()
+    for name in ("s-resnet", "int8", "dyadic"):
+        (changed / f"{name}.snn").symlink_to(folder / f"{name}.snn")
+    reference = torch.load(folder / "reference.pt", weights_only=True)
+    for spikes in reference["networks"]["int8"]["spikes"].values():
+        spikes[0] += 1  # one spike in one image of each layer
+    torch.save(reference, changed / "reference.pt")
+
+    def broken(given):
+        raise RuntimeError("no such kernel\nand more")
+
+    name = "two runs give the same"
+    monkeypatch.setitem(checking.CHECKS, name, dataclasses.replace(checking.CHECKS[name], run=broken))
+    asked = ["int8 exact as on the CPU, bit for bit", name, "s-resnet exact as on the CPU"]
+    failed, lines = check(changed, tmp_path / "lines.jsonl", "--only", ";".join(asked))
+    assert failed == 1 and list(lines) == asked
+    assert [line["state"] for line in lines.values()] == ["FAIL", "FAIL", "PASS"]
+    assert "spikes_apart" in lines[asked[0]]["told"]
+    assert re.match(r"RuntimeError: no such kernel at .*test_gpu_visit\.py:\d+", lines[name]["told"])
+    with pytest.raises(SystemExit, match="no such check"):
+        check(changed, tmp_path / "lines.jsonl", "--only", "no such check")
+
+
+def test_a_device_that_broke_leaves_the_rest_to_another_process(folder, tmp_path, monkeypatch):
+    given = networks.Networks(folder, torch.device("cpu"))
+    monkeypatch.setattr(checking, "broken", lambda device: True)
+    monkeypatch.setattr(checking, "answer", lambda one, given: {"state": "FAIL", "told": "illegal access"})
+    names = list(checking.CHECKS)[:3]
+    assert checking.run(names, given, tmp_path / "lines.jsonl") == (1, names[1:])
+
+
+def test_what_a_gpu_would_launch_is_recorded(folder):
+    """Instances follow the precision, and a network as on a GPU fires as on the CPU."""
+    given, found = networks.Networks(folder, torch.device("cpu")), {}
+    for precision in inside.PRECISIONS:
+        found[precision] = set()
+        with inside.as_on_a_gpu(found[precision]):
+            got = s_resnet.simulate(given.load("dyadic"), given.images, 8, precision=precision)
+        assert found[precision] and all(file == "membrane.cu" for file, _ in found[precision])
+        spikes = {name: counts[-1] for name, counts in got.spikes.items()}
+        if precision == "exact":
+            want = given.reference["networks"]["dyadic"]["spikes"]
+            assert all(torch.equal(spikes[name], want[name]) for name in want)
+    assert any("::f16" in name for _, name in found["fast"])
+    assert not any("::f16" in name for _, name in found["exact"])
+
+
+def test_the_instances_of_the_tests_are_those_of_every_width():
+    found = {name for file, name in warm.of_tests() if file == "membrane.cu"}
+    assert {re.search(r"(?:float|int), (\d)", name)[1] for name in found} == {"1", "4", "8"}
+    assert len(found) >= 250 and any(file == "surrogate.cu" for file, _ in warm.of_checks())
+
+
+def test_the_sanitizers_launches_run(capsys):
+    sanitize.main(["--device", "cpu", "--quick"])
+    assert re.match(r"[1-9]\d* layers of membranes, [1-9]\d* of trained neurons", capsys.readouterr().out)
+
+
+# ---- how fast is it ----
+
+
+@pytest.mark.parametrize("name", ["ceilings", "membrane", "share", "convolutions", "overheads"])
+def test_a_timing_runs_dry(name, folder, tmp_path):
+    output = tmp_path / "lines.jsonl"
+    options = ["--device", "cpu", "--quick", "--output", str(output)]
+    importlib.import_module(name).main(options + ["--networks", str(folder)] * (name == "overheads"))
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert lines and all(line["question"] == name and line["dry_run"] and line.keys() >= SAID for line in lines)
+    if name == "share":
+        assert [line["way"] for line in lines] == list(share.WAYS)
+        assert all(line["shares"] == "needs a GPU" for line in lines)
+    if name == "ceilings":
+        assert lines[0]["int8"] == "needs a GPU" and lines[0]["copy"] > 0
+
+
+def test_the_fused_prototype_is_exact_in_int8(tmp_path):
+    """In Triton's interpreter, in a process of its own."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    output = tmp_path / "lines.jsonl"
+    command = [sys.executable, str(GPU / "fused.py"), "--device", "cpu", "--quick", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, output.read_text().splitlines())
+    assert line["int8_is_exact"] and not line["failed"]
+    assert line["us_per_step"].keys() == {"two kernels, float16", "int8", "float16", "two parts"}
+
+
+def test_kernels_are_told_apart_by_name():
+    times = {
+        "void cudnn::ops::nchwToNhwcKernel<__half, __half, float, false, true>": 1.0,
+        "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x128x64": 4.0,
+        "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_f16_s16816fprop>": 2.0,
+        "void sresnet::membrane<sresnet::f16, sresnet::f32, sresnet::f16, float, 8>": 2.0,
+        "void at::native::vectorized_elementwise_kernel<4, convert_to_float>": 1.0,
+    }
+    found = share.shares(times)
+    assert found == {"membrane": 0.2, "rearranged for convolutions": 0.1, "convolutions": 0.6, "others": 0.1}
+    assert share.outside(found) == 0.3
+
+
+def test_the_table_has_the_newest_line_of_each_way(monkeypatch):
+    line = {"question": "share", "dry_run": False, "device": "A", "way": "fast", "recipe": "s-resnet", "batch": 64}
+    line |= {"precision": "fast", "steps": 64, "us_per_step_per_image": 50.0, "busy_us_per_step_per_image": 45.0}
+    line |= {"share_outside_convolutions": 0.512, "peak_GB": 10.5}
+    found = [line, {**line, "us_per_step_per_image": 40.0}, {**line, "dry_run": True}, {**line, "question": "fused"}]
+    monkeypatch.setattr(tables, "lines", lambda name: found if name == "gpu_timings" else [])
+    assert tables.gpu().splitlines()[2:] == ["| A | s-resnet | fast | 64 | 64 | 40.0 | 45.0 | 51 % | 10.5 |"]
+    monkeypatch.setattr(tables, "lines", lambda name: found[2:])
+    assert tables.gpu() == "Not measured."
+
+
+# ---- beside others ----
+
+
+def test_float32_is_one_arithmetic_for_all_contenders_of_a_run(monkeypatch):
+    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: object())
+    ran = {
+        (device, tf32): {
+            name: one.arithmetic(device, tf32)
+            for name, one in contenders.CONTENDERS.items()
+            if one.missing(device, tf32) is None
+        }
+        for device, tf32 in (("cpu", False), ("cuda", False), ("cuda", True))
+    }
+    exact, tf32 = ran["cuda", False], ran["cuda", True]
+    assert set(exact.values()) == {"float32", "float16"} and set(tf32.values()) == {"TF32", "float16"}
+    assert "ours exact" in exact.keys() - tf32.keys() and "ours int8" in tf32.keys() - exact.keys()
+    assert "ours exact without compiler" in ran["cpu", False].keys() - exact.keys()
+    assert {"floor float16", "spikingjelly multi-step float16"} <= exact.keys() - ran["cpu", False].keys()
+    assert contenders.CONTENDERS["ours exact"].missing("cuda", True).endswith("leave --tf32 out")
+    for tf32 in (False, True):
+        setting = contenders.Setting("resnet50", 64, 2, "cuda", "contiguous", None, Path("work"), tf32)
+        for name in ran["cuda", tf32]:
+            bound = speed.floor_of(setting, name)
+            arithmetics = {contenders.CONTENDERS[each].arithmetic("cuda", tf32) for each in (name, bound)}
+            assert len(arithmetics) == 1, (name, bound)
+
+
+def test_a_contender_that_fails_says_so_and_stops_no_other(monkeypatch, capsys):
+    steps = []
+    ours = contenders.Contender(lambda setting: contenders.Runner(steps.append))
+
+    def broken(setting):
+        raise RuntimeError("no kernel\nand a long story")
+
+    monkeypatch.setattr(speed, "CONTENDERS", {"a": contenders.Contender(broken), "b": ours})
+    setting = contenders.Setting("resnet50", 64, 2, "cpu", "contiguous", None, Path("work"))
+    runners, failed = speed.ready(setting, ["a", "b"], 64)
+    assert list(runners) == ["b"] and failed == {"a": "RuntimeError: no kernel"} and steps == [64]
+    assert "failed: RuntimeError: no kernel" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_spikingjelly_in_multi_step_mode_is_spikingjelly_step_by_step():
+    pytest.importorskip("spikingjelly", reason="spikingjelly is not installed")
+    peers = importlib.import_module("peers")
+    torch.manual_seed(0)
+    model, x = s_resnet.CifarResNet(8).eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        single, many, half = (peers.spikingjelly_network(model, [x], x) for _ in range(3))
+        given = peers.spikingjelly_multistep(many, x, half=False)
+        assert given.shape == (peers.AT_ONCE, *x.shape)
+        torch.testing.assert_close(many(given).sum(0), sum(single(x) for _ in given))
+        given = peers.spikingjelly_multistep(half, x, half=True)
+    assert given.dtype == torch.float16 and given[0].is_contiguous(memory_format=torch.channels_last)
+    for neuron in peers.spikingjelly_neurons(half):
+        assert neuron._neuron_precision == (torch.float32, "fp32", "fp32")
+
+
+# ---- the scripts ----
+
+
+def test_a_part_has_its_limit_and_stops_nothing(tmp_path):
+    script = (
+        '. benchmarks/gpu/machine.sh; part 9 false; part 1 sleep 5; part 9 echo "still here"; BUDGET=0; part 9 echo no'
+    )
+    settings = {"PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "SITE": str(tmp_path / "site"), "BUDGET": "60"}
+    command = ["bash", "-c", script, "benchmarks/gpu/right.sh"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **settings}, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    told = [re.sub(r" after .*", "", line) for line in done.stdout.splitlines()]
+    assert told == [
+        *("== false", "-- exit 1", "== sleep 5", "-- stopped at its limit", "-- exit 124"),
+        *("== echo still here", "still here", "-- exit 0", "== echo no", "-- left out: the time is used up"),
+    ]
+
+
+@pytest.mark.parametrize("script", sorted(GPU.glob("*.sh")), ids=lambda path: path.name)
+def test_a_script_names_files_that_are_there(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text()
+    for name in re.findall(r"(?:benchmarks|tests)/[\w/]+\.(?:py|sh)", text):
+        assert (ROOT / name).is_file(), name
+    for names in re.findall(r'--only "(.*?)"', text):
+        assert set(names.split(",")) <= contenders.CONTENDERS.keys()
