@@ -17,9 +17,6 @@ from s_resnet import Neuron, kernels
 from s_resnet.kernels import cuda
 from s_resnet.kernels.cpu import empty_steps
 
-pytestmark = pytest.mark.skipif(
-    torch.__version__ < "2.7" and not torch.cuda.is_available(), reason="torch 2.6 has no such tensors without a GPU"
-)
 PRECISIONS = ("exact", "fast")
 
 

@@ -61,7 +61,6 @@ def test_nothing_is_said_where_the_reference_was_asked_for_or_is_not_slower(with
     assert not fallback._warned
 
 
-@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 has no such tensors without a GPU")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_double_precision_is_the_references_own(dtype, without_kernel):
     """No kernel would run it, so that nothing is missing."""
