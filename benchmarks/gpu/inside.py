@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -72,7 +73,12 @@ def without_graphs(snn: s_resnet.Graph, images: Tensor, steps: int, chunk: int |
 @contextmanager
 def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
     """On CPU tensors choose what a GPU would, and note which instances; the numbers are the reference's."""
-    fire_on_cpu = surrogate.run
+    fire_on_cpu, prepare_on_cpu = surrogate.run, engine.prepare
+
+    def prepared(*given: Any) -> engine.Plan:
+        plan = prepare_on_cpu(*given)
+        single = plan.dtype == torch.float32 and not plan.integer
+        return replace(plan, two_part=single and plan.precision == "exact")
 
     def membrane_noted(current: Tensor, v: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
         if v.dtype != torch.float64:  # conversion, which a CPU does
@@ -89,7 +95,8 @@ def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
     with (
         mock.patch.object(native, "compiled", lambda: (None, "as on a GPU")),
         mock.patch.object(kernels, "select", selected),
-        mock.patch.object(engine, "narrow_dtype", lambda device: torch.float16),
+        mock.patch.object(engine, "prepare", prepared),
+        mock.patch("s_resnet.engine.plan.narrow_dtype", lambda device: torch.float16),
         mock.patch.object(surrogate, "run", fire_noted),
         mock.patch.object(norm_fire, "run", fire_noted),
     ):
