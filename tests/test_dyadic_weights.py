@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 from conftest import images, load_program, randomized
 from sresnet_cli.__main__ import sresnet
+from test_engine import by_steps
 from test_fitting import model
 
 from s_resnet import (
@@ -27,6 +28,7 @@ from s_resnet import (
 )
 from s_resnet.ops import Conv2d, Scale
 from s_resnet.passes import dyadic_weights
+from s_resnet.simulate import encoder
 
 T = 12
 
@@ -157,6 +159,24 @@ def test_the_source_stays_and_the_answer_hardly_changes(given):
     torch.testing.assert_close(rounded.run(x), snn.run(x), rtol=1e-3, atol=1e-3)
     apart = (rounded(x, 256) - snn(x, 256)).abs().max() / snn.run(x).abs().max()
     assert float(apart) < 0.1
+
+
+@pytest.mark.parametrize("coding", ["poisson", "events"])
+def test_inputs_that_change_at_every_step(given, coding):
+    """They count in steps of a 64th too; the loop of the engine's tests gets them rounded."""
+    x, converted = given
+    rounded = dyadic_weights(converted("s-resnet")[0], None)
+    frames = 2 * images(T * 4, 16, seed=8).view(T, 4, 3, 16, 16)
+    if coding == "poisson":
+        frames = encoder(x[:4], "poisson", 3, 0)(T)
+        found = [simulate(rounded, x[:4], T, chunk, coding="poisson", seed=3, at=range(1, T + 1)) for chunk in (T, 5)]
+    else:
+        found = [simulate(rounded, frames, T, chunk, at=range(1, T + 1)) for chunk in (T, 5)]
+    _, counts = by_steps(rounded, x[:4], T, (frames * 64).round().clamp(-512, 512))
+    for result in found:
+        for name, count in counts.items():
+            assert torch.equal(result.spikes[name], count.cumsum(0)), name
+            assert count.any(), f"{name} never fires: nothing was compared"
 
 
 def test_images_count_in_steps_of_a_64th_within_8(given):

@@ -393,6 +393,57 @@ def test_fast_by_events_does_not_depend_on_chunk_and_batch(monkeypatch, name):
         assert (other.outputs[-1] - whole.outputs[-1]).abs().max() <= 0.05 * whole.outputs[-1].std()
 
 
+# ---- alphabets in 16 bits ----
+
+SMALL = {"levels 3": {"levels": 3}, "signed": {"signed": True}, "both": {"levels": 4, "signed": True}}
+SMALL |= {"firing": {"firing": torch.tensor([1.0, 1.5, 2.0])}, "binary": {}}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_alphabet_of_whole_numbers_travels_in_16_bits(monkeypatch, name):
+    """Half precision has every sum of these networks: multiples of 1 / 32 below 64."""
+    monkeypatch.setattr("s_resnet.engine.plan.narrow_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(native, "compiled", lambda: (None, "as on a GPU"))
+    seen, dense = [], F.conv2d
+
+    def noted(x, weight, *rest):
+        seen.append((x.dtype, weight.dtype, float(x.max())))
+        return dense(x, weight, *rest)
+
+    neuron = Neuron(ONE, 0.5, **SMALL[name])
+    snn = chain(conv(3, 8, 8), neuron, conv(5, 8, 8), neuron, conv(7, 8, 8), neuron=neuron)
+    images = 3 * pictures(3)
+    exact = run(snn, images, chunk=4)
+    monkeypatch.setattr(F, "conv2d", noted)
+    fast = run(snn, images, chunk=4, precision="fast")
+    assert all(torch.equal(fast.spikes[n], count) and count.any() for n, count in exact.spikes.items())
+    assert torch.equal(fast.outputs, exact.outputs)
+    assert [kinds[:2] for kinds in seen] == [(torch.float32,) * 2] + [(torch.float16,) * 2] * 3 * 4
+    assert name == "binary" or name == "signed" or max(kinds[2] for kinds in seen[1:]) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "types"),
+    [
+        ({}, "float32 float16 bfloat16"),
+        ({"levels": 8, "signed": True}, "float32 float16 bfloat16"),
+        ({"firing": torch.arange(1, 258.0)}, "float32 float16"),
+        ({"firing": torch.arange(1, 2050.0)}, "float32"),
+        ({"differential": True}, ""),
+    ],
+    ids=["binary", "255", "257", "2049", "differential"],
+)
+def test_a_type_takes_an_alphabet_that_it_has_every_number_of(monkeypatch, settings, types):
+    snn = chain(conv(3, 8, 8), Neuron(ONE, 0.5, **settings), conv(5, 8, 8))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        monkeypatch.setattr("s_resnet.engine.plan.narrow_dtype", lambda device: dtype)  # noqa: B023
+        plan = replace(snn)._plan("fast")
+        assert ("m1" in plan.counted) == ("m2" in plan.spiking) == (str(dtype)[6:] in types.split()), dtype
+        numbers = torch.arange(Neuron(ONE, **settings).most + 1)
+        every = torch.equal(numbers.to(dtype).long(), numbers)
+        assert every == (str(dtype)[6:] in types.split()) or "differential" in settings
+
+
 @pytest.mark.parametrize("precision", ["double", "", None])
 def test_an_unknown_precision_is_refused(precision):
     with pytest.raises(InvalidData, match="precision"):

@@ -4,6 +4,7 @@ import copy
 import threading
 from dataclasses import dataclass, replace
 
+import every_recipe
 import pytest
 import torch
 from graphs_on_cpu import claimed, gpu  # noqa: F401
@@ -60,6 +61,21 @@ def test_networks_that_wait_and_their_corrections_of_each_step(gpu, name):  # no
         for layer, count in got.spikes.items():
             assert torch.equal(count[0], sum(part.spikes[layer].double().sum(0) for part in want))
     assert [one.replays for one in gpu.recordings] == [2]
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("name", every_recipe.NETWORKS)
+def test_every_recipe_and_trained_networks(gpu, name, precision):  # noqa: F811
+    """Nothing that they run is read back, and a replay is the run itself."""
+    snn = fresh(every_recipe.network(name))
+    for turn in range(3):
+        x = pictures(3, seed=turn) / 2
+        want = list(fresh(snn).stream(claimed(x), every_recipe.STEPS, precision=precision))
+        got = simulate(snn, claimed(x), every_recipe.STEPS, precision=precision)
+        assert torch.equal(got.outputs[0], want[-1].outputs[-1])
+        for layer, count in got.spikes.items():
+            assert torch.equal(count[0], sum(part.spikes[layer].double().sum(0) for part in want)), layer
+    assert [one.replays for one in gpu.recordings] == [2] and sum(count.sum() for count in got.spikes.values()) > 0
 
 
 def test_what_was_returned_stays_and_a_state_can_be_gone_on_from(gpu):  # noqa: F811
