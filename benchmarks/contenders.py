@@ -315,7 +315,7 @@ CONTENDERS = {
     "floor": Contender(floor()),
     "floor float16": Contender(floor(torch.float16), ("cuda",), on_cuda="float16"),
     "ann": Contender(ann),
-    "ours exact": Contender(ours(), on_cuda="float32"),
+    "ours exact": Contender(ours(), on_cuda="float32 as two in TF32"),
     "ours fast": Contender(ours(precision="fast"), on_cpu="16 bits", on_cuda="float16"),
     "ours int8": Contender(ours(convert={"weights": "int8"}), on_cpu="int8", on_cuda="TF32"),
     "ours exact without compiler": Contender(ours(compiler=False), ("cpu",)),

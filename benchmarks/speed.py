@@ -19,8 +19,9 @@ spikingjelly ...     SpikingJelly's own conversion: single-step eager, under tor
 snntorch, norse      their neurons in a hand-converted copy of our network; see `peers.py`.
 
 How each multiplies is in its line. On a GPU float32 is one arithmetic for all contenders of a run: exact, or with
---tf32 TF32, which is torch's default there; who always takes the other one is left out. A contender is compared with
-the floor of its own arithmetic; on a CPU, where there is one floor, with that.
+--tf32 TF32, which is torch's default there; who always takes the other one is left out. `ours exact` is float32 made
+of two convolutions in TF32, in both. A contender is compared with the floor of its own arithmetic, where there is one;
+on a CPU, where there is one floor, with that.
 
 The speed of an event-driven simulator depends on the firing rate. So the networks are trained ones (FIXTURES as in
 `conversion.py`), calibrated on training images, fed with test images; timing starts from the state after 32 steps, when
@@ -71,11 +72,13 @@ def spread(values: list[float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in digits.items()}
 
 
-def floor_of(setting: Setting, name: str) -> str:
-    """The floor that a contender is compared with."""
+def floor_of(setting: Setting, name: str) -> str | None:
+    """The floor that a contender is compared with; on a GPU none where there is none of its arithmetic."""
     if setting.device == "cpu":
         return "floor"
-    return "floor float16" if CONTENDERS[name].arithmetic(setting.device, setting.tf32) == "float16" else "floor"
+    own = CONTENDERS[name].arithmetic(setting.device, setting.tf32)
+    floors = {CONTENDERS[each].arithmetic(setting.device, setting.tf32): each for each in ("floor", "floor float16")}
+    return floors.get(own)
 
 
 def faster(own: list[float], other: list[float]) -> dict[str, float]:
@@ -112,7 +115,7 @@ def measure(setting: Setting, runners: dict[str, Runner], steps: int, repeats: i
         arithmetic, bound = CONTENDERS[name].arithmetic(setting.device, setting.tf32), floor_of(setting, name)
         line: dict[str, object] = {"ms_per_step_per_image": spread(own), "rate": runners[name].rate}
         line["arithmetic"] = arithmetic
-        if bound in times:
+        if bound is not None and bound in times:
             line["over_floor"] = spread([a / b for a, b in zip(own, times[bound], strict=True)])
             line["floor"] = bound
         if "spikingjelly eager" in times:
@@ -220,6 +223,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sresnet-benchmark")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where lines go; by default the project's results")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device: nothing is measured")
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
     torch.backends.cudnn.benchmark = True  # as our engine has it

@@ -184,17 +184,20 @@ def test_float32_is_one_arithmetic_for_all_contenders_of_a_run(monkeypatch):
         for device, tf32 in (("cpu", False), ("cuda", False), ("cuda", True))
     }
     exact, tf32 = ran["cuda", False], ran["cuda", True]
+    assert exact.pop("ours exact") == tf32.pop("ours exact") == "float32 as two in TF32"
     assert set(exact.values()) == {"float32", "float16"} and set(tf32.values()) == {"TF32", "float16"}
-    assert "ours exact" in exact.keys() - tf32.keys() and "ours int8" in tf32.keys() - exact.keys()
+    assert "ours int8" in tf32.keys() - exact.keys()
     assert "ours exact without compiler" in ran["cpu", False].keys() - exact.keys()
     assert {"floor float16", "spikingjelly multi-step float16"} <= exact.keys() - ran["cpu", False].keys()
-    assert contenders.CONTENDERS["ours exact"].missing("cuda", True).endswith("leave --tf32 out")
+    assert contenders.CONTENDERS["ours int8"].missing("cuda", False).endswith("add --tf32")
     for tf32 in (False, True):
         setting = contenders.Setting("resnet50", 64, 2, "cuda", "contiguous", None, Path("work"), tf32)
         for name in ran["cuda", tf32]:
             bound = speed.floor_of(setting, name)
+            assert bound in ("floor", "floor float16")
             arithmetics = {contenders.CONTENDERS[each].arithmetic("cuda", tf32) for each in (name, bound)}
             assert len(arithmetics) == 1, (name, bound)
+        assert speed.floor_of(setting, "ours exact") is None
 
 
 def test_a_contender_that_fails_says_so_and_stops_no_other(monkeypatch, capsys):

@@ -11,10 +11,10 @@ SPEED="benchmarks/speed.py resnet50 --size 224 --batch 64 --steps 64 --threads 8
     part 40 "$PYTHON" benchmarks/gpu/membrane.py $LINES
     part 80 "$PYTHON" benchmarks/gpu/share.py $LINES
     # In torch's own arithmetic, TF32, and in float16 ...
-    part 90 "$PYTHON" $SPEED --tf32 --only "floor,floor float16,ours fast,ours int8,spikingjelly eager,spikingjelly multi-step,spikingjelly multi-step float16"
+    part 90 "$PYTHON" $SPEED --tf32 --only "floor,floor float16,ours exact,ours fast,ours int8,spikingjelly eager,spikingjelly multi-step,spikingjelly multi-step float16"
     part 60 "$PYTHON" benchmarks/gpu/fused.py $LINES
     part 50 "$PYTHON" benchmarks/gpu/convolutions.py $LINES
     part 30 "$PYTHON" benchmarks/gpu/overheads.py --networks .visit/networks $LINES
-    # ... and in float32, as our default has it.
+    # ... and in float32, which our default rounds like.
     part 60 "$PYTHON" $SPEED --only "floor,ours exact,spikingjelly multi-step"
 } 2>&1 | cut -c-2500 | tee "$OUT/fast.txt"

@@ -13,9 +13,9 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import inside
@@ -27,7 +27,8 @@ from torch import Tensor
 if TYPE_CHECKING:  # Triton reads whether it interprets when it is imported
     import conv_if
 
-STEPS, PROCESSES, PATIENCE = 10, 12, 60  # steps of a chunk; processes that compile, and their seconds
+STEPS, PROCESSES, PATIENCE = 10, 12, 40  # steps of a chunk; processes that compile, and their seconds
+ALIKE = 16  # images, of which a kernel is the one for any multiple
 KINDS = ("int8", "float16", "two parts")
 THRESHOLD, BIAS, SCALE = 200, 3, 90  # in units of an int8 weight
 
@@ -59,9 +60,8 @@ TINY = ((16, 16, 16, 2, 4),)
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel: a layer, an arithmetic and a tile, with inputs ready."""
+    """One kernel: a layer and a tile, with inputs ready."""
 
-    kind: str
     tile: conv_if.Tile
     layer: conv_if.Layer
     x: Tensor
@@ -99,25 +99,18 @@ def case(timing: Timing, shape: Shape, kind: str, tile: tuple[int, ...], batch: 
         low = torch.zeros_like(weight) if kind == "two parts" else None
     threshold, bias, scale = each
     layer = conv_if.Layer(weight, threshold, bias, shape.stride, shape.kernel // 2, scale, low)
-    return Case(
-        kind,
-        conv_if.Tile(*tile),
-        layer,
-        x,
-        v,
-        branch,
-        torch.zeros(steps, batch, dtype=torch.int32, device=timing.device),
-    )
+    counts = torch.zeros(steps, batch, dtype=torch.int32, device=timing.device)
+    return Case(conv_if.Tile(*tile), layer, x, v, branch, counts)
 
 
-def cases(timing: Timing, shape: Shape, batch: int) -> list[Case]:
+def tried(shape: Shape, quick: bool) -> list[tuple[str, tuple[int, ...]]]:
     """Every arithmetic and tile that is tried for a layer."""
     found = []
     for kind in KINDS:
-        for tile in TINY if timing.quick else TILES:
+        for tile in TINY if quick else TILES:
             small = tile[1] <= shape.outputs and tile[2] <= shape.channels
             if small and (kind == "int8" or tile[2] <= 64):  # more spills
-                found.append(case(timing, shape, kind, tile, batch))
+                found.append((kind, tile))
     return found
 
 
@@ -126,10 +119,9 @@ def exact(given: Case) -> bool:
     layer, x, u = given.layer, given.x, torch.zeros_like(given.v, dtype=torch.float64).movedim(-1, 1)
     given.v.zero_(), given.counts.zero_()
     spikes, right = given.run(), True
+    weight = layer.weight.movedim(-1, 1).double()
     for t in range(len(x)):
-        u = u + F.conv2d(
-            x[t].movedim(-1, 1).double(), layer.weight.movedim(-1, 1).double(), None, layer.stride, layer.padding
-        )
+        u = u + F.conv2d(x[t].movedim(-1, 1).double(), weight, None, layer.stride, layer.padding)
         u = u + BIAS + (0 if given.branch is None else SCALE * given.branch[t].movedim(-1, 1))
         fires = u >= THRESHOLD
         u = u - THRESHOLD * fires.double()
@@ -157,30 +149,46 @@ def two_kernels(timing: Timing, given: Case) -> float:
 
 
 def measure(timing: Timing, shape: Shape, batch: int) -> None:
-    tried = cases(timing, shape, batch)
-    steps = len(tried[0].x)
+    steps = 2 if timing.quick else STEPS
     line: dict[str, Any] = {"layer": vars(shape), "batch": batch, "steps": steps, "tile": {}, "failed": {}}
-    line["int8_is_exact"] = all(exact(each) for each in tried if each.kind == "int8")
-    first = next(each for each in tried if each.kind == "float16")
-    found = {"two kernels, float16": two_kernels(timing, first)}
-    for each in tried:
+    line["int8_is_exact"] = True
+    found = {"two kernels, float16": two_kernels(timing, case(timing, shape, "float16", TINY[0], batch))}
+    for kind, tile in tried(shape, timing.quick):
+        given = case(timing, shape, kind, tile, batch)
         try:
-            own = timing.median(each.run)
-        except RuntimeError as error:  # a tile that a device has no room for says nothing of the others
-            line["failed"][f"{each.kind} {each.tile}"] = str(error).splitlines()[0][:200]
+            if kind == "int8":
+                line["int8_is_exact"] = line["int8_is_exact"] and exact(given)
+            own = timing.median(given.run)
+        except Exception as error:  # a tile that a device has no room for says nothing of the others; it is told
+            line["failed"][f"{kind} {tile}"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             continue
-        if own < found.get(each.kind, float("inf")):
-            found[each.kind], line["tile"][each.kind] = own, vars(each.tile)
+        if own < found.get(kind, float("inf")):
+            found[kind], line["tile"][kind] = own, vars(given.tile)
     line["us_per_step"] = {name: round(1e3 * own / steps, 3) for name, own in found.items()}
     timing.write(**line)
 
 
-def compiled(timing: Timing, batch: int, part: str) -> None:
-    """Compile this part of all kernels; the cache on the disk keeps them."""
+def compile_part(timing: Timing, batch: int, part: str) -> None:
+    """Compile this part of all kernels, which the cache on the disk keeps."""
     index, many = map(int, part.split("/"))
-    for each in [one for shape in LAYERS for one in cases(timing, shape, batch)][index::many]:
-        each.run()
+    chosen = [(shape, *how) for shape in LAYERS for how in tried(shape, quick=False)]
+    for shape, kind, tile in chosen[index::many]:
+        try:
+            case(timing, shape, kind, tile, min(batch, ALIKE)).run()
+        except Exception as error:  # as in measure
+            print(f"not compiled: {shape} {kind} {tile}: {error}", file=sys.stderr)
     timing.finish()
+
+
+def compile_all(command: list[str]) -> None:
+    """All parts beside each other, for a limited time; a kernel that is missing then is compiled when it is used."""
+    made = [subprocess.Popen([*command, "--part", f"{part}/{PROCESSES}"]) for part in range(PROCESSES)]
+    end = time.monotonic() + PATIENCE
+    for process in made:
+        try:
+            process.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -193,12 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         done = subprocess.run([*again, *["--quick"] * got.quick], env={**os.environ, "TRITON_INTERPRET": "1"})
         raise SystemExit(done.returncode)
     if got.part:
-        return compiled(timing, got.batch, got.part)
+        return compile_part(timing, got.batch, got.part)
     if timing.gpu:
-        start = partial(subprocess.Popen, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        made = [start([*again, "--part", f"{i}/{PROCESSES}"]) for i in range(PROCESSES)]
-        for process in made:
-            process.wait(PATIENCE)
+        compile_all(again)
     for shape in SMALL if timing.quick else LAYERS:
         measure(timing, shape, 2 if timing.quick else got.batch)
     return None

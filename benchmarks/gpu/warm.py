@@ -85,6 +85,8 @@ def compile_one(instance: list[str], arch: str) -> str | None:
 
 def compile_all(file: Path, arch: str | None, processes: int) -> int:
     """Compile the list; 1 where one could not be, which is told."""
+    if arch is None and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device to compile for: name one with --arch")
     if arch is None:
         arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
     instances, start = json.loads(file.read_text()), time.perf_counter()
