@@ -130,6 +130,18 @@ class BatchNorm2d:
 
 
 @dataclass(frozen=True, eq=False)
+class Affine:
+    """``y = weight x + bias`` per channel, constants of the source network; both ``[C]``."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        ndim = inputs[0].ndim
+        return inputs[0] * per_channel(self.weight, ndim) + per_channel(self.bias, ndim)
+
+
+@dataclass(frozen=True, eq=False)
 class ReLU:
     """``y = max(x, 0)``."""
 
