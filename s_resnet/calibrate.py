@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .errors import ConversionError, InvalidData
 from .graph import Graph
-from .ops import Add, BatchNorm2d, Conv2d, Input, Linear, Op, Pad, ReLU, Slice
+from .ops import Add, Affine, BatchNorm2d, Conv2d, Input, Linear, Op, Pad, ReLU, Slice
 
 Batches = Iterable[Any]  # of images [B, C, H, W], alone or as (images, labels)
 HALF = 1 << 16
@@ -120,7 +120,6 @@ def calibrate(
     samples = _first_images(batches, held_out, graph.device)
     kept_apart = [] if samples is None else image_marks(samples.images)
     names = calibrated_nodes(graph)
-
     upper, counted = _count(
         graph, batches, kept_apart, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2
     )
@@ -338,6 +337,8 @@ def _propagate(op: Op, inputs: list[Moments]) -> Moments:
     mean, var = inputs[0]
     if isinstance(op, BatchNorm2d):
         return op.bias.double(), op.weight.double() ** 2
+    if isinstance(op, Affine):
+        return op.weight.double() * mean + op.bias.double(), op.weight.double() ** 2 * var
     if isinstance(op, Conv2d | Linear):
         return _through_synapse(op, mean, var)
     if isinstance(op, ReLU):

@@ -19,7 +19,7 @@ from .ops import QCFS, Conv2d, MaxPool2d
 from .passes import dyadic_weights, quantize_weights
 from .qcfs import QCFSModule
 from .recipes import QUANTIZED, TRAINED, Recipe, Step, find
-from .trace import trace
+from .trace import SIGNALS, checked, trace
 from .version import __version__
 
 HELD_OUT = 64  # at most; calibrate keeps at least half of the images for the statistics
@@ -96,6 +96,7 @@ def convert(
     where = find_device(device)
     if isinstance(model, QCFSModule):
         model = model.graph()
+    model = model if isinstance(model, Graph) else checked(model)
     example = _example(model, calibration_batches, input_size)
     graph = (model if isinstance(model, Graph) else trace(model, example)).to(where)
     wishes: dict[str, object] = {"percentile": percentile, "reconstruct": reconstruct}
@@ -195,6 +196,8 @@ def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int 
     if batches is not None:
         for batch in batches:
             images = batch[0] if isinstance(batch, tuple | list) else batch
+            if isinstance(images, Tensor) and images.ndim == 3:
+                raise InvalidData(f"convert: got a batch of {tuple(images.shape)}; expected [B, C, H, W]. {SIGNALS}.")
             if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0:
                 break
             return images[[0, -1]].cpu()  # two, also of a batch of one: x.squeeze() must not drop the batch

@@ -242,6 +242,7 @@ Synapse = Conv2d | Linear | Scale
 SYNAPSES = (Conv2d, Linear, Scale)
 # Operations that keep what a unit means: value and unit may be exchanged with them.
 UNIT_PRESERVING = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Pad, Slice)
+POOLS = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d)
 
 
 def carried(op: Op, unit: Tensor) -> Tensor:

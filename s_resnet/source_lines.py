@@ -29,7 +29,9 @@ def line_here(besides: str, outermost: str) -> str:
     """The same of the call that is running, within the function ``outermost`` of a file below ``besides``."""
     frame: FrameType | None = sys._getframe(1)
     places = []
-    while frame is not None and not (frame.f_code.co_name == outermost and frame.f_code.co_filename.startswith(besides)):
+    while frame is not None and not (
+        frame.f_code.co_name == outermost and frame.f_code.co_filename.startswith(besides)
+    ):
         file, number = frame.f_code.co_filename, frame.f_lineno
         places.append((file, number, linecache.getline(file, number, frame.f_globals).strip()))
         frame = frame.f_back

@@ -15,14 +15,19 @@ from .frontend.watch import answer_of, follow
 from .graph import Graph
 from .source_lines import first_line
 
+SIGNALS = (
+    "Of signals [B, C, L] make images of height 1, x.unsqueeze(2), and pass a module around the model whose forward "
+    "begins with x.squeeze(2); of a single image make a batch, x.unsqueeze(0)"
+)
 FEW = 1e-3  # of the largest logit: beyond it two answers are not the same
 
 
 def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     """The Graph of ``model``, analog or, of a directly trained one, spiking; ``graph.run(x)`` equals it in evaluation.
 
-    Its forward is run on the example in float32, and every call of torch is written down. Constants are folded: what a
-    model computes from its weights alone, and what it multiplies with or adds per channel.
+    Its forward is run on the example, and every call of torch is written down; in float32, or in float64 where model
+    and example are. What it computes from its weights alone is a constant, and so is what it multiplies with or adds
+    per channel.
 
     Args:
         model: any module whose forward does not depend on the values of the images. It is not changed: tensors are
@@ -38,7 +43,10 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     """
     model = checked(model)
     example = _example(example_batch)
-    copied = _copied(model)
+    own = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+    dtype = torch.float64 if example.dtype == torch.float64 and own == {torch.float64} else torch.float32
+    example = example.to(dtype) if example.is_floating_point() else example
+    copied = _copied(model).to(dtype)
     with torch.inference_mode(False), torch.no_grad():  # inference mode does not tell what is changed in place
         images = [example, example.flip(-1) + torch.linspace(-1, 1, example.shape[-1])]
         expected = [_answer(copied, batch, example_batch) for batch in images]
@@ -67,19 +75,19 @@ def checked(model: nn.Module) -> nn.Module:
     name = type(model).__name__
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(
-            f"{name}: got no module; expected an nn.Module in which weights are loaded. Build the network, and call its "
-            "load_state_dict; of an exported program take the network that it was exported from."
+            f"{name}: got no module; expected an nn.Module in which weights are loaded. Build the network, and call "
+            "its load_state_dict; of an exported program take the network that it was exported from."
         )
-    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = getattr(model, "_orig_mod", None) or model.module  # of torch.compile, or of these
+    while (inner := _wrapped(model)) is not None:
+        model = inner
     for path, part in model.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise UnsupportedModel(
-                f"{path or name}: got a TorchScript module, which has no forward in Python; expected the nn.Module that "
-                "it was made from. Pass that one."
+                f"{path or name}: got a TorchScript module, which has no forward in Python; expected the nn.Module "
+                "that it was made from. Pass that one."
             )
     for path, tensor in chain(model.named_parameters(), model.named_buffers()):
-        lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        lazy = nn.parameter.is_lazy(tensor)
         if lazy or tensor.is_meta:
             where = "a lazy layer that was never run" if lazy else "on the meta device"
             raise UnsupportedModel(
@@ -89,23 +97,24 @@ def checked(model: nn.Module) -> nn.Module:
     return model
 
 
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """What DataParallel or torch.compile has made a module around."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return model.module  # type: ignore[no-any-return]
+    return getattr(model, "_orig_mod", None)
+
+
 def _example(batch: Tensor) -> Tensor:
-    """The example in float32 on the CPU."""
+    """The example on the CPU."""
     if isinstance(batch, Tensor) and batch.ndim == 4:
-        example = batch.detach().cpu()
-        return example.float() if example.is_floating_point() else example
+        return batch.detach().cpu()
     shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-    remedy = "Pass a batch of images"
-    if isinstance(batch, Tensor) and batch.ndim == 3:
-        remedy = (
-            "Of signals [B, C, L] make images of height 1, x.unsqueeze(2), and have the forward of a module around the "
-            "model begin with x.squeeze(2); of a single image make a batch, x.unsqueeze(0)"
-        )
+    remedy = SIGNALS if isinstance(batch, Tensor) and batch.ndim == 3 else "Pass a batch of images"
     raise InvalidData(f"trace: got an example of {shape}; expected a tensor [B, C, H, W]. {remedy}.")
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A copy of the module in evaluation mode and float32, on the CPU, without gradients."""
+    """A copy of the module in evaluation mode, on the CPU, without gradients."""
     # What a hook computed from weights in training cannot be copied otherwise.
     held = (tensor for part in model.modules() for tensor in vars(part).values() if isinstance(tensor, Tensor))
     memo = {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
@@ -119,12 +128,12 @@ def _copied(model: nn.Module) -> nn.Module:
     for part in list(copied.modules()):
         for name, child in part.named_children():
             setattr(part, name, getattr(child, "_orig_mod", child))
-    return copied.cpu().float().requires_grad_(False)
+    return copied.cpu().requires_grad_(False)
 
 
 def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
     """What the module itself answers. Raises InvalidData where it cannot."""
-    inputs = [parameter for parameter in inspect.signature(model.forward).parameters.values()][1:]
+    inputs = list(inspect.signature(model.forward).parameters.values())[1:]
     needed = [p.name for p in inputs if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if needed:
         raise UnsupportedModel(
@@ -143,8 +152,8 @@ def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
     if not isinstance(answer, Tensor):
         kind = type(answer).__name__
         raise UnsupportedModel(
-            f"node output: cannot be converted, got an output of type {kind}; expected one tensor of logits, or a field "
-            "logits. Pass a module around the model that returns the logits alone."
+            f"node output: cannot be converted, got an output of type {kind}; expected one tensor of logits, or a "
+            "field logits. Pass a module around the model that returns the logits alone."
         )
     return answer
 

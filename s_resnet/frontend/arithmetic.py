@@ -84,7 +84,7 @@ def per_channel(call: Call, constant: Any, x: Tensor, channels: int) -> Tensor:
     every = numbers.reshape((1,) * (x.ndim - numbers.ndim) + shape).transpose(0, 1).flatten(1)
     if not bool((every == every[:, :1]).all()):
         raise call.refuse("a constant that differs from pixel to pixel or image to image", "one per channel")
-    return every[:, 0].expand(channels).float().clone()
+    return every[:, 0].expand(channels).to(x.dtype, copy=True)
 
 
 def concatenate(call: Call) -> Value:

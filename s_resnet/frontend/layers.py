@@ -81,9 +81,7 @@ def batch_norm(call: Call) -> Value:
         names = dict.fromkeys(("running_mean", "running_var", "weight", "bias"))
     else:
         names = dict.fromkeys(("weight", "bias", "running_mean", "running_var"))
-    x, *tensors, training, _, eps, _ = call.take(
-        **names, training=False, momentum=0.1, eps=1e-5, cudnn_enabled=True
-    )
+    x, *tensors, training, _, eps, _ = call.take(**names, training=False, momentum=0.1, eps=1e-5, cudnn_enabled=True)
     known = dict(zip(names, tensors, strict=True))
     if training or known["running_mean"] is None or known["running_var"] is None:
         raise call.refuse("batch normalization without running statistics", "track_running_stats=True")
@@ -109,11 +107,10 @@ def _normalized(
     call: Call, x: Any, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Value:
     ones = torch.ones_like(var)
-    tensors = (ones if weight is None else weight, torch.zeros_like(ones) if bias is None else bias, mean, var)
+    weight, bias = ones if weight is None else weight, torch.zeros_like(ones) if bias is None else bias
+    weight, bias, mean, var = (tensor.detach().clone() for tensor in (weight, bias, mean, var))
     value = call.of(x)
-    return call.add(
-        ops.BatchNorm2d(*(tensor.detach().clone() for tensor in tensors), float(eps)), value, shape=value.shape
-    )
+    return call.add(ops.BatchNorm2d(weight, bias, mean, var, float(eps)), value, shape=value.shape)
 
 
 # ---- rectifiers ----
@@ -179,8 +176,8 @@ def max_pool(call: Call) -> Value:
     )
     if indices:
         raise call.refuse("return_indices=True", "a plain max-pool")
-    sizes = _windows(call, x, kernel, stride or kernel, padding, dilation)
-    return call.add(ops.MaxPool2d(*sizes, bool(ceil_mode)), call.of(x), shape=_mapped(call, x))
+    size, step, border, spread = _windows(call, x, kernel, stride or kernel, padding, dilation)
+    return call.add(ops.MaxPool2d(size, step, border, spread, bool(ceil_mode)), call.of(x), shape=_mapped(call, x))
 
 
 def avg_pool(call: Call) -> Value:
@@ -189,11 +186,11 @@ def avg_pool(call: Call) -> Value:
     )
     if divisor is not None:
         raise call.refuse("divisor_override", "a plain average")
-    sizes = _windows(call, x, kernel, stride or kernel, padding, 1)[:3]
-    value = call.of(x)
-    if sizes[0] == value.shape[2:] and sizes[2] == (0, 0):
-        return call.add(ops.AdaptiveAvgPool2d((1, 1)), value, shape=_mapped(call, x))
-    return call.add(ops.AvgPool2d(*sizes, bool(ceil_mode), bool(include_pad)), value, shape=_mapped(call, x))
+    size, step, border, _ = _windows(call, x, kernel, stride or kernel, padding, 1)
+    value, shape = call.of(x), _mapped(call, x)
+    if size == value.shape[2:] and border == (0, 0):
+        return call.add(ops.AdaptiveAvgPool2d((1, 1)), value, shape=shape)
+    return call.add(ops.AvgPool2d(size, step, border, bool(ceil_mode), bool(include_pad)), value, shape=shape)
 
 
 def adaptive_avg_pool(call: Call) -> Value:
@@ -201,7 +198,7 @@ def adaptive_avg_pool(call: Call) -> Value:
     value = call.of(x)
     wanted = _sizes(size, x.ndim - 2)
     pair = wanted if x.ndim == 4 else _beside(call.along(x), wanted, 1)
-    height, width = (value.shape[2 + axis] if size is None else int(size) for axis, size in enumerate(pair))
+    height, width = (old if new is None else int(new) for old, new in zip(value.shape[2:], pair, strict=True))
     return call.add(ops.AdaptiveAvgPool2d((height, width)), value, shape=_mapped(call, x))
 
 
@@ -213,7 +210,7 @@ def mean(call: Call) -> Value:
 def total(call: Call) -> Value:
     """The mean, times the pixels that it is over."""
     value, pixels = _mean(call)
-    weight = torch.full((value.shape[1],), float(pixels))
+    weight = torch.full((value.shape[1],), float(pixels), dtype=call.result.dtype)
     return call.named(call.add(ops.Affine(weight, torch.zeros_like(weight)), value, shape=value.shape))
 
 
@@ -222,9 +219,7 @@ def _mean(call: Call) -> tuple[Value, int]:
     dims = range(x.ndim) if dim is None else dim if isinstance(dim, tuple | list) else (dim,)
     axes = {d % x.ndim for d in dims}
     if dtype not in (None, x.dtype) or x.ndim < 3 or not axes or min(axes) < 2:
-        raise call.refuse(
-            f"a mean of {tuple(x.shape)} to {tuple(call.result.shape)}", "the mean over height and width"
-        )
+        raise call.refuse(f"a mean of {tuple(x.shape)} to {tuple(call.result.shape)}", "the mean over height and width")
     value = call.of(x)
     _, _, height, width = value.shape
     # The axes of [B, C, H, W]; the last one of [B, C, L] is what of H and W is more than 1.
@@ -249,7 +244,9 @@ def _mapped(call: Call, x: Tensor) -> tuple[int, ...]:
 def _windows(call: Call, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[tuple[int, int]]:
     """Kernel, stride, padding and dilation over height and width."""
     spatial = x.ndim - 2
-    settings = [(_sizes(value, spatial), rest) for value, rest in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))]
+    settings = [
+        (_sizes(value, spatial), rest) for value, rest in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+    ]
     if spatial == 2:
         return [_pair(sizes) for sizes, _ in settings]
     axis = call.along(x)

@@ -127,7 +127,7 @@ def repeat(call: Call) -> Value:
         return value
     if len(value.shape) != 4 or value.shape[1] != 1 or (shape[0], *shape[2:]) != (value.shape[0], *value.shape[2:]):
         raise call.refuse(f"a repetition of {value.shape} to {shape}", "copies of a single channel")
-    return call.add(ops.Conv2d(torch.ones(shape[1], 1, 1, 1), None), value)
+    return call.add(ops.Conv2d(torch.ones(shape[1], 1, 1, 1, dtype=call.result.dtype), None), value)
 
 
 def keep(call: Call) -> Value:

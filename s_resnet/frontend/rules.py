@@ -48,25 +48,21 @@ _NAMES: dict[Rule, str] = {
 RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 
 EXPECTED = (
-    "a convolution, linear layer, BatchNorm, ReLU, sum, constant per channel, average or max-pool, zero padding, slice, "
-    "concatenation of channels or flatten"
+    "a convolution, linear layer, BatchNorm, ReLU, sum, constant per channel, average or max-pool, zero padding, "
+    "slice, concatenation of channels or flatten"
 )
 # By name what is expected in place of a call without a rule, and what to do.
-_PLAIN = (
-    "logits: what ends a model in probabilities has no spiking form",
-    "Leave it out: the largest logit is the most probable class",
-)
-_GATE = (
-    "logits at the end, and no gates before",
-    f"At the end leave it out: the order of the scores stays the same. {arithmetic.GATE}",
-)
-HINTS: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(
-        "relu6 rrelu elu selu celu gelu silu mish hardswish hardshrink softshrink tanhshrink softplus softsign tanh "
-        "logsigmoid glu".split(),
-        (RECTIFIER, RETRAIN),
+_ADVICE: dict[str, tuple[str, str]] = {
+    "relu6 rrelu elu selu celu gelu silu mish hardswish hardshrink softshrink": (RECTIFIER, RETRAIN),
+    "tanhshrink softplus softsign tanh logsigmoid glu": (RECTIFIER, RETRAIN),
+    "softmax log_softmax": (
+        "logits: what ends a model in probabilities has no spiking form",
+        "Leave it out: the largest logit is the most probable class",
     ),
-    **dict.fromkeys("softmax log_softmax".split(), _PLAIN),
-    **dict.fromkeys("sigmoid hardsigmoid".split(), _GATE),
-    **dict.fromkeys("group_norm layer_norm rms_norm local_response_norm".split(), BATCH_NORM),
+    "sigmoid hardsigmoid": (
+        "logits at the end, and no gates before",
+        f"At the end leave it out: the order of the scores stays the same. {arithmetic.GATE}",
+    ),
+    "group_norm layer_norm rms_norm local_response_norm": BATCH_NORM,
 }
+HINTS = {name: advice for names, advice in _ADVICE.items() for name in names.split()}

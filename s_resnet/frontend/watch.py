@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +23,12 @@ from .rules import EXPECTED, HINTS, RULES
 
 OWN = str(Path(__file__).parent)  # whose lines are none of the model's
 # Calls whose results are values of an activation: what a model does with them cannot be followed.
-READS = frozenset(
-    "item tolist numpy __bool__ __float__ __int__ __index__ __complex__ __contains__ __array__ __dlpack__ equal allclose "
-    "is_nonzero storage untyped_storage".split()
+READS = re.compile(
+    "item|tolist|numpy|__(bool|float|int|index|complex|contains|array|dlpack)__|equal|allclose|is_nonzero|"
+    "storage|untyped_storage"
 )
 # Calls whose results have sizes of an activation, and values of their own.
-FRESH = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor".split())
+FRESH = re.compile("(zeros|ones|full|empty)_like|new_(zeros|ones|full|empty|tensor)")
 
 
 def follow(model: nn.Module, example: Tensor) -> tuple[Node, ...]:
@@ -46,8 +47,8 @@ def follow(model: nn.Module, example: Tensor) -> tuple[Node, ...]:
         raise
     except Exception as error:
         raise UnsupportedModel(
-            f"{watch.name}{line_of_error(error, OWN)}: its forward cannot be followed, got {first_line(error)}; expected "
-            "a module without control flow on values. Make its forward static."
+            f"{watch.name}{line_of_error(error, OWN)}: its forward cannot be followed, got {first_line(error)}; "
+            "expected a module without control flow on values. Make its forward static."
         ) from error
     return watch.nodes(result)
 
@@ -75,7 +76,7 @@ class _Watch:
         for path, module in model.named_modules():
             hooks = dict(module._forward_hooks)
             kept.append((module, vars(module).get("forward"), hooks))
-            module.forward = functools.partial(self.within, path, module, module.forward)  # type: ignore[method-assign]
+            module.forward = functools.partial(self.within, path, module, module.forward)
             module._forward_hooks.clear()
         try:
             yield
@@ -105,19 +106,20 @@ class _Watch:
 
     def chain(self, x: Activation, ops: tuple[Op, ...], result: Tensor) -> Any:
         """A module that is known as a whole."""
-        value = x.value if x.value is None or x.ndim > 2 else self.network.flat(x.value)
-        shape = tuple(result.shape)
-        for op in ops if value is not None else ():
+        if x.value is None:
+            return self.watched(result, None, x.refusal)
+        value, shape = self.network.flat(x.value) if x.ndim == 2 else x.value, tuple(result.shape)
+        for op in ops:
             value = self.network.add(self.label(""), op, (value,), shape)
-        return self.watched(result, None if value is None else Value(value.node, shape), x.refusal)
+        return self.watched(result, Value(value.node, shape), None)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run a call of torch, and put what it does into the network."""
         name = _name(function)
-        if getattr(function, "__name__", "") in READS:
+        if READS.fullmatch(getattr(function, "__name__", "")):
             raise UnsupportedModel(
-                f"{self.name}{line_here(OWN, follow.__name__)}: its forward cannot be followed, got a question for values ({name}); "
-                "expected a module without control flow on values. Make its forward static."
+                f"{self.name}{line_here(OWN, follow.__name__)}: its forward cannot be followed, got a question for "
+                f"values ({name}); expected a module without control flow on values. Make its forward static."
             )
         tensors = [part for part in parts((args, kwargs)) if isinstance(part, Tensor)]
         versions = [_version(tensor) for tensor in tensors]
@@ -125,7 +127,7 @@ class _Watch:
         changed = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
         found = [part for part in parts(result) if isinstance(part, Tensor)]
         unchanged = isinstance(result, Activation) and not changed
-        if not found or name in FRESH or unchanged:
+        if not found or FRESH.fullmatch(name) or unchanged:
             return result  # a size, a fresh tensor, or the very activation that was given
         label = self.label(name)
         refuse = functools.partial(self.refuse, label, name)
@@ -179,7 +181,10 @@ class _Watch:
                 other.value, other.refusal = value, refusal
             else:
                 shared = "another activation" if other.value is None else other.value.node
-                other.value, other.refusal = None, refuse(f"an in-place operation on memory shared with {shared}", "a copy")
+                other.value, other.refusal = (
+                    None,
+                    refuse(f"an in-place operation on memory shared with {shared}", "a copy"),
+                )
 
     def nodes(self, result: Any) -> tuple[Node, ...]:
         """The network that ends in what the model returned."""
@@ -246,6 +251,7 @@ def _whole(module: nn.Module) -> tuple[Op, ...] | None:
         return trained_layers.layer(module)
     kind = type(module)
     if f"{kind.__module__}.{kind.__qualname__}" == "torchvision.ops.misc.FrozenBatchNorm2d":
-        tensors = (module.weight, module.bias, module.running_mean, module.running_var)
-        return (BatchNorm2d(*(t.detach().clone() for t in tensors), float(module.eps)),)  # type: ignore[operator,union-attr,arg-type]
+        own = dict(module.named_buffers())
+        weight, bias, mean, var = (own[name].clone() for name in ("weight", "bias", "running_mean", "running_var"))
+        return (BatchNorm2d(weight, bias, mean, var, float(vars(module)["eps"])),)
     return None

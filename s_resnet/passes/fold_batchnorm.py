@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calibrate import Calibration
 from ..errors import ConversionError
 from ..graph import Graph
-from ..ops import Add, Affine, BatchNorm2d, Conv2d, Flatten, Input, Linear, Node, Op, Scale, is_pool
+from ..ops import POOLS, Add, Affine, BatchNorm2d, Conv2d, Flatten, Input, Linear, Node, Op, Scale
 
 WIDEST = 4096  # features that may get a matrix of their own
 
@@ -21,8 +21,8 @@ def fold_batchnorm(graph: Graph, calibration: Calibration) -> Graph:
     Both are ``y = f x + s``, of a BatchNorm ``f = gamma / sqrt(var + eps)`` and ``s = beta - f mean``. Per output
     channel of the convolution or linear layer before, ``W_f = f W``, ``b_f = f b + s``. Behind a sum that nothing else
     reads, its summands are scaled instead: a convolution as above, another one by a shortcut synapse. Where the layer
-    before has another reader, or is none, it becomes a depthwise 1x1 convolution, or of features ``[B, F]`` a diagonal
-    linear layer: nothing else may see the folded weights.
+    before has another reader, or is none, it becomes a scale or, with a shift, a depthwise 1x1 convolution, of
+    features ``[B, F]`` a diagonal linear layer: nothing else may see the folded weights.
 
     Raises ConversionError for more than 4,096 features of which none of this is possible.
     """
@@ -84,15 +84,24 @@ class _Folding:
                 self.found[name] = replace(self.found[name], op=op)
                 inputs.append(name)
                 continue
-            one = bool((factor == factor[0]).all())
-            label = f"{node.name}.scale{len(inputs) or ''}"
-            self.found[label] = Node(label, Scale(factor[0] if one else factor), (name,))
+            label = self.fresh(f"{node.name}.scale")
+            self.found[label] = Node(label, Scale(_one(factor)), (name,))
             inputs.append(label)
         self.found[node.name] = replace(node, inputs=tuple(inputs))
         return True
 
+    def fresh(self, label: str) -> str:
+        """The label, or one with a number behind it that no node has."""
+        name, count = label, 0
+        while name in self.found or name in self.graph.users:
+            count += 1
+            name = f"{label}_{count}"
+        return name
+
     def synapse(self, node: Node, factor: Tensor, shift: Tensor) -> Op:
         """A layer that does nothing else."""
+        if not bool((shift != 0).any()):
+            return Scale(_one(factor))
         if not self.is_flat(node.inputs[0]):
             return Conv2d(factor.view(-1, 1, 1, 1), shift, groups=len(factor))
         if len(factor) > WIDEST:
@@ -107,7 +116,7 @@ class _Folding:
         op = self.found[name].op
         if isinstance(op, Flatten | Linear):
             return True
-        return not isinstance(op, Input | Conv2d) and not is_pool(op) and self.is_flat(self.found[name].inputs[0])
+        return not isinstance(op, (Input, Conv2d, *POOLS)) and self.is_flat(self.found[name].inputs[0])
 
 
 def _affine(op: BatchNorm2d | Affine) -> tuple[Tensor, Tensor]:
@@ -116,6 +125,11 @@ def _affine(op: BatchNorm2d | Affine) -> tuple[Tensor, Tensor]:
         return op.weight, op.bias
     factor = op.weight / torch.sqrt(op.var + op.eps)
     return factor, op.bias - op.mean * factor
+
+
+def _one(factor: Tensor) -> Tensor:
+    """One number where all channels have the same."""
+    return factor[0] if bool((factor == factor[0]).all()) else factor
 
 
 def _fold(op: Op, factor: Tensor, shift: Tensor) -> Conv2d | Linear:
