@@ -124,11 +124,23 @@ def test_temperature_and_units_of_the_answer():
     assert kinds(folded(exact(model))).count("Linear") == 2
 
 
-def test_features_that_nothing_takes_up():
-    model = Net(lambda s, x: F.relu(s.norm(stem(s, x).mean((2, 3)))), norm=nn.BatchNorm1d(8))
-    assert kinds(folded(exact(model)))[-2:] == ["Linear", "ReLU"]
-    graph = folded(exact(Net(lambda s, x: s.fc(s.norm(stem(s, x).mean((2, 3)))), norm=nn.BatchNorm1d(8))))
-    assert kinds(graph).count("Linear") == 2
+def test_features_that_nothing_or_only_the_next_layer_takes_up():
+    alone = Net(lambda s, x: F.relu(s.norm(stem(s, x).mean((2, 3)))), norm=nn.BatchNorm1d(8))
+    assert kinds(folded(exact(alone)))[-2:] == ["Linear", "ReLU"]
+    before = Net(lambda s, x: s.fc(s.norm(stem(s, x).mean((2, 3)))), norm=nn.BatchNorm1d(8))
+    assert kinds(folded(exact(before))).count("Linear") == 1
+    heads = Net(
+        lambda s, x: (lambda y: s.fc(y) + s.other(y))(2 * stem(s, x).flatten(1) - 1),
+        fc=nn.Linear(2048, 5),
+        other=nn.Linear(2048, 5),
+    )
+    assert kinds(folded(exact(heads))).count("Linear") == 2
+    shared = Net(
+        lambda s, x: (lambda y: s.other(y) + y)(s.norm(stem(s, x).mean((2, 3)))),
+        norm=nn.BatchNorm1d(8),
+        other=nn.Linear(8, 8),
+    )
+    assert kinds(folded(exact(shared))).count("Linear") == 2
 
 
 # ---- layers of one's own ----

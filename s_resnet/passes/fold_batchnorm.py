@@ -20,9 +20,10 @@ def fold_batchnorm(graph: Graph, calibration: Calibration) -> Graph:
 
     Both are ``y = f x + s``, of a BatchNorm ``f = gamma / sqrt(var + eps)`` and ``s = beta - f mean``. Per output
     channel of the convolution or linear layer before, ``W_f = f W``, ``b_f = f b + s``. Behind a sum that nothing else
-    reads, its summands are scaled instead: a convolution as above, another one by a shortcut synapse. Where the layer
-    before has another reader, or is none, it becomes a scale or, with a shift, a depthwise 1x1 convolution, of
-    features ``[B, F]`` a diagonal linear layer: nothing else may see the folded weights.
+    reads, its summands are scaled instead: a convolution as above, another one by a shortcut synapse. Features
+    ``[B, F]`` that only linear layers read are scaled in these, ``W_f = W f``, ``b_f = b + W s``. Where none of that is
+    possible, since nothing else may see the folded weights, it becomes a scale or, with a shift, a depthwise 1x1
+    convolution, of features a diagonal linear layer.
 
     Raises ConversionError for more than 4,096 features of which none of this is possible.
     """
@@ -46,21 +47,31 @@ class _Folding:
         self.graph = graph
         self.found: dict[str, Node] = {}
         self.renamed: dict[str, str] = {}
+        self.ahead: dict[str, tuple[Tensor, Tensor]] = {}  # what linear layers are to take up
 
     def visit(self, node: Node) -> None:
+        maps = [self.ahead[name] for name in node.inputs if name in self.ahead]
         node = replace(node, inputs=tuple(self.renamed.get(name, name) for name in node.inputs))
         if not isinstance(node.op, BatchNorm2d | Affine):
-            self.found[node.name] = node
+            self.found[node.name] = replace(node, op=_after(node.op, *maps[0])) if maps else node
             return
         factor, shift = _affine(node.op)
         (given,) = self.graph[node.name].inputs
         if self.alone(given, node.name) and self.into(node.inputs[0], factor, shift):
             self.renamed[node.name] = node.inputs[0]
+        elif self.is_flat(node.inputs[0]) and self.only_linear(node.name):
+            self.renamed[node.name] = node.inputs[0]
+            self.ahead[node.name] = factor, shift
         else:
             self.found[node.name] = replace(node, op=self.synapse(node, factor, shift))
 
     def alone(self, name: str, reader: str) -> bool:
         return self.graph.users[name] == (reader,)
+
+    def only_linear(self, name: str) -> bool:
+        """Whether a value is read, and by linear layers alone."""
+        users = self.graph.users[name]
+        return bool(users) and all(isinstance(self.graph[user].op, Linear) for user in users)
 
     def into(self, name: str, factor: Tensor, shift: Tensor) -> bool:
         """Whether the node, which nothing else reads, has taken up the map."""
@@ -133,6 +144,14 @@ def _one(factor: Tensor) -> Tensor:
 
 
 def _fold(op: Op, factor: Tensor, shift: Tensor) -> Conv2d | Linear:
+    """What a layer is with the map behind it."""
     assert isinstance(op, Conv2d | Linear)
     weight = op.weight * factor.view(-1, *(1,) * (op.weight.ndim - 1))
     return replace(op, weight=weight, bias=shift if op.bias is None else op.bias * factor + shift)
+
+
+def _after(op: Op, factor: Tensor, shift: Tensor) -> Linear:
+    """What a linear layer is with the map before it."""
+    assert isinstance(op, Linear)
+    bias = op.weight @ shift if op.bias is None else op.bias + op.weight @ shift
+    return replace(op, weight=op.weight * factor, bias=bias)
