@@ -174,7 +174,8 @@ def _open_npz(path: Path) -> ImageData:
         raise invalid(where, "arrays", ", ".join(found) or "none", "x and y", advice)
     if x.ndim == 4 and x.shape[3] == 1:
         x = x[..., 0]  # gray, as [B, H, W]
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or x.shape[3:] not in ((), (3,)) or x.size == 0:
+    color = x.shape[3:] == (3,) if x.ndim != 3 else x.shape[2] == 3  # [H, W, 3] is one image, not several gray ones
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or color != (x.ndim == 4) or x.size == 0:
         raise invalid(where, "x", f"{x.dtype} {list(x.shape)}", "uint8 [B, H, W, 3] or [B, H, W], not empty", advice)
     if y.dtype.kind not in "iu" or y.shape != (len(x),):
         raise invalid(where, "y", f"{y.dtype} {list(y.shape)}", f"integer [{len(x)}] as x", advice)

@@ -95,9 +95,8 @@ def _computed(tensors: list[Tensor]) -> Tensor | None:
         g, v = (tensor.double() for tensor in tensors)
         if g.ndim not in (0, v.ndim) or any(n not in (1, m) for n, m in zip(g.shape, v.shape, strict=False)):
             return None
-        norm: Tensor = (
-            v.norm() if g.ndim == 0 else v.norm(dim=[i for i, n in enumerate(g.shape) if n == 1], keepdim=True)
-        )
+        over = [axis for axis in range(v.ndim) if g.ndim == 0 or g.shape[axis] == 1]
+        norm = (v**2).sum(over, keepdim=True).sqrt()
         normed: Tensor = g * v / norm
         return normed
     weight, u, v = (tensor.double() for tensor in tensors)
