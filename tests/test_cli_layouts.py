@@ -41,7 +41,7 @@ def test_a_network_for_gray_images(program):
     np.savez("gray.npz", x=gray, y=np.arange(24) % 3)
     np.savez("color.npz", x=np.repeat(gray[..., None], 3, axis=3), y=np.arange(24) % 3)
     options = ("--input-size", SIZE, "--timesteps", 4, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
-    code, out, _ = program("convert", "gray.pth", *options, "--calibration", "gray.npz")
+    code, _, _ = program("convert", "gray.pth", *options, "--calibration", "photos", "--calibration-images", 8)
     assert code == 0 and s_resnet.load("gray.snn").provenance["input_shape"] == [1, SIZE, SIZE]
     found = []
     for data in ("gray.npz", "color.npz", "photos"):
