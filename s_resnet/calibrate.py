@@ -307,9 +307,7 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
     """
     _check_percentile(percentile)
     if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):
-        raise InvalidData(
-            "calibrate: got a network without BatchNorm and no images; expected one of the two. Pass images."
-        )
+        raise InvalidData("calibrate: got a network without BatchNorm and no images; expected one. Pass images.")
     moments: dict[str, Moments] = {}
     values = {}
     losses = []
