@@ -127,14 +127,19 @@ def _scores(graph: Graph, example: Tensor, recipe: Recipe | None) -> tuple[Graph
     """The network with an answer ``[B, N]`` inside, and what its provenance says where the source's is not so.
 
     Raises UnsupportedModel for a source network without a ReLU, and for one that answers with maps; ConversionError for
-    one that answers one number, by a recipe that counts the spikes of classes.
+    a spiking network, and for one that answers one number, by a recipe that counts the spikes of classes.
     """
+    if graph.neurons:
+        raise ConversionError(
+            "convert: got a spiking network; expected its source. Convert the module that it is from."
+        )
     if not any(isinstance(node.op, ReLU | QCFS) for node in graph.nodes):
         raise UnsupportedModel(
             "convert: got a network without a ReLU; expected at least one, as ReLUs become spiking neurons. Check that "
             "activations are nn.ReLU or F.relu, and are in the forward."
         )
-    *_, (name, answer) = graph.activations(example.to(graph.device))
+    numbers = next(value for node in graph.nodes for value in vars(node.op).values() if isinstance(value, Tensor))
+    *_, (name, answer) = graph.activations(example.to(numbers))
     if answer.shape[1] == 1 and recipe and any(step.settings.get("mode") == "spikes" for step in recipe.steps):
         raise ConversionError(
             f"convert: got recipe {recipe.name}, which scores classes by their spikes, for a network that answers one "
