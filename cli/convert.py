@@ -169,6 +169,8 @@ def convert(
 
     s_resnet.find_device(device)
     loaded = s_resnet.load_checkpoint(checkpoint, arch)
+    if loaded.left_out:
+        click.echo(_left_out(loaded.left_out), err=True)
     target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
     check_output(target, Path(checkpoint))
     if loaded.timesteps is not None and (calibration or input_size or mean or std):
@@ -221,7 +223,10 @@ def _preprocessing(
         origin = {"preprocessing": dict(loaded.preprocessing)}
     else:
         preprocessing = s_resnet.preprocessing_for(
-            input_size or loaded.input_size, mean or s_resnet.IMAGENET_MEAN, std or s_resnet.IMAGENET_STD
+            input_size or loaded.input_size,
+            mean or s_resnet.IMAGENET_MEAN,
+            std or s_resnet.IMAGENET_STD,
+            gray=loaded.channels == 1,
         )
         origin = {"preprocessing": s_resnet.stored_preprocessing(preprocessing)}
     if loaded.data is not None:
@@ -247,6 +252,11 @@ def _calibration(spec: str, count: int, preprocessing: Any, loaded: Any, downloa
     check_classes(data, loaded.num_classes)
     indices = s_resnet.choose(data, count)
     batches: Any
+    if loaded.channels not in (1, 3) and not isinstance(data, s_resnet.EventData):
+        raise s_resnet.InvalidData(
+            f"data {data.spec!r}: got images for a network of {loaded.channels} channels; expected one of 3 (RGB) or 1 "
+            "(gray). Convert it from Python, with batches [B, C, H, W] of its own images."
+        )
     if isinstance(data, s_resnet.EventData):
         preprocessing = data.binning
         batches = s_resnet.EventLoader(data, indices, preprocessing, batch_size=32, mean=True)
@@ -267,6 +277,12 @@ def check_classes(data: Any, classes: int) -> None:
             f"data {data.spec!r}: got {len(data.classes)} classes for a network of {classes}; expected equal numbers. "
             "Choose the data that the network was trained on."
         )
+
+
+def _left_out(names: tuple[str, ...]) -> str:
+    """What of the checkpoint is no part of the network; names from files keep to the line."""
+    shown = ", ".join("".join(c if c.isprintable() else "?" for c in name[:80]) for name in names[:3])
+    return f"Left out {len(names)} tensor(s) that no layer has: {shown}{', ...' if len(names) > 3 else ''}"
 
 
 def warn_unreadable(unreadable: tuple[str, ...]) -> None:

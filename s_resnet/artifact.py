@@ -28,7 +28,7 @@ _KEY = "s_resnet"
 _OPS = {
     kind.__name__: kind
     for kind in (
-        *(ops.Input, ops.Conv2d, ops.Linear, ops.Scale, ops.BatchNorm2d, ops.ReLU, ops.QCFS, ops.Add),
+        *(ops.Input, ops.Conv2d, ops.Linear, ops.Scale, ops.Affine, ops.BatchNorm2d, ops.ReLU, ops.QCFS, ops.Add),
         *(ops.MaxPool2d, ops.AvgPool2d, ops.AdaptiveAvgPool2d, ops.Flatten, ops.Pad, ops.Slice),
         *(neuron.Neuron, neuron.SpikingMaxPool2d, neuron.Readout),
     )

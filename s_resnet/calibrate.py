@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .errors import ConversionError, InvalidData
 from .graph import Graph
-from .ops import Add, BatchNorm2d, Conv2d, Input, Linear, Op, Pad, ReLU, Slice
+from .ops import Add, Affine, BatchNorm2d, Conv2d, Input, Linear, Op, Pad, ReLU, Slice
 
 Batches = Iterable[Any]  # of images [B, C, H, W], alone or as (images, labels)
 HALF = 1 << 16
@@ -68,7 +68,7 @@ class Calibration:
 
 def fitting_images(calibration: Calibration, where: str) -> Tensor:
     """The images to fit to. Raises ConversionError where there are none."""
-    if calibration.fitting is None:
+    if calibration.fitting is None or len(calibration.fitting) == 0:
         raise ConversionError(
             f"{where}: got no calibration images; expected 256 to 1,024. Pass --calibration DATA, or choose the recipe "
             "s-resnet, which can do without."
@@ -120,7 +120,6 @@ def calibrate(
     samples = _first_images(batches, held_out, graph.device)
     kept_apart = [] if samples is None else image_marks(samples.images)
     names = calibrated_nodes(graph)
-
     upper, counted = _count(
         graph, batches, kept_apart, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2
     )
@@ -308,9 +307,7 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
     """
     _check_percentile(percentile)
     if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):
-        raise InvalidData(
-            "calibrate: got a network without BatchNorm and no images; expected one of the two. Pass images."
-        )
+        raise InvalidData("calibrate: got a network without BatchNorm and no images; expected one. Pass images.")
     moments: dict[str, Moments] = {}
     values = {}
     losses = []
@@ -338,6 +335,8 @@ def _propagate(op: Op, inputs: list[Moments]) -> Moments:
     mean, var = inputs[0]
     if isinstance(op, BatchNorm2d):
         return op.bias.double(), op.weight.double() ** 2
+    if isinstance(op, Affine):
+        return op.weight.double() * mean + op.bias.double(), op.weight.double() ** 2 * var
     if isinstance(op, Conv2d | Linear):
         return _through_synapse(op, mean, var)
     if isinstance(op, ReLU):

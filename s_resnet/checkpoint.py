@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from s_resnet.errors import InvalidCheckpoint, InvalidData
+from s_resnet.frontend.state_names import plain_weights, renamed, stripped, without_extras
 from s_resnet.models.catalog import build
 from s_resnet.models.resnet import CifarResNet
 from s_resnet.qcfs import QCFSModule
@@ -68,14 +69,16 @@ class Checkpoint:
     classes: tuple[str, ...] = ()  # their names, where `sresnet train` wrote the file, as for what follows
     preprocessing: Mapping[str, Any] | None = None  # what s_resnet.read_preprocessing reads
     data: Mapping[str, Any] | None = None  # what it was trained on
+    left_out: tuple[str, ...] = ()  # tensors of the file that no layer has
 
 
 def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Checkpoint:
     """Read a ResNet from a file of ``torch.save`` or ``.safetensors``; no code in the file is ever run.
 
     The architecture is recognized from names and shapes: torchvision's ResNets, ResNeXts and wide ResNets,
-    and `CifarResNet`, with any number of classes. `arch` says instead which one the file has to fit. Weights
-    of half or double precision become float32, and share no memory with what was read. Raises
+    and `CifarResNet`, with any number of classes and of channels. Counters of operations, and tensors of losses and
+    metrics, are left out; weight and spectral normalization are computed. `arch` says instead which one the file
+    has to fit. Weights of half or double precision become float32, and share no memory with what was read. Raises
     `InvalidCheckpoint` where the file cannot be read or holds no such network, or a weight is not finite.
 
     What `sresnet train` wrote says itself which network of the catalog it is, spiking ones among them.
@@ -87,12 +90,14 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Ch
         return _trained(content, arch, digest, path)
     if arch is not None:
         _check_arch(arch, where)
-    state = _rename(_strip(_find_state(content, where)))
+    state, left_out = without_extras(_find_state(content, where))
+    state = plain_weights(renamed(stripped(state)))
     arch, model = recognize({name: tuple(tensor.shape) for name, tensor in state.items()}, arch, where)
     _fill(model, state, where)
     (classifier,) = (module for module in model.modules() if isinstance(module, nn.Linear))
     input_size = 224 if arch in TORCHVISION else 32
-    return Checkpoint(model.eval(), arch, classifier.out_features, input_size, digest, path.name)
+    own = (model.eval(), arch, classifier.out_features, input_size, digest, path.name)
+    return Checkpoint(*own, channels=state["conv1.weight"].shape[1], left_out=left_out)
 
 
 def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Path) -> Checkpoint:
@@ -112,7 +117,7 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
             model = build(name, classes, timesteps=steps, channels=channels, size=size, **options).float()
         kept = (tuple(content["classes"]), content["preprocessing"], content["data"])
         expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        difference = _difference(expected, {key: tuple(tensor.shape) for key, tensor in state.items()})
+        _, difference = _difference(expected, {key: tuple(tensor.shape) for key, tensor in state.items()})
     except (LookupError, TypeError, ValueError, AttributeError, InvalidData) as error:
         got, wanted = f"no network ({error})", "what sresnet train wrote"
         raise _invalid(where, "training checkpoint", got, wanted, again) from None
@@ -138,19 +143,24 @@ def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str =
     candidates = [arch] if arch else [name for name, known in TORCHVISION.items() if known == blocks]
     if not arch and len(blocks) == 3 and len(set(blocks)) == 1:
         candidates.append(f"cifar_resnet{6 * blocks[0] + 2}")
-    difference = ""
+    differences: list[tuple[int, str, str]] = []
     for candidate in candidates:
         model = _build(candidate, shapes)
         head = "fc" if candidate in TORCHVISION else "linear"
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        difference = _difference(_without(head, expected), _without(head, shapes))
-        if not difference:
+        count, difference = _difference(_without(head, expected), _without(head, shapes))
+        if not count:
             setattr(model, head, _classifier(head, expected[f"{head}.weight"][1], shapes, where))
             return candidate, model
+        differences.append((count, difference, candidate))
     if arch:
         remedy = f"Leave out --arch to have the architecture read from the file, or {PYTHON}"
-        raise _invalid(where, "names and shapes", difference, f"exactly those of {arch}", remedy)
-    got = f"{len(shapes)} tensors ({_first(shapes)})"
+        raise _invalid(where, "names and shapes", differences[0][1], f"exactly those of {arch}", remedy)
+    if differences:
+        _, difference, nearest = min(differences)
+        got, remedy = f"nearly those of {nearest}: {difference}", f"Build the network in Python and {PYTHON}"
+        raise _invalid(where, "names and shapes of no known architecture", got, f"exactly those of {nearest}", remedy)
+    got = f"stages of {', '.join(map(str, blocks))} blocks" if blocks else f"{len(shapes)} tensors ({_first(shapes)})"
     remedy = f"Pass --arch NAME to see in what the file differs from that network, or {PYTHON}"
     raise _invalid(where, "names and shapes of no known architecture", got, f"those of {KNOWN}", remedy)
 
@@ -291,28 +301,6 @@ def _dicts_of_tensors(content: object) -> Iterator[tuple[tuple[str, ...], dict[s
         queue.extend(((*path, key), item) for key, item in named.items())
 
 
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wrappers put before every name: ``module.``, ``_orig_mod.``, ``backbone.``, ..."""
-    state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}  # torch's AveragedModel
-    while len(prefixes := {name.partition(".")[0] for name in state}) == 1:
-        cut = len(prefixes.pop()) + 1
-        if any(len(name) <= cut for name in state):
-            break
-        state = {name[cut:]: tensor for name, tensor in state.items()}
-    return state
-
-
-def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`CifarResNet`'s names in a network of three stages, where some files have torchvision's."""
-    if any(name.startswith("layer4.") for name in state):
-        return state
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        new = re.sub(r"^fc\.", "linear.", name).replace(".downsample.", ".shortcut.")
-        renamed[name if new in state else new] = tensor  # with both names it is another network: let it show
-    return renamed
-
-
 # ---- the architecture
 
 
@@ -323,7 +311,18 @@ def _blocks_per_stage(shapes: Mapping[str, Shape]) -> Shape:
 
 
 def _build(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
-    """The architecture without memory; the width and shortcuts of a CIFAR network are those of the file."""
+    """The architecture without memory, for images of as many channels as the file's first convolution."""
+    model = _built(arch, shapes)
+    stem, found = model.get_submodule("conv1"), shapes.get("conv1.weight", ())
+    assert isinstance(stem, nn.Conv2d)
+    if len(found) == 4 and 1 <= found[1] <= 1024:
+        weight = stem.weight.new_empty(stem.out_channels, found[1], *stem.kernel_size)
+        stem.in_channels, stem.weight = found[1], nn.Parameter(weight)
+    return model
+
+
+def _built(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
+    """The width and shortcuts of a CIFAR network are those of the file."""
     with torch.device("meta"):
         if arch in TORCHVISION:
             import torchvision  # late: it takes longer than all else here
@@ -343,15 +342,16 @@ def _without(head: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if not name.startswith(f"{head}.")}
 
 
-def _difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
-    """In what `found` differs, in words; empty where it does not."""
+def _difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> tuple[int, str]:
+    """In how many tensors `found` differs, and in words in what."""
     both = [name for name in expected if name in found]
     parts = {
         "missing": [name for name in expected if name not in found and not name.endswith(COUNTER)],
         "unexpected": [name for name in found if name not in expected],
         "mis-shaped": [f"{n} is {found[n]}, not {expected[n]}" for n in both if found[n] != expected[n]],
     }
-    return ", ".join(f"{len(names)} {word} ({_first(names)})" for word, names in parts.items() if names)
+    said = [f"{len(names)} {word} ({_first(names)})" for word, names in parts.items() if names]
+    return sum(map(len, parts.values())), ", ".join(said)
 
 
 def _classifier(head: str, features: int, shapes: Mapping[str, Shape], where: str) -> nn.Module:

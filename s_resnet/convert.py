@@ -13,13 +13,13 @@ from .apply_recipe import apply_recipe
 from .auto import check_wishes, choose_recipe
 from .calibrate import Batches, Calibration, calibrate, calibrate_from_batchnorm
 from .device import find_device
-from .errors import InvalidData
+from .errors import ConversionError, InvalidData, UnsupportedModel
 from .graph import Graph
-from .ops import QCFS, Conv2d, MaxPool2d
+from .ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
 from .passes import dyadic_weights, quantize_weights
 from .qcfs import QCFSModule
 from .recipes import QUANTIZED, TRAINED, Recipe, Step, find
-from .trace import trace
+from .trace import SIGNALS, checked, trace
 from .version import __version__
 
 HELD_OUT = 64  # at most; calibrate keeps at least half of the images for the statistics
@@ -46,6 +46,8 @@ def convert(
     progress: bool = False,
 ) -> Graph:
     """Turn a trained ResNet into a spiking network: ``snn(images, timesteps=64)`` gives logits ``[B, N]``.
+
+    Of a model that ends in features, one number or scores ``[B, N, 1, 1]`` it gives those, in the same shape.
 
     A directly trained spiking network stays what it is: its batch normalization is folded, and none of the settings
     below apply. A :class:`s_resnet.QCFSModule` brings its thresholds, and takes no calibration: by default all layers
@@ -96,6 +98,7 @@ def convert(
     where = find_device(device)
     if isinstance(model, QCFSModule):
         model = model.graph()
+    model = model if isinstance(model, Graph) else checked(model)
     example = _example(model, calibration_batches, input_size)
     graph = (model if isinstance(model, Graph) else trace(model, example)).to(where)
     wishes: dict[str, object] = {"percentile": percentile, "reconstruct": reconstruct}
@@ -103,9 +106,11 @@ def convert(
         wishes |= {"recipe": recipe != "s-resnet", "weights": weights != "float32"}
         wishes |= {"spikes": spikes, "target_drop": target_drop, "timesteps": timesteps}
         return _trained(graph, example, _given(wishes))
+    graph, said = _scores(graph, example, fixed)
     if any(isinstance(node.op, QCFS) for node in graph.nodes):
         refused = _given({"calibration": calibration_batches, **wishes})
-        return _quantized(graph, example, "auto" if fixed is None else fixed, timesteps, refused)
+        chosen = "auto" if fixed is None else fixed
+        return _quantized(graph, example, chosen, timesteps, refused).with_provenance(**said)
     calibration = _calibrated(graph, calibration_batches, percentile, example.shape[-1], fixed, progress)
     if fixed is not None:
         snn = apply_recipe(graph, calibration, fixed, timesteps or fixed.timesteps, progress)
@@ -115,7 +120,42 @@ def convert(
             complete=lambda chosen: _completed(chosen, reconstruct, None, weights),
             progress=progress,
         )
-    return _documented(snn, calibration, example)
+    return _documented(snn, calibration, example).with_provenance(**said)
+
+
+def _scores(graph: Graph, example: Tensor, recipe: Recipe | None) -> tuple[Graph, dict[str, list[int]]]:
+    """The network with an answer ``[B, N]`` inside, and what its provenance says where the source's is not so.
+
+    Raises UnsupportedModel for a source network without a ReLU, and for one that answers with maps; ConversionError for
+    a spiking network, and for one that answers one number, by a recipe that counts the spikes of classes.
+    """
+    if graph.neurons:
+        raise ConversionError(
+            "convert: got a spiking network; expected its source. Convert the module that it is from."
+        )
+    if not any(isinstance(node.op, ReLU | QCFS) for node in graph.nodes):
+        raise UnsupportedModel(
+            "convert: got a network without a ReLU; expected at least one, as ReLUs become spiking neurons. Check that "
+            "activations are nn.ReLU or F.relu, and are in the forward."
+        )
+    numbers = next(value for node in graph.nodes for value in vars(node.op).values() if isinstance(value, Tensor))
+    *_, (name, answer) = graph.activations(example.to(numbers))
+    if answer.shape[1] == 1 and recipe and any(step.settings.get("mode") == "spikes" for step in recipe.steps):
+        raise ConversionError(
+            f"convert: got recipe {recipe.name}, which scores classes by their spikes, for a network that answers one "
+            "number; expected a recipe that reads currents. Choose s-resnet or calibrated."
+        )
+    if answer.ndim == 2:
+        return graph, {}
+    shape = list(answer.shape[1:])
+    if shape[1:] != [1, 1]:
+        raise UnsupportedModel(
+            f"{name}: got an answer of {' x '.join(map(str, shape))} for an image; expected scores or features [B, N], "
+            "or [B, N, 1, 1]. End the model in a global average pool or a linear layer; the maps of a whole network "
+            f"are to be had by name: snn(images, timesteps, nodes=[{name!r}])."
+        )
+    flat = Node(f"{name}.flatten", Flatten(), (name,))
+    return replace(graph, nodes=(*graph.nodes, flat)), {"answer_shape": shape}
 
 
 def _given(wishes: Mapping[str, object]) -> list[str]:
@@ -195,6 +235,8 @@ def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int 
     if batches is not None:
         for batch in batches:
             images = batch[0] if isinstance(batch, tuple | list) else batch
+            if isinstance(images, Tensor) and images.ndim == 3:
+                raise InvalidData(f"convert: got a batch of {tuple(images.shape)}; expected [B, C, H, W]. {SIGNALS}.")
             if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0:
                 break
             return images[[0, -1]].cpu()  # two, also of a batch of one: x.squeeze() must not drop the batch

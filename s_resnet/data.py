@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -51,14 +52,15 @@ class Preprocessing:
     """How an image becomes the network's input: resize, center crop, scale to [0, 1], normalize.
 
     ``size`` is the side of the square crop, ``resize`` the shorter side before it, in pixels; ``mean`` and
-    ``std`` are per channel (R, G, B), for images in [0, 1]. ``Preprocessing(**json.loads(text))`` works.
-    Raises InvalidData for values that make no sense.
+    ``std`` are per channel (R, G, B), for images in [0, 1]; ``gray`` makes one channel of them, with the mean of the
+    three numbers. ``Preprocessing(**json.loads(text))`` works. Raises InvalidData for values that make no sense.
     """
 
     size: int
     resize: int
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    gray: bool = False
 
     def __post_init__(self) -> None:
         where, expected = "preprocessing", f"a whole number >= {self.size}, the size"
@@ -70,13 +72,16 @@ class Preprocessing:
         object.__setattr__(self, "std", _three_numbers("std", self.std, above=0))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return ``image`` as float32 [3, size, size]; resized bilinearly with antialiasing."""
+        """Return ``image`` as float32 [3, size, size], gray [1, size, size]; resized bilinearly with antialiasing."""
         from torchvision.transforms import functional
 
         image = functional.resize(image if image.mode == "RGB" else image.convert("RGB"), [self.resize])
         image = functional.center_crop(image, [self.size, self.size])
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        mean, std = torch.tensor((self.mean, self.std), dtype=torch.float32)[:, :, None, None]
+        numbers = torch.tensor((self.mean, self.std), dtype=torch.float32)
+        if self.gray:
+            image, numbers = image.convert("L"), numbers.mean(1, keepdim=True)
+        pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1).contiguous()
+        mean, std = numbers[:, :, None, None]
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
@@ -91,11 +96,11 @@ def _three_numbers(name: str, values: Any, above: float) -> tuple[float, ...]:
 
 
 def preprocessing_for(
-    size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+    size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, gray: bool = False
 ) -> Preprocessing:
     """Return the usual evaluation at ``size``: from 128 pixels on cropped from size / 0.875 (256 -> 224)."""
     resize = round(size / 0.875) if is_count(size, 128) else size
-    return Preprocessing(size, resize, tuple(mean), tuple(std))
+    return Preprocessing(size, resize, tuple(mean), tuple(std), gray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,11 +203,18 @@ class _Batches(Dataset[tuple[Tensor, Tensor, list[str]]]):
         return stacked, torch.tensor(labels, dtype=torch.int64), unreadable
 
 
+def forks() -> bool:
+    """Whether worker processes are forked; asking does not settle how."""
+    method = multiprocessing.get_start_method(allow_none=True)
+    return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+
+
 class Loader:
     """The samples at ``indices``, in order, as batches (samples [B, *], labels [B] int64).
 
     Iterate as often as you like. ``workers`` processes of one thread each decode ahead (None: 2, or 1 on one core, or 0
-    for a few samples; 0: decode in this process). What cannot be read is left out of its batch; a batch without any is
+    for a few samples and where processes are spawned, not forked: a script without a main guard would be run again in
+    each of them; 0: decode in this process). What cannot be read is left out of its batch; a batch without any is
     not yielded. Raises InvalidData for senseless settings, and after a pass that could read nothing.
     ``total``: how many there are where ``indices`` are a shard, which may be empty or hold nothing readable.
     ``images`` is the number of indices; ``unreadable``: name and reason of what the last pass left out.
@@ -227,7 +239,7 @@ class Loader:
         batches = tuple(tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size))
         if workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            workers = min(2, cores) if len(indices) >= FEW else 0
+            workers = min(2, cores) if len(indices) >= FEW and forks() else 0
         self.data, self.images, self._total = data, len(indices), len(indices) if total is None else total
         self.unreadable: tuple[str, ...] = ()
         self._batches = _Batches(data, batches, preprocessing)

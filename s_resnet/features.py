@@ -17,6 +17,7 @@ from .ops import (
     UNIT_PRESERVING,
     AdaptiveAvgPool2d,
     Add,
+    Affine,
     AvgPool2d,
     BatchNorm2d,
     Conv2d,
@@ -31,7 +32,7 @@ from .ops import (
 )
 
 # The mean over the steps of what these give is what they give for the means of their inputs.
-_AFFINE = (*SYNAPSES, BatchNorm2d, Add, *(kind for kind in UNIT_PRESERVING if kind is not MaxPool2d))
+_AFFINE = (*SYNAPSES, Affine, BatchNorm2d, Add, *(kind for kind in UNIT_PRESERVING if kind is not MaxPool2d))
 # What lies between a synapse and the neurons that set its unit.
 _BETWEEN = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Add, Flatten)
 

@@ -60,6 +60,7 @@ class Graph:
     ) -> Tensor | dict[str, Tensor]:
         """The answer ``[B, N]`` after ``timesteps`` steps of constant input ``[B, C, H, W]``, from a fresh state.
 
+        In the shape ``[B, N, 1, 1]`` where the source network has that; inside, and in simulations, it is ``[B, N]``.
         Of events ``[T, B, C, H, W]`` step t gets the frame t.
         In the units of the source network's logits; precision as in :meth:`stream`.
 
@@ -78,7 +79,12 @@ class Graph:
         with torch.no_grad():
             for chunk in self.stream(images, timesteps, precision=precision, whole=engine.Whole(state=False)):
                 answer = chunk.outputs[-1]
-        return answer
+        return self._as_source(answer)
+
+    def _as_source(self, answer: Tensor) -> Tensor:
+        """The answer ``[B, N]`` in the source network's shape."""
+        ones = self.provenance.get("answer_shape") == [*answer.shape[1:], 1, 1]
+        return answer[:, :, None, None] if ones else answer
 
     def _features(self, images: Tensor, timesteps: int, precision: str, nodes: Sequence[str]) -> dict[str, Tensor]:
         """The nodes' means; who observes sees all images of a chunk at once, so that portions are made here."""
@@ -229,7 +235,7 @@ class Graph:
         if self.trained:
             return self(images, self.trained_for)
         last = deque(self.activations(images), maxlen=1)
-        return last[0][1]
+        return self._as_source(last[0][1])
 
     def activations(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each node's analog value in execution order, of a directly trained network that at the first step.

@@ -14,7 +14,7 @@ from .errors import InvalidData
 from .graph import Graph
 from .kernels.surrogate import fire
 from .neuron import Neuron, Readout, SpikingMaxPool2d
-from .ops import SYNAPSES, BatchNorm2d, Conv2d, Linear, Node, Op, Scale, compensated, whole
+from .ops import SYNAPSES, Affine, BatchNorm2d, Conv2d, Linear, Node, Op, Scale, compensated, whole
 
 TUNABLE = "s-resnet, calibrated, calibrated-streaming or phased"
 
@@ -201,6 +201,8 @@ def _tensors(graph: Graph, node: Node) -> tuple[dict[str, Tensor], dict[str, Ten
         weight = {"weight": compensated(op).weight}
         bias = {} if op.bias is None else {"bias": op.bias}
         return ({**weight, **bias}, {}) if graph.trained else (weight, bias)
+    if isinstance(op, Affine):
+        return {}, {"weight": op.weight, "bias": op.bias}
     if isinstance(op, BatchNorm2d):
         return {}, {"weight": op.weight, "bias": op.bias, "mean": op.mean, "var": op.var}
     if isinstance(op, Readout):

@@ -26,11 +26,11 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData | Even
     """Open what ``spec`` names, for ``split`` "calibration" (training images) or "evaluation" (held out).
 
     ``spec`` is one of the following; the first two have no splits and give every image for either. A directory of class
-    folders. An ``.npz`` with ``x`` uint8 [B, H, W, 3] and ``y`` integer [B]. A directory with ``train/`` and one of
-    ``test/``, ``val/``, ``validation/`` that hold class folders. ``cifar10:DIR``, ``cifar100:DIR``, ``mnist:DIR``,
-    ``imagenet:DIR`` as torchvision stores them; ``download`` fetches the first three where absent, and means nothing
-    elsewhere. ``digits``: scikit-learn's 1797 images of 8 x 8; write ``./digits`` for a directory. Folders whose name
-    begins with a dot are no classes.
+    folders. An ``.npz`` with ``x`` uint8 [B, H, W, 3], or gray [B, H, W], and ``y`` integer [B]. A directory with
+    ``train/`` and one of ``test/``, ``val/``, ``validation/`` that hold class folders. ``cifar10:DIR``,
+    ``cifar100:DIR``, ``mnist:DIR``, ``imagenet:DIR`` as torchvision stores them; ``download`` fetches the first three
+    where absent, and means nothing elsewhere. ``digits``: scikit-learn's 1797 images of 8 x 8; write ``./digits`` for
+    a directory. Folders whose name begins with a dot are no classes.
     ``cifar10dvs:DIR`` and ``dvsgesture:DIR``: event recordings as tonic stores them in DIR; ``download`` fetches them.
     Raises InvalidData where the data are missing, incomplete or of another form, BackendUnavailable without tonic.
     """
@@ -172,8 +172,11 @@ def _open_npz(path: Path) -> ImageData:
         raise invalid(where, "file", reason(error), "an .npz archive of plain arrays", advice) from error
     if x is None or y is None:
         raise invalid(where, "arrays", ", ".join(found) or "none", "x and y", advice)
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or x.size == 0:
-        raise invalid(where, "x", f"{x.dtype} {list(x.shape)}", "uint8 [B, H, W, 3], not empty", advice)
+    if x.ndim == 4 and x.shape[3] == 1:
+        x = x[..., 0]  # gray, as [B, H, W]
+    color = x.shape[3:] == (3,) if x.ndim != 3 else x.shape[2] == 3  # [H, W, 3] is one image, not several gray ones
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or color != (x.ndim == 4) or x.size == 0:
+        raise invalid(where, "x", f"{x.dtype} {list(x.shape)}", "uint8 [B, H, W, 3] or [B, H, W], not empty", advice)
     if y.dtype.kind not in "iu" or y.shape != (len(x),):
         raise invalid(where, "y", f"{y.dtype} {list(y.shape)}", f"integer [{len(x)}] as x", advice)
     if y.min() < 0 or y.max() >= _MAX_CLASSES:
@@ -213,4 +216,6 @@ def read_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | Binning:
 def stored_preprocessing(preprocessing: Preprocessing | Binning) -> dict[str, Any]:
     """Return the plain values that `read_preprocessing` reads."""
     settings = asdict(preprocessing)
-    return {"events": settings} if isinstance(preprocessing, Binning) else settings
+    if isinstance(preprocessing, Binning):
+        return {"events": settings}
+    return settings if preprocessing.gray else {name: value for name, value in settings.items() if name != "gray"}

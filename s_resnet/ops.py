@@ -130,6 +130,18 @@ class BatchNorm2d:
 
 
 @dataclass(frozen=True, eq=False)
+class Affine:
+    """``y = weight x + bias`` per channel, constants of the source network; both ``[C]``."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        ndim = inputs[0].ndim
+        return inputs[0] * per_channel(self.weight, ndim) + per_channel(self.bias, ndim)
+
+
+@dataclass(frozen=True, eq=False)
 class ReLU:
     """``y = max(x, 0)``."""
 
@@ -230,6 +242,7 @@ Synapse = Conv2d | Linear | Scale
 SYNAPSES = (Conv2d, Linear, Scale)
 # Operations that keep what a unit means: value and unit may be exchanged with them.
 UNIT_PRESERVING = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Pad, Slice)
+POOLS = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d)
 
 
 def carried(op: Op, unit: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ class QCFSModule(nn.Module):
 
     ``[B, C, H, W] -> [B, N]``. Each call site has a learned threshold of its own, also where the source calls one
     module at several places. The parts of the source are taken over, not copied: they are trained here, under the names
-    that they have there, so that the state dict is the source's with ``thresholds.<node>`` besides.
+    that they have there, so that the state dict is the source's with ``thresholds.<node>`` besides. Constants outside
+    of convolutions, linear layers and batch normalization, such as a scale per branch, stay as they are.
 
     Args:
         source: a network that :func:`s_resnet.trace` follows, with batch normalization as modules of its own.
@@ -76,11 +77,11 @@ class QCFSModule(nn.Module):
             return None
         modules = dict(self.named_modules())
         for path in (node.name, re.sub(r"_\d+$", "", node.name)):  # _1: its second call
-            if isinstance(modules.get(path), nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            if isinstance(modules.get(path), nn.Conv2d | nn.Linear | nn.BatchNorm2d) and _plain(modules[path]):
                 return path
         raise UnsupportedModel(
             f"{node.name}: got {type(node.op).__name__} that is no module's own; expected nn.Conv2d, nn.Linear or "
-            "nn.BatchNorm2d. Make it a module of the model."
+            "nn.BatchNorm2d, with their own forward. Make it a module of the model."
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -119,3 +120,8 @@ class QCFSModule(nn.Module):
 
         nodes = tuple(replace(node, op=op(node)) for node in self.traced.nodes)
         return replace(self.traced, nodes=nodes)
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a call of the module is its operation and nothing else."""
+    return type(module).forward in (nn.Conv2d.forward, nn.Linear.forward, nn.BatchNorm2d.forward)

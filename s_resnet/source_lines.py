@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import re
+import sys
 import traceback
+from types import FrameType
 
 import torch
+
+TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 def first_line(error: BaseException) -> str:
@@ -15,18 +20,31 @@ def first_line(error: BaseException) -> str:
 
 
 def line_of_error(error: BaseException, besides: str) -> str:
-    """The last line on the way to an error that is neither torch's nor in the file ``besides``; empty without one."""
-    places = [f"{f.filename}, line {f.lineno}: {f.line}" for f in traceback.extract_tb(error.__traceback__)]
-    return _last_outside_torch(places, besides)
+    """The last line on the way to an error that is neither torch's nor below ``besides``; empty without one."""
+    places = [(f.filename, f.lineno or 0, f.line or "") for f in traceback.extract_tb(error.__traceback__)]
+    return _last(places, besides)
 
 
-def line_of_trace(stack: str | None, besides: str) -> str:
-    """The same of a stack as text, in Python's form."""
-    found = re.findall(r'File "(.+)", (line \d+), in .*\n\s*(.*)', stack or "")
-    return _last_outside_torch([f"{file}, {line}: {code}" for file, line, code in found], besides)
+def line_here(besides: str, outermost: str) -> str:
+    """The same of the call that is running, within the function ``outermost`` of a file below ``besides``."""
+    frame: FrameType | None = sys._getframe(1)
+    places = []
+    while frame is not None and not (
+        frame.f_code.co_name == outermost and frame.f_code.co_filename.startswith(besides)
+    ):
+        file, number = frame.f_code.co_filename, frame.f_lineno
+        places.append((file, number, linecache.getline(file, number, frame.f_globals).strip()))
+        frame = frame.f_back
+    return _last(places[::-1], besides)
 
 
-def _last_outside_torch(places: list[str], besides: str) -> str:
-    torchs = os.path.dirname(torch.__file__) + os.sep
-    own = [place for place in places if not place.startswith((torchs, besides))]
-    return f" ({own[-1]})" if own else ""
+def library_of(place: str) -> str:
+    """The installed package that a line is of; empty for the user's own."""
+    found = re.search(r"[\\/](?:site|dist)-packages[\\/]([^\\/,]+)", place)
+    return found[1].removesuffix(".py") if found else ""
+
+
+def _last(places: list[tuple[str, int, str]], besides: str) -> str:
+    """The last line that there is text of: code that was made by ``exec`` has none."""
+    own = [place for place in places if place[2] and not place[0].startswith((TORCH, besides))]
+    return f" ({own[-1][0]}, line {own[-1][1]}: {own[-1][2]})" if own else ""

@@ -231,7 +231,7 @@ class _Tally:
     def read(self, op: Readout, currents: Tensor, images: Tensor) -> Tensor:
         """The answer after T steps; where mean currents do not tell it, that of a simulation."""
         if len(currents) == 1 < self.timesteps and (op.mode != "current" or op.weights is not None):
-            return self.snn(images, self.timesteps)
+            return self.snn(images, self.timesteps).flatten(1)
         return op.advance([currents], None)[0][-1]
 
     def answer(self, snn: Tensor, ann: Tensor, labels: Tensor | None) -> None:

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from s_resnet.checkpoint import KNOWN, TORCHVISION, load_checkpoint, recognize
 from s_resnet.errors import InvalidCheckpoint, InvalidData
@@ -389,6 +390,90 @@ def test_given_architecture_that_fits(small, tmp_path):
     assert_same(load_checkpoint(path, arch="cifar_resnet8"), small)
 
 
+# ---- what is beside the network, or not in the file as it is used
+
+
+def test_counters_of_operations_are_left_out_and_named(small, tmp_path):
+    """As thop leaves them in every layer."""
+    counted = copy.deepcopy(small)
+    for layer in counted.modules():
+        layer.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
+        layer.register_buffer("total_params", torch.zeros(1, dtype=torch.float64))
+    checkpoint = load_checkpoint(saved(counted.state_dict(), tmp_path / "net.pth"))
+    assert_same(checkpoint, small)
+    assert len(checkpoint.left_out) == 2 * len(list(counted.modules()))
+    assert {name.rpartition(".")[2] for name in checkpoint.left_out} == {"total_ops", "total_params"}
+
+
+def test_losses_and_metrics_beside_the_network_are_left_out(small, tmp_path):
+    """As Lightning keeps them; the network's own prefix goes as ever."""
+    state = {f"model.{name}": tensor for name, tensor in small.state_dict().items()}
+    beside = {"criterion.weight": torch.ones(10), "train_acc.tp": torch.zeros(10), "val_loss_2.sums": torch.zeros(1)}
+    checkpoint = load_checkpoint(saved({"state_dict": beside | state}, tmp_path / "net.ckpt"))
+    assert_same(checkpoint, small)
+    assert checkpoint.left_out == tuple(beside)
+
+
+def test_other_tensors_beside_the_network_are_named(small, tmp_path):
+    """They may well change what it computes."""
+    state = {f"model.{name}": tensor for name, tensor in small.state_dict().items()}
+    state = {"normalize.mean": torch.zeros(3), "normalize.std": torch.ones(3), **state}
+    refused(
+        saved(state, tmp_path / "net.pth"),
+        "nearly those of cifar_resnet8: 2 unexpected (normalize.mean, normalize.std)",
+    )
+
+
+NORMED = {
+    "weight norm": lambda layer: parametrizations.weight_norm(layer),
+    "weight norm over all": lambda layer: parametrizations.weight_norm(layer, dim=None),
+    "weight norm over inputs": lambda layer: parametrizations.weight_norm(layer, dim=1),
+    "spectral norm": lambda layer: parametrizations.spectral_norm(layer),
+    "older weight norm": lambda layer: nn.utils.weight_norm(layer),
+    "older spectral norm": lambda layer: nn.utils.spectral_norm(layer),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", NORMED.values(), ids=NORMED.keys())
+def test_weights_that_are_computed(small, tmp_path, norm):
+    model = copy.deepcopy(small)
+    model.linear, model.conv1 = norm(model.linear), norm(model.conv1)
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(images(32))
+    path = saved(
+        {"model": {f"module.{name}": tensor for name, tensor in model.state_dict().items()}}, tmp_path / "net.pth"
+    )
+    found = logits(load_checkpoint(path).model)
+    assert torch.allclose(found, logits(model.eval()), rtol=1e-5, atol=1e-5) and not torch.allclose(
+        found, logits(small)
+    )
+
+
+def test_weights_that_do_not_fit_together_are_no_layer(small, tmp_path):
+    state = dict(small.state_dict())
+    del state["conv1.weight"]
+    state |= {"conv1.weight_g": torch.ones(7, 1, 1, 1), "conv1.weight_v": torch.ones(16, 3, 3, 3)}
+    refused(
+        saved(state, tmp_path / "net.pth"), "1 missing (conv1.weight), 2 unexpected (conv1.weight_g, conv1.weight_v)"
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_channels_are_those_of_the_file(tmp_path, channels):
+    gray = torchvision.models.resnet18(num_classes=9)
+    gray.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    tiny = CifarResNet(8, width=4)
+    tiny.conv1 = nn.Conv2d(channels, 4, 3, padding=1, bias=False)
+    for model, arch in ((gray, "resnet18"), (tiny, "cifar_resnet8")):
+        checkpoint = load_checkpoint(saved(randomized(model).state_dict(), tmp_path / "net.pth"))
+        assert (checkpoint.arch, checkpoint.channels) == (arch, channels)
+        x = torch.randn(2, channels, 32, 32)
+        with torch.no_grad():
+            assert torch.equal(checkpoint.model(x), model(x))
+
+
 # ---- what does not load: one line of one form
 
 
@@ -627,6 +712,13 @@ def test_weights_of_no_float_type(small, tmp_path, tensor):
     refused(saved(state, tmp_path / "net.pth"), "tensor bn1.weight", "dense floating-point")
 
 
+def test_the_nearest_of_several_architectures_is_named():
+    shapes = shapes_of(on_meta("resnet50", num_classes=5)) | {"layer3.5.se.weight": (8, 8)}
+    refused_shapes(shapes, "nearly those of resnet50: 1 unexpected (layer3.5.se.weight); expected exactly")
+    shapes = {name: shape for name, shape in shapes_of(on_meta("resnet34")).items() if not name.startswith("layer4.2.")}
+    refused_shapes(shapes, "got stages of 3, 4, 6, 2 blocks; expected those of resnet18")
+
+
 def test_unknown_network(tmp_path):
     state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3), "2.weight": torch.zeros(1, 3)}
     path = saved({"state_dict": state}, tmp_path / "net.pth")
@@ -654,7 +746,7 @@ def test_one_tensor_more_or_less_is_not_recognized(arch, edit):
     else:
         shapes["linear.weight" if arch == "resnet50" else "fc.weight"] = (10, 64)
         words = "1 unexpected"
-    refused_shapes(shapes, "no known architecture", f"{len(shapes)} tensors")
+    refused_shapes(shapes, "no known architecture", f"nearly those of {arch}: {words}", f"exactly those of {arch}")
     refused_shapes(shapes, words, f"exactly those of {arch}", arch=arch)
 
 

@@ -3,6 +3,7 @@
 import builtins
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import random
@@ -34,7 +35,8 @@ from s_resnet.data import (
     preprocessing_for,
 )
 from s_resnet.errors import InvalidData
-from s_resnet.open_data import open_data
+from s_resnet.open_data import open_data, read_preprocessing, stored_preprocessing
+from s_resnet.training.images import usual_workers
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT.parent / "shared" / "fixtures"
@@ -259,6 +261,19 @@ def test_npz_gives_its_arrays(tmp_path: Path, dtype: type) -> None:
             assert np.array_equal(np.array(data.image(index)), X[index])
 
 
+@pytest.mark.parametrize("gray", [X[..., 0], X[..., :1]])
+def test_npz_of_gray_images(tmp_path: Path, gray: np.ndarray) -> None:
+    """As MNIST and its kin: the same in all three channels, or as the one that a network of one channel wants."""
+    data = open_data(str(save_npz(tmp_path / "images.npz", x=gray, y=Y)), "evaluation")
+    assert np.array_equal(np.array(data.image(3)), np.repeat(X[3, :, :, :1], 3, axis=2))
+    one = Preprocessing(6, 6, mean=(0.2, 0.3, 0.4), std=(0.5, 0.25, 0.15), gray=True)(data.image(3))
+    torch.testing.assert_close(one, Preprocessing(6, 6, (0.3,) * 3, (0.3,) * 3)(data.image(3))[:1])
+    by_hand = Preprocessing(1, 1, (0.25,) * 3, (0.5,) * 3, gray=True)(Image.fromarray(np.full((1, 1, 3), 51, np.uint8)))
+    torch.testing.assert_close(by_hand, torch.tensor([[[(0.2 - 0.25) / 0.5]]]))
+    assert read_preprocessing(stored_preprocessing(preprocessing_for(8, gray=True))).gray
+    assert "gray" not in stored_preprocessing(preprocessing_for(8))
+
+
 @pytest.mark.parametrize(
     ("arrays", "match"),
     [
@@ -269,7 +284,7 @@ def test_npz_gives_its_arrays(tmp_path: Path, dtype: type) -> None:
             {"x": X.astype(np.float32), "y": Y},
             r"x, got float32 \[5, 6, 7, 3\]; expected uint8 \[B, H, W, 3\]",
         ),
-        ({"x": X[..., :1], "y": Y}, r"x, got uint8 \[5, 6, 7, 1\]"),
+        ({"x": X[..., :2], "y": Y}, r"x, got uint8 \[5, 6, 7, 2\]"),
         ({"x": X[0], "y": Y}, r"x, got uint8 \[6, 7, 3\]"),
         ({"x": X[:0], "y": Y[:0]}, r"x, got uint8 \[0, 6, 7, 3\]"),
         ({"x": X, "y": Y.astype(float)}, "y, got float64"),
@@ -514,6 +529,27 @@ def test_loader_can_be_left_early() -> None:
     assert everything(loader)[1].tolist() == [0, 1] * 20
 
 
+@pytest.mark.parametrize(("method", "want"), [("fork", 2), ("spawn", 0), ("forkserver", 0), (None, None)])
+def test_spawned_workers_are_only_used_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, method: str | None, want: int | None
+) -> None:
+    """A script without a main guard would be run again in each of them."""
+    asked: list[bool] = []
+
+    def start_method(allow_none: bool = False) -> str | None:
+        asked.append(allow_none)
+        return method
+
+    monkeypatch.setattr(multiprocessing, "get_start_method", start_method)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    if want is None:  # not settled yet: what the system begins with
+        want = 2 if multiprocessing.get_all_start_methods()[0] == "fork" else 0
+    assert ImageLoader(in_memory([0] * 64), range(64), preprocessing_for(4), 8)._workers == want
+    assert usual_workers(torch.device("cpu")) == want
+    assert ImageLoader(in_memory([0] * 64), range(64), preprocessing_for(4), 8, workers=3)._workers == 3
+    assert all(asked)  # else the question would settle it for the caller
+
+
 def spoil(root: Path) -> list[str]:
     """Write ten images, four of them damaged in different ways; returns their names and the one to delete."""
     make_folders(root, {"a": 5, "b": 5})
@@ -676,7 +712,8 @@ def test_what_workers_are_given_can_be_pickled() -> None:
 SCRIPT = """
 import signal, sys
 from s_resnet.data import ImageLoader, preprocessing_for
-from s_resnet.open_data import open_data
+from s_resnet.open_data import open_data, read_preprocessing, stored_preprocessing
+from s_resnet.training.images import usual_workers
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it

@@ -1,6 +1,7 @@
 """The directly trained families: parameters, shapes, blocks against plain torch written out, tdBN in both forms."""
 
 import copy
+import functools
 import sys
 
 import pytest
@@ -135,6 +136,7 @@ def no_eps_of_zero(monkeypatch):
     """Batch normalization as strict as torch 2.11's, in evaluation too; newer ones let an eps of 0 pass there."""
     real = F.batch_norm
 
+    @functools.wraps(real)  # who traces a network knows it by its name
     def strict(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
         assert eps > 0, f"batch_norm eps must be positive, but got {eps}"
         return real(x, mean, var, weight, bias, training, momentum, eps)

@@ -19,6 +19,7 @@ from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import (
     AdaptiveAvgPool2d,
     Add,
+    Affine,
     AvgPool2d,
     BatchNorm2d,
     Conv2d,
@@ -34,6 +35,7 @@ from ..ops import (
     Slice,
     compensated,
 )
+from ..passes.fold_batchnorm import folded
 from ..version import __version__
 
 FORMAT, FIRING = 1, 2  # 2 where a neuron has several firing levels, which readers of 1 do not know
@@ -92,6 +94,8 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
     """
     if not snn.neurons:
         raise InvalidData("export: got a network without neurons; expected a converted one. Call convert first.")
+    if any(isinstance(node.op, Affine) for node in snn.nodes):
+        snn = folded(snn)
     shape = snn.provenance.get("input_shape")
     shapes = {} if shape is None else dict(snn.to("cpu").activations(torch.zeros(1, *shape)))
     arrays: dict[str, Any] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidData
@@ -28,6 +29,33 @@ def ungrouped(op: Conv2d) -> Conv2d:
         rows = slice(group * out // op.groups, (group + 1) * out // op.groups)
         weight[rows, group * part : (group + 1) * part] = op.weight[rows]
     return replace(op, weight=weight, groups=1)
+
+
+def squared(op: Conv2d, shape: Shape) -> Conv2d | None:
+    """The same convolution of maps ``shape`` with a kernel as high as it is wide, zeros around; None if there is none.
+
+    Padding is the same on both sides, so a kernel of an odd number of rows more or less needs one output along them, or
+    a stride that leaves no room for another.
+    """
+    kernel = op.weight.shape[2:]
+    side = max(kernel)
+    if min(kernel) == side:
+        return op
+    padding, stride, around = [], [], []
+    for axis, (k, p, s, d) in enumerate(zip(kernel, op.padding, op.stride, op.dilation, strict=True)):
+        after = (side - k) // 2
+        before = side - k - after
+        room = shape[1 + axis] + 2 * p - d * (k - 1) - 1
+        more = room + d * (before - after)
+        if more // s != room // s:
+            if room // s:
+                return None
+            s = more + 1
+        padding.append(p + d * before)
+        stride.append(s)
+        around += [before, after]
+    weight = F.pad(op.weight, (*around[2:], *around[:2]))
+    return replace(op, weight=weight, stride=(stride[0], stride[1]), padding=(padding[0], padding[1]))
 
 
 def affine(chain: tuple[Op, ...], shape: Shape) -> tuple[Tensor, Tensor]:
@@ -69,7 +97,10 @@ def as_convolution(chain: tuple[Op, ...], shape: Shape) -> Conv2d | None:
 
 def _run(chain: tuple[Op, ...], x: Tensor) -> Tensor:
     for op in chain:
-        x = compensated(op).run(x) if isinstance(op, Scale | Linear) else op.run(x)
+        if isinstance(op, Linear):
+            x = compensated(op).run(x.flatten(1))  # also of another linear layer's neurons, [N, 1, 1] here
+        else:
+            x = compensated(op).run(x) if isinstance(op, Scale) else op.run(x)
     return x
 
 

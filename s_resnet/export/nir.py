@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ..artifact import replacing
-from ..errors import BackendUnavailable, InvalidData
+from ..errors import BackendUnavailable, ConversionError, InvalidData
 from ..graph import Graph
 from ..neuron import Neuron
-from ..ops import Conv2d, Input
+from ..ops import Conv2d, Input, Node
 from ..version import __version__
-from .fold import Shape
+from .fold import Shape, squared
 from .lower import Lowered, lower
 
 # The last version whose IF node resets by subtraction, and the first whose IF node resets to a value.
@@ -103,7 +103,7 @@ def _graph(nir: Any, lowered: Lowered, metadata: Mapping[str, Any]) -> Any:
         if isinstance(node.op, Input):
             nodes[name] = nir.Input(input_type={"input": np.array(shape)})
         elif isinstance(node.op, Conv2d):
-            nodes[name] = _conv2d(nir, node.op, lowered.shapes[node.inputs[0]])
+            nodes[name] = _conv2d(nir, node, lowered.shapes[node.inputs[0]])
         else:
             assert isinstance(node.op, Neuron)
             nodes[name] = _neuron(nir, node.op, shape)
@@ -131,7 +131,15 @@ def _names(lowered: Lowered) -> dict[str, str]:
     return names
 
 
-def _conv2d(nir: Any, op: Conv2d, shape: Shape) -> Any:
+def _conv2d(nir: Any, node: Node, shape: Shape) -> Any:
+    """The convolution with a square kernel: nir works out the size of the result with its height alone."""
+    assert isinstance(node.op, Conv2d)
+    op = squared(node.op, shape)
+    if op is None:
+        raise ConversionError(
+            f"{node.name}: got a kernel of {tuple(node.op.weight.shape[2:])} over {tuple(shape[1:])} pixels; expected "
+            "a square one, or odd or even numbers in both directions, as nir reads no others. Change the model there."
+        )
     assert op.bias is not None
     return nir.Conv2d(
         input_shape=(shape[1], shape[2]),

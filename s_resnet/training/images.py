@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import ImageData, Preprocessing
+from ..data import ImageData, Preprocessing, forks
 from ..errors import InvalidData
 from ..event_data import Binning, EventData, EventLoader
 from .settings import Training, chance
@@ -157,6 +157,11 @@ def _events(
 
 
 def usual_workers(device: torch.device) -> int:
-    """Decoding processes: many for a GPU, which waits for them; two where they share the cores with the training."""
+    """Decoding processes: many for a GPU, which waits for them; two where they share the cores with the training.
+
+    None where processes are spawned: each would run the caller's script again, unless it has a main guard.
+    """
+    if not forks():
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8 if device.type == "cuda" else 2, cores)

@@ -1,0 +1,268 @@
+"""Rules of layers: convolutions, linear layers, batch normalization, rectifiers and pools."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .activation import Activation, Value
+from .network import Call
+
+RECTIFIER = "ReLU, the only activation that a spiking neuron has"
+RETRAIN = "Train the network with nn.ReLU in its place"
+
+
+def convolution(call: Call) -> Value:
+    """Over maps; over ``[B, C, L]`` with a kernel of height or width 1."""
+    x, weight, bias, stride, padding, dilation, groups = call.take(
+        weight=None, bias=None, stride=1, padding=0, dilation=1, groups=1
+    )
+    spatial = weight.ndim - 2
+    if x.ndim != weight.ndim:
+        raise call.refuse(f"a convolution of {tuple(x.shape)}", "a batch of images [B, C, H, W]")
+    stride, dilation = _sizes(stride, spatial), _sizes(dilation, spatial)
+    padding = _padding(call, padding, weight.shape[2:], dilation)
+    kernel = weight.detach().clone()
+    if spatial == 1:
+        axis = call.along(x)
+        kernel = kernel.unsqueeze(axis ^ 1)
+        stride, padding, dilation = (_beside(axis, *pair) for pair in ((stride, 1), (padding, 0), (dilation, 1)))
+    constant = None if bias is None else bias.detach().clone()
+    op = ops.Conv2d(kernel, constant, _pair(stride), _pair(padding), _pair(dilation), groups)
+    return call.add(op, call.of(x), shape=_mapped(call, x))
+
+
+def _padding(call: Call, padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    if padding != "same":
+        return _sizes(0 if padding == "valid" else padding, len(kernel))
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if any(t % 2 for t in total):
+        raise call.refuse(f"padding='same' with an even kernel {tuple(kernel)}", "an odd kernel")
+    return tuple(t // 2 for t in total)
+
+
+def linear(call: Call) -> Value:
+    x, weight, bias = call.take(weight=None, bias=None)
+    return _matrix(call, x, weight, bias)
+
+
+def product(call: Call) -> Value:
+    """``x @ W``."""
+    x, other = call.take(other=None)
+    if not isinstance(other, Tensor) or other.ndim != 2:
+        raise call.refuse("a product of matrices", "activations times a constant matrix [features, N]")
+    return _matrix(call, x, other.T, None)
+
+
+def product_and_sum(call: Call) -> Value:
+    """``b + x @ W``."""
+    bias, x, matrix, beta, alpha = call.take(mat1=None, mat2=None, beta=1, alpha=1)
+    if beta != 1 or alpha != 1:
+        raise call.refuse("a scaled product of matrices", "beta = alpha = 1")
+    return _matrix(call, x, matrix.T, bias)
+
+
+def _matrix(call: Call, x: Any, weight: Tensor, bias: Tensor | None) -> Value:
+    if isinstance(x, Tensor) and x.ndim != 2:
+        raise call.refuse(f"a linear layer over {tuple(x.shape)}", "[B, features]")
+    constant = None if bias is None else bias.detach().expand(len(weight)).clone()
+    return call.add(ops.Linear(weight.detach().clone(), constant), call.of(x))
+
+
+def batch_norm(call: Call) -> Value:
+    """Of torch.nn.functional, or of torch itself, which has another order."""
+    if inspect.isfunction(call.function):
+        names = dict.fromkeys(("running_mean", "running_var", "weight", "bias"))
+    else:
+        names = dict.fromkeys(("weight", "bias", "running_mean", "running_var"))
+    x, *tensors, training, _, eps, _ = call.take(**names, training=False, momentum=0.1, eps=1e-5, cudnn_enabled=True)
+    known = dict(zip(names, tensors, strict=True))
+    if training or known["running_mean"] is None or known["running_var"] is None:
+        raise call.refuse("batch normalization without running statistics", "track_running_stats=True")
+    return _normalized(call, x, known["running_mean"], known["running_var"], known["weight"], known["bias"], eps)
+
+
+def instance_norm(call: Call) -> Value:
+    x, mean, var, weight, bias, own, _, eps = call.take(
+        running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
+    )
+    if own or mean is None:
+        raise call.refuse("statistics of each image", *BATCH_NORM)
+    return _normalized(call, x, mean, var, weight, bias, eps)
+
+
+BATCH_NORM = (
+    "BatchNorm, whose statistics are constants in evaluation mode",
+    "Train the network with nn.BatchNorm2d in its place",
+)
+
+
+def _normalized(
+    call: Call, x: Any, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Value:
+    ones = torch.ones_like(var)
+    weight, bias = ones if weight is None else weight, torch.zeros_like(ones) if bias is None else bias
+    weight, bias, mean, var = (tensor.detach().clone() for tensor in (weight, bias, mean, var))
+    value = call.of(x)
+    return call.add(ops.BatchNorm2d(weight, bias, mean, var, float(eps)), value, shape=value.shape)
+
+
+# ---- rectifiers ----
+
+
+def relu(call: Call) -> Value:
+    (x,) = call.take()
+    return _rectified(call, x)
+
+
+def clamp(call: Call) -> Value:
+    x, low, high = call.take(min=None, max=None)
+    return _rectified_if(call, x, low, high)
+
+
+def clamp_from(call: Call) -> Value:
+    x, low = call.take(min=None)
+    return _rectified_if(call, x, low, None)
+
+
+def hardtanh(call: Call) -> Value:
+    x, low, high = call.take(min_val=-1.0, max_val=1.0)
+    return _rectified_if(call, x, low, high)
+
+
+def threshold(call: Call) -> Value:
+    x, limit, other = call.take(threshold=None, value=None)
+    return _rectified_if(call, x, 0 if limit == other == 0 else None, None)
+
+
+def leaky_relu(call: Call) -> Value:
+    """Those of slope 0."""
+    x, slope = call.take(negative_slope=0.01)
+    return _rectified_if(call, x, 0 if bool((torch.as_tensor(slope) == 0).all()) else None, None)
+
+
+def maximum(call: Call) -> Value:
+    """Of an activation and zeros."""
+    x, other = call.take(other=None)
+    x, other = (x, other) if isinstance(x, Activation) else (other, x)
+    return _rectified_if(call, x, None if isinstance(other, Activation) else other, None)
+
+
+def _rectified_if(call: Call, x: Any, low: Any, high: Any) -> Value:
+    """The ReLU that a clip to low ... high is, if it is one."""
+    open_above = high is None or high == math.inf
+    if low is None or not open_above or not bool((torch.as_tensor(low) == 0).all()):
+        raise call.refuse("", RECTIFIER, RETRAIN)
+    return _rectified(call, x)
+
+
+def _rectified(call: Call, x: Any) -> Value:
+    value = call.of(x)
+    return call.add(ops.ReLU(), value, shape=value.shape)
+
+
+# ---- pools ----
+
+
+def max_pool(call: Call) -> Value:
+    x, kernel, stride, padding, dilation, ceil_mode, indices = call.take(
+        kernel_size=None, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+    )
+    if indices:
+        raise call.refuse("return_indices=True", "a plain max-pool")
+    size, step, border, spread = _windows(call, x, kernel, stride or kernel, padding, dilation)
+    return call.add(ops.MaxPool2d(size, step, border, spread, bool(ceil_mode)), call.of(x), shape=_mapped(call, x))
+
+
+def avg_pool(call: Call) -> Value:
+    x, kernel, stride, padding, ceil_mode, include_pad, divisor = call.take(
+        kernel_size=None, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+    )
+    if divisor is not None:
+        raise call.refuse("divisor_override", "a plain average")
+    size, step, border, _ = _windows(call, x, kernel, stride or kernel, padding, 1)
+    value, shape = call.of(x), _mapped(call, x)
+    if size == value.shape[2:] and border == (0, 0):
+        return call.add(ops.AdaptiveAvgPool2d((1, 1)), value, shape=shape)
+    return call.add(ops.AvgPool2d(size, step, border, bool(ceil_mode), bool(include_pad)), value, shape=shape)
+
+
+def adaptive_avg_pool(call: Call) -> Value:
+    x, size = call.take(output_size=None)
+    value = call.of(x)
+    wanted = _sizes(size, x.ndim - 2)
+    pair = wanted if x.ndim == 4 else _beside(call.along(x), wanted, 1)
+    height, width = (old if new is None else int(new) for old, new in zip(value.shape[2:], pair, strict=True))
+    return call.add(ops.AdaptiveAvgPool2d((height, width)), value, shape=_mapped(call, x))
+
+
+def mean(call: Call) -> Value:
+    """Over height and width: a global average pool. Over one of them the other keeps its size."""
+    return _mean(call)[0]
+
+
+def total(call: Call) -> Value:
+    """The mean, times the pixels that it is over."""
+    value, pixels = _mean(call)
+    weight = torch.full((value.shape[1],), float(pixels), dtype=call.result.dtype)
+    return call.named(call.add(ops.Affine(weight, torch.zeros_like(weight)), value, shape=value.shape))
+
+
+def _mean(call: Call) -> tuple[Value, int]:
+    x, dim, _, dtype = call.take(dim=None, keepdim=False, dtype=None)
+    dims = range(x.ndim) if dim is None else dim if isinstance(dim, tuple | list) else (dim,)
+    axes = {d % x.ndim for d in dims}
+    if dtype not in (None, x.dtype) or x.ndim < 3 or not axes or min(axes) < 2:
+        raise call.refuse(f"a mean of {tuple(x.shape)} to {tuple(call.result.shape)}", "the mean over height and width")
+    value = call.of(x)
+    _, _, height, width = value.shape
+    # The axes of [B, C, H, W]; the last one of [B, C, L] is what of H and W is more than 1.
+    over = axes if x.ndim == 4 else {2, 3}
+    size = (1 if 2 in over or height == 1 else height, 1 if 3 in over or width == 1 else width)
+    shape = (*value.shape[:2], *size)
+    before = call.network.pooled.get(value.node, value) if size == (1, 1) else value
+    pooled = call.add(ops.AdaptiveAvgPool2d(size), before, shape=shape)
+    call.network.pooled[pooled.node] = before
+    return call.named(pooled), height * width // (size[0] * size[1])
+
+
+# ---- sizes ----
+
+
+def _mapped(call: Call, x: Tensor) -> tuple[int, ...]:
+    """The Graph's shape of the result: that of the call, with height or width 1 where it has one length."""
+    shape = tuple(call.result.shape)
+    return shape if x.ndim == 4 else (*shape[:2], *_beside(call.along(x), shape[2:], 1))
+
+
+def _windows(call: Call, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[tuple[int, int]]:
+    """Kernel, stride, padding and dilation over height and width."""
+    spatial = x.ndim - 2
+    settings = [
+        (_sizes(value, spatial), rest) for value, rest in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+    ]
+    if spatial == 2:
+        return [_pair(sizes) for sizes, _ in settings]
+    axis = call.along(x)
+    return [_pair(_beside(axis, sizes, rest)) for sizes, rest in settings]
+
+
+def _sizes(value: Any, count: int) -> tuple[Any, ...]:
+    """One number for each of ``count`` axes."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return values if len(values) == count else (values[0],) * count
+
+
+def _beside(axis: int, sizes: Sequence[Any], rest: int) -> tuple[Any, ...]:
+    """A size along one axis of height and width, with ``rest`` along the other."""
+    return (rest, sizes[0]) if axis == 3 else (sizes[0], rest)
+
+
+def _pair(values: Sequence[Any]) -> tuple[int, int]:
+    return int(values[0]), int(values[1])

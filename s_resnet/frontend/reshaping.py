@@ -1,0 +1,147 @@
+"""Rules of what moves values: reshapes, slices, padding, copies of channels."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import UnsupportedModel
+from .activation import Activation, Value
+from .network import Call
+
+Part = tuple[int | None, int | None, int | None]
+WHOLE: Part = (None, None, None)
+
+
+def reshape(call: Call) -> Value:
+    """view, reshape, flatten, squeeze, unsqueeze, told apart by what they did to the example's shape."""
+    value = _input(call)
+    if call.result.dtype != torch.float32 and call.result.dtype != torch.float64:
+        raise call.refuse(f"a view as {call.result.dtype}", "floating point throughout")
+    return _reshaped(call, value, tuple(call.result.shape))
+
+
+def _input(call: Call) -> Value:
+    """The value as the Graph has it, flattened or not; settings are not looked at."""
+    x = call.args[0] if call.args else call.kwargs.get("input", call.kwargs.get("self"))
+    if not isinstance(x, Activation) or x.value is None:
+        raise call.refuse("a reshape by what depends on the images", "one by sizes")
+    return x.value
+
+
+def _reshaped(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
+    """The value that the module sees in this shape. Values keep their order, so equal sizes are the same axes."""
+    before = value.shape
+    pixels = 1 if len(before) == 2 else before[2] * before[3]
+    same = shape == before
+    flat = len(shape) == 2 and shape == (before[0], before[1] * pixels)
+    line = len(before) == 4 and shape == (*before[:2], pixels)
+    if not (same or flat or line):
+        x = tuple((call.args[0] if call.args else call.kwargs["input"]).shape)
+        raise call.refuse(f"a reshape of {x} to {shape}", "[B, *] to [B, features]")
+    return call.named(value) if flat and not same else value
+
+
+def index(call: Call) -> Value:
+    """Slices, and numbers along what then has size 1."""
+    x, key = call.take(index=None)
+    key = key if isinstance(key, tuple) else (key,)
+    plain = [part for part in key if part is not None and part is not Ellipsis]
+    numbers = all(isinstance(part, int | slice) and not isinstance(part, bool) for part in plain)
+    at = [place for place, part in enumerate(key) if part is Ellipsis] or [len(key)]
+    if not numbers or len(at) > 1:
+        raise _no_slices(call, key)
+    rest: tuple[Any, ...] = (slice(None),) * (x.ndim - len(plain))
+    parts = [part for part in (*key[: at[0]], *rest, *key[at[0] + 1 :]) if part is not None]
+    slices = [_slice(part, size) for part, size in zip(parts, x.shape, strict=True)]
+    if slices[0] != WHOLE:
+        raise _no_slices(call, key)
+    try:
+        return _reshaped(call, _sliced(call, x, slices[1:]), tuple(call.result.shape))
+    except UnsupportedModel:
+        raise _no_slices(call, key) from None
+
+
+def _no_slices(call: Call, key: Any) -> UnsupportedModel:
+    return call.refuse(f"the index {key}", "slices that keep the batch, as in x[:, :, ::2, ::2]")
+
+
+def _slice(part: int | slice, size: int) -> Part:
+    if isinstance(part, int):
+        return (part % size, part % size + 1, None)
+    return (part.start, part.stop, part.step)
+
+
+def _sliced(call: Call, x: Tensor, slices: list[Part]) -> Value:
+    """One slice per axis after the batch; as few as there need to be."""
+    if all(part == WHOLE for part in slices):
+        return _input(call)
+    value = call.of(x)
+    if x.ndim == 3:
+        slices = [slices[0], WHOLE, slices[1]] if call.along(x) == 3 else [slices[0], slices[1], WHOLE]
+    sizes = [len(range(size)[slice(*part)]) for size, part in zip(value.shape[1:], slices, strict=True)]
+    while len(slices) > 1 and slices[-1] == WHOLE:
+        slices.pop()
+    return call.add(ops.Slice(tuple(slices)), value, shape=(value.shape[0], *sizes))
+
+
+def split(call: Call) -> tuple[Value, ...]:
+    """chunk and split: one slice for each part."""
+    x = call.args[0] if call.args else call.kwargs["input"]
+    axis = call.kwargs.get("dim", call.args[2] if len(call.args) > 2 else 0) % x.ndim
+    if axis == 0:
+        raise call.refuse("a split of the batch", "one of channels or space")
+    ends = list(itertools.accumulate(part.shape[axis] for part in call.result))
+    found = []
+    for begin, end in zip((0, *ends), ends, strict=False):
+        slices = [WHOLE] * (x.ndim - 1)
+        slices[axis - 1] = (begin, end, None)
+        found.append(_sliced(call, x, slices))
+    return tuple(found)
+
+
+def pad(call: Call) -> Value:
+    x, padding, mode, value = call.take(pad=None, mode="constant", value=None)
+    if mode != "constant" or value not in (None, 0, 0.0):
+        raise call.refuse(f"padding_mode={mode!r}, value={value}", "zeros")
+    padding = tuple(int(p) for p in padding)
+    if len(padding) > 2 * (x.ndim - 1):
+        raise call.refuse("padding of the batch", "padding of channels or space")
+    given = call.of(x)
+    shape = tuple(call.result.shape)
+    if x.ndim == 3:
+        along = call.along(x)
+        padding = (*padding[:2], 0, 0, *padding[2:]) if along == 3 else (0, 0, *padding)
+        shape = (*shape[:2], 1, shape[2]) if along == 3 else (*shape, 1)
+    return call.add(ops.Pad(padding), given, shape=shape)
+
+
+def repeat(call: Call) -> Value:
+    """expand and repeat: the shape as it is, or one channel several times, as gray images for a network of three."""
+    value, shape = _input(call), tuple(call.result.shape)
+    if shape == value.shape:
+        return value
+    if len(value.shape) != 4 or value.shape[1] != 1 or (shape[0], *shape[2:]) != (value.shape[0], *value.shape[2:]):
+        raise call.refuse(f"a repetition of {value.shape} to {shape}", "copies of a single channel")
+    return call.add(ops.Conv2d(torch.ones(shape[1], 1, 1, 1, dtype=call.result.dtype), None), value)
+
+
+def keep(call: Call) -> Value:
+    """clone, detach and the like: the value as it is. Another type of number is not."""
+    x = call.args[0] if call.args else call.kwargs.get("input")
+    if not isinstance(x, Activation) or x.value is None or call.result.dtype != x.dtype:
+        raise call.refuse(f"a cast to {call.result.dtype}", "float32 throughout")
+    return x.value
+
+
+def dropout(call: Call) -> Value:
+    """The identity in evaluation mode."""
+    x = call.args[0] if call.args else call.kwargs.get("input")
+    on = call.kwargs.get("training", call.kwargs.get("train", call.args[2] if len(call.args) > 2 else True))
+    if on or not isinstance(x, Activation) or x.value is None:
+        raise call.refuse("dropout that is always on", "training=self.training")
+    return x.value

@@ -1,0 +1,257 @@
+"""Running a model's forward once, so that every call of torch becomes nodes of a Graph."""
+
+from __future__ import annotations
+
+import functools
+import re
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import trained_layers
+from ..errors import UnsupportedModel
+from ..ops import BatchNorm2d, Node, Op
+from ..source_lines import first_line, library_of, line_here, line_of_error
+from .activation import Activation, Value, parts
+from .network import Call, Network
+from .rules import EXPECTED, HINTS, RULES
+
+OWN = str(Path(__file__).parent)  # whose lines are none of the model's
+# Calls whose results are values of an activation: what a model does with them cannot be followed.
+READS = re.compile(
+    "item|tolist|numpy|__(bool|float|int|index|complex|contains|array|dlpack)__|equal|allclose|is_nonzero|"
+    "storage|untyped_storage"
+)
+# Calls whose results have sizes of an activation, and values of their own.
+FRESH = re.compile("(zeros|ones|full|empty)_like|new_(zeros|ones|full|empty|tensor)")
+
+
+def follow(model: nn.Module, example: Tensor) -> tuple[Node, ...]:
+    """The nodes of what ``model`` computes for images such as ``example``, the answer last.
+
+    Sizes, and branches that depend on them, are as the example has them. Hooks after a forward are not followed.
+
+    Raises UnsupportedModel for an operation without a rule that the answer depends on, with its line, and for a forward
+    that asks for values.
+    """
+    watch = _Watch(type(model).__name__)
+    try:
+        with watch.modules(model):
+            result = model(watch.images(example.clone()))
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{watch.name}{line_of_error(error, OWN)}: its forward cannot be followed, got {first_line(error)}; "
+            "expected a module without control flow on values. Make its forward static."
+        ) from error
+    return watch.nodes(result)
+
+
+def answer_of(result: Any) -> Any:
+    """The logits in what a model returns: the tensor itself, or as models of Hugging Face have it."""
+    if isinstance(result, Tensor):
+        return result
+    return result.get("logits", result) if isinstance(result, Mapping) else getattr(result, "logits", result)
+
+
+class _Watch:
+    """The network so far, and where in the model the forward is."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.network = Network()
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.alive: list[weakref.ref[Activation]] = []
+
+    @contextmanager
+    def modules(self, model: nn.Module) -> Iterator[None]:
+        """Every module says when its forward begins and ends; hooks after it are off."""
+        kept = []
+        for path, module in model.named_modules():
+            hooks = dict(module._forward_hooks)
+            kept.append((module, vars(module).get("forward"), hooks))
+            module.forward = functools.partial(self.within, path, module, module.forward)
+            module._forward_hooks.clear()
+        try:
+            yield
+        finally:
+            for module, forward, hooks in kept:
+                del module.forward
+                if forward is not None:
+                    module.forward = forward
+                module._forward_hooks.update(hooks)
+
+    def within(self, path: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A module's forward."""
+        self.stack.append((path, module))
+        try:
+            images = [part for part in parts((args, kwargs)) if isinstance(part, Activation)]
+            known = _whole(module) if images else None
+            if known is None:
+                return forward(*args, **kwargs)
+            with torch._C.DisableTorchFunctionSubclass():
+                result = forward(*args, **kwargs)
+                return self.chain(images[0], known, result)
+        finally:
+            self.stack.pop()
+
+    def images(self, example: Tensor) -> Activation:
+        return self.watched(example, self.network.start(tuple(example.shape)), None)
+
+    def chain(self, x: Activation, ops: tuple[Op, ...], result: Tensor) -> Any:
+        """A module that is known as a whole."""
+        if x.value is None:
+            return self.watched(result, None, x.refusal)
+        value, shape = self.network.flat(x.value) if x.ndim == 2 else x.value, tuple(result.shape)
+        for op in ops:
+            value = self.network.add(self.label(""), op, (value,), shape)
+        return self.watched(result, Value(value.node, shape), None)
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a call of torch, and put what it does into the network."""
+        name = _name(function)
+        if READS.fullmatch(getattr(function, "__name__", "")):
+            raise UnsupportedModel(
+                f"{self.name}{line_here(OWN, follow.__name__)}: its forward cannot be followed, got a question for "
+                f"values ({name}); expected a module without control flow on values. Make its forward static."
+            )
+        tensors = [part for part in parts((args, kwargs)) if isinstance(part, Tensor)]
+        versions = [_version(tensor) for tensor in tensors]
+        result = function(*args, **kwargs)
+        changed = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
+        found = [part for part in parts(result) if isinstance(part, Tensor)]
+        unchanged = isinstance(result, Activation) and not changed
+        if not found or FRESH.fullmatch(name) or unchanged:
+            return result  # a size, a fresh tensor, or the very activation that was given
+        label = self.label(name)
+        refuse = functools.partial(self.refuse, label, name)
+        values, refusal = self.convert(
+            Call(self.network, function, args, kwargs, result, label, bool(changed), refuse),
+            name,
+            [tensor for tensor in tensors if isinstance(tensor, Activation)],
+        )
+        if refusal is None and values == (None,):
+            return result  # zeros
+        for tensor in changed:
+            self.overwrite(tensor, values[0], refusal, refuse)
+        if isinstance(result, Tensor):
+            return result if isinstance(result, Activation) else self.watched(result, values[0], refusal)
+        given = iter(values if refusal is None else (None,) * len(found))
+        watched = [self.watched(part, next(given), refusal) for part in found]
+        return tuple(watched) if isinstance(result, tuple) else watched
+
+    def convert(
+        self, call: Call, name: str, activations: list[Activation]
+    ) -> tuple[tuple[Value | None, ...], UnsupportedModel | None]:
+        """The values of the results by their rule, or why there are none."""
+        refusal = next((activation.refusal for activation in activations if activation.value is None), None)
+        if refusal is not None:
+            return (None,), refusal
+        try:
+            rule = RULES.get(name)
+            if rule is None:
+                raise call.refuse("", *HINTS.get(name, (EXPECTED, None)))
+            values = rule(call)
+            return values if isinstance(values, tuple) else (values,), None
+        except UnsupportedModel as error:
+            return (None,), error
+
+    def watched(self, tensor: Tensor, value: Value | None, refusal: UnsupportedModel | None) -> Activation:
+        activation = Activation.of(tensor, self, value, refusal)
+        self.alive = [other for other in self.alive if other() is not None]
+        self.alive.append(weakref.ref(activation))
+        return activation
+
+    def overwrite(
+        self, changed: Tensor, value: Value | None, refusal: UnsupportedModel | None, refuse: Callable[..., Any]
+    ) -> None:
+        """After a change in place: who shares the memory has the new value, or what nobody can follow."""
+        if not isinstance(changed, Activation):
+            raise refuse("an in-place operation on a constant of the model", "a copy")
+        for other in (reference() for reference in self.alive):
+            if other is None or other.untyped_storage().data_ptr() != changed.untyped_storage().data_ptr():
+                continue
+            if other.data_ptr() == changed.data_ptr() and other.shape == changed.shape:
+                other.value, other.refusal = value, refusal
+            else:
+                shared = "another activation" if other.value is None else other.value.node
+                other.value, other.refusal = (
+                    None,
+                    refuse(f"an in-place operation on memory shared with {shared}", "a copy"),
+                )
+
+    def nodes(self, result: Any) -> tuple[Node, ...]:
+        """The network that ends in what the model returned."""
+        answer = answer_of(result)
+        if not isinstance(answer, Activation):
+            kind = "constant" if isinstance(answer, Tensor) else type(result).__name__
+            raise self.refuse("output", "", f"an output of type {kind}", "one tensor of logits, or a field logits")
+        if answer.refusal is not None:
+            raise answer.refusal
+        assert answer.value is not None
+        with torch._C.DisableTorchFunctionSubclass():
+            shape = tuple(answer.shape)
+        value = self.network.flat(answer.value) if len(shape) == 2 else answer.value
+        if value.shape != shape:
+            raise self.refuse("output", "", f"an output of shape {shape}", "[B, N] or [B, N, H, W]")
+        return self.network.reaching(value.node)
+
+    def label(self, name: str) -> str:
+        """The module's path; with the call's name where the module is not one layer."""
+        path, module = self.stack[-1] if self.stack else ("", None)
+        if path and module is not None and _is_layer(module):
+            return path
+        return f"{path}.{name}" if path and name else name or path or "layer"
+
+    def refuse(
+        self, label: str, name: str, got: str, expected: str = EXPECTED, remedy: str | None = None
+    ) -> UnsupportedModel:
+        """The error of an operation at the line where the model is now."""
+        place = line_here(OWN, follow.__name__) if self.stack else ""
+        if not got:
+            module = self.stack[-1][1] if self.stack else None
+            got = f"module {type(module).__name__}" if module is not None and _is_layer(module) else f"operation {name}"
+        if remedy is None:
+            library = library_of(place)
+            remedy = "Rewrite this line of the model, or take it out of the converted part"
+            if library:
+                remedy = f"The line is one of {library}: choose a network without it, or convert the part before it"
+        return UnsupportedModel(f"node {label}{place}: cannot be converted, got {got}; expected {expected}. {remedy}.")
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """The plain name of a function, method, operator or attribute of torch."""
+    name = getattr(function, "__name__", "")
+    if name in ("__get__", "__set__"):
+        name = function.__self__.__name__  # type: ignore[attr-defined]
+    return str(name).partition(".")[0].strip("_")
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place; of an inference tensor nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers, also with another forward, and no container of layers."""
+    homes = {kind.__module__ for kind in type(module).__mro__ if kind is not nn.Module}
+    layer = any(home.startswith("torch.nn.modules.") for home in homes) and "torch.nn.modules.container" not in homes
+    return layer or isinstance(module, trained_layers.LAYERS)
+
+
+def _whole(module: nn.Module) -> tuple[Op, ...] | None:
+    """The operations of a module that is not looked into: layers of trained spiking networks, a frozen BatchNorm."""
+    if isinstance(module, trained_layers.LAYERS):
+        return trained_layers.layer(module)
+    kind = type(module)
+    if f"{kind.__module__}.{kind.__qualname__}" == "torchvision.ops.misc.FrozenBatchNorm2d":
+        own = dict(module.named_buffers())
+        weight, bias, mean, var = (own[name].clone() for name in ("weight", "bias", "running_mean", "running_var"))
+        return (BatchNorm2d(weight, bias, mean, var, float(vars(module)["eps"])),)
+    return None

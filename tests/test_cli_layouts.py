@@ -1,0 +1,62 @@
+"""Checkpoints that are nearly those of a known network, through the real program: taken, and said in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_cli import SIZE, Program, make_photos, tiny
+from torch import nn
+
+import s_resnet
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def program(monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return Program(monkeypatch, capfd)
+
+
+def test_counters_in_a_file_are_left_out_and_said(program):
+    model = tiny()
+    model.linear.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, "counted.pth")
+    code, _, err = program("convert", "counted.pth", "--input-size", SIZE)
+    assert code == 0 and err.splitlines()[0] == "Left out 1 tensor(s) that no layer has: linear.total_ops"
+
+
+def test_a_network_for_gray_images(program):
+    """Its images are gray wherever it is calibrated and evaluated: colors differ, their brightness does not."""
+    model = tiny()
+    model.conv1 = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+    torch.save(model.state_dict(), "gray.pth")
+    make_photos(Path("photos"))
+    gray = np.random.default_rng(0).integers(0, 256, (24, SIZE, SIZE), dtype=np.uint8)
+    np.savez("gray.npz", x=gray, y=np.arange(24) % 3)
+    np.savez("color.npz", x=np.repeat(gray[..., None], 3, axis=3), y=np.arange(24) % 3)
+    options = ("--input-size", SIZE, "--timesteps", 4, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
+    code, _, _ = program("convert", "gray.pth", *options, "--calibration", "photos", "--calibration-images", 8)
+    assert code == 0 and s_resnet.load("gray.snn").provenance["input_shape"] == [1, SIZE, SIZE]
+    found = []
+    for data in ("gray.npz", "color.npz", "photos"):
+        code, _, err = program("evaluate", "gray.snn", "--timesteps", 4, "--data", data, "--json", "out.json")
+        assert code == 0, err
+        found.append(json.loads(Path("out.json").read_text())["ann"])
+    assert found[0] == found[1]
+
+
+def test_a_network_for_other_channels_is_told_where_to_convert_it(program):
+    model = tiny()
+    model.conv1 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    torch.save(model.state_dict(), "four.pth")
+    make_photos(Path("photos"))
+    code, _, err = program("convert", "four.pth", "--input-size", SIZE, "--calibration", "photos")
+    assert code == 1 and "network of 4 channels" in err and "from Python" in err and err.count("\n") == 1
+    code, _, err = program("convert", "four.pth", "--input-size", SIZE)
+    assert code == 0 and s_resnet.load("four.snn").provenance["input_shape"] == [4, SIZE, SIZE]
