@@ -13,7 +13,8 @@ from conftest import Net, images, randomized
 from torch import nn
 
 from s_resnet import CifarResNet, Graph, Node, Simulation, convert, ops, passes, simulate, trace
-from s_resnet.calibrate import Calibration, Samples, calibrate_from_batchnorm
+from s_resnet.batchnorm import calibrate_from_batchnorm
+from s_resnet.calibrate import Calibration, Samples
 from s_resnet.errors import ConversionError, InvalidData, UnsupportedModel
 from s_resnet.neuron import Neuron, Readout
 from s_resnet.passes import attach_readout, compensate, normalize, relu_to_neuron

@@ -41,7 +41,7 @@ def given():
     """An analog graph with both kinds of shortcut and of pools, and 64 images of 10 pixels to fit to."""
     x = images(64, 10, seed=3)
     graph = trace(model(), x)
-    return graph, calibrate(graph, [x], 99.9, 0, False, 64)
+    return graph, calibrate(graph, [x], 99.9, 0, False, True)
 
 
 def prepared(given, name):
