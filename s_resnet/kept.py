@@ -20,6 +20,9 @@ class Shown:
     def __init__(self, op: Input, images: Tensor | Spill, steps: int) -> None:
         self._op, self._images, self._steps = whole(op), images, steps
 
+    def __len__(self) -> int:
+        return len(self._images)
+
     def __getitem__(self, images: slice | Tensor) -> Both:
         analog = self._images[images]
         return Both(self._op.run(analog).expand(self._steps, *analog.shape), analog)
@@ -39,6 +42,9 @@ class Kept:
             self._steps, self._shape = len(value.spiking), value.analog.shape[1:]
             self._spikes.append(self._packed(value))
             self._analog.append(_channels_behind(value.analog))
+
+    def __len__(self) -> int:
+        return len(self._analog)
 
     def __getitem__(self, images: slice | Tensor) -> Both:
         analog = _channels_before(self._analog[images])
@@ -76,6 +82,9 @@ class Kept:
         largest = self._op.most * (self._timesteps if self._mean else 1)
         fits = next(kind for kind in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(kind).max)
         return counts.to(fits).transpose(0, 1).contiguous()
+
+
+Values = Both | Kept | Shown  # of many images, to be had by images
 
 
 def _channels_behind(value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .engine import arithmetic
 from .graph import Graph
-from .kept import Kept, Shown
+from .kept import Kept, Shown, Values
 from .lockstep import Both, arriving, passed, respond, steps_of
 from .neuron import Neuron
 from .ops import Conv2d, Input, Linear, Node, Op
@@ -70,10 +70,15 @@ def fit_layers(
         return replace(graph, nodes=tuple(values.done.values()))
 
 
-def parts_of(graph: Graph, images: Tensor | Spill, steps: int, room: int = PART) -> tuple[slice, ...]:
-    """All images in parts whose largest layer has no more than ``room`` values in so many steps; one image at least."""
+def in_memory(graph: Graph, images: Tensor | Spill, steps: int, room: int) -> int:
+    """How many images have no more than ``room`` values in the largest layer, over so many steps; at least one."""
     sizes = [value.numel() * (1 if name in graph.static else steps) for name, value in graph.activations(images[:1])]
-    return _parts(len(images), max(1, room // max(sizes)))
+    return max(1, room // max(sizes))
+
+
+def parts_of(graph: Graph, images: Tensor | Spill, steps: int, room: int | None = None) -> tuple[slice, ...]:
+    """All images in parts that fit in memory: no more than ``room`` values in the largest layer, by default PART."""
+    return _parts(len(images), in_memory(graph, images, steps, PART if room is None else room))
 
 
 def _parts(count: int, size: int) -> tuple[slice, ...]:
@@ -99,10 +104,10 @@ class _Values:
         self.graph, self.images, self.timesteps, self.steps = graph, images, timesteps, steps_of(graph, timesteps)
         self.parts = parts_of(graph, images, self.steps, ROOM)
         if len(self.parts) > 1:
-            size = parts_of(graph, images, self.steps)[-1]
-            self.parts = _parts(len(images), min(size.stop - size.start, max(1, len(images) // PARTS)))
+            size = min(in_memory(graph, images, self.steps, PART), max(1, len(images) // PARTS))
+            self.parts = _parts(len(images), size)
         self.done: dict[str, Node] = {}
-        self.kept: dict[str, Both | Kept | Shown] = {}
+        self.kept: dict[str, Values] = {}
         self.at_hand: dict[str, Both] = {}  # of the one part, where there is one
         self.last: dict[str, int] = {}  # the last node that is fitted with its help
         for index, node in reversed(list(enumerate(graph.nodes))):

@@ -39,6 +39,9 @@ class Both:
     def constant(self) -> bool:
         return len(self.spiking) > 1 and self.spiking.stride(0) == 0
 
+    def __len__(self) -> int:
+        return len(self.analog)
+
     def __getitem__(self, images: slice | Tensor) -> Both:
         """The same of some images; what is constant stays expanded."""
         spiking = self.spiking[:1] if self.constant else self.spiking
