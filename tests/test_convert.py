@@ -212,27 +212,23 @@ def test_the_search_ends_within_six_evaluations_at_the_best_it_saw(monkeypatch, 
     tried, found = searched(monkeypatch, lambda factor, logits: logits + 1 + abs(factor - peak), rounding)
     assert len(tried) <= module.EVALUATIONS == 6
     assert len(tried) == len(set(tried)) == len(found["curve"])
-    step = (rounding or 2.0) / 100
-    assert set(tried[:2]) == {1.0, 1.0 + step}
+    step = (rounding / 2 if rounding else 2.0) / 100
+    assert sorted(tried[:2]) == [1.0, pytest.approx(1.0 + step)]
     assert found["factor"] == min(tried, key=lambda factor: abs(factor - peak))
     if peak <= 1:
         assert found["factor"] == 1.0
     elif peak <= 1 + 3 * step:  # farther away the steps are wider
-        assert abs(found["factor"] - peak) <= max(0.5 * step, 0.01)
+        assert abs(found["factor"] - peak) <= max(0.51 * step, 0.01)
 
 
-def test_few_images_that_disagree_leave_the_expected_factor(monkeypatch):
-    """Every image has its own best factor, 1.01 to 1.12; their mean error is least at 1.03, by a hair."""
-    own = 1.01 + torch.arange(12.0)[:, None] / 100
-
-    def answer(factor, logits):
-        return logits + (factor - own).abs() + (5e-4 if factor != 1.065 else 0)
-
-    tried, found = searched(monkeypatch, answer, rounding=4.0)
-    assert found["expected"] == pytest.approx(1.04) and len(tried) >= 3
-    assert abs(found["factor"] - 1.04) == min(abs(factor - 1.04) for factor in tried)
+def test_images_that_disagree_do_not_lead_far_from_the_expected_factor(monkeypatch):
+    """Every image has its own best factor, 0.85 to 1.29: that of all is no better, by their scatter, than another."""
+    own = 0.85 + 0.04 * torch.arange(12.0)[:, None]
+    tried, found = searched(monkeypatch, lambda factor, logits: logits + (factor - own).abs(), rounding=2.0)
+    assert found["expected"] == pytest.approx(1.02) and len(tried) >= 4
+    assert abs(found["factor"] - 1.02) == pytest.approx(min(abs(factor - 1.02) for factor in tried))
     errors = {point["factor"]: point["logit_error"] for point in found["curve"]}
-    assert errors[found["factor"]] > min(errors.values())
+    assert errors[found["factor"]] > min(errors.values()) + 1e-3
 
 
 def test_one_wins_where_nothing_is_lost():

@@ -27,9 +27,9 @@ def compensate(graph: Graph, calibration: Calibration, timesteps: int = 350, pro
     statistics, without images, of the mean over layers. Without either c stays 1.
 
     With held-out images c is searched for the least mean distance of the answers from the analog logits, relative to
-    these; labels are not looked at. The search starts at c = 1, which may win, and at the expected c, goes on in steps
-    twice as large while the error falls, and closes the bracket by parabolas through its three points: at most six
-    evaluations, on all held-out images. Of the factors whose error is within one standard error of the least, by
+    these; labels are not looked at. The search starts at c = 1, which may win, and half-way to the expected c, goes on
+    in steps twice as large while the error falls, and closes the bracket by parabolas through its three points: at most
+    six evaluations, on all held-out images. Of the factors whose error is within one standard error of the least, by
     image, the one next to the expected c is taken: so few images cannot lead far away from it. Curve and range go into
     the provenance.
 
@@ -46,7 +46,7 @@ def compensate(graph: Graph, calibration: Calibration, timesteps: int = 350, pro
             compensation={"factor": expected, "timesteps": timesteps, "curve": [], "reason": reason}
         )
     objective = _Objective(graph, calibration.samples.images, timesteps, progress)
-    _search(objective, expected - 1.0 if expected > 1.0 else 2.0 / timesteps)
+    _search(objective, (expected - 1.0) / 2 if expected > 1.0 else 2.0 / timesteps)
     best = objective.nearest(expected)
     curve = [{"factor": factor, "logit_error": objective(factor)} for factor in sorted(objective.errors)]
     return _with_gain(graph, best).with_provenance(
