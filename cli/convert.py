@@ -302,16 +302,11 @@ def _summary(snn: Any, target: Path) -> str:
             f"Next: sresnet evaluate {target} --timesteps {timesteps}"
         )
     calibration = provenance["calibration"]
-    how = f"{calibration['images'] + calibration['held_out']} images"
-    if calibration["source"] != "data":
-        how = {"batchnorm": "BatchNorm statistics", "training": "its training"}[calibration["source"]]
-    compensation = provenance.get("compensation")
-    factor = f", compensation {compensation['factor']:.4f}" if compensation else ""
-    silent = calibration["silent"]
     integer = ", int8 weights" if snn.integer else ""
+    silent = calibration["silent"]
     lines = [
         f"{target}: {provenance['source']['arch']}, recipe {provenance['recipe']['name']}{integer}, "
-        f"{len(snn.neurons)} neuron layers, thresholds from {how}{factor}"
+        f"{len(snn.neurons)} neuron layers, {_used(calibration, provenance.get('compensation'))}"
     ]
     waited = snn.end_to_end_steps(timesteps)
     if waited != timesteps:
@@ -326,13 +321,26 @@ def _summary(snn: Any, target: Path) -> str:
     return "\n".join(lines)
 
 
-def _reconstructed(asked: dict[str, Any], blocks: list[dict[str, Any]], taken: bool) -> str:
+def _used(calibration: dict[str, Any], compensation: dict[str, Any] | None) -> str:
+    """What thresholds, weights and compensation come from, and from how many images each."""
+    fitted = calibration["fitted"]
+    count = f"{fitted or calibration['images']} images"
+    how = {"batchnorm": "BatchNorm statistics", "training": "its training"}.get(calibration["source"], count)
+    said = f"thresholds{' and weights' if fitted else ''} from {how}"
+    if compensation:
+        said += f", compensation {compensation['factor']:.4f}"
+        said += f" from {compensation['images']} others" if "images" in compensation else ""
+    return said
+
+
+def _reconstructed(asked: dict[str, Any], images: int, blocks: list[dict[str, Any]], taken: bool) -> str:
     """What came of the reconstruction, and whether its time was too short."""
     if not taken:
         return "Reconstruction brought the spikes no closer: the network is what it is without."
     steps = sum(block["steps"] for block in blocks)
     better = sum(block["better"] for block in blocks)
-    said = f"Reconstructed: {better} of {len(blocks)} parts better, {steps:,} of {asked['total']:,} steps"
+    said = f"Reconstructed on {images} images: {better} of {len(blocks)} parts better, "
+    said += f"{steps:,} of {asked['total']:,} steps"
     if steps < asked["total"]:
         said += (
             f", as its {asked['minutes']:g} minutes were over. More: s_resnet.convert with the recipe's "

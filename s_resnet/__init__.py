@@ -12,7 +12,8 @@ from . import passes
 from .apply_recipe import apply_recipe
 from .artifact import load, replacing, save
 from .auto import choose_recipe
-from .calibrate import Calibration, calibrate, calibrate_from_batchnorm
+from .batchnorm import calibrate_from_batchnorm
+from .calibrate import Calibration, calibrate
 from .checkpoint import Checkpoint, load_checkpoint
 from .closed_form import closed_form
 from .convert import convert

@@ -1,22 +1,23 @@
-"""Calibration: the scale lambda of every activation, from images or, without any, from the BatchNorm statistics."""
+"""Calibration: the scale lambda of every activation, from images."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from .errors import ConversionError, InvalidData
 from .graph import Graph
-from .ops import Add, Affine, BatchNorm2d, Conv2d, Input, Linear, Op, Pad, ReLU, Slice
+from .ops import ReLU
+from .spill import Spill, gather
 
 Batches = Iterable[Any]  # of images [B, C, H, W], alone or as (images, labels)
 HALF = 1 << 16
@@ -36,7 +37,7 @@ class Calibration:
 
     ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the
     nodes that were never above zero and so have a stand-in scale. ``rounding`` is the share of its activations that a
-    layer running T steps is expected to lose, times T; known from ``"batchnorm"``.
+    layer running T steps is expected to lose, times T: of images the median layer's, else the mean over layers.
     ``samples`` and ``fitting`` are calibration images, for passes that search and for passes that fit,
     ``[B, C, H, W]``; no image is in both, and neither are saved. ``marks`` tell every calibration image again
     (:func:`image_marks`), so that an evaluation can say how many of its images it has been calibrated on.
@@ -49,7 +50,7 @@ class Calibration:
     silent: tuple[str, ...] = ()
     samples: Samples | None = None
     rounding: float | None = None
-    fitting: Tensor | None = None
+    fitting: Tensor | Spill | None = None
     marks: tuple[int, ...] = ()
 
     def summary(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Calibration:
         }
 
 
-def fitting_images(calibration: Calibration, where: str) -> Tensor:
+def fitting_images(calibration: Calibration, where: str) -> Tensor | Spill:
     """The images to fit to. Raises ConversionError where there are none."""
     if calibration.fitting is None or len(calibration.fitting) == 0:
         raise ConversionError(
@@ -87,7 +88,7 @@ def calibrate(
     percentile: float = 99.9,
     held_out: int = 0,
     progress: bool = False,
-    fitting: int = 0,
+    fitting: bool = False,
 ) -> Calibration:
     """The exact ``percentile`` of every ReLU output and of the logits over all calibration images, zeros included.
 
@@ -103,7 +104,8 @@ def calibrate(
         percentile: in percent, above 0 and at most 100.
         held_out: how many of the first images (at most half) to leave out and return as ``samples``.
         progress: show a bar on stderr when it is a terminal.
-        fitting: how many of the other images, at most, to return for passes that fit to images.
+        fitting: whether to return the other images, for passes that fit to images; in a temporary file where they are
+            many.
 
     Raises:
         InvalidData: a one-shot iterator, no images, images that do not fit, or values that are not finite.
@@ -111,7 +113,7 @@ def calibrate(
     Source: percentile normalization as in the released code of arXiv:1805.01352 (Hu, Tang, Pan): all scalars of a
     layer sorted, element floor(p n).
     """
-    _check_percentile(percentile)
+    check_percentile(percentile)
     if iter(batches) is batches:
         raise InvalidData(
             "calibrate: got a one-shot iterator of batches; expected something that can be gone through twice. "
@@ -143,11 +145,22 @@ def calibrate(
         rank = ranks[name] - int(upper[name][: bucket[name]].sum())
         low = min(int(torch.searchsorted(lower[name].cumsum(0), rank)), HALF - 1)
         values[name] = _value(((bucket[name] - HALF // 2) << 16) | low)
-    found = _calibration(values, percentile, counted[0], "data", samples)
-    return replace(found, marks=counted[1], fitting=_others(batches, kept_apart, fitting, graph.device))
+    found = with_scales(values, percentile, counted[0], "data", samples)
+    lost = [
+        _lost(upper[node.name], values[node.name])
+        for node in graph.nodes
+        if isinstance(node.op, ReLU) and values[node.name] > 0
+    ]
+    rounding = statistics.median(lost) if lost else None
+    return replace(
+        found,
+        rounding=rounding,
+        marks=counted[1],
+        fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None,
+    )
 
 
-def _check_percentile(percentile: float) -> None:
+def check_percentile(percentile: float) -> None:
     if not 0 < percentile <= 100:
         raise InvalidData(f"calibrate: got percentile {percentile}; expected above 0 and at most 100. Use 99.9.")
 
@@ -166,6 +179,18 @@ def _value(key: int) -> float:
     """The float32 of a key."""
     bits = torch.tensor(key, dtype=torch.int64).to(torch.int32)
     return float((bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32))
+
+
+def _lost(counts: Tensor, scale: float) -> float:
+    """T times the share of its activations that a layer loses by rounding down to the grid ``scale / T``.
+
+    An active neuron loses half a grid step on average: ``P(x > 0) scale / 2`` of ``E[x]``. ``counts``: of
+    values by their upper 16 bits, each taken for the middle of its bucket.
+    """
+    middle = (torch.arange(1, HALF // 2) << 16) + HALF // 2
+    values = middle.to(torch.int32).view(torch.float32).double().nan_to_num()  # no finite value is counted there
+    positive = counts[HALF // 2 + 1 :].double()
+    return float(positive.sum() * scale / 2 / (positive @ values))
 
 
 def _rank(percentile: float, n: int) -> int:
@@ -245,20 +270,15 @@ def _first_images(batches: Batches, count: int, device: torch.device) -> Samples
     return Samples(torch.cat(images)[:count].to(device), known)
 
 
-def _others(batches: Batches, kept_apart: list[int], count: int, device: torch.device) -> Tensor | None:
-    """The first ``count`` images that are not kept apart, where any are wanted."""
-    found: list[Tensor] = []
-    missing, waiting = count, Counter(kept_apart)
-    for batch in batches if count > 0 else ():
+def _others(batches: Batches, kept_apart: list[int], device: torch.device) -> Iterator[Tensor]:
+    """The images that are not kept apart."""
+    waiting = Counter(kept_apart)
+    for batch in batches:
         images = _images(batch)
         marks = image_marks(images)
-        free = [index for index, mark in enumerate(marks) if not waiting[mark]][:missing]
+        free = [index for index, mark in enumerate(marks) if not waiting[mark]]
         waiting.subtract(mark for mark in marks if waiting[mark])
-        found.append(images[free])
-        missing -= len(free)
-        if not missing:
-            break
-    return torch.cat(found).to(device) if found else None
+        yield images[free].to(device)
 
 
 def _labels(batch: Any, count: int) -> list[Tensor]:
@@ -271,129 +291,10 @@ def _labels(batch: Any, count: int) -> list[Tensor]:
     return [labels] if labels is not None and integers else []
 
 
-def _calibration(
+def with_scales(
     values: Mapping[str, float], percentile: float, images: int, source: str, samples: Samples | None = None
 ) -> Calibration:
     """Scales that are positive and finite whatever the values: a silent layer gets 1, as it never reaches it."""
     silent = tuple(name for name, value in values.items() if not value > 0)
     scales = {name: value if value > 0 else 1.0 for name, value in values.items()}
     return Calibration(scales, percentile, images, source, silent, samples)
-
-
-# ---- without data ----
-
-
-def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibration:
-    """The scales that the BatchNorm statistics imply, without a single image.
-
-    During training BatchNorm made channel c of its output have mean ``beta_c`` and standard deviation ``|gamma_c|``.
-    Taking it for Laplace distributed, with mean mu, variance 2 b^2, ``F`` its distribution and ``e = exp(-|mu| / b)``::
-
-        ReLU:     mean = max(mu, 0) + b e / 2
-                  E[x^2] = mu^2 + 2 b^2 - b^2 e  for mu >= 0,   b^2 e  for mu < 0
-        sum:      means add, variances add
-        synapse:  mean = W mean + b,   variance = W^2 variance
-        lambda:   mean over c of F_c(lambda) = percentile / 100
-
-    (for a single channel ``lambda = mu - b ln(2 - 2 p)``; for the layer's mixture the equation is solved by bisection,
-    to float64 precision; a percentile above 99.9999 counts as that).
-
-    Assumptions: the data look like the training data; the two branches of a residual sum are independent; pooling
-    keeps mean and variance; every channel has Laplace tails. The last is the one that matters: with Gaussian tails the
-    scales of a CIFAR ResNet-20 came out up to two times too small, and its agreement with the ANN at T = 256 fell by
-    6 points (150 training images).
-
-    Raises InvalidData when the graph has no BatchNorm.
-    """
-    _check_percentile(percentile)
-    if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):
-        raise InvalidData("calibrate: got a network without BatchNorm and no images; expected one. Pass images.")
-    moments: dict[str, Moments] = {}
-    values = {}
-    losses = []
-    names = set(calibrated_nodes(graph))
-    for node in graph.to("cpu").nodes:  # figures per channel: nothing for a GPU
-        inputs = [moments[name] for name in node.inputs]
-        if node.name in names:
-            before = inputs[0] if isinstance(node.op, ReLU) else _propagate(node.op, inputs)
-            quantile = _mixture_quantile(before, percentile / 100)
-            values[node.name] = quantile if quantile > 1e-9 else 0.0  # zero up to the bisection's rounding
-        moments[node.name] = _propagate(node.op, inputs)
-        if isinstance(node.op, ReLU) and values[node.name] > 0:
-            losses.append(_rounding(inputs[0], moments[node.name], values[node.name]))
-    calibration = _calibration(values, percentile, 0, "batchnorm")
-    return replace(calibration, rounding=sum(losses) / len(losses) if losses else None)
-
-
-Moments = tuple[Tensor, Tensor]  # mean and variance per channel, float64 [C]; the input's are [1]
-
-
-def _propagate(op: Op, inputs: list[Moments]) -> Moments:
-    """Mean and variance per channel of an operation's output."""
-    if isinstance(op, Input):
-        return torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    mean, var = inputs[0]
-    if isinstance(op, BatchNorm2d):
-        return op.bias.double(), op.weight.double() ** 2
-    if isinstance(op, Affine):
-        return op.weight.double() * mean + op.bias.double(), op.weight.double() ** 2 * var
-    if isinstance(op, Conv2d | Linear):
-        return _through_synapse(op, mean, var)
-    if isinstance(op, ReLU):
-        b = _spread(var)
-        e = torch.exp(-mean.abs() / b)
-        rectified = mean.clamp_min(0) + b * e / 2
-        square = torch.where(mean >= 0, mean**2 + 2 * b**2 - b**2 * e, b**2 * e)
-        return rectified, (square - rectified**2).clamp_min(0)
-    if isinstance(op, Add):
-        return sum(m for m, _ in inputs), sum(v for _, v in inputs)  # type: ignore[return-value]
-    if isinstance(op, Pad | Slice):
-        # As images of one pixel: what happens to channels happens, what happens to space does not.
-        return _channels_only(op, mean), _channels_only(op, var)
-    return mean, var
-
-
-def _channels_only(op: Pad | Slice, values: Tensor) -> Tensor:
-    if isinstance(op, Pad):
-        return F.pad(values, op.padding[4:6]) if len(op.padding) > 4 else values
-    return values[slice(*op.slices[0])]
-
-
-def _through_synapse(op: Conv2d | Linear, mean: Tensor, var: Tensor) -> Moments:
-    weight = op.weight.double().flatten(2).sum(2) if op.weight.ndim == 4 else op.weight.double()
-    square = (op.weight.double() ** 2).flatten(2).sum(2) if op.weight.ndim == 4 else weight**2
-    groups = op.groups if isinstance(op, Conv2d) else 1
-    features = weight.shape[1] * groups
-    mean, var = (m.repeat_interleave(features // len(m)).view(groups, -1, 1) for m in (mean, var))
-    out = (weight.view(groups, -1, weight.shape[1]) @ mean).flatten()
-    out_var = (square.view(groups, -1, weight.shape[1]) @ var).flatten()
-    return (out if op.bias is None else out + op.bias.double()), out_var
-
-
-def _rounding(before: Moments, after: Moments, scale: float) -> float:
-    """T times the share of its activations that a layer loses by rounding down to the grid lambda / T.
-
-    An active neuron loses half a grid step on average: ``P(x > 0) lambda / 2`` of ``E[ReLU(x)]``.
-    """
-    mean, b = before[0], _spread(before[1])
-    tail = torch.exp(-mean.abs() / b) / 2
-    active = torch.where(mean > 0, 1 - tail, tail).mean()
-    return float(active * scale / 2 / after[0].mean())
-
-
-def _spread(var: Tensor) -> Tensor:
-    """The Laplace distribution's b of a variance; a little above zero, so that a dead channel is a step."""
-    return (var / 2).sqrt().clamp_min(1e-12)
-
-
-def _mixture_quantile(moments: Moments, p: float) -> float:
-    """The p-quantile of Laplace distributions with these moments in equal shares."""
-    mean, b = moments[0], _spread(moments[1])
-    p = min(p, 1 - 1e-6)
-    low, high = float((mean - 40 * b).min()), float((mean + 40 * b).max())
-    for _ in range(100):
-        middle = (low + high) / 2
-        z = (middle - mean) / b
-        below = torch.where(z < 0, torch.exp(z.clamp_max(0)) / 2, 1 - torch.exp(-z.clamp_min(0)) / 2)
-        low, high = (middle, high) if float(below.mean()) < p else (low, middle)
-    return high

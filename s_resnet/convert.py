@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from .apply_recipe import apply_recipe
 from .auto import check_wishes, choose_recipe
-from .calibrate import Batches, Calibration, calibrate, calibrate_from_batchnorm
+from .batchnorm import calibrate_from_batchnorm
+from .calibrate import Batches, Calibration, calibrate
 from .device import find_device
 from .errors import ConversionError, InvalidData, UnsupportedModel
 from .graph import Graph
 from .ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
-from .passes import dyadic_weights, quantize_weights
+from .passes import compensate, dyadic_weights, quantize_weights
 from .qcfs import QCFSModule
 from .recipes import QUANTIZED, TRAINED, Recipe, Step, find
 from .trace import SIGNALS, checked, trace
 from .version import __version__
 
-HELD_OUT = 64  # at most; calibrate keeps at least half of the images for the statistics
-FITTED = 1024  # images at most that passes fit to
+HELD_OUT = 32  # at most, for the search of the compensation; calibrate keeps at least half for the statistics
 WATCHED = 256  # at most, held out for recipe "auto" to choose by
 WEIGHTS = ("float32", "dyadic", "int8")
 IMAGENET_SIZED = 128  # pixels; from here on the percentile's default is the paper's for ImageNet
@@ -56,8 +56,9 @@ def convert(
     Args:
         model: any module that :func:`s_resnet.trace` follows, or its Graph. It is not changed.
         calibration_batches: images ``[B, C, H, W]`` as the model wants them, alone or as (images, labels); a list or a
-            DataLoader, without random augmentation. The first 64 images (at most half) are kept for the search of the
-            compensation, the others give the percentiles. None takes both from the BatchNorm statistics.
+            DataLoader, without random augmentation, all of which are used. For recipes with a compensation the first
+            32 images (at most half) are kept for its search, the others give the percentiles. Labels are not looked
+            at. None takes both from the BatchNorm statistics.
         recipe: a name in :data:`s_resnet.RECIPES`, ``"auto"``, or a Recipe.
         timesteps: the T to tune for; by default the recipe's (350, the paper's, for s-resnet).
         percentile: of the activations, in percent; by default 99.9, and 99.99 from 128 pixels on.
@@ -171,8 +172,10 @@ def _calibrated(
         percentile = 99.99 if size >= IMAGENET_SIZED else 99.9
     if batches is None:
         return calibrate_from_batchnorm(graph, percentile)
-    held_out, fitted = (WATCHED, FITTED) if recipe is None else (HELD_OUT, FITTED if recipe.fits else 0)
-    return calibrate(graph, batches, percentile, held_out, progress, fitted)
+    if recipe is None:
+        return calibrate(graph, batches, percentile, WATCHED, progress, fitting=True)
+    searched = any(step.run is compensate for step in recipe.steps)
+    return calibrate(graph, batches, percentile, HELD_OUT if searched else 0, progress, recipe.fits)
 
 
 def _documented(snn: Graph, calibration: Calibration, example: Tensor) -> Graph:

@@ -1,12 +1,13 @@
-"""A spiking network and its source network side by side, layer by layer, so that a layer can be fitted before it fires.
+"""A spiking network and its source network side by side, layer by layer, on images that fit in memory.
 
-For every neuron layer a visitor sees the currents of all T steps, made by layers that are already final, and what the
-source network has there; it gives back the layer as it should be, and that one then fires.
+For every neuron layer a visitor sees the currents of all T steps and what the source network has there; it gives back
+the layer as it should be, and that one then fires. Many images are gone through in parts
+(:func:`s_resnet.layerwise.fit_layers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .engine import arithmetic, together
+from .engine.run import DENSE
 from .errors import InvalidData
 from .graph import Graph, count_images
+from .kernels import events
 from .neuron import Neuron, Readout, SpikingMaxPool2d
-from .ops import SYNAPSES, Conv2d, Input, Linear, Node, Op, compensated, whole
+from .ops import SYNAPSES, Conv2d, Input, Node, Op, compensated, whole
 
 # Values of the largest layer, over all steps and images, that are in memory at a time.
 ROOM = 2**26
@@ -36,14 +39,19 @@ class Both:
     def constant(self) -> bool:
         return len(self.spiking) > 1 and self.spiking.stride(0) == 0
 
+    def __len__(self) -> int:
+        return len(self.analog)
+
+    def __getitem__(self, images: slice | Tensor) -> Both:
+        """The same of some images; what is constant stays expanded."""
+        spiking = self.spiking[:1] if self.constant else self.spiking
+        return Both(spiking[:, images].expand(len(self.spiking), -1, *self.analog.shape[1:]), self.analog[images])
+
 
 Visit = Callable[[Node, Tensor, Tensor], Op]
-Refit = Callable[[Node, Tensor, Tensor], Op]
 
 
-def lockstep(
-    graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "", refit: Refit | None = None
-) -> Graph:
+def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "") -> Graph:
     """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations ``visit`` chose.
 
     Of events ``[T, B, C, H, W]`` the spiking network gets a frame per step, the source network their mean.
@@ -52,10 +60,6 @@ def lockstep(
     ``[S, B, *]`` per step without the layer's own correction, target ``[B, *]`` the source network's value (of a
     readout: before its scale). S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then
     the mean over T and spikes are mean rates, which is exact and T times cheaper. progress: a label for a bar.
-
-    ``refit(node, inputs, wanted)`` is called before for every convolution and linear layer that only neuron layers
-    read: inputs ``[B, *]``, the mean over the steps, and what its mean output should be: the source network's value,
-    and for a single reader also what that one's other inputs, as far as they are there, lack against the source's.
     """
     seen = whole(graph.nodes[0].op).run(images)
     if images.ndim == 5:
@@ -67,7 +71,7 @@ def lockstep(
     else:
         start = {graph.nodes[0].name: Both(seen.expand(steps_of(graph, timesteps), *images.shape), images)}
     with torch.no_grad(), arithmetic(images, tf32=False):
-        nodes = walk(graph.nodes, start, timesteps, visit, progress, refit)[0]
+        nodes = walk(graph.nodes, start, timesteps, visit, progress)[0]
     return replace(graph, nodes=nodes)
 
 
@@ -123,56 +127,56 @@ def walk(
     timesteps: int,
     visit: Visit,
     progress: str = "",
-    refit: Refit | None = None,
 ) -> tuple[tuple[Node, ...], dict[str, Both]]:
     """Go through ``nodes`` from ``values`` on: the nodes as visited, and the values that no node of them read."""
     nodes = tuple(nodes)
     values = dict(values)
     last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
-    done: list[Node] = []
+    done: dict[str, Node] = {}
     bar = tqdm(nodes, desc=progress, unit="node", leave=False, disable=None if progress else True)
     for index, node in enumerate(bar):
         if not isinstance(node.op, Input):
             inputs = [values[name] for name in node.inputs]
-            readers = [other for other in nodes if node.name in other.inputs]
-            fires = bool(readers) and all(isinstance(other.op, Neuron) for other in readers)
-            if refit is not None and fires and isinstance(node.op, Conv2d | Linear):
-                wanted = node.op.run(inputs[0].analog)
-                if len(readers) == 1:
-                    wanted = wanted + _lacking(readers[0].inputs, node.name, values)
-                node = replace(node, op=refit(node, inputs[0].spiking.mean(0), wanted))
-            op, values[node.name] = _through(node, inputs, timesteps, visit)
+            sender = done[node.inputs[0]].op if node.inputs[0] in done else None
+            op, values[node.name] = _through(node, inputs, timesteps, visit, sender)
             node = replace(node, op=op)
-        done.append(node)
+        done[node.name] = node
         for name in [name for name in values if last.get(name, len(nodes)) <= index]:
             del values[name]
-    return tuple(done), values
+    return tuple(done.values()), values
 
 
-def _lacking(inputs: Sequence[str], besides: str, values: Mapping[str, Both]) -> Tensor | float:
-    """What these values, as far as they are there, lack in the mean against the source's, ``[B, *]``."""
-    others = [values[name] for name in inputs if name != besides and name in values]
-    return sum((other.analog - other.spiking.mean(0) for other in others), start=torch.zeros(()))
-
-
-def _through(node: Node, inputs: list[Both], timesteps: int, visit: Visit) -> tuple[Op, Both]:
-    op: Op = node.op
-    analog = op.run(*(value.analog for value in inputs))
-    if isinstance(op, Neuron):
-        currents = inputs[0].spiking
-        for other in inputs[1:]:
-            currents = currents + other.spiking
+def _through(node: Node, inputs: list[Both], timesteps: int, visit: Visit, sender: Op | None) -> tuple[Op, Both]:
+    if isinstance(node.op, Neuron):
+        currents, analog = arriving(node.op, inputs)
         op = visit(node, currents, analog)
         assert isinstance(op, Neuron)
         return op, Both(respond(op, currents, timesteps), analog)
-    if isinstance(op, Readout):
-        op = visit(node, inputs[0].spiking, inputs[0].analog)
-        return op, Both(inputs[0].spiking, analog)
-    return op, Both(propagate(op, [value.spiking for value in inputs]), analog)
+    if isinstance(node.op, Readout):
+        analog = node.op.run(inputs[0].analog)
+        return visit(node, inputs[0].spiking, inputs[0].analog), Both(inputs[0].spiking, analog)
+    return node.op, passed(node.op, inputs, sender)
 
 
-def propagate(op: Op, inputs: list[Tensor]) -> Tensor:
-    """An operation without neurons over spiking values ``[S, B, *]``; constant ones are computed once."""
+def arriving(op: Neuron, inputs: list[Both]) -> tuple[Tensor, Tensor]:
+    """The currents of a neuron layer ``[S, B, *]`` without its correction, and the source's activation ``[B, *]``."""
+    currents = inputs[0].spiking
+    for other in inputs[1:]:
+        currents = currents + other.spiking
+    return currents, op.run(*(value.analog for value in inputs))
+
+
+def passed(op: Op, inputs: list[Both], sender: Op | None) -> Both:
+    """What an operation without neurons gives in both networks; the sender is what its first input comes from."""
+    spiking = propagate(op, [value.spiking for value in inputs], sender)
+    return Both(spiking, op.run(*(value.analog for value in inputs)))
+
+
+def propagate(op: Op, inputs: list[Tensor], sender: Op | None = None) -> Tensor:
+    """An operation without neurons over spiking values ``[S, B, *]``; constant ones are computed once.
+
+    Where the sender is a layer of plain neurons that fire rarely, a convolution on the CPU costs their spikes.
+    """
     steps, batch = inputs[0].shape[:2]
     if isinstance(op, SpikingMaxPool2d):
         if steps == 1:
@@ -184,9 +188,26 @@ def propagate(op: Op, inputs: list[Tensor]) -> Tensor:
         out = op.run(*(value[0] for value in inputs))
         return out.expand(steps, *out.shape)
     folded = [value.reshape(steps * batch, *value.shape[2:]) for value in inputs]
+    if steps > 1 and isinstance(op, Conv2d) and isinstance(sender, Neuron) and sender.binary:
+        sparse = _by_events(op, folded[0], sender)
+        if sparse is not None:
+            return sparse.view(steps, batch, *sparse.shape[1:])
     parts = zip(*(torch.split(value, PART) for value in folded), strict=True)
     out = torch.cat([op.run(*part) for part in parts])
     return out.view(steps, batch, *out.shape[1:])
+
+
+def _by_events(op: Conv2d, values: Tensor, sender: Neuron) -> Tensor | None:
+    """The convolution of what plain neurons send, ``[N, C, H, W]``; None where the dense one is to be taken."""
+    height, width = values.shape[-2:]
+    if not events.usable(op.weight, op.groups, op.dilation, (height, width)):
+        return None
+    spikes = (values != 0).to(torch.uint8)
+    if int(spikes.count_nonzero()) > DENSE * spikes.numel():
+        return None
+    one = sender.emit(torch.ones_like(values[:1, :, :1, :1]))
+    found = events.conv2d(events.find(spikes), events.pack(op.weight * one, op.stride, op.padding, (height, width)))
+    return found if op.bias is None else found.add_(op.bias.view(-1, 1, 1))
 
 
 def respond(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:

@@ -384,6 +384,27 @@ def test_without_batchnorm_it_asks_for_images():
         calibrate_from_batchnorm(chain(("relu", ops.ReLU())))
 
 
+def test_expected_rounding_of_images_is_that_of_the_median_layer():
+    """Half a grid step of the active neurons, of three layers, from counts by the upper 16 bits alone."""
+    x = torch.randn(50, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    x[:, :, 0] = 0.0  # neither active nor lost
+    named = [
+        ("a", ops.ReLU()),
+        ("b", norm([-2.0] * 4, [1.0] * 4)),
+        ("c", ops.ReLU()),
+        ("d", norm([0.1] * 4, [0.3] * 4)),
+    ]
+    graph = chain(*named, ("e", ops.ReLU()), ("flatten", ops.Flatten()))
+    result, lost = calibrate(graph, [x], 99.0), []
+    for name, value in graph.activations(x):
+        if name in "ace":
+            value = value.double()
+            lost.append(float((value > 0).double().mean() * result.scales[name] / 2 / value.mean()))
+    assert len(lost) == 3 and len(set(lost)) == 3
+    assert result.rounding == pytest.approx(sorted(lost)[1], rel=1e-3)
+    assert calibrate(chain(("relu", ops.ReLU())), [-x.abs()]).rounding is None  # silent
+
+
 @needs_fixtures
 def test_scales_of_a_real_network_agree_with_measured_ones():
     model = load_checkpoint(FIXTURES / "checkpoints" / "resnet20-12fca82f.th").model

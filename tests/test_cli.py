@@ -370,6 +370,22 @@ def test_settings_reach_the_network(program, tmp_path):
     assert known["data"]["spec"] == str((tmp_path / "photos").resolve())
 
 
+def test_it_says_how_many_images_went_into_what(program, tmp_path):
+    """Of 10 asked for, at most half are held out for the search of the compensation."""
+    make_checkpoint(tmp_path / "tiny.pth")
+    make_photos(tmp_path / "photos")
+    given = ("convert", "tiny.pth", "--arch", "cifar_resnet8", "--input-size", SIZE, "--calibration", "photos")
+    said = program.works(*given, "--calibration-images", 10, "--timesteps", 4)
+    found = s_resnet.load("tiny.snn").provenance
+    assert (found["calibration"]["images"], found["compensation"]["images"]) == (5, 5)
+    factor = found["compensation"]["factor"]
+    assert f"thresholds from 5 images, compensation {factor:.4f} from 5 others" in said
+    said = program.works(*given, "--calibration-images", 10, "--timesteps", 4, "--recipe", "phased", "--reconstruct")
+    found = s_resnet.load("tiny.snn").provenance
+    assert (found["calibration"]["fitted"], found["reconstruction"]["images"]) == (10, 10)
+    assert "thresholds and weights from 10 images\n" in said and "Reconstructed on 10 images: " in said
+
+
 def test_defaults_are_the_papers(program, network):
     program("convert", "tiny.pth", "--input-size", SIZE, "-o", "defaults.snn")
     known = s_resnet.load("defaults.snn").provenance

@@ -48,7 +48,7 @@ def given():
     """The analog graph of a residual network with both kinds of shortcut and of pools, and 40 images to fit to."""
     x = images(40, 16, seed=3)
     graph = trace(model(), x)
-    calibration = calibrate(graph, [x], 99.9, 0, False, 40)
+    calibration = calibrate(graph, [x], 99.9, 0, False, True)
     assert calibration.fitting.shape == x.shape
     return graph, calibration
 
@@ -310,8 +310,8 @@ def test_the_weights_solve_the_constrained_least_squares(monkeypatch, given, nam
 
 def test_steps_that_are_worse_than_none_are_held_at_the_least():
     """Currents ``-z`` and ``z / 2``: without the limit, weights of about -1/2 and 1."""
-    target = torch.randn(50, 4, generator=torch.Generator().manual_seed(2))
-    first, second = readouts._weights(torch.stack([-target, target / 2]), target).tolist()
+    target = torch.randn(50, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    first, second = readouts._weights(readouts._Sums.of(torch.stack([-target, target / 2]), target)).tolist()
     least = readouts.LEAST / 2
     # With x the size of z and r the ridge: x ((w / 2 - least) / 2 - 1 / 2) + r (w - 1 / 2) = 0.
     ridge = readouts.RIDGE * (1 + 0.25) / 2
@@ -321,7 +321,8 @@ def test_steps_that_are_worse_than_none_are_held_at_the_least():
 
 def test_constant_currents_weigh_alike():
     target = torch.randn(50, 4, generator=torch.Generator().manual_seed(2))
-    weights = readouts._weights((0.5 * target + 1).expand(6, 50, 4), target)
+    sums = readouts._Sums.of((0.5 * target + 1).expand(6, 50, 4).double(), target.double())
+    weights = readouts._weights(sums).float()
     assert torch.allclose(weights, torch.full((6,), 1 / 6), atol=1e-6)
     readout = Readout(torch.tensor(2.0), weights=weights)
     plain = Readout(torch.tensor(2.0))

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from conftest import Net, images
 from torch import nn
 
-from s_resnet import RECIPES, Graph, Neuron, Node, calibrate, trace
-from s_resnet.least_squares import PENALTIES, refit
-from s_resnet.lockstep import lockstep
+from s_resnet import RECIPES, Graph, Neuron, Node, calibrate, least_squares, trace
+from s_resnet.layerwise import fit_layers
+from s_resnet.least_squares import PENALTIES
 from s_resnet.ops import Conv2d, Flatten, Input, Linear, compensated
 from s_resnet.passes import attach_readout, calibrate_neurons, fit_thresholds, fold_batchnorm, relu_to_neuron
 
@@ -49,6 +49,11 @@ def patches(op, x):
     ]
     seen = np.stack(cut, 1)  # [B, places, C, kh, kw]
     return [part.reshape(*part.shape[:2], -1) for part in np.split(seen, op.groups, axis=2)]
+
+
+def refit(op, x, wanted, size=1000):
+    """In parts of so many images."""
+    return least_squares.refit(op, zip(x.split(size), wanted.split(size), strict=True), len(x))
 
 
 def by_numpy(weight, seen, lacking):
@@ -106,12 +111,64 @@ def test_a_linear_layer_is_what_numpy_finds():
     np.testing.assert_allclose(got.spiking_weight.numpy(), expected[0], rtol=2e-4, atol=2e-4)
 
 
-def test_images_that_do_not_fit_in_memory_at_once_change_nothing(monkeypatch):
-    op = conv("grouped")
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("size", [1, 7])
+def test_images_in_parts_are_the_same_images(monkeypatch, name, size):
+    op = conv(name)
     x, wanted = case(op)
     whole = refit(op, x, wanted)
-    monkeypatch.setattr("s_resnet.least_squares.ROOM", 1)
-    torch.testing.assert_close(refit(op, x, wanted).spiking_weight, whole.spiking_weight, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(least_squares, "ROOM", 1)
+    torch.testing.assert_close(refit(op, x, wanted, size).spiking_weight, whole.spiking_weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [12, 24, 27, 28, 40, 60, 200])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_fewer_places_than_weights_are_as_many_equations(monkeypatch, kind, images):
+    """24 weights per output: 10 to 175 images are learned from, of one place each; 2 to 25 are kept apart."""
+    op = conv("plain") if kind == "conv" else Linear(random(5, 24, seed=1), random(5, seed=2))
+    op = replace(op, padding=(0, 0)) if kind == "conv" else op
+    clean = random(images, *((4, 3, 2) if kind == "conv" else (24,)), seed=3).relu()
+    x = clean + 0.3 * random(*clean.shape, seed=4)
+    wanted = op.run(clean) + 3.0
+    systems, plain = [], torch.linalg.cholesky_ex
+
+    def cholesky(system):
+        systems.append(system.shape)
+        return plain(system)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", cholesky)
+    got = refit(op, x, wanted, 5)
+    lacking = (wanted - op.run(x)).double().numpy().reshape(images, 1, -1)
+    expected, better = by_numpy(op.weight.double().numpy().reshape(1, len(op.weight), -1), [
+        x.double().numpy().reshape(images, 1, 24)
+    ], [lacking])  # fmt: skip
+    assert (got is not op) == better
+    weight = op.weight if got is op else got.spiking_weight
+    np.testing.assert_allclose(weight.numpy(), expected.reshape(op.weight.shape), rtol=2e-3, atol=2e-4)
+    assert {shape[-1] for shape in systems} == {min(24, images - -(-images // 8))}
+
+
+def test_of_very_many_places_a_grid_is_looked_at_that_differs_from_image_to_image(monkeypatch):
+    monkeypatch.setattr(least_squares, "ENOUGH", 12)  # 40 images of 6 x 8 places, 24 weights: every second place
+    op = conv("grouped")
+    op = replace(op, weight=random(4, 2, 3, 3, seed=1), padding=(1, 1))
+    clean = random(40, 4, 6, 8, seed=3).relu()
+    x = clean + 0.5 * random(*clean.shape, seed=4)
+    wanted = op.run(clean) + 3.0
+    lacking = (wanted - op.run(x)).double().numpy().reshape(40, 4, 6, 8).transpose(0, 2, 3, 1)
+    offset = [(i + i // 8) % 4 for i in range(40)]
+    assert set(offset[::8]) == {0, 1, 2, 3} == set(offset[1:8])
+
+    def some(value):  # [B, 6, 8, n]
+        return np.stack([each[o // 2 :: 2, o % 2 :: 2].reshape(12, -1) for each, o in zip(value, offset, strict=True)])
+
+    seen = [some(part.reshape(40, 6, 8, -1)) for part in patches(op, x)]
+    weight = op.weight.double().numpy().reshape(2, 2, -1)
+    expected, better = by_numpy(weight, seen, np.split(some(lacking), 2, axis=2))
+    for size in (40, 3):
+        got = refit(op, x, wanted, size)
+        np.testing.assert_allclose(got.spiking_weight.numpy(), expected.reshape(op.weight.shape), rtol=2e-3, atol=2e-4)
+    assert better
 
 
 def test_weights_that_are_known_are_found():
@@ -154,14 +211,14 @@ def test_a_branch_makes_up_for_what_the_other_inputs_of_its_neurons_lack():
     )
     x, seen = random(5, 3, 2, 2, seed=8), {}
 
-    def visit(node, currents, target):
+    def visit(node, parts):
         return node.op
 
-    def record(node, inputs, wanted):
-        seen[node.name] = inputs, wanted
+    def record(node, parts):
+        ((seen[node.name]),) = parts
         return replace(node.op, weight=node.op.weight, spiking_weight=0.5 * node.op.weight)
 
-    lockstep(graph, x, 4, visit, refit=record)
+    fit_layers(graph, x, 4, visit, record)
     n1 = a.run(x).relu()  # the source's
     r1 = torch.floor(0.5 + 4 * F.conv2d(x, 0.5 * a.weight, a.bias)).clamp(0, 4) / 4
     torch.testing.assert_close(seen["a"], (x, a.run(x)))
@@ -182,7 +239,7 @@ def given():
     more = {"short": nn.Conv2d(8, 8, 1), "conv4": nn.Conv2d(8, 8, 3, padding=1)}
     x = images(72, 16, seed=3)
     graph = trace(Net(body, **more), x)
-    return graph, calibrate(graph, [x], 99.9, 0, False, 72)
+    return graph, calibrate(graph, [x], 99.9, 0, False, True)
 
 
 @pytest.mark.parametrize("schedule", ["phased", "lagged"])
@@ -210,13 +267,10 @@ def test_every_recipe_for_few_steps_fits_its_synapses():
         assert step.settings["weights"] is True
 
 
-def test_sums_that_rounding_makes_indefinite_stop_at_the_last_penalty_that_lifts_them(monkeypatch):
+def test_sums_that_rounding_makes_indefinite_stop_at_the_last_penalty_that_lifts_them():
     """Of few images float32 sums may be off by more than the weaker penalties."""
     gram, right = torch.diag(torch.tensor([1.0, 1.0, -0.05], dtype=torch.float64))[None], torch.zeros(1, 3, 2).double()
     right[0, :2] = random(2, 2).double()
-    monkeypatch.setattr("s_resnet.least_squares._moments", lambda *_: (gram, right))
-    op = Linear(random(2, 3, seed=1), None)
-    found = refit(op, random(16, 3), random(16, 2))
-    change = right[0, :2] / (1 + 0.1 * 1.95 / 3)  # the penalty 0.1 of the mean variance; 0.01 lifts too little
-    expected = op.weight + F.pad(change, (0, 0, 0, 1)).T.float()
-    torch.testing.assert_close(found.spiking_weight, expected)
+    *_, found = least_squares._Many(gram, right).solutions()
+    expected = F.pad(right[0, :2] / (1 + 0.1 * 1.95 / 3), (0, 0, 0, 1))  # 0.1 of the mean variance; 0.01 is too little
+    torch.testing.assert_close(found[0], expected)

@@ -23,6 +23,7 @@ from s_resnet import (
     load,
     lockstep,
     save,
+    spill,
     trace,
 )
 from s_resnet.apply_recipe import apply_recipe
@@ -41,7 +42,7 @@ def given():
     """An analog graph with both kinds of shortcut and of pools, and 64 images of 10 pixels to fit to."""
     x = images(64, 10, seed=3)
     graph = trace(model(), x)
-    return graph, calibrate(graph, [x], 99.9, 0, False, 64)
+    return graph, calibrate(graph, [x], 99.9, 0, False, True)
 
 
 def prepared(given, name):
@@ -326,6 +327,33 @@ def test_signed_networks_learn_in_one_pass_and_are_judged_by_their_spikes(monkey
     layers = len(before.neurons)
     assert {steps for steps, _ in seen[: -2 * layers]} == {1}
     assert [steps for steps, _ in seen[-2 * layers :]] == [STEPS] * 2 * layers
+
+
+@pytest.mark.parametrize("name", ["lagged", "phased", "signed"])
+def test_images_that_do_not_fit_in_memory_are_all_learned_from(monkeypatch, given, name):
+    """In parts, from files: the same steps on the same images, but for rounding."""
+    before, learned, plain = prepared(given, name), [], module._Block._loss
+
+    def loss(self, chosen, drop, generator):
+        learned.append((chosen.tolist(), generator is not None))
+        return plain(self, chosen, drop, generator)
+
+    monkeypatch.setattr(module._Block, "_loss", loss)
+    made = []
+    for room in (2**25, 5000):
+        monkeypatch.setattr(module, "PART", room)
+        monkeypatch.setattr(spill, "ROOM", room)
+        made.append((reconstruct(before, given[1], STEPS, steps=6, joint=6), learned))
+        learned = []
+    (whole, some), (parted, others) = made
+    assert whole.provenance == parted.provenance
+    assert whole.provenance["reconstruction"]["images"] == len(given[1].fitting) == 64
+    for learning in (True, False):
+        a, b = ([i for part, learns in seen if learns == learning for i in part] for seen in (some, others))
+        assert a == b and max(len(part) for part, _ in others) < 32 == max(len(part) for part, _ in some)
+    for a, b in zip(whole.neurons, parted.neurons, strict=True):
+        torch.testing.assert_close(a.op.threshold, b.op.threshold, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a.op.correction, b.op.correction, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("better", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
+from ..layerwise import Pairs, fit_layers
 from ..least_squares import refit
-from ..lockstep import affordable, lockstep, respond, steps_of
+from ..lockstep import respond
 from ..neuron import Neuron
 from ..ops import Conv2d, Linear, Node, Op
 
@@ -29,7 +31,9 @@ def calibrate_neurons(
     """Correct neuron layers one after the other, each on the spikes that the corrected ones before it really send.
 
     Eight times ``b += (E[a] - E[r]) / 2`` per channel, r being its mean output over T steps and a the source network's
-    activation, over calibration images and pixels. That takes the bias out of clipping, rounding, and unevenness (what
+    activation, over calibration images and pixels. Where the images do not fit in memory at once they come in eight
+    parts or more, each with its own such step, and the steps share the same sum of rates: 1/2 for each of eight parts,
+    1/32 for each of 128. That takes the bias out of clipping, rounding, and unevenness (what
     a neuron emits too early it cannot take back, so that rates are too high on average). ``time_indexed`` corrects
     every step by its own mean, ``b[t] += (E[a] - E[s[t]]) / 2``, but for layers under constant current and networks
     where only counts matter.
@@ -49,35 +53,35 @@ def calibrate_neurons(
     if not graph.neurons:
         return graph
     images = fitting_images(calibration, "calibrate_neurons")
-    images = images[: affordable(graph, images, steps_of(graph, timesteps))]
 
-    def visit(node: Node, currents: Tensor, target: Tensor) -> Op:
-        if not isinstance(node.op, Neuron):
-            return node.op
+    def fit(node: Node, parts: Pairs) -> Op:
+        assert isinstance(node.op, Neuron)
         constant = all(name in graph.static for name in node.inputs)
-        return _unbiased(node.op, currents, target, timesteps, time_indexed and not constant and len(currents) > 1)
+        return _unbiased(node.op, parts, timesteps, time_indexed and not constant)
 
-    def refitted(node: Node, inputs: Tensor, wanted: Tensor) -> Op:
+    def refitted(node: Node, parts: Pairs) -> Op:
         assert isinstance(node.op, Conv2d | Linear)
         exact = all(name in graph.static for name in node.inputs)  # what reads the images lacks nothing
-        return node.op if exact else refit(node.op, inputs, wanted)
+        return node.op if exact else refit(node.op, parts, len(images))
 
     label = "calibrate_neurons" if progress else ""
-    return lockstep(graph, images, timesteps, visit, label, refitted if weights else None)
+    return fit_layers(graph, images, timesteps, fit, refitted if weights else None, label)
 
 
-def _unbiased(op: Neuron, currents: Tensor, target: Tensor, timesteps: int, time_indexed: bool) -> Neuron:
+def _unbiased(op: Neuron, parts: Pairs, timesteps: int, time_indexed: bool) -> Neuron:
     """The layer whose mean output, per channel (and step), is the source's."""
-    wanted = _mean(target)
-    correction = torch.zeros_like(wanted) if op.correction is None else op.correction
-    if time_indexed:
-        correction = correction.expand(timesteps, -1)
-    op = replace(op, correction=correction)
-    for _ in range(SWEEPS):
-        spikes = respond(op, currents, timesteps)
-        got = torch.stack([_mean(s) for s in spikes]) if time_indexed else _mean(spikes.mean(0))
-        correction = correction + RATE * (wanted - got)
-        op = replace(op, correction=correction)
+    rounds = math.ceil(SWEEPS / len(parts))
+    rate = RATE * SWEEPS / (rounds * len(parts))
+    for _ in range(rounds):
+        for currents, target in parts:
+            by_step = time_indexed and len(currents) > 1
+            wanted = _mean(target)
+            correction = torch.zeros_like(wanted) if op.correction is None else op.correction
+            if by_step:
+                correction = correction.expand(timesteps, -1)
+            spikes = respond(replace(op, correction=correction), currents, timesteps)
+            got = torch.stack([_mean(s) for s in spikes]) if by_step else _mean(spikes.mean(0))
+            op = replace(op, correction=correction + rate * (wanted - got))
     return op
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
-from ..lockstep import affordable, lockstep, steps_of
+from ..layerwise import parts_of
+from ..lockstep import lockstep, steps_of
 from ..neuron import Readout
 from ..ops import Node, Op
 
@@ -26,9 +28,10 @@ def fit_readout(
 
         E[(sum(w[t] I[t]) - z)^2] + ridge,   w[t] > 0
 
-    over the T x T normal equations. Early steps, in which deep layers have seen little, get small
-    weights: a delayed readout whose delay is measured. The correction is then, per class, ``E[z] - E[answer]``. With
-    ``weighted`` off, and where only counts matter (phased networks), there is nothing to weigh, only to correct.
+    over the T x T normal equations, added up over all images. Early steps, in which deep layers have seen little, get
+    small weights: a delayed readout whose delay is measured. The correction is then, per class,
+    ``E[z] - E[answer]``. With ``weighted`` off, and where only counts matter (phased networks), there is nothing to
+    weigh, only to correct.
 
     The analog run is preserved. Source: delayed readout, Bu et al., CVPR 2025 (arXiv:2502.17671); the weights are ours.
 
@@ -37,30 +40,64 @@ def fit_readout(
     if not any(isinstance(node.op, Readout) and node.op.mode == "current" for node in graph.nodes):
         return graph
     images = fitting_images(calibration, "fit_readout")
-    images = images[: affordable(graph, images, steps_of(graph, timesteps))]
+    sums: list[_Sums] = []
 
     def visit(node: Node, currents: Tensor, target: Tensor) -> Op:
-        op = node.op
-        if not isinstance(op, Readout) or op.mode != "current":
-            return op
-        weights = _weights(currents, target) if weighted and len(currents) > 1 else None
-        shares = torch.ones(len(currents), dtype=torch.float64) if weights is None else weights.double()
-        answer = torch.einsum("tbn,t->bn", currents.double(), shares.to(currents.device)) / shares.sum()
-        lacking = (target.double() - answer).mean(0) * op.scale
-        return replace(op, weights=weights, correction=lacking.to(target.dtype))
+        if isinstance(node.op, Readout):
+            sums.append(_Sums.of(currents.double(), target.double()))
+        return node.op
 
-    return lockstep(graph, images, timesteps, visit, "fit_readout" if progress else "")
+    parts = parts_of(graph, images, steps_of(graph, timesteps))
+    for part in tqdm(parts, desc="fit_readout", unit="part", leave=False, disable=None if progress else True):
+        lockstep(graph, images[part], timesteps, visit)
+        sums = [sums[0] if len(sums) == 1 else sums[0].plus(sums[1])]
+    nodes = (
+        replace(node, op=_fitted(node.op, sums[0], weighted)) if isinstance(node.op, Readout) else node
+        for node in graph.nodes
+    )
+    return replace(graph, nodes=tuple(nodes))
 
 
-def _weights(currents: Tensor, target: Tensor) -> Tensor:
-    """The positive weights ``[T]`` with which the currents ``[T, B, N]`` come closest to the target ``[B, N]``."""
-    x = (currents - currents.mean(1, keepdim=True)).double().flatten(1)
-    y = (target - target.mean(0)).double().flatten()
-    ridge = RIDGE * float((x**2).sum()) / len(x)
-    gram = x @ x.T + ridge * torch.eye(len(x), dtype=x.dtype, device=x.device)
-    right = x @ y + ridge / len(x)
-    w = _least_squares(gram, right, LEAST / len(x))
-    return (w / w.sum()).to(target.dtype)
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Over images, of currents ``[T, B, N]`` and targets ``[B, N]``, float64: what the normal equations are made of.
+
+    currents ``[T, N]``, targets ``[N]``; gram ``[T, T]`` and right ``[T]``, also over classes, of products.
+    """
+
+    images: int
+    currents: Tensor
+    targets: Tensor
+    gram: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, currents: Tensor, target: Tensor) -> _Sums:
+        x = currents.flatten(1)
+        return cls(len(target), currents.sum(1), target.sum(0), x @ x.T, x @ target.flatten())
+
+    def plus(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+def _fitted(op: Readout, sums: _Sums, weighted: bool) -> Readout:
+    steps, dtype = len(sums.gram), op.scale.dtype
+    weights = _weights(sums).to(dtype) if weighted and steps > 1 else None
+    shares = torch.ones_like(sums.right) if weights is None else weights.double()
+    answer = shares / shares.sum() @ sums.currents
+    lacking = (sums.targets - answer) / sums.images * op.scale
+    return replace(op, weights=weights, correction=lacking.to(dtype))
+
+
+def _weights(sums: _Sums) -> Tensor:
+    """The positive weights ``[T]``, of sum 1, with which the currents come closest to the targets."""
+    steps = len(sums.gram)
+    gram = sums.gram - sums.currents @ sums.currents.T / sums.images
+    ridge = RIDGE * float(gram.diagonal().sum()) / steps
+    gram = gram + ridge * torch.eye(steps, dtype=gram.dtype, device=gram.device)
+    right = sums.right - sums.currents @ sums.targets / sums.images + ridge / steps
+    w = _least_squares(gram, right, LEAST / steps)
+    return w / w.sum()
 
 
 def _least_squares(gram: Tensor, right: Tensor, least: float) -> Tensor:

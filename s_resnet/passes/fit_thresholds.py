@@ -9,13 +9,15 @@ from torch import Tensor
 
 from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
+from ..layerwise import parts_of
 from ..neuron import Neuron
+from ..spill import Spill
 
 BINS = 1024
 # Shares of the largest activation that are tried as full scale.
 SHARES = torch.logspace(-1.0, 0.0, 80, dtype=torch.float64)
 LEAST = 1e-3  # of the layer's median threshold: a channel that is almost silent must not fire at any noise
-BATCH = 64
+ROOM = 2**24  # activations of a layer that are in memory at a time
 
 
 def fit_thresholds(graph: Graph, calibration: Calibration, timesteps: int = 16) -> Graph:
@@ -45,18 +47,19 @@ def fit_thresholds(graph: Graph, calibration: Calibration, timesteps: int = 16) 
     return replace(graph, nodes=nodes)
 
 
-def _histograms(graph: Graph, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _histograms(graph: Graph, images: Tensor | Spill) -> dict[str, tuple[Tensor, Tensor]]:
     """Per neuron layer the largest activation of each channel ``[C]`` and the counts ``[C, BINS]`` up to it."""
     names = {node.name for node in graph.neurons}
     largest: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
-    for batch in torch.split(images, BATCH):
-        for name, value in graph.activations(batch):
+    parts = parts_of(graph, images, 1, ROOM)
+    for part in parts:
+        for name, value in graph.activations(images[part]):
             if name in names:
                 peak = value.transpose(0, 1).flatten(1).amax(1)
                 largest[name] = torch.maximum(largest[name], peak) if name in largest else peak
-    for batch in torch.split(images, BATCH):
-        for name, value in graph.activations(batch):
+    for part in parts:
+        for name, value in graph.activations(images[part]):
             if name in names:
                 counts[name] = counts.get(name, 0) + _count(value.transpose(0, 1).flatten(1), largest[name])
     return {name: (largest[name], counts[name]) for name in names}

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -21,10 +21,13 @@ from ..calibrate import Calibration, fitting_images
 from ..engine import arithmetic
 from ..errors import InvalidArtifact
 from ..graph import Graph
+from ..kept import Kept, Shown, Values
 from ..kernels import per_channel
-from ..lockstep import Both, affordable, blocks, nearly_order_free, order_free, propagate, respond, walk
+from ..layerwise import PART, in_memory
+from ..lockstep import Both, blocks, nearly_order_free, order_free, propagate, respond, walk
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
-from ..ops import Conv2d, Linear, Node, Op, compensated
+from ..ops import Conv2d, Input, Linear, Node, Op, compensated
+from ..spill import Spill, gather
 
 BATCH = 32
 # Learning rates: of a weight in its layer's standard deviations, of a correction in full scales, of a log threshold.
@@ -66,8 +69,8 @@ def reconstruct(
     spikes at the end, on as many of the images kept apart as fit in memory.
 
     What spiking runs use is written beside the source's weights, so the analog run is preserved. The provenance gets an
-    entry ``reconstruction``: what was asked, per block, and for all of them together, how many steps it got and
-    whether it is better for them, and whether the outcome was taken.
+    entry ``reconstruction``: what was asked, the number of images, per block, and for all of them together, how many
+    steps it got and whether it is better for them, and whether the outcome was taken.
 
     Args:
         minutes: the most that it may take, half of it for the blocks in equal shares, the rest for all together; what
@@ -85,41 +88,72 @@ def reconstruct(
         return graph
     images = fitting_images(calibration, "reconstruct")
     rounds = 1 if nearly_order_free(graph) else timesteps
-    images = images[: affordable(graph, images, rounds)]
-    before = graph
+    before, room = graph, in_memory(graph, images, rounds, PART)
     key = _key(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint, "drop": drop})
     graph, said = _resumed(graph, resume, key)
-    entered = {graph.nodes[0].name: Both(images.expand(rounds, *images.shape), images)}
+    entered: dict[str, Values] = {graph.nodes[0].name: _shown(graph, images, rounds)}
     values, parts = entered, blocks(graph)
     start = time.monotonic()
     bar = tqdm(total=len(parts) + 1, desc="reconstruct", unit="block", leave=False, disable=None if progress else True)
-    with bar, arithmetic(images, tf32=False):
+    with bar, arithmetic(images[:1], tf32=False):
         for index, part in enumerate(parts):
             if index >= len(said):
-                part, done = _Block(part, values, timesteps, 1.0).train(steps, 30 * minutes / len(parts), drop)
+                block = _Block(part, values, timesteps, 1.0, room=room)
+                part, done = block.train(steps, 30 * minutes / len(parts), drop)
                 said.append({"block": part[-1].name, **done})
                 graph = _kept(_replaced(graph, part), resume, key, said)
-            with torch.no_grad():
-                _, values = walk(part, values, timesteps, lambda node, *_: node.op)
+            if index < len(parts) - 1:
+                values = _sent(part, values, timesteps, room)
             bar.update()
         if joint and len(said) == len(parts):
             left = 60 * minutes - (time.monotonic() - start)
-            whole, done = _Block(graph.nodes, entered, timesteps, JOINT, varied=True).train(joint, left, 0.0)
+            together = _Block(graph.nodes, entered, timesteps, JOINT, varied=True, room=room)
+            whole, done = together.train(joint, left, 0.0)
             said.append({"block": "all together", **done})
             graph = _kept(_replaced(graph, whole), resume, key, said)
         bar.update()
         sure = order_free(graph) or rounds > 1
-        taken = graph if sure else _closer(before, graph, images[::CHECKED], timesteps)
+        taken = graph if sure else _closer(before, graph, images, timesteps)
     asked = {"steps": steps, "joint": joint, "total": steps * len(parts) + joint, "minutes": minutes}
-    return taken.with_provenance(reconstruction={"asked": asked, "blocks": said, "taken": taken is graph})
+    return taken.with_provenance(
+        reconstruction={"asked": asked, "images": len(images), "blocks": said, "taken": taken is graph}
+    )
 
 
-def _closer(before: Graph, after: Graph, images: Tensor, timesteps: int) -> Graph:
-    """The one of the two whose real spikes come closer to the source's logits."""
-    images = images[: affordable(before, images, timesteps)]
-    entered = {before.nodes[0].name: Both(images.expand(timesteps, *images.shape), images)}
-    every = torch.arange(len(images))
-    old, new = (_Block(graph.nodes, entered, timesteps, 1.0).error(every) for graph in (before, after))
+def _shown(graph: Graph, images: Tensor | Spill, steps: int) -> Shown:
+    op = graph.nodes[0].op
+    assert isinstance(op, Input)
+    return Shown(op, images, steps)
+
+
+def _sent(nodes: tuple[Node, ...], values: Mapping[str, Values], timesteps: int, room: int) -> dict[str, Values]:
+    """What the last of the nodes, a neuron layer, sends on all images; kept in a file where they are many."""
+    last = nodes[-1]
+    assert isinstance(last.op, Neuron)
+    count = len(next(iter(values.values())))
+
+    def sent(images: slice) -> Both:
+        with torch.no_grad():
+            entering = {name: value[images] for name, value in values.items()}
+            return walk(nodes, entering, timesteps, lambda node, *_: node.op)[1][last.name]
+
+    if count <= room:
+        return {last.name: sent(slice(0, count))}
+    parts = (slice(first, first + room) for first in range(0, count, room))
+    return {last.name: Kept(last.op, timesteps, map(sent, parts))}
+
+
+def _closer(before: Graph, after: Graph, images: Tensor | Spill, timesteps: int) -> Graph:
+    """The one of the two whose real spikes come closer to the source's logits, on the images kept apart."""
+    jump = CHECKED * BATCH
+    held = gather(images[first : first + jump : CHECKED] for first in range(0, len(images), jump))
+    room = in_memory(before, held, timesteps, PART)
+    old, new = (
+        _Block(graph.nodes, {graph.nodes[0].name: _shown(graph, held, timesteps)}, timesteps, 1.0, room=room).error(
+            torch.arange(len(held))
+        )
+        for graph in (before, after)
+    )
     return after if new < old else before
 
 
@@ -136,10 +170,11 @@ def _kept(graph: Graph, path: str | os.PathLike[str] | None, key: str, said: lis
     return graph
 
 
-def _key(graph: Graph, images: Tensor, settings: Mapping[str, float]) -> str:
+def _key(graph: Graph, images: Tensor | Spill, settings: Mapping[str, float]) -> str:
     """What tells one reconstruction from another."""
     sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    sha.update(images.cpu().contiguous().numpy().tobytes())
+    for first in range(0, len(images), BATCH):
+        sha.update(images[first : first + BATCH].cpu().contiguous().numpy().tobytes())
     for node in graph.nodes:
         sha.update(repr((node.name, type(node.op).__name__, node.inputs)).encode())
         for field in fields(node.op):  # type: ignore[arg-type]
@@ -167,17 +202,31 @@ def _resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tup
 class _Block:
     """A block under training: its nodes, and the leaves that learn, by node and field.
 
-    varied: it is the whole network, and learns from images mirrored and shifted.
+    varied: it is the whole network, and learns from images mirrored and shifted. room: images in memory at a time.
     """
 
     def __init__(
-        self, nodes: tuple[Node, ...], values: Mapping[str, Both], timesteps: int, rate: float, varied: bool = False
+        self,
+        nodes: tuple[Node, ...],
+        values: Mapping[str, Values],
+        timesteps: int,
+        rate: float,
+        varied: bool = False,
+        room: int = BATCH,
     ) -> None:
         self.nodes, self.values, self.timesteps, self.rate, self.varied = nodes, values, timesteps, rate, varied
-        with torch.no_grad():
-            after = walk(nodes, values, timesteps, lambda node, *_: node.op)[1]
-        self.target = after[nodes[-1].name].analog
-        self.scale = float(self.target.pow(2).mean()) or 1.0
+        self.room = min(room, BATCH)
+        count = len(next(iter(values.values())))
+        squares: list[float] = []
+
+        def targets() -> Iterator[Tensor]:
+            for first in range(0, count, self.room):
+                target = self._source({n: value[first : first + self.room].analog for n, value in values.items()})
+                squares.append(float(target.pow(2).mean()) * len(target))
+                yield target
+
+        self.target = gather(targets())
+        self.scale = sum(squares) / count or 1.0
         self.leaves: dict[str, tuple[Tensor, ...]] = {}
         self.groups: list[dict[str, object]] = []
         for node in nodes:
@@ -228,9 +277,10 @@ class _Block:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
             chosen = learned[torch.randint(len(learned), (BATCH,), generator=generator)]
-            loss = self._loss(chosen, drop, generator)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in torch.split(chosen, self.room):
+                loss = self._loss(part, drop, generator) * (len(part) / len(chosen))
+                loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
         better = self.error(checked) < before
@@ -238,7 +288,7 @@ class _Block:
 
     def error(self, chosen: Tensor) -> float:
         with torch.no_grad():
-            parts = torch.split(chosen, BATCH)
+            parts = torch.split(chosen, self.room)
             return sum(float(self._loss(part, 0.0, None)) * len(part) for part in parts) / len(chosen)
 
     def _loss(self, chosen: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:
@@ -263,16 +313,21 @@ class _Block:
         """The values of the chosen images that enter, and what the source makes of them; varied where one learns."""
         if self.varied and generator is not None:
             ((name, value),) = self.values.items()
-            images = varied(value.analog[chosen], generator)
-            entering = {name: Both(images.expand(len(value.spiking), *images.shape), images)}
-            return entering, Graph(self.nodes).run(images)
-        entering = {}
-        for name, value in self.values.items():
-            analog = value.analog[chosen]
-            # What is constant stays one step expanded, so that its convolutions are computed once.
-            kept = value.spiking[:1] if value.constant else value.spiking
-            entering[name] = Both(kept[:, chosen].expand(len(value.spiking), *analog.shape), analog)
-        return entering, self.target[chosen]
+            shown = value[chosen]
+            images = varied(shown.analog, generator)
+            return {name: Both(images.expand(len(shown.spiking), *images.shape), images)}, self._source({name: images})
+        return {name: value[chosen] for name, value in self.values.items()}, self.target[chosen]
+
+    @torch.no_grad()
+    def _source(self, values: dict[str, Tensor]) -> Tensor:
+        """What the source network's nodes make of what enters."""
+        last = {name: index for index, node in enumerate(self.nodes) for name in node.inputs}
+        for index, node in enumerate(self.nodes):
+            if node.inputs:
+                values[node.name] = node.op.run(*(values[name] for name in node.inputs))
+            for name in [name for name in node.inputs if last[name] == index]:
+                values.pop(name, None)
+        return values[self.nodes[-1].name]
 
     def _forward(self, node: Node, mean: dict[str, Tensor], real: dict[str, Tensor]) -> None:
         """The node's mean output, with gradient, and its real one over the steps, without."""
