@@ -106,6 +106,14 @@ def test_what_a_gpu_would_launch_is_recorded(folder):
     assert not any("::f16" in name for _, name in found["exact"])
 
 
+def test_trained_networks_are_laid_out_as_the_gpus_kernel_takes_them(folder, tmp_path):
+    """Recipes: test_engine_on_source. A second part of a convolution has to lie as the first one does."""
+    found = set()
+    with inside.as_on_a_gpu(found):
+        failed, lines = check(folder, tmp_path / "lines.jsonl", "--only", "trained networks fire as on the CPU")
+    assert failed == 0 and found, lines
+
+
 def test_the_instances_of_the_tests_are_those_of_every_width():
     found = {name for file, name in warm.of_tests() if file == "membrane.cu"}
     assert {re.search(r"(?:float|int), (\d)", name)[1] for name in found} == {"1", "4", "8"}

@@ -126,7 +126,7 @@ class Run:
             else:
                 currents.append(self._in_time(name))
             if name in self.rest:
-                currents.append(_unfold(self.rest.pop(name), self.steps))
+                currents.append(_unfold(channels_last(self.rest.pop(name)), self.steps))
         counts = torch.zeros(self.steps, self.batch, dtype=torch.int32, device=op.threshold.device)
         spikes, self.memory[node.name] = op.advance(
             currents,
