@@ -1,6 +1,7 @@
 """Block-wise reconstruction: gradients by hand, blocks that get better on new images, and going on after a break."""
 
 import importlib
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -395,6 +396,16 @@ def test_it_takes_no_longer_than_it_may(monkeypatch, given, minutes):
     said = after.provenance["reconstruction"]
     assert said["asked"] == {"steps": 10**9, "joint": 10**9, "total": 6 * 10**9, "minutes": minutes}
     assert sum(block["steps"] for block in said["blocks"]) == steps[0] and len(said["blocks"]) == 6
+
+
+def test_with_time_enough_the_clock_changes_nothing(monkeypatch, given):
+    """However long a machine takes from the start to the first step."""
+    found = []
+    for tick in (0.0, 1.0):
+        clock = itertools.count(0.0, tick)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.__next__))
+        found.append(reconstruct(prepared(given, "lagged"), given[1], STEPS, **SHORT))
+    assert same(*found)
 
 
 def test_no_time_at_all_changes_nothing(given):

@@ -271,9 +271,11 @@ class _Block:
         rates = [group["lr"] for group in optimizer.param_groups]
         start, done = time.monotonic(), 0
         while done < steps:
-            share = max(done / steps, (time.monotonic() - start) / max(seconds, 1e-9))
-            if share >= 1:
+            spent = (time.monotonic() - start) / max(seconds, 1e-9)
+            if spent >= 1:
                 break
+            # Before the first step nobody knows whether time is short; on a slow machine rates must not depend on it.
+            share = max(done / steps, spent) if done else 0.0
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
             chosen = learned[torch.randint(len(learned), (BATCH,), generator=generator)]
