@@ -154,7 +154,10 @@ def calibrate(
     ]
     rounding = statistics.median(lost) if lost else None
     return replace(
-        found, rounding=rounding, marks=counted[1], fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None
+        found,
+        rounding=rounding,
+        marks=counted[1],
+        fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None,
     )
 
 
