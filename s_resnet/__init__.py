@@ -10,7 +10,7 @@ s_resnet.save(snn, "network.snn")
 
 from . import passes
 from .apply_recipe import apply_recipe
-from .artifact import load, replacing, save
+from .artifact import load, save
 from .auto import choose_recipe
 from .calibrate import Calibration, calibrate, calibrate_from_batchnorm
 from .checkpoint import Checkpoint, load_checkpoint
@@ -49,6 +49,7 @@ from .export import (
     host_input,
     verify_export,
 )
+from .files import replacing
 from .graph import Graph, State
 from .graph_module import GraphModule
 from .heldout import fingerprints, seen
