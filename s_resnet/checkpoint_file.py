@@ -117,11 +117,14 @@ def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], fil
     sizes = {member.filename.lower(): member.file_size for member in members}
     if len(sizes) != len(members) or sizes.get(f"{folder}/data.pkl".lower(), OPTIONS + 1) > OPTIONS:
         raise damaged(where)
-    if any(member.CRC for member in members):  # torch.save can be told to leave checksums out
-        for member in members:
-            with archive.open(member) as part:
-                while part.read(PART):
-                    pass
+    checked = any(member.CRC for member in members)  # torch.save can be told to leave checksums out
+    for member in members:
+        if not checked:
+            member.CRC = None  # type: ignore[assignment]  # nor does zipfile ask for them then
+            continue
+        with archive.open(member) as part:
+            while part.read(PART):
+                pass
     claimed = _scanned(archive.read(f"{folder}/data.pkl"), where)
     for key, bytes_ in claimed.items():
         if bytes_ > sizes.get(f"{folder}/data/{key}".lower(), 0):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidData
+from .kernels.reference import SCHEDULES
 from .kernels.surrogate_host import SURROGATES
-from .neuron import SCHEDULES, Neuron, Readout, SpikingMaxPool2d
+from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import (
     QCFS,
     SYNAPSES,

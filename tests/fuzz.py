@@ -46,13 +46,17 @@ def main() -> None:
         reader, first, end, folder = asked.worker
         work(reader, int(first), int(end), Path(folder), asked.sanitize)
         return
-    from sanitized import environment  # beside this file
+    more: dict[str, str] = {}
+    if asked.sanitize:
+        import sanitized
 
+        more = {**sanitized.environment(), "SANITIZED": str(Path(tempfile.mkdtemp(prefix="fuzz-")) / "host.so")}
+        sanitized.compile_to(Path(more["SANITIZED"]), more["CXX"])
     names = asked.readers.split(",") if asked.readers else list(names_of_readers())
     bad = 0
     for name in names:
         cases = asked.cases or (10_000 if name == "snn" else 2_000)
-        counts = Watch(name, asked, environment() if asked.sanitize else {}).run(asked.first, asked.first + cases)
+        counts = Watch(name, asked, more).run(asked.first, asked.first + cases)
         bad += sum(counts[fault] for fault in FAULTS)
         print(
             f"{name}: {sum(counts.values())} files, {', '.join(f'{n} {k}' for k, n in sorted(counts.items()))}",
@@ -158,7 +162,7 @@ def work(name: str, first: int, end: int, folder: Path, sanitize: bool) -> None:
     if sanitize:
         import sanitized
 
-        sanitized.build()
+        sanitized.load(os.environ["SANITIZED"])
     from mutations import READERS, Fault, tried
 
     reader = READERS[name](folder)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 RUNTIMES = ("libasan.so", "libubsan.so")
@@ -44,15 +42,19 @@ def environment() -> dict[str, str]:
     }
 
 
-def build() -> None:
-    """Have this process run the sanitized kernels. Fails where they cannot be compiled or loaded."""
+def compile_to(library: Path, path: str) -> None:
+    """Compile the kernels to a library, with the sanitizers in them."""
     from s_resnet.kernels import native
 
     flags = [flag for flag in native.FLAGS if flag != "-O3"]
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "host.so"
-        sources = [str(native.HERE / name) for name in native.SOURCES]
-        command = [os.environ["CXX"], *flags, *SANITIZERS, "-fopenmp", "-shared", *sources, "-o", str(target)]
-        subprocess.run(command, check=True, timeout=600)
-        library = ctypes.CDLL(str(target))
-    native.compiled = lambda: (library, "sanitized")
+    sources = [str(native.HERE / name) for name in native.SOURCES]
+    command = [path, *flags, *SANITIZERS, "-fopenmp", "-shared", *sources, "-o", str(library)]
+    subprocess.run(command, check=True, timeout=600)
+
+
+def load(library: str) -> None:
+    """Have this process run them."""
+    from s_resnet.kernels import native
+
+    loaded = ctypes.CDLL(library)
+    native.compiled = lambda: (loaded, "sanitized")
