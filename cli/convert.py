@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .options import DEVICE, DOWNLOAD
+from .say import say
 
 Triple = tuple[float, float, float]
 
@@ -201,14 +202,14 @@ def convert(
         progress=True,
     )
     if snn.provenance["calibration"]["source"] == "batchnorm":
-        click.echo("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
+        say("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     snn = snn.with_provenance(source=_source(loaded), **origin)
     s_resnet.save(snn, target)
     if partial is not None:
         partial.unlink(missing_ok=True)
     if batches is not None:
         warn_unreadable(batches.unreadable)
-    click.echo(_summary(snn, target))
+    say(_summary(snn, target))
 
 
 def _preprocessing(
@@ -289,7 +290,7 @@ def warn_unreadable(unreadable: tuple[str, ...]) -> None:
     """Name and count the images that were left out."""
     if unreadable:
         names = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        click.echo(f"Left out {len(unreadable)} unreadable image(s): {names}", err=True)
+        say(f"Left out {len(unreadable)} unreadable image(s): {names}", err=True)
 
 
 def _summary(snn: Any, target: Path) -> str:
