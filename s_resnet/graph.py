@@ -290,8 +290,9 @@ class Graph:
                 a GPU also from its free memory.
             state: where to go on from; None starts fresh.
             encode: gives the next ``S`` steps of input ``[S, B, C, H, W]`` in place of the constant images.
-            precision: ``"exact"`` is float32 (on a GPU without TF32); ``"fast"`` multiplies in 16 bits where that is
-                faster: bfloat16 or fixed-point weights on a CPU, float16 on a GPU. Membranes are float32 in both.
+            precision: ``"exact"`` is float32 (on a GPU convolutions of spikes are two in TF32, as exact together);
+                ``"fast"`` multiplies in 16 bits where that is faster: bfloat16 or fixed-point weights on a CPU, float16
+                on a GPU. Membranes and classifier are float32 in both, whatever precision the caller has set in torch.
             observe: called with the name and the value ``[S * B, *]`` of every node that is computed for each chunk:
                 neurons, pools and currents, but not what is constant, and not the currents that go straight into a
                 membrane (a shortcut synapse, an event-driven convolution). It must not change them.

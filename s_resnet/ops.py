@@ -264,7 +264,9 @@ def compensated(op: Synapse) -> Synapse:
 def whole(op: Op) -> Op:
     """The operation as an integer run uses it: whole numbers, held in float32 where torch multiplies them.
 
-    Every sum stays below 2^24, so float32 is exact and the order of additions does not matter.
+    Every sum stays below 2^24, so float32 is exact and the order of additions does not matter. On a GPU there is no
+    convolution of integers: these run in TF32, which has every factor, and are exact as long as cuDNN only multiplies
+    and adds. An algorithm by Winograd or FFT would not be exact, and nothing forbids cuDNN to choose one.
     """
     if isinstance(op, Input) and op.grid:
         return _GridInput(op.grid)
