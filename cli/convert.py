@@ -331,6 +331,8 @@ def _used(calibration: dict[str, Any], compensation: dict[str, Any] | None) -> s
     if compensation:
         said += f", compensation {compensation['factor']:.4f}"
         said += f" from {compensation['images']} others" if "images" in compensation else ""
+        tried = [point["factor"] for point in compensation["curve"]]
+        said += " (the largest that was tried)" if len(tried) > 1 and compensation["factor"] == tried[-1] else ""
     return said
 
 
