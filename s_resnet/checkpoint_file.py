@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -134,16 +134,28 @@ def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], fil
         raise invalid(where, "byte order", "big-endian numbers", "little-endian ones", f"Load it in Python and {SAVE}")
 
 
+class _Within:
+    """A file that is never asked for more than it has: Python makes room for what it is asked for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.size, self.tell, self.readline = os.fstat(file.fileno()).st_size, file.tell, file.readline
+        self._read = file.read
+
+    def read(self, count: int) -> bytes:
+        return self._read(min(count, self.size - self.tell()))
+
+
 def _check_legacy(file: BinaryIO, where: str) -> None:
     file.seek(0)
+    within = _Within(file)
     for _ in range(LEGACY):
         try:
-            _scanned(file, where)
+            _scanned(within, where)
         except ValueError:  # the reader, which comes to the same place, says what is wrong
             return
 
 
-def _scanned(pickled: BinaryIO | bytes, where: str) -> dict[str, int]:
+def _scanned(pickled: Any, where: str) -> dict[str, int]:
     try:
         return scan(pickled)
     except Excess as error:

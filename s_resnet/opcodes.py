@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickletools
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 DEEPEST = 100  # containers in each other
 LARGEST = 10**7  # objects, those that are there twice counted twice
@@ -48,8 +48,8 @@ _KEEP = ("BINPUT", "LONG_BINPUT", "PUT")
 _GET = ("BINGET", "LONG_BINGET", "GET")
 
 
-def scan(file: BinaryIO | bytes) -> dict[str, int]:
-    """The bytes that a pickle claims of each storage, by the storage's key.
+def scan(file: Any) -> dict[str, int]:
+    """The bytes that a pickle, in bytes or what has ``read``, claims of each storage, by the storage's key.
 
     Raises Excess where it would make too much, and ValueError where it is no pickle.
     """
@@ -62,7 +62,7 @@ class _Scan:
         self.memo: dict[int, _Item] = {}
         self.claimed: dict[str, int] = {}
 
-    def run(self, file: BinaryIO | bytes) -> dict[str, int]:
+    def run(self, file: Any) -> dict[str, int]:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count > LARGEST:
                 raise Excess(f"more than {LARGEST} steps")

@@ -914,6 +914,7 @@ BOMBS = {
     "a tuple twice in each other": b"})" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(1, 41)) + b"Ns",
     "bytes as many as it says": b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R",
     "a view made dense": b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n",
+    "a text longer than any memory": b"\x8d" + b"\xff" * 7 + b"\x7fa",
     "a storage larger than its record": b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
     b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\x00\x00\x00\x10tQ",
 }

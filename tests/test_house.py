@@ -247,6 +247,16 @@ def test_the_command_line_uses_only_what_s_resnet_exports():
     assert used <= set(s_resnet.__all__)
 
 
+def test_the_command_line_prints_in_one_place():
+    """What comes from a file is cleaned there of what a terminal would obey."""
+    printing = {"click.echo", "click.secho", "print", "sys.stdout.write", "sys.stderr.write"}
+    found = {}
+    for path, text in PROGRAM.items():
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
+        found[path] = calls & printing
+    assert {path for path, calls in found.items() if calls} == {"cli/say.py"} and len(found) >= 9
+
+
 # ---- what is exported ----
 
 
