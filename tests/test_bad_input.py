@@ -194,12 +194,12 @@ def test_unreadable_images_are_named_and_counted(program, tmp_path):
     (tmp_path / "photos" / "b" / "half.png").write_bytes(whole[: len(whole) // 2])
     os.symlink("/proc/self/mem", tmp_path / "photos" / "c" / "broken.png")
     code, out, err = program("convert", *PLAIN, "--calibration", "photos", "--timesteps", 4)
-    assert code == 0 and "24 images" in out
+    assert code == 0 and "from 12 images, compensation" in out and "from 12 others" in out
     assert err.startswith("Left out 3 unreadable image(s): ") and err.count("\n") == 1
     assert all(name in err for name in ("a/text.png", "b/half.png", "c/broken.png"))
     program("convert", *PLAIN)
     code, out, err = program("evaluate", "--timesteps", 2, "--data", "photos")
-    assert code == 0 and "24 images" in out
+    assert code == 0 and "from 12 images, compensation" in out and "from 12 others" in out
     assert err.startswith("Left out 3 unreadable image(s): ") and err.count("\n") == 1
 
 
@@ -357,7 +357,7 @@ def test_the_old_file_survives_a_full_disk(program, network):
         ("s_resnet.convert", ("convert", "tiny.pth", *CALIBRATED)),
         ("s_resnet.calibrate.Fraction", ("convert", "tiny.pth", *CALIBRATED)),  # half-way through
         ("os.replace", ("convert", "tiny.pth", *CALIBRATED)),  # all is written, under another name
-        ("s_resnet.report.simulate", ("evaluate", "--timesteps", 2, "--json", "new.json")),
+        ("s_resnet.report.answers", ("evaluate", "--timesteps", 2, "--json", "new.json")),
         ("os.replace", ("evaluate", "--timesteps", 2, "--json", "new.json")),
     ],
 )
@@ -380,9 +380,9 @@ def test_a_true_interrupt_while_workers_decode(program, network):
         # A shell's background jobs are born deaf to the interrupt.
         "import signal", "signal.signal(signal.SIGINT, signal.default_int_handler)",
         "import s_resnet.data as data", "data.FEW = 1",  # few samples have workers too
-        "import s_resnet.report as report", "real = report.simulate",
-        "def simulate(*args, **named): print('started', flush=True); return real(*args, **named)",
-        "report.simulate = simulate", "from sresnet_cli.__main__ import main", "main()",
+        "import s_resnet.report as report", "real = report.answers",
+        "def answers(*args, **named): print('started', flush=True); return real(*args, **named)",
+        "report.answers = answers", "from sresnet_cli.__main__ import main", "main()",
     ))  # fmt: skip
     command = [sys.executable, "-c", code, "evaluate", "--timesteps", "1000000", "--at", "1000000", "--batch-size", "1"]
     process = subprocess.Popen(

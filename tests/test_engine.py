@@ -361,7 +361,7 @@ ANALOG = ("not normalized", "thresholds by channel")
 def test_fast_is_close_to_exact(monkeypatch, name, dense):
     """Measured: 0.006 of an image's range of answers; 0.21 where random weights make one late spike move many."""
     monkeypatch.setattr("s_resnet.engine.run.DENSE", dense)
-    snn, images = real(name), images_of(network(name), 16)
+    snn, images = real(name), images_of(network(name), 64)  # of 16 whose answers all but tie, chance decides
     exact, fast = run(snn, images, 32), run(snn, images, 32, precision="fast")
     assert all(memory[0].dtype != torch.bfloat16 for memory in fast.state.memory.values())
     want, got = exact.outputs[-1], fast.outputs[-1]
