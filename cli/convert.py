@@ -171,7 +171,7 @@ def convert(
     s_resnet.find_device(device)
     loaded = s_resnet.load_checkpoint(checkpoint, arch)
     if loaded.left_out:
-        click.echo(_left_out(loaded.left_out), err=True)
+        say(_left_out(loaded.left_out), err=True)
     target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
     check_output(target, Path(checkpoint))
     if loaded.timesteps is not None and (calibration or input_size or mean or std):

@@ -18,6 +18,7 @@ from .neuron import STATEFUL, Memory, Neuron, Readout, SpikingMaxPool2d
 from .ops import (
     QCFS,
     AdaptiveAvgPool2d,
+    Affine,
     AvgPool2d,
     BatchNorm2d,
     Conv2d,
@@ -187,8 +188,13 @@ def _scale(name: str, op: Scale, shape: Shape) -> Shape:
 
 
 def _normalization(name: str, op: BatchNorm2d, shape: Shape) -> Shape:
-    _planar(name, shape)
     for what in ("weight", "bias", "mean", "var"):
+        _vector(name, what, getattr(op, what), shape)
+    return shape
+
+
+def _affine(name: str, op: Affine, shape: Shape) -> Shape:
+    for what in ("weight", "bias"):
         _vector(name, what, getattr(op, what), shape)
     return shape
 
@@ -237,6 +243,7 @@ _RULES: dict[type, Callable[[str, Any, Shape], Shape]] = {
     Conv2d: _conv,
     Linear: _linear,
     Scale: _scale,
+    Affine: _affine,
     BatchNorm2d: _normalization,
     MaxPool2d: _pool,
     AvgPool2d: _pool,

@@ -18,6 +18,7 @@ from .ops import (
     QCFS,
     SYNAPSES,
     AdaptiveAvgPool2d,
+    Affine,
     AvgPool2d,
     BatchNorm2d,
     Conv2d,
@@ -184,6 +185,7 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
         "spiking_weight": _or_none(_floats(2)),
     },
     Scale: {"weight": _floats(0, 1), "integer": _or_none(_whole_numbers(torch.int32, 1)), **_SPIKING},
+    Affine: {"weight": _floats(0, 1), "bias": _floats(0, 1)},
     BatchNorm2d: {
         "weight": _floats(1),
         "bias": _floats(1),

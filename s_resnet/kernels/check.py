@@ -49,10 +49,10 @@ def update(
 
 def results(v: Tensor, spikes: Tensor, after: Tensor) -> None:
     """Raise InvalidData where spikes ``[T, B, *]`` or the membrane after them do not lie as the membrane ``v`` does."""
-    _same("membrane after", after, v)
+    _same("after", after, v)
     if spikes.device != v.device or spikes.shape[1:] != v.shape or (len(spikes) > 1 and spikes.stride(0) != v.numel()):
         raise _wrong("spikes", list(spikes.shape), f"steps of {list(v.shape)} on {v.device}", "Allocate them so")
-    _dense("membrane after", after, v)
+    _dense("after", after, v)
     if len(spikes):
         _dense("spikes", spikes[0], v)
 
