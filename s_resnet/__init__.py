@@ -9,11 +9,13 @@ s_resnet.save(snn, "network.snn")
 """
 
 from . import passes
+from .alternatives import Alternative, alternatives
 from .apply_recipe import apply_recipe
 from .artifact import load, replacing, save
 from .auto import choose_recipe
 from .calibrate import Calibration, calibrate, calibrate_from_batchnorm
 from .checkpoint import Checkpoint, load_checkpoint
+from .classes import match_classes, natural_order, network_classes, order_note
 from .closed_form import closed_form
 from .convert import convert
 from .data import (
@@ -35,6 +37,7 @@ from .errors import (
     InvalidCheckpoint,
     InvalidData,
     SResNetError,
+    SResNetWarning,
     TrainingDiverged,
     UnsupportedModel,
 )
@@ -58,7 +61,7 @@ from .models.catalog import ARCHITECTURES, build
 from .models.resnet import CifarResNet
 from .models.spiking import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
 from .neuron import Neuron, Readout, SpikingMaxPool2d
-from .open_data import loader_for, open_data, read_preprocessing, stored_preprocessing
+from .open_data import held_out_beside, loader_for, open_data, read_preprocessing, stored_preprocessing
 from .operations import Operations, count_operations
 from .ops import Node, Scale
 from .page import Study, study, write_page
@@ -68,6 +71,7 @@ from .recorder import Trace, record
 from .report import Exit, Report, Row, evaluate, powers_of_two
 from .shortcuts import Shortcut, scales, shortcuts
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
+from .source_check import SourceCheck, check_source
 from .trace import trace
 from .training import PRESETS, Preset, Trained, Training, Tuned, fine_tune, preset, train, tuning
 from .verify import LayerError, Verification, verify
@@ -82,6 +86,7 @@ __all__ = [
     "IMAGENET_STD",
     "PRESETS",
     "RECIPES",
+    "Alternative",
     "AnytimeSimulation",
     "BackendUnavailable",
     "Binning",
@@ -120,9 +125,11 @@ __all__ = [
     "Report",
     "Row",
     "SResNetError",
+    "SResNetWarning",
     "Scale",
     "Shortcut",
     "Simulation",
+    "SourceCheck",
     "SourceOperations",
     "SpikingMaxPool2d",
     "SpikingNeuron",
@@ -142,11 +149,13 @@ __all__ = [
     "UnsupportedModel",
     "Verification",
     "__version__",
+    "alternatives",
     "apply_recipe",
     "bin_events",
     "build",
     "calibrate",
     "calibrate_from_batchnorm",
+    "check_source",
     "choose",
     "choose_recipe",
     "closed_form",
@@ -163,12 +172,17 @@ __all__ = [
     "fine_tune",
     "fingerprints",
     "first_process_first",
+    "held_out_beside",
     "host_input",
     "load",
     "load_checkpoint",
     "load_constants",
     "loader_for",
+    "match_classes",
+    "natural_order",
+    "network_classes",
     "open_data",
+    "order_note",
     "passes",
     "powers_of_two",
     "preprocessing_for",

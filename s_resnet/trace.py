@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from . import ops, trained_layers
+from .batchnorm_check import check_answer, check_statistics
 from .errors import InvalidData, UnsupportedModel
 from .graph import Graph
 from .ops import Node, Op
@@ -30,7 +31,7 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     Raises:
         UnsupportedModel: an operation cannot be converted (named with its node and source line), or the forward
             depends on the values of its input.
-        InvalidData: the example does not fit the model.
+        InvalidData: the example does not fit the model, or its answer or BatchNorm statistics are not finite.
     """
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
@@ -55,6 +56,7 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     if graph.trained:  # a spike more or less, by rounding, would make other logits: in float64 that does not happen
         expected, example = copied.double()(example.double()), example.double()
         same = _Builder(traced, recorder).build().to(torch.float64)
+    check_answer(same, example, expected, type(model).__name__)
     if not torch.allclose(same.run(example), expected, 1e-3, 1e-3 * float(expected.abs().max())):
         raise UnsupportedModel(
             f"{type(model).__name__}: got a graph with other outputs on the example; expected the model's own. "
@@ -264,6 +266,7 @@ def _padding(b: _Builder, n: fx.Node, m: nn.Conv2d) -> tuple[int, int]:
 def _batch_norm(b: _Builder, n: fx.Node, m: nn.BatchNorm2d) -> Chain:
     if m.running_mean is None or m.running_var is None:
         raise b.unsupported(n, "batch normalization without running statistics", "track_running_stats=True")
+    check_statistics(b.label(n), m.running_mean, m.running_var)
     ones = torch.ones_like(m.running_var)
     weight = ones if m.weight is None else m.weight.detach()
     bias = torch.zeros_like(ones) if m.bias is None else m.bias.detach()

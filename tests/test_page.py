@@ -23,7 +23,7 @@ from test_verify import one, scalar
 
 import s_resnet
 from s_resnet import CifarResNet, InvalidData, SResNetError, convert, count_operations, energy, study, write_page
-from s_resnet.page.intervals import Z, difference, wilson
+from s_resnet.intervals import Z, difference, wilson
 from s_resnet.page.markup import Html, element, table
 
 pytest.importorskip("matplotlib", reason="the extra [report] is not installed")

@@ -14,6 +14,7 @@ from ..device import find_device
 from ..energy import CONSTANTS, Constants, Energy, energy
 from ..errors import InvalidData
 from ..graph import Graph
+from ..intervals import difference, wilson
 from ..neuron import Neuron
 from ..operations import Operations, count_operations
 from ..recorder import Trace, record
@@ -21,7 +22,6 @@ from ..report import Report, evaluate
 from ..shortcuts import Shortcut, shortcuts
 from ..verify import Verification, verify
 from ..verify_trained import TrainedVerification
-from .intervals import difference, wilson
 
 DETAILS = 128  # images that layers are verified, and operations counted, on: both take several times a simulation
 EXAMPLES = 12  # images that are shown
