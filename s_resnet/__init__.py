@@ -52,6 +52,7 @@ from .export import (
     host_input,
     verify_export,
 )
+from .figures import Exit, Report, Row, described
 from .graph import Graph, State
 from .graph_module import GraphModule
 from .heldout import fingerprints, seen
@@ -60,6 +61,7 @@ from .layer_operations import LayerOperations, SourceOperations, Traffic
 from .models.catalog import ARCHITECTURES, build
 from .models.resnet import CifarResNet
 from .models.spiking import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
+from .models.torchvision_resnets import variants_of
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .open_data import held_out_beside, loader_for, open_data, read_preprocessing, stored_preprocessing
 from .operations import Operations, count_operations
@@ -68,7 +70,7 @@ from .page import Study, study, write_page
 from .qcfs import QCFSModule
 from .recipes import RECIPES, Recipe, Step
 from .recorder import Trace, record
-from .report import Exit, Report, Row, evaluate, powers_of_two
+from .report import evaluate, powers_of_two
 from .shortcuts import Shortcut, scales, shortcuts
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .source_check import SourceCheck, check_source
@@ -162,6 +164,7 @@ __all__ = [
     "convert",
     "count_operations",
     "describe_kernels",
+    "described",
     "energy",
     "evaluate",
     "exchange",
@@ -203,6 +206,7 @@ __all__ = [
     "trace",
     "train",
     "tuning",
+    "variants_of",
     "verify",
     "verify_export",
     "write_page",

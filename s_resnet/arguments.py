@@ -25,7 +25,7 @@ def whole_number(value: object, where: str, name: str, least: int = 1) -> int:
     except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers, or of floats
         number = None
     if number is None or number < least:
-        raise InvalidData(f"{where}: got {name}={value!r}; expected a whole number, at least {least}. Pass such a one.")
+        raise InvalidData(f"{where}: got {name}={value!r}; expected a whole number, at least {least}. Pass one.")
     return number
 
 
@@ -70,23 +70,36 @@ def class_numbers(batch: Any, count: int) -> Tensor | None:
     return labels.to(torch.int64)
 
 
+def labels_of(batch: Any, images: Tensor, where: str) -> Tensor | None:
+    """The class numbers of a batch, one per image; None where it has no labels at all.
+
+    Raises InvalidData for labels of another kind or number, and for a batch without images.
+    """
+    count, given = images.shape[-4], _part(batch, LABELS, 1)
+    if count == 0:
+        raise InvalidData(f"{where}: got no images; expected at least one. Check the loader.")
+    labels = class_numbers(batch, count)
+    if given is None or labels is not None:
+        return labels
+    kind = f"labels of {_name(given)}"
+    if isinstance(given, Tensor | np.ndarray):
+        kind = f"labels of shape {tuple(given.shape)}, {str(given.dtype).removeprefix('torch.')}"
+    raise InvalidData(
+        f"{where}: got {count} images with {kind}; expected one class number for each. Have the loader yield those."
+    )
+
+
 def labeled(batches: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and class numbers of every batch. Raises InvalidData, naming the batch, where one of them is missing."""
     for number, batch in enumerate(batches, 1):
         here = f"{where}: batch {number}"
         images = images_of(batch, here)
-        count = images.shape[-4]
-        labels = class_numbers(batch, count)
+        labels = labels_of(batch, images, here)
         if labels is None:
-            given = _part(batch, LABELS, 1)
-            shape = tuple(given.shape) if isinstance(given, Tensor | np.ndarray) else None
-            kind = f"{given.dtype} labels of shape {shape}" if shape is not None else f"labels of {_name(given)}"
             raise InvalidData(
-                f"{here}: got {count} images with {'no labels' if given is None else kind}; expected one class number "
-                f"for each, in {FORMS}. Have the loader yield them; verify can do without."
+                f"{here}: got {images.shape[-4]} images without labels; expected (images, labels, ...) or a dict with "
+                "labels. Have the loader yield them; verify and snn(images, timesteps) do without."
             )
-        if count == 0:
-            raise InvalidData(f"{here}: got no images; expected at least one. Check the loader.")
         yield images, labels
 
 

@@ -58,14 +58,14 @@ def match_classes(data: Data, names: Sequence[str]) -> Data:
     if len(data.classes) > len(names):
         got = f"{len(data.classes)} classes for a network of {len(names)}"
         raise invalid(where, "classes", got, "equal numbers", "Choose the data that the network was trained on")
-    places = {_plain(name): place for place, name in enumerate(names)}
-    unknown = [name for name in data.classes if _plain(name) not in places]
+    places = {plain(name): place for place, name in enumerate(names)}
+    unknown = [name for name in data.classes if plain(name) not in places]
     if not unknown:
-        order = [places[_plain(name)] for name in data.classes]
+        order = [places[plain(name)] for name in data.classes]
     elif _numbered(data.classes) or (_numbered(names) and len(data.classes) == len(names)):
         order = list(range(len(data.classes)))
     else:
-        missing = [name for name in names if _plain(name) not in set(map(_plain, data.classes))]
+        missing = [name for name in names if plain(name) not in set(map(plain, data.classes))]
         got = f"{_few(unknown)}, which the network has not"
         raise invalid(where, "class names", got, f"those of the network, such as {_few(missing)}", _ADVICE)
     return replace(data, classes=names, labels=tuple(order[label] for label in data.labels))
@@ -94,7 +94,13 @@ def order_note(data: LabeledData) -> str:
     )
 
 
-def _plain(name: str) -> str:
+def same_names(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether they are the same names in the same order."""
+    return list(map(plain, one)) == list(map(plain, other))
+
+
+def plain(name: str) -> str:
+    """A name without what does not count: case, and spaces, underscores and hyphens."""
     return re.sub(r"[\s_-]+", " ", name.strip()).casefold()
 
 

@@ -65,7 +65,8 @@ def convert(
             (:func:`s_resnet.passes.reconstruct`); for recipes that fit to images.
         resume: a file for the reconstruction to go on from after an interruption.
         spikes, target_drop: for recipe ``"auto"``: the alphabet allowed (``"binary"``, ``"signed"`` or ``"levels"``),
-            and the points of accuracy that may be lost, to choose T by; see :func:`s_resnet.choose_recipe`.
+            and the percentage of held-out calibration images that the network may answer otherwise than the ANN, to
+            choose T by; see :func:`s_resnet.choose_recipe`.
         weights: ``"float32"``; ``"dyadic"``, so that every engine gives the same spikes
             (:func:`s_resnet.passes.dyadic_weights`); or ``"int8"`` for an integer network
             (:func:`s_resnet.passes.quantize_weights`).

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import whole_number
 from .errors import InvalidData
 from .graph import Chunk, Graph, State, count_images
 
@@ -71,8 +72,9 @@ def simulate(
     Raises:
         InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
     """
+    steps = whole_number(steps, "simulate", "timesteps")
     encode = encoder(images, coding, seed, 0 if state is None else state.step)
-    wanted = (steps,) if at is None else tuple(sorted(set(at)))
+    wanted = (steps,) if at is None else tuple(sorted({whole_number(step, "simulate", "at", 0) for step in at}))
     if not wanted or wanted[0] < 1 or wanted[-1] > steps:
         raise InvalidData(f"simulate: got steps to report {list(wanted)}; expected within 1 ... {steps}. Change them.")
     if graph.windowed and wanted != (steps,):

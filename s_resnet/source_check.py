@@ -57,7 +57,8 @@ class SourceCheck:
         if self.right is not None:
             known["right"] = self.right
         if self.fit.layers:
-            known["batchnorm"] = {"score": self.fit.score, "fits": self.fit.fits}
+            first = None if self.fit.fits or self.fit.first is None else self.fit.first.name
+            known["batchnorm"] = {"score": self.fit.score, "first": first}
         return {**known, "mean": list(self.mean), "std": list(self.std), "notes": list(self.notes)}
 
 
@@ -94,7 +95,7 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
     classes = logits.flatten(1).shape[1]
     scores = logits.ndim == 2 and classes > 1
     together = torch.cat(every) if scores and every and len(every) == len(labels) else None
-    notes = [*_of_labels(answer, together, classes), *(untouched_note(graph) or _of_statistics(fit))]
+    notes = [*label_notes(answer, together, classes), *(untouched_note(graph) or _of_statistics(fit))]
     if scores and not every and confidence < 1 / classes + UNSURE * (1 - 1 / classes):
         notes.append(
             f"the network is hardly sure of any answer (mean confidence {confidence:.2f}, {classes} classes): it was "
@@ -145,8 +146,8 @@ def _of_statistics(fit: Fit) -> list[str]:
     ]
 
 
-def _of_labels(answers: Tensor, labels: Tensor | None, classes: int) -> list[str]:
-    """What to know of labels that the network does not agree with."""
+def label_notes(answers: Tensor, labels: Tensor | None, classes: int, kind: str = "calibration") -> list[str]:
+    """What to know of labels ``[B]`` that the source network's answers ``[B]`` do not agree with."""
     if labels is None or bool((labels < 0).all()):
         return []
     low, high, images = int(labels.min()), int(labels.max()), len(labels)
@@ -163,13 +164,13 @@ def _of_labels(answers: Tensor, labels: Tensor | None, classes: int) -> list[str
     if moved:
         label, answer, same, count = moved[0]
         return [
-            f"the network is right on {right} of {images} calibration images, and {len(moved)} classes get the answer "
-            f"of another one (of label {label}, {same} of {count} images are answered {answer}): the classes of the data "
-            "are in another order than the network's. On the command line give it with --classes."
+            f"the network is right on {right} of {images} {kind} images, and {len(moved)} classes get the answer "
+            f"of another one (of label {label}, {same} of {count} images are answered {answer}): the classes of the "
+            "data are in another order than the network's. On the command line give it with --classes."
         ]
     if at_chance(right, images, classes):
         return [
-            f"the network is right on {right} of {images} calibration images, hardly more than by chance (1 in "
+            f"the network is right on {right} of {images} {kind} images, hardly more than by chance (1 in "
             f"{classes}): it was trained on other images, with another preparation, or with another order of classes."
         ]
     return []

@@ -33,8 +33,9 @@ def _stem1(model: nn.Module) -> None:
 
 def _v1(model: nn.Module) -> None:
     for block in model.modules():
-        if isinstance(block, nn.Module) and hasattr(block, "conv3"):
-            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+        first, second = getattr(block, "conv1", None), getattr(block, "conv2", None)
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d) and hasattr(block, "conv3"):
+            first.stride, second.stride = second.stride, first.stride
 
 
 # nomaxpool: without the max-pool of the stem, and stem1: its convolution with stride 1, both common for small images.
