@@ -94,7 +94,8 @@ def suggestion(path: str, loaded: Any, batches: Any, preprocessing: Any, check: 
     if fitting:
         options = " or ".join(f"{one.options} (score {one.score:.2f})" for one in fitting[:2])
         return f"{said}. They would with {options}"
+    others = "other sizes, mean and std" + (" or --arch" if s_resnet.variants_of(loaded.arch) else "")
     return (
-        f"{said}, nor with other sizes, mean and std{' or --arch' if s_resnet.variants_of(loaded.arch) else ''}. If "
-        f"{Path(path).name} is another network than {loaded.arch}, convert it from Python: s_resnet.convert(model, batches)"
+        f"{said}, nor with {others}. If {Path(path).name} is another network than {loaded.arch}, convert it from "
+        "Python: s_resnet.convert(model, batches)"
     )

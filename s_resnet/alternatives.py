@@ -67,7 +67,7 @@ def _tried(
         if (mean, std) != (preprocessing.mean, preprocessing.std):
             prepared = _rescaled(images, preprocessing, replace(preprocessing, mean=mean, std=std))
             yield Alternative(f"--mean {_written(mean)} --std {_written(std)}", _score(checkpoint.model, prepared))
-    for size in SIZES:
+    for size in SIZES if variants_of(checkpoint.arch) else SIZES[:2]:  # CIFAR's are for small images
         if size != preprocessing.size:
             some = images if size < LARGE else images[: IMAGES // 2]
             resized = F.interpolate(some, (size, size), mode="bilinear", antialias=True)

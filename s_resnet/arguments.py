@@ -25,7 +25,8 @@ def whole_number(value: object, where: str, name: str, least: int = 1) -> int:
     except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers, or of floats
         number = None
     if number is None or number < least:
-        raise InvalidData(f"{where}: got {name}={value!r}; expected a whole number, at least {least}. Pass one.")
+        expected = "a whole number" if number is None else f"at least {least}"
+        raise InvalidData(f"{where}: got {name}={value!r}; expected {expected}. Pass one such as {max(least, 8)}.")
     return number
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -109,7 +110,7 @@ def choose_recipe(
                 break
     assert best is not None
     reason = _reason(best[0], trials, target_drop)
-    said = {"spikes": spikes, "reason": reason, "trials": [vars(trial) for trial in trials]}
+    said = {"spikes": spikes, "reason": reason, "trials": [_plain(trial) for trial in trials]}
     return best[1].with_provenance(choice=said)
 
 
@@ -125,6 +126,11 @@ def _trial(name: str, snn: Graph, calibration: Calibration, timesteps: int) -> T
     error = math.sqrt(smoothed * (1 - smoothed) / count)
     differ = wilson(count - same, count)
     return Trial(name, timesteps, snn.end_to_end_steps(timesteps), share, error, count, differ)
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    """As JSON has it."""
+    return {**vars(trial), "disagreement_interval": list(trial.disagreement_interval)}
 
 
 def _best(tried: list[tuple[Trial, Graph]], target_drop: float | None) -> tuple[tuple[Trial, Graph], bool]:

@@ -204,10 +204,10 @@ class _Tally:
     def _check(self, logits: Tensor, labels: Tensor) -> None:
         """Raise InvalidData unless these are scores of classes, one of which each label is."""
         self.classes = logits.shape[1]
-        if logits.ndim != 2 or self.classes < 2:
+        if logits.ndim != 2:
             raise InvalidData(
-                f"evaluate: got answers of shape {tuple(logits.shape)}; expected scores [B, N] of at least two "
-                "classes. Compare other values with snn(images, timesteps) and snn.run(images)."
+                f"evaluate: got answers of shape {tuple(logits.shape)}; expected scores of classes, "
+                "[B, N]. Compare other values with snn(images, timesteps) and snn.run(images)."
             )
         wrong = labels[(labels < 0) | (labels >= self.classes)]
         if len(wrong):

@@ -118,7 +118,7 @@ def test_preprocessing_takes_every_mode(mode: str) -> None:
 def test_preprocessing_protocol_and_json() -> None:
     assert preprocessing_for(224) == Preprocessing(224, 256, IMAGENET_MEAN, IMAGENET_STD)
     assert [preprocessing_for(size).resize for size in (32, 64, 127, 128, 299)] == [32, 64, 127, 146, 342]
-    made = preprocessing_for(32, mean=[0, 0.5, 1], std=[1, 2, 3])
+    made = preprocessing_for(32, mean=[0, 0.5, 1], std=[1, 0.5, 0.25])
     assert made.mean == (0.0, 0.5, 1.0) and all(type(value) is float for value in made.mean + made.std)
     assert Preprocessing(**json.loads(json.dumps(asdict(made)))) == made
     assert pickle.loads(pickle.dumps(made)) == made
@@ -668,8 +668,8 @@ def test_data_can_be_pickled(tmp_path: Path) -> None:
 def test_what_workers_are_given_can_be_pickled() -> None:
     """Python 3.14 starts workers by forkserver: they inherit nothing."""
     loader = ImageLoader(in_memory([0, 1, 2]), [2, 0, 1], preprocessing_for(4), 2, workers=1)
-    images, labels, unreadable = pickle.loads(pickle.dumps(loader._batches))[0]
-    assert labels.tolist() == [2, 0] and unreadable == []
+    images, labels, unreadable, events = pickle.loads(pickle.dumps(loader._batches))[0]
+    assert labels.tolist() == [2, 0] and unreadable == [] and events == (0, 0)
     assert torch.equal(images, next(iter(loader))[0])
 
 

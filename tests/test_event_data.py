@@ -295,7 +295,7 @@ def test_loader_gives_time_first(gestures: Path, workers: int) -> None:
 
 def test_what_workers_are_given_can_be_pickled(gestures: Path) -> None:
     loader = EventLoader(open_data(f"dvsgesture:{gestures}", "evaluation"), [5, 6], SMALL, 2, 0)
-    frames, labels, _ = pickle.loads(pickle.dumps(loader._batches))[0]
+    frames, labels, *_ = pickle.loads(pickle.dumps(loader._batches))[0]
     assert torch.equal(frames.transpose(0, 1), next(iter(loader))[0]) and labels.tolist() == [5, 6]
 
 

@@ -120,8 +120,9 @@ def test_answers_and_accuracies_are_those_of_the_networks(paper):
     for a, b, label in zip(first.tolist(), second.tolist(), labels.tolist(), strict=True):
         right[{(1, 1): "both", (1, 0): "snn_only", (0, 1): "ann_only", (0, 0): "neither"}[a == label, b == label]] += 1
     assert entry["answers"]["right"] == right and sum(right.values()) == 20
-    lost = entry["evaluation"]["snn"][-1]["top1"] - entry["evaluation"]["ann"]["top1"]
-    assert entry["top1_difference"] == pytest.approx(lost)
+    lost = entry["evaluation"]["ann"]["top1"] - entry["evaluation"]["snn"][-1]["top1"]
+    assert entry["drop"] == pytest.approx(lost) == entry["evaluation"]["snn"][-1]["drop"]
+    assert entry["drop_interval"] == pytest.approx(entry["evaluation"]["snn"][-1]["drop_interval"])
     differ = [index for index in range(20) if first[index] != second[index]]
     assert entry["answers"]["disagreements"] == len(differ) > 0
     assert [example["place"] for example in entry["answers"]["examples"]] == differ[:12]
