@@ -194,9 +194,8 @@ def test_a_report_says_alphabet_and_latency_only_where_they_are_news(networks):
         assert (f"spikes: {snn.alphabet}" in report.table()) == (snn.alphabet != "binary")
         assert ("end-to-end" in report.table()) == snn.windowed
         if snn.windowed:
-            last = next(
-                line.split() for line in report.table().splitlines() if line.split()[:1] == ["4"] and "%" in line
-            )
+            rows = [line.split() for line in report.table().splitlines() if "%" in line]
+            last = next(row for row in rows if row[0] == "4")
             assert last[-1] == str(4 + waited(name, 4))
 
 

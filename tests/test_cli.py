@@ -315,9 +315,8 @@ def test_json_is_as_documented_and_the_table_shows_it(program, network, tmp_path
     assert [row["timesteps"] for row in report["snn"]] == [1, 2, 4, 5]  # powers of two and T
     assert [row["end_to_end_steps"] for row in report["snn"]] == [1, 2, 4, 5]
 
-    lines = [
-        line.split() for line in table.splitlines() if "%" in line and line.split()[0] in ["ANN", "1", "2", "4", "5"]
-    ]
+    rows = [line.split() for line in table.splitlines() if "%" in line]
+    lines = [row for row in rows if row[0] in ("ANN", "1", "2", "4", "5")]
     assert lines[0] == ["ANN", f"{100 * report['ann']['top1']:.2f}%"] and report["ann"]["top5"] is None
     for line, row in zip(lines[1:], report["snn"], strict=True):
         top1, agreement = (f"{100 * row[name]:.2f}%" for name in ("top1", "agreement"))

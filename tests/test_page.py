@@ -439,7 +439,9 @@ def test_the_program_writes_page_and_json(program, network, tmp_path):
     assert entry["provenance"]["source"]["name"] == "tiny.pth" and "fingerprints" not in entry["provenance"]["data"]
     program.works("evaluate", "tiny.snn", "--timesteps", 4, "--limit", 10, "--json", "evaluated.json")
     evaluated = json.loads(Path("evaluated.json").read_text())
-    assert entry["data"] == f"{(tmp_path / 'photos').resolve()}, all" and entry["data"] in page.text
+    photos = (tmp_path / "photos").resolve()
+    assert entry["data"] == f"{photos} (all), 10 of 24 images; left out: 6 calibrated on"
+    assert entry["data"] in page.text
     assert entry["evaluation"]["ann"]["top1"] == evaluated["ann"]["top1"]
     assert [row["top1"] for row in entry["evaluation"]["snn"]] == [row["top1"] for row in evaluated["snn"]]
 
