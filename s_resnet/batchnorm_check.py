@@ -19,9 +19,9 @@ from .graph import Graph
 from .ops import BatchNorm2d
 
 # Limits that right and wrong pairs of network and images were measured against: docs/notes/batchnorm-check.md.
-SPREAD, SHIFT = 0.2, 0.4
-NOTABLE = 0.25  # the spread of a single layer that is named as the first
-FEW = 8  # images below which nothing can be told
+SPREAD, SHIFT = 0.15, 0.3
+NOTABLE = (0.25, 0.2)  # spread and shift of a single layer that is named as the first
+FEW = 16  # images below which nothing can be told
 UNUSUAL = 9.0  # times the power of the median image: an image that a layer answers with so much is left out
 
 
@@ -66,13 +66,13 @@ class Fit:
     @property
     def first(self) -> LayerFit | None:
         """The first layer that is notably off: the cause lies between the one before and it. Else the one most off."""
-        off = (layer for layer in self.layers if layer.spread > NOTABLE or layer.shift > SHIFT / 2)
+        off = (layer for layer in self.layers if layer.spread > NOTABLE[0] or layer.shift > NOTABLE[1])
         return next(off, self.worst)
 
     @property
     def worst(self) -> LayerFit | None:
         """The layer that is most off."""
-        return max(self.layers, key=lambda layer: max(layer.spread / NOTABLE, layer.shift / SHIFT * 2), default=None)
+        return max(self.layers, key=lambda at: max(at.spread / NOTABLE[0], at.shift / NOTABLE[1]), default=None)
 
 
 class Moments:

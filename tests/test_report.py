@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from s_resnet import (
     BackendUnavailable,
@@ -17,6 +18,7 @@ from s_resnet import (
     Report,
     Row,
     SResNetError,
+    convert,
     evaluate,
     find_device,
     powers_of_two,
@@ -264,6 +266,43 @@ def test_the_table_shows_the_figures():
         ["350", "91.74%", "+0.51", "-0.20", "to", "+1.23", "99.80%", "95.12%", "12.346"],
     ]
     assert "12.34 images/s" in lines[-1] and "1.25 ms" in lines[-1] and "3 MiB" in lines[-1]
+
+
+# ---- which images ----
+
+
+def test_images_that_are_counted_twice_are_counted():
+    labels = some_labels(9)
+    batches = loader(labels)
+    assert evaluate(network(9), batches, 2).repeated == 0
+    again = evaluate(network(9), [*batches, batches[0], batches[0]], 2)
+    assert again.images == 23 and again.repeated == again.to_json()["repeated"] == 10
+    assert any("10 of the 23 images had been counted before" in note for note in again.notes)
+
+
+@pytest.mark.parametrize(
+    ("top1", "top5", "agreement"), [(1.1, 1, 1), (1, 4, 1), (1, 1, 6.25), (-0.1, 1, 1), (math.nan, 1, 1)]
+)
+def test_a_share_is_one(top1, top5, agreement):
+    row = Row(1, 1, top1, top5, agreement, 0.0)
+    with pytest.raises(InvalidData, match=r"report: got a share of .*; expected 0 to 1\. Check"):
+        Report("", "", 1, "cpu", "cpu", {"top1": 1.0, "top5": None}, (row,), 1.0, 1.0, 1)
+    with pytest.raises(InvalidData, match="got a share of 2 as top1"):
+        Report("", "", 1, "cpu", "cpu", {"top1": 2, "top5": None}, (), 1.0, 1.0, 1)
+
+
+def test_scores_with_trailing_ones_are_scores():
+    """A fully convolutional classifier ends in [B, N, 1, 1]; every recipe answers [B, N]."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 25, 1), nn.AdaptiveAvgPool2d(1))
+    model, x = nn.Sequential(*layers).eval(), torch.randn(16, 3, 8, 8)
+    for recipe in ("s-resnet", "calibrated", "multilevel"):
+        snn = convert(model, [x, x], recipe, timesteps=4)
+        assert snn(x, 4).shape == snn.run(x).shape == (16, 25)
+        assert torch.allclose(snn.run(x), model(x).flatten(1), atol=1e-5)
+        report = evaluate(snn, [(x, torch.arange(16))], 4)
+        right = model(x).flatten(1).topk(5).indices == torch.arange(16)[:, None]
+        assert report.ann == {"top1": right[:, 0].double().mean().item(), "top5": right.any(1).double().mean().item()}
 
 
 # ---- what does not fit ----

@@ -95,7 +95,7 @@ def test_a_few_images_far_from_all_others_do_not_count():
 def test_the_score_and_the_first_layer_by_hand():
     layers = (LayerFit("a", 0.1, 0.1), LayerFit("b", 0.3, 0.1), LayerFit("c", 0.2, 0.6))
     found = Fit(layers, 32)
-    assert found.score == max(0.2 / SPREAD, 0.6 / SHIFT) == pytest.approx(1.5) and not found.fits
+    assert found.score == max(0.2 / SPREAD, 0.6 / SHIFT) == pytest.approx(2.0) and not found.fits
     assert found.first.name == "b" and found.worst.name == "c"
     assert replace(found, images=FEW - 1).fits  # too few to tell
     assert Fit(layers[:1], 32).fits and Fit((), 32).fits and Fit((), 32).first is None
@@ -367,6 +367,6 @@ def test_real_pairs_fit_and_wrong_ones_do_not(name, size):
         loader = s_resnet.ImageLoader(data, s_resnet.choose(data, 32), prepare, 32, 0)
         return fit(model, next(iter(loader))[0]).score
 
-    assert score(s_resnet.IMAGENET_STD) < 0.7
-    assert score((1.0, 1.0, 1.0)) > 1.1
-    assert score((0.5, 0.5, 0.5)) > 1.0
+    assert score(s_resnet.IMAGENET_STD) < 0.75
+    assert score((1.0, 1.0, 1.0)) > 1.5
+    assert score((0.5, 0.5, 0.5)) > 1.1
