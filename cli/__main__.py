@@ -15,7 +15,6 @@ from .evaluate import evaluate
 from .export import export
 from .inspect import inspect
 from .report import report
-from .say import say
 from .train import train
 from .verify import verify
 
@@ -42,7 +41,7 @@ def sresnet(context: click.Context) -> None:
       sresnet evaluate --timesteps 256                 accuracy at T = 1, 2, 4, ... 256
     """
     if context.invoked_subcommand is None:
-        say(context.get_help())
+        click.echo(context.get_help())
 
 
 for _command in (convert, evaluate, inspect, verify, report, export, train, demo):
@@ -54,7 +53,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
         return
     import s_resnet
 
-    say(f"sresnet {s_resnet.__version__}, {s_resnet.describe_kernels()}")
+    click.echo(f"sresnet {s_resnet.__version__}, {s_resnet.describe_kernels()}")
     context.exit()
 
 
@@ -112,7 +111,7 @@ def _fail(message: str, code: int) -> None:
 def _say(message: str) -> None:
     # Of torchrun's processes the first speaks for all: an error of one is raised in every one.
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
-        say(message, err=True)
+        click.echo(message, err=True)
     else:
         time.sleep(1)  # torchrun ends the others as soon as one is gone: the first has to have spoken
 

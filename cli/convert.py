@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from .options import DEVICE, DOWNLOAD
-from .say import say
 
 Triple = tuple[float, float, float]
 
@@ -171,7 +170,7 @@ def convert(
     s_resnet.find_device(device)
     loaded = s_resnet.load_checkpoint(checkpoint, arch)
     if loaded.left_out:
-        say(_left_out(loaded.left_out), err=True)
+        click.echo(_left_out(loaded.left_out), err=True)
     target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
     check_output(target, Path(checkpoint))
     if loaded.timesteps is not None and (calibration or input_size or mean or std):
@@ -202,14 +201,14 @@ def convert(
         progress=True,
     )
     if snn.provenance["calibration"]["source"] == "batchnorm":
-        say("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
+        click.echo("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     snn = snn.with_provenance(source=_source(loaded), **origin)
     s_resnet.save(snn, target)
     if partial is not None:
         partial.unlink(missing_ok=True)
     if batches is not None:
         warn_unreadable(batches.unreadable)
-    say(_summary(snn, target))
+    click.echo(_summary(snn, target))
 
 
 def _preprocessing(
@@ -290,7 +289,7 @@ def warn_unreadable(unreadable: tuple[str, ...]) -> None:
     """Name and count the images that were left out."""
     if unreadable:
         names = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        say(f"Left out {len(unreadable)} unreadable image(s): {names}", err=True)
+        click.echo(f"Left out {len(unreadable)} unreadable image(s): {names}", err=True)
 
 
 def _summary(snn: Any, target: Path) -> str:

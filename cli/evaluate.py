@@ -9,7 +9,6 @@ import click
 
 from .convert import check_classes, check_output, warn_unreadable
 from .options import BATCH_SIZE, DEVICE, DOWNLOAD
-from .say import say
 
 
 def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -131,7 +130,7 @@ def evaluate(
         unreadable = sum(s_resnet.exchange(loader.unreadable), ())
         if rank == 0:
             warn_unreadable(unreadable)
-            say(report.table())
+            click.echo(report.table())
             if json_file:
                 report.save(json_file)
 
@@ -174,9 +173,8 @@ def image_loader(
         )
     with s_resnet.first_process_first():
         data = s_resnet.open_data(spec, "evaluation", download)
-    classes = snn.provenance.get("source", {}).get("classes")
-    if classes is not None:  # a network saved from Python need not say; evaluate still checks every label
-        check_classes(data, classes)
+    if "source" in snn.provenance:  # a network saved from Python need not say; evaluate still checks every label
+        check_classes(data, snn.provenance["source"]["classes"])
     marks = {mark for one in (snn, *besides) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
     indices = s_resnet.choose(data, limit, exclude=s_resnet.seen(data, marks))
     part = s_resnet.shard(indices, rank, world)

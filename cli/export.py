@@ -12,7 +12,6 @@ import click
 from .convert import check_output, warn_unreadable
 from .evaluate import image_loader, timesteps_for
 from .options import DOWNLOAD, TIMESTEPS
-from .say import say
 
 ROUNDING = "what differs in float32 is rounding at the threshold. convert --weights dyadic makes it equal"
 
@@ -149,14 +148,14 @@ def export(
     if pool == "average" and exported is snn:
         raise click.UsageError(f"{path} has no max-pool. Leave --pool average out.")
     FORMATS[form](exported, Wanted(target, timesteps, tie_shortcuts, pool == "host"))
-    say(f"{target}: {len(snn.neurons)} neuron layers, {target.stat().st_size / 1e6:.1f} MB")
+    click.echo(f"{target}: {len(snn.neurons)} neuron layers, {target.stat().st_size / 1e6:.1f} MB")
     if exported is not snn:
         loader = image_loader(snn, path, data, limit or 256, 32, download)
-        say(_cost(snn, exported, loader, timesteps))
+        click.echo(_cost(snn, exported, loader, timesteps))
         warn_unreadable(loader.unreadable)
     if engine:
         loader = image_loader(snn, path, data, limit or 8, limit or 8, download)
-        say("\n" + _verified(exported, target, loader, timesteps, engine))
+        click.echo("\n" + _verified(exported, target, loader, timesteps, engine))
         warn_unreadable(loader.unreadable)
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import click
 
-from .say import say
-
 STEEP = ("arctan", "sigmoid")  # surrogates whose width is a steepness
 
 
@@ -26,7 +24,7 @@ def inspect(network: str) -> None:
     parts = [_header(snn, network), _nodes(snn)]
     if not snn.trained:  # there nothing is scaled
         parts.append(_shortcuts(snn))
-    say("\n\n".join((*parts, _provenance(snn))))
+    click.echo("\n\n".join((*parts, _provenance(snn))))
 
 
 def _header(snn: Any, network: str) -> str:

@@ -14,7 +14,6 @@ import click
 from .convert import warn_unreadable
 from .evaluate import image_loader, timesteps_for
 from .options import BATCH_SIZE, DEVICE, DOWNLOAD, TIMESTEPS
-from .say import say
 
 
 @click.command()
@@ -84,7 +83,7 @@ def report(
     paths = [Path(name) for name in networks]
     loaded = [s_resnet.load(path) for path in paths]
     names = _names(paths)
-    spec = data or next(filter(None, (snn.provenance.get("data", {}).get("spec") for snn in loaded)), None)
+    spec = data or next((snn.provenance["data"]["spec"] for snn in loaded if "data" in snn.provenance), None)
     unreadable: list[str] = []
 
     def studies() -> Iterator[Any]:
@@ -109,8 +108,8 @@ def report(
     written = s_resnet.write_page(studies(), output, _command())
     warn_unreadable(tuple(unreadable))
     for entry in written["networks"]:
-        say(_summary(entry))
-    say(f"Page: {Path(output) / 'index.html'}")
+        click.echo(_summary(entry))
+    click.echo(f"Page: {Path(output) / 'index.html'}")
 
 
 def _names(paths: list[Path]) -> list[str]:

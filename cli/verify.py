@@ -10,7 +10,6 @@ import click
 from .convert import check_output, warn_unreadable
 from .evaluate import image_loader, timesteps_for
 from .options import BATCH_SIZE, DEVICE, DOWNLOAD, TIMESTEPS
-from .say import say
 
 COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own", "total", "unsettled", "dead",
            "saturated")  # fmt: skip
@@ -95,7 +94,7 @@ def verify(
     result = s_resnet.verify(snn.to(s_resnet.find_device(device)), loader, timesteps, network=path.name, progress=True)
     warn_unreadable(loader.unreadable)
     rows = _trained_rows(result) if snn.trained else _rows(result)
-    say("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
+    click.echo("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
     if json_file:
         result.save(json_file)
 

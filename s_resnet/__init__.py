@@ -10,7 +10,7 @@ s_resnet.save(snn, "network.snn")
 
 from . import passes
 from .apply_recipe import apply_recipe
-from .artifact import load, save
+from .artifact import load, replacing, save
 from .auto import choose_recipe
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
@@ -50,7 +50,6 @@ from .export import (
     host_input,
     verify_export,
 )
-from .files import replacing
 from .graph import Graph, State
 from .graph_module import GraphModule
 from .heldout import fingerprints, seen

@@ -11,12 +11,10 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import engine, features, validate
+from . import engine, features
 from .errors import ConversionError, InvalidData
 from .neuron import STATEFUL, Memory, Neuron
 from .ops import Conv2d, Input, Node, Op
-from .provenance import check_provenance
-from .shapes import Shape, check_state, shapes
 
 
 @dataclass(frozen=True)
@@ -191,11 +189,7 @@ class Graph:
         return any(isinstance(node.op, Neuron) and node.op.integer is not None for node in self.nodes)
 
     def with_provenance(self, **entries: Any) -> Graph:
-        """The same network with these entries added to its provenance.
-
-        Raises InvalidData for an entry that this package reads and that is of another kind.
-        """
-        check_provenance(entries)
+        """The same network with these entries added to its provenance."""
         return replace(self, provenance={**self.provenance, **entries})
 
     def to(self, target: torch.device | str | torch.dtype) -> Graph:
@@ -209,10 +203,7 @@ class Graph:
         return replace(self, nodes=tuple(replace(node, op=move(node.op)) for node in self.nodes))
 
     def validate(self) -> Graph:
-        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost.
-
-        InvalidData when a number is not finite.
-        """
+        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""
         seen: set[str] = set()
         if not self.nodes:
             raise ConversionError("graph: got no nodes; expected an input first.")
@@ -227,7 +218,6 @@ class Graph:
             missing = [name for name in node.inputs if name not in seen]
             if missing:
                 raise ConversionError(f"{node.name}: got input {missing[0]!r}; expected an earlier node.")
-            validate.finite(node)
             seen.add(node.name)
         lost = [node.name for node in self.nodes[:-1] if not self.users[node.name]]
         if lost:
@@ -244,8 +234,8 @@ class Graph:
         """
         if self.trained:
             return self(images, self.trained_for)
-        (_, logits) = deque(self.activations(images), maxlen=1)[0]
-        return _finite(self._as_source(logits), "run")
+        last = deque(self.activations(images), maxlen=1)
+        return self._as_source(last[0][1])
 
     def activations(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each node's analog value in execution order, of a directly trained network that at the first step.
@@ -263,8 +253,6 @@ class Graph:
 
     def _plan(self, precision: str) -> engine.Plan:
         if precision not in self._plans:
-            for node in self.nodes:
-                validate.finite(node)
             self._plans[precision] = engine.prepare(self.nodes, self.users, self.static, precision)
         return self._plans[precision]
 
@@ -302,7 +290,6 @@ class Graph:
         _check(self, images, timesteps, chunk, state)
         plan = self._plan(precision)
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
-        end = step + timesteps
         if plan.integer and (encode is not None or images.ndim == 5):
             raise InvalidData(
                 "simulate: got coding 'poisson' or events for an integer network; expected images in coding 'direct'. "
@@ -318,9 +305,6 @@ class Graph:
         job = engine.Job(images, timesteps, chunk, memory, step, encode, observe, whole)
         for outputs, spikes, after in engine.advance(plan, job):
             step += len(outputs)
-            # On a GPU a look has it wait, and what is not finite stays so: there the last chunk tells.
-            if not outputs.is_cuda or step == end:
-                _finite(outputs, "simulate")
             yield Chunk(outputs, spikes, State(step, after))
 
 
@@ -339,7 +323,7 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
             f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
             "with B >= 1. Check them."
         )
-    found = _check_images(graph, images)
+    _check_images(graph, images)
     total = timesteps + (0 if state is None else state.step)
     if images.ndim == 5 and total > len(images):
         raise InvalidData(
@@ -352,14 +336,18 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
             "all T steps at once. Leave both out."
         )
     if state is not None:
-        check_state(graph.nodes, found, state.memory, count_images(images), images.device)
+        if any(node.name not in state.memory for node in graph.neurons):
+            raise InvalidData("simulate: got the state of another network; expected this one's. Pass state=None.")
+        batch = state.memory[graph.neurons[0].name][0].shape[0]
+        if batch != count_images(images):
+            raise InvalidData(
+                f"simulate: got {count_images(images)} images and a state of {batch}; expected equal numbers. "
+                "Pass state=None for new images."
+            )
 
 
-def _check_images(graph: Graph, images: Tensor) -> dict[str, Shape]:
-    """The shape of every node for these images.
-
-    InvalidData where the network cannot take them, or they are not finite.
-    """
+def _check_images(graph: Graph, images: Tensor) -> None:
+    """InvalidData where a convolution that reads the images cannot take them."""
     for name in graph.users[graph.nodes[0].name]:
         op = graph[name].op
         if isinstance(op, Conv2d):
@@ -370,30 +358,6 @@ def _check_images(graph: Graph, images: Tensor) -> dict[str, Shape]:
                     f"{name}: got images of shape {tuple(images.shape)}, {got[1]} on {got[2]}; expected "
                     f"{expected[0]} channels, {expected[1]} on {expected[2]}. Preprocess them as for the source model."
                 )
-    if images.ndim not in (4, 5):
-        raise InvalidData(
-            f"graph: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W]. "
-            "Reshape them."
-        )
-    found = shapes(graph.nodes, images.shape[-3:])
-    finite = images.isfinite().flatten(-3).all(-1)
-    if not bool(finite.all()):
-        bad = (~(finite if images.ndim == 4 else finite.all(0))).nonzero().flatten().tolist()
-        raise InvalidData(
-            f"images: got NaN or infinite values in {len(bad)} of {count_images(images)} (first: image {bad[0]}); "
-            "expected finite numbers. Check the files and the preprocessing."
-        )
-    return found
-
-
-def _finite(answers: Tensor, where: str) -> Tensor:
-    """The answers; InvalidData where one is NaN or infinite: a number that is none must not be ranked."""
-    if not bool(answers.isfinite().all()):
-        raise InvalidData(
-            f"{where}: got answers that are NaN or infinite; expected finite numbers. The weights are too large for "
-            "their type, or the images are: check both."
-        )
-    return answers
 
 
 def _presented(events: Tensor, done: int) -> Callable[[int], Tensor]:

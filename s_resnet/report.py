@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import kernels
+from .artifact import replacing
 from .calibrate import image_marks
 from .closed_form import closed_form
 from .device import ahead, find_device, peak_memory
 from .distributed import exchange, in_step, place, shared_errors
 from .errors import InvalidData
-from .files import replacing
 from .graph import Graph, count_images
 from .simulate import answers, simulate_until_confident, steps_to_report
 
