@@ -260,7 +260,7 @@ def test_other_networks_are_refused():
 
 # ---- fine-tuning ----
 
-BRIEF = s_resnet.tuning(epochs=3, batch_size=8, validation=6, lr=0.003, timesteps=3)
+BRIEF = s_resnet.tuning(epochs=10, batch_size=8, validation=6, lr=0.003, timesteps=3)
 
 
 def told(split="train", count=30):
@@ -279,7 +279,7 @@ def tune(path, snn, images, settings=BRIEF, **options):
 def test_fine_tuning_learns_and_goes_on_to_the_same_end(tmp_path):
     snn, images = told()
     result = tune(tmp_path / "whole.pt", snn, images)
-    assert result.kept and result.after > result.before and len(result.history) == 3
+    assert result.kept and result.after > result.before and len(result.history) == 10
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert result.after == pytest.approx(result.history[-1]["validation_top1"])
 
@@ -297,7 +297,7 @@ def test_fine_tuning_learns_and_goes_on_to_the_same_end(tmp_path):
     x = images_of(images)
     assert torch.equal(again.graph(x, 3), result.graph(x, 3)) and torch.equal(result.graph.run(x), snn.run(x))
     kept = result.graph.provenance
-    assert kept["tuning"]["epochs"] == 3 and kept["tuning"]["top1_after"] == result.after
+    assert kept["tuning"]["epochs"] == 10 and kept["tuning"]["top1_after"] == result.after
     assert kept["recipe"] == {**snn.provenance["recipe"], "timesteps": 3}
     assert kept["data"]["fingerprints"] == ["1-earlier"]  # these data have a split, so nothing need be told
 
