@@ -27,6 +27,6 @@ def ok(returned):
 
 
 def filled(bindings, what, made):
-    text = b" " * ok(getattr(bindings, f"nvrtcGet{what}Size")(made))
+    text = bytearray(ok(getattr(bindings, f"nvrtcGet{what}Size")(made)))  # bytes of length 1 are shared by all of Python
     ok(getattr(bindings, f"nvrtcGet{what}")(made, text))
-    return text
+    return bytes(text)

@@ -124,6 +124,14 @@ def test_what_is_run_is_the_source_without_contraction():
     assert instructions(code) == instructions(plain) != instructions(contracted)
 
 
+@needs_nvrtc
+def test_a_log_of_one_byte_is_written_into_no_constant_of_python():
+    name = cuda._instance("f32", "f32", "f32", "float", "4", "true", "true", "SUBTRACT", "ONE", "NONE", "EACH", "4")
+    _, log = compiled("CUBIN", [name], "sm_90")
+    every = bytes(range(256))
+    assert log == "\0" and [every[n : n + 1][0] for n in range(256)] == list(range(256))  # one object per byte
+
+
 def instructions(cubin):
     """The machine code of a cubin, which is an ELF file: some of the rest differs between two runs of the compiler."""
     table, size, count, names = (*struct.unpack_from("<Q", cubin, 40), *struct.unpack_from("<HHH", cubin, 58))
