@@ -27,6 +27,6 @@ def ok(returned):
 
 
 def filled(bindings, what, made):
-    text = bytearray(ok(getattr(bindings, f"nvrtcGet{what}Size")(made)))  # bytes of length 1 are shared by all of Python
+    text = bytearray(ok(getattr(bindings, f"nvrtcGet{what}Size")(made)))  # Python shares bytes of length 1
     ok(getattr(bindings, f"nvrtcGet{what}")(made, text))
     return bytes(text)
