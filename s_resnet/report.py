@@ -173,6 +173,7 @@ class _Tally:
         self.number += 1
         count = count_images(images)
         sizes, logits = _source(self.snn, images)
+        logits = logits.flatten(1) if logits.shape[2:] == (1, 1) else logits  # of a fully convolutional network
         self._check(logits, labels)
         self.neurons = sum(sizes[node.name] for node in self.snn.neurons)
         self.images += count
