@@ -232,7 +232,8 @@ def test_the_json_has_the_exit_only_when_asked_for():
     assert {*asked} == {*plain, "exit"} and asked["snn"] == [] and plain["snn"]
     assert {name: type(value) for name, value in asked["exit"].items()} == {
         "confidence": float, "timesteps": int, "mean_timesteps": float, "top1": float, "top5": type(None),
-        "agreement": float, "spikes_per_neuron": float, "images_per_second": float, "drop": float, "drop_interval": tuple,
+        "agreement": float, "spikes_per_neuron": float, "images_per_second": float, "drop": float,
+        "drop_interval": tuple,
     }  # fmt: skip
 
 
