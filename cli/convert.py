@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from .options import DEVICE, DOWNLOAD
+from .checks import check_classes, open_matched, shown_warnings, source_line, suggestion, warn_left_out
+from .options import CLASSES, DEVICE, DOWNLOAD
 
 Triple = tuple[float, float, float]
 
@@ -93,7 +94,8 @@ def check_output(path: Path, *inputs: Path) -> None:
     "--target-drop",
     metavar="POINTS",
     type=float,
-    help="For --recipe auto, in place of --timesteps: find the smallest T that loses no more.",
+    help="For --recipe auto, in place of --timesteps: find the smallest T that disagrees with the ANN on no more "
+    "percent of held-out calibration images, which bounds the drop on those.",
 )
 @click.option(
     "--percentile",
@@ -126,6 +128,7 @@ def check_output(path: Path, *inputs: Path) -> None:
 @click.option(
     "--std", metavar="R,G,B", callback=_channels, help="Of the training images in [0, 1]; by default ImageNet's."
 )
+@CLASSES
 @DEVICE
 @DOWNLOAD
 def convert(
@@ -144,6 +147,7 @@ def convert(
     input_size: int | None,
     mean: Triple | None,
     std: Triple | None,
+    classes: str | None,
     device: str,
     download: bool,
 ) -> None:
@@ -181,25 +185,27 @@ def convert(
     preprocessing, origin = _preprocessing(loaded, input_size, mean, std)
     batches: Any = None
     if calibration:
-        batches, origin = _calibration(calibration, calibration_images, preprocessing, loaded, download)
+        data = open_matched(calibration, "calibration", download, classes, loaded.classes)
+        batches, origin = _calibration(data, calibration_images, preprocessing, loaded)
         if "events" in origin["preprocessing"] and (input_size or mean or std):
             raise click.UsageError("--input-size, --mean and --std are of images; events are binned as in the papers.")
     partial = Path(f"{target}.partial") if reconstruct else None
-    snn = s_resnet.convert(
-        loaded.model,
-        batches,
-        recipe,
-        timesteps=timesteps,
-        percentile=percentile,
-        input_size=loaded.input_size if loaded.timesteps is not None else preprocessing.size,
-        weights=weights,
-        reconstruct=reconstruct,
-        resume=partial,
-        spikes=spikes,
-        target_drop=target_drop,
-        device=device,
-        progress=True,
-    )
+    with shown_warnings():
+        snn = s_resnet.convert(
+            loaded.model,
+            batches,
+            recipe,
+            timesteps=timesteps,
+            percentile=percentile,
+            input_size=loaded.input_size if loaded.timesteps is not None else preprocessing.size,
+            weights=weights,
+            reconstruct=reconstruct,
+            resume=partial,
+            spikes=spikes,
+            target_drop=target_drop,
+            device=device,
+            progress=True,
+        )
     if snn.provenance["calibration"]["source"] == "batchnorm":
         click.echo("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     snn = snn.with_provenance(source=_source(loaded), **origin)
@@ -207,8 +213,10 @@ def convert(
     if partial is not None:
         partial.unlink(missing_ok=True)
     if batches is not None:
-        warn_unreadable(batches.unreadable)
+        warn_left_out(batches)
     click.echo(_summary(snn, target))
+    if other := suggestion(checkpoint, loaded, batches, preprocessing, snn.provenance.get("check", {})):
+        click.echo(other)
 
 
 def _preprocessing(
@@ -244,11 +252,10 @@ def _source(loaded: Any) -> dict[str, Any]:
     }
 
 
-def _calibration(spec: str, count: int, preprocessing: Any, loaded: Any, download: bool) -> tuple[Any, dict[str, Any]]:
+def _calibration(data: Any, count: int, preprocessing: Any, loaded: Any) -> tuple[Any, dict[str, Any]]:
     """A loader of the calibration images, or of the mean frames of events, and what the artifact keeps of them."""
     import s_resnet
 
-    data = s_resnet.open_data(spec, "calibration", download)
     check_classes(data, loaded.num_classes)
     indices = s_resnet.choose(data, count)
     batches: Any
@@ -268,28 +275,10 @@ def _calibration(spec: str, count: int, preprocessing: Any, loaded: Any, downloa
     return batches, {"data": kept, "classes": list(data.classes), "preprocessing": stored}
 
 
-def check_classes(data: Any, classes: int) -> None:
-    """Raise InvalidData unless the data have as many classes as the network."""
-    import s_resnet
-
-    if len(data.classes) != classes:
-        raise s_resnet.InvalidData(
-            f"data {data.spec!r}: got {len(data.classes)} classes for a network of {classes}; expected equal numbers. "
-            "Choose the data that the network was trained on."
-        )
-
-
 def _left_out(names: tuple[str, ...]) -> str:
     """What of the checkpoint is no part of the network; names from files keep to the line."""
     shown = ", ".join("".join(c if c.isprintable() else "?" for c in name[:80]) for name in names[:3])
     return f"Left out {len(names)} tensor(s) that no layer has: {shown}{', ...' if len(names) > 3 else ''}"
-
-
-def warn_unreadable(unreadable: tuple[str, ...]) -> None:
-    """Name and count the images that were left out."""
-    if unreadable:
-        names = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        click.echo(f"Left out {len(unreadable)} unreadable image(s): {names}", err=True)
 
 
 def _summary(snn: Any, target: Path) -> str:
@@ -317,6 +306,8 @@ def _summary(snn: Any, target: Path) -> str:
         lines.append(_reconstructed(**provenance["reconstruction"]))
     if silent:
         lines.append(f"Never active, threshold 1: {', '.join(silent)}")
+    if "check" in provenance:
+        lines.append(source_line(provenance["check"]))
     lines.append(f"Next: sresnet evaluate {target} --timesteps {timesteps}")
     return "\n".join(lines)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .convert import check_classes, check_output, warn_unreadable
-from .options import BATCH_SIZE, DEVICE, DOWNLOAD
+from .checks import check_classes, open_matched, warn_left_out
+from .convert import check_output
+from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD
 
 
 def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -51,6 +53,7 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
     type=click.IntRange(1),
     help="Only N images, a seeded random choice over all classes.",
 )
+@CLASSES
 @BATCH_SIZE
 @DEVICE
 @click.option(
@@ -82,6 +85,7 @@ def evaluate(
     closed_form: bool,
     data: str | None,
     limit: int | None,
+    classes: str | None,
     batch_size: int,
     device: str,
     json_file: str | None,
@@ -89,8 +93,10 @@ def evaluate(
 ) -> None:
     """Evaluate NETWORK.snn (by default the only one here) and its own ANN on the same images.
 
-    One pass gives the figures at every T. Images that the network was calibrated on are never evaluated on. A directly
-    trained network has no ANN: its agreement is with its own answers after the T that it was trained for.
+    drop is the ANN's accuracy minus the network's, in points. A * marks a T that the network was not fitted to. Images
+    that it was calibrated on are never evaluated on; without --data a test, val or validation folder beside a train
+    folder is taken. A directly trained network has no ANN: its agreement is with its own answers after the T that it
+    was trained for.
 
     With --exit-confidence each image is simulated only until its answer is sure, and T is the most it may take. Mean T
     and accuracy are given, and no fixed T, unless --at asks for them too: they cost the steps that the exit saves.
@@ -116,7 +122,7 @@ def evaluate(
         if json_file and rank == 0:
             check_output(Path(json_file), path)
         snn = s_resnet.load(path)
-        loader = image_loader(snn, path, data, limit, batch_size, download, rank, world)
+        loader = image_loader(snn, path, Images(data, limit, batch_size, download, classes), rank, world)
         report = s_resnet.evaluate(
             *(snn, loader, timesteps),
             at=at,
@@ -127,9 +133,10 @@ def evaluate(
             network=path.name,
             progress=True,
         )
-        unreadable = sum(s_resnet.exchange(loader.unreadable), ())
+        loader.unreadable = sum(s_resnet.exchange(loader.unreadable), ())
+        loader.events = tuple(map(sum, zip(*s_resnet.exchange(loader.events), strict=True)))
         if rank == 0:
-            warn_unreadable(unreadable)
+            warn_left_out(loader)
             click.echo(report.table())
             if json_file:
                 report.save(json_file)
@@ -145,24 +152,36 @@ def _only_network() -> Path:
     return found[0]
 
 
+@dataclass(frozen=True)
+class Images:
+    """Which images were asked for, as the options of several commands say it."""
+
+    spec: str | None
+    limit: int | None
+    batch_size: int
+    download: bool
+    classes: str | None = None
+
+
+def usual_data(snn: Any) -> str | None:
+    """What to evaluate on: the data it was calibrated on, or the held-out folder beside that of training images."""
+    import s_resnet
+
+    spec = snn.provenance.get("data", {}).get("spec")
+    return spec and (s_resnet.held_out_beside(spec) or spec)
+
+
 def image_loader(
-    snn: Any,
-    path: Path,
-    spec: str | None,
-    limit: int | None,
-    batch_size: int,
-    download: bool,
-    rank: int = 0,
-    world: int = 1,
-    besides: tuple[Any, ...] = (),
+    snn: Any, path: Path, asked: Images, rank: int = 0, world: int = 1, besides: tuple[Any, ...] = ()
 ) -> Any:
     """This process's part of the images to evaluate on: all, without those that the network was calibrated on.
 
-    They are preprocessed as the network was calibrated. besides: networks whose calibration images are left out too.
+    They are preprocessed as the network was calibrated, and their classes matched to its by name. besides: networks
+    whose calibration images are left out too.
     """
     import s_resnet
 
-    spec = spec or snn.provenance.get("data", {}).get("spec")
+    spec = asked.spec or usual_data(snn)
     if spec is None:
         raise click.UsageError(f"Which data? {path} was converted without calibration images. Pass --data DATA.")
     settings = snn.provenance.get("preprocessing")
@@ -172,13 +191,16 @@ def image_loader(
             "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps)."
         )
     with s_resnet.first_process_first():
-        data = s_resnet.open_data(spec, "evaluation", download)
+        data = open_matched(spec, "evaluation", asked.download, asked.classes, snn.provenance.get("classes", ()))
     if "source" in snn.provenance:  # a network saved from Python need not say; evaluate still checks every label
         check_classes(data, snn.provenance["source"]["classes"])
     marks = {mark for one in (snn, *besides) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
-    indices = s_resnet.choose(data, limit, exclude=s_resnet.seen(data, marks))
-    part = s_resnet.shard(indices, rank, world)
-    return s_resnet.loader_for(data, part, s_resnet.read_preprocessing(settings), batch_size, total=len(indices))
+    used = s_resnet.seen(data, marks)
+    indices = s_resnet.choose(data, asked.limit, exclude=used)
+    part, preprocessing = s_resnet.shard(indices, rank, world), s_resnet.read_preprocessing(settings)
+    loader = s_resnet.loader_for(data, part, preprocessing, asked.batch_size, total=len(indices))
+    loader.excluded = len(used)
+    return loader
 
 
 def timesteps_for(snn: Any, path: Path) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from .convert import check_output, warn_unreadable
-from .evaluate import image_loader, timesteps_for
-from .options import DOWNLOAD, TIMESTEPS
+from .checks import warn_left_out
+from .convert import check_output
+from .evaluate import Images, image_loader, timesteps_for
+from .options import CLASSES, DOWNLOAD, TIMESTEPS
 
 ROUNDING = "what differs in float32 is rounding at the threshold. convert --weights dyadic makes it equal"
 
@@ -100,6 +101,7 @@ FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
     help="For max-pools. host: the stem up to the pool stays at the host, exactly. average: average them, and say "
     "what it costs.",
 )
+@CLASSES
 @DOWNLOAD
 def export(
     network: str,
@@ -111,6 +113,7 @@ def export(
     limit: int | None,
     tie_shortcuts: bool,
     pool: str | None,
+    classes: str | None,
     download: bool,
 ) -> None:
     """Write NETWORK.snn for other engines and machines.
@@ -150,13 +153,13 @@ def export(
     FORMATS[form](exported, Wanted(target, timesteps, tie_shortcuts, pool == "host"))
     click.echo(f"{target}: {len(snn.neurons)} neuron layers, {target.stat().st_size / 1e6:.1f} MB")
     if exported is not snn:
-        loader = image_loader(snn, path, data, limit or 256, 32, download)
+        loader = image_loader(snn, path, Images(data, limit or 256, 32, download, classes))
         click.echo(_cost(snn, exported, loader, timesteps))
-        warn_unreadable(loader.unreadable)
+        warn_left_out(loader)
     if engine:
-        loader = image_loader(snn, path, data, limit or 8, limit or 8, download)
+        loader = image_loader(snn, path, Images(data, limit or 8, limit or 8, download, classes))
         click.echo("\n" + _verified(exported, target, loader, timesteps, engine))
-        warn_unreadable(loader.unreadable)
+        warn_left_out(loader)
 
 
 def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int) -> str:
@@ -170,6 +173,7 @@ def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int) -> str:
     if before.ann and after.ann:  # a directly trained network has none
         ann = f"of the ANN {100 * before.ann['top1']:.1f}% -> {100 * after.ann['top1']:.1f}%, "
     return (
+        f"data: {s_resnet.described(before.data, before.images)}\n"
         f"--pool average, {before.images} images: top-1 {ann}"
         f"of the spiking network at T = {timesteps} {100 * before.snn[0].top1:.1f}% -> {100 * after.snn[0].top1:.1f}%"
     )
@@ -180,9 +184,10 @@ def _verified(snn: Any, target: Path, loader: Any, timesteps: int, engine: str) 
     import s_resnet
 
     images, _ = next(iter(loader))
+    data = f"data: {loader.data.spec} ({loader.data.split}), {len(images)} of {len(loader.data)} images"
     result = s_resnet.verify_export(target, snn, images, timesteps, engine)
     if not result.mismatches:
-        return str(result.table())
+        return f"{data}\n{result.table()}"
     exact = s_resnet.verify_export(target, snn, images, timesteps, engine, "float64")
     told = "" if exact.mismatches else f": {ROUNDING}"
-    return f"{result.table()}\nin float64 {exact.mismatches:,} of {exact.spikes:,} spikes differ{told}"
+    return f"{data}\n{result.table()}\nin float64 {exact.mismatches:,} of {exact.spikes:,} spikes differ{told}"

@@ -19,6 +19,12 @@ TIMESTEPS = click.option(
     type=click.IntRange(1),
     help="How many steps; by default the T that the network was converted or trained for.",
 )
+CLASSES = click.option(
+    "--classes",
+    metavar="FILE",
+    help="The names of the network's classes in the order of its outputs, one per line; or natural for those of the "
+    "data with 2 before 10. By default those that the network was calibrated with.",
+)
 DEVICE = click.option("--device", metavar="[auto|cpu|cuda|cuda:N]", callback=_device, default="auto", show_default=True)
 DOWNLOAD = click.option(
     "--download", is_flag=True, help="Fetch DATA where they are absent: cifar10, cifar100, mnist, events."

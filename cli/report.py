@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from .convert import warn_unreadable
-from .evaluate import image_loader, timesteps_for
-from .options import BATCH_SIZE, DEVICE, DOWNLOAD, TIMESTEPS
+from .checks import warn_left_out
+from .evaluate import Images, image_loader, timesteps_for, usual_data
+from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, TIMESTEPS
 
 
 @click.command()
@@ -33,6 +33,7 @@ from .options import BATCH_SIZE, DEVICE, DOWNLOAD, TIMESTEPS
     show_default=True,
     help="Only N images, a seeded random choice over all classes.",
 )
+@CLASSES
 @BATCH_SIZE
 @DEVICE
 @click.option(
@@ -48,6 +49,7 @@ def report(
     output: str,
     timesteps: int | None,
     limit: int,
+    classes: str | None,
     batch_size: int,
     device: str,
     constants: str | None,
@@ -83,14 +85,14 @@ def report(
     paths = [Path(name) for name in networks]
     loaded = [s_resnet.load(path) for path in paths]
     names = _names(paths)
-    spec = data or next((snn.provenance["data"]["spec"] for snn in loaded if "data" in snn.provenance), None)
-    unreadable: list[str] = []
+    spec = data or next((known for snn in loaded if (known := usual_data(snn))), None)
+    used: list[Any] = []
+    asked = Images(spec, limit, batch_size, download, classes)
 
     def studies() -> Iterator[Any]:
         steps = [timesteps or timesteps_for(snn, path) for snn, path in zip(loaded, paths, strict=True)]
         loaders = [
-            image_loader(snn, path, spec, limit, batch_size, download, besides=tuple(loaded))
-            for snn, path in zip(loaded, paths, strict=True)
+            image_loader(snn, path, asked, besides=tuple(loaded)) for snn, path in zip(loaded, paths, strict=True)
         ]
         for snn, path, name, loader, wanted in zip(loaded, paths, names, loaders, steps, strict=True):
             yield s_resnet.study(
@@ -98,15 +100,14 @@ def report(
                 network=name,
                 sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
                 classes=tuple(loader.data.classes),
-                data=f"{loader.data.spec}, {loader.data.split}",
                 constants=energies,
                 device=device,
                 progress=True,
             )
-            unreadable.extend(name for name in loader.unreadable if name not in unreadable)
+            used.append(loader)
 
     written = s_resnet.write_page(studies(), output, _command())
-    warn_unreadable(tuple(unreadable))
+    warn_left_out(*used)
     for entry in written["networks"]:
         click.echo(_summary(entry))
     click.echo(f"Page: {Path(output) / 'index.html'}")

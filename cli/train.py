@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from .convert import check_output, warn_unreadable
+from .checks import warn_unreadable
+from .convert import check_output
 from .options import DEVICE, DOWNLOAD
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from .convert import check_output, warn_unreadable
-from .evaluate import image_loader, timesteps_for
-from .options import BATCH_SIZE, DEVICE, DOWNLOAD, TIMESTEPS
+from .checks import warn_left_out
+from .convert import check_output
+from .evaluate import Images, image_loader, timesteps_for
+from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, TIMESTEPS
 
 COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own", "total", "unsettled", "dead",
            "saturated")  # fmt: skip
@@ -32,6 +33,7 @@ TRAINED = ("layer", "rate", "dead", "saturated", "dormant")
     show_default=True,
     help="Only N images, a seeded random choice over all classes.",
 )
+@CLASSES
 @BATCH_SIZE
 @DEVICE
 @click.option(
@@ -47,6 +49,7 @@ def verify(
     data: str | None,
     timesteps: int | None,
     limit: int,
+    classes: str | None,
     batch_size: int,
     device: str,
     json_file: str | None,
@@ -90,9 +93,9 @@ def verify(
         check_output(Path(json_file), path)
     snn = s_resnet.load(path)
     timesteps = timesteps or timesteps_for(snn, path)
-    loader = image_loader(snn, path, data, limit, batch_size, download)
+    loader = image_loader(snn, path, Images(data, limit, batch_size, download, classes))
     result = s_resnet.verify(snn.to(s_resnet.find_device(device)), loader, timesteps, network=path.name, progress=True)
-    warn_unreadable(loader.unreadable)
+    warn_left_out(loader)
     rows = _trained_rows(result) if snn.trained else _rows(result)
     click.echo("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
     if json_file:
@@ -100,8 +103,12 @@ def verify(
 
 
 def _header(result: Any) -> str:
+    import s_resnet
+
     trained = f" (trained for {result.trained_for})" if hasattr(result, "trained_for") else ""
-    return f"{result.network}   recipe {result.recipe}   T = {result.timesteps}{trained}   {result.images} images"
+    data = s_resnet.described(result.data, result.images)
+    named = f"{result.network}   recipe {result.recipe}   T = {result.timesteps}{trained}   {result.images} images"
+    return f"{named}\ndata: {data}"
 
 
 def _rows(result: Any) -> list[str]:

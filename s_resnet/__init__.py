@@ -9,12 +9,14 @@ s_resnet.save(snn, "network.snn")
 """
 
 from . import passes
+from .alternatives import Alternative, alternatives
 from .apply_recipe import apply_recipe
 from .artifact import load, replacing, save
 from .auto import choose_recipe
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
 from .checkpoint import Checkpoint, load_checkpoint
+from .classes import match_classes, natural_order, network_classes, order_note
 from .closed_form import closed_form
 from .convert import convert
 from .data import (
@@ -36,6 +38,7 @@ from .errors import (
     InvalidCheckpoint,
     InvalidData,
     SResNetError,
+    SResNetWarning,
     TrainingDiverged,
     UnsupportedModel,
 )
@@ -50,6 +53,7 @@ from .export import (
     host_input,
     verify_export,
 )
+from .figures import Exit, Report, Row, described
 from .graph import Graph, State
 from .graph_module import GraphModule
 from .heldout import fingerprints, seen
@@ -58,17 +62,19 @@ from .layer_operations import LayerOperations, SourceOperations, Traffic
 from .models.catalog import ARCHITECTURES, build
 from .models.resnet import CifarResNet
 from .models.spiking import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
+from .models.torchvision_resnets import variants_of
 from .neuron import Neuron, Readout, SpikingMaxPool2d
-from .open_data import loader_for, open_data, read_preprocessing, stored_preprocessing
+from .open_data import held_out_beside, loader_for, open_data, read_preprocessing, stored_preprocessing
 from .operations import Operations, count_operations
 from .ops import Node, Scale
 from .page import Study, study, write_page
 from .qcfs import QCFSModule
 from .recipes import RECIPES, Recipe, Step
 from .recorder import Trace, record
-from .report import Exit, Report, Row, evaluate, powers_of_two
+from .report import evaluate, powers_of_two
 from .shortcuts import Shortcut, scales, shortcuts
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
+from .source_check import SourceCheck, check_source
 from .trace import trace
 from .training import PRESETS, Preset, Trained, Training, Tuned, fine_tune, preset, train, tuning
 from .verify import LayerError, Verification, verify
@@ -83,6 +89,7 @@ __all__ = [
     "IMAGENET_STD",
     "PRESETS",
     "RECIPES",
+    "Alternative",
     "AnytimeSimulation",
     "BackendUnavailable",
     "Binning",
@@ -121,9 +128,11 @@ __all__ = [
     "Report",
     "Row",
     "SResNetError",
+    "SResNetWarning",
     "Scale",
     "Shortcut",
     "Simulation",
+    "SourceCheck",
     "SourceOperations",
     "SpikingMaxPool2d",
     "SpikingNeuron",
@@ -143,17 +152,20 @@ __all__ = [
     "UnsupportedModel",
     "Verification",
     "__version__",
+    "alternatives",
     "apply_recipe",
     "bin_events",
     "build",
     "calibrate",
     "calibrate_from_batchnorm",
+    "check_source",
     "choose",
     "choose_recipe",
     "closed_form",
     "convert",
     "count_operations",
     "describe_kernels",
+    "described",
     "energy",
     "evaluate",
     "exchange",
@@ -164,12 +176,17 @@ __all__ = [
     "fine_tune",
     "fingerprints",
     "first_process_first",
+    "held_out_beside",
     "host_input",
     "load",
     "load_checkpoint",
     "load_constants",
     "loader_for",
+    "match_classes",
+    "natural_order",
+    "network_classes",
     "open_data",
+    "order_note",
     "passes",
     "powers_of_two",
     "preprocessing_for",
@@ -190,6 +207,7 @@ __all__ = [
     "trace",
     "train",
     "tuning",
+    "variants_of",
     "verify",
     "verify_export",
     "write_page",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -13,6 +14,7 @@ from .apply_recipe import apply_recipe
 from .calibrate import Calibration
 from .errors import ConversionError, InvalidData
 from .graph import Graph
+from .intervals import wilson
 from .recipes import RECIPES, Recipe
 
 # What each alphabet allows, the plainest first: a target that can send signed spikes can send binary ones.
@@ -27,13 +29,18 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe at a T: its agreement with the ANN on the images kept apart, one standard error of it, its latency."""
+    """A recipe at a T: its agreement with the ANN on the images kept apart, one standard error of it, its latency.
+
+    disagreement_interval: the 95 % interval of the share that it answers otherwise than the ANN, of ``images``.
+    """
 
     recipe: str
     timesteps: int
     end_to_end_steps: int
     agreement: float
     standard_error: float
+    images: int
+    disagreement_interval: tuple[float, float]
 
 
 def check_wishes(spikes: str | None, target_drop: float | None, timesteps: int | None) -> None:
@@ -64,13 +71,14 @@ def choose_recipe(
 ) -> Graph:
     """Convert with every recipe that the alphabet allows, and keep the one that serves best.
 
-    Their agreement with the ANN is measured on calibration images that no pass has fitted to, without labels; what
-    they disagree on bounds the drop in accuracy from above.
+    Their agreement with the ANN is measured on calibration images that no pass has fitted to, without labels. The share
+    that they disagree on bounds the drop in accuracy on those images from above, in the interval that the choice says;
+    on images that the ANN was not trained on, which it is less sure of, a network may lose more.
 
     * Given T (16 by default): of the recipes whose agreement is within one standard error of the best, the one that
       answers first, end to end; of equally fast ones the plainest.
-    * Given a target drop: the smallest T of 4, 8, 16, 32, 64 at which a recipe disagrees on no more than that; of those
-      recipes the fastest, end to end. Where none does, the best at the largest T.
+    * Given a target drop in points: the smallest T of 4, 8, 16, 32, 64 at which a recipe disagrees on no more than that
+      percentage of the images; of those recipes the fastest, end to end. Where none does, the best at the largest T.
 
     The trials, the choice and the reason go into the provenance as ``choice``.
 
@@ -102,7 +110,7 @@ def choose_recipe(
                 break
     assert best is not None
     reason = _reason(best[0], trials, target_drop)
-    said = {"spikes": spikes, "reason": reason, "trials": [vars(trial) for trial in trials]}
+    said = {"spikes": spikes, "reason": reason, "trials": [_plain(trial) for trial in trials]}
     return best[1].with_provenance(choice=said)
 
 
@@ -116,7 +124,13 @@ def _trial(name: str, snn: Graph, calibration: Calibration, timesteps: int) -> T
     # Of the share with one more of each kind: no share is known for certain.
     smoothed = (same + 1) / (count + 2)
     error = math.sqrt(smoothed * (1 - smoothed) / count)
-    return Trial(name, timesteps, snn.end_to_end_steps(timesteps), share, error)
+    differ = wilson(count - same, count)
+    return Trial(name, timesteps, snn.end_to_end_steps(timesteps), share, error, count, differ)
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    """As JSON has it."""
+    return {**vars(trial), "disagreement_interval": list(trial.disagreement_interval)}
 
 
 def _best(tried: list[tuple[Trial, Graph]], target_drop: float | None) -> tuple[tuple[Trial, Graph], bool]:
@@ -139,19 +153,21 @@ def _holds(trial: Trial, target_drop: float) -> bool:
 def _reason(chosen: Trial, trials: list[Trial], target_drop: float | None) -> str:
     """The choice in words."""
     others = "; ".join(
-        f"{t.recipe} at T = {t.timesteps}: {100 * t.agreement:.1f} % in {t.end_to_end_steps} steps"
+        f"{t.recipe} at T = {t.timesteps}: {100 * (1 - t.agreement):.1f} % in {t.end_to_end_steps} steps"
         for t in trials
         if t is not chosen
     )
+    low, high = (100 * share for share in chosen.disagreement_interval)
     said = (
-        f"{chosen.recipe} at T = {chosen.timesteps} agrees with the ANN on {100 * chosen.agreement:.1f} % of the "
-        f"held-out calibration images (standard error {100 * chosen.standard_error:.1f}) and answers after "
+        f"{chosen.recipe} at T = {chosen.timesteps} disagrees with the ANN on {100 * (1 - chosen.agreement):.1f} % of "
+        f"{chosen.images} held-out calibration images (95 % interval {low:.1f} to {high:.1f} %) and answers after "
         f"{chosen.end_to_end_steps} steps"
     )
     if target_drop is None:
         why = "the fastest of those within one standard error of the best"
     elif _holds(chosen, target_drop):
-        why = f"the smallest T that disagrees on no more than {target_drop:g} %"
+        why = f"the smallest T that disagrees on no more than {target_drop:g} % of them"
     else:
-        why = f"the best there is: none disagrees on no more than {target_drop:g} %"
-    return f"{said}: {why}. Tried besides: {others}." if others else f"{said}: {why}."
+        why = f"the best there is: none disagrees on no more than {target_drop:g} % of them"
+    tried = f" Tried besides: {others}." if others else ""
+    return f"{said}: {why}. What it loses on other images is for evaluate to say.{tried}"

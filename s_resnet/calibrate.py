@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import class_numbers, images_of
 from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .ops import ReLU
@@ -114,11 +115,7 @@ def calibrate(
     layer sorted, element floor(p n).
     """
     check_percentile(percentile)
-    if iter(batches) is batches:
-        raise InvalidData(
-            "calibrate: got a one-shot iterator of batches; expected something that can be gone through twice. "
-            "Pass a list or a DataLoader."
-        )
+    check_repeatable(batches)
     samples = _first_images(batches, held_out, graph.device)
     kept_apart = [] if samples is None else image_marks(samples.images)
     names = calibrated_nodes(graph)
@@ -158,6 +155,15 @@ def calibrate(
         marks=counted[1],
         fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None,
     )
+
+
+def check_repeatable(batches: Batches) -> None:
+    """Raise InvalidData for a one-shot iterator."""
+    if iter(batches) is batches:
+        raise InvalidData(
+            "calibrate: got a one-shot iterator of batches; expected something that can be gone through twice. "
+            "Pass a list or a DataLoader."
+        )
 
 
 def check_percentile(percentile: float) -> None:
@@ -214,13 +220,7 @@ def _count(
         x = _images(batch)
         marks = image_marks(x)
         seen += marks
-        counted = []
-        for index_in_batch, mark in enumerate(marks):
-            if waiting[mark]:
-                waiting[mark] -= 1
-            else:
-                counted.append(index_in_batch)
-        x = x[counted]
+        x = x[_not_kept(marks, waiting)]
         images += len(x)
         if len(x) == 0:
             continue
@@ -240,33 +240,40 @@ def image_marks(images: Tensor) -> list[int]:
     return marks
 
 
+def _not_kept(marks: list[int], waiting: Counter[int]) -> list[int]:
+    """The places of the images that are not kept apart; of images that are the same, only as many as are waited for."""
+    free = []
+    for index, mark in enumerate(marks):
+        if waiting[mark]:
+            waiting[mark] -= 1
+        else:
+            free.append(index)
+    return free
+
+
 def _images(batch: Any) -> Tensor:
-    images = batch[0] if isinstance(batch, tuple | list) else batch
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InvalidData(
-            f"calibrate: got a batch of {got}; expected [B, C, H, W] or (images, labels). Check the data."
-        )
+    images = images_of(batch, "calibrate")
+    if images.ndim != 4:
+        raise InvalidData(f"calibrate: got a batch of {tuple(images.shape)}; expected [B, C, H, W]. Check the data.")
     return images
 
 
 def _first_images(batches: Batches, count: int, device: torch.device) -> Samples | None:
     """The first ``count`` images (at most half of them all) and, when every batch has them, their labels."""
     images: list[Tensor] = []
-    labels: list[Tensor] = []
+    labels: list[Tensor | None] = []
     seen = 0
     for batch in batches if count > 0 else ():
         images.append(_images(batch))
-        labels.extend(_labels(batch, len(images[-1])))
+        labels.append(class_numbers(batch, len(images[-1])))
         seen += len(images[-1])
         if seen >= 2 * count:
             break
     count = min(count, seen // 2)
     if count <= 0:
         return None
-    if not all(torch.isfinite(batch).all() for batch in images):
-        raise InvalidData("calibrate: got images that are not finite; expected numbers. Check the images.")
-    known = torch.cat(labels)[:count].to(device) if len(labels) == len(images) else None
+    every = [label for label in labels if label is not None]
+    known = torch.cat(every)[:count].to(device) if len(every) == len(labels) else None
     return Samples(torch.cat(images)[:count].to(device), known)
 
 
@@ -275,20 +282,7 @@ def _others(batches: Batches, kept_apart: list[int], device: torch.device) -> It
     waiting = Counter(kept_apart)
     for batch in batches:
         images = _images(batch)
-        marks = image_marks(images)
-        free = [index for index, mark in enumerate(marks) if not waiting[mark]]
-        waiting.subtract(mark for mark in marks if waiting[mark])
-        yield images[free].to(device)
-
-
-def _labels(batch: Any, count: int) -> list[Tensor]:
-    """The labels of a batch of ``count`` images in a list, empty when it has none that are class numbers."""
-    try:
-        labels = torch.as_tensor(batch[1]) if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    except (TypeError, ValueError, RuntimeError):  # names, say
-        return []
-    integers = labels is not None and labels.shape == (count,) and not labels.is_floating_point()
-    return [labels] if labels is not None and integers else []
+        yield images[_not_kept(image_marks(images), waiting)].to(device)
 
 
 def with_scales(

@@ -2,7 +2,8 @@
 
 A checkpoint holds tensors by name and no network, so the architecture is recognized: candidates are built
 without memory (on the meta device), and their whole set of names and shapes is compared with the file's. What
-shapes cannot tell (strides, padding, nonlinearities) is as in torchvision and in `s_resnet.models.resnet`.
+shapes cannot tell (strides, padding, max-pools, nonlinearities) is as in torchvision and in `s_resnet.models.resnet`,
+or of the variant that ``arch`` names.
 """
 
 import argparse
@@ -25,24 +26,13 @@ from s_resnet.errors import InvalidCheckpoint, InvalidData
 from s_resnet.frontend.state_names import plain_weights, renamed, stripped, without_extras
 from s_resnet.models.catalog import build
 from s_resnet.models.resnet import CifarResNet
+from s_resnet.models.torchvision_resnets import TORCHVISION, base_of, build_torchvision
 from s_resnet.qcfs import QCFSModule
 
 Shape: TypeAlias = tuple[int, ...]
 
-# Blocks per stage: only the networks with the file's own numbers need to be built and compared.
-TORCHVISION: dict[str, Shape] = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-    "resnet152": (3, 8, 36, 3),
-    "resnext50_32x4d": (3, 4, 6, 3),
-    "resnext101_32x8d": (3, 4, 23, 3),
-    "resnext101_64x4d": (3, 4, 23, 3),
-    "wide_resnet50_2": (3, 4, 6, 3),
-    "wide_resnet101_2": (3, 4, 23, 3),
-}
 KNOWN = ", ".join(TORCHVISION) + ", or cifar_resnet20, cifar_resnet56, ... (depth 6n + 2)"
+SMALL_STEM = "nomaxpool"  # the variant whose networks are for images of 32 pixels
 
 # Where training scripts put the weights, best first. Averages come last: a recipe reports the plain weights.
 NESTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params")
@@ -59,7 +49,7 @@ class Checkpoint:
     """A trained network as read from a file, and where it came from."""
 
     model: nn.Module  # float32, eval mode, [B, 3, H, W] -> [B, num_classes]
-    arch: str  # torchvision's name, "cifar_resnet<depth>", or another of the catalog that `sresnet train` knows
+    arch: str  # torchvision's name, also as resnet18-nomaxpool; "cifar_resnet<depth>"; what `sresnet train` knows
     num_classes: int
     input_size: int  # pixels per side that the architecture was made for: torchvision 224, CIFAR 32
     digest: str  # sha256 of the file, in hexadecimal
@@ -95,7 +85,7 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Ch
     arch, model = recognize({name: tuple(tensor.shape) for name, tensor in state.items()}, arch, where)
     _fill(model, state, where)
     (classifier,) = (module for module in model.modules() if isinstance(module, nn.Linear))
-    input_size = 224 if arch in TORCHVISION else 32
+    input_size = 224 if base_of(arch) and SMALL_STEM not in arch else 32
     own = (model.eval(), arch, classifier.out_features, input_size, digest, path.name)
     return Checkpoint(*own, channels=state["conv1.weight"].shape[1], left_out=left_out)
 
@@ -146,7 +136,7 @@ def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str =
     differences: list[tuple[int, str, str]] = []
     for candidate in candidates:
         model = _build(candidate, shapes)
-        head = "fc" if candidate in TORCHVISION else "linear"
+        head = "fc" if base_of(candidate) else "linear"
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         count, difference = _difference(_without(head, expected), _without(head, shapes))
         if not count:
@@ -167,7 +157,7 @@ def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str =
 
 def _check_arch(arch: str, where: str) -> None:
     depth = re.fullmatch(r"cifar_resnet([1-9]\d{0,3})", arch)
-    if arch in TORCHVISION or (depth and int(depth[1]) >= 8 and int(depth[1]) % 6 == 2):
+    if base_of(arch) or (depth and int(depth[1]) >= 8 and int(depth[1]) % 6 == 2):
         return
     raise _invalid(where, "unknown architecture", repr(arch), KNOWN, "Pass one of these, or leave out --arch")
 
@@ -324,11 +314,8 @@ def _build(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
 def _built(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
     """The width and shortcuts of a CIFAR network are those of the file."""
     with torch.device("meta"):
-        if arch in TORCHVISION:
-            import torchvision  # late: it takes longer than all else here
-
-            model: nn.Module = torchvision.models.get_model(arch, weights=None)
-            return model.float()
+        if base_of(arch):
+            return build_torchvision(arch).float()
         stem = shapes.get("conv1.weight", ())
         return CifarResNet(
             int(arch.removeprefix("cifar_resnet")),
@@ -397,3 +384,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
             got = f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values NaN or infinite"
             remedy = "Take a checkpoint from before the training diverged"
             raise _invalid(where, f"tensor {name}", got, "finite float32 weights", remedy)
+        if name.endswith(".running_var") and bool((tensor < 0).any()):
+            got = f"{int((tensor < 0).sum())} of {tensor.numel()} values negative"
+            remedy = "Take a checkpoint in which they are right; averaging models can break them"
+            raise _invalid(where, f"tensor {name}", got, "variances from 0 on", remedy)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .apply_recipe import apply_recipe
+from .arguments import given_images, images_of, whole_number
 from .auto import check_wishes, choose_recipe
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Batches, Calibration, calibrate
@@ -20,6 +21,7 @@ from .ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
 from .passes import compensate, dyadic_weights, quantize_weights
 from .qcfs import QCFSModule
 from .recipes import QUANTIZED, TRAINED, Recipe, Step, find
+from .source_check import check_source, untouched_note, warn
 from .trace import SIGNALS, checked, trace
 from .version import __version__
 
@@ -68,7 +70,8 @@ def convert(
             (:func:`s_resnet.passes.reconstruct`); for recipes that fit to images.
         resume: a file for the reconstruction to go on from after an interruption.
         spikes, target_drop: for recipe ``"auto"``: the alphabet allowed (``"binary"``, ``"signed"`` or ``"levels"``),
-            and the points of accuracy that may be lost, to choose T by; see :func:`s_resnet.choose_recipe`.
+            and the percentage of held-out calibration images that the network may answer otherwise than the ANN, to
+            choose T by; see :func:`s_resnet.choose_recipe`.
         weights: ``"float32"``; ``"dyadic"``, so that every engine gives the same spikes
             (:func:`s_resnet.passes.dyadic_weights`); or ``"int8"`` for an integer network
             (:func:`s_resnet.passes.quantize_weights`).
@@ -84,8 +87,8 @@ def convert(
     """
     if weights not in WEIGHTS:
         raise InvalidData(f"convert: got weights {weights!r}; expected {', '.join(WEIGHTS)}. Choose one of them.")
-    if timesteps is not None and timesteps < 1:
-        raise InvalidData(f"convert: got timesteps={timesteps}; expected at least 1. Leave it out for the recipe's.")
+    if timesteps is not None:
+        timesteps = whole_number(timesteps, "convert", "timesteps")
     fixed: Recipe | None = None
     if recipe == "auto":
         check_wishes(spikes, target_drop, timesteps)
@@ -112,6 +115,7 @@ def convert(
         refused = _given({"calibration": calibration_batches, **wishes})
         chosen = "auto" if fixed is None else fixed
         return _quantized(graph, example, chosen, timesteps, refused).with_provenance(**said)
+    graph = _checked(graph, calibration_batches)
     calibration = _calibrated(graph, calibration_batches, percentile, example.shape[-1], fixed, progress)
     if fixed is not None:
         snn = apply_recipe(graph, calibration, fixed, timesteps or fixed.timesteps, progress)
@@ -162,6 +166,16 @@ def _scores(graph: Graph, example: Tensor, recipe: Recipe | None) -> tuple[Graph
 def _given(wishes: Mapping[str, object]) -> list[str]:
     """The names of what was asked for."""
     return [name for name, value in wishes.items() if value is not None and value is not False]
+
+
+def _checked(graph: Graph, batches: Batches | None) -> Graph:
+    """The analog network with what a look at it and at the first images told; what looks wrong is warned of."""
+    if batches is None:
+        warn(untouched_note(graph))
+        return graph
+    check = check_source(graph, batches)
+    warn(check.notes)
+    return graph.with_provenance(check=check.summary())
 
 
 def _calibrated(
@@ -235,24 +249,36 @@ def _completed(recipe: Recipe, reconstruct: bool, resume: str | os.PathLike[str]
 
 def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int | None) -> Tensor:
     """Two calibration images, or zeros of a plausible shape."""
-    if batches is not None:
-        for batch in batches:
-            images = batch[0] if isinstance(batch, tuple | list) else batch
-            if isinstance(images, Tensor) and images.ndim == 3:
-                raise InvalidData(f"convert: got a batch of {tuple(images.shape)}; expected [B, C, H, W]. {SIGNALS}.")
-            if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0:
-                break
-            return images[[0, -1]].cpu()  # two, also of a batch of one: x.squeeze() must not drop the batch
-        raise InvalidData(
-            "convert: got no usable calibration batch; expected images [B, C, H, W] or (images, labels). Check them."
-        )
     if isinstance(model, Graph):
         convs = [node.op.weight.shape[1] * node.op.groups for node in model.nodes if isinstance(node.op, Conv2d)]
         pooled = any(isinstance(node.op, MaxPool2d) for node in model.nodes)
     else:
         convs = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
         pooled = any(isinstance(m, nn.MaxPool2d) for m in model.modules())
+    if batches is not None:
+        return _first_images(batches, convs[:1])
     if not convs:
         raise InvalidData(f"convert: got {type(model).__name__} without a convolution; expected a ResNet. Check it.")
     size = input_size or (224 if pooled else 32)
     return torch.zeros(2, convs[0], size, size)
+
+
+def _first_images(batches: Batches, channels: list[int]) -> Tensor:
+    """Two of the first batch, also where it has one: x.squeeze() must not drop the batch."""
+    for batch in batches:
+        given = given_images(batch)
+        if isinstance(given, Tensor) and given.ndim == 3:
+            raise InvalidData(f"convert: got a batch of {tuple(given.shape)}; expected [B, C, H, W]. {SIGNALS}.")
+        images = images_of(batch, "convert")
+        if images.ndim != 4 or len(images) == 0:
+            raise InvalidData(
+                f"convert: got a batch of shape {tuple(images.shape)}; expected images [B, C, H, W], at least one. Of "
+                "events pass the mean over their frames."
+            )
+        if images.shape[1] not in channels and images.shape[3] in channels:
+            raise InvalidData(
+                f"convert: got images of shape {tuple(images.shape)} for a network of {channels[0]} channels; expected "
+                "[B, C, H, W]. They look like [B, H, W, C]: pass images.permute(0, 3, 1, 2)."
+            )
+        return images[[0, -1]].cpu()
+    raise InvalidData("convert: got no calibration batch; expected images [B, C, H, W]. Pass at least one batch.")

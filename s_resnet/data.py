@@ -2,12 +2,11 @@
 
 import contextlib
 import hashlib
-import math
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,14 +67,18 @@ class Preprocessing:
             raise invalid(where, "size", self.size, "a whole number >= 1", "Give the network's input size")
         if not is_count(self.resize, self.size):
             raise invalid(where, "resize", self.resize, expected, "Resize to at least what is cropped")
-        object.__setattr__(self, "mean", _three_numbers("mean", self.mean, above=-math.inf))
-        object.__setattr__(self, "std", _three_numbers("std", self.std, above=0))
+        object.__setattr__(self, "mean", _three_numbers("mean", self.mean, "from 0 to 1", lambda x: 0 <= x <= 1))
+        object.__setattr__(self, "std", _three_numbers("std", self.std, "above 0, at most 1", lambda x: 0 < x <= 1))
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return ``image`` as float32 [3, size, size], gray [1, size, size]; resized bilinearly with antialiasing."""
         from torchvision.transforms import functional
 
-        image = functional.resize(image if image.mode == "RGB" else image.convert("RGB"), [self.resize])
+        try:
+            image = to_rgb(image)
+        except ValueError as error:
+            raise invalid("preprocessing", "image", error, "8 or 16 bits per channel", "Convert it first") from error
+        image = functional.resize(image, [self.resize])
         image = functional.center_crop(image, [self.size, self.size])
         numbers = torch.tensor((self.mean, self.std), dtype=torch.float32)
         if self.gray:
@@ -85,14 +88,30 @@ class Preprocessing:
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def _three_numbers(name: str, values: Any, above: float) -> tuple[float, ...]:
+def _three_numbers(name: str, values: Any, expected: str, fits: Callable[[float], bool]) -> tuple[float, ...]:
     numbers: tuple[float, ...] = ()
     with contextlib.suppress(TypeError, ValueError):
         numbers = tuple(float(value) for value in values)
-    if len(numbers) != 3 or not all(above < number < math.inf for number in numbers):
-        expected = "three numbers (R, G, B)" + (" above 0" if above == 0 else "")
-        raise invalid("preprocessing", name, values, expected, "Give it for images scaled to [0, 1]")
+    if len(numbers) != 3 or not all(map(fits, numbers)):
+        advice = "Give it for images scaled to [0, 1]"
+        if len(numbers) == 3 and all(0 <= number <= 255 for number in numbers) and max(numbers) > 1:
+            advice = f"Divide by 255, if it is for pixels from 0 to 255: {','.join(f'{n / 255:.4g}' for n in numbers)}"
+        raise invalid("preprocessing", name, values, f"three numbers (R, G, B) {expected}", advice)
     return numbers
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB of 8 bits; of 16-bit gray the upper 8 bits, as Pillow takes them of 16-bit color.
+
+    Raises ValueError for pixels of 32 bits, whose range nobody knows.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # as Pillow opens them
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {image.mode})")
+    return image.convert("RGB")
 
 
 def preprocessing_for(
@@ -109,7 +128,8 @@ class LabeledData:
 
     ``spec`` names the data with its absolute path, however it was written; ``split`` says which of its samples
     these are ("train", "test", "val", "validation" or "all"). ``names`` are unique and stable: the path below
-    ``root`` with forward slashes, or the index as text. ``labels`` index ``classes``.
+    ``root`` with forward slashes, or the index as text. ``labels`` index ``classes``. ``skipped`` says what else lies
+    there and is no sample, in words with their counts.
     """
 
     spec: str
@@ -118,9 +138,14 @@ class LabeledData:
     names: Sequence[str]
     labels: Sequence[int]
     root: str = ""
+    skipped: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def events_outside(self, sample: Any, preprocessing: Callable[[Any], Tensor]) -> tuple[int, int]:
+        """How many events a sample has, and how many of them lie outside the bins; images have none."""
+        return 0, 0
 
     def decode(self, index: int) -> Any:
         """Return one sample; raises one of ``BROKEN`` where its file is gone or damaged."""
@@ -143,9 +168,11 @@ class ImageData(LabeledData):
 
     def decode(self, index: int) -> Image.Image:
         if self.pixels is not None:
-            return Image.fromarray(self.pixels[index]).convert("RGB")
+            return to_rgb(Image.fromarray(self.pixels[index]))
         with open(os.path.join(self.root, self.names[index]), "rb") as file:
-            return Image.open(file).convert("RGB")  # decodes to the end, so that a truncated file raises here
+            image = Image.open(file)
+            image.load()  # to the end, so that a truncated file raises here
+            return to_rgb(image)
 
 
 def choose(data: LabeledData, limit: int | None, seed: int = 0, exclude: Collection[str] = ()) -> list[int]:
@@ -179,8 +206,8 @@ def _hash(text: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset[tuple[Tensor, Tensor, list[str]]]):
-    """Item ``i`` is batch ``i``, whole, and what could not be read of it; used in worker processes."""
+class _Batches(Dataset[tuple[Tensor, Tensor, list[str], tuple[int, int]]]):
+    """Item ``i`` is batch ``i``, whole, and what of it was left out; used in worker processes."""
 
     data: LabeledData
     batches: tuple[tuple[int, ...], ...]
@@ -189,8 +216,9 @@ class _Batches(Dataset[tuple[Tensor, Tensor, list[str]]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, list[str]]:
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, list[str], tuple[int, int]]:
         samples, labels, unreadable = [], [], []
+        events = outside = 0
         for index in self.batches[number]:
             try:
                 sample = self.data.decode(index)
@@ -199,8 +227,10 @@ class _Batches(Dataset[tuple[Tensor, Tensor, list[str]]]):
                 continue
             samples.append(self.preprocessing(sample))
             labels.append(self.data.labels[index])
+            found, left_out = self.data.events_outside(sample, self.preprocessing)
+            events, outside = events + found, outside + left_out
         stacked = torch.stack(samples) if samples else torch.empty(0)
-        return stacked, torch.tensor(labels, dtype=torch.int64), unreadable
+        return stacked, torch.tensor(labels, dtype=torch.int64), unreadable, (events, outside)
 
 
 def forks() -> bool:
@@ -217,7 +247,9 @@ class Loader:
     each of them; 0: decode in this process). What cannot be read is left out of its batch; a batch without any is
     not yielded. Raises InvalidData for senseless settings, and after a pass that could read nothing.
     ``total``: how many there are where ``indices`` are a shard, which may be empty or hold nothing readable.
-    ``images`` is the number of indices; ``unreadable``: name and reason of what the last pass left out.
+    ``images`` is the number of indices; ``unreadable``: name and reason of what the last pass left out; ``events``: how
+    many events its recordings had, and how many of them lie outside the bins. ``excluded``, for whoever chose the
+    indices to say: how many samples were left out since a network was made with them.
     """
 
     def __init__(
@@ -242,6 +274,8 @@ class Loader:
             workers = min(2, cores) if len(indices) >= FEW and forks() else 0
         self.data, self.images, self._total = data, len(indices), len(indices) if total is None else total
         self.unreadable: tuple[str, ...] = ()
+        self.events = (0, 0)
+        self.excluded = 0
         self._batches = _Batches(data, batches, preprocessing)
         self._workers = min(workers, len(batches))
 
@@ -249,11 +283,12 @@ class Loader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.unreadable = ()
+        self.unreadable, self.events = (), (0, 0)
         own = torch.Generator()  # else DataLoader draws from the global one, and changes the caller's numbers
         batches = DataLoader(self._batches, batch_size=None, num_workers=self._workers, generator=own)
-        for images, labels, unreadable in batches:
+        for images, labels, unreadable, (events, outside) in batches:
             self.unreadable += tuple(unreadable)
+            self.events = (self.events[0] + events, self.events[1] + outside)
             if len(labels):
                 yield images, labels
         if len(self.unreadable) == self._total:

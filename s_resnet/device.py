@@ -13,8 +13,9 @@ from torch import Tensor
 from .errors import BackendUnavailable
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str | torch.device) -> torch.device:
     """The device of that name, such as ``"cuda:1"``; ``"auto"`` takes a GPU if there is one. Or BackendUnavailable."""
+    name = str(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):

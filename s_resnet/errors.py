@@ -9,6 +9,8 @@
     ├── BackendUnavailable    a device or kernel that is not there
     └── TrainingDiverged      a loss or weight that is NaN or infinite
 
+Beside them SResNetWarning, a warning of Python's: the work goes on, but its result may not mean what it seems to.
+
 Every message has one form, so that a reader learns to read it once:
 ``<where>: <what>, got X; expected Y. <what to do>.``
 """
@@ -44,3 +46,7 @@ class BackendUnavailable(SResNetError):
 
 class TrainingDiverged(SResNetError):
     """A loss or a weight became NaN or infinite; the checkpoint of the last good epoch stays."""
+
+
+class SResNetWarning(UserWarning):
+    """Data or a network that can be worked with, and most probably are not what was meant."""

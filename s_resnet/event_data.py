@@ -2,8 +2,8 @@
 
 import contextlib
 import os
-import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .classes import by_number
 from .data import BROKEN, LabeledData, Loader, invalid, is_count, reason
 from .errors import BackendUnavailable, InvalidData
 
@@ -61,6 +62,10 @@ class Binning:
         """Return the recording as float32 [T, 2, H, W]; what comes after the last bin is left out."""
         settings = {"bins": self.bins, "microseconds": self.microseconds, "sensor": events.sensor, "size": self.size}
         return bin_events(events.t, events.x, events.y, events.p, **settings)  # type: ignore[arg-type]
+
+    def outside(self, events: Events) -> int:
+        """How many events come before the first bin or after the last."""
+        return int(((events.t < 0) | (events.t >= self.bins * self.microseconds)).sum())
 
 
 # Of the released code of Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
@@ -150,6 +155,9 @@ class EventData(LabeledData):
             raise ValueError(str(error)) from error
         return Events(t - t.min(), x, y, p, self.sensor)
 
+    def events_outside(self, sample: Events, preprocessing: Callable[[Any], Tensor]) -> tuple[int, int]:
+        return len(sample.t), preprocessing.outside(sample) if isinstance(preprocessing, Binning) else 0
+
 
 class EventLoader(Loader):
     """A :class:`Loader` of recordings: (events [T, B, 2, H, W] float32, labels [B] int64), time outermost.
@@ -226,17 +234,12 @@ def _found(class_: Any, root: Path, fetch: bool, **settings: Any) -> Any:
     dataset._check_exists = lambda: not fetch
     dataset.__init__(str(root), **settings)
     del dataset._check_exists  # a lambda is not picklable
-    _keep(dataset, sorted(range(len(dataset.data)), key=lambda i: (dataset.targets[i], _by_number(dataset.data[i]))))
+    _keep(dataset, sorted(range(len(dataset.data)), key=lambda i: (dataset.targets[i], by_number(dataset.data[i]))))
     return dataset
 
 
 def _keep(dataset: Any, indices: Sequence[int]) -> None:
     dataset.data, dataset.targets = [dataset.data[i] for i in indices], [dataset.targets[i] for i in indices]
-
-
-def _by_number(path: str) -> list[str | int]:
-    """A key that sorts 2 before 10."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", path))]
 
 
 def _open_cifar10dvs(datasets: Any, where: str, root: Path, train: bool, fetch: bool) -> EventData:
@@ -246,7 +249,7 @@ def _open_cifar10dvs(datasets: Any, where: str, root: Path, train: bool, fetch: 
     folder = root / "CIFAR10DVS"
     for name, count in zip(classes, counts, strict=True):
         if count != _PER_CLASS:
-            got = f"{count} of class {name!r} in '{folder}'"
+            got = f"{count} of class {name!r} in '{folder}'{_others(folder / name)}"
             raise invalid(where, "recordings", got, f"{_PER_CLASS} .aedat4 files", _advice(folder / "CIFAR10DVS.zip"))
     _keep(dataset, [i for i in range(len(dataset.data)) if (i % _PER_CLASS < _TRAIN) == train])
     return _data(f"cifar10dvs:{root}", train, classes, root, dataset)
@@ -263,6 +266,13 @@ def _open_gestures(datasets: Any, where: str, root: Path, train: bool, fetch: bo
         expected = ".npy files of every class in folders user<number>_<light>"
         raise invalid(where, "recordings", got, expected, _advice(folder.parent / f"{folder.name}.tar.gz"))
     return _data(f"dvsgesture:{root}", train, classes, root, dataset)
+
+
+def _others(folder: Path) -> str:
+    """What lies in a class folder instead of recordings, such as the .aedat files of other sites."""
+    kinds = Counter(Path(item.name).suffix for item in os.scandir(folder)) if folder.is_dir() else Counter[str]()
+    found = [f"{count} {kind or 'files without a suffix'}" for kind, count in kinds.most_common() if kind != ".aedat4"]
+    return f" beside {', '.join(found)}" if found else ""
 
 
 def _advice(archive: Path) -> str:

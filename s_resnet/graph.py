@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import engine, features
+from .arguments import whole_number
 from .errors import ConversionError, InvalidData
 from .neuron import STATEFUL, Memory, Neuron
 from .ops import Conv2d, Input, Node, Op
@@ -73,6 +74,7 @@ class Graph:
 
         Raises InvalidData when ``timesteps`` is below 1, and for a name that no node has.
         """
+        timesteps = whole_number(timesteps, "simulate", "timesteps")
         if nodes is not None:
             features.check(self.nodes, nodes)
             return self._features(images, timesteps, precision, nodes)
@@ -287,6 +289,7 @@ class Graph:
             whole: says that all chunks are taken, and that of their states the last one is wanted or none; the others
                 come without memory. It costs less, and on a GPU what Python would slow down is recorded and replayed.
         """
+        timesteps = whole_number(timesteps, "simulate", "timesteps")
         _check(self, images, timesteps, chunk, state)
         plan = self._plan(precision)
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
@@ -316,14 +319,16 @@ def count_images(images: Tensor) -> int:
 def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
     if not graph.neurons:
         raise InvalidData("simulate: got a network without neurons; expected a converted one. Call convert first.")
-    if timesteps < 1 or (chunk is not None and chunk < 1):
-        raise InvalidData(f"simulate: got timesteps={timesteps}, chunk={chunk}; expected at least 1. Raise it.")
+    if chunk is not None:
+        whole_number(chunk, "simulate", "chunk")
     if images.ndim not in (4, 5) or images.numel() == 0:
         raise InvalidData(
             f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
             "with B >= 1. Check them."
         )
     _check_images(graph, images)
+    if state is None and not bool(torch.isfinite(images).all()):
+        raise InvalidData("simulate: got images that are not finite; expected numbers. Check how they are normalized.")
     total = timesteps + (0 if state is None else state.step)
     if images.ndim == 5 and total > len(images):
         raise InvalidData(

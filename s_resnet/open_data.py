@@ -5,8 +5,9 @@ import os
 import sys
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from .event_data import EVENT_BINS, Binning, EventData, EventLoader, open_events
 
 _TORCHVISION = ("cifar10", "cifar100", "mnist", "imagenet")
 _FORMS = f"a directory of class folders, an .npz file, digits, or {':DIR, '.join((*_TORCHVISION, *EVENT_BINS))}:DIR"
-_HOLDOUTS = ("test", "val", "validation")
+HOLDOUTS = ("test", "val", "validation")
+TRAINING = ("train", "training")
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 _MAX_CLASSES = 100_000
 _BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -30,7 +33,8 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData | Even
     ``train/`` and one of ``test/``, ``val/``, ``validation/`` that hold class folders. ``cifar10:DIR``,
     ``cifar100:DIR``, ``mnist:DIR``, ``imagenet:DIR`` as torchvision stores them; ``download`` fetches the first three
     where absent, and means nothing elsewhere. ``digits``: scikit-learn's 1797 images of 8 x 8; write ``./digits`` for
-    a directory. Folders whose name begins with a dot are no classes.
+    a directory. Folders whose name begins with a dot are no classes. Classes are numbered by the order of their names
+    as text, as torchvision's ImageFolder does; :func:`s_resnet.match_classes` gives them the numbers of a network.
     ``cifar10dvs:DIR`` and ``dvsgesture:DIR``: event recordings as tonic stores them in DIR; ``download`` fetches them.
     Raises InvalidData where the data are missing, incomplete or of another form, BackendUnavailable without tonic.
     """
@@ -69,10 +73,10 @@ def _open_directory(path: Path, split: str) -> ImageData:
     where = f"data '{path}'"
     try:
         folders = _class_names(path)
-        nested = [name for name in ("train", *_HOLDOUTS) if name in folders and _class_names(path / name)]
+        nested = [name for name in ("train", *HOLDOUTS) if name in folders and _class_names(path / name)]
         if len(nested) > 1 and nested[0] == "train":
             return _open_folders(path, "train" if split == "calibration" else nested[1])
-        if nested and {"train", *_HOLDOUTS}.issuperset(folders):  # taken for classes they give wrong labels
+        if nested and {"train", *HOLDOUTS}.issuperset(folders):  # taken for classes they give wrong labels
             got = f"class folders in {nested[0]}/ only"
             expected = "train/ and one of test/, val/, validation/"
             raise invalid(where, "splits", got, expected, f"Add the other, or name '{path / nested[0]}'")
@@ -87,8 +91,6 @@ def _class_names(path: Path) -> list[str]:
 
 def _open_folders(root: Path, split: str | None) -> ImageData:
     """Read class folders in ``root``, or in ``root/split`` with the labels that ``root/train`` gives them."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
     folder = root / split if split else root
     where, present = f"data '{folder}'", _class_names(folder)
     classes = _class_names(root / "train") if split else present
@@ -98,12 +100,31 @@ def _open_folders(root: Path, split: str | None) -> ImageData:
         got = f"{unknown[0]!r}, which train/ has not"
         raise invalid(where, "class folders", got, "the classes of train/", "Rename or remove the folder")
     wanted = {name: label for label, name in enumerate(classes) if name in present}
-    samples = make_dataset(str(folder), wanted, extensions=IMG_EXTENSIONS, allow_empty=True)
+    samples, skipped = _list_images(folder, wanted)
     filled = {label for _, label in samples}
     if empty := [name for name, label in wanted.items() if label not in filled]:
-        got, expected = f"none in class folder {empty[0]!r}", f"files named {' '.join(IMG_EXTENSIONS)}"
+        got, expected = f"none in class folder {empty[0]!r}", f"files named {' '.join(_EXTENSIONS)}"
         raise invalid(where, "images", got, expected, "Fill or remove the folder")
-    return _from_files(str(root), split or "all", tuple(classes), str(root), samples)
+    return replace(_from_files(str(root), split or "all", tuple(classes), str(root), samples), skipped=skipped)
+
+
+def _list_images(folder: Path, wanted: Mapping[str, int]) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    """Every image in the class folders with its label, as torchvision's ImageFolder lists them; what else lies there.
+
+    What begins with a dot and is no image by its name is no sample of anybody's, and not mentioned.
+    """
+    samples: list[tuple[str, int]] = []
+    others: Counter[str] = Counter()
+    for name, label in wanted.items():
+        for place, _, files in sorted(os.walk(folder / name, followlinks=True)):
+            for file in sorted(files):
+                if file.lower().endswith(_EXTENSIONS):
+                    samples.append((os.path.join(place, file), label))
+                elif not file.startswith("."):
+                    others[os.path.splitext(file)[1].lower() or "without a suffix"] += 1
+    said = [f"{count} {kind}" for kind, count in sorted(others.items())]
+    beside = sum(item.is_file() and item.name.lower().endswith(_EXTENSIONS) for item in os.scandir(folder))
+    return samples, (*said, *([f"{beside} beside the class folders"] if beside else []))
 
 
 def _from_files(
@@ -112,6 +133,20 @@ def _from_files(
     start = os.path.join(root, "")
     names = tuple(path.removeprefix(start).replace(os.sep, "/") for path, _ in samples)
     return ImageData(spec, split, classes, names, tuple(label for _, label in samples), root=root)
+
+
+def held_out_beside(spec: str) -> str | None:
+    """The folder of held-out images of the same classes beside one of training images: ``test`` beside ``train``."""
+    path = Path(spec)
+    if path.name.lower() not in TRAINING or not path.is_dir():
+        return None
+    places = [path.parent / name for name in HOLDOUTS]
+    try:
+        classes = set(_class_names(path))
+        found = (place for place in places if place.is_dir() and set(_class_names(place)) & classes)
+        return next((str(place) for place in found if classes.issuperset(_class_names(place))), None)
+    except OSError:  # a folder that may not be read is none that we propose
+        return None
 
 
 def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> ImageData:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import images_of
 from .artifact import replacing
 from .calibrate import Batches
 from .engine import together
@@ -135,7 +136,7 @@ def count_operations(
     watch, images, shapes = Watch(wiring), 0, dict[str, Shape]()
     device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
     for batch in tqdm(batches, desc="operations", unit="batch", leave=False, disable=None if progress else True):
-        x = (batch[0] if isinstance(batch, tuple | list) else batch).to(device)
+        x = images_of(batch, "operations").to(device)
         if x.ndim == 5 and coding == "direct" and not images:
             coding, wiring = "events", Wiring(snn, frozenset())
             watch = Watch(wiring)
@@ -156,7 +157,7 @@ def count_operations(
         images += count_images(x)
         most = max(torch.Size(shape).numel() for shape in shapes.values())
         size = together(count_images(x), most, timesteps, ROOM) if snn.windowed else count_images(x)
-        for part in x.split(size, -4):
+        for part in torch.split(x, size, -4):
             _show(watch, snn, part, timesteps, None if coding == "events" else encoder(part, coding, seed, 0))
     if not images:
         raise InvalidData("operations: got no images; expected at least one batch. Check the data.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import whole_number
 from .engine import Whole
 from .errors import InvalidData
 from .graph import Chunk, Graph, State, count_images
@@ -72,6 +73,7 @@ def simulate(
     Raises:
         InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
     """
+    steps = whole_number(steps, "simulate", "timesteps")
     encode = encoder(images, coding, seed, 0 if state is None else state.step)
     wanted = steps_to_report(steps, at)
     if graph.windowed and wanted != (steps,):
@@ -84,7 +86,7 @@ def simulate(
 
 def steps_to_report(steps: int, at: Iterable[int] | None) -> tuple[int, ...]:
     """The steps ``at`` in ascending order, by default the last; InvalidData for one that is not within ``steps``."""
-    wanted = (steps,) if at is None else tuple(sorted(set(at)))
+    wanted = (steps,) if at is None else tuple(sorted({whole_number(step, "simulate", "at", 0) for step in at}))
     if not wanted or wanted[0] < 1 or wanted[-1] > steps:
         raise InvalidData(f"simulate: got steps to report {list(wanted)}; expected within 1 ... {steps}. Change them.")
     return wanted

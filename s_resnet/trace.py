@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import trained_layers
+from .batchnorm_check import check_answer, check_norms
 from .errors import InvalidData, UnsupportedModel
 from .frontend.watch import answer_of, follow
 from .graph import Graph
@@ -39,7 +40,7 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     Raises:
         UnsupportedModel: an operation cannot be converted (named with its node and source line), the forward
             depends on the values of its input, or the module has no weights or no forward in Python.
-        InvalidData: the example does not fit the model.
+        InvalidData: the example does not fit the model, or its answer or BatchNorm statistics are not finite.
     """
     model = checked(model)
     example = _example(example_batch)
@@ -50,12 +51,13 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     with torch.inference_mode(False), torch.no_grad():  # inference mode does not tell what is changed in place
         images = [example, example.flip(-1) + torch.linspace(-1, 1, example.shape[-1])]
         expected = [_answer(copied, batch, example_batch) for batch in images]
-        graph = same = _graph(copied, example)
+        graph = same = check_norms(_graph(copied, example))
         if graph.trained:  # a spike more or less, by rounding, would make other logits: in float64 that does not happen
             images = [batch.double() for batch in images]
             copied = copied.double()
             expected = [_answer(copied, batch, example_batch) for batch in images]
             same = _graph(copied, images[0]).to(torch.float64)
+    check_answer(same, images[0], expected[0], type(model).__name__)
     if not _close(same.run(images[0]), expected[0]):
         raise UnsupportedModel(
             f"{type(model).__name__}: got a graph with other outputs on the example; expected the model's own. "

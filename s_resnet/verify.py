@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import images_of, labels_of, whole_number
 from .artifact import replacing
 from .calibrate import Batches
 from .engine import arithmetic
@@ -19,6 +20,7 @@ from .errors import InvalidData
 from .graph import Graph, count_images
 from .lockstep import affordable, lockstep, steps_of
 from .losses import Split, by_channel, finite, relative, right, split
+from .measured_on import described_data
 from .neuron import Neuron, Readout
 from .ops import Node, Op
 from .verify_trained import TrainedTally, TrainedVerification
@@ -95,6 +97,7 @@ class Verification:
         the same answer; top1: of ``ann`` and ``snn``, empty without labels.
     breaks: the first layer whose total error reaches half of its signal (a signal-to-error power ratio of 4), or None.
     worst: the layer with the largest own error.
+    data: which images these are, as of a :class:`s_resnet.Report`.
     cause: the part with the largest sum of squared errors over the layers up to ``breaks`` (all, without one). It is
         ``inherited``, many small ones add up, where no own error is a tenth of its signal and nothing is reconstructed.
     """
@@ -110,6 +113,7 @@ class Verification:
     breaks: str | None
     worst: str
     cause: str
+    data: Mapping[str, Any] | None = None
 
     @property
     def verdict(self) -> str:
@@ -170,29 +174,24 @@ def verify(
         InvalidData: no images, labels that do not fit, T out of range, or a network without neurons, without a readout
             at its end, or of whole numbers.
     """
-    _check(snn, timesteps)
+    timesteps = whole_number(timesteps, "verify", "timesteps")
+    _check(snn)
     tally = TrainedTally(snn, timesteps) if snn.trained else _Tally(snn, timesteps)
     device = snn.device
     for batch in tqdm(loader, desc="verify", unit="batch", leave=False, disable=None if progress else True):
-        images, labels = batch if isinstance(batch, tuple | list) else (batch, None)
+        images = images_of(batch, "verify")
         count = count_images(images)
-        shape = (count,) if labels is None else labels.shape
-        if count == 0 or shape != (count,):
-            raise InvalidData(
-                f"verify: got {count} images with labels of shape {tuple(shape)}; expected at least one image, "
-                "and one label for each. Check the loader."
-            )
+        labels = labels_of(batch, images, "verify")
         images = images.to(device)
         size = affordable(snn, images, max(tally.steps, timesteps) if images.ndim == 5 else tally.steps)
-        known = [None] * count if labels is None else labels.to(device).split(size)
-        for part, answers in zip(images.split(size, -4), known, strict=False):
+        known = [None] * count if labels is None else torch.split(labels.to(device), size)
+        for part, answers in zip(torch.split(images, size, -4), known, strict=False):
             tally.add(part, answers, "layers" if progress else "")
-    return tally.result(network)
+    unreadable, events = len(getattr(loader, "unreadable", ())), getattr(loader, "events", (0, 0))
+    return replace(tally.result(network), data=described_data(loader, unreadable, events))
 
 
-def _check(snn: Graph, timesteps: int) -> None:
-    if timesteps < 1:
-        raise InvalidData(f"verify: got timesteps={timesteps}; expected at least 1. Pass a positive number.")
+def _check(snn: Graph) -> None:
     if not snn.neurons or not isinstance(snn.nodes[-1].op, Readout):
         raise InvalidData(
             f"verify: got a network with {len(snn.neurons)} neuron layers that ends in "

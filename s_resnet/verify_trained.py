@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,6 +57,7 @@ class TrainedVerification:
 
     layers: its neuron layers in execution order.
     logit_error: the drift of the logits; agreement: share of images with the answer of ``trained_for`` steps.
+    data: which images these are, as of a :class:`s_resnet.Report`.
     top1: of ``snn``, and of ``trained`` where the two numbers of steps differ; empty without labels.
     """
 
@@ -68,6 +70,7 @@ class TrainedVerification:
     logit_error: float
     agreement: float
     top1: dict[str, float]
+    data: Mapping[str, Any] | None = None
 
     @property
     def verdict(self) -> str:

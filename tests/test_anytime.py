@@ -198,7 +198,9 @@ def test_the_exit_of_the_report_is_the_one_counted_by_hand():
     assert (out.confidence, out.timesteps) == (0.8, T)
     assert out.mean_timesteps == sum(t for t, _, _ in want) / 19
     assert out.top1 == sum(r[0] == y for r, y in zip(ranks, labels, strict=True)) / 19
-    assert out.top5 == sum(y in r[:5] for r, y in zip(ranks, labels, strict=True)) / 19
+    ann = sum(c == y for c, y in zip(choice, labels, strict=True)) / 19
+    assert out.top5 is None and out.drop == pytest.approx(ann - out.top1)  # of fewer than 20 classes
+    assert out.drop_interval[0] < out.drop < out.drop_interval[1]
     assert out.agreement == sum(r[0] == c for r, c in zip(ranks, choice, strict=True)) / 19
     neurons = 4 * 8 * 8 + 4 * 4 * 4
     assert out.spikes_per_neuron == pytest.approx(sum(sum(s.values()) for _, _, s in want) / 19 / neurons)
@@ -227,10 +229,11 @@ def test_fixed_steps_stand_beside_the_exit_only_when_asked_for(work):
 def test_the_json_has_the_exit_only_when_asked_for():
     graph, loader = network(), batches()
     plain, asked = (evaluate(graph, loader, 4, exit_confidence=p).to_json() for p in (None, 0.8))
-    assert list(asked) == [*plain, "exit"] and asked["snn"] == [] and plain["snn"]
+    assert {*asked} == {*plain, "exit"} and asked["snn"] == [] and plain["snn"]
     assert {name: type(value) for name, value in asked["exit"].items()} == {
-        "confidence": float, "timesteps": int, "mean_timesteps": float, "top1": float, "top5": float,
-        "agreement": float, "spikes_per_neuron": float, "images_per_second": float,
+        "confidence": float, "timesteps": int, "mean_timesteps": float, "top1": float, "top5": type(None),
+        "agreement": float, "spikes_per_neuron": float, "images_per_second": float, "drop": float,
+        "drop_interval": tuple,
     }  # fmt: skip
 
 
@@ -239,10 +242,10 @@ def test_the_table_has_a_line_for_it():
     lines = report.table().splitlines()
     out: Exit = report.exit
     (line,) = [line for line in lines if "mean T" in line]
-    assert line.split()[:5] == [
-        f"{out.mean_timesteps:.1f}",
-        *(f"{100 * share:.2f}%" for share in (out.top1, out.top5, out.agreement)),
-        f"{out.spikes_per_neuron:.3f}",
+    drop, low, high = (f"{100 * value:+.2f}" for value in (out.drop, *out.drop_interval))
+    assert line.split()[:8] == [
+        *(f"{out.mean_timesteps:.1f}", f"{100 * out.top1:.2f}%", drop, low, "to", high),
+        *(f"{100 * out.agreement:.2f}%", f"{out.spikes_per_neuron:.3f}"),
     ]
     assert "0.8" in line and f"T = {T}" in line and f"{out.images_per_second:.2f} images/s" in line
     assert "mean T" not in evaluate(network(), batches(), 2).table()

@@ -30,6 +30,7 @@ from s_resnet import (
 )
 from s_resnet.auto import ALPHABETS, WINDOWS, Trial
 from s_resnet.calibrate import Calibration, Samples
+from s_resnet.intervals import wilson
 from s_resnet.ops import Input
 
 converting = importlib.import_module("s_resnet.convert")  # the package has the function under this name
@@ -192,8 +193,25 @@ def test_a_report_says_alphabet_and_latency_only_where_they_are_news(networks):
         assert (f"spikes: {snn.alphabet}" in report.table()) == (snn.alphabet != "binary")
         assert ("end-to-end" in report.table()) == snn.windowed
         if snn.windowed:
-            last = report.table().split("\n\n")[1].splitlines()[-1].split()
-            assert (last[0], last[-1]) == ("4", str(4 + waited(name, 4)))
+            rows = [line.split() for line in report.table().splitlines() if "%" in line]
+            last = next(row for row in rows if row[0] == "4")
+            assert last[-1] == str(4 + waited(name, 4))
+
+
+def test_rows_at_a_t_that_a_network_was_not_fitted_to_are_marked(networks):
+    """Of recipes that are fitted to their T; the others run as well at any."""
+    fresh = [(images(4, 8), torch.arange(4))]
+    for name, snn in networks.items():
+        report = evaluate(snn, fresh, 8, at=(2, 4, 8))
+        table = [line.split()[0] for line in report.table().splitlines() if "%" in line]
+        marks = [mark for mark in table if mark.strip("*") in ("2", "4", "8")]
+        if name in FITTED:
+            assert [row.fitted for row in report.snn] == [False, True, False] and report.fitted_for == 4
+            assert marks == ["2*", "4", "8*"]
+            assert "* not fitted to this T but to T = 4" in report.table() and report.to_json()["fitted_for"] == 4
+        else:
+            assert {row.fitted for row in report.snn} == {None} and "*" not in report.table()
+            assert "fitted_for" not in report.to_json() and "fitted" not in report.to_json()["snn"][0]
 
 
 # ---- auto: the rule ----
@@ -210,7 +228,7 @@ def trials(monkeypatch, table, **wishes):
     def trial(name, snn, calibration, timesteps):
         assert snn.provenance["who"] == (name, timesteps)
         agreement, error, latency = table(name, timesteps)
-        return Trial(name, timesteps, latency, agreement, error)
+        return Trial(name, timesteps, latency, agreement, error, 200, (0.005, 0.03))
 
     monkeypatch.setattr(auto, "apply_recipe", apply)
     monkeypatch.setattr(auto, "_trial", trial)
@@ -241,7 +259,10 @@ def test_of_the_recipes_within_one_standard_error_the_fastest(monkeypatch, spike
     table = lambda name, steps: (agreements[name], 0.015, latency(name, steps))  # noqa: E731
     who, tried, reason = trials(monkeypatch, table, spikes=spikes, timesteps=8)
     assert who == (chosen, 8) and tried == [(name, 8) for name in ALPHABETS[spikes]]
-    assert reason.startswith(f"{chosen} at T = 8 agrees with the ANN on {100 * agreements[chosen]:.1f} %")
+    assert reason.startswith(
+        f"{chosen} at T = 8 disagrees with the ANN on {100 * (1 - agreements[chosen]):.1f} % of 200"
+    )
+    assert "held-out calibration images (95 % interval 0.5 to 3.0 %)" in reason
     assert "fastest of those within one standard error of the best" in reason and "\n" not in reason
     assert all(f"{name} at T = 8" in reason for name in agreements)
 
@@ -313,6 +334,7 @@ def test_a_trial_counts_agreement_on_the_images_held_out(networks):
     assert 0 < same < 70 and trial.agreement == pytest.approx(same / 70)
     share = (same + 1) / 72  # one more of each kind
     assert trial.standard_error == pytest.approx(math.sqrt(share * (1 - share) / 70))
+    assert trial.images == 70 and trial.disagreement_interval == wilson(70 - same, 70)
     assert (trial.recipe, trial.timesteps, trial.end_to_end_steps) == ("calibrated", 2, 2 + DEPTH)
 
 

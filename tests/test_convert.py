@@ -350,7 +350,7 @@ def test_an_unknown_recipe_is_refused(model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"timesteps": 0}, r"convert: got timesteps=0; expected at least 1\. Leave it out for the recipe's"),
+        ({"timesteps": 0}, "convert: got timesteps=0; expected at least 1"),
         ({"timesteps": -5}, "got timesteps=-5"),
         ({"percentile": 0}, "got percentile 0"),
         ({"percentile": 101.0}, "got percentile 101"),
@@ -404,14 +404,16 @@ def test_an_unfolded_batchnorm_is_refused(model, batches):
 
 
 BAD = {
-    "none": ([], "no usable calibration batch"),
-    "dicts": ([{"image": images()}], "no usable calibration batch"),
-    "arrays": ([images().numpy()], "no usable calibration batch"),
+    "none": ([], "no calibration batch"),
+    "dicts": ([{"picture": images()}], "dict with picture"),
+    "lists": ([images().tolist()], r"got a batch of list of list, list; expected images \[B, C, H, W\]"),
     "one image": ([images()[0]], r"got a batch of \(3, 16, 16\); expected \[B, C, H, W\].*x\.unsqueeze\(0\)"),
     "a tensor": (images(), r"got a batch of \(3, 16, 16\); expected \[B, C, H, W\]"),
-    "an empty batch": ([images()[:0]], "no usable calibration batch"),
+    "an empty batch": ([images()[:0]], "at least one"),
+    "channels last": ([images().permute(0, 2, 3, 1)], r"They look like \[B, H, W, C\]"),
+    "events": ([images()[None]], "mean over their frames"),
     "a generator": ((x for x in [images()]), "one-shot iterator"),
-    "bytes": ([(images() * 9).byte()], "the model failed on the example"),
+    "bytes": ([(images() * 9).byte()], "got images of uint8.*Divide by 255"),
     "channels": ([images(channels=1)], "the model failed on the example"),
     "not finite": ([images(), images() / 0], "not finite"),
 }

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -117,10 +118,49 @@ def test_preprocessing_takes_every_mode(mode: str) -> None:
     assert torch.equal(process(image), process(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path, form: str) -> None:
+    """The upper 8 bits, as of the same image in 8 bits, whatever mode Pillow opens the file in."""
+    deep = np.tile(np.linspace(0, 65535, 40).astype(np.uint16), (40, 1))
+    (tmp_path / "a").mkdir()
+    suffix = {"PNG": "png", "TIFF": "tiff", "PPM": "pgm"}[form]
+    Image.fromarray(deep).save(tmp_path / "a" / f"deep.{suffix}", form)
+    data = open_data(str(tmp_path), "calibration")
+    expected = np.repeat((deep >> 8).astype(np.uint8)[:, :, None], 3, 2)
+    assert np.array_equal(np.array(data.image(0)), expected)
+    with Image.open(tmp_path / "a" / f"deep.{suffix}") as image:
+        image.load()
+        assert torch.equal(preprocessing_for(8)(image), preprocessing_for(8)(Image.fromarray(expected)))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_unknown_range_are_left_out_and_said(tmp_path: Path, dtype: type) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.full((8, 8), 70_000, dtype)).save(tmp_path / "a" / "deep.tiff")
+    noise(8, 8).save(tmp_path / "a" / "plain.png")
+    data = open_data(str(tmp_path), "calibration")
+    loader = ImageLoader(data, range(2), preprocessing_for(8), 2, workers=0)
+    assert sum(len(labels) for _, labels in loader) == 1
+    assert re.fullmatch(r"a/deep.tiff \(32-bit pixels \(mode [IF]\)\)", loader.unreadable[0])
+    with pytest.raises(InvalidData, match=r"32-bit pixels.*8 or 16 bits") as error:
+        preprocessing_for(8)(Image.fromarray(np.full((8, 8), 1, dtype)))
+    assert_form(error)
+
+
+def test_what_is_no_image_by_its_name_is_counted(tmp_path: Path) -> None:
+    make_folders(tmp_path, {"cat": 2, "dog": 1})
+    (tmp_path / "cat" / "more").mkdir()
+    for name in ("cat/a.txt", "cat/more/b.TXT", "dog/film.gif", "dog/README", "dog/.hidden", "beside.PNG", "notes.md"):
+        (tmp_path / name).write_bytes(b"x")
+    data = open_data(str(tmp_path), "calibration")
+    assert len(data) == 3 and data.skipped == ("1 .gif", "2 .txt", "1 without a suffix", "1 beside the class folders")
+    assert open_data(str(make_folders(tmp_path / "clean", {"cat": 1})), "calibration").skipped == ()
+
+
 def test_preprocessing_protocol_and_json() -> None:
     assert preprocessing_for(224) == Preprocessing(224, 256, IMAGENET_MEAN, IMAGENET_STD)
     assert [preprocessing_for(size).resize for size in (32, 64, 127, 128, 299)] == [32, 64, 127, 146, 342]
-    made = preprocessing_for(32, mean=[0, 0.5, 1], std=[1, 2, 3])
+    made = preprocessing_for(32, mean=[0, 0.5, 1], std=[1, 0.5, 0.25])
     assert made.mean == (0.0, 0.5, 1.0) and all(type(value) is float for value in made.mean + made.std)
     assert Preprocessing(**json.loads(json.dumps(asdict(made)))) == made
     assert pickle.loads(pickle.dumps(made)) == made
@@ -140,6 +180,9 @@ def test_preprocessing_protocol_and_json() -> None:
         ({"mean": (0.2, 0.2, math.nan)}, "mean, got"),
         ({"mean": "rgb"}, "mean, got rgb"),
         ({"mean": 0.5}, "mean, got 0.5"),
+        ({"mean": (123.675, 116.28, 103.53)}, "mean, got .*Divide by 255.*: 0.485,0.456,0.406"),
+        ({"std": (58.395, 57.12, 57.375)}, "std, got .*at most 1. Divide by 255.*: 0.229,0.224,0.225"),
+        ({"mean": (-0.1, 0.5, 0.5)}, "mean, got .*from 0 to 1"),
     ],
 )
 def test_preprocessing_refuses(settings: dict[str, object], match: str) -> None:
@@ -704,8 +747,8 @@ def test_data_can_be_pickled(tmp_path: Path) -> None:
 def test_what_workers_are_given_can_be_pickled() -> None:
     """Python 3.14 starts workers by forkserver: they inherit nothing."""
     loader = ImageLoader(in_memory([0, 1, 2]), [2, 0, 1], preprocessing_for(4), 2, workers=1)
-    images, labels, unreadable = pickle.loads(pickle.dumps(loader._batches))[0]
-    assert labels.tolist() == [2, 0] and unreadable == []
+    images, labels, unreadable, events = pickle.loads(pickle.dumps(loader._batches))[0]
+    assert labels.tolist() == [2, 0] and unreadable == [] and events == (0, 0)
     assert torch.equal(images, next(iter(loader))[0])
 
 

@@ -224,6 +224,8 @@ with s_resnet.first_process_first():
     if rank == 0:
         time.sleep(1)
     said["time"] = time.time()
+whole = [(images[:6], labels[:6]), (images[6:], labels[6:])]  # in both processes
+said["twice"] = s_resnet.evaluate(snn, whole, 2, device="cpu").to_json()
 said["ranks"] = s_resnet.exchange(rank)  # errors have not put the processes out of step
 if rank == 1:
     dist.monitored_barrier()
@@ -255,11 +257,13 @@ def test_evaluate_in_a_group_of_the_callers_own(folder):
         return report["images"], report["ann"], report["snn"], exit
 
     assert first["report"] == second["report"]  # measured once for all
-    assert same(first["report"]) == same(alone.to_json()) and alone.images == 11
+    assert same(first["report"]) == same(json.loads(json.dumps(alone.to_json()))) and alone.images == 11
     assert second["failing"] == ["ValueError", "no such\nluck"]
     kind, text = first["failing"]
     assert kind == "SResNetError" and text.startswith("process 1: failed, got ValueError (no such); expected")
     assert first["empty"] == second["empty"] and first["empty"][0] == "InvalidData" and "no images" in first["empty"][1]
+    assert first["twice"]["images"] == 22 and first["twice"]["repeated"] == second["twice"]["repeated"] == 11
+    assert any("s_resnet.shard" in note for note in first["twice"]["notes"]) and "repeated" not in first["report"]
     assert first["time"] < second["time"] and first["ranks"] == second["ranks"] == [0, 1]
     assert first["gone"].startswith("process 0: another process is gone, got ") and "\n" not in first["gone"]
 

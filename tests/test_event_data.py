@@ -293,9 +293,21 @@ def test_loader_gives_time_first(gestures: Path, workers: int) -> None:
     assert torch.equal(means[0][0], events.mean(0)) and means[0][1].tolist() == [3, 1]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_events_outside_the_bins_are_counted(gestures: Path, workers: int) -> None:
+    """By a plain loop over the recordings; the frames hold all others."""
+    data = open_data(f"dvsgesture:{gestures}", "evaluation")
+    loader = EventLoader(data, [5, 6, 7], SMALL, 2, workers)
+    kept = sum(float(frames.sum()) for frames, _ in loader)
+    times = torch.cat([data.events(index).t for index in (5, 6, 7)])
+    outside = sum(not 0 <= t < SMALL.bins * SMALL.microseconds for t in times.tolist())
+    assert loader.events == (len(times), outside) and kept == len(times) - outside and outside > 0
+    assert sum(len(labels) for _, labels in loader) == 3 and loader.events == (len(times), outside)  # of the last pass
+
+
 def test_what_workers_are_given_can_be_pickled(gestures: Path) -> None:
     loader = EventLoader(open_data(f"dvsgesture:{gestures}", "evaluation"), [5, 6], SMALL, 2, 0)
-    frames, labels, _ = pickle.loads(pickle.dumps(loader._batches))[0]
+    frames, labels, *_ = pickle.loads(pickle.dumps(loader._batches))[0]
     assert torch.equal(frames.transpose(0, 1), next(iter(loader))[0]) and labels.tolist() == [5, 6]
 
 

@@ -38,8 +38,9 @@ def test_a_network_becomes_a_file_and_one_line(program, network):
 def test_verify_shows_every_layer(program, network, tied):
     lines = program.works("export", "tiny.snn", *NIR, "--verify", "nir", *tied).splitlines()
     snn = s_resnet.load("tiny.snn")
-    assert lines[2].startswith("nir ") and "8 images   T = 4   float32" in lines[2]
-    rows = {line.split()[0]: line.split()[1:3] for line in lines[5 : 6 + len(snn.neurons)]}
+    assert lines[2].startswith("data: ") and lines[2].endswith("photos (all), 8 of 24 images")
+    assert lines[3].startswith("nir ") and "8 images   T = 4   float32" in lines[3]
+    rows = {line.split()[0]: line.split()[1:3] for line in lines[6 : 7 + len(snn.neurons)]}
     assert list(rows) == [*(node.name for node in snn.neurons), "all"]
     assert sum(int(rows[name][0].replace(",", "")) for name in rows if name != "all") == int(
         rows["all"][0].replace(",", "")
@@ -72,7 +73,7 @@ def test_what_only_nir_has_is_refused_elsewhere(program, network, form, option):
 def test_limit_and_data_choose_the_images(program, network):
     make_photos(Path("others"), count=4, seed=5)
     said = program.works("export", "tiny.snn", *NIR, "--verify", "nir", "--data", "others", "--limit", 5)
-    assert "5 images" in said and "12 images" not in said
+    assert "others (all), 5 of 12 images" in said and "5 of 5 images" in said
 
 
 def test_rounding_is_told_from_mistakes(program, network, monkeypatch):

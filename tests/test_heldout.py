@@ -163,8 +163,12 @@ def rename(photos: Path) -> Path:
 )
 def test_wherever_the_images_went(program, used, network, tmp_path, move):
     place = move(tmp_path / "photos")
+    names = ()
+    if move is rename:
+        (tmp_path / "names.txt").write_text("z\ny\nx\n")
+        names = ("--classes", "names.txt")
     every = [path.read_bytes() for path in place.rglob("*.[pP][nN][gG]")]
-    assert "18 images" in program.works("evaluate", "--timesteps", 1, "--data", place)
+    assert "18 images" in program.works("evaluate", "--timesteps", 1, "--data", place, *names)
     calibrated, evaluated = used
     assert not set(calibrated) & set(evaluated) and sorted(calibrated + evaluated) == sorted(every)
 
@@ -178,7 +182,7 @@ def test_train_and_its_parent_are_the_same_images(program, used, tmp_path, calib
     program.works("convert", "tiny.pth", "--calibration", calibrated, *CALIBRATED[2:])
     program.works("evaluate", "--timesteps", 1, *(() if evaluated is None else ("--data", evaluated)))
     assert len(used[0]) == 6 and set(used[0]) <= set(train)
-    in_train = (evaluated or calibrated) == "photos/train"
+    in_train = evaluated == "photos/train"  # val is preferred where nothing is said
     assert sorted(used[1]) == sorted(set(train) - set(used[0]) if in_train else val)
 
 

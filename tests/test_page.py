@@ -23,7 +23,7 @@ from test_verify import one, scalar
 
 import s_resnet
 from s_resnet import CifarResNet, InvalidData, SResNetError, convert, count_operations, energy, study, write_page
-from s_resnet.page.intervals import Z, difference, wilson
+from s_resnet.intervals import Z, difference, wilson
 from s_resnet.page.markup import Html, element, table
 
 pytest.importorskip("matplotlib", reason="the extra [report] is not installed")
@@ -120,8 +120,9 @@ def test_answers_and_accuracies_are_those_of_the_networks(paper):
     for a, b, label in zip(first.tolist(), second.tolist(), labels.tolist(), strict=True):
         right[{(1, 1): "both", (1, 0): "snn_only", (0, 1): "ann_only", (0, 0): "neither"}[a == label, b == label]] += 1
     assert entry["answers"]["right"] == right and sum(right.values()) == 20
-    lost = entry["evaluation"]["snn"][-1]["top1"] - entry["evaluation"]["ann"]["top1"]
-    assert entry["top1_difference"] == pytest.approx(lost)
+    lost = entry["evaluation"]["ann"]["top1"] - entry["evaluation"]["snn"][-1]["top1"]
+    assert entry["drop"] == pytest.approx(lost) == entry["evaluation"]["snn"][-1]["drop"]
+    assert entry["drop_interval"] == pytest.approx(entry["evaluation"]["snn"][-1]["drop_interval"])
     differ = [index for index in range(20) if first[index] != second[index]]
     assert entry["answers"]["disagreements"] == len(differ) > 0
     assert [example["place"] for example in entry["answers"]["examples"]] == differ[:12]
@@ -438,7 +439,9 @@ def test_the_program_writes_page_and_json(program, network, tmp_path):
     assert entry["provenance"]["source"]["name"] == "tiny.pth" and "fingerprints" not in entry["provenance"]["data"]
     program.works("evaluate", "tiny.snn", "--timesteps", 4, "--limit", 10, "--json", "evaluated.json")
     evaluated = json.loads(Path("evaluated.json").read_text())
-    assert entry["data"] == f"{(tmp_path / 'photos').resolve()}, all" and entry["data"] in page.text
+    photos = (tmp_path / "photos").resolve()
+    assert entry["data"] == f"{photos} (all), 10 of 24 images; left out: 6 calibrated on"
+    assert entry["data"] in page.text
     assert entry["evaluation"]["ann"]["top1"] == evaluated["ann"]["top1"]
     assert [row["top1"] for row in entry["evaluation"]["snn"]] == [row["top1"] for row in evaluated["snn"]]
 

@@ -37,7 +37,7 @@ def test_a_trained_network_has_a_page_without_an_ann(tmp_path, arch):
     x, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     top1 = float((graph(x, T).argmax(1) == labels).double().mean())
     assert found["evaluation"]["snn"][-1]["top1"] == pytest.approx(top1)
-    assert found["evaluation"]["ann"] is found["top1_difference"] is found["answers"] is None
+    assert found["evaluation"]["ann"] is found["drop"] is found["answers"] is None
     assert found["evaluation"]["trained_for"] == T and found["shortcuts"] == []
     assert all(layer["errors"] is None for layer in found["verification"]["layers"])
     assert titles(page) == {"headline", "accuracy", "layers", "spikes", "energy", "settings"}
@@ -55,7 +55,7 @@ def test_at_another_number_of_steps(tmp_path):
     assert found["evaluation"]["snn"][0]["agreement"] == pytest.approx(
         float((graph(x, 1).argmax(1) == graph(x, T).argmax(1)).double().mean())
     )
-    assert f"Against T = {T}, trained for" in page.text and "drift" in page.text
+    assert f"Drop from T = {T}, trained for" in page.text and "drift" in page.text
 
 
 def test_both_roads_beside_each_other(tmp_path):

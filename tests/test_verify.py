@@ -346,7 +346,7 @@ def test_json_has_every_channel_and_no_infinity(tmp_path):
     [
         (None, 0, [scalar(1.0)], "timesteps=0"),
         (None, 4, [], "no images"),
-        (None, 4, [torch.zeros(0, 1, 1, 1)], "0 images"),
+        (None, 4, [torch.zeros(0, 1, 1, 1)], "no images"),
         (None, 4, [(scalar(1.0), torch.tensor([0, 0]))], "labels of shape (2,)"),
         (None, 4, [(scalar(1.0), torch.tensor([1]))], "label 1 for a network of 1 classes"),
         (None, 4, [torch.zeros(1, 3, 1, 1)], "expected 1 channels"),
@@ -394,8 +394,8 @@ def test_the_program_says_which_layer_loses_what(program, tmp_path):
         "tiny.snn",
     )
     rows = [line.split() for line in out.splitlines()]
-    assert rows[2][0] == "layer" and len(rows[2]) == 11
-    for row, layer in zip(rows[3:], stored["layers"], strict=False):
+    assert rows[1][0] == "data:" and rows[3][0] == "layer" and len(rows[3]) == 11
+    for row, layer in zip(rows[4:], stored["layers"], strict=False):
         assert row[:2] == [layer["name"], f"{layer['rate']:.4f}"]
         assert row[2:8] == [f"{100 * layer['errors'][name]:.1f}%" for name in MEASURES]
         assert row[9:] == [f"{len(layer[few])}/{len(layer['channels']['rate'])}" for few in ("dead", "saturated")]

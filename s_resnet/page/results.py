@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..figures import Row
 from . import charts
 from .markup import Html, element, figure, joined, paragraph, section, table
 from .study import Study, compared
@@ -49,19 +50,19 @@ def _against(study: Study) -> tuple[Html, Html]:
     within = f"95% interval {interval(study, last.top1)}."
     if report.ann is None:
         _, now, trained, _ = study.answers.right
-        more, other = (now - trained) / study.answers.images, f"T = {report.trained_for}"
+        drop, other = (trained - now) / study.answers.images, f"T = {report.trained_for}"
         compared_with = (
-            (f"{points(more)} points", f"95% interval {points(low)} to {points(high)}.")
+            (f"{points(drop)} points", f"95% interval {points(low)} to {points(high)}.")
             if study.timesteps != report.trained_for
             else (other, "Directly trained as a spiking network for these steps: there is no ANN.")
         )
-        title = f"Against {other}, trained for" if study.timesteps != report.trained_for else "Trained for"
+        title = f"Drop from {other}, trained for" if study.timesteps != report.trained_for else "Trained for"
         return _card("Accuracy (top-1)", percent(last.top1), f"Of {images}. {within}"), _card(title, *compared_with)
-    drop, ann = last.top1 - report.ann["top1"], percent(report.ann["top1"])
+    drop, ann = report.ann["top1"] - last.top1, percent(report.ann["top1"])
     words = f"95% interval {points(low)} to {points(high)}. The same answer to {percent(last.agreement)} of them."
     return (
         _card("Accuracy (top-1)", percent(last.top1), f"The ANN: {ann} of the same {images}. {within}"),
-        _card("Against its ANN", f"{points(drop)} points", words),
+        _card("Drop from its ANN", f"{points(drop)} points", words),
     )
 
 
@@ -98,6 +99,7 @@ def accuracy(studies: Studies) -> Html:
         *map(paragraph, words),
         element("div", top1, _agreement(studies), class_="pair"),
         _steps(studies),
+        *_notes(studies),
         paragraph(
             f"Intervals: Wilson's, from the number of images{paired}. "
             "They tell the chance in the choice of images, nothing else.",
@@ -131,20 +133,47 @@ def _all_trained(studies: Studies) -> bool:
 
 def _steps(studies: Studies) -> Html:
     late = any(row.end_to_end_steps != row.timesteps for study in studies for row in study.report.snn)
+    many = any(row.top5 is not None for study in studies for row in study.report.snn)
     several = len(studies) > 1
     titles = ["network"] * several + ["T"] + ["end-to-end steps"] * late
     rows = []
     for study in studies:
         name, ann = [study.network] * several, study.report.ann
         if ann is not None:
-            cells = (percent(ann["top1"]), interval(study, ann["top1"]), percent(ann["top5"]))
+            top5 = [percent(ann["top5"])] if many and ann["top5"] is not None else [""] * many
+            cells = (percent(ann["top1"]), interval(study, ann["top1"]), "", "", *top5)
             rows.append([*name, "ANN", *[""] * late, *cells, "", "", ""])
         for row in study.report.snn:
-            top = (percent(row.top1), interval(study, row.top1), percent(row.top5))
+            top5 = [percent(row.top5)] if many and row.top5 is not None else [""] * many
+            top = (percent(row.top1), interval(study, row.top1), *_drop(row), *top5)
             same = (percent(row.agreement), interval(study, row.agreement), f"{row.spikes_per_neuron:.3f}")
-            rows.append([*name, f"{row.timesteps:,}", *[f"{row.end_to_end_steps:,}"] * late, *top, *same])
-    measures = ("top-1", "95% interval", "top-5", "agreement", "95% interval", "spikes/neuron")
-    return table((*titles, *measures), rows, "Accuracy and agreement at every T")
+            steps = f"{row.timesteps:,}{'*' * (row.fitted is False)}"
+            rows.append([*name, steps, *[f"{row.end_to_end_steps:,}"] * late, *top, *same])
+    measures = ("top-1", "95% interval", "drop", "95% interval", *["top-5"] * many)
+    shown = (*titles, *measures, "agreement", "95% interval", "spikes/neuron")
+    return table(shown, rows, "Accuracy and agreement at every T")
+
+
+def _drop(row: Row) -> tuple[str, str]:
+    """What a row loses against its ANN, in points, and the interval of that."""
+    if row.drop is None or row.drop_interval is None:
+        return "", ""
+    low, high = row.drop_interval
+    return points(row.drop), f"{points(low)} to {points(high)}"
+
+
+def _notes(studies: Studies) -> list[Html]:
+    """What about the rows or the images has to be known."""
+    found = [
+        joined((whose(study, studies), paragraph(f"Note: {note}", kind="note")))
+        for study in studies
+        for note in study.report.notes
+    ]
+    fitted = {str(s.report.fitted_for) for s in studies if any(row.fitted is False for row in s.report.snn)}
+    if fitted:
+        words = f"* Not fitted to this T but to T = {', '.join(sorted(fitted))}."
+        found.append(paragraph(words, kind="note"))
+    return found
 
 
 def _reading(study: Study) -> str:

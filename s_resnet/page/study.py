@@ -13,15 +13,16 @@ from torch import Tensor
 from ..device import find_device
 from ..energy import CONSTANTS, Constants, Energy, energy
 from ..errors import InvalidData
+from ..figures import Report, described
 from ..graph import Graph
+from ..intervals import difference, wilson
 from ..neuron import Neuron
 from ..operations import Operations, count_operations
 from ..recorder import Trace, record
-from ..report import Report, evaluate
+from ..report import evaluate
 from ..shortcuts import Shortcut, shortcuts
 from ..verify import Verification, verify
 from ..verify_trained import TrainedVerification
-from .intervals import difference, wilson
 
 DETAILS = 128  # images that layers are verified, and operations counted, on: both take several times a simulation
 EXAMPLES = 12  # images that are shown
@@ -129,8 +130,9 @@ class Study:
 
     @property
     def drop(self) -> tuple[float, float]:
-        """The 95 % interval of the SNN's top-1 accuracy minus its ANN's, or its own after the T trained for."""
-        return difference(*self.answers.right)
+        """The 95 % interval of its ANN's top-1 accuracy, or its own after the T trained for, minus the SNN's."""
+        both, snn, ann, neither = self.answers.right
+        return difference(both, ann, snn, neither)
 
     def interval(self, share: float) -> tuple[float, float]:
         """The 95 % interval of a share of the evaluated images."""
@@ -159,8 +161,8 @@ class Study:
             "end_to_end_steps": self.end_to_end_steps,
             "alphabet": self.report.alphabet,
             "evaluation": report,
-            "top1_difference": None if self.trained else (snn - ann) / self.answers.images,
-            "top1_difference_interval": None if self.trained else self.drop,
+            "drop": None if self.trained else (ann - snn) / self.answers.images,
+            "drop_interval": None if self.trained else self.drop,
             "answers": None
             if self.trained
             else {
@@ -235,7 +237,8 @@ def study(
         snn: a converted or directly trained network.
         loader: batches of (images ``[B, 3, H, W]`` or events ``[T, B, 2, H, W]``, labels ``[B]``), read once.
         timesteps: T >= 1.
-        network, sha256, data: name and digest of its file, and which images these are, for the page.
+        network, sha256: name and digest of its file, for the page.
+        data: which images these are; by default what the loader says.
         classes: names; by default those of the provenance.
         constants: of the energy estimate.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
@@ -261,7 +264,7 @@ def study(
         missing["operations"] = str(error)
     first = answers.details[0][0].narrow(-4, 0, 1).to(target)
     return Study(
-        *(network, sha256, data, timesteps, snn.end_to_end_steps(timesteps)),
+        *(network, sha256, data or described(report.data, report.images), timesteps, snn.end_to_end_steps(timesteps)),
         report=report,
         answers=answers,
         verification=verification,

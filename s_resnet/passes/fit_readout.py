@@ -93,6 +93,8 @@ def _weights(sums: _Sums) -> Tensor:
     """The positive weights ``[T]``, of sum 1, with which the currents come closest to the targets."""
     steps = len(sums.gram)
     gram = sums.gram - sums.currents @ sums.currents.T / sums.images
+    if float(gram.diagonal().sum()) <= 1e-9 * float(sums.gram.diagonal().sum()):  # images that do not vary tell nothing
+        return torch.full_like(sums.right, 1 / steps)
     ridge = RIDGE * float(gram.diagonal().sum()) / steps
     gram = gram + ridge * torch.eye(steps, dtype=gram.dtype, device=gram.device)
     right = sums.right - sums.currents @ sums.targets / sums.images + ridge / steps
