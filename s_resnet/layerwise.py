@@ -18,7 +18,7 @@ from .ops import Conv2d, Input, Linear, Node, Op
 from .spill import Spill
 
 # Values of the largest layer, over all steps and images, up to which all images are kept in memory; of a part of more.
-ROOM, PART = 2**26, 2**23
+ROOM, PART = 2**24, 2**23
 PARTS = 8  # at least, where there are several
 
 
