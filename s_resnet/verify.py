@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .arguments import images_of, labels_of, whole_number
-from .artifact import replacing
 from .calibrate import Batches
 from .engine import arithmetic
 from .errors import InvalidData
+from .files import replacing
 from .graph import Graph, count_images
 from .lockstep import affordable, lockstep, steps_of
 from .losses import Split, by_channel, finite, relative, right, split
