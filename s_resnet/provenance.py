@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,8 +34,8 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _scale(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _count(value: Any) -> bool:
@@ -89,7 +90,7 @@ _KNOWN: Mapping[str, tuple[Check, str]] = {
         "a dict with spec, split, images and fingerprints",
     ),
     "calibration": (
-        _entry(marks=_listed(_mark), scales=_named(_number), silent=_listed(_text)),
+        _entry(marks=_listed(_mark), scales=_named(_scale), silent=_listed(_text)),
         "a dict with marks, scales and silent",
     ),
     "preprocessing": (

@@ -213,7 +213,7 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
         "signed": _FLAG,
         "differential": _FLAG,
         "detach_reset": _FLAG,
-        "scale": _or_none(_floats(0, 1)),
+        "scale": _or_none(_floats(0, 1, least=_POSITIVE)),
         "amplitude": _or_none(_number()),
         "firing": _or_none(_floats(1, least=_POSITIVE)),
         "quantization": _whole(0),

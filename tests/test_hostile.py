@@ -124,6 +124,8 @@ SETTINGS = {
     "images of another shape": lambda s, t, h: h["provenance"].update(input_shape=[4, 8, 8]),
     "images without end": lambda s, t, h: h["provenance"].update(input_shape=[3, 0, 8]),
     "a deep list": lambda s, t, h: s["relu"].update(levels=json.loads("[" * 900 + "]" * 900)),
+    "a scale of zero": lambda s, t, h: t["relu/scale"].zero_(),
+    "a scale of zero in words": lambda s, t, h: h["provenance"]["calibration"]["scales"].update(relu=0),
     "a source in a text": lambda s, t, h: h["provenance"].update(source="mine"),
     "steps without end": lambda s, t, h: h["provenance"]["recipe"].update(timesteps=2**31),
     "pixels without end": lambda s, t, h: h["provenance"].update(preprocessing={"size": 10**6, "resize": 10**6}),
