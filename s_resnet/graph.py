@@ -323,7 +323,7 @@ class Graph:
         job = engine.Job(given, timesteps, chunk, memory, step, encode, observe, whole)
         for outputs, spikes, after in engine.advance(plan, job):
             step += len(outputs)
-            outputs = finite_answers(marked(outputs, images), "simulate")
+            outputs = marked(outputs, images) if images.is_cuda else finite_answers(outputs, "simulate")
             yield Chunk(outputs, spikes, State(step, after))
 
 

@@ -336,6 +336,8 @@ def _reach(op: Op, below: float) -> float:
         bias = getattr(op, "bias", None)
         largest = float(weight.flatten(1).sum(1).max() if weight.ndim > 1 else weight.max())
         return largest * below + (0.0 if bias is None else float(bias.double().abs().max()))
+    if isinstance(op, Affine):
+        return float((op.weight.double().abs() * below + op.bias.double().abs()).max())
     if isinstance(op, BatchNorm2d):
         slope = (op.weight.double() / (op.var.double() + op.eps).sqrt()).abs()
         return float((slope * (below + op.mean.double().abs()) + op.bias.double().abs()).max())

@@ -29,6 +29,7 @@ from s_resnet import (
     Readout,
     convert,
     evaluate,
+    inputs,
     load,
     neuron,
     ops,
@@ -254,6 +255,17 @@ def test_images_that_are_not_finite_go_nowhere(graphs, value):
             use()
 
 
+@pytest.mark.parametrize("events", [False, True], ids=["images", "events"])
+def test_answers_of_images_that_are_not_finite_are_marked_where_nothing_is_read_back(events):
+    x, outputs = images(3, SIZE), torch.ones(2, 3, 5)
+    if events:
+        x = x.expand(T, *x.shape).clone()
+    assert torch.equal(inputs.marked(outputs, x), outputs)
+    x[(1, 1) if events else 1][0, 0, 0] = float("nan")
+    got = inputs.marked(outputs, x)
+    assert got[:, 1].isnan().all() and torch.equal(got[:, [0, 2]], outputs[:, [0, 2]])
+
+
 def test_answers_that_leave_their_range_are_not_ranked():
     nodes = (
         Node("input", ops.Input(), ()),
@@ -470,7 +482,7 @@ def test_text_from_files_reaches_the_terminal_without_its_escapes(tmp_path, monk
     snn = graphs["plain"]
     evil = {node.name: node.name.replace("relu", f"re{ESCAPE}lu") for node in snn.nodes}
     nodes = tuple(Node(evil[node.name], node.op, tuple(evil[name] for name in node.inputs)) for node in snn.nodes)
-    said = {"recipe": {"name": ESCAPE, "timesteps": T, "passes": [{"pass": ESCAPE}]}, "classes": [ESCAPE, "\ud800"]}
+    said = {"recipe": {"name": ESCAPE, "timesteps": T, "passes": [{"pass": ESCAPE}]}, "classes": [ESCAPE, "\ud800", "2", "3", "4"]}
     source = {"arch": ESCAPE, "name": ESCAPE, "classes": 5}
     preprocessing = s_resnet.stored_preprocessing(s_resnet.preprocessing_for(SIZE))
     snn = Graph(nodes, snn.provenance).with_provenance(**said, source=source, preprocessing=preprocessing)
