@@ -482,7 +482,8 @@ def test_text_from_files_reaches_the_terminal_without_its_escapes(tmp_path, monk
     snn = graphs["plain"]
     evil = {node.name: node.name.replace("relu", f"re{ESCAPE}lu") for node in snn.nodes}
     nodes = tuple(Node(evil[node.name], node.op, tuple(evil[name] for name in node.inputs)) for node in snn.nodes)
-    said = {"recipe": {"name": ESCAPE, "timesteps": T, "passes": [{"pass": ESCAPE}]}, "classes": [ESCAPE, "\ud800", *"234"]}
+    said = {"recipe": {"name": ESCAPE, "timesteps": T, "passes": [{"pass": ESCAPE}]}}
+    said |= {"classes": [ESCAPE, "\ud800", *"234"]}
     source = {"arch": ESCAPE, "name": ESCAPE, "classes": 5}
     preprocessing = s_resnet.stored_preprocessing(s_resnet.preprocessing_for(SIZE))
     snn = Graph(nodes, snn.provenance).with_provenance(**said, source=source, preprocessing=preprocessing)
