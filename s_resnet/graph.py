@@ -213,10 +213,7 @@ class Graph:
         return replace(self, nodes=tuple(replace(node, op=move(node.op)) for node in self.nodes))
 
     def validate(self) -> Graph:
-        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost.
-
-        InvalidData when a number is not finite.
-        """
+        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""
         seen: set[str] = set()
         if not self.nodes:
             raise ConversionError("graph: got no nodes; expected an input first.")
@@ -231,7 +228,6 @@ class Graph:
             missing = [name for name in node.inputs if name not in seen]
             if missing:
                 raise ConversionError(f"{node.name}: got input {missing[0]!r}; expected an earlier node.")
-            validate.finite(node)
             seen.add(node.name)
         lost = [node.name for node in self.nodes[:-1] if not self.users[node.name]]
         if lost:
@@ -267,8 +263,7 @@ class Graph:
 
     def _plan(self, precision: str) -> engine.Plan:
         if precision not in self._plans:
-            for node in self.nodes:
-                validate.finite(node)
+            validate.finite(self.nodes)
             self._plans[precision] = engine.prepare(self.nodes, self.users, self.static, precision)
         return self._plans[precision]
 

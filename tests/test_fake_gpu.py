@@ -42,7 +42,7 @@ def planned(monkeypatch):
     # Read once from real numbers, while a network is prepared.
     monkeypatch.setattr(Neuron, "unit", property(lambda op: op.amplitude in (None, 1)))
     everywhere(monkeypatch, "_reach", lambda *_: 100)
-    monkeypatch.setattr(validate, "finite", lambda node: None)
+    monkeypatch.setattr(validate, "finite", lambda nodes: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (60 * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     # A recording runs what it records, and replays nothing.
