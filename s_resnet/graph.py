@@ -94,6 +94,7 @@ class Graph:
 
     def _features(self, images: Tensor, timesteps: int, precision: str, nodes: Sequence[str]) -> dict[str, Tensor]:
         """The nodes' means; who observes sees all images of a chunk at once, so that portions are made here."""
+        timesteps = whole_number(timesteps, "simulate", "timesteps")
         _check(self, images, timesteps, None, None)
         job = engine.Job(images if images.ndim == 4 else images[0], timesteps)
         sizes = engine.portions(self._plan(precision), job)
@@ -299,6 +300,7 @@ class Graph:
                 come without memory. It costs less, and on a GPU what Python would slow down is recorded and replayed.
         """
         timesteps = whole_number(timesteps, "simulate", "timesteps")
+        chunk = None if chunk is None else whole_number(chunk, "simulate", "chunk")
         _check(self, images, timesteps, chunk, state)
         plan = self._plan(precision)
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
@@ -330,8 +332,6 @@ def count_images(images: Tensor) -> int:
 def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
     if not graph.neurons:
         raise InvalidData("simulate: got a network without neurons; expected a converted one. Call convert first.")
-    if chunk is not None:
-        whole_number(chunk, "simulate", "chunk")
     if images.ndim not in (4, 5) or images.numel() == 0:
         raise InvalidData(
             f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
