@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, overload
 
 import torch
@@ -137,11 +137,20 @@ class Graph:
         """The neuron layers, in execution order; empty for an analog network."""
         return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
 
+    def _tensors(self) -> Iterator[Tensor]:
+        values = (getattr(node.op, f.name) for node in self.nodes for f in fields(node.op))  # type: ignore[arg-type]
+        return (value for value in values if isinstance(value, Tensor))
+
     @property
     def device(self) -> torch.device:
         """Where its tensors are; the CPU where it has none."""
-        values = (getattr(node.op, f.name) for node in self.nodes for f in fields(node.op))  # type: ignore[arg-type]
-        return next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
+        return next((value.device for value in self._tensors()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest type of its floating-point numbers; float32 where it has none."""
+        found = {value.dtype for value in self._tensors() if value.is_floating_point()} or {torch.float32}
+        return reduce(torch.promote_types, found)
 
     @property
     def trained(self) -> bool:
@@ -204,12 +213,14 @@ class Graph:
         return replace(self, provenance={**self.provenance, **entries})
 
     def to(self, target: torch.device | str | torch.dtype) -> Graph:
-        """The same network with its tensors on a device, or its numbers in another floating-point type."""
+        """The same network with its tensors on a device, or its floating-point numbers in another such type."""
+
+        def moves(value: Any) -> bool:
+            return isinstance(value, Tensor) and (value.is_floating_point() or not isinstance(target, torch.dtype))
 
         def move(op: Op) -> Op:
-            tensors = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
-            moved = {name: value.to(target) for name, value in tensors.items() if isinstance(value, Tensor)}
-            return replace(op, **moved)  # type: ignore[type-var]
+            values = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
+            return replace(op, **{name: v.to(target) for name, v in values.items() if moves(v)})  # type: ignore[type-var]
 
         return replace(self, nodes=tuple(replace(node, op=move(node.op)) for node in self.nodes))
 
