@@ -616,12 +616,17 @@ READERS = {
 }
 
 
-def tried(reader: Reader, folder: Path, chance: Chance) -> str:
-    """What becomes of one mutation: "accepted" or "refused". Everything else is raised."""
+def mutated(reader: Reader, folder: Path, chance: Chance) -> Path:
+    """The file of one mutation; its name says whether its checksums are right."""
     content = reader.mutate(reader.bases, chance)
     path = folder / f"mutated{'' if isinstance(content, Flipped) else '-sealed'}{reader.suffix}"
     path.unlink(missing_ok=True)
     path.write_bytes(content)
+    return path
+
+
+def tried(reader: Reader, path: Path) -> str:
+    """What becomes of one file: "accepted" or "refused". Everything else is raised."""
     try:
         reader.use(path)
     except s_resnet.SResNetError as error:

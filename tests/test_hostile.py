@@ -520,7 +520,7 @@ def test_mutated_files_are_accepted_or_refused(name, tmp_path_factory, graphs):
     @settings(derandomize=True, max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.randoms(use_true_random=False))
     def fuzz(chance):
-        ends.append(mutations.tried(reader, Path(folder), chance))
+        ends.append(mutations.tried(reader, mutations.mutated(reader, Path(folder), chance)))
 
     fuzz()
     assert ends.count("refused") >= 5, "the mutations change nothing"
