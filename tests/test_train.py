@@ -829,3 +829,32 @@ def test_danet_is_called_our_interpretation(program, tmp_path):
     assert code == 0 and "our interpretation" in said
     out = program.works("convert", "x.pt") + program.works("inspect", "x.snn")
     assert out.count("danet11 (our interpretation)") >= 2
+
+
+ROTTEN = {
+    "a momentum of another shape": lambda c: c["optimizer"]["state"][0].update(momentum_buffer=torch.tensor(1.0)),
+    "a momentum that is none": lambda c: c["optimizer"]["state"][0]["momentum_buffer"].fill_(float("nan")),
+    "another momentum": lambda c: c["optimizer"]["param_groups"][0].update(momentum=0.1),
+    "steps upwards": lambda c: c["optimizer"]["param_groups"][0].update(maximize=True),
+    "a weight that is none": lambda c: c["state_dict"]["linear.weight"].view(-1)[:1].fill_(float("nan")),
+    "an epoch too many": lambda c: c.update(epoch=c["epoch"] + 1),
+    "an epoch in a text": lambda c: c.update(epoch="3"),
+    "no history": lambda c: c.update(history=[]),
+    "a loss that is none": lambda c: c["history"][0].update(loss=float("nan")),
+    "tensors for settings": lambda c: c["settings"].update(lr=torch.ones(2)),
+    "data in a text": lambda c: c.update(data="x"),
+    "a scale in a text": lambda c: c.update(scaler={"scale": "x"}),
+}
+
+
+@pytest.mark.parametrize("what", ROTTEN)
+def test_what_does_not_fit_together_is_not_gone_on_with(tmp_path, what):
+    path = tmp_path / "x.pt"
+    trained(path, settings=replace(BRIEF, epochs=2))
+    there = content(path)
+    ROTTEN[what](there)
+    torch.save(there, path)
+    before = path.read_bytes()
+    with pytest.raises(SResNetError, match=r"is there, |holds another run") as caught:
+        trained(path, settings=replace(BRIEF, epochs=2))
+    assert path.read_bytes() == before and str(caught.value).isprintable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +30,10 @@ from .settings import Training, chance, make_optimizer
 
 # Of an optimizer: its weights, what every step sets anew, and how it computes, which may differ from torch to torch.
 UNSETTLED = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
+
+
+# What each optimizer remembers of a weight.
+REMEMBERED = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 
 
 @dataclass(frozen=True)
@@ -258,12 +263,23 @@ def _check_numbers(run: Run) -> None:
     for name, value in run.model.state_dict().items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} is not finite")
+    remembers = REMEMBERED[run.settings.optimizer]
     for parameter, remembered in run.optimizer.state.items():
+        if remembered.keys() - remembers or (run.settings.optimizer == "adamw" and remembers - remembered.keys()):
+            raise ValueError("the optimizer remembers something else")
         for name, value in remembered.items():
-            fits = isinstance(value, Tensor) and value.shape in ((), parameter.shape) and bool(value.isfinite().all())
-            if value is not None and not fits:
+            if value is not None and not _fits(name, value, parameter):
                 raise ValueError(f"{name} of the optimizer does not fit its weights")
     known = make_optimizer(run.settings, run.model.parameters()).param_groups
     for then, now in zip(run.optimizer.param_groups, known, strict=True):
         if any(then.get(name, value) != value for name, value in now.items() if name not in UNSETTLED):
             raise ValueError("the optimizer has other settings")
+
+
+def _fits(name: str, value: Any, parameter: Tensor) -> bool:
+    """Whether what an optimizer remembers of a weight is like it: finite, and of squares and steps none below 0."""
+    if not isinstance(value, Tensor) or value.dtype != (torch.float32 if name == "step" else parameter.dtype):
+        return False
+    least = 0.0 if name in ("step", "exp_avg_sq") else -math.inf
+    alike = value.shape == (() if name == "step" else parameter.shape)
+    return alike and bool((value.isfinite() & (value >= least)).all())
