@@ -835,6 +835,8 @@ ROTTEN = {
     "a momentum of another shape": lambda c: c["optimizer"]["state"][0].update(momentum_buffer=torch.tensor(1.0)),
     "a momentum that is none": lambda c: c["optimizer"]["state"][0]["momentum_buffer"].fill_(float("nan")),
     "another momentum": lambda c: c["optimizer"]["param_groups"][0].update(momentum=0.1),
+    "no momentum at all": lambda c: c["optimizer"]["param_groups"][0].pop("momentum"),
+    "no word of dampening": lambda c: c["optimizer"]["param_groups"][0].pop("dampening"),
     "steps upwards": lambda c: c["optimizer"]["param_groups"][0].update(maximize=True),
     "a weight that is none": lambda c: c["state_dict"]["linear.weight"].view(-1)[:1].fill_(float("nan")),
     "an epoch too many": lambda c: c.update(epoch=c["epoch"] + 1),

@@ -259,7 +259,10 @@ def resume(run: Run) -> list[Mapping[str, Any]]:
 
 
 def _check_numbers(run: Run) -> None:
-    """ValueError where weights or what the optimizer remembers are not finite, or do not fit each other."""
+    """ValueError where weights or what the optimizer remembers are not finite, or do not fit each other.
+
+    How the optimizer computes is this run's own, whatever the file says.
+    """
     for name, value in run.model.state_dict().items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} is not finite")
@@ -272,8 +275,9 @@ def _check_numbers(run: Run) -> None:
                 raise ValueError(f"{name} of the optimizer does not fit its weights")
     known = make_optimizer(run.settings, run.model.parameters()).param_groups
     for then, now in zip(run.optimizer.param_groups, known, strict=True):
-        if any(then.get(name, value) != value for name, value in now.items() if name not in UNSETTLED):
+        if any(name not in then or (name not in UNSETTLED and then[name] != value) for name, value in now.items()):
             raise ValueError("the optimizer has other settings")
+        then.update({name: now[name] for name in UNSETTLED if name in now and name != "params"})
 
 
 def _fits(name: str, value: Any, parameter: Tensor) -> bool:
