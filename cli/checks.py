@@ -65,7 +65,7 @@ def warn_left_out(*loaders: Any) -> None:
     warn_unreadable(tuple(dict.fromkeys(name for loader in loaders for name in loader.unreadable)))
     for said in dict.fromkeys(", ".join(loader.data.skipped) for loader in loaders):
         if said:
-            say(f"Left out files that are no images by their names: {said}", err=True)
+            say(f"Left out what is no image by its name: {said}", err=True)
     for loader in loaders[:1]:
         events, outside = loader.events
         if outside:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .errors import InvalidData
+from .files import opened
 
 Pixels = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -170,7 +171,7 @@ class ImageData(LabeledData):
     def decode(self, index: int) -> Image.Image:
         if self.pixels is not None:
             return to_rgb(_not_thin(Image.fromarray(self.pixels[index])))
-        with open(os.path.join(self.root, self.names[index]), "rb") as file:
+        with opened(os.path.join(self.root, self.names[index])) as file:
             image = _not_thin(Image.open(file))
             image.load()  # to the end, so that a truncated file raises here
             return to_rgb(image)

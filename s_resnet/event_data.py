@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,11 @@ from torch import Tensor
 from .classes import by_number
 from .data import BROKEN, LabeledData, Loader, invalid, is_count, reason
 from .errors import BackendUnavailable, InvalidData
+from .files import opened
 
 Size = tuple[int, int]
 _PER_CLASS, _TRAIN = 1000, 900  # recordings of CIFAR10-DVS
+_HEADER = 2**20  # bytes of a header that are looked at
 _NEEDS = {"cifar10dvs": ("tonic", "aedat"), "dvsgesture": ("tonic",)}
 
 
@@ -140,6 +143,8 @@ class EventData(LabeledData):
             raise invalid(where, "file", reason(error), "events as tonic stores them", "Repair or remove it") from error
 
     def decode(self, index: int) -> Events:
+        if self.root:
+            _check_file(Path(self.root, self.names[index]))
         try:
             recording = self.source[index][0]
         except BaseException as error:  # what tonic raises is a plain Exception, what its decoder panics with is none
@@ -157,6 +162,28 @@ class EventData(LabeledData):
 
     def events_outside(self, sample: Events, preprocessing: Callable[[Any], Tensor]) -> tuple[int, int]:
         return len(sample.t), preprocessing.outside(sample) if isinstance(preprocessing, Binning) else 0
+
+
+def _check_file(path: Path) -> None:
+    """OSError for a pipe, on which tonic would wait; ValueError where an AEDAT 4 header's description is no text.
+
+    Over that its decoder ends the program. Behind 14 bytes of magic and the header's size lies a flatbuffer, whose third field is the description.
+    """
+    with opened(path) as file:
+        if path.suffix != ".aedat4":
+            return
+        file.seek(14)
+        content = file.read(min(int.from_bytes(file.read(4), "little"), _HEADER))
+    try:
+        (table,) = struct.unpack_from("<I", content)
+        vtable = table - struct.unpack_from("<i", content, table)[0]
+        last = struct.unpack_from("<H", content, vtable)[0] if vtable >= 0 else 0
+        slot = struct.unpack_from("<H", content, vtable + 8)[0] if last > 8 else 0
+        if slot:
+            text = table + slot + struct.unpack_from("<I", content, table + slot)[0]
+            content[text + 4 : text + 4 + struct.unpack_from("<I", content, text)[0]].decode()
+    except (struct.error, UnicodeDecodeError) as error:
+        raise ValueError("a damaged header") from error
 
 
 class EventLoader(Loader):

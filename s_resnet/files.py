@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 
 import safetensors
@@ -49,13 +50,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def read(path: Path, most: int) -> bytes:
     """The whole of a regular file of at most ``most`` bytes; OSError otherwise."""
-    with open(path, "rb", opener=_without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
-        if status.st_size > most:
-            raise OSError(errno.EFBIG, f"{status.st_size} bytes, more than {most}")
-        return file.read(status.st_size)  # Python makes room for what it is asked for
+    with opened(path, most) as file:
+        return file.read(os.fstat(file.fileno()).st_size)  # Python makes room for what it is asked for
+
+
+def opened(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
+    """A regular file of at most ``most`` bytes, to be read; OSError for a pipe, a device or a larger one."""
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  # the caller closes it
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
+    raise OSError(errno.EFBIG, f"{status.st_size} bytes, more than {most}")
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from .data import ImageData, LabeledData
+from .files import opened
+
+LARGEST = 2**32  # bytes of a file that are gone through: no image or recording has as many
 
 
 def fingerprints(data: LabeledData, indices: Iterable[int]) -> list[str]:
@@ -37,7 +40,11 @@ def _stored_hash(data: LabeledData, index: int) -> str:
     if isinstance(data, ImageData) and data.pixels is not None:
         return hashlib.blake2b(np.ascontiguousarray(data.pixels[index]).tobytes(), digest_size=8).hexdigest()
     try:
-        content = Path(data.root, data.names[index]).read_bytes()
+        with opened(Path(data.root, data.names[index]), LARGEST) as file:
+            return hashlib.file_digest(file, _blake2b).hexdigest()
     except OSError:
-        content = b""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+        return _blake2b().hexdigest()
+
+
+def _blake2b() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=8)

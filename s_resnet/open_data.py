@@ -87,7 +87,37 @@ def _open_directory(path: Path, split: str) -> ImageData:
 
 
 def _class_names(path: Path) -> list[str]:
-    return sorted(item.name for item in os.scandir(path) if item.is_dir() and not item.name.startswith("."))
+    found = (item for item in os.scandir(path) if _is_folder(item) and not item.name.startswith("."))
+    return sorted(item.name for item in found if not _leads_back(item))
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    return os.path.isdir(item.path) if item.is_symlink() else item.is_dir()  # a link to itself is none, and no error
+
+
+def _leads_back(item: os.DirEntry[str]) -> bool:
+    """Whether it is a link to the folder that it is in, or to one above: below it all would be found again."""
+    if not item.is_symlink():
+        return False
+    here, there = os.path.realpath(os.path.dirname(item.path)), os.path.realpath(item.path)
+    return os.path.join(here, "").startswith(os.path.join(there, ""))
+
+
+def _folders(start: str) -> tuple[list[str], int]:
+    """``start`` and all folders below it, links followed and none twice; how many links lead back or to one again."""
+    found, waiting, known, again = [], [start], {os.path.realpath(start)}, 0
+    while waiting:
+        found.append(waiting.pop())
+        for item in os.scandir(found[-1]):
+            if not _is_folder(item):
+                continue
+            real = os.path.realpath(item.path)
+            if real in known or _leads_back(item):
+                again += 1
+            else:
+                known.add(real)
+                waiting.append(item.path)
+    return sorted(found), again
 
 
 def _open_folders(root: Path, split: str | None) -> ImageData:
@@ -117,13 +147,16 @@ def _list_images(folder: Path, wanted: Mapping[str, int]) -> tuple[list[tuple[st
     samples: list[tuple[str, int]] = []
     others: Counter[str] = Counter()
     for name, label in wanted.items():
-        for place, _, files in sorted(os.walk(folder / name, followlinks=True)):
-            for file in sorted(files):
+        places, again = _folders(str(folder / name))
+        others["link(s) to a folder above"] += again
+        for place in places:
+            for file in sorted(item.name for item in os.scandir(place) if not _is_folder(item)):
                 if file.lower().endswith(_EXTENSIONS):
                     samples.append((os.path.join(place, file), label))
                 elif not file.startswith("."):
                     others[os.path.splitext(file)[1].lower() or "without a suffix"] += 1
-    said = [f"{count} {kind}" for kind, count in sorted(others.items())]
+    others["link(s) to a folder above"] += sum(_is_folder(item) and _leads_back(item) for item in os.scandir(folder))
+    said = [f"{count} {kind}" for kind, count in sorted(others.items()) if count]
     beside = sum(item.is_file() and item.name.lower().endswith(_EXTENSIONS) for item in os.scandir(folder))
     return samples, (*said, *([f"{beside} beside the class folders"] if beside else []))
 
@@ -164,7 +197,8 @@ def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> Imag
             part = "train" if train else "val"
             images = datasets.ImageNet(str(root), split=part)
             classes = tuple(", ".join(synonyms) for synonyms in images.classes)
-            return _from_files(spec, part, classes, str(root), images.samples)
+            samples, skipped = _list_images(Path(images.split_folder), images.wnid_to_idx)
+            return replace(_from_files(spec, part, classes, str(root), samples), skipped=skipped)
         dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[kind]
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; some torchvision versions chat
             stored = dataset(str(root), train=train, download=download)

@@ -36,6 +36,7 @@ from s_resnet.data import (
     preprocessing_for,
 )
 from s_resnet.errors import InvalidData
+from s_resnet.heldout import fingerprints
 from s_resnet.open_data import open_data, read_preprocessing, stored_preprocessing
 from s_resnet.training.images import usual_workers
 
@@ -155,6 +156,40 @@ def test_what_is_no_image_by_its_name_is_counted(tmp_path: Path) -> None:
     data = open_data(str(tmp_path), "calibration")
     assert len(data) == 3 and data.skipped == ("1 .gif", "2 .txt", "1 without a suffix", "1 beside the class folders")
     assert open_data(str(make_folders(tmp_path / "clean", {"cat": 1})), "calibration").skipped == ()
+
+
+def test_what_is_no_regular_file_is_left_out_and_no_folder_is_gone_through_twice(tmp_path: Path) -> None:
+    """A link to a device has no end, a pipe no writer, and a folder that links to its parent holds itself."""
+    make_folders(tmp_path / "x", {"cat": 2, "dog": 2})
+    names = open_data(str(tmp_path / "x"), "evaluation").names
+    more = make_folders(tmp_path / "more", {"cats": 3})
+    (tmp_path / "x" / "cat" / "more").symlink_to(more / "cats")  # what lies elsewhere belongs to the class
+    (tmp_path / "x" / "cat" / "again").symlink_to(more / "cats")
+    (tmp_path / "x" / "cat" / "up").symlink_to("..")
+    (tmp_path / "x" / "dog" / "here").symlink_to(".")
+    (tmp_path / "x" / "all").symlink_to(tmp_path)
+    data = open_data(str(tmp_path / "x"), "evaluation")
+    assert set(names) < set(data.names) and len(data) == 7 and data.classes == ("cat", "dog")
+    assert data.skipped == ("4 link(s) to a folder above",)
+    os.symlink("/dev/zero", tmp_path / "x" / "cat" / "zero.png")
+    os.mkfifo(tmp_path / "x" / "cat" / "pipe.png")
+    (tmp_path / "x" / "cat" / "gone.png").symlink_to("nowhere")
+    data = open_data(str(tmp_path / "x"), "evaluation")
+    assert len(data) == 10 == len(fingerprints(data, range(10)))
+    loader = ImageLoader(data, range(10), preprocessing_for(8), 4, workers=0)
+    assert sum(len(labels) for _, labels in loader) == 7
+    assert sorted(loader.unreadable) == [
+        "cat/gone.png (No such file or directory)",
+        "cat/pipe.png (no regular file)",
+        "cat/zero.png (no regular file)",
+    ]
+
+
+def test_a_file_without_end_has_a_mark_all_the_same(tmp_path: Path) -> None:
+    make_folders(tmp_path, {"cat": 2})
+    os.truncate(tmp_path / "cat" / "000.png", 2**42)
+    data = open_data(str(tmp_path), "evaluation")
+    assert len(set(fingerprints(data, range(2)))) == 2
 
 
 def test_preprocessing_protocol_and_json() -> None:

@@ -1,5 +1,6 @@
 """Event recordings: binning against a plain loop, files as tonic keeps them, and frames through the simulator."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -391,14 +392,37 @@ def test_a_truncated_recording_is_left_out(cifar: Path, keep: int) -> None:
 
 
 def test_a_damaged_header_is_no_end_of_the_program(cifar: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The decoder panics there, and what it raises then is no Exception."""
+    """The decoder panics there."""
     path = cifar / "CIFAR10DVS" / "ship" / "cifar10_ship_901.aedat4"
     whole = path.read_bytes()
     path.unlink()
     path.write_bytes(whole[:44] + b"\x80" + whole[45:])  # where the header's text begins
     data = open_data(f"cifar10dvs:{cifar}", "evaluation")
-    with pytest.raises(InvalidData, match=r"cifar10_ship_901.*out of range"):
+    with pytest.raises(InvalidData, match=r"cifar10_ship_901.*a damaged header"):
         data.events(data.names.index("CIFAR10DVS/ship/cifar10_ship_901.aedat4"))
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("at", [60, 120, 200, 240])
+def test_a_description_that_is_no_text_is_no_end_of_the_program(cifar: Path, at: int) -> None:
+    """The decoder aborts over its own error there; beside it, offsets that lead nowhere."""
+    path = cifar / "CIFAR10DVS" / "ship" / "cifar10_ship_902.aedat4"
+    whole = path.read_bytes()
+    data = open_data(f"cifar10dvs:{cifar}", "evaluation")
+    index = data.names.index("CIFAR10DVS/ship/cifar10_ship_902.aedat4")
+    path.unlink()
+    path.write_bytes(whole[:at] + b"\xe1" + whole[at + 1 :])
+    with pytest.raises(InvalidData, match=r"cifar10_ship_902.*a damaged header"):
+        data.events(index)
+    for place in range(14, 46):  # sizes and offsets of the header
+        path.write_bytes(whole[:place] + b"\xf0" + whole[place + 1 :])
+        with contextlib.suppress(InvalidData):
+            data.events(index)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InvalidData, match=r"cifar10_ship_902.*no regular file"):
+        data.events(index)
+    path.unlink()
     path.write_bytes(whole)
 
 

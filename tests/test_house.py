@@ -29,7 +29,7 @@ LEVELS: dict[str, float] = {
     "device": 1,
     "opcodes": 1,
     "checkpoint_file": 1.5,
-    "files": 1,
+    "files": 0.5,
     "provenance": 1,
     "distributed": 1,
     "neuron": 2,

@@ -349,7 +349,7 @@ def test_what_is_no_image_is_counted(program, tmp_path):
     command = ("convert", "tiny.pth", "--calibration", "photos", "--calibration-images", 6, "--input-size", SIZE)
     code, _, err = program(*command, "--timesteps", 2)
     said = "1 .gif, 2 .txt, 1 without a suffix, 1 beside the class folders"
-    assert code == 0 and f"Left out files that are no images by their names: {said}" in err
+    assert code == 0 and f"Left out what is no image by its name: {said}" in err
     program("evaluate", "--timesteps", 1, "--json", "out.json")
     assert f'"{said.split(", ")[0]}"' in (tmp_path / "out.json").read_text()
 
