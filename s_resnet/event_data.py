@@ -167,7 +167,8 @@ class EventData(LabeledData):
 def _check_file(path: Path) -> None:
     """OSError for a pipe, on which tonic would wait; ValueError where an AEDAT 4 header's description is no text.
 
-    Over that its decoder ends the program. Behind 14 bytes of magic and the header's size lies a flatbuffer, whose third field is the description.
+    Over that its decoder ends the program. Behind 14 bytes of magic and the header's size lies a flatbuffer, whose
+    third field is the description.
     """
     with opened(path) as file:
         if path.suffix != ".aedat4":
