@@ -17,7 +17,8 @@ It is one line of letters that can be printed: names in it come from files, and 
 """
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Text from elsewhere in one line of letters: what is none comes out as ?."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
@@ -25,7 +26,7 @@ class SResNetError(Exception):
     """The root: catch this to catch every error that S-ResNet raises on purpose."""
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*(_printable(said) if isinstance(said, str) else said for said in arguments))
+        super().__init__(*(printable(said) if isinstance(said, str) else said for said in arguments))
 
 
 class UnsupportedModel(SResNetError):
@@ -58,3 +59,6 @@ class TrainingDiverged(SResNetError):
 
 class SResNetWarning(UserWarning):
     """Data or a network that can be worked with, and most probably are not what was meant."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(printable(said) if isinstance(said, str) else said for said in arguments))

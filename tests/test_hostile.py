@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 import mutations
@@ -496,12 +497,22 @@ def test_text_from_files_reaches_the_terminal_without_its_escapes(tmp_path, monk
     program = Program(monkeypatch, capfd)
     shown = 0
     data = ("--data", "x.npz")
-    for words in (("inspect",), ("evaluate", "--timesteps", 1, *data), ("verify", "--timesteps", 2, *data)):
-        code, out, err = program(words[0], "esc.snn", *words[1:])
+    for words in (
+        ("inspect",),
+        ("evaluate", "--timesteps", 1, *data),
+        ("verify", "--timesteps", 2, *data),
+        ("report", "--timesteps", 2, "-o", "page", *data),
+        ("export", "--format", "nir", "-o", "esc.nir"),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")  # they reach the terminal as well
+            code, out, err = program(words[0], "esc.snn", *words[1:])
         assert code == 0, err
         shown += "owned" in out + err
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x9b]", out + err.replace("\r", "")), words
     assert shown >= 2
+    page = Path("page", "index.html").read_text()
+    assert "owned" in page and not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x9b]", page)
     with pytest.raises(InvalidData) as caught:
         snn(images(2, SIZE), T, nodes=[ESCAPE])
     assert str(caught.value).isprintable()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, printable
 from ..recorder import Trace
 from ..verify import Verification
 from ..verify_trained import TrainedVerification
@@ -113,7 +113,7 @@ def _whose(study: Study, studies: Sequence[Study], what: str) -> str:
 def _short(name: str, most: int = 28) -> str:
     """A name that fits; without what matplotlib would read as mathematics."""
     name = name if len(name) <= most else f"{name[: most // 2]}\N{HORIZONTAL ELLIPSIS}{name[1 - most // 2 :]}"
-    return name.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
+    return printable(name).replace("$", r"\$")
 
 
 def rates(studies: Sequence[Study]) -> bytes:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from PIL import Image
 from torch import Tensor
 
+from ..errors import printable
+
 VOID = ("img", "meta", "br", "col")
 
 
@@ -31,10 +33,10 @@ def joined(parts: Iterable[str], between: str = "") -> Html:
 
 
 def text(part: str) -> str:
-    """``part``, escaped unless it is HTML. File names need not be UTF-8; what is not is shown as a mark."""
+    """``part``, escaped unless it is HTML. What is no letter, as file names that are not UTF-8, is shown as a mark."""
     if isinstance(part, Html):
         return part
-    return html.escape(part.encode("utf-8", "replace").decode("utf-8"))
+    return html.escape(printable(part))
 
 
 def section(name: str, title: str, *children: str) -> Html:
