@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,10 +203,59 @@ def mutate_snn(bases: list[bytes], chance: Chance) -> bytes:
         return flipped(content, chance)
     header, tensors = unsealed(content)
     for _ in range(chance.choice([1, 1, 1, 2, 3])):
-        chance.choice([_setting, _setting, _setting, _tensor, _tensor, _tensor, _node, _provenance, _header])(
-            header, tensors, chance
-        )
+        kinds = [_setting, _setting, _setting, _tensor, _tensor, _tensor, _node, _provenance, _header]
+        chance.choice([*kinds, _extreme, _extreme, _extreme])(header, tensors, chance)
     return sealed(header, tensors)
+
+
+# Values that a setting may have; most networks with them are accepted.
+ALLOWED: dict[str, list[Any]] = {
+    "stride": [[1, 1], [2, 2], [1, 2], [7, 7]],
+    "padding": [[0, 0], [1, 1], [2, 1], [3, 3]],
+    "dilation": [[1, 1], [2, 2], [2, 1]],
+    "kernel": [[1, 1], [2, 2], [3, 3], [3, 2]],
+    "groups": [1, 2, 4, 8],
+    "gain": [0.0, -1.0, 1e-30, 1e10, 1.8e19, -1.8e19],
+    "initial_potential": [0.0, -65536, 65536, 0.5, 1e-30],
+    "reset": ["subtract", "zero"],
+    "decay": [0.0, 0.5, 1.0, 1e-30],
+    "schedule": ["streaming", "lagged", "phased"],
+    "levels": [1, 2, 3, 8],
+    "signed": [True, False],
+    "differential": [True, False],
+    "amplitude": [None, 1.0, 0.0, -1.0, 1e-30, 1e19],
+    "quantization": [0, 1, 4, 65536],
+    "surrogate": [None, "rectangle", "triangle", "sigmoid", "arctan"],
+    "width": [1e-19, 1.0, 1e19],
+    "detach_reset": [True, False],
+    "mode": ["current", "spikes"],
+    "ceil_mode": [True, False],
+    "count_include_pad": [True, False],
+    "eps": [0.0, 1e-30, 1.0],
+    "grid": [0, 1, 8, 255, 4096],
+    "integer_step": [0.0, 1e-30, 1e19, -1.0],
+    "output_size": [[1, 1], [2, 2], [5, 3]],
+}
+
+
+def _extreme(header: dict[str, Any], tensors: dict[str, torch.Tensor], chance: Chance) -> None:
+    """A value that may be: another setting of its kind, or numbers that are very large, very small or negative."""
+    nodes = [node for node in header["nodes"] if isinstance(node, dict) and isinstance(node.get("settings"), dict)]
+    known = [(node["settings"], name) for node in nodes for name in sorted(node["settings"]) if name in ALLOWED]
+    if known and (not tensors or chance.random() < 0.5):
+        settings, name = chance.choice(known)
+        settings[name] = copy.deepcopy(chance.choice(ALLOWED[name]))
+        return
+    floats = [name for name in sorted(tensors) if tensors[name].is_floating_point() and tensors[name].numel()]
+    if not floats:
+        return
+    name = chance.choice(floats)
+    factor = chance.choice([0.0, -1.0, 2.0**-40, 2.0**-63, 2.0**20, 2.0**40, 2.0**60, 2.0**63])
+    value = tensors[name].double() * factor
+    if chance.random() < 0.5:  # of one number alone, where there are several
+        value = torch.where(torch.arange(value.numel()).view(value.shape) == chance.randrange(value.numel()), value,
+                            tensors[name].double())  # fmt: skip
+    tensors[name] = value.to(tensors[name].dtype)
 
 
 def _setting(header: dict[str, Any], tensors: dict[str, torch.Tensor], chance: Chance) -> None:
@@ -287,7 +337,7 @@ def _header(header: dict[str, Any], tensors: dict[str, torch.Tensor], chance: Ch
 
 
 def use_snn(path: Path) -> None:
-    """Load it, look at it, simulate it twice and go on, and run its ANN: finite and the same again, or refused."""
+    """Load it, look at it, simulate it twice and go on, run its ANN, and one use more: finite, and the same again."""
     graph = s_resnet.load(path)
     told = click.testing.CliRunner().invoke(sresnet, ["inspect", str(path)])
     if told.exception is not None and not isinstance(told.exception, SystemExit | s_resnet.SResNetError):
@@ -310,6 +360,33 @@ def use_snn(path: Path) -> None:
             raise Fault("not finite")
     if (not graph.trained or graph.trained_for <= 100) and not bool(graph.run(x).isfinite().all()):
         raise Fault("not finite, analog")
+    if graph.neurons:
+        _used(graph, x, path)
+
+
+def _used(graph: s_resnet.Graph, x: torch.Tensor, path: Path) -> None:
+    """One use more, another for every content; SResNetError where the network is not for that."""
+    labels = torch.zeros(len(x), dtype=torch.int64)
+    kind = zlib.crc32(path.read_bytes()) % 8
+    found: Any = 0.0
+    if kind == 0:
+        found = s_resnet.simulate(graph, x, T, precision="fast").outputs
+    elif kind == 1:
+        found = s_resnet.simulate(graph, x, T, coding="poisson").outputs
+    elif kind == 2:
+        found = torch.cat([v.flatten() for v in graph(x, T, nodes=[node.name for node in graph.nodes[1:]]).values()])
+    elif kind == 3:
+        found = s_resnet.simulate_until_confident(graph, x, T, 0.5).outputs
+    elif kind == 4:
+        s_resnet.evaluate(graph, [(x, labels)], timesteps=T).to_json()
+    elif kind == 5:
+        s_resnet.verify(graph, [(x, labels)], T).to_json()
+    elif kind == 6:
+        s_resnet.count_operations(graph, [x], T)
+    else:
+        s_resnet.export_nir(graph, path.with_name("exported.nir"), input_shape=tuple(x.shape[1:]))
+    if not bool(torch.as_tensor(found).isfinite().all()):
+        raise Fault(f"not finite, use {kind}")
 
 
 def networks() -> dict[str, s_resnet.Graph]:
