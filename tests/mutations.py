@@ -178,6 +178,32 @@ def flipped(content: bytes, chance: Chance) -> Flipped:
     return Flipped(changed)
 
 
+def reheaded(content: bytes, chance: Chance) -> Flipped:
+    """A safetensors file whose own header says something else: types, shapes, places in the file, names."""
+    length = int.from_bytes(content[:8], "little")
+    said = json.loads(content[8 : 8 + length])
+    name = chance.choice([name for name in said if name != "__metadata__"])
+    kind, entry = chance.randrange(8), said[name]
+    begin, end = entry["data_offsets"]
+    if kind == 0:
+        entry["dtype"] = chance.choice(["F64", "F16", "I8", "BOOL", "U64", "F8_E4M3", "C64", "X", 1, None])
+    elif kind == 1:
+        entry["shape"] = chance.choice([[], [0], [1], [2**40], [2**62, 4], [-1], ["x"], None, [*entry["shape"], 1]])
+    elif kind == 2:
+        entry["data_offsets"] = chance.choice([[end, begin], [0, 2**60], [begin, end + 4], [-4, end], [0], [], "x"])
+    elif kind == 3:
+        said[f"{name}x"] = entry  # two of one place
+    elif kind == 4:
+        del said[name]  # a gap
+    elif kind == 5:
+        said["__metadata__"] = odd(chance)
+    elif kind == 6:
+        entry.pop(chance.choice(sorted(entry)))
+    text = json.dumps(said).encode()
+    length = chance.choice([0, 1, 2**31, 2**63, 2**64 - 1, len(text) + 1]) if kind == 7 else len(text)
+    return Flipped(length.to_bytes(8, "little") + text + content[8 + int.from_bytes(content[:8], "little") :])
+
+
 # ---- .snn ----
 
 
@@ -199,8 +225,8 @@ def sealed(header: Any, tensors: dict[str, torch.Tensor]) -> bytes:
 def mutate_snn(bases: list[bytes], chance: Chance) -> bytes:
     """One to three changes to nodes, settings, tensors, provenance or header, sealed again; seldom to the bytes."""
     content = chance.choice(bases)
-    if chance.random() < 0.05:
-        return flipped(content, chance)
+    if (luck := chance.random()) < 0.05:
+        return flipped(content, chance) if luck < 0.03 else reheaded(content, chance)
     header, tensors = unsealed(content)
     for _ in range(chance.choice([1, 1, 1, 2, 3])):
         kinds = [_setting, _setting, _setting, _tensor, _tensor, _tensor, _node, _provenance, _header]
@@ -516,8 +542,8 @@ def safetensor(folder: Path) -> Reader:
     model = randomized(s_resnet.CifarResNet(8, 5, 4))
 
     def mutate(bases: list[bytes], chance: Chance) -> bytes:
-        if chance.random() < 0.4:
-            return flipped(bases[0], chance)
+        if (luck := chance.random()) < 0.4:
+            return flipped(bases[0], chance) if luck < 0.2 else reheaded(bases[0], chance)
         tensors = safetensors.torch.load(bases[0])
         _tensor({}, tensors, chance)
         return safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()})
@@ -643,7 +669,20 @@ def events(folder: Path) -> Reader:
         if not bool(s_resnet.Binning(4, 1000, (8, 8))(found).isfinite().all()):
             raise Fault("not finite")
 
-    return Reader(".events", bases, lambda bases, chance: flipped(chance.choice(bases), chance), use)
+    def mutate(bases: list[bytes], chance: Chance) -> bytes:
+        if chance.random() < 0.8:
+            return flipped(chance.choice(bases), chance)
+        rows = chance.choice([0, 1, 5, 10**6])
+        array = np.full(
+            (rows, chance.choice([0, 1, 4, 4, 4, 5])), chance.choice([0, 1, -1, 127, 128, 1e18, np.nan, np.inf])
+        )
+        array = array.astype(chance.choice(["f8", "f8", "f4", "i8", "u1", "?", "c8", "S4", "M8[s]", "O"]))
+        array = chance.choice([array, array, array[..., None], array.reshape(-1), array.T])
+        out = io.BytesIO()
+        np.save(out, array, allow_pickle=True)
+        return out.getvalue()
+
+    return Reader(".events", bases, mutate, use)
 
 
 def toml(folder: Path) -> Reader:
