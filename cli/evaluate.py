@@ -193,8 +193,9 @@ def image_loader(
         )
     with s_resnet.first_process_first():
         data = open_matched(spec, "evaluation", asked.download, asked.classes, snn.provenance.get("classes", ()))
-    if "source" in snn.provenance:  # a network saved from Python need not say; evaluate still checks every label
-        check_classes(data, snn.provenance["source"]["classes"])
+    classes = snn.provenance.get("source", {}).get("classes")
+    if classes is not None:  # a network saved from Python need not say; evaluate still checks every label
+        check_classes(data, classes)
     marks = {mark for one in (snn, *besides) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
     used = s_resnet.seen(data, marks)
     indices = s_resnet.choose(data, asked.limit, exclude=used)

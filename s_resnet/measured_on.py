@@ -28,7 +28,7 @@ def fitted_for(snn: Graph) -> int | None:
     """The T that the recipe was fitted to; None where it runs as well at any T."""
     recipe = snn.provenance.get("recipe", {})
     passes = {step.get("pass") for step in recipe.get("passes", ())}
-    return int(recipe["timesteps"]) if passes.intersection(FITTING) else None
+    return recipe.get("timesteps") if passes.intersection(FITTING) else None
 
 
 def described_data(loader: object, unreadable: int, events: tuple[int, int]) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def notes_on(snn: Graph, parts: Sequence[Seen], classes: int) -> list[str]:
         advice = ": give each process its own part (s_resnet.shard)" if len(parts) > 1 else ""
         notes.append(f"{again} of the {len(labels)} images had been counted before, pixel for pixel{advice}.")
     known, count = snn.provenance.get("check", {}), sum(part.count for part in parts)
-    if count and len(labels) >= ENOUGH and "mean" in known:
+    if count and len(labels) >= ENOUGH and {"mean", "std"} <= known.keys():
         mean, square = sum((part.sums for part in parts), torch.zeros(2, 1, dtype=torch.float64)) / count
         notes += _moved(mean, (square - mean**2).clamp_min(0).sqrt(), known)
     return notes
@@ -131,7 +131,7 @@ def notes_on(snn: Graph, parts: Sequence[Seen], classes: int) -> list[str]:
 def _moved(mean: Tensor, spread: Tensor, known: Any) -> list[str]:
     """Whether the images are of another range than those of calibration."""
     usual_mean, usual = (torch.tensor(known[name], dtype=torch.float64) for name in ("mean", "std"))
-    if len(usual) != len(spread) or not bool((usual > 0).all()):
+    if not len(usual) == len(usual_mean) == len(spread) or not bool((usual > 0).all()):
         return []
     ratio, shift = spread / usual, (mean - usual_mean).abs() / usual
     off = (ratio > RATIO) | (ratio < 1 / RATIO) | (shift > SHIFT)

@@ -77,6 +77,14 @@ def _pass(value: Any) -> bool:
     return isinstance(value, Mapping) and _text(value.get("pass"))
 
 
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e30 < value < 1e30
+
+
+def _three(value: Any) -> bool:
+    return _listed(_finite)(value) and len(value) == 3
+
+
 def _shape(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 3 and all(_count(size) and size > 0 for size in value)
 
@@ -94,12 +102,13 @@ _KNOWN: Mapping[str, tuple[Check, str]] = {
         "a dict with marks, scales and silent",
     ),
     "preprocessing": (
-        _entry(size=_side, resize=_side, events=_entry(bins=_bins, size=_listed(_side))),
+        _entry(size=_side, resize=_side, mean=_three, std=_three, events=_entry(bins=_bins, size=_listed(_side))),
         f"a dict with size, resize, mean and std, or with events, of at most {SIDE} pixels and {BINS} bins",
     ),
     "classes": (_listed(_text), "a list of names"),
     "input_shape": (_shape, "three whole numbers: channels, height, width"),
     "reconstruction": (_entry(key=_text, blocks=_listed(_entry(block=_text, steps=_count))), "a dict with blocks"),
+    "check": (_entry(images=_count, mean=_listed(_finite), std=_listed(_finite)), "a dict with images, mean and std"),
     "compensation": (_entry(), _DICT),
     "versions": (_entry(), _DICT),
     "choice": (_entry(), _DICT),

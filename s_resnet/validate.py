@@ -249,6 +249,8 @@ def _check_alphabet(node: Node, op: Neuron) -> None:
         if several or op.differential or op.integer is not None or op.schedule != "streaming":
             got = "firing levels with signs, amplitudes, whole numbers or a wait"
             raise _invalid(node, "firing", got, "them alone")
+        if op.threshold.ndim:
+            raise _invalid(node, "threshold", f"{list(op.threshold.shape)} with firing levels", "one number, the first")
         if len(op.firing) > 8 or not bool((op.firing.diff() > 0).all()):
             raise _invalid(node, "firing", f"{op.firing.tolist()[:9]}", "1 to 8 ascending thresholds")
     if op.integer is not None and several:

@@ -224,7 +224,7 @@ class TrainedTally:
             raise InvalidData("verify: got no images; expected at least one batch. Check the data.")
         return TrainedVerification(
             network=network,
-            recipe=str(self.snn.provenance["recipe"].get("name", "custom")),
+            recipe=str(self.snn.provenance.get("recipe", {}).get("name", "custom")),
             timesteps=self.timesteps,
             trained_for=self.trained_for,
             images=self.images,

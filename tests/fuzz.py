@@ -142,7 +142,7 @@ class Watch:
         print(f"{self.reader} {at}: {said['outcome']}: {said['detail']}", file=sys.stderr, flush=True)
         if self.asked.keep:
             for path in folder.glob("mutated*"):
-                shutil.copy(path, Path(self.asked.keep, f"{self.reader}-{at}{path.suffix}"))
+                shutil.copy(path, Path(self.asked.keep, f"{self.reader}-{at}-{path.name}"))
 
 
 def resident(process: int) -> int:

@@ -365,11 +365,7 @@ def _header(header: dict[str, Any], tensors: dict[str, torch.Tensor], chance: Ch
 def use_snn(path: Path) -> None:
     """Load it, look at it, simulate it twice and go on, run its ANN, and one use more: finite, and the same again."""
     graph = s_resnet.load(path)
-    told = click.testing.CliRunner().invoke(sresnet, ["inspect", str(path)])
-    if told.exception is not None and not isinstance(told.exception, SystemExit | s_resnet.SResNetError):
-        raise told.exception
-    if any(not (c.isprintable() or c in "\n\t") for c in told.output):
-        raise Fault("an escape reaches the terminal")
+    _program("inspect", str(path))
     first = next((node.op for node in graph.nodes[1:] if graph.nodes[0].name in node.inputs), None)
     channels = first.weight.shape[1] * first.groups if isinstance(first, s_resnet.ops.Conv2d) else 3
     x = images(2, SIZE, channels).to(
@@ -405,14 +401,26 @@ def _used(graph: s_resnet.Graph, x: torch.Tensor, path: Path) -> None:
         found = s_resnet.simulate_until_confident(graph, x, T, 0.5).outputs
     elif kind == 4:
         s_resnet.evaluate(graph, [(x, labels)], timesteps=T).to_json()
+        _program("evaluate", str(path), "--timesteps", str(T), "--limit", "4", "--data", str(path.with_name("x.npz")))
     elif kind == 5:
         s_resnet.verify(graph, [(x, labels)], T).to_json()
+        _program("verify", str(path), "--limit", "2", "--data", str(path.with_name("x.npz")))
     elif kind == 6:
         s_resnet.count_operations(graph, [x], T)
+        _program("export", str(path), "--format", "npz", "-o", str(path.with_name("exported.npz")))
     else:
         s_resnet.export_nir(graph, path.with_name("exported.nir"), input_shape=tuple(x.shape[1:]))
     if not bool(torch.as_tensor(found).isfinite().all()):
         raise Fault(f"not finite, use {kind}")
+
+
+def _program(*words: str) -> None:
+    """Run the program: it ends in its own way, and says nothing that a terminal would obey."""
+    told = click.testing.CliRunner().invoke(sresnet, words)
+    if told.exception is not None and not isinstance(told.exception, SystemExit | s_resnet.SResNetError):
+        raise told.exception
+    if any(not (c.isprintable() or c in "\n\t") for c in told.output):
+        raise Fault("an escape reaches the terminal")
 
 
 def networks() -> dict[str, s_resnet.Graph]:
@@ -449,6 +457,7 @@ class Pooled(nn.Module):
 def snn(folder: Path, kept: dict[str, s_resnet.Graph] | None = None) -> Reader:
     """The reader of .snn files."""
     bases = []
+    np.savez(folder / "x.npz", x=data(classes=5).pixels, y=np.array(data(classes=5).labels))
     for graph in (kept or networks()).values():
         s_resnet.save(graph, folder / "base.snn")
         bases.append((folder / "base.snn").read_bytes())

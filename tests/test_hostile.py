@@ -108,6 +108,9 @@ SETTINGS = {
     "levels in a text": lambda s, t, h: s["relu"].update(levels="8"),
     "levels with reset to zero": lambda s, t, h: s["relu"].update(levels=2, reset="zero"),
     "signs with means": lambda s, t, h: s["relu"].update(signed=True, differential=True),
+    "firing levels with thresholds by channel": lambda s, t, h: t.update(
+        {"relu/firing": torch.tensor([1.0, 2.0]), "relu/threshold": torch.ones(4)}
+    ),
     "firing levels in no order": lambda s, t, h: t.update({"relu/firing": torch.tensor([2.0, 1.0])}),
     "nine firing levels": lambda s, t, h: t.update({"relu/firing": torch.arange(1.0, 10.0)}),
     "whole numbers in one layer": lambda s, t, h: t.update({"relu/integer": torch.ones(4, dtype=torch.int32)}),
@@ -128,6 +131,9 @@ SETTINGS = {
     "a deep list": lambda s, t, h: s["relu"].update(levels=json.loads("[" * 900 + "]" * 900)),
     "a scale of zero": lambda s, t, h: t["relu/scale"].zero_(),
     "a scale of zero in words": lambda s, t, h: h["provenance"]["calibration"]["scales"].update(relu=0),
+    "a look at the source in a text": lambda s, t, h: h["provenance"].update(check="fine"),
+    "a look at the source in texts": lambda s, t, h: h["provenance"].update(check={"mean": ["a"], "std": ["b"]}),
+    "a mean of two": lambda s, t, h: h["provenance"].update(preprocessing={"size": 8, "resize": 8, "mean": [0, 0]}),
     "a source in a text": lambda s, t, h: h["provenance"].update(source="mine"),
     "steps without end": lambda s, t, h: h["provenance"]["recipe"].update(timesteps=2**31),
     "pixels without end": lambda s, t, h: h["provenance"].update(preprocessing={"size": 10**6, "resize": 10**6}),
@@ -476,6 +482,31 @@ def test_a_name_that_we_read_is_not_free(name, graphs):
     with pytest.raises(InvalidData, match=f"provenance: {name}, got 'my own'"):
         graphs["plain"].with_provenance(**{name: "my own"})
     assert graphs["plain"].with_provenance(mine="my own").provenance["mine"] == "my own"
+
+
+@pytest.mark.parametrize("left", ["source", "recipe", "data", "calibration", "classes", "check"])
+def test_a_network_that_says_less_of_itself_runs_all_the_same(left, tmp_path, monkeypatch, capfd, graphs):
+    """An entry without its parts, and no entry at all."""
+    settings = s_resnet.stored_preprocessing(s_resnet.preprocessing_for(SIZE))
+    pictures = mutations.data(classes=5)
+    np.savez(tmp_path / "x.npz", x=pictures.pixels, y=np.array(pictures.labels))
+    monkeypatch.chdir(tmp_path)
+    for name in ("lagged", "ms_resnet8"):
+        whole = graphs[name].with_provenance(preprocessing=settings)
+        known = dict(whole.provenance)
+        known.pop(left, None)
+        for index, said in enumerate((known, {**known, left: [] if left == "classes" else {}})):
+            path = f"{name}{index}.snn"
+            save(Graph(whole.nodes, said), path)
+            program = Program(monkeypatch, capfd)
+            for words in (
+                ("inspect", path),
+                ("evaluate", path, "--data", "x.npz"),
+                ("verify", path, "--data", "x.npz"),
+            ):
+                more = () if words[0] == "inspect" else ("--timesteps", T, "--limit", 4)
+                code, _, err = program(*words, *more)
+                assert code == 0 or (name == "ms_resnet8" and left == "recipe" and "trained for" in err), (words, err)
 
 
 ESCAPE = "\x1b]0;owned\x07"
