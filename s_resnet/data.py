@@ -77,9 +77,10 @@ class Preprocessing:
         from torchvision.transforms import functional
 
         try:
-            image = to_rgb(image)
+            image = to_rgb(_not_thin(image))
         except ValueError as error:
-            raise invalid("preprocessing", "image", error, "8 or 16 bits per channel", "Convert it first") from error
+            expected = f"8 or 16 bits per channel, and a side at most {THIN} times the other"
+            raise invalid("preprocessing", "image", error, expected, "Convert it first") from error
         image = functional.resize(image, [self.resize])
         image = functional.center_crop(image, [self.size, self.size])
         numbers = torch.tensor((self.mean, self.std), dtype=torch.float32)

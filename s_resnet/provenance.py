@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import InvalidData
 
-STEPS, SIDE, BINS = 2**16, 2**14, 2**12  # the most that make sense, so that no file has a run without an end
+STEPS, SIDE, BINS = 2**16, 2**12, 2**9  # the most that make sense, so that no file has a run without an end
 Check = Callable[[Any], bool]
 
 
@@ -44,6 +44,10 @@ def _count(value: Any) -> bool:
 
 def _side(value: Any) -> bool:
     return _count(value) and 0 < value <= SIDE
+
+
+def _resized(value: Any) -> bool:
+    return _count(value) and 0 < value <= 2 * SIDE  # before the crop
 
 
 def _bins(value: Any) -> bool:
@@ -102,7 +106,7 @@ _KNOWN: Mapping[str, tuple[Check, str]] = {
         "a dict with marks, scales and silent",
     ),
     "preprocessing": (
-        _entry(size=_side, resize=_side, mean=_three, std=_three, events=_entry(bins=_bins, size=_listed(_side))),
+        _entry(size=_side, resize=_resized, mean=_three, std=_three, events=_entry(bins=_bins, size=_listed(_side))),
         f"a dict with size, resize, mean and std, or with events, of at most {SIDE} pixels and {BINS} bins",
     ),
     "classes": (_listed(_text), "a list of names"),

@@ -185,6 +185,25 @@ def test_what_is_no_regular_file_is_left_out_and_no_folder_is_gone_through_twice
     ]
 
 
+def test_thin_images_are_left_out(tmp_path: Path) -> None:
+    """A few bytes, 30,000 pixels in a row: with the short side at 224 that is a billion and a half."""
+    make_folders(tmp_path / "x", {"cat": 2})
+    for size in ((30_000, 1), (1, 30_000), (8 * 64, 8), (8 * 64 + 1, 8)):
+        Image.new("RGB", size).save(tmp_path / "x" / "cat" / "thin{}x{}.png".format(*size))
+    data = open_data(str(tmp_path / "x"), "evaluation")
+    loader = ImageLoader(data, range(len(data)), preprocessing_for(8), 8, workers=0)
+    assert sum(len(labels) for _, labels in loader) == 3
+    assert [text.partition(" ")[0] for text in loader.unreadable] == [
+        "cat/thin1x30000.png", "cat/thin30000x1.png", "cat/thin513x8.png",
+    ]  # fmt: skip
+    assert "one side more than 64 times the other" in loader.unreadable[0]
+    np.savez(tmp_path / "thin.npz", x=np.zeros((2, 1, 3000, 3), np.uint8), y=np.zeros(2, np.int64))
+    with pytest.raises(InvalidData, match=r"readable images, got none of 2: 0 \(3000 x 1 pixels"):
+        list(ImageLoader(open_data(str(tmp_path / "thin.npz"), "evaluation"), range(2), preprocessing_for(224), 2))
+    with pytest.raises(InvalidData, match="preprocessing: image, got 30000 x 1 pixels"):
+        preprocessing_for(224)(Image.new("RGB", (30_000, 1)))
+
+
 def test_a_file_without_end_has_a_mark_all_the_same(tmp_path: Path) -> None:
     make_folders(tmp_path, {"cat": 2})
     os.truncate(tmp_path / "cat" / "000.png", 2**42)
