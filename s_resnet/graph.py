@@ -14,7 +14,7 @@ from torch import Tensor
 from . import engine, features, validate
 from .arguments import whole_number
 from .errors import ConversionError, InvalidData
-from .inputs import check_images, finite_answers, marked, presented
+from .inputs import check_images, check_size, finite_answers, marked, presented
 from .neuron import STATEFUL, Memory, Neuron
 from .ops import Input, Node, Op
 from .provenance import check_provenance
@@ -265,6 +265,7 @@ class Graph:
         A value is freed after its last reader.
         """
         check_images(self.nodes, images, "run")
+        check_size(self.provenance, images.shape[-2:], "run")
         if images.ndim == 5:
             images = images[0] if self.trained else images.mean(0)
         yield from engine.activations(self.nodes, images)
@@ -349,6 +350,7 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
             "with B >= 1. Check them."
         )
     found = check_images(graph.nodes, images, "simulate")
+    check_size(graph.provenance, images.shape[-2:], "simulate")
     total = timesteps + (0 if state is None else state.step)
     if images.ndim == 5 and total > len(images):
         raise InvalidData(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,17 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
     if not images.is_cuda:
         check_finite(images, where)
     return found
+
+
+def check_size(provenance: Mapping[str, Any], size: Sequence[int], where: str) -> None:
+    """InvalidData where a network is its source for images of one size only, and these have another."""
+    fixed = provenance.get("fixed_size")
+    if fixed is not None and list(size) != list(fixed):
+        got, own = (" x ".join(map(str, pair)) for pair in (size, fixed))
+        raise InvalidData(
+            f"{where}: got images of {got} for a network of images of {own}, as its source has sizes of its own that "
+            f"were taken at {own}; expected that size. Resize the images, or convert the source with some of {got}."
+        )
 
 
 def marked(outputs: Tensor, images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import BackendUnavailable, ConversionError, InvalidData
 from ..files import replacing
 from ..graph import Graph
+from ..inputs import check_size
 from ..neuron import Neuron
 from ..ops import Conv2d, Input, Node
 from ..version import __version__
@@ -70,6 +71,7 @@ def export_nir(
             f"export: got input_shape {tuple(shape)}; expected (channels, height, width). Pass input_shape, as the "
             "network does not say."
         )
+    check_size(snn.provenance, shape[1:], "export")
     lowered = lower(snn.to("cpu"), shape, tie_shortcuts, split_maxpool)
     resets = {node.op.reset for node in lowered.nodes if isinstance(node.op, Neuron)}
     if len(resets) > 1:

@@ -17,6 +17,7 @@ from .. import engine
 from ..errors import InvalidData
 from ..files import replacing
 from ..graph import Graph
+from ..inputs import check_size
 from ..kernels import per_channel
 from ..neuron import STATEFUL, Neuron, Readout, SpikingMaxPool2d
 from ..ops import Conv2d, Op
@@ -68,6 +69,7 @@ def _input_shape(snn: Graph, given: Sequence[int] | None) -> list[int]:
     shape = snn.provenance.get("input_shape") if given is None else given
     if shape is None or len(shape) != 3:
         raise InvalidData(f"export: got input_shape={shape}; expected [C, H, W]. Pass the shape of one image.")
+    check_size(snn.provenance, shape[1:], "export")
     return [int(size) for size in shape]
 
 
