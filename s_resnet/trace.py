@@ -161,7 +161,16 @@ def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
             f"node output: cannot be converted, got an output of type {kind}; expected one tensor of logits, or a "
             "field logits. Pass a module around the model that returns the logits alone."
         )
+    if answer.is_floating_point() and answer.dtype != images.dtype:
+        raise UnsupportedModel(
+            f"node output: cannot be converted, got an answer in {_said(answer.dtype)} to images in "
+            f"{_said(images.dtype)}; expected one type throughout. Keep torch.autocast and casts out of its forward."
+        )
     return answer
+
+
+def _said(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _graph(model: nn.Module, example: Tensor) -> Graph:
