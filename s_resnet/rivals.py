@@ -25,18 +25,21 @@ BATCH = 8
 SLOPE = 0.1  # of the leaky ReLU that is tried: smaller than most, so that it is nearer to those than a ReLU is
 FIRST = 3  # layers in which the order of channels shows
 LEAST = 1e-3  # a distance that tells nothing
-ALIKE = 0.02  # a difference that tells nothing
 # Limits that right and wrong pairs were measured against: docs/notes/batchnorm-check.md.
 NEARER, NEARER_REVERSED = 0.8, 0.96
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Another network, or the first layers of the same for ``reverse`` channels, and what to say where it is nearer."""
+    """Another network, or the first layers of the same for ``reverse`` channels, and what to say where it is nearer.
+
+    layers: the BatchNorm layers that the two are compared in; none stands for all.
+    """
 
     graph: Graph
-    reverse: bool
     note: str
+    reverse: bool = False
+    layers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,40 +75,42 @@ def rivals(graph: Graph, channels: int) -> Iterator[Rival]:
         norms = [place for place, node in enumerate(graph.nodes) if isinstance(node.op, BatchNorm2d)]
         yield Rival(
             Graph(graph.nodes[: norms[FIRST - 1] + 1]),
-            True,
             "with blue for red the images would be nearer to BatchNorm's statistics: the network seems to be trained "
             "on images with their channels in reverse, as OpenCV reads them. Pass images.flip(1), or reverse the input "
             "channels of the first convolution.",
+            reverse=True,
         )
     relus = {node.name: replace(node, op=_LeakyReLU(SLOPE)) for node in graph.nodes if isinstance(node.op, ReLU)}
     yield Rival(
         _with(graph, relus),
-        False,
         f"with a leaky ReLU (slope {SLOPE}) activations would be nearer to BatchNorm's statistics: the network seems "
         "to be trained with another nonlinearity than ReLU, so it answers otherwise here. Use one trained with ReLU.",
     )
     if stem := _stem(graph):
         yield Rival(
             _with(graph, stem),
-            False,
             "with stride 1 in the first convolution activations would be nearer to BatchNorm's statistics: the network "
             "seems to be one for small images. Build it so (of a checkpoint with --arch, as in resnet18-stem1).",
         )
     if bottlenecks := _bottlenecks(graph):
         yield Rival(
             _with(graph, bottlenecks),
-            False,
             "with the strides of its bottlenecks in the other convolution (the first of 1x1, or the second of 3x3) "
             "activations would be nearer to BatchNorm's statistics. Build it so (of a checkpoint with --arch, as in "
             "resnet50-v1).",
+            layers=frozenset(
+                user
+                for name, node in bottlenecks.items()
+                if isinstance(node.op, Conv2d) and node.op.weight.shape[2:] == (3, 3)
+                for user in graph.users[name]
+            ),
         )
 
 
 def ratio(rival: Rival, images: Tensor, moments: Moments) -> float:
     """The rival's distance from the running statistics as a share of the network's own; 1 where it takes no images.
 
-    Of reversed channels it is that of the sums over the first layers; else of the median layer, among those that the
-    two differ in.
+    Of reversed channels it is that of the sums over the first layers; else that of the median layer.
     """
     images, other = images.flip(1) if rival.reverse else images, Moments(rival.graph)
     try:
@@ -114,12 +119,14 @@ def ratio(rival: Rival, images: Tensor, moments: Moments) -> float:
                 pass
     except SResNetError:  # no images of this size
         return 1.0
-    distances = {layer.name: layer.distance for layer in other.fit().layers}
-    pairs = [(distances[layer.name], layer.distance) for layer in moments.fit(len(images)).layers[: len(distances)]]
+    pairs = [
+        (mine.distance, own.distance)
+        for mine, own in zip(other.fit().layers, moments.fit(len(images)).layers, strict=False)
+        if not rival.layers or own.name in rival.layers
+    ]
     if rival.reverse:
         return sum(b for b, _ in pairs) / (sum(a for _, a in pairs) + LEAST)
-    ratios = [(b + LEAST) / (a + LEAST) for b, a in pairs]
-    return statistics.median([ratio for ratio in ratios if abs(ratio - 1) > ALIKE] or [1.0])
+    return statistics.median([(b + LEAST) / (a + LEAST) for b, a in pairs] or [1.0])
 
 
 def _with(graph: Graph, nodes: dict[str, Node]) -> Graph:
@@ -139,7 +146,7 @@ def _stem(graph: Graph) -> dict[str, Node]:
 
 
 def _bottlenecks(graph: Graph) -> dict[str, Node]:
-    """Convolutions of 1x1, and of 3x3 behind them, with the stride of the other, where the two differ."""
+    """Convolutions of 3x3, and those of 1x1 before them, with the stride of the other, where the two differ."""
     found: dict[str, Node] = {}
     for node in graph.nodes:
         before = _convolution_before(graph, node)

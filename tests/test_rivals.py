@@ -94,7 +94,7 @@ def test_a_leaky_relu_is_told():
 )
 def test_strides_elsewhere_are_told(true, as_, name):
     """Also where the network would not be said to fit anyway."""
-    model, x = taken(network(true), pictures(48, 48), as_), pictures(16, 48, seed=1)
+    model, x = taken(network(true), pictures(48, 32), as_), pictures(16, 32, seed=1)
     moments = Moments(graph := trace(model, x[:2]))
     for _ in moments.watch(x):
         pass

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import BackendUnavailable, ConversionError, InvalidData
 from ..files import replacing
-from ..graph import Graph
+from ..graph import Graph, check_spiking
 from ..inputs import check_size
 from ..neuron import Neuron
 from ..ops import Conv2d, Input, Node
@@ -65,6 +65,7 @@ def export_nir(
         SResNetError: the file cannot be written.
     """
     nir, h5py = require("nir", EXTRA), require("h5py", EXTRA)
+    check_spiking(snn, "export")
     shape = input_shape or tuple(snn.provenance.get("input_shape", ()))
     if len(shape) != 3:
         raise InvalidData(

@@ -16,7 +16,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from .. import engine
 from ..errors import InvalidData
 from ..files import replacing
-from ..graph import Graph
+from ..graph import Graph, check_spiking
 from ..inputs import check_size
 from ..kernels import per_channel
 from ..neuron import STATEFUL, Neuron, Readout, SpikingMaxPool2d
@@ -55,6 +55,7 @@ def export_torch(
         InvalidData: no T, no shape, images that do not fit, or too many steps to write out.
         SResNetError: the file cannot be written.
     """
+    check_spiking(snn, "export")
     shape = _input_shape(snn, input_shape)
     program = _program(snn.to("cpu"), timesteps, shape)
     header = {"s_resnet": __version__, "timesteps": timesteps, "input_shape": shape, "alphabet": snn.alphabet}
