@@ -18,7 +18,7 @@ from torch import Tensor
 from . import neuron, ops, validate
 from .errors import InvalidArtifact, InvalidData, SResNetError
 from .files import read, reason, replacing
-from .graph import Graph
+from .graph import Graph, check_spiking
 from .ops import Node, Op
 from .provenance import check_provenance
 from .shapes import image_of, shapes
@@ -45,6 +45,8 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     Metadata: format version, nodes, provenance, and a SHA-256 over those and every tensor.
     Raises SResNetError when the file cannot be written (disk full, no permission), or :func:`load` would refuse it.
     """
+    if not isinstance(graph, Graph):
+        check_spiking(graph, "save")
     check(graph.validate())
     tensors, nodes = _pack(graph)
     header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": dict(graph.provenance)}

@@ -32,11 +32,15 @@ class LayerFit:
     With the running mean and variance m and s^2, and mean and variance n and u^2 over images and pixels::
 
         spread = |log(u / s)|,   shift = |n - m| / s        (both variances with BatchNorm's eps)
+
+    distance: the mean over channels of min(spread^2, 1) + min(shift^2, 1), which tells more where two networks are
+    compared on the same images (:mod:`.rivals`).
     """
 
     name: str
     spread: float
     shift: float
+    distance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,13 @@ class Moments:
                 self.found[name].append(torch.stack([variance, mean]).double())
             yield name, value
 
-    def fit(self) -> Fit:
-        """How well they agree with the running statistics."""
+    def fit(self, images: int | None = None) -> Fit:
+        """How well they, or the first ``images`` of them, agree with the running statistics."""
         layers = []
         for name, op in self.norms.items():
-            variance, mean = torch.cat(self.found[self.graph[name].inputs[0]], 1)
+            variance, mean = torch.cat(self.found[self.graph[name].inputs[0]], 1)[:, :images]
             layers.append(_layer_fit(name, variance, mean, op))
-        return Fit(tuple(layers), self.images)
+        return Fit(tuple(layers), self.images if images is None else images)
 
 
 def _layer_fit(name: str, variance: Tensor, mean: Tensor, op: BatchNorm2d) -> LayerFit:
@@ -110,8 +114,9 @@ def _layer_fit(name: str, variance: Tensor, mean: Tensor, op: BatchNorm2d) -> La
     variance, mean = variance[kept], mean[kept]
     center = mean.mean(0)
     whole = variance.mean(0) + ((mean - center) ** 2).mean(0) + op.eps
-    spread = (whole / usual).log().abs() / 2
-    return LayerFit(name, float(spread.median()), float(((center - op.mean).abs() / usual.sqrt()).median()))
+    spread, shift = (whole / usual).log().abs() / 2, (center - op.mean).abs() / usual.sqrt()
+    distance = (spread**2).clamp(max=1).mean() + (shift**2).clamp(max=1).mean()
+    return LayerFit(name, float(spread.median()), float(shift.median()), float(distance))
 
 
 def explain(fit: Fit) -> str:

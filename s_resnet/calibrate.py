@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arguments import class_numbers, images_of
+from .arguments import class_numbers, images_of, real_number
 from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .ops import ReLU
@@ -114,7 +114,7 @@ def calibrate(
     Source: percentile normalization as in the released code of arXiv:1805.01352 (Hu, Tang, Pan): all scalars of a
     layer sorted, element floor(p n).
     """
-    check_percentile(percentile)
+    percentile = check_percentile(percentile)
     check_repeatable(batches)
     samples = _first_images(batches, held_out, graph.device)
     kept_apart = [] if samples is None else image_marks(samples.images)
@@ -166,9 +166,12 @@ def check_repeatable(batches: Batches) -> None:
         )
 
 
-def check_percentile(percentile: float) -> None:
-    if not 0 < percentile <= 100:
+def check_percentile(percentile: float) -> float:
+    """Itself as a float; InvalidData unless it is above 0 and at most 100."""
+    number = real_number(percentile)
+    if not 0 < number <= 100:
         raise InvalidData(f"calibrate: got percentile {percentile}; expected above 0 and at most 100. Use 99.9.")
+    return number
 
 
 # The 16 upper bits of infinities and NaNs, in the order of _key.

@@ -259,7 +259,9 @@ def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int 
         return _first_images(batches, convs[:1])
     if not convs:
         raise InvalidData(f"convert: got {type(model).__name__} without a convolution; expected a ResNet. Check it.")
-    size = input_size or (224 if pooled else 32)
+    size = 224 if pooled else 32
+    if input_size is not None:
+        size = whole_number(input_size, "convert", "input_size")
     return torch.zeros(2, convs[0], size, size)
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from . import engine, features, validate
-from .arguments import whole_number
+from .arguments import check_dense, whole_number
 from .errors import ConversionError, InvalidData
-from .inputs import check_images, finite_answers, marked, presented
+from .inputs import check_images, check_size, finite_answers, marked, presented
 from .neuron import STATEFUL, Memory, Neuron
 from .ops import Input, Node, Op
 from .provenance import check_provenance
@@ -265,6 +265,7 @@ class Graph:
         A value is freed after its last reader.
         """
         check_images(self.nodes, images, "run")
+        check_size(self.provenance, images.shape[-2:], "run")
         if images.ndim == 5:
             images = images[0] if self.trained else images.mean(0)
         yield from engine.activations(self.nodes, images)
@@ -340,15 +341,23 @@ def count_images(images: Tensor) -> int:
     return images.shape[1] if images.ndim == 5 else len(images)
 
 
+def check_spiking(snn: object, where: str) -> None:
+    """Raise InvalidData for what is no network with neurons: a module, say, that is not converted yet."""
+    if not isinstance(snn, Graph) or not snn.neurons:
+        got = "a network without neurons" if isinstance(snn, Graph) else f"a {type(snn).__name__}"
+        raise InvalidData(f"{where}: got {got}; expected a converted one. Call convert first.")
+
+
 def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
-    if not graph.neurons:
-        raise InvalidData("simulate: got a network without neurons; expected a converted one. Call convert first.")
+    check_spiking(graph, "simulate")
+    check_dense(images, "simulate")
     if images.ndim not in (4, 5) or images.numel() == 0:
         raise InvalidData(
             f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
             "with B >= 1. Check them."
         )
     found = check_images(graph.nodes, images, "simulate")
+    check_size(graph.provenance, images.shape[-2:], "simulate")
     total = timesteps + (0 if state is None else state.step)
     if images.ndim == 5 and total > len(images):
         raise InvalidData(

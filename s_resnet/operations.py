@@ -18,7 +18,7 @@ from .engine import together
 from .errors import InvalidData
 from .fan_out import Shape
 from .files import replacing
-from .graph import Graph, count_images
+from .graph import Graph, check_spiking, count_images
 from .layer_operations import Counter, LayerOperations, SourceOperations, Traffic
 from .lockstep import ROOM
 from .passes.fold_batchnorm import folded
@@ -127,8 +127,7 @@ def count_operations(
     Raises:
         InvalidData: no images, a setting out of range, or an operation that cannot be counted, by its name.
     """
-    if not snn.neurons:
-        raise InvalidData("operations: got a network without neurons; expected a converted one. Call convert first.")
+    check_spiking(snn, "operations")
     timesteps = whole_number(timesteps, "operations", "timesteps")
     snn = folded(snn)
     wiring = Wiring(snn, snn.static if coding == "direct" else frozenset())

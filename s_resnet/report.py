@@ -17,13 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import kernels
-from .arguments import labeled, whole_number
+from .arguments import labeled, probability, whole_number
 from .closed_form import closed_form
 from .device import ahead, find_device, peak_memory
 from .distributed import exchange, in_step, place, shared_errors
 from .errors import InvalidData
 from .figures import MANY_CLASSES, Exit, Report, Row
-from .graph import Graph, count_images
+from .graph import Graph, check_spiking, count_images
 from .intervals import difference
 from .measured_on import Seen, check_names, described_data, fitted_for, notes_on, repeated, training_notes
 from .simulate import answers, simulate_until_confident, steps_to_report
@@ -76,11 +76,10 @@ def evaluate(
         BackendUnavailable: ``device="cuda"`` without a GPU.
     """
     with shared_errors():
+        check_spiking(snn, "evaluate")
         timesteps = whole_number(timesteps, "evaluate", "timesteps")
-        if exit_confidence is not None and not 0 < exit_confidence < 1:
-            raise InvalidData(
-                f"evaluate: got exit_confidence={exit_confidence}; expected 0 < P < 1. Pass one such as 0.8."
-            )
+        if exit_confidence is not None:
+            exit_confidence = probability(exit_confidence, "evaluate", "exit_confidence")
         if in_closed_form and (precision != "exact" or exit_confidence is not None):
             asked = "an exit" if precision == "exact" else f"precision {precision}"
             raise InvalidData(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arguments import whole_number
+from .arguments import check_dense, probability, whole_number
 from .engine import Whole
 from .errors import InvalidData
-from .graph import Chunk, Graph, State, count_images
+from .graph import Chunk, Graph, State, check_spiking, count_images
 
 # Steps between two looks at who may stop, and images times steps in between: what is simulated in vain stays small.
 LOOK, FOLD = 4, 64
@@ -73,6 +73,8 @@ def simulate(
     Raises:
         InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
     """
+    check_spiking(graph, "simulate")
+    check_dense(images, "simulate")
     steps = whole_number(steps, "simulate", "timesteps")
     encode = encoder(images, coding, seed, 0 if state is None else state.step)
     wanted = steps_to_report(steps, at)
@@ -86,6 +88,8 @@ def simulate(
 
 def steps_to_report(steps: int, at: Iterable[int] | None) -> tuple[int, ...]:
     """The steps ``at`` in ascending order, by default the last; InvalidData for one that is not within ``steps``."""
+    if at is not None and not isinstance(at, Iterable):
+        raise InvalidData(f"simulate: got at={at!r}; expected steps to report. Pass a list of them.")
     wanted = (steps,) if at is None else tuple(sorted({whole_number(step, "simulate", "at", 0) for step in at}))
     if not wanted or wanted[0] < 1 or wanted[-1] > steps:
         raise InvalidData(f"simulate: got steps to report {list(wanted)}; expected within 1 ... {steps}. Change them.")
@@ -185,8 +189,9 @@ def simulate_until_confident(
     Raises:
         InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
     """
-    if not 0 < confidence < 1:
-        raise InvalidData(f"simulate: got confidence={confidence}; expected 0 < P < 1. Pass one such as 0.8.")
+    check_spiking(graph, "simulate")
+    check_dense(images, "simulate")
+    confidence = probability(confidence, "simulate", "confidence")
     if graph.windowed:
         raise InvalidData(
             "simulate: got an exit for a network whose layers wait for their window of T, so that it answers once; "

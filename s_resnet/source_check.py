@@ -12,11 +12,12 @@ from torch import Tensor
 
 from . import batchnorm_check
 from .arguments import class_numbers, images_of
-from .batchnorm_check import Fit, Moments, all_alike, explain
+from .batchnorm_check import FEW, Fit, Moments, all_alike, explain
 from .calibrate import Batches, check_repeatable
 from .errors import InvalidData, SResNetWarning
 from .graph import Graph
 from .intervals import wilson
+from .rivals import rival_notes
 
 CHECKED = 128  # images, and half as many from 128 pixels on
 LARGE = 128
@@ -96,6 +97,8 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
     scores = logits.ndim == 2 and classes > 1
     together = torch.cat(every) if scores and every and len(every) == len(labels) else None
     notes = [*label_notes(answer, together, classes), *(untouched_note(graph) or _of_statistics(fit))]
+    if fit.fits and fit.images >= FEW and not untouched_note(graph):
+        notes += rival_notes(graph, torch.cat(images).to(graph.device), moments)
     if scores and not every and confidence < 1 / classes + UNSURE * (1 - 1 / classes):
         notes.append(
             f"the network is hardly sure of any answer (mean confidence {confidence:.2f}, {classes} classes): it was "

@@ -17,7 +17,7 @@ from .calibrate import Batches
 from .engine import arithmetic
 from .errors import InvalidData
 from .files import replacing
-from .graph import Graph, count_images
+from .graph import Graph, check_spiking, count_images
 from .lockstep import affordable, lockstep, steps_of
 from .losses import Split, by_channel, finite, relative, right, split
 from .measured_on import described_data
@@ -174,6 +174,7 @@ def verify(
         InvalidData: no images, labels that do not fit, T out of range, or a network without neurons, without a readout
             at its end, or of whole numbers.
     """
+    check_spiking(snn, "verify")
     timesteps = whole_number(timesteps, "verify", "timesteps")
     _check(snn)
     tally = TrainedTally(snn, timesteps) if snn.trained else _Tally(snn, timesteps)

@@ -60,6 +60,7 @@ LEVELS: dict[str, float] = {
     "resume": 4.4,
     "simulate": 4,
     "closed_form": 4.5,
+    "rivals": 4.2,
     "source_check": 4.5,
     "alternatives": 4.8,
     "fan_out": 2.5,

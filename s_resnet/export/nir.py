@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import BackendUnavailable, ConversionError, InvalidData
 from ..files import replacing
-from ..graph import Graph
+from ..graph import Graph, check_spiking
+from ..inputs import check_size
 from ..neuron import Neuron
 from ..ops import Conv2d, Input, Node
 from ..version import __version__
@@ -64,12 +65,14 @@ def export_nir(
         SResNetError: the file cannot be written.
     """
     nir, h5py = require("nir", EXTRA), require("h5py", EXTRA)
+    check_spiking(snn, "export")
     shape = input_shape or tuple(snn.provenance.get("input_shape", ()))
     if len(shape) != 3:
         raise InvalidData(
             f"export: got input_shape {tuple(shape)}; expected (channels, height, width). Pass input_shape, as the "
             "network does not say."
         )
+    check_size(snn.provenance, shape[1:], "export")
     lowered = lower(snn.to("cpu"), shape, tie_shortcuts, split_maxpool)
     resets = {node.op.reset for node in lowered.nodes if isinstance(node.op, Neuron)}
     if len(resets) > 1:
