@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from .checks import check_classes, open_matched, warn_left_out
-from .convert import check_output
-from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD
+from .networks import find_network, timesteps_for
+from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, FORCE, NETWORK, TIMESTEPS
+from .output import check_output
 from .say import say
 
 
@@ -33,9 +34,14 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
 
 
 @click.command()
-@click.argument("network", type=click.Path(), required=False)
-@click.option("--timesteps", metavar="T", type=click.IntRange(1), required=True, help="How many steps to simulate.")
-@click.option("--at", metavar="T,T,...", callback=_steps, help="The steps to report; by default 1, 2, 4, ... and T.")
+@NETWORK
+@TIMESTEPS
+@click.option(
+    "--at",
+    metavar="T,T,...",
+    callback=_steps,
+    help="The steps to report; by default T, of a recipe that is not fitted to it also 1, 2, 4, ...",
+)
 @click.option(
     "--exit-confidence",
     metavar="P",
@@ -76,10 +82,11 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
     type=click.Path(dir_okay=False, readable=False),
     help="Write the figures there as well.",
 )
+@FORCE
 @DOWNLOAD
 def evaluate(
     network: str | None,
-    timesteps: int,
+    timesteps: int | None,
     at: tuple[int, ...] | None,
     exit_confidence: float | None,
     precision: str,
@@ -90,6 +97,7 @@ def evaluate(
     batch_size: int,
     device: str,
     json_file: str | None,
+    force: bool,
     download: bool,
 ) -> None:
     """Evaluate NETWORK.snn (by default the only one here) and its own ANN on the same images.
@@ -108,21 +116,22 @@ def evaluate(
 
     \b
     Examples:
-      sresnet evaluate --timesteps 256
-      sresnet evaluate resnet20.snn --timesteps 64 --at 8,16,32,64 --data cifar10:/data --limit 1000 --json out.json
+      sresnet evaluate
+      sresnet evaluate resnet20.snn --at 8,16,32,64 --data cifar10:/data --limit 1000 --json out.json
       sresnet evaluate resnet20.snn --timesteps 128 --exit-confidence 0.8
       torchrun --nproc-per-node 4 -m sresnet_cli evaluate resnet20.snn --timesteps 256    (4 processes, 4 GPUs)
     """
     import s_resnet
 
-    if at is not None and max(at) > timesteps:
+    if at is not None and timesteps is not None and max(at) > timesteps:
         raise click.UsageError(f"--at asks for step {max(at)}, beyond --timesteps {timesteps}.")
     with s_resnet.process_group(device) as (rank, world):
         s_resnet.find_device(device)
-        path = Path(network) if network else _only_network()
+        path = find_network(network, "evaluate")
         if json_file and rank == 0:
-            check_output(Path(json_file), path)
+            check_output(Path(json_file), path, force=force)
         snn = s_resnet.load(path)
+        timesteps = timesteps or (timesteps_for(snn, path) if at is None else max(at))
         loader = image_loader(snn, path, Images(data, limit, batch_size, download, classes), rank, world)
         report = s_resnet.evaluate(
             *(snn, loader, timesteps),
@@ -141,16 +150,6 @@ def evaluate(
             say(report.table())
             if json_file:
                 report.save(json_file)
-
-
-def _only_network() -> Path:
-    found = sorted(Path().glob("*.snn"))
-    if len(found) != 1:
-        names = ", ".join(str(path) for path in found) or "none"
-        raise click.UsageError(
-            f"Which network? Found {names} here. Name one: sresnet evaluate NETWORK.snn --timesteps T"
-        )
-    return found[0]
 
 
 @dataclass(frozen=True)
@@ -182,15 +181,17 @@ def image_loader(
     """
     import s_resnet
 
-    spec = asked.spec or usual_data(snn)
-    if spec is None:
-        raise click.UsageError(f"Which data? {path} was converted without calibration images. Pass --data DATA.")
     settings = snn.provenance.get("preprocessing")
     if settings is None:
         raise s_resnet.InvalidArtifact(
-            f"{path}: got no preprocessing; expected the size, mean and std of its images, or the bins of its events. "
-            "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps)."
+            f"{path}: got no preprocessing, as it was converted from Python; expected the size, mean and std of its "
+            "images, or the bins of its events. Evaluate it from Python with s_resnet.evaluate(snn, loader, "
+            "timesteps), or save it with snn.with_provenance(preprocessing=s_resnet.stored_preprocessing("
+            "s_resnet.preprocessing_for(size, mean, std)))."
         )
+    spec = asked.spec or usual_data(snn)
+    if spec is None:
+        raise click.UsageError(f"Which data? {path} does not know of any. Pass --data DATA.")
     with s_resnet.first_process_first():
         data = open_matched(spec, "evaluation", asked.download, asked.classes, snn.provenance.get("classes", ()))
     if "source" in snn.provenance:  # a network saved from Python need not say; evaluate still checks every label
@@ -202,11 +203,3 @@ def image_loader(
     loader = s_resnet.loader_for(data, part, preprocessing, asked.batch_size, total=len(indices))
     loader.excluded = len(used)
     return loader
-
-
-def timesteps_for(snn: Any, path: Path) -> int:
-    """The T that the network was converted or trained for."""
-    timesteps = snn.provenance.get("recipe", {}).get("timesteps")
-    if timesteps is None:
-        raise click.UsageError(f"Which T? {path} does not say what it was converted for. Pass --timesteps T.")
-    return int(timesteps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ from typing import Any
 import click
 
 from .checks import warn_left_out
-from .evaluate import Images, image_loader, timesteps_for, usual_data
-from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, TIMESTEPS
+from .evaluate import Images, image_loader, usual_data
+from .networks import find_network, timesteps_for
+from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, FORCE, TIMESTEPS
+from .output import check_output
 from .say import say
 
 
 @click.command()
-@click.argument("networks", metavar="NETWORK [NETWORK]", type=click.Path(), nargs=-1, required=True)
+@click.argument("networks", metavar="NETWORK [NETWORK]", type=click.Path(), nargs=-1)
 @click.option(
     "--data",
     metavar="DATA",
@@ -43,6 +46,7 @@ from .say import say
     type=click.Path(),
     help="Energies per operation, in pJ, in place of the published ones for 45 nm.",
 )
+@FORCE
 @DOWNLOAD
 def report(
     networks: tuple[str, ...],
@@ -54,9 +58,10 @@ def report(
     batch_size: int,
     device: str,
     constants: str | None,
+    force: bool,
     download: bool,
 ) -> None:
-    """Write a page on NETWORK.snn that others can read: DIR/index.html, and its figures as DIR/report.json.
+    """Write a page on NETWORK.snn (by default the only one here): DIR/index.html, and its figures as DIR/report.json.
 
     Accuracy over time steps beside the network's own ANN, which layer loses what, shortcut scales, spikes and
     membranes, images that the two disagree on, operation counts and an energy estimate, settings and provenance. The
@@ -83,7 +88,10 @@ def report(
         raise click.UsageError(f"Got {len(networks)} networks. Name one, or two to compare.")
     s_resnet.find_device(device)
     energies = s_resnet.load_constants(constants) if constants else s_resnet.Constants()
-    paths = [Path(name) for name in networks]
+    paths = [find_network(name, "report") for name in networks or (None,)]
+    for name in ("index.html", "report.json") if not force else ():
+        if os.path.exists(Path(output) / name):
+            check_output(Path(output) / name)
     loaded = [s_resnet.load(path) for path in paths]
     names = _names(paths)
     spec = data or next((known for snn in loaded if (known := usual_data(snn))), None)

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from .checks import warn_unreadable
-from .convert import check_output
-from .options import DEVICE, DOWNLOAD
+from .converted import next_step
+from .options import DEVICE, DOWNLOAD, FORCE
+from .output import check_output, command
 from .say import say
 
 
@@ -79,6 +80,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 @DEVICE
 @click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes; the result does not depend.")
 @click.option("--tensorboard", metavar="DIR", type=click.Path(file_okay=False), help="Write curves there as well.")
+@FORCE
 @DOWNLOAD
 def train(
     arch: str | None,
@@ -91,6 +93,7 @@ def train(
     device: str,
     workers: int | None,
     tensorboard: str | None,
+    force: bool,
     download: bool,
     **given: Any,
 ) -> None:
@@ -136,13 +139,16 @@ def train(
         if wrong:
             raise click.UsageError(f"{', '.join(wrong)} cannot be had with --from. Leave it out.")
         options = {"device": device, "workers": workers, "progress": True, "tensorboard": tensorboard}
+        check_output(Path(output), Path(network), force=force)
         _fine_tune(Path(network), data, Path(output), given, download, options)
         return
+    if force:
+        raise click.UsageError("--force is of --from: a run is never written over another one. Choose another -o.")
     assert arch is not None
     with s_resnet.process_group(device) as (rank, _):
         s_resnet.find_device(device)
         path = Path(output)
-        check_output(path)
+        check_output(path, force=True)  # what is there is gone on from, or refused
         with s_resnet.first_process_first():
             images = s_resnet.open_data(data, "calibration", download)
             test = s_resnet.open_data(data, "evaluation", download)
@@ -171,7 +177,6 @@ def _fine_tune(
     with s_resnet.process_group(options["device"]) as (rank, _):
         s_resnet.find_device(options["device"])
         snn = s_resnet.load(network)
-        check_output(output, network)
         partial = output.with_name(f"{output.name}.partial")
         with s_resnet.first_process_first():
             images = s_resnet.open_data(data, "calibration", download)
@@ -195,7 +200,7 @@ def _fine_tune(
         )
     timesteps = tuned.graph.provenance["tuning"]["timesteps"]
     say(f"{output}: fine-tuned at T = {timesteps}, {compared}")
-    say(f"Next: sresnet evaluate {output} --timesteps {timesteps}")
+    say(next_step(tuned.graph, output))
 
 
 def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, Any]) -> Any:
@@ -238,7 +243,7 @@ def _summary(trained: Any, path: Path, data: str) -> str:
     steps = trained.settings.timesteps
     spiking = "" if steps is None else f", T = {steps}"
     ready = steps is not None or trained.settings.activation == "qcfs"
-    calibration = "" if ready else f" --calibration {data}"
+    calibration = () if ready else ("--calibration", data)
     epochs = len(trained.history)
     done = f"{path}: {trained.arch}{spiking}, {epochs} epoch{'s' if epochs > 1 else ''}{test}"
-    return f"{done}\nNext: sresnet convert {path}{calibration}"
+    return f"{done}\nNext: {command('convert', path, *calibration)}"

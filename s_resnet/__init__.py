@@ -16,7 +16,7 @@ from .auto import choose_recipe
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
 from .checkpoint import Checkpoint, load_checkpoint
-from .classes import match_classes, natural_order, network_classes, order_note
+from .classes import match_classes, natural_order, network_classes, order_note, read_names
 from .closed_form import closed_form
 from .convert import convert
 from .data import (
@@ -27,6 +27,7 @@ from .data import (
     Preprocessing,
     choose,
     preprocessing_for,
+    without_labels,
 )
 from .device import find_device
 from .distributed import exchange, first_process_first, process_group, shard
@@ -50,6 +51,7 @@ from .export import (
     export_nir,
     export_npz,
     export_torch,
+    find_engine,
     host_input,
     verify_export,
 )
@@ -73,6 +75,7 @@ from .qcfs import QCFSModule
 from .recipes import RECIPES, Recipe, Step
 from .recorder import Trace, record
 from .report import evaluate, powers_of_two
+from .request import Request
 from .shortcuts import Shortcut, scales, shortcuts
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .source_check import SourceCheck, check_source
@@ -127,6 +130,7 @@ __all__ = [
     "Recipe",
     "Repeat",
     "Report",
+    "Request",
     "Row",
     "SResNetError",
     "SResNetWarning",
@@ -174,6 +178,7 @@ __all__ = [
     "export_npz",
     "export_torch",
     "find_device",
+    "find_engine",
     "fine_tune",
     "fingerprints",
     "first_process_first",
@@ -193,6 +198,7 @@ __all__ = [
     "preprocessing_for",
     "preset",
     "process_group",
+    "read_names",
     "read_preprocessing",
     "record",
     "replacing",
@@ -211,5 +217,6 @@ __all__ = [
     "variants_of",
     "verify",
     "verify_export",
+    "without_labels",
     "write_page",
 ]
