@@ -37,7 +37,7 @@ def summary(snn: Any, target: Path, batches: Any, usual: bool) -> str:
     if batches is not None:
         data = batches.data
         lines.append(f"Calibrated on {data.spec} ({data.split}), {batches.images:,} of {len(data):,} images")
-    if usual and batches is not None and calibration["source"] == "images":
+    if usual and batches is not None:
         lines.append(
             f"Recipe {provenance['recipe']['name']} is the default with calibration images; --recipe s-resnet is the "
             "paper's, for hundreds of steps"

@@ -40,7 +40,7 @@ def network_path(checkpoint: Path, *said: str) -> Path:
     return checkpoint.with_name(f"{'-'.join((name, *said))}.snn")
 
 
-def command(*words: str | Path) -> str:
+def command(*words: str | int | Path) -> str:
     """A command of the program as a shell takes it, whatever is in the names of files."""
     plain = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
     return shlex.join(["sresnet", *plain])

@@ -186,7 +186,7 @@ class Comparison:
 
 
 def find_engine(name: str) -> None:
-    """Raise where :func:`verify_export` cannot run: InvalidData without such an engine, BackendUnavailable uninstalled."""
+    """Raise InvalidData where there is no such engine, and BackendUnavailable where it is not installed."""
     if name not in ENGINES:
         raise InvalidData(f"verify: got engine {name!r}; expected one of {', '.join(ENGINES)}. Choose one of them.")
     require(MODULES[name], name)
