@@ -168,7 +168,7 @@ def convert(
     A checkpoint of `sresnet train` says itself what it is; a spiking one is written down as it is, for its own T.
 
     \b
-    DATA is a directory of images or of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
+    DATA is a directory of class folders or of images, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
     digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
 
     \b

@@ -462,7 +462,7 @@ def test_auto_completes_what_it_tries(monkeypatch, model, batches):
 
 
 def few_steps(*options):
-    return ("convert", "tiny.pth", *CALIBRATED[:-2], *options)
+    return ("convert", "tiny.pth", *CALIBRATED[:-2], "--force", *options)
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def pooled(program):
     torch.save(model.state_dict(), "pooled.pth")
     make_photos(Path("photos"))
     settings = ("--calibration", "photos", "--calibration-images", 4, "--input-size", 32, "--timesteps", 2)
-    program.works("convert", "pooled.pth", *settings)
+    program.works("convert", "pooled.pth", "-o", "pooled.snn", "--recipe", "s-resnet", *settings)
 
 
 def test_max_pools(program):

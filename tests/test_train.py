@@ -827,5 +827,5 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_epoch(program,
 def test_danet_is_called_our_interpretation(program, tmp_path):
     code, _, said = program("train", "danet11", *TRAIN, "--timesteps", 2, "-o", "x.pt")
     assert code == 0 and "our interpretation" in said
-    out = program.works("convert", "x.pt") + program.works("inspect", "x.snn")
+    out = program.works("convert", "x.pt") + program.works("inspect", "x-trained-T2.snn")
     assert out.count("danet11 (our interpretation)") >= 2
