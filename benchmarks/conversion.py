@@ -121,8 +121,8 @@ def run(name: str, case: Case, fixtures: Path, work: Path) -> None:
             "data": data,
             "limit": limit,
             "convert_seconds": round(seconds, 1),
-            "convert": f"sresnet convert {case.checkpoint} --recipe {case.recipe} {case.options} --timesteps {case.timesteps}"
-            + (f" --calibration {case.calibration}" if case.calibration else ""),
+            "convert": f"sresnet convert {case.checkpoint} --recipe {case.recipe} {case.options} "
+            f"--timesteps {case.timesteps}" + (f" --calibration {case.calibration}" if case.calibration else ""),
             "evaluate": " ".join(
                 [*("sresnet", "evaluate", "--timesteps", str(case.timesteps), "--data", data), *limits, case.evaluate]
             ).strip(),

@@ -254,6 +254,11 @@ def _described(loaded: Any, request: Any, with_images: bool) -> list[str]:
         recipe, steps = f"qcfs-{'phased' if recipe == 'phased' else 'streaming'}", steps or loaded.model.levels
     else:
         plan = request.plan(with_images)
+        if request.percentile is not None and (plan is None or plan.fits):
+            raise click.UsageError(
+                f"--percentile is of the paper's recipes; {recipe or 'calibrated'} finds its thresholds by their "
+                "error. Leave it out, or choose --recipe s-resnet."
+            )
         if plan is not None:
             recipe, steps = plan.name, steps or plan.timesteps
     words = [recipe]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .checks import source_line
-from .evaluate import Images, image_loader
+from .evaluate import Images, find_images
 from .output import command
 
 
@@ -62,7 +62,7 @@ def next_step(snn: Any, target: Path) -> str:
 
     evaluate = command("evaluate", target)
     try:
-        image_loader(snn, target, Images(None, None, 1, download=False))
+        find_images(snn, target, Images(None, None, 1, download=False))
     except (s_resnet.SResNetError, click.UsageError):  # nothing labeled is left to evaluate on
         return f"Next: {command('inspect', target)}\nTo evaluate it, name labeled images: {evaluate} --data DATA"
     return f"Next: {evaluate}"

@@ -171,10 +171,18 @@ def usual_data(snn: Any) -> str | None:
     return spec and (s_resnet.held_out_beside(spec) or spec)
 
 
-def image_loader(
-    snn: Any, path: Path, asked: Images, rank: int = 0, world: int = 1, besides: tuple[Any, ...] = ()
-) -> Any:
-    """This process's part of the images to evaluate on: all, without those that the network was calibrated on.
+@dataclass(frozen=True)
+class Found:
+    """What there is to evaluate a network on: the data, which of them, and how many it was calibrated on."""
+
+    data: Any
+    indices: list[int]
+    calibrated_on: int
+    preprocessing: Any
+
+
+def find_images(snn: Any, path: Path, asked: Images, besides: tuple[Any, ...] = ()) -> Found:
+    """The images to evaluate on: all, without those that the network was calibrated on.
 
     They are preprocessed as the network was calibrated, and their classes matched to its by name. besides: networks
     whose calibration images are left out too.
@@ -199,7 +207,17 @@ def image_loader(
     marks = {mark for one in (snn, *besides) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
     used = s_resnet.seen(data, marks)
     indices = s_resnet.choose(data, asked.limit, exclude=used)
-    part, preprocessing = s_resnet.shard(indices, rank, world), s_resnet.read_preprocessing(settings)
-    loader = s_resnet.loader_for(data, part, preprocessing, asked.batch_size, total=len(indices))
-    loader.excluded = len(used)
+    return Found(data, indices, len(used), s_resnet.read_preprocessing(settings))
+
+
+def image_loader(
+    snn: Any, path: Path, asked: Images, rank: int = 0, world: int = 1, besides: tuple[Any, ...] = ()
+) -> Any:
+    """This process's part of the images of :func:`find_images`."""
+    import s_resnet
+
+    found = find_images(snn, path, asked, besides)
+    part = s_resnet.shard(found.indices, rank, world)
+    loader = s_resnet.loader_for(found.data, part, found.preprocessing, asked.batch_size, total=len(found.indices))
+    loader.excluded = found.calibrated_on
     return loader

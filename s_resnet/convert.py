@@ -64,8 +64,8 @@ def convert(
         recipe: a name in :data:`s_resnet.RECIPES`, ``"auto"``, or a Recipe. By default ``"calibrated"`` with
             calibration batches, and without ``"s-resnet"``, the paper's, which can do without.
         timesteps: the T to tune for; by default the recipe's (16 for calibrated, 350, the paper's, for s-resnet).
-        percentile: of the activations, in percent; by default 99.9, and 99.99 from 128 pixels on. Not for recipes that
-            are fitted to images: they find their thresholds by the error.
+        percentile: of the activations, in percent; by default 99.9, and 99.99 from 128 pixels on. Recipes
+            that are fitted to images find their thresholds by the error, and do not look at it.
         input_size: height and width, used without calibration batches; by default 224 for a network with a max-pool
             stem, else 32.
         reconstruct: also reconstruct weights and biases on the calibration images, block by block

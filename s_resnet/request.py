@@ -56,8 +56,7 @@ class Request:
     def plan(self, with_images: bool, resume: str | os.PathLike[str] | None = None) -> Recipe | None:
         """The recipe for a network of ReLUs, with the steps that were asked for besides; None for ``"auto"``.
 
-        Raises ConversionError for what this recipe cannot do, or not without images; InvalidData for a percentile that
-        it would not look at.
+        Raises ConversionError for what this recipe cannot do, or not without images.
         """
         recipe = self.named(with_images)
         fits, name = (True, "auto") if recipe is None else (recipe.fits, recipe.name)
@@ -65,11 +64,6 @@ class Request:
             raise ConversionError(
                 f"recipe {name}: got no calibration images; expected some, which it is fitted to. Pass images, on the "
                 "command line --calibration DATA, or choose s-resnet, which can do without."
-            )
-        if fits and self.percentile is not None:
-            raise InvalidData(
-                f"recipe {name}: got a percentile; expected none, as it finds its thresholds by their error. Leave it "
-                "out, or choose s-resnet."
             )
         if recipe is None:
             self._check_alphabet(name, self.spikes not in (None, "binary"))

@@ -159,12 +159,14 @@ def figures(path: Path) -> dict:
 FROZEN = {
     "convert": (["CHECKPOINT"], [
         ("-o", "--output"), ("--force",), ("--arch",), ("--recipe",), ("--weights",), ("--timesteps",),
-        ("--reconstruct",), ("--spikes",), ("--target-drop",), ("--percentile",), ("--calibration",), ("--calibration-images",),
-        ("--input-size",), ("--mean",), ("--std",), ("--classes",), ("--device",), ("--download",),
+        ("--reconstruct",), ("--spikes",), ("--target-drop",), ("--percentile",), ("--calibration",),
+        ("--calibration-images",), ("--input-size",), ("--mean",), ("--std",), ("--classes",), ("--device",),
+        ("--download",),
     ]),
     "evaluate": (["NETWORK"], [
         ("--timesteps",), ("--at",), ("--exit-confidence",), ("--data",), ("--limit",), ("--classes",),
-        ("--batch-size",), ("--device",), ("--precision",), ("--closed-form",), ("--json",), ("--force",), ("--download",),
+        ("--batch-size",), ("--device",), ("--precision",), ("--closed-form",), ("--json",),
+        ("--force",), ("--download",),
     ]),
     "inspect": (["NETWORK"], []),
     "verify": (["NETWORK"], [
