@@ -83,10 +83,7 @@ def _open_directory(path: Path, split: str) -> ImageData:
             got = f"class folders in {nested[0]}/ only"
             expected = "train/ and one of test/, val/, validation/"
             raise invalid(where, "splits", got, expected, f"Add the other, or name '{path / nested[0]}'")
-        parts = folders and {"train", *HOLDOUTS}.issuperset(folders)  # of images without labels: no classes
-        if not folders or parts:
-            return _open_flat(path / "train" if "train" in folders else path, split)
-        return _open_folders(path, None)
+        return _open_folders(path, None) if folders else _open_flat(path, split)
     except OSError as error:
         raise invalid(where, "path", reason(error), "a readable directory", "Check its rights") from error
 
