@@ -3,8 +3,8 @@
 import s_resnet
 
 snn = s_resnet.convert(model, calibration_batches)      # a Graph
-logits = snn(images, timesteps=64)                      # [B, N], in the units of the model's logits
-report = s_resnet.evaluate(snn, loader, timesteps=256)
+logits = snn(images, timesteps=16)                      # [B, N], in the units of the model's logits
+report = s_resnet.evaluate(snn, loader, timesteps=16)
 s_resnet.save(snn, "network.snn")
 """
 
