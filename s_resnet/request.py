@@ -73,9 +73,9 @@ class Request:
     def completed(self, recipe: Recipe, resume: str | os.PathLike[str] | None = None) -> Recipe:
         """A recipe with the steps that were asked for besides. Raises ConversionError where it cannot have them."""
         self._check_alphabet(recipe.name, _more_than_binary(recipe))
-        if self.weights == "int8" and any(step.settings.get("mode") == "spikes" for step in recipe.steps):
+        if self.weights in ROUNDING and any(step.settings.get("mode") == "spikes" for step in recipe.steps):
             raise ConversionError(
-                f"recipe {recipe.name}: got weights int8 for neurons behind pools and the classifier; expected them "
+                f"recipe {recipe.name}: got weights {self.weights} for neurons behind pools and the classifier; expected them "
                 "behind convolutions. Leave weights as they are, or choose s-resnet."
             )
         if self.reconstruct:
