@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from .begin import begin
 from .checks import check_classes, open_matched, shown_warnings, suggestion, warn_left_out
 from .converted import left_out, next_step, summary
 from .networks import check_checkpoint
@@ -180,6 +181,7 @@ def convert(
       sresnet convert resnet20.th --calibration cifar10:/data --recipe auto --spikes signed --target-drop 1
       sresnet convert resnet18.pth --input-size 64 --calibration photos/train -o photos.snn
     """
+    begin(checkpoint)
     import s_resnet
 
     check_checkpoint(Path(checkpoint))

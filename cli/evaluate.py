@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .checks import check_classes, open_matched, warn_left_out
 from .networks import find_network, timesteps_for
 from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, FORCE, NETWORK, TIMESTEPS
@@ -121,6 +122,7 @@ def evaluate(
       sresnet evaluate resnet20.snn --timesteps 128 --exit-confidence 0.8
       torchrun --nproc-per-node 4 -m sresnet_cli evaluate resnet20.snn --timesteps 256    (4 processes, 4 GPUs)
     """
+    begin(network or "the network here")
     import s_resnet
 
     if at is not None and timesteps is not None and max(at) > timesteps:
@@ -148,6 +150,8 @@ def evaluate(
         if rank == 0:
             warn_left_out(loader)
             say(report.table())
+            if report.kernel == "cpu":
+                say(f"Slow: {s_resnet.describe_kernels()}. With a C++ compiler, such as g++, it is faster.", err=True)
             if json_file:
                 report.save(json_file)
 

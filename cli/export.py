@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .checks import warn_left_out
 from .evaluate import Images, image_loader
 from .networks import find_network, timesteps_for
@@ -143,6 +144,7 @@ def export(
       sresnet export resnet20.snn --format torch -o resnet20.pt2 --timesteps 16
       sresnet export resnet20.snn --format npz -o resnet20.npz
     """
+    begin(network or "the network here")
     import s_resnet
 
     path, target = find_network(network, "export"), Path(output)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .networks import find_network
 from .options import NETWORK
 from .say import say
@@ -22,6 +23,7 @@ def inspect(network: str | None) -> None:
     Of a directly trained network, in place of scales, what its neurons are: thresholds, decay, reset and the surrogate
     gradient that it was trained with.
     """
+    begin(network or "the network here")
     import s_resnet
 
     path = find_network(network, "inspect")

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .checks import warn_left_out
 from .evaluate import Images, image_loader, usual_data
 from .networks import find_network, timesteps_for
@@ -68,7 +69,7 @@ def report(
     page is one file and needs no network access. With two networks every chart and table shows both, on the same
     images. A directly trained network has no ANN: what its neurons do is in the place of what layers lose.
 
-    Needs matplotlib (pip install 's-resnet[report]').
+    Needs matplotlib (pip install matplotlib).
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
@@ -82,6 +83,7 @@ def report(
       sresnet report paper.snn phased.snn --data cifar10:/data -o comparison
       sresnet report resnet20.snn --constants my-chip.toml -o page
     """
+    begin(" and ".join(networks) or "the network here")
     import s_resnet
 
     if len(networks) > 2:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .checks import warn_unreadable
 from .converted import next_step
 from .options import DEVICE, DOWNLOAD, FORCE
@@ -127,6 +128,7 @@ def train(
       sresnet train cifar_resnet20 --data cifar10:/data --activation qcfs --levels 4 -o ready.pt
       torchrun --nproc-per-node 4 -m sresnet_cli train ms_resnet34 --data imagenet:/data --preset paper -o ms34.pt
     """
+    begin(data)
     import s_resnet
 
     if (arch is None) == (network is None):
@@ -234,7 +236,17 @@ def _line(entry: Mapping[str, Any], epochs: int) -> str:
     for name in ("train", "validation", "test"):
         if entry[f"{name}_top1"] is not None:
             parts.append(f"{name} {100 * entry[f'{name}_top1']:.2f}%")
-    return "  ".join([*parts, f"{entry['seconds']:.1f} s"])
+    left = entry["seconds"] * (epochs - entry["epoch"])
+    rest = [f"about {_duration(left)} left"] if left else []
+    return "  ".join([*parts, f"{entry['seconds']:.1f} s", *rest])
+
+
+def _duration(seconds: float) -> str:
+    """A time in words, as exact as an estimate is."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _summary(trained: Any, path: Path, data: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .checks import warn_left_out
 from .evaluate import Images, image_loader
 from .networks import find_network, timesteps_for
@@ -92,6 +93,7 @@ def verify(
       sresnet verify resnet20.snn --timesteps 16 --data cifar10:/data --json layers.json
       sresnet verify resnet50.snn --data imagenet:/data --limit 64 --batch-size 8    (less memory)
     """
+    begin(network or "the network here")
     import s_resnet
 
     path = find_network(network, "verify")

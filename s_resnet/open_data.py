@@ -203,7 +203,7 @@ def _open_digits(split: str) -> ImageData:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        advice = "Run: pip install 's-resnet[demo]'"
+        advice = "Run: pip install scikit-learn"
         raise invalid("data 'digits'", "scikit-learn", "no such package", "it installed", advice) from error
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)

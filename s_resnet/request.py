@@ -75,8 +75,8 @@ class Request:
         self._check_alphabet(recipe.name, _more_than_binary(recipe))
         if self.weights in ROUNDING and any(step.settings.get("mode") == "spikes" for step in recipe.steps):
             raise ConversionError(
-                f"recipe {recipe.name}: got weights {self.weights} for neurons behind pools and the classifier; expected them "
-                "behind convolutions. Leave weights as they are, or choose s-resnet."
+                f"recipe {recipe.name}: got weights {self.weights} for neurons behind pools and classifier; expected "
+                "them behind convolutions. Leave weights as they are, or choose s-resnet."
             )
         if self.reconstruct:
             recipe = recipe.reconstructed().set("reconstruct", resume=None if resume is None else os.fspath(resume))

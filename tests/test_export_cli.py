@@ -148,7 +148,7 @@ def test_an_engine_that_is_not_installed_is_told_before_anything_is_written(prog
     for engine, package in (("snntorch", "snntorch"), ("norse", "norse.torch"), ("sinabs", "sinabs")):
         monkeypatch.setitem(sys.modules, package, None)
         code, _, err = program("export", "tiny.snn", *NIR, "--verify", engine)
-        assert code == 1 and package in err and f"pip install '{engine}'" in err and not Path("tiny.nir").exists()
+        assert code == 1 and package in err and f"pip install {engine}." in err and not Path("tiny.nir").exists()
 
 
 def test_what_is_there_is_not_written_over(program, network):
@@ -170,7 +170,7 @@ def test_networks_that_the_format_cannot_say(program, network):
 def test_without_nir_it_names_the_extra(program, network, monkeypatch):
     monkeypatch.setitem(sys.modules, "nir", None)
     code, _, err = program("export", "tiny.snn", *NIR)
-    assert code == 1 and "pip install 's-resnet[nir]'" in err and err.count("\n") == 1
+    assert code == 1 and "pip install nir." in err and err.count("\n") == 1
 
 
 def test_a_network_without_T_asks(program):
