@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .convert import convert
 from .evaluate import evaluate
 from .options import FORCE
@@ -32,6 +33,7 @@ def demo(output: str, force: bool) -> None:
 
     Needs no network access: the images are scikit-learn's. Needs scikit-learn and matplotlib.
     """
+    begin("scikit-learn's digits")
     _check_packages()
     folder = Path(output)
     _make(folder)

@@ -432,3 +432,47 @@ def test_a_network_from_python_says_what_it_lacks_and_can_be_told(program):
     assert "24 of 24 images" in program.works("evaluate", "python.snn", "--data", "photos")
     code, _, err = program("evaluate", "python.snn")
     assert code == 2 and "does not know of any" in err and "--data DATA" in err
+
+
+# ---- words
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify", "inspect", "report", "export"])
+def test_what_is_no_network_is_called_what_it_is(program, command):
+    options = {"report": ("-o", "page"), "export": ("--format", "npz", "-o", "x.npz")}.get(command, ())
+    torch.save(tiny().state_dict(), "old.pth", _use_new_zipfile_serialization=False)
+    for name, says in (
+        ("tiny.pth", "got a checkpoint of PyTorch; expected a .snn file. Convert it first: sresnet convert tiny.pth."),
+        ("old.pth", "Convert it first: sresnet convert old.pth."),
+        ("none.snn", "got no such file; expected a .snn file. Check the path."),
+        ("photos/a/0.png", "cannot be read"),
+    ):
+        code, out, err = program(command, name, *options)
+        assert (code, out) == (1, "") and err.startswith(f"Error: {name}: ") and says in err and err.count("\n") == 1
+
+
+def test_a_first_word_before_torch_is_there(monkeypatch, capfd):
+    begin = sys.modules["sresnet_cli.begin"].begin
+    for terminal, late, want in ((True, True, "Reading x.pth ...\n"), (False, True, ""), (True, False, "")):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+            if late:
+                patch.delitem(sys.modules, "torch")
+            begin("x.pth")
+        assert capfd.readouterr().err == want
+
+
+def test_without_a_compiler_it_says_why_it_is_slow(program, tmp_path, monkeypatch):
+    put_converted(tmp_path)
+    assert program("evaluate", "--timesteps", 1)[2] == ""
+    reason = "no C++ compiler: c++, g++ and clang++ not found"
+    monkeypatch.setattr(s_resnet.kernels.native, "compiled", lambda: (None, reason))
+    code, table, err = program("evaluate", "--timesteps", 1)
+    assert code == 0 and "kernel cpu\n" in table and f"membrane kernel: cpu ({reason})" in err and "g++" in err
+
+
+def test_messages_name_packages_that_there_are():
+    """What an extra of this package brings is named itself: it can be had from any index."""
+    root = Path(s_resnet.__file__).parent
+    texts = [*root.rglob("*.py"), *Path(sys.modules["sresnet_cli.convert"].__file__).parent.glob("*.py")]
+    assert len(texts) > 100 and not [path for path in texts if "pip install 's-resnet" in path.read_text()]
