@@ -104,6 +104,8 @@ def verify(
     loader = image_loader(snn, path, Images(data, limit, batch_size, download, classes))
     result = s_resnet.verify(snn.to(s_resnet.find_device(device)), loader, timesteps, network=path.name, progress=True)
     warn_left_out(loader)
+    if (fitted := s_resnet.fitted_for(snn)) not in (None, timesteps):
+        say(f"Note: the network was fitted to T = {fitted}, not to {timesteps}: what it loses here says little of it.")
     rows = _trained_rows(result) if snn.trained else _rows(result)
     say("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
     if json_file:

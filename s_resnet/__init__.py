@@ -62,6 +62,7 @@ from .graph_module import GraphModule
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
 from .layer_operations import LayerOperations, SourceOperations, Traffic
+from .measured_on import fitted_for
 from .models.catalog import ARCHITECTURES, build
 from .models.resnet import CifarResNet
 from .models.spiking import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
@@ -182,6 +183,7 @@ __all__ = [
     "fine_tune",
     "fingerprints",
     "first_process_first",
+    "fitted_for",
     "held_out_beside",
     "host_input",
     "load",

@@ -163,6 +163,9 @@ def test_t_is_the_networks_own(program):
         assert rows(f"{number}.json") == want
         assert ("not fitted to this T but to T = 5" in table) == (network == "few.snn" and want != [5])
     assert program("evaluate", "few.snn", "--at", "9", "--timesteps", "8")[0] == 2
+    for network, steps, marked in (("few.snn", 5, False), ("few.snn", 8, True), ("many.snn", 8, False)):
+        said = program.works("verify", network, "--timesteps", steps)
+        assert said.startswith("Note: the network was fitted to T = 5, not to 8") == marked
     one = s_resnet.evaluate(s_resnet.load("few.snn"), [(images(4, SIZE), torch.arange(4) % 3)], 8)
     assert [row.timesteps for row in one.snn] == [8]
     snn = s_resnet.load("few.snn")
