@@ -109,7 +109,8 @@ def train(
     decide whether that was for the better. By default adamw, --lr 0.0003, 5 epochs of batches of 64.
 
     A run that was stopped goes on by the same command from its last finished epoch, and on the CPU ends with the same
-    weights. A run with other settings wants another -o. Options given beside --preset replace the preset's.
+    weights. With schedule step or constant it may be asked for more --epochs; other settings want another -o. Options
+    given beside --preset replace the preset's.
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,

@@ -803,6 +803,24 @@ def test_a_run_says_what_it_trains_on_what_and_how_long_it_will_take(program):
     assert [duration(seconds) for seconds in (0.4, 119, 121, 7199, 7300)] == ["0 s", "119 s", "2 min", "120 min", "2 h"]
 
 
+def test_a_run_may_be_asked_for_more_epochs(program):
+    """To the weights of a run that was asked for them at once; a cosine schedule has other learning rates then."""
+    for schedule in (("--schedule", "constant"), ("--schedule", "step", "--step-epochs", 1)):
+        given = ("train", "cifar_resnet8", *TRAIN, *schedule)  # of two epochs
+        for name, epochs in (("grown.pt", 1), ("grown.pt", 2), ("whole.pt", 2)):
+            assert program(*given, "--epochs", epochs, "-o", name)[0] == 0
+        grown, whole = content("grown.pt"), content("whole.pt")
+        assert grown["epoch"] == grown["settings"]["epochs"] == len(grown["history"]) == 2
+        assert all(torch.equal(value, whole["state_dict"][name]) for name, value in grown["state_dict"].items())
+        code, _, err = program(*given, "--epochs", 1, "-o", "grown.pt")
+        assert code == 1 and "epochs 1 (there 2); expected" in err
+        os.remove("grown.pt"), os.remove("whole.pt")
+    given = ("train", "cifar_resnet8", *TRAIN, "-o", "x.pt")
+    assert program(*given)[0] == 0
+    code, _, err = program(*given, "--epochs", 3)
+    assert code == 1 and "epochs 3 (there 2), for which a cosine schedule has other learning rates" in err
+
+
 def test_what_is_given_replaces_the_presets(program, tmp_path):
     cli = sys.modules["sresnet_cli.train"]
     images = replace(data(), spec="imagenet:/x")
