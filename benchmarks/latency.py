@@ -231,9 +231,9 @@ def measure(case: Case, work: Path) -> Iterator[Line]:
         return
     network = work / f"{case.network}-{case.recipe}-{case.timesteps}.snn"
     report = network.with_suffix(".json")
-    convert_seconds = sresnet(*case.convert(case.checkpoint, case.calibration[1]), "-o", str(network))
+    convert_seconds = sresnet(*case.convert(case.checkpoint, case.calibration[1]), "--force", "-o", str(network))
     for name, where, limit in case.data:
-        evaluate_seconds = sresnet(*case.evaluate(network, where, limit), "--json", str(report))
+        evaluate_seconds = sresnet(*case.evaluate(network, where, limit), "--force", "--json", str(report))
         yield {
             **case.identity(name, limit),
             "reconstruct": "--reconstruct" in case.options,

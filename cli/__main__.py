@@ -38,8 +38,8 @@ def sresnet(context: click.Context) -> None:
     \b
     Start here:
       sresnet demo                                     the whole story in minutes, offline
-      sresnet convert resnet50.pth --calibration DIR   writes resnet50.snn
-      sresnet evaluate --timesteps 256                 accuracy at T = 1, 2, 4, ... 256
+      sresnet convert resnet50.pth --calibration DIR   writes resnet50-calibrated-T16.snn
+      sresnet evaluate                                 its accuracy, beside the ANN's
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

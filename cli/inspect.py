@@ -7,23 +7,28 @@ from typing import Any
 
 import click
 
+from .begin import begin
+from .networks import find_network
+from .options import NETWORK
 from .say import say
 
 STEEP = ("arctan", "sigmoid")  # surrogates whose width is a steepness
 
 
 @click.command()
-@click.argument("network", type=click.Path())
-def inspect(network: str) -> None:
-    """Show the graph of NETWORK.snn: thresholds, shortcut scales, recipe and provenance.
+@NETWORK
+def inspect(network: str | None) -> None:
+    """Show the graph of NETWORK.snn (by default the only one here): thresholds, shortcut scales, recipe and provenance.
 
     Of a directly trained network, in place of scales, what its neurons are: thresholds, decay, reset and the surrogate
     gradient that it was trained with.
     """
+    begin(network or "the network here")
     import s_resnet
 
-    snn = s_resnet.load(network)
-    parts = [_header(snn, network), _nodes(snn)]
+    path = find_network(network, "inspect")
+    snn = s_resnet.load(path)
+    parts = [_header(snn, str(path)), _nodes(snn)]
     if not snn.trained:  # there nothing is scaled
         parts.append(_shortcuts(snn))
     say("\n\n".join((*parts, _provenance(snn))))

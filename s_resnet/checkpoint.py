@@ -93,7 +93,7 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
     where, again = str(path), "Train it again, or copy the file again"
     version, name = content["format"], content["arch"]
     if not isinstance(version, int) or version > FORMAT:
-        upgrade = "Upgrade: pip install --upgrade s-resnet"
+        upgrade = "Upgrade S-ResNet"
         raise invalid(where, "training checkpoint", f"format {version}", f"at most {FORMAT}", upgrade)
     if arch not in (None, name):
         raise invalid(where, "architecture", repr(name), repr(arch), "Leave out --arch")

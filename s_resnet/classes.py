@@ -49,11 +49,12 @@ def match_classes(data: Data, names: Sequence[str]) -> Data:
 
     Upper and lower case, and spaces, underscores and hyphens, count as the same. The data may have fewer classes. Where
     one side has no names but the numbers 0, 1, 2, ... of its own order, as an .npz has, they are matched by position.
+    Data without labels stay as they are.
 
     Raises InvalidData where the data have a class of another name, or more classes than the network.
     """
     names, where = tuple(names), f"data {data.spec!r}"
-    if data.classes == names:
+    if data.classes in (names, ()):
         return data
     if len(data.classes) > len(names):
         got = f"{len(data.classes)} classes for a network of {len(names)}"

@@ -6,8 +6,8 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -155,6 +155,9 @@ class LabeledData:
         raise NotImplementedError
 
 
+Labeled = TypeVar("Labeled", bound=LabeledData)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData(LabeledData):
     """Labeled images: in files below ``root``, or ``pixels`` [B, H, W, 3] or gray [B, H, W] in memory."""
@@ -182,6 +185,11 @@ def _not_thin(image: Image.Image) -> Image.Image:
     if max(image.size) > THIN * min(image.size):
         raise ValueError("{} x {} pixels, one side more than {} times the other".format(*image.size, THIN))
     return image
+
+
+def without_labels(data: Labeled) -> Labeled:
+    """The same data without classes: every label is -1, for none."""
+    return replace(data, classes=(), labels=(-1,) * len(data))
 
 
 def choose(data: LabeledData, limit: int | None, seed: int = 0, exclude: Collection[str] = ()) -> list[int]:

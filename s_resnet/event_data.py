@@ -251,7 +251,7 @@ def _tonic(kind: str, where: str) -> Any:
         from tonic import datasets
     except ImportError as error:
         raise BackendUnavailable(
-            f"{where}: package, got no {error.name}; expected it installed. Run: pip install 's-resnet[events]'."
+            f"{where}: package, got no {error.name}; expected it installed. Run: pip install tonic aedat."
         ) from error
     return datasets
 

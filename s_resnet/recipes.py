@@ -171,8 +171,17 @@ QUANTIZED = Recipe(
 )
 
 
+def usual(with_images: bool) -> Recipe:
+    """The recipe that is taken where none is named.
+
+    With calibration images ``calibrated``: on training images that it was not fitted to the best of those that plain
+    neurons run, in a tenth of the paper's steps (docs/notes/latency.md). Without, the paper's.
+    """
+    return RECIPES["calibrated" if with_images else "s-resnet"]
+
+
 def find(name: str) -> Recipe:
     """The recipe of that name; ConversionError lists those there are."""
     if name not in RECIPES:
-        raise ConversionError(f"recipe: got {name!r}; expected one of {', '.join(RECIPES)}. Choose one of them.")
+        raise ConversionError(f"recipe: got {name!r}; expected one of {', '.join(RECIPES)} or auto. Choose one.")
     return RECIPES[name]

@@ -59,7 +59,7 @@ def evaluate(
         loader: batches of (images ``[B, C, H, W]``, labels ``[B]``, ...) or dicts with ``pixel_values`` or ``images``
             and ``labels``; of events ``[T, B, C, H, W]`` the ANN sees the mean over T.
         timesteps: T >= 1.
-        at: the steps to report; by default 1, 2, 4, ... and T.
+        at: the steps to report; by default T, and of a network that is not fitted to one T also 1, 2, 4, ...
         exit_confidence: 0 < P < 1; simulate each image only until it is that confident, T at most, as
             :func:`simulate_until_confident` does. The fixed T of ``at`` are then simulated only if ``at`` is given:
             they cost the steps that the exit saves.
@@ -88,7 +88,8 @@ def evaluate(
             )
         target = find_device(device)
         if at is None:
-            at = powers_of_two(timesteps) if exit_confidence is None else None
+            usual = powers_of_two(timesteps) if fitted_for(snn) is None else (timesteps,)
+            at = usual if exit_confidence is None else None
         wanted = None if at is None else steps_to_report(timesteps, at)
         notes = [*training_notes(loader), *check_names(loader, snn)]
         tally = _Tally(snn.to(target), timesteps, wanted, exit_confidence, precision, in_closed_form, watch)

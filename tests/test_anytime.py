@@ -260,7 +260,7 @@ def program(monkeypatch, capfd, tmp_path):
     monkeypatch.chdir(tmp_path)
     program = Program(monkeypatch, capfd)
     make_checkpoint(tmp_path / "tiny.pth", tiny(10))
-    program("convert", "tiny.pth", "--input-size", SIZE)
+    program("convert", "tiny.pth", "--input-size", SIZE, "-o", "tiny.snn")
     return program
 
 

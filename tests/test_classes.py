@@ -156,7 +156,20 @@ def evaluated(program, *options):
     return {Path(used.names[i]).parent.name: label for i, label in zip(indices, found, strict=True)}
 
 
-CONVERT = ("convert", "tiny.pth", "--calibration-images", 6, "--input-size", SIZE, "--timesteps", 2, "--calibration")
+CONVERT = (
+    "convert",
+    "tiny.pth",
+    "-o",
+    "tiny.snn",
+    "--force",
+    "--calibration-images",
+    6,
+    "--input-size",
+    SIZE,
+    "--timesteps",
+    2,
+    "--calibration",
+)
 
 
 def test_the_network_keeps_its_names_and_other_folders_follow_them(program, tmp_path):

@@ -337,7 +337,7 @@ def test_a_usage_error_is_said_once(monkeypatch, capsys, environment, silent):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["sresnet", "evaluate"])
+    monkeypatch.setattr(sys, "argv", ["sresnet", "evaluate", "--timesteps", "0"])
     monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
     with pytest.raises(SystemExit) as exit:
         program.main()

@@ -195,7 +195,7 @@ def test_a_copy_of_a_calibration_image_under_another_name_is_left_out(program, u
 
 @pytest.mark.parametrize("count", [24, 1000])
 def test_when_every_image_was_used_it_says_what_to_do(program, used, network, count):
-    program.works("convert", "tiny.pth", *CALIBRATED[:2], "--calibration-images", count, *CALIBRATED[4:])
+    program.works("convert", "tiny.pth", *CALIBRATED[:2], "--calibration-images", count, *CALIBRATED[4:], "--force")
     code, out, err = program("evaluate", "--timesteps", 1)
     assert (code, out) == (1, "") and err.startswith("Error: ") and err.count("\n") == 1
     assert "every image was used for calibration" in err and "fewer images" in err

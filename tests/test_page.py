@@ -467,7 +467,6 @@ def test_mistakes_at_the_command_line(strict, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, code, says in (
         (["tiny.snn"], 2, "'-o'"),
-        (["-o", "page"], 2, "NETWORK"),
         (["tiny.snn", "tiny.snn", "tiny.snn", "-o", "page"], 2, "Got 3 networks"),
         (["none.snn", "-o", "page"], 1, "none.snn: cannot be read"),
         (["photos/a/0.png", "-o", "page"], 1, "cannot be read"),
@@ -483,7 +482,7 @@ def test_mistakes_at_the_command_line(strict, tmp_path):
 
 def test_two_networks_of_other_classes_do_not_compare(strict, tmp_path):
     make_checkpoint(tmp_path / "ten.pth", tiny(10))
-    assert strict("convert", "ten.pth", "--input-size", SIZE)[0] == 0
+    assert strict("convert", "ten.pth", "--input-size", SIZE, "-o", "ten.snn")[0] == 0
     strict.fails("report", "tiny.snn", "ten.snn", "-o", "page", says="got 3 classes for a network of 10")
 
 

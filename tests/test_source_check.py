@@ -331,8 +331,8 @@ def test_the_choice_that_fits_is_found(tmp_path, monkeypatch):
 def test_convert_says_what_it_found(program, tmp_path):
     make_checkpoint(tmp_path / "tiny.pth")
     make_photos(tmp_path / "photos", count=12)
-    command = ("convert", "tiny.pth", "--calibration", "photos", "--input-size", SIZE, "--timesteps", 2)
-    code, out, err = program(*command)
+    command = ("convert", "tiny.pth", "--calibration", "photos", "--input-size", SIZE)
+    code, out, err = program(*command, "--timesteps", 2, "-o", "tiny.snn")
     known = s_resnet.load("tiny.snn").provenance["check"]
     assert code == 0 and f"The ANN is right on {known['right']} of 36 calibration images" in out
     assert f"mean confidence {known['confidence']:.2f}" in out

@@ -126,6 +126,8 @@ ENGINES: Mapping[str, Callable[[Layer], Step]] = {
     "spikingjelly": _spikingjelly,
 }
 
+MODULES = {"nir": "nir", "norse": "norse.torch", "sinabs": "sinabs", "snntorch": "snntorch",
+           "spikingjelly": "spikingjelly.activation_based"}  # fmt: skip
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -183,6 +185,13 @@ class Comparison:
         return "\n".join(lines)
 
 
+def find_engine(name: str) -> None:
+    """Raise InvalidData where there is no such engine, and BackendUnavailable where it is not installed."""
+    if name not in ENGINES:
+        raise InvalidData(f"verify: got engine {name!r}; expected one of {', '.join(ENGINES)}. Choose one of them.")
+    require(MODULES[name], name)
+
+
 def verify_export(
     path: str | os.PathLike[str],
     snn: Graph,
@@ -208,8 +217,7 @@ def verify_export(
     Raises InvalidData for settings or images that do not fit, InvalidArtifact for a file that cannot be read, and
     BackendUnavailable where the engine is not installed.
     """
-    if engine not in ENGINES:
-        raise InvalidData(f"verify: got engine {engine!r}; expected one of {', '.join(ENGINES)}. Choose one of them.")
+    find_engine(engine)
     if dtype not in _DTYPES:
         raise InvalidData(f"verify: got dtype {dtype!r}; expected one of {', '.join(_DTYPES)}. Choose one of them.")
     timesteps = whole_number(timesteps, "verify", "timesteps")

@@ -25,7 +25,7 @@ from .lower import Lowered, lower
 # The last version whose IF node resets by subtraction, and the first whose IF node resets to a value.
 SUBTRACTS, RESETS = "1.0.4", "1.0.8"
 OUTPUT = "output"
-EXTRA = "s-resnet[nir]"
+EXTRA = "nir"
 
 
 def export_nir(
@@ -93,7 +93,7 @@ def require(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise BackendUnavailable(
-            f"{module}: got no such module ({error}); expected it installed. Run: pip install '{package}'."
+            f"{module}: got no such module ({error}); expected it installed. Run: pip install {package}."
         ) from error
 
 

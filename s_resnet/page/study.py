@@ -19,7 +19,7 @@ from ..intervals import difference, wilson
 from ..neuron import Neuron
 from ..operations import Operations, count_operations
 from ..recorder import Trace, record
-from ..report import evaluate
+from ..report import evaluate, powers_of_two
 from ..shortcuts import Shortcut, shortcuts
 from ..verify import Verification, verify
 from ..verify_trained import TrainedVerification
@@ -250,7 +250,14 @@ def study(
     """
     target = find_device(device)
     snn, answers = snn.to(target), Answers()
-    report = evaluate(snn, loader, timesteps, device=device, network=network, progress=progress, watch=answers)
+    report = evaluate(
+        *(snn, loader, timesteps),
+        at=powers_of_two(timesteps),
+        device=device,
+        network=network,
+        progress=progress,
+        watch=answers,
+    )
     missing: dict[str, str] = {}
     verification: Verification | TrainedVerification | None = None
     operations: Operations | None = None

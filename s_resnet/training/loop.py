@@ -118,8 +118,26 @@ def _state(run: Run) -> dict[str, Any]:
     return {**state, **kept} if thresholds else state
 
 
+def _header(run: Run) -> Iterator[str]:
+    """What is trained on what, where, and by which settings."""
+    settings, count = run.settings, sum(weight.numel() for weight in run.model.parameters())
+    steps = "" if settings.timesteps is None else f", T = {settings.timesteps}"
+    images = f"{len(run.parts.train):,} of {len(run.data):,} images of {run.data.spec} ({run.data.split})"
+    classes = f"{len(run.data.classes)} classes"
+    yield f"Training {run.arch}{steps}, {count:,} parameters, on {images}, {classes}, on {run.device}"
+    drop = f", {settings.gamma:g} times it every {settings.step_epochs}" if settings.schedule == "step" else ""
+    augmented = ", ".join(settings.augmentation or ()) or "no augmentation"
+    yield (
+        f"Training by {settings.optimizer}, learning rate {settings.lr:g} ({settings.schedule}{drop}), weight decay "
+        f"{settings.weight_decay:g}, {settings.epochs} epochs of batches of {settings.batch_size}, {augmented}, seed "
+        f"{settings.seed}"
+    )
+
+
 def _notes(run: Run, resumed: int) -> Iterator[str]:
     epochs = run.settings.epochs
+    if resumed < epochs:
+        yield from _header(run)
     if run.arch.startswith("danet"):
         yield f"{run.arch}: DANet's equations are in no source that we have; the wiring is our interpretation."
     if resumed == epochs:
@@ -244,7 +262,7 @@ def _board(folder: str | os.PathLike[str] | None, done: int, stack: ExitStack) -
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise BackendUnavailable(
-            "tensorboard: got no such package; expected it installed. Run: pip install 's-resnet[train]'"
+            "tensorboard: got no such package; expected it installed. Run: pip install tensorboard"
         ) from error
     board = SummaryWriter(str(folder), purge_step=done + 1)
     stack.callback(board.close)

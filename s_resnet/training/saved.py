@@ -37,6 +37,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a run of the same ``identity`` (arch, settings, data) left at ``path``; None where nothing is.
 
+    It may be asked for more epochs than before, but for those of a cosine schedule, which depends on their number.
+
     Temporary files of processes that were killed while writing are removed. Raises SResNetError where the path holds
     another run or something else: nothing is overwritten.
     """
@@ -54,12 +56,14 @@ def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     now = _described(identity)
     try:
         then = _described(content)
-        differing = [name for name in now if now[name] != then.get(name)]
+        differing = [name for name in now if now[name] != then.get(name) and not _longer(name, now, then)]
         whole = bool(differing) or _whole(content)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise foreign(path, "a checkpoint of something else") from error
     if differing:
         listed = ", ".join(f"{name} {_text(now.get(name))} (there {_text(then.get(name))})" for name in differing)
+        if differing == ["epochs"] and now["schedule"] == "cosine":
+            listed += ", for which a cosine schedule has other learning rates from the start"
         raise SResNetError(f"{path}: holds another run, got {listed}; expected the same settings to go on. {ADVICE}.")
     if not whole:
         raise foreign(path, "a checkpoint whose epochs, history and scale do not fit together")
@@ -93,6 +97,11 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any]:
     named = {"arch": content["arch"], **settings, "preprocessing": content["preprocessing"], "images": images}
     named["network"] = content.get("network")  # of fine-tuning, what tells it from another
     return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+
+
+def _longer(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
+    """Whether it is the number of epochs, more than before, of a schedule whose first epochs are the same then."""
+    return name == "epochs" and now["schedule"] != "cosine" and bool(now["epochs"] > then["epochs"])
 
 
 def _text(value: Any) -> str:
