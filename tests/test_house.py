@@ -27,6 +27,7 @@ LEVELS: dict[str, float] = {
     "event_data": 1.2,
     "open_data": 1.4,
     "device": 1,
+    "progress": 1,
     "distributed": 1,
     "neuron": 2,
     "ops": 2,

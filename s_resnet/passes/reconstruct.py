@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ..artifact import load, save
 from ..calibrate import Calibration, fitting_images
@@ -27,6 +26,7 @@ from ..layerwise import PART, in_memory
 from ..lockstep import Both, blocks, nearly_order_free, order_free, propagate, respond, walk
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import Conv2d, Input, Linear, Node, Op, compensated
+from ..progress import Progress
 from ..spill import Spill, gather
 
 BATCH = 32
@@ -94,27 +94,29 @@ def reconstruct(
     entered: dict[str, Values] = {graph.nodes[0].name: _shown(graph, images, rounds)}
     values, parts = entered, blocks(graph)
     start = time.monotonic()
-    bar = tqdm(total=len(parts) + 1, desc="reconstruct", unit="block", leave=False, disable=None if progress else True)
+    total = steps * len(parts) + joint
+    finished = min(steps * len(said), total - joint) + joint * (len(said) > len(parts))
+    bar = Progress[None](total=total, desc="reconstruct", unit="step", shown=progress, initial=finished)
     with bar, arithmetic(images[:1], tf32=False):
         for index, part in enumerate(parts):
             if index >= len(said):
+                bar.show(part=f"{index + 1}/{len(parts) + 1}")
                 block = _Block(part, values, timesteps, 1.0, room=room)
-                part, done = block.train(steps, 30 * minutes / len(parts), drop)
+                part, done = block.train(steps, 30 * minutes / len(parts), drop, bar)
                 said.append({"block": part[-1].name, **done})
                 graph = _kept(_replaced(graph, part), resume, key, said)
             if index < len(parts) - 1:
                 values = _sent(part, values, timesteps, room)
-            bar.update()
         if joint and len(said) == len(parts):
+            bar.show(part=f"{len(parts) + 1}/{len(parts) + 1}")
             left = 60 * minutes - (time.monotonic() - start)
             together = _Block(graph.nodes, entered, timesteps, JOINT, varied=True, room=room)
-            whole, done = together.train(joint, left, 0.0)
+            whole, done = together.train(joint, left, 0.0, bar)
             said.append({"block": "all together", **done})
             graph = _kept(_replaced(graph, whole), resume, key, said)
-        bar.update()
         sure = order_free(graph) or rounds > 1
         taken = graph if sure else _closer(before, graph, images, timesteps)
-    asked = {"steps": steps, "joint": joint, "total": steps * len(parts) + joint, "minutes": minutes}
+    asked = {"steps": steps, "joint": joint, "total": total, "minutes": minutes}
     return taken.with_provenance(
         reconstruction={"asked": asked, "images": len(images), "blocks": said, "taken": taken is graph}
     )
@@ -260,7 +262,7 @@ class _Block:
             return replace(op, threshold=threshold.exp(), correction=correction)
         return op
 
-    def train(self, steps: int, seconds: float, drop: float) -> tuple[tuple[Node, ...], Done]:
+    def train(self, steps: int, seconds: float, drop: float, bar: Progress[None]) -> tuple[tuple[Node, ...], Done]:
         """The nodes after ``steps`` steps, or as many as fit in ``seconds``; unchanged where that is no better."""
         count = len(self.target)
         checked = torch.arange(0, count, CHECKED)
@@ -285,6 +287,8 @@ class _Block:
                 loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
+            bar.update()
+        bar.update(steps - done)  # those that there was no time for
         better = self.error(checked) < before
         return self.trained() if better else self.nodes, {"steps": done, "better": better}
 
