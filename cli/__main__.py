@@ -15,6 +15,7 @@ from .evaluate import evaluate
 from .export import export
 from .inspect import inspect
 from .report import report
+from .say import say
 from .train import train
 from .verify import verify
 
@@ -41,7 +42,7 @@ def sresnet(context: click.Context) -> None:
       sresnet evaluate --timesteps 256                 accuracy at T = 1, 2, 4, ... 256
     """
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        say(context.get_help())
 
 
 for _command in (convert, evaluate, inspect, verify, report, export, train, demo):
@@ -53,7 +54,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
         return
     import s_resnet
 
-    click.echo(f"sresnet {s_resnet.__version__}, {s_resnet.describe_kernels()}")
+    say(f"sresnet {s_resnet.__version__}, {s_resnet.describe_kernels()}")
     context.exit()
 
 
@@ -111,7 +112,7 @@ def _fail(message: str, code: int) -> None:
 def _say(message: str) -> None:
     # Of torchrun's processes the first speaks for all: an error of one is raised in every one.
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
-        click.echo(message, err=True)
+        say(message, err=True)
     else:
         time.sleep(1)  # torchrun ends the others as soon as one is gone: the first has to have spoken
 

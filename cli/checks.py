@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
+from .say import say
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def shown_warnings() -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
             if issubclass(category, s_resnet.SResNetWarning):
-                click.echo(f"Warning: {' '.join(str(message).splitlines())}", err=True)
+                say(f"Warning: {' '.join(str(message).splitlines())}", err=True)
             else:
                 others(message, category, *rest, **named)
 
@@ -38,7 +38,7 @@ def open_matched(spec: str, split: str, download: bool, wish: str | None, known:
     data = s_resnet.open_data(spec, split, download)
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, which all get here
     if first and wish is None and not known and (note := s_resnet.order_note(data)):
-        click.echo(note, err=True)
+        say(note, err=True)
     return s_resnet.match_classes(data, s_resnet.network_classes(wish, data, known))
 
 
@@ -57,7 +57,7 @@ def warn_unreadable(unreadable: tuple[str, ...]) -> None:
     """Name and count the images that were left out."""
     if unreadable:
         names = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        click.echo(f"Left out {len(unreadable)} unreadable image(s): {names}", err=True)
+        say(f"Left out {len(unreadable)} unreadable image(s): {names}", err=True)
 
 
 def warn_left_out(*loaders: Any) -> None:
@@ -65,11 +65,11 @@ def warn_left_out(*loaders: Any) -> None:
     warn_unreadable(tuple(dict.fromkeys(name for loader in loaders for name in loader.unreadable)))
     for said in dict.fromkeys(", ".join(loader.data.skipped) for loader in loaders):
         if said:
-            click.echo(f"Left out files that are no images by their names: {said}", err=True)
+            say(f"Left out files that are no images by their names: {said}", err=True)
     for loader in loaders[:1]:
         events, outside = loader.events
         if outside:
-            click.echo(f"Left out {100 * outside / events:.1f} % of {events:,} events: outside the bins", err=True)
+            say(f"Left out {100 * outside / events:.1f} % of {events:,} events: outside the bins", err=True)
 
 
 def source_line(check: dict[str, Any]) -> str:
@@ -88,7 +88,7 @@ def suggestion(path: str, loaded: Any, batches: Any, preprocessing: Any, check: 
     if found.get("first") is None or loaded.data is not None or not isinstance(batches, s_resnet.ImageLoader):
         return None
     images, _ = next(iter(batches))
-    click.echo("Trying other input sizes, mean and std, and variants of the architecture ...", err=True)
+    say("Trying other input sizes, mean and std, and variants of the architecture ...", err=True)
     fitting = s_resnet.alternatives(path, loaded, images, preprocessing)
     said = f"Images and network do not fit, first at {found['first']} (score {found['score']:.2f}, should be below 1)"
     if fitting:

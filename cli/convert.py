@@ -10,6 +10,7 @@ import click
 
 from .checks import check_classes, open_matched, shown_warnings, source_line, suggestion, warn_left_out
 from .options import CLASSES, DEVICE, DOWNLOAD
+from .say import say
 
 Triple = tuple[float, float, float]
 
@@ -174,7 +175,7 @@ def convert(
     s_resnet.find_device(device)
     loaded = s_resnet.load_checkpoint(checkpoint, arch)
     if loaded.left_out:
-        click.echo(_left_out(loaded.left_out), err=True)
+        say(_left_out(loaded.left_out), err=True)
     target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
     check_output(target, Path(checkpoint))
     if loaded.timesteps is not None and (calibration or input_size or mean or std):
@@ -207,16 +208,16 @@ def convert(
             progress=True,
         )
     if snn.provenance["calibration"]["source"] == "batchnorm":
-        click.echo("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
+        say("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     snn = snn.with_provenance(source=_source(loaded), **origin)
     s_resnet.save(snn, target)
     if partial is not None:
         partial.unlink(missing_ok=True)
     if batches is not None:
         warn_left_out(batches)
-    click.echo(_summary(snn, target))
+    say(_summary(snn, target))
     if other := suggestion(checkpoint, loaded, batches, preprocessing, snn.provenance.get("check", {})):
-        click.echo(other)
+        say(other)
 
 
 def _preprocessing(

@@ -10,6 +10,7 @@ import click
 
 from .convert import convert
 from .evaluate import evaluate
+from .say import say
 
 SIZE = 32  # pixels; scikit-learn's digits are 8 x 8
 TIMESTEPS = 256
@@ -28,20 +29,20 @@ def demo(context: click.Context, output: str) -> None:
     folder = Path(output)
     _make(folder)
     checkpoint, network, figures = (folder / f"digits.{kind}" for kind in ("pth", "snn", "json"))
-    click.echo(f"1. Train a torchvision ResNet-18 on 1,297 handwritten digits, {EPOCHS} epochs: {checkpoint}")
+    say(f"1. Train a torchvision ResNet-18 on 1,297 handwritten digits, {EPOCHS} epochs: {checkpoint}")
     _train(checkpoint)
-    click.echo(f"\n2. $ sresnet convert {checkpoint} --calibration digits --input-size {SIZE} --timesteps {TIMESTEPS}")
+    say(f"\n2. $ sresnet convert {checkpoint} --calibration digits --input-size {SIZE} --timesteps {TIMESTEPS}")
     context.invoke(convert, checkpoint=str(checkpoint), calibration="digits", input_size=SIZE, timesteps=TIMESTEPS)
-    click.echo(f"\n3. $ sresnet evaluate {network} --timesteps {TIMESTEPS} --limit {IMAGES} --json {figures}")
+    say(f"\n3. $ sresnet evaluate {network} --timesteps {TIMESTEPS} --limit {IMAGES} --json {figures}")
     context.invoke(
         evaluate, network=str(network), timesteps=TIMESTEPS, limit=IMAGES, batch_size=50, json_file=str(figures)
     )
     picture = folder / "accuracy.png"
     _draw(json.loads(figures.read_text()), picture)
-    click.echo(f"\nAccuracy over time steps: {picture}\n\nTry next:")
-    click.echo(f"  sresnet inspect {network}")
-    click.echo(f"  sresnet convert {checkpoint} --input-size {SIZE} -o {folder / 'no-data.snn'}   # without any data")
-    click.echo("  sresnet convert YOUR_RESNET.pth --calibration YOUR_IMAGES/train")
+    say(f"\nAccuracy over time steps: {picture}\n\nTry next:")
+    say(f"  sresnet inspect {network}")
+    say(f"  sresnet convert {checkpoint} --input-size {SIZE} -o {folder / 'no-data.snn'}   # without any data")
+    say("  sresnet convert YOUR_RESNET.pth --calibration YOUR_IMAGES/train")
 
 
 def _make(folder: Path) -> None:

@@ -11,6 +11,7 @@ import click
 from .checks import check_classes, open_matched, warn_left_out
 from .convert import check_output
 from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD
+from .say import say
 
 
 def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -137,7 +138,7 @@ def evaluate(
         loader.events = tuple(map(sum, zip(*s_resnet.exchange(loader.events), strict=True)))
         if rank == 0:
             warn_left_out(loader)
-            click.echo(report.table())
+            say(report.table())
             if json_file:
                 report.save(json_file)
 

@@ -13,6 +13,7 @@ from .checks import warn_left_out
 from .convert import check_output
 from .evaluate import Images, image_loader, timesteps_for
 from .options import CLASSES, DOWNLOAD, TIMESTEPS
+from .say import say
 
 ROUNDING = "what differs in float32 is rounding at the threshold. convert --weights dyadic makes it equal"
 
@@ -151,14 +152,14 @@ def export(
     if pool == "average" and exported is snn:
         raise click.UsageError(f"{path} has no max-pool. Leave --pool average out.")
     FORMATS[form](exported, Wanted(target, timesteps, tie_shortcuts, pool == "host"))
-    click.echo(f"{target}: {len(snn.neurons)} neuron layers, {target.stat().st_size / 1e6:.1f} MB")
+    say(f"{target}: {len(snn.neurons)} neuron layers, {target.stat().st_size / 1e6:.1f} MB")
     if exported is not snn:
         loader = image_loader(snn, path, Images(data, limit or 256, 32, download, classes))
-        click.echo(_cost(snn, exported, loader, timesteps))
+        say(_cost(snn, exported, loader, timesteps))
         warn_left_out(loader)
     if engine:
         loader = image_loader(snn, path, Images(data, limit or 8, limit or 8, download, classes))
-        click.echo("\n" + _verified(exported, target, loader, timesteps, engine))
+        say("\n" + _verified(exported, target, loader, timesteps, engine))
         warn_left_out(loader)
 
 

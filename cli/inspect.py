@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .say import say
+
 STEEP = ("arctan", "sigmoid")  # surrogates whose width is a steepness
 
 
@@ -24,7 +26,7 @@ def inspect(network: str) -> None:
     parts = [_header(snn, network), _nodes(snn)]
     if not snn.trained:  # there nothing is scaled
         parts.append(_shortcuts(snn))
-    click.echo("\n\n".join((*parts, _provenance(snn))))
+    say("\n\n".join((*parts, _provenance(snn))))
 
 
 def _header(snn: Any, network: str) -> str:

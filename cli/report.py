@@ -14,6 +14,7 @@ import click
 from .checks import warn_left_out
 from .evaluate import Images, image_loader, timesteps_for, usual_data
 from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, TIMESTEPS
+from .say import say
 
 
 @click.command()
@@ -109,8 +110,8 @@ def report(
     written = s_resnet.write_page(studies(), output, _command())
     warn_left_out(*used)
     for entry in written["networks"]:
-        click.echo(_summary(entry))
-    click.echo(f"Page: {Path(output) / 'index.html'}")
+        say(_summary(entry))
+    say(f"Page: {Path(output) / 'index.html'}")
 
 
 def _names(paths: list[Path]) -> list[str]:

@@ -11,6 +11,7 @@ import click
 from .checks import warn_unreadable
 from .convert import check_output
 from .options import DEVICE, DOWNLOAD
+from .say import say
 
 
 def _names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -152,13 +153,13 @@ def train(
             device=device,
             workers=workers,
             progress=True,
-            on_note=lambda text: click.echo(text, err=True),
-            on_epoch=lambda entry: click.echo(_line(entry, settings.epochs)),
+            on_note=lambda text: say(text, err=True),
+            on_epoch=lambda entry: say(_line(entry, settings.epochs)),
             tensorboard=tensorboard,
         )
         if rank == 0:
             warn_unreadable(trained.unreadable)
-            click.echo(_summary(trained, path, data))
+            say(_summary(trained, path, data))
 
 
 def _fine_tune(
@@ -178,8 +179,8 @@ def _fine_tune(
         settings = _all_used(s_resnet.tuning(**chosen), chosen)
         tuned = s_resnet.fine_tune(
             *(snn, images, partial, settings),
-            on_note=lambda text: click.echo(text, err=True),
-            on_epoch=lambda entry: click.echo(_line(entry, settings.epochs)),
+            on_note=lambda text: say(text, err=True),
+            on_epoch=lambda entry: say(_line(entry, settings.epochs)),
             **options,
         )
         if rank:
@@ -193,8 +194,8 @@ def _fine_tune(
             f"{output}: not written, got {compared}; expected more right answers. Try another --lr, or more --epochs."
         )
     timesteps = tuned.graph.provenance["tuning"]["timesteps"]
-    click.echo(f"{output}: fine-tuned at T = {timesteps}, {compared}")
-    click.echo(f"Next: sresnet evaluate {output} --timesteps {timesteps}")
+    say(f"{output}: fine-tuned at T = {timesteps}, {compared}")
+    say(f"Next: sresnet evaluate {output} --timesteps {timesteps}")
 
 
 def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from .checks import warn_left_out
 from .convert import check_output
 from .evaluate import Images, image_loader, timesteps_for
 from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, TIMESTEPS
+from .say import say
 
 COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own", "total", "unsettled", "dead",
            "saturated")  # fmt: skip
@@ -97,7 +98,7 @@ def verify(
     result = s_resnet.verify(snn.to(s_resnet.find_device(device)), loader, timesteps, network=path.name, progress=True)
     warn_left_out(loader)
     rows = _trained_rows(result) if snn.trained else _rows(result)
-    click.echo("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
+    say("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
     if json_file:
         result.save(json_file)
 

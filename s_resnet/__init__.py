@@ -11,7 +11,7 @@ s_resnet.save(snn, "network.snn")
 from . import passes
 from .alternatives import Alternative, alternatives
 from .apply_recipe import apply_recipe
-from .artifact import load, replacing, save
+from .artifact import load, save
 from .auto import choose_recipe
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
@@ -54,6 +54,7 @@ from .export import (
     verify_export,
 )
 from .figures import Exit, Report, Row, described
+from .files import replacing
 from .graph import Graph, State
 from .graph_module import GraphModule
 from .heldout import fingerprints, seen

@@ -55,13 +55,22 @@ def images_of(batch: Any, where: str) -> Tensor:
             f"{where}: got images of {str(images.dtype).removeprefix('torch.')}; expected floating point, preprocessed "
             "as for the source model. Divide by 255 and normalize as in its training."
         )
-    if not bool(torch.isfinite(images).all()):
-        bad = int((~torch.isfinite(images)).sum())
-        raise InvalidData(
-            f"{where}: got images that are not finite, {bad:,} of {images.numel():,} values NaN or infinite; expected "
-            "numbers. Look for a division by zero where they are normalized."
-        )
+    check_finite(images, where)
     return images
+
+
+def check_finite(images: Tensor, where: str) -> None:
+    """Raise InvalidData where images ``[B, C, H, W]``, or events ``[T, B, C, H, W]``, are not finite."""
+    finite = torch.isfinite(images)
+    if bool(finite.all()):
+        return
+    sound = finite.flatten(-3).all(-1)
+    bad = (~(sound if images.ndim == 4 else sound.all(0))).nonzero().flatten().tolist()
+    raise InvalidData(
+        f"{where}: got images that are not finite, {int((~finite).sum()):,} of {images.numel():,} values NaN or "
+        f"infinite in {len(bad)} of {images.shape[-4]} images (first: image {bad[0]}); expected numbers. Look for a "
+        "division by zero where they are normalized."
+    )
 
 
 def class_numbers(batch: Any, count: int) -> Tensor | None:

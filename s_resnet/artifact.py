@@ -5,26 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import neuron, ops
-from .errors import InvalidArtifact, SResNetError
+from . import neuron, ops, validate
+from .errors import InvalidArtifact, InvalidData, SResNetError
+from .files import read, reason, replacing
 from .graph import Graph
 from .ops import Node, Op
+from .provenance import check_provenance
+from .shapes import image_of, shapes
 
 # 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what spiking runs alone use. 4: also for
 # shortcuts. 5: neurons that were trained.
 FORMAT = 5
 _KEY = "s_resnet"
+LARGEST = 2**32  # bytes of a file
+LONGEST = 2**25  # letters of its JSON, which unfolds to twenty times as much
 _OPS = {
     kind.__name__: kind
     for kind in (
@@ -39,8 +43,9 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write ``graph`` with its provenance; the file appears whole or not at all, and an old one survives a failure.
 
     Metadata: format version, nodes, provenance, and a SHA-256 over those and every tensor.
-    Raises SResNetError when the file cannot be written (disk full, no permission).
+    Raises SResNetError when the file cannot be written (disk full, no permission), or :func:`load` would refuse it.
     """
+    check(graph.validate())
     tensors, nodes = _pack(graph)
     header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": dict(graph.provenance)}
     try:
@@ -51,56 +56,32 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
             "texts, numbers, lists and dicts. Change what with_provenance was given."
         ) from error
     header["digest"] = _digest(header, tensors)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {_KEY: json.dumps(header, sort_keys=True)})
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path``; what is written there takes ``path``'s place at the end, synced, or not at all.
-
-    Raises SResNetError when the file cannot be written (disk full, no permission); an old file then survives.
-    """
-    path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # that of any new file here; safetensors would leave one for the owner's eyes only
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
+    text = json.dumps(header, sort_keys=True)
+    if len(text) > LONGEST:
         raise SResNetError(
-            f"{path}: cannot be written, got {_reason(error)}; expected a writable folder with room. "
-            "Free some space or choose another place."
-        ) from error
-    finally:
-        with suppress(OSError):  # the reason is already on its way
-            temporary.unlink(missing_ok=True)
+            f"{path}: cannot be written, got {len(text)} letters of provenance and settings; expected at most "
+            f"{LONGEST}. Shorten the provenance."
+        )
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {_KEY: text})
 
 
 def load(path: str | os.PathLike[str]) -> Graph:
     """Read what :func:`save` wrote. No code is run and no pickle is read.
 
+    The file is hostile until checked: an abstract run of the network, over shapes, types and ranges without a number
+    being computed, accepts it or not. What becomes of the file later does not change the network.
+
     Raises InvalidArtifact for a missing, truncated, edited or foreign file, and for one of a newer format.
     """
     path = Path(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InvalidArtifact(
-            f"{path}: cannot be read, got {_reason(error)}; expected a .snn file. Convert the checkpoint again."
-        ) from error
+    text, tensors = _read(path)
     if text is None:
         raise InvalidArtifact(
             f"{path}: got a safetensors file without a network; expected a .snn file. Run `sresnet convert` on it."
         )
     try:
-        header = json.loads(text)
+        header: dict[str, Any] = json.loads(text) if len(text) <= LONGEST else {}
         version = header["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _edited(path, "a header that is not ours") from error
@@ -108,24 +89,58 @@ def load(path: str | os.PathLike[str]) -> Graph:
         raise InvalidArtifact(
             f"{path}: got format version {version}; expected at most {FORMAT}. Upgrade: pip install --upgrade s-resnet."
         )
-    if header.get("digest") != _digest(header, tensors):
-        raise _edited(path, "a digest that does not match the content")
     try:
+        if header.get("digest") != _digest(header, tensors):
+            raise _edited(path, "a digest that does not match the content")
         nodes = tuple(_unpack(entry, tensors) for entry in header["nodes"])
-        return Graph(nodes, dict(header["provenance"])).validate()
-    except (LookupError, TypeError, ValueError, AttributeError, SResNetError) as error:
-        raise _edited(path, f"nodes that fit no network ({error})") from error
+        if tensors:
+            raise _edited(path, f"tensors that no node has ({next(iter(tensors))})")
+        if not isinstance(header["provenance"], dict):
+            raise _edited(path, "a provenance that is no dict")
+        return check(Graph(nodes, header["provenance"]).validate())
+    except InvalidArtifact:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SResNetError) as error:
+        raise _edited(path, f"nodes that fit no network ({_short(error)})") from error
+
+
+def check(graph: Graph) -> Graph:
+    """The abstract run: the network, or InvalidData where it cannot be simulated, whatever the images."""
+    for node in graph.nodes:
+        named = isinstance(node.name, str) and node.name and all(isinstance(name, str) for name in node.inputs)
+        if not named:
+            raise InvalidData(f"graph: got a node of name {node.name!r}; expected a text. Convert the network again.")
+    validate.check(graph.nodes)
+    shapes(graph.nodes, image_of(graph.nodes, graph.provenance))
+    validate.check_reach(graph.nodes)
+    check_provenance(graph.provenance)
+    return graph
+
+
+def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
+    """The JSON text in the metadata and the tensors, in memory of their own."""
+    try:
+        data = read(path, LARGEST)
+        length = int.from_bytes(data[:8], "little")
+        # The reader itself checks the header as a whole; of its metadata it tells nothing.
+        tensors = safetensors.torch.load(data)
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        return metadata.get(_KEY), tensors
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise InvalidArtifact(
+            f"{path}: cannot be read, got {_short(error)}; expected a .snn file. Convert the checkpoint again."
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    text = reason(error)
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _edited(path: Path, got: str) -> InvalidArtifact:
     return InvalidArtifact(
         f"{path}: damaged or edited, got {got}; expected what `sresnet convert` wrote. Convert the checkpoint again."
     )
-
-
-def _reason(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _pack(graph: Graph) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -144,13 +159,14 @@ def _pack(graph: Graph) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     return tensors, nodes
 
 
-def _unpack(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Node:
+def _unpack(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Node:
+    """A node; its tensors are taken out of ``tensors``."""
     kind = _OPS[entry["op"]]
     values = {name: _tuples(value) for name, value in entry["settings"].items()}
     for field in fields(kind):
         key = f"{entry['name']}/{field.name}"
-        if key in tensors:
-            values[field.name] = tensors[key]
+        if key in tensors and "Tensor" in str(field.type):
+            values[field.name] = tensors.pop(key)
     op: Op = kind(**values)
     return Node(entry["name"], op, tuple(entry["inputs"]))
 

@@ -22,6 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+THIN = 64  # sides of an image to each other: one that is thinner unfolds to gigabytes where its short side is resized
 FEW = 64  # samples that are decoded sooner than processes start for them
 
 # What Pillow raises on damaged JPEG, PNG, BMP, TIFF, WebP and PPM files, found by damaging them at random.
@@ -168,11 +169,17 @@ class ImageData(LabeledData):
 
     def decode(self, index: int) -> Image.Image:
         if self.pixels is not None:
-            return to_rgb(Image.fromarray(self.pixels[index]))
+            return to_rgb(_not_thin(Image.fromarray(self.pixels[index])))
         with open(os.path.join(self.root, self.names[index]), "rb") as file:
-            image = Image.open(file)
+            image = _not_thin(Image.open(file))
             image.load()  # to the end, so that a truncated file raises here
             return to_rgb(image)
+
+
+def _not_thin(image: Image.Image) -> Image.Image:
+    if max(image.size) > THIN * min(image.size):
+        raise ValueError("{} x {} pixels, one side more than {} times the other".format(*image.size, THIN))
+    return image
 
 
 def choose(data: LabeledData, limit: int | None, seed: int = 0, exclude: Collection[str] = ()) -> list[int]:

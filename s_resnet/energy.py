@@ -42,12 +42,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .artifact import replacing
 from .errors import InvalidData
+from .files import read, replacing
 from .layer_operations import LayerOperations
 from .operations import Operations
 
 SCHEMA = 1
+LONGEST, MOST = 2**20, 1e15  # bytes of a table, and pJ of an entry
 PICO = 1e-12
 WEIGHT_BITS = PIXEL_BITS = 8  # of the quantized networks
 
@@ -104,15 +105,15 @@ def load_constants(path: str | os.PathLike[str]) -> Constants:
         )
     for name, value in entries.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0:
-            raise InvalidData(f"{path}: {name}, got {value!r}; expected a number of pJ, 0 or more. Change it.")
+        if not number or not 0 <= value <= MOST:
+            raise InvalidData(f"{path}: {name}, got {value!r}; expected a number of pJ from 0 to {MOST:g}. Change it.")
     return Constants(title, **{name: float(value) for name, value in entries.items()})
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:  # TOML and UTF-8 errors are ValueErrors
+        return dict(tomllib.loads(read(path, LONGEST).decode()))
+    except (OSError, ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
         reason = " ".join(str(error).split())
         raise InvalidData(f"{path}: cannot be read, got {reason}; expected a TOML file. Correct it.") from error
 

@@ -13,11 +13,19 @@ Beside them SResNetWarning, a warning of Python's: the work goes on, but its res
 
 Every message has one form, so that a reader learns to read it once:
 ``<where>: <what>, got X; expected Y. <what to do>.``
+It is one line of letters that can be printed: names in it come from files, and a terminal obeys what it is sent.
 """
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 class SResNetError(Exception):
     """The root: catch this to catch every error that S-ResNet raises on purpose."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_printable(said) if isinstance(said, str) else said for said in arguments))
 
 
 class UnsupportedModel(SResNetError):

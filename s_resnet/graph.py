@@ -11,11 +11,14 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import engine, features
+from . import engine, features, validate
 from .arguments import whole_number
 from .errors import ConversionError, InvalidData
+from .inputs import check_images, finite_answers, marked, presented
 from .neuron import STATEFUL, Memory, Neuron
-from .ops import Conv2d, Input, Node, Op
+from .ops import Input, Node, Op
+from .provenance import check_provenance
+from .shapes import check_state
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Graph:
 
         In the shape ``[B, N, 1, 1]`` where the source network has that; inside, and in simulations, it is ``[B, N]``.
         Of events ``[T, B, C, H, W]`` step t gets the frame t.
-        In the units of the source network's logits; precision as in :meth:`stream`.
+        In the units of the source network's logits; precision as in :meth:`stream`. Of images that are not finite it is
+        NaN on a GPU, and an InvalidData elsewhere.
 
         nodes: names of nodes, to get these instead, as a dict of ``[B, *]`` by name, in the units of the source
         network: of a neuron layer its rates, the mean over T of ``scale * threshold * spikes``, which approach the
@@ -191,7 +195,11 @@ class Graph:
         return any(isinstance(node.op, Neuron) and node.op.integer is not None for node in self.nodes)
 
     def with_provenance(self, **entries: Any) -> Graph:
-        """The same network with these entries added to its provenance."""
+        """The same network with these entries added to its provenance.
+
+        Raises InvalidData for an entry that this package reads and that is of another kind.
+        """
+        check_provenance(entries)
         return replace(self, provenance={**self.provenance, **entries})
 
     def to(self, target: torch.device | str | torch.dtype) -> Graph:
@@ -205,7 +213,10 @@ class Graph:
         return replace(self, nodes=tuple(replace(node, op=move(node.op)) for node in self.nodes))
 
     def validate(self) -> Graph:
-        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""
+        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost.
+
+        InvalidData when a number is not finite.
+        """
         seen: set[str] = set()
         if not self.nodes:
             raise ConversionError("graph: got no nodes; expected an input first.")
@@ -220,6 +231,7 @@ class Graph:
             missing = [name for name in node.inputs if name not in seen]
             if missing:
                 raise ConversionError(f"{node.name}: got input {missing[0]!r}; expected an earlier node.")
+            validate.finite(node)
             seen.add(node.name)
         lost = [node.name for node in self.nodes[:-1] if not self.users[node.name]]
         if lost:
@@ -236,15 +248,15 @@ class Graph:
         """
         if self.trained:
             return self(images, self.trained_for)
-        last = deque(self.activations(images), maxlen=1)
-        return self._as_source(last[0][1])
+        (_, logits) = deque(self.activations(images), maxlen=1)[0]
+        return finite_answers(self._as_source(logits), "run")
 
     def activations(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each node's analog value in execution order, of a directly trained network that at the first step.
 
         A value is freed after its last reader.
         """
-        _check_images(self, images)
+        check_images(self.nodes, images, "run")
         if images.ndim == 5:
             images = images[0] if self.trained else images.mean(0)
         yield from engine.activations(self.nodes, images)
@@ -255,6 +267,8 @@ class Graph:
 
     def _plan(self, precision: str) -> engine.Plan:
         if precision not in self._plans:
+            for node in self.nodes:
+                validate.finite(node)
             self._plans[precision] = engine.prepare(self.nodes, self.users, self.static, precision)
         return self._plans[precision]
 
@@ -298,16 +312,18 @@ class Graph:
                 "simulate: got coding 'poisson' or events for an integer network; expected images in coding 'direct'. "
                 "Convert it with other weights."
             )
+        given = images
         if images.ndim == 5:
-            images, encode = images[0], _presented(images, step)
+            given, encode = images[0], presented(images, step)
         if plan.reach * (step + timesteps) >= 2**31:
             raise InvalidData(
                 f"simulate: got T = {step + timesteps}; expected below {2**31 // plan.reach}, beyond which the 32-bit "
                 "membranes of this integer network could overflow. Lower T."
             )
-        job = engine.Job(images, timesteps, chunk, memory, step, encode, observe, whole)
+        job = engine.Job(given, timesteps, chunk, memory, step, encode, observe, whole)
         for outputs, spikes, after in engine.advance(plan, job):
             step += len(outputs)
+            outputs = finite_answers(marked(outputs, images), "simulate")
             yield Chunk(outputs, spikes, State(step, after))
 
 
@@ -326,9 +342,7 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
             f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
             "with B >= 1. Check them."
         )
-    _check_images(graph, images)
-    if state is None and not bool(torch.isfinite(images).all()):
-        raise InvalidData("simulate: got images that are not finite; expected numbers. Check how they are normalized.")
+    found = check_images(graph.nodes, images, "simulate")
     total = timesteps + (0 if state is None else state.step)
     if images.ndim == 5 and total > len(images):
         raise InvalidData(
@@ -341,35 +355,4 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
             "all T steps at once. Leave both out."
         )
     if state is not None:
-        if any(node.name not in state.memory for node in graph.neurons):
-            raise InvalidData("simulate: got the state of another network; expected this one's. Pass state=None.")
-        batch = state.memory[graph.neurons[0].name][0].shape[0]
-        if batch != count_images(images):
-            raise InvalidData(
-                f"simulate: got {count_images(images)} images and a state of {batch}; expected equal numbers. "
-                "Pass state=None for new images."
-            )
-
-
-def _check_images(graph: Graph, images: Tensor) -> None:
-    """InvalidData where a convolution that reads the images cannot take them."""
-    for name in graph.users[graph.nodes[0].name]:
-        op = graph[name].op
-        if isinstance(op, Conv2d):
-            got = (images.shape[-3] if images.ndim in (4, 5) else None, images.dtype, images.device)
-            expected = (op.weight.shape[1] * op.groups, op.weight.dtype, op.weight.device)
-            if got != expected:
-                raise InvalidData(
-                    f"{name}: got images of shape {tuple(images.shape)}, {got[1]} on {got[2]}; expected "
-                    f"{expected[0]} channels, {expected[1]} on {expected[2]}. Preprocess them as for the source model."
-                )
-
-
-def _presented(events: Tensor, done: int) -> Callable[[int], Tensor]:
-    """The function that gives the next S frames of events ``[T, B, *]``, of which ``done`` were given before."""
-    frames = iter(events[done:])
-
-    def present(steps: int) -> Tensor:
-        return torch.stack([next(frames) for _ in range(steps)])
-
-    return present
+        check_state(graph.nodes, found, state.memory, count_images(images), images.device)

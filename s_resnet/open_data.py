@@ -1,10 +1,10 @@
 """Opening labeled data by name: files, torchvision's data sets, digits, arrays, event recordings."""
 
 import contextlib
+import math
 import os
 import sys
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,7 +22,8 @@ HOLDOUTS = ("test", "val", "validation")
 TRAINING = ("train", "training")
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 _MAX_CLASSES = 100_000
-_BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MUCH, _DENSEST = 2**28, 100  # bytes, and how many of them one packed byte may be: images do not pack like that
 
 
 def open_data(spec: str, split: str, download: bool = False) -> ImageData | EventData:
@@ -200,12 +201,13 @@ def _open_npz(path: Path) -> ImageData:
     try:
         if not zipfile.is_zipfile(path):  # else NumPy would take it for one bare array, or a pickle
             raise zipfile.BadZipFile("no archive")
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             found = sorted(file)
             x, y = (file[name] if name in found else None for name in "xy")
-    except _BROKEN_ARCHIVE as error:
+    except Exception as error:  # a damaged archive can make the readers fail in any way, a tokenizer among them
         raise invalid(where, "file", reason(error), "an .npz archive of plain arrays", advice) from error
-    if x is None or y is None:
+    if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
         raise invalid(where, "arrays", ", ".join(found) or "none", "x and y", advice)
     if x.ndim == 4 and x.shape[3] == 1:
         x = x[..., 0]  # gray, as [B, H, W]
@@ -218,6 +220,26 @@ def _open_npz(path: Path) -> ImageData:
         got, expected = y.min() if y.min() < 0 else y.max(), f"0 to {_MAX_CLASSES - 1}"
         raise invalid(where, "label", got, expected, "Number the classes from 0 on")
     return _from_pixels(str(path), "all", tuple(map(str, range(int(y.max()) + 1))), x, tuple(y.tolist()))
+
+
+def _check_sizes(path: Path) -> None:
+    """ValueError where x or y is said to be larger than it is, or unfolds as no images do."""
+    unpacked = 0
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename not in ("x.npy", "y.npy"):
+                continue
+            with archive.open(member) as stored:
+                version = np.lib.format.read_magic(stored)
+                if version not in _HEADERS:
+                    raise ValueError(f"{member.filename} of format {version}")
+                shape, _, dtype = _HEADERS[version](stored)
+            unpacked += member.file_size
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} of {member.file_size} bytes for {dtype} {list(shape)}")
+    packed = path.stat().st_size
+    if unpacked > max(_MUCH, _DENSEST * packed):
+        raise ValueError(f"{unpacked} bytes packed into {packed}")
 
 
 def loader_for(
@@ -244,8 +266,15 @@ def loader_for(
 
 
 def read_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | Binning:
-    """Return what a network's provenance keeps as ``preprocessing``: of images, or under ``events`` of recordings."""
-    return Binning(**settings["events"]) if "events" in settings else Preprocessing(**settings)
+    """Return what a network's provenance keeps as ``preprocessing``: of images, or under ``events`` of recordings.
+
+    Raises InvalidData for settings that are neither.
+    """
+    try:
+        return Binning(**settings["events"]) if "events" in settings else Preprocessing(**settings)
+    except TypeError as error:  # a name too many or too few
+        got, expected = f"{', '.join(map(str, settings)) or 'nothing'}", "size, resize, mean and std, or events"
+        raise invalid("preprocessing", "settings", got, expected, "Convert the network again") from error
 
 
 def stored_preprocessing(preprocessing: Preprocessing | Binning) -> dict[str, Any]:

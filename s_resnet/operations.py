@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .arguments import images_of
-from .artifact import replacing
 from .calibrate import Batches
 from .engine import together
 from .errors import InvalidData
 from .fan_out import Shape
+from .files import replacing
 from .graph import Graph, count_images
 from .layer_operations import Counter, LayerOperations, SourceOperations, Traffic
 from .lockstep import ROOM

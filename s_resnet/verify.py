@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .arguments import images_of, labels_of, whole_number
-from .artifact import replacing
 from .calibrate import Batches
 from .engine import arithmetic
 from .errors import InvalidData
+from .files import replacing
 from .graph import Graph, count_images
 from .lockstep import affordable, lockstep, steps_of
 from .losses import Split, by_channel, finite, relative, right, split

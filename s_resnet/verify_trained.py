@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .artifact import replacing
 from .engine import arithmetic
 from .errors import InvalidData
+from .files import replacing
 from .graph import Graph, count_images
 from .kernels import per_channel
 from .kernels.surrogate import Firing, slope

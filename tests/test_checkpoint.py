@@ -21,6 +21,7 @@ from torch.nn.utils import parametrizations
 from s_resnet.checkpoint import KNOWN, TORCHVISION, load_checkpoint, recognize
 from s_resnet.errors import InvalidCheckpoint, InvalidData
 from s_resnet.models.resnet import CifarResNet
+from s_resnet.opcodes import Excess, scan
 
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 
@@ -808,7 +809,7 @@ def test_classifier_of_another_kind(head, words):
 
 def test_names_cannot_write_on_the_terminal(tmp_path):
     path = saved({"\x1b[2J\nevil": torch.zeros(1), "x" * 5000: torch.zeros(1)}, tmp_path / "net.pth")
-    assert len(refused(path, "?[2J?evil")) < 1000
+    assert len(refused(path, "?[2J evil")) < 1000
 
 
 # ---- real checkpoints
@@ -858,3 +859,140 @@ def test_real_torchvision_checkpoint(arch):
     checkpoint = load_checkpoint(path)
     assert (checkpoint.arch, checkpoint.num_classes) == (arch, 10)
     assert_same(checkpoint, expected.eval(), 64)
+
+
+# ---- what would unfold, and what has rotted ----
+
+
+@pytest.fixture
+def state(small):
+    return small.state_dict()
+
+
+def refused_for(path, words):
+    with pytest.raises(InvalidCheckpoint, match=words) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("width", [2048, 65536])
+def test_weights_that_unfold_from_one_number_are_refused(tmp_path, width):
+    with torch.device("meta"):
+        state = CifarResNet(20, width=width).state_dict()
+    one = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
+    torch.save(one, tmp_path / "x.pth")
+    assert (tmp_path / "x.pth").stat().st_size < 100_000
+    refused_for(tmp_path / "x.pth", r"from 1 stored values")
+
+
+def test_one_storage_under_many_names_is_refused(tmp_path):
+    """Each tensor is stored, and all together are many times the file."""
+    state = {
+        name: value for name, value in CifarResNet(302, width=32).state_dict().items() if value.is_floating_point()
+    }
+    shared = torch.zeros(max(value.numel() for value in state.values()))
+    kept = {name: shared[: value.numel()].view(value.shape) for name, value in state.items()}
+    torch.save(kept, tmp_path / "x.pth")
+    assert sum(value.numel() for value in state.values()) * 4 > 8 * (tmp_path / "x.pth").stat().st_size
+    refused_for(tmp_path / "x.pth", "stored one by one")
+
+
+def pickled(path, body):
+    """A zip as torch.save writes it, around a pickle of these opcodes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + body + b".")
+        archive.writestr("x/version", "3\n")
+        archive.writestr("x/byteorder", "little")
+
+
+KEY = b"X\x01\x00\x00\x00a"
+BOMBS = {
+    # {"a": {"a": ...}}, innermost last
+    "dicts in each other": b"}" + (KEY + b"}") * 30_000 + b"s" * 30_000,
+    "lists in each other": b"]" * 30_000 + b"a" * 29_999,
+    # t = (t, t), as a key: its hash takes 2^40 steps
+    "a tuple twice in each other": b"})" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(1, 41)) + b"Ns",
+    "bytes as many as it says": b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R",
+    "a view made dense": b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n",
+    "a text longer than any memory": b"\x8d" + b"\xff" * 7 + b"\x7fa",
+    "a storage larger than its record": b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\x00\x00\x00\x10tQ",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_pickle_that_would_make_too_much_is_refused(tmp_path, name):
+    pickled(tmp_path / "x.pth", BOMBS[name])
+    refused_for(tmp_path / "x.pth", "unfolds to too much|damaged")
+    if not name.startswith("a storage"):  # the older format, which is no zip
+        (tmp_path / "old.pth").write_bytes(b"\x80\x02" + BOMBS[name] + b".")
+        refused_for(tmp_path / "old.pth", "unfolds to too much|damaged|Python objects")
+
+
+def test_the_opcodes_of_what_torch_saves_are_followed(tmp_path):
+    """What is claimed of each storage is what is there; numbers that are there twice count twice."""
+    content = {"a": torch.zeros(5), "b": [torch.zeros(3, dtype=torch.float64), (1, 2)], "c": {"d": "e"}}
+    torch.save(content, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as archive:
+        claimed = scan(archive.read("x/data.pkl"))
+        parts = [member for member in archive.infolist() if "/data/" in member.filename]
+        sizes = {member.filename.rpartition("/")[2]: member.file_size for member in parts}
+    assert claimed == sizes == {"0": 20, "1": 24}
+    for broken in (b"", b"\x80\x02}", b"\x80\x02t.", b"\x80\x02h\x05.", b"\x80\x02)Q."):
+        with pytest.raises(ValueError):
+            scan(broken)
+    with pytest.raises(Excess, match="nested 101 deep"):
+        scan(b"\x80\x02" + b"]" * 102 + b"a" * 101 + b".")
+    scan(b"\x80\x02" + b"]" * 101 + b"a" * 100 + b".")
+
+
+def test_one_flipped_bit_in_the_weights_is_noticed(tmp_path, state):
+    path = tmp_path / "x.pth"
+    torch.save(state, path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if "/data/" in member.filename and member.file_size > 64]
+    assert len(members) > 20
+    for number, member in enumerate(members):
+        at = member.header_offset
+        at += 30 + sum(int.from_bytes(whole[at + n : at + n + 2], "little") for n in (26, 28))
+        flipped = bytearray(whole)
+        flipped[at + number % member.file_size] ^= 1 << number % 8
+        path.write_bytes(flipped)
+        refused_for(path, "damaged")
+    path.write_bytes(whole)
+    load_checkpoint(path)
+
+
+def test_checksums_that_were_left_out_are_not_asked_for(tmp_path, state):
+    path, before = tmp_path / "x.pth", torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    with zipfile.ZipFile(path) as archive:
+        assert not any(member.CRC for member in archive.infolist())
+    load_checkpoint(path)
+
+
+def test_a_zip_that_is_packed_or_names_a_part_twice_is_refused(tmp_path, state):
+    torch.save({name: torch.zeros_like(value) for name, value in state.items()}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    refused_for(tmp_path / "packed.pth", r"unfolds to too much, got \d+ bytes packed into \d+")
+    with zipfile.ZipFile(tmp_path / "twice.pth", "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+        archive.writestr(next(iter(parts)).upper(), b"torch does not tell capitals from small letters")
+    refused_for(tmp_path / "twice.pth", "damaged")
+
+
+def test_negative_variances_are_named(tmp_path, state):
+    state = {name: value.clone() for name, value in state.items()}
+    state["layer1.0.bn1.running_var"][:2] = -1
+    torch.save(state, tmp_path / "x.pth")
+    refused_for(tmp_path / "x.pth", r"layer1\.0\.bn1\.running_var, got 2 of \d+ values negative")

@@ -28,12 +28,19 @@ LEVELS: dict[str, float] = {
     "open_data": 1.4,
     "device": 1,
     "progress": 1,
+    "opcodes": 1,
+    "checkpoint_file": 1.5,
+    "files": 1,
+    "provenance": 1,
     "distributed": 1,
     "neuron": 2,
     "ops": 2,
     "heldout": 2,
     "engine": 2.5,  # runs the operations for the Graph
     "features": 2.5,  # what the Graph says of its nodes
+    "shapes": 2.5,
+    "validate": 2.5,
+    "inputs": 2.8,
     "graph": 3,
     "graph_module": 4,
     "qcfs": 4.3,
@@ -51,6 +58,7 @@ LEVELS: dict[str, float] = {
     "lockstep": 4,
     "kept": 4.2,
     "layerwise": 4.4,
+    "resume": 4.4,
     "simulate": 4,
     "closed_form": 4.5,
     "source_check": 4.5,
@@ -250,6 +258,16 @@ def test_the_command_line_uses_only_what_s_resnet_exports():
     assert used <= set(s_resnet.__all__)
 
 
+def test_the_command_line_prints_in_one_place():
+    """What comes from a file is cleaned there of what a terminal would obey."""
+    printing = {"click.echo", "click.secho", "print", "sys.stdout.write", "sys.stderr.write"}
+    found = {}
+    for path, text in PROGRAM.items():
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
+        found[path] = calls & printing
+    assert {path for path, calls in found.items() if calls} == {"cli/say.py"} and len(found) >= 9
+
+
 # ---- what is exported ----
 
 
@@ -323,9 +341,9 @@ def test_nothing_that_is_read_can_run_code():
     assert not unsafe("torch.load(f, weights_only=True)") and not unsafe("np.load(f)")
 
 
-def test_pickle_is_imported_nowhere_but_in_checkpoint():
-    """Checkpoint needs the names of its errors."""
+def test_pickle_is_imported_nowhere_but_in_the_reader_of_checkpoints():
+    """It needs the names of its errors."""
     for module in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"):
         users = [path for path, text in EVERYTHING.items() if mentions(text, module)]
-        assert users in ([], ["s_resnet/checkpoint.py"]), module
+        assert users in ([], ["s_resnet/checkpoint_file.py"]), module
     assert mentions("def f():\n    import pickle as p", "pickle") and mentions("from pickle import loads", "pickle")

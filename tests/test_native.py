@@ -275,6 +275,75 @@ def test_a_cache_that_cannot_be_written_is_replaced(built, tmp_path, place, monk
     assert len(list(instead.iterdir())) == 2 and stat.S_IMODE(instead.stat().st_mode) == 0o700
 
 
+needs_users = pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system has no owners of files")
+OPEN = {
+    "the folder, to all": (".", 0o777),
+    "the folder, to its group": (".", 0o770),
+    "the folder above": ("..", 0o777),
+    "the library": ("*.so", 0o722),
+    "the digest": ("*.sha256", 0o666),
+}
+
+
+@needs_users
+@needs_compiler
+@pytest.mark.parametrize("what", OPEN)
+def test_what_others_can_write_is_not_loaded(built, what, tmp_path, monkeypatch):
+    """A library that was put there by somebody else would run as this user."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    place = built.place / "cache" / "s_resnet"
+    pattern, mode = OPEN[what]
+    target = {".": place, "..": place.parent}.get(pattern) or next(place.glob(pattern))
+    target.chmod(mode)
+    assert built.works() == len(native.SOURCES) + 1, "it was taken"
+    assert built.works() == 0, "and built anew every time"
+    elsewhere = list((tmp_path / "temporary").iterdir())
+    assert len(elsewhere) == (target.is_dir()) and all(stat.S_IMODE(f.stat().st_mode) == 0o700 for f in elsewhere)
+
+
+@needs_users
+@needs_compiler
+@pytest.mark.parametrize("what", ["the folder", "the library"])
+def test_what_is_another_users_is_not_loaded(built, what, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    place = built.place / "cache" / "s_resnet"
+    target, real = place if what == "the folder" else next(place.glob("*.so")), os.lstat
+
+    def lstat(path, **options):
+        status = real(path, **options)
+        if options or Path(path) != target:
+            return status
+        return os.stat_result((*status[:4], status.st_uid + 1, *status[5:10]))
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    assert built.works() == len(native.SOURCES) + 1
+
+
+@needs_users
+@needs_compiler
+def test_a_link_in_place_of_the_library_is_not_followed(built):
+    library, _ = built.files()
+    library.rename(built.place / "elsewhere.so")
+    library.symlink_to(built.place / "elsewhere.so")
+    assert built.works() == len(native.SOURCES) + 1 and not library.is_symlink()
+
+
+def test_without_a_home_or_with_a_relative_place_the_temporary_folder_serves(machine, tmp_path, monkeypatch):
+    """One of this user's, the same for all runs: else each would compile anew."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    places = []
+    for _ in range(2):
+        machine.forget()
+        places.append(cache.folder())
+    assert places[0] == places[1] and places[0].parent == tmp_path / "temporary" and not Path("relative").exists()
+
+
 def test_the_cache_is_in_the_home_folder_by_default(machine, monkeypatch):
     monkeypatch.setenv("HOME", str(machine.place / "home"))
     for unset in ("", None):

@@ -20,7 +20,7 @@ from test_cli import Program
 from test_distributed import PATIENCE, forked
 
 import s_resnet
-from s_resnet import ImageData, InvalidCheckpoint, InvalidData, SResNetError, Training, TrainingDiverged, train
+from s_resnet import ImageData, InvalidCheckpoint, InvalidData, SResNetError, Training, TrainingDiverged, files, train
 from s_resnet.models.catalog import build
 from s_resnet.training import loop, processes, run, saved
 from s_resnet.training.images import EpochLoader, epoch_order, usual_augmentation
@@ -486,8 +486,12 @@ def test_what_is_no_run_is_not_overwritten(tmp_path, there):
 def test_only_files_of_processes_that_are_gone_are_swept(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    kept = [f".x.pt.{os.getppid()}.tmp", f".y.pt.{gone.pid}.tmp", ".x.pt.abc.tmp", "x.pt.tmp"]
-    for name in (*kept, f".x.pt.{gone.pid}.tmp"):
+    here, other = files._machine(), "0" * 8
+    kept = [
+        *(f".x.pt.{here}-{os.getppid()}-0.tmp", f".y.pt.{here}-{gone.pid}-0.tmp", f".x.pt.{other}-{gone.pid}-0.tmp"),
+        *(f".x.pt.{here}-abc-0.tmp", "x.pt.tmp"),
+    ]
+    for name in (*kept, f".x.pt.{here}-{gone.pid}-0.tmp"):
         (tmp_path / name).touch()
     assert saved.resume(tmp_path / "x.pt", {}) is None
     assert sorted(os.listdir(tmp_path)) == sorted(kept)

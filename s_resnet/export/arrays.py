@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import engine
-from ..artifact import replacing
 from ..errors import InvalidData
+from ..files import replacing
 from ..graph import Graph
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import (

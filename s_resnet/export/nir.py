@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artifact import replacing
 from ..errors import BackendUnavailable, ConversionError, InvalidData
+from ..files import replacing
 from ..graph import Graph
 from ..neuron import Neuron
 from ..ops import Conv2d, Input, Node

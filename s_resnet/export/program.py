@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
 from .. import engine
-from ..artifact import replacing
 from ..errors import InvalidData
+from ..files import replacing
 from ..graph import Graph
 from ..kernels import per_channel
 from ..neuron import STATEFUL, Neuron, Readout, SpikingMaxPool2d

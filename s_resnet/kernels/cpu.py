@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import check
 from .reference import amplitudes, by_step, check_alphabet, check_results, delay
 
 
@@ -32,6 +33,8 @@ def integrate_and_fire(
     alphabet that is not binary. The spikes take the memory layout of the membrane (channels_last stays channels_last):
     the next convolution need not reorder them.
     """
+    spread = {"threshold": threshold, "bias": bias, "shortcut_scale": shortcut_scale}
+    check.update(current, v, shortcut, spread, counts, (decay, reset))
     binary = check_alphabet(v, levels, emitted, reset, spike_dtype)
     check_results(v, after, emitted, emitted_after)
     steps = len(current)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, library
 
 from ..errors import InvalidData, SResNetError
-from . import nvrtc
+from . import check, nvrtc
 from .cpu import empty_steps
 from .reference import by_step, check_alphabet, check_results, delay
 
@@ -169,6 +169,7 @@ def plan(
     strides.append((0, 0) if shortcut is None else _strides("shortcut", shortcut, v, len(spikes)))
     check_alphabet(v, levels, emitted, "zero" if hard else "subtract", spikes.dtype)
     delay(schedule, len(spikes), decay)
+    check.results(v, spikes, after)
     _check(v, spikes, counts, (current, threshold, bias, shortcut, shortcut_scale, emitted), decay)
     _check_results(v, after, emitted, emitted_after)
     if emitted is not None and emitted.stride() != v.stride():
@@ -322,10 +323,8 @@ def _run(
     schedule: str,
 ) -> Tensor:
     """The operator on a CUDA device: the spikes."""
-    if current.shape[1:] != v.shape:
-        raise InvalidData(
-            f"cuda kernel: current, got {list(current.shape)}; expected [T, {list(v.shape)}]. Reshape it."
-        )
+    spread = {"threshold": threshold, "bias": bias, "shortcut_scale": shortcut_scale}
+    check.update(current, v, shortcut, spread, counts, (decay, "zero" if hard else "subtract"))
     with torch.cuda.device(v.device):
         spikes = empty_steps(len(current), v, spike_dtype or v.dtype)
         if spikes.numel() == 0:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import host, native
+from ..errors import InvalidData
+from . import check, host, native
 
 Pair = tuple[int, int]
 ROOM = 64  # as in events.cpp
@@ -91,7 +92,7 @@ def find(spikes: Tensor) -> Events:
     """The events of uint8 spikes ``[N, C, H, W]`` in {0, 1}; fastest in channels_last."""
     library, reason = native.compiled()
     assert library is not None, reason
-    assert spikes.dtype == torch.uint8
+    _check_spikes(spikes)
     spikes = spikes.contiguous(memory_format=torch.channels_last)
     n, c, h, w = spikes.shape
     ids = torch.empty(n * h * (w * c + ROOM), dtype=torch.int16)
@@ -107,6 +108,7 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
     precision ``"exact"``: float32. ``"fast"``: 16-bit fixed point, with the finest step per output channel for which no
     sum of ``RUN`` weights can overflow. A weight of whole numbers in int8 is kept as it is and gives int32.
     """
+    _check_weight(weight, stride, padding, size)
     out_channels, channels, kh, kw = weight.shape
     out_size = tuple((size[i] + 2 * padding[i] - (kh, kw)[i]) // stride[i] + 1 for i in (0, 1))
     step = None
@@ -151,15 +153,21 @@ class Currents:
     packed: Packed
     steps: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one step: ``[B, C_out, H_out, W_out]``. Raises InvalidData where the steps do not share the images."""
+        images = self.events.shape[0]
+        if self.steps < 1 or images % self.steps:
+            raise _invalid(f"{images} images for {self.steps} steps", "as many at each step")
+        return (images // self.steps, self.packed.out_channels, *self.packed.out_size)
+
     def tensor(self) -> Tensor:
         """The currents ``[S, B, C_out, H_out, W_out]``."""
-        out = conv2d(self.events, self.packed)
-        return out.view(self.steps, len(out) // self.steps, *out.shape[1:])
+        return conv2d(self.events, self.packed).view(self.steps, *self.shape)
 
     def empty(self) -> Tensor:
         """An uninitialized tensor shaped and laid out as one step, ``[B, C_out, H_out, W_out]``."""
-        shape = (self.events.shape[0] // self.steps, self.packed.out_channels, *self.packed.out_size)
-        return torch.empty(shape, dtype=self.packed.dtype, memory_format=torch.channels_last)
+        return torch.empty(self.shape, dtype=self.packed.dtype, memory_format=torch.channels_last)
 
 
 def conv2d(events: Events, packed: Packed) -> Tensor:
@@ -195,6 +203,10 @@ def integrate_and_fire(
     Each line of currents goes from the registers to its neurons, and memory never sees it: of binary neurons that fire
     as they integrate, with a bias that is the same at every step.
     """
+    spread = {"threshold": threshold, "bias": bias, "shortcut_scale": shortcut_scale}
+    check.update(current.steps, v, shortcut, spread, counts, (decay, reset))
+    if tuple(v.shape) != current.shape:
+        raise _invalid(f"a membrane {list(v.shape)}", f"{list(current.shape)}, as the currents")
     rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts)
     dense = v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)
     binary = levels == 1 and emitted is None
@@ -226,6 +238,7 @@ def integrate_and_fire(
 def _convolve(events: Events, packed: Packed, out: Tensor | None, layer: host.Layer | None) -> None:
     library, reason = native.compiled()
     assert library is not None, reason
+    _check_fit(events, packed)
     n, c, h, w = events.shape
     shape = _Shape(
         *(n, h, w, c, packed.out_size[0], packed.out_size[1] // packed.group, packed.out_channels * packed.group),
@@ -234,6 +247,60 @@ def _convolve(events: Events, packed: Packed, out: Tensor | None, layer: host.La
     function = library.sresnet_convolve_float if packed.rows.dtype == torch.float32 else library.sresnet_convolve_fixed
     pointers = [None if t is None else _pointer(t) for t in (events.ids, events.start, packed.rows, packed.step, out)]
     function(ctypes.byref(shape), *pointers, None if layer is None else ctypes.byref(layer))
+
+
+# ---- what is checked before memory is touched ----
+
+
+def _check_spikes(spikes: Tensor) -> None:
+    if spikes.ndim != 4 or spikes.dtype != torch.uint8 or spikes.device.type != "cpu":
+        raise _invalid(f"{spikes.dtype} {list(spikes.shape)} on {spikes.device}", "uint8 [N, C, H, W] on the CPU")
+    n, c, h, w = spikes.shape
+    if spikes.numel() == 0 or w * c >= IDS or n * h >= 2**31:
+        raise _invalid(f"spikes {[n, c, h, w]}", f"at least one, C * W below {IDS} and N * H below 2^31")
+
+
+def _check_weight(weight: Tensor, stride: Pair, padding: Pair, size: Pair) -> None:
+    if weight.ndim != 4 or weight.dtype not in (torch.float32, torch.int8) or weight.device.type != "cpu":
+        raise _invalid(f"a weight {weight.dtype} {list(weight.shape)}", "float32 or int8 [C_out, C, kh, kw] on the CPU")
+    channels, kernel = weight.shape[1], tuple(weight.shape[2:])
+    sums = zip(size, padding, kernel, strict=True)
+    if weight.numel() == 0 or min(stride) < 1 or min(padding) < 0 or any(s + 2 * p < k for s, p, k in sums):
+        got = f"a weight {list(weight.shape)}, stride {stride} and padding {padding} over images of {size}"
+        raise _invalid(got, "a stride from 1 on and a kernel that fits into the padded image")
+    if channels * size[1] >= IDS or channels * kernel[0] * kernel[1] >= IDS or max(*size, *stride, *padding) >= IDS:
+        raise _invalid(f"a weight {list(weight.shape)} over images of {size}", f"rows and lines below {IDS} entries")
+
+
+def _check_fit(events: Events, packed: Packed) -> None:
+    """That the positions of the events name rows of the weight, and that the weight was laid out for their width."""
+    (n, c, h, w), (kh, kw), group = events.shape, packed.kernel, packed.group
+    if min(n, c, h, w) < 1 or w * c >= IDS or n * h >= 2**31 or n * max(packed.out_size) >= 2**31:
+        raise _invalid(f"spikes {[n, c, h, w]}", f"at least one, C * W below {IDS} and N * H below 2^31")
+    lanes = LANES[packed.rows.dtype]
+    rows = (kh * kw * c + 1, -(-group * packed.out_channels // lanes) * lanes)
+    if packed.rows.shape != rows or not packed.rows.is_contiguous():
+        raise _invalid(f"a weight of {list(packed.rows.shape)} rows", f"{list(rows)} for spikes of {c} channels")
+    stride = (packed.stride[0], packed.stride[1] // group)
+    kernel = (kh, kw - (group - 1) * stride[1])
+    places = zip((h, w), packed.padding, kernel, stride, strict=True)
+    if packed.out_size != tuple((s + 2 * p - k) // d + 1 for s, p, k, d in places) or packed.out_size[1] % group:
+        raise _invalid(f"spikes of {h} x {w}", f"those that the weight was laid out for, which give {packed.out_size}")
+    held = {
+        "ids": (events.ids, torch.int16, n * h * (w * c + ROOM)),
+        "start": (events.start, torch.int32, n * h * (w + 1)),
+    }
+    for name, (value, dtype, count) in held.items():
+        if value.dtype != dtype or value.numel() != count or not value.is_contiguous():
+            raise _invalid(f"{name} {value.dtype} {list(value.shape)}", f"{count} of {dtype}")
+    if packed.step is not None and packed.step.numel() != group * packed.out_channels:
+        raise _invalid(f"{packed.step.numel()} steps", f"{group * packed.out_channels}")
+
+
+def _invalid(got: str, expected: str) -> InvalidData:
+    return InvalidData(
+        f"kernel: events, got {got}; expected {expected}. Check the convolution and the spikes it reads."
+    )
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

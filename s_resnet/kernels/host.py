@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import cpu, native
+from . import check, cpu, native
 from .reference import SCHEDULES, by_step, check_alphabet, check_results, delay
 
 # As in layer.h.
@@ -63,6 +63,8 @@ def integrate_and_fire(
     int8 or int32, and thresholds, biases and scales for the layer or per channel go through the C++, and so do results
     that lie as the membrane does; :mod:`s_resnet.kernels.cpu` takes everything else.
     """
+    spread = {"threshold": threshold, "bias": bias, "shortcut_scale": shortcut_scale}
+    check.update(current, v, shortcut, spread, counts, (decay, reset))
     rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts, levels, emitted)
     ready = prepare(len(current), v, *rest, schedule, after, emitted_after) if current.dtype in TYPES else None
     if ready is None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import check
+
 
 def qcfs(x: Tensor, threshold: Tensor, levels: int) -> Tensor:
     """Quantization-clip-floor-shift, with L levels and the threshold lambda::
@@ -24,9 +26,12 @@ def qcfs(x: Tensor, threshold: Tensor, levels: int) -> Tensor:
         threshold: positive, broadcastable to x.
         levels: L >= 1.
 
+    Raises InvalidData for a threshold of another shape, and levels below 1.
+
     Source: Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency Spiking Neural Networks",
     ICLR 2022 (arXiv:2303.04347).
     """
+    check.quantizer(x, threshold, levels)
     wide = torch.promote_types(x.dtype, torch.float32)
     return _QCFS.apply(x.to(wide), threshold.to(wide), levels).to(x.dtype)  # type: ignore[no-any-return]
 

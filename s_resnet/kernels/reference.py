@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidData
+from . import check
 
 LEVELS = 8  # so that every number of thresholds fits a byte, and bfloat16
 SCHEDULES = ("streaming", "lagged", "phased")
@@ -96,6 +97,8 @@ def integrate_and_fire(
     al., "Signed Neuron with Memory" (IJCAI 2022), and the ST-BIF neuron of "SpikeZIP-TF" (ICML 2024). Amplitudes in
     powers of two from cascaded thresholds: H-MT (AAAI 2026).
     """
+    spread = {"threshold": threshold, "bias": bias, "shortcut_scale": shortcut_scale}
+    check.update(current, v, shortcut, spread, counts, (decay, reset))
     binary = check_alphabet(v, levels, emitted, reset, spike_dtype)
     check_results(v, after, emitted, emitted_after)
     steps, most, theta = len(current), 2**levels - 1, threshold.to(v)

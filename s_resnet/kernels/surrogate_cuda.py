@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import cuda, fallback, nvrtc
+from . import check, cuda, fallback, nvrtc
 from .surrogate_host import Affine, inner_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affin
     all one (stride 0). affine: scale and shift ``[C]`` in float32, which make the current from what is given; steps are
     contiguous or channels_last then.
     """
+    check.firing(current, grad, out, affine, TYPES)
     with torch.cuda.device(current.device):
         todo = plan(current, grad, out, firing, affine)
         nvrtc.loaded(todo.instance, current.device.index, FILE)(todo.blocks, todo.arguments)

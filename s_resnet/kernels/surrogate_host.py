@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import native
+from ..errors import InvalidData
+from . import check, native
 
 if TYPE_CHECKING:
     from .surrogate import Firing
 
 Affine = tuple[Tensor, Tensor]
 LEVELS = 8  # as in surrogate.cpp
+TYPES = (torch.float32, torch.float64)
 SURROGATES = ("rectangle", "triangle", "arctan", "sigmoid")  # in the order of surrogate.h
 
 
@@ -35,6 +37,9 @@ def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affin
     ``out`` follow each other. affine: scale and shift ``[C]`` of that type, which make the current from what is given;
     then steps are contiguous or channels_last.
     """
+    if current.device.type != "cpu":
+        raise InvalidData(f"kernel: fire, got a current on {current.device}; expected one on the CPU. Move it there.")
+    check.firing(current, grad, out, affine, TYPES)
     library, reason = native.compiled()
     assert library is not None, reason
     inside, height = firing.shape()
@@ -80,8 +85,7 @@ def normalized_gradient(p: Tensor, q: Tensor, coefficients: Tensor) -> Tensor:
 def _normalize(what: str, p: Tensor, q: Tensor, **others: Tensor) -> None:
     library, reason = native.compiled()
     assert library is not None, reason
-    alike = all(size == 1 or a == b for size, a, b in zip(p.shape, p.stride(), q.stride(), strict=True))
-    assert alike and p.dtype == q.dtype, "tensors that do not lie alike"
+    check.normalizing(p, q, others)
     inner = inner_of(p)
     norm = Norm(
         p.numel() // p.shape[1] // inner, p.shape[1], inner, torch.get_num_threads(), p.data_ptr(), q.data_ptr()

@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from ..artifact import replacing
 from ..errors import InvalidData, SResNetError
+from ..files import replacing
 from ..version import __version__
 from . import budget, layers, provenance, results, spiking
 from .charts import need_matplotlib

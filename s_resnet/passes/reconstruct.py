@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..artifact import load, save
 from ..calibrate import Calibration, fitting_images
 from ..engine import arithmetic
-from ..errors import InvalidArtifact
 from ..graph import Graph
 from ..kept import Kept, Shown, Values
 from ..kernels import per_channel
@@ -27,6 +22,7 @@ from ..lockstep import Both, blocks, nearly_order_free, order_free, propagate, r
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import Conv2d, Input, Linear, Node, Op, compensated
 from ..progress import Progress
+from ..resume import Done, kept_at, key_of, resumed
 from ..spill import Spill, gather
 
 BATCH = 32
@@ -35,7 +31,6 @@ WEIGHT, CORRECTION, THRESHOLD = 0.006, 0.0006, 0.002
 JOINT = 0.15  # of these rates, for all blocks at once
 SHIFT = 1 / 8  # of the image's size, the most by which an image is shifted while all blocks are trained
 CHECKED = 8  # one image of so many is not trained on, but decides whether the block is better than before
-Done = dict[str, object]  # of a block: its steps, and whether it is better for them
 
 
 def reconstruct(
@@ -89,8 +84,8 @@ def reconstruct(
     images = fitting_images(calibration, "reconstruct")
     rounds = 1 if nearly_order_free(graph) else timesteps
     before, room = graph, in_memory(graph, images, rounds, PART)
-    key = _key(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint, "drop": drop})
-    graph, said = _resumed(graph, resume, key)
+    key = key_of(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint, "drop": drop})
+    graph, said = resumed(graph, resume, key)
     entered: dict[str, Values] = {graph.nodes[0].name: _shown(graph, images, rounds)}
     values, parts = entered, blocks(graph)
     start = time.monotonic()
@@ -104,7 +99,7 @@ def reconstruct(
                 block = _Block(part, values, timesteps, 1.0, room=room)
                 part, done = block.train(steps, 30 * minutes / len(parts), drop, bar)
                 said.append({"block": part[-1].name, **done})
-                graph = _kept(_replaced(graph, part), resume, key, said)
+                graph = kept_at(_replaced(graph, part), resume, key, said)
             if index < len(parts) - 1:
                 values = _sent(part, values, timesteps, room)
         if joint and len(said) == len(parts):
@@ -113,7 +108,7 @@ def reconstruct(
             together = _Block(graph.nodes, entered, timesteps, JOINT, varied=True, room=room)
             whole, done = together.train(joint, left, 0.0, bar)
             said.append({"block": "all together", **done})
-            graph = _kept(_replaced(graph, whole), resume, key, said)
+            graph = kept_at(_replaced(graph, whole), resume, key, said)
         sure = order_free(graph) or rounds > 1
         taken = graph if sure else _closer(before, graph, images, timesteps)
     asked = {"steps": steps, "joint": joint, "total": total, "minutes": minutes}
@@ -163,42 +158,6 @@ def _replaced(graph: Graph, part: tuple[Node, ...]) -> Graph:
     """The graph with these nodes in place of those of their names."""
     changed = {node.name: node for node in part}
     return replace(graph, nodes=tuple(changed.get(node.name, node) for node in graph.nodes))
-
-
-def _kept(graph: Graph, path: str | os.PathLike[str] | None, key: str, said: list[Done]) -> Graph:
-    """The graph, also written to ``path`` as far as it is."""
-    if path is not None:
-        save(graph.with_provenance(reconstruction={"key": key, "blocks": said}), path)
-    return graph
-
-
-def _key(graph: Graph, images: Tensor | Spill, settings: Mapping[str, float]) -> str:
-    """What tells one reconstruction from another."""
-    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for first in range(0, len(images), BATCH):
-        sha.update(images[first : first + BATCH].cpu().contiguous().numpy().tobytes())
-    for node in graph.nodes:
-        sha.update(repr((node.name, type(node.op).__name__, node.inputs)).encode())
-        for field in fields(node.op):  # type: ignore[arg-type]
-            value = getattr(node.op, field.name)
-            tensor = isinstance(value, Tensor)
-            sha.update(value.cpu().contiguous().numpy().tobytes() if tensor else repr(value).encode())
-    return sha.hexdigest()
-
-
-def _resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tuple[Graph, list[Done]]:
-    """The graph with the blocks that an interrupted call has finished, and what is said of each."""
-    if path is None or not Path(path).exists():
-        return graph, []
-    kept = load(path)
-    entry = kept.provenance.get("reconstruction", {})
-    said = entry.get("blocks")
-    if entry.get("key") != key or not isinstance(said, list):
-        raise InvalidArtifact(
-            f"{path}: got the reconstruction of another network, other images or other settings; expected this one's. "
-            "Delete the file, or repeat the command that it is from."
-        )
-    return replace(graph, nodes=kept.to(graph.device).nodes), said
 
 
 class _Block:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import ImageData, Preprocessing, choose, preprocessing_for
 from ..distributed import exchange
@@ -26,6 +26,9 @@ from .images import SMALL, usual_augmentation
 from .processes import Processes, parallel
 from .recompute import recomputing
 from .settings import Training, chance, make_optimizer
+
+# Of an optimizer: its weights, what every step sets anew, and how it computes, which may differ from torch to torch.
+UNSETTLED = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,23 @@ def resume(run: Run) -> list[Mapping[str, Any]]:
         if content["scaler"]:  # nothing of a run without one, as on another kind of GPU
             run.scaler.load_state_dict(content["scaler"])
         history = list(content["history"])
+        _check_numbers(run)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise saved.foreign(run.output, "what does not fit its own settings") from error
     return history
+
+
+def _check_numbers(run: Run) -> None:
+    """ValueError where weights or what the optimizer remembers are not finite, or do not fit each other."""
+    for name, value in run.model.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} is not finite")
+    for parameter, remembered in run.optimizer.state.items():
+        for name, value in remembered.items():
+            fits = isinstance(value, Tensor) and value.shape in ((), parameter.shape) and bool(value.isfinite().all())
+            if value is not None and not fits:
+                raise ValueError(f"{name} of the optimizer does not fit its weights")
+    known = make_optimizer(run.settings, run.model.parameters()).param_groups
+    for then, now in zip(run.optimizer.param_groups, known, strict=True):
+        if any(then.get(name, value) != value for name, value in now.items() if name not in UNSETTLED):
+            raise ValueError("the optimizer has other settings")

@@ -9,6 +9,7 @@ they keep no state.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,9 +18,10 @@ from typing import Any
 
 import torch
 
-from ..artifact import replacing
-from ..checkpoint import FORMAT, read
+from ..checkpoint import FORMAT
+from ..checkpoint_file import read
 from ..errors import InvalidCheckpoint, SResNetError
+from ..files import replacing, sweep
 from .settings import Training
 
 PARTS = {"format", "arch", "state_dict", "settings", "epoch", "optimizer", "scaler", "history", "data", "preprocessing"}
@@ -38,30 +40,49 @@ def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     Temporary files of processes that were killed while writing are removed. Raises SResNetError where the path holds
     another run or something else: nothing is overwritten.
     """
-    _sweep(path)
+    sweep(path)
     if not os.path.exists(path):
         return None
     try:
         content, _ = read(path)
     except InvalidCheckpoint as error:
         raise SResNetError(f"{path}: is there, got no checkpoint ({str(error).rstrip('.')}). {ADVICE}.") from error
-    if not isinstance(content, dict) or not content.keys() >= PARTS or content["format"] != FORMAT:
+    if not isinstance(content, dict) or not content.keys() >= PARTS:
+        raise foreign(path, "something else")
+    if type(content["format"]) is not int or content["format"] != FORMAT:
         raise foreign(path, "something else")
     now = _described(identity)
     try:
         then = _described(content)
-    except (LookupError, TypeError) as error:
+        differing = [name for name in now if now[name] != then.get(name)]
+        whole = bool(differing) or _whole(content)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise foreign(path, "a checkpoint of something else") from error
-    differing = [name for name in now if now[name] != then.get(name)]
     if differing:
-        listed = ", ".join(f"{name} {_text(now[name])} (there {_text(then.get(name))})" for name in differing)
+        listed = ", ".join(f"{name} {_text(now.get(name))} (there {_text(then.get(name))})" for name in differing)
         raise SResNetError(f"{path}: holds another run, got {listed}; expected the same settings to go on. {ADVICE}.")
+    if not whole:
+        raise foreign(path, "a checkpoint whose epochs, history and scale do not fit together")
     return content
 
 
 def foreign(path: Path, got: str) -> SResNetError:
     """The error of a file that a run can neither go on from nor replace."""
     return SResNetError(f"{path}: is there, got {got}; expected nothing, or a checkpoint of this run. {ADVICE}.")
+
+
+def _whole(content: Mapping[str, Any]) -> bool:
+    """Whether the history is that of so many epochs, of those asked for, and all its figures are numbers."""
+    epoch, history, scaler = content["epoch"], content["history"], content["scaler"]
+    if type(epoch) is not int or not 0 <= epoch <= content["settings"]["epochs"]:
+        return False
+    if not isinstance(history, list) or [entry["epoch"] for entry in history] != list(range(1, epoch + 1)):
+        return False
+    return all(isinstance(entry, dict) and all(map(_is_figure, entry.values())) for entry in (*history, scaler))
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _described(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,24 +97,3 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def _sweep(path: Path) -> None:
-    """Remove what writers that are no longer running have left beside ``path``."""
-    prefix = f".{path.name}."
-    for name in os.listdir(path.parent) if path.parent.is_dir() else ():
-        number = name.removeprefix(prefix).removesuffix(".tmp")
-        if name == f"{prefix}{number}.tmp" and number.isdecimal() and not _running(int(number)):
-            (path.parent / name).unlink(missing_ok=True)
-
-
-def _running(process: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is not a question
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # another user's, or no number of a process
-        return True
-    return True

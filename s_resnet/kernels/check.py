@@ -1,0 +1,158 @@
+"""What a kernel is given, checked before it touches memory: shapes, devices and settings, whoever calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidData
+
+
+def update(
+    current: Tensor | int,
+    v: Tensor,
+    shortcut: Tensor | None,
+    spread: Mapping[str, Tensor | None],
+    counts: Tensor | None,
+    settings: tuple[float, str],
+) -> None:
+    """Raise InvalidData where a membrane update is not given what it says.
+
+    current, shortcut: ``[T, B, *]``, or T of currents that are not in memory. v: ``[B, *]``. spread: by name, tensors
+    that broadcast to ``[B, *]``, or with one axis more to ``[T, B, *]``. counts: ``[T, B]``. settings: decay and
+    reset.
+    """
+    decay, reset = settings
+    if v.ndim < 1:
+        raise _wrong("membrane", "a number", "[B, *]", "Reshape it")
+    if reset not in ("subtract", "zero"):
+        raise _wrong("reset", repr(reset), "'subtract' or 'zero'", "Choose one of them")
+    if v.dtype == torch.int32 and decay != 1.0:
+        raise _wrong("decay", f"{decay} with an int32 membrane", "1", "Use float32")
+    steps = current if isinstance(current, int) else current.shape[0] if current.ndim else 0
+    full = (steps, *v.shape)
+    in_time = {"current": None if isinstance(current, int) else current, "shortcut": shortcut}
+    for name, value in in_time.items():
+        if value is not None and tuple(value.shape) != full:
+            raise _wrong(name, list(value.shape), f"{list(full)}, as the membrane", "Reshape it")
+    for name, value in spread.items():
+        if value is not None and not _spreads(value.shape, full[1:] if value.ndim <= v.ndim else full):
+            raise _wrong(name, list(value.shape), f"a shape that broadcasts to {list(v.shape)}", "Reshape it")
+    if counts is not None and tuple(counts.shape) != full[:2]:
+        raise _wrong("counts", list(counts.shape), list(full[:2]), "Allocate them so")
+    for name, value in (*in_time.items(), *spread.items(), ("counts", counts)):
+        if value is not None and value.device != v.device and value.ndim:
+            raise _wrong(name, f"a tensor on {value.device}", f"one on {v.device}, as the membrane", "Move it there")
+
+
+def results(v: Tensor, spikes: Tensor, after: Tensor) -> None:
+    """Raise InvalidData where spikes ``[T, B, *]`` or the membrane after them do not lie as the membrane ``v`` does."""
+    _same("after", after, v)
+    if spikes.device != v.device or spikes.shape[1:] != v.shape or (len(spikes) > 1 and spikes.stride(0) != v.numel()):
+        raise _wrong("spikes", list(spikes.shape), f"steps of {list(v.shape)} on {v.device}", "Allocate them so")
+    _dense("after", after, v)
+    if len(spikes):
+        _dense("spikes", spikes[0], v)
+
+
+def _spreads(shape: Sequence[int], full: Sequence[int]) -> bool:
+    if len(shape) > len(full):
+        return False
+    return all(size in (1, want) for size, want in zip(reversed(shape), reversed(full), strict=False))
+
+
+def quantizer(x: Tensor, threshold: Tensor, levels: int) -> None:
+    """Raise InvalidData where a threshold does not broadcast to ``x``, or there are no levels."""
+    if not _spreads(threshold.shape, x.shape):
+        raise _wrong(
+            "qcfs: threshold", list(threshold.shape), f"a shape that broadcasts to {list(x.shape)}", "Reshape it"
+        )
+    if levels < 1:
+        raise _wrong("qcfs: levels", levels, "at least 1", "Choose more")
+
+
+def firing(
+    current: Tensor,
+    grad: Tensor | None,
+    out: Tensor,
+    affine: tuple[Tensor, Tensor] | None,
+    types: Collection[torch.dtype],
+) -> None:
+    """Raise InvalidData where the steps ``[T, B, *]`` of neurons that are trained do not lie as they are gone through.
+
+    Steps are dense and lie in one order; those of ``out`` follow each other, and so do the others or all are one.
+    affine: ``[C]`` each, at least float32. types: those that the kernel takes.
+    """
+    if current.dtype not in types:
+        raise _wrong("fire: current", current.dtype, f"one of {', '.join(map(str, types))}", "Convert it")
+    if current.ndim < 2 or current.numel() == 0:
+        raise _wrong("fire: current", list(current.shape), "[T, B, *], not empty", "Reshape it")
+    for name, other in (("gradient", grad), ("result", out)):
+        if other is not None:
+            _same(f"fire: {name}", other, current)
+            _dense(f"fire: {name}", other[0], current[0])
+    _dense("fire: current", current[0], current[0])
+    for name, value, steps in (("current", current, (0, 1)), ("gradient", grad, (0, 1)), ("result", out, (1,))):
+        if value is not None and len(value) > 1 and value.stride(0) not in [n * value[0].numel() for n in steps]:
+            raise _wrong(f"fire: {name}", f"strides {value.stride()}", "steps that follow each other", "Lay it out so")
+    if affine is not None:
+        if current.ndim < 3:
+            raise _wrong("fire: current", list(current.shape), "[T, B, C, *] with scales", "Reshape it")
+        _plain("fire: current", current[0])
+        wide = torch.promote_types(current.dtype, torch.float32)
+        for vector in affine:
+            _vector("fire: scale and shift", vector, (current.shape[2],), current, wide)
+
+
+def normalizing(p: Tensor, q: Tensor, others: Mapping[str, Tensor]) -> None:
+    """Raise InvalidData where the arguments of normalization, ``[B, C, *]``, are not what its C++ goes through.
+
+    others: by name, ``sums`` float64 ``[2, C]``, ``coefficients`` ``[4, C]``, ``out`` like p.
+    """
+    if p.ndim < 2 or p.numel() == 0 or p.dtype not in (torch.float32, torch.float64) or p.device.type != "cpu":
+        got = f"{p.dtype} {list(p.shape)} on {p.device}"
+        raise _wrong("normalize: values", got, "float32 or float64 [B, C, *] on the CPU", "Convert them")
+    _plain("normalize: values", p)
+    for name, other in {"second values": q, "result": others.get("out", p)}.items():
+        _same(f"normalize: {name}", other, p)
+        _dense(f"normalize: {name}", other, p)
+    for name, rows, dtype in (("sums", 2, torch.float64), ("coefficients", 4, p.dtype)):
+        if name in others:
+            _vector(f"normalize: {name}", others[name], (rows, p.shape[1]), p, dtype)
+
+
+def _same(where: str, value: Tensor, like: Tensor) -> None:
+    if (value.shape, value.dtype, value.device) != (like.shape, like.dtype, like.device):
+        got = f"{value.dtype} {list(value.shape)} on {value.device}"
+        raise _wrong(where, got, f"{like.dtype} {list(like.shape)} on {like.device}", "Give it so")
+
+
+def _vector(where: str, value: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> None:
+    right = value.dtype == dtype and value.device == like.device and value.is_contiguous()
+    if not right or tuple(value.shape) != shape:
+        got = f"{value.dtype} {list(value.shape)} on {value.device}"
+        raise _wrong(where, got, f"contiguous {dtype} {list(shape)} on {like.device}", "Give one per channel")
+
+
+def _plain(where: str, step: Tensor) -> None:
+    """``[B, C, *]`` is contiguous or channels_last."""
+    if not (step.is_contiguous() or step.movedim(1, -1).is_contiguous()):
+        raise _wrong(where, f"strides {step.stride()}", "contiguous or channels_last memory", "Call .contiguous()")
+
+
+def _dense(where: str, step: Tensor, like: Tensor) -> None:
+    """Its numbers lie together, without gaps or overlaps, in the order of those of ``like``."""
+    expected = 1
+    for stride, size in sorted(zip(step.stride(), step.shape, strict=True)):
+        if size > 1 and stride != expected:
+            raise _wrong(where, f"strides {step.stride()}", "numbers that lie together", "Call .contiguous()")
+        expected *= size
+    for size, mine, its in zip(step.shape, step.stride(), like.stride(), strict=True):
+        if size > 1 and mine != its:
+            raise _wrong(where, f"strides {step.stride()}", f"{like.stride()}", "Lay it out so")
+
+
+def _wrong(where: str, got: object, expected: object, advice: str) -> InvalidData:
+    return InvalidData(f"kernel: {where}, got {got}; expected {expected}. {advice}.")

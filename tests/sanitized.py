@@ -1,0 +1,60 @@
+"""The C++ kernels built with AddressSanitizer and UndefinedBehaviorSanitizer, for a process that has their runtime."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+RUNTIMES = ("libasan.so", "libubsan.so")
+SANITIZERS = (
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+    "-g1",
+    "-O1",
+)
+
+
+def compiler() -> str | None:
+    """A compiler that has the runtimes as libraries which can be loaded first."""
+    for name in ("g++", "c++"):
+        if (path := shutil.which(name)) and all(Path(place).is_absolute() for place in _places(path)):
+            return path
+    return None
+
+
+def _places(path: str) -> list[str]:
+    asked = ([path, f"-print-file-name={name}"] for name in RUNTIMES)
+    return [subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() for words in asked]
+
+
+def environment() -> dict[str, str]:
+    """What a process needs to load the kernels: the runtimes before all else. Python's own leaks do not matter here."""
+    found = compiler()
+    assert found is not None
+    return {
+        "LD_PRELOAD": " ".join(_places(found)),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "CXX": found,
+    }
+
+
+def compile_to(library: Path, path: str) -> None:
+    """Compile the kernels to a library, with the sanitizers in them."""
+    from s_resnet.kernels import native
+
+    flags = [flag for flag in native.FLAGS if flag != "-O3"]
+    sources = [str(native.HERE / name) for name in native.SOURCES]
+    command = [path, *flags, *SANITIZERS, "-fopenmp", "-shared", *sources, "-o", str(library)]
+    subprocess.run(command, check=True, timeout=600)
+
+
+def load(library: str) -> None:
+    """Have this process run them."""
+    from s_resnet.kernels import native
+
+    loaded = ctypes.CDLL(library)
+    native.compiled = lambda: (loaded, "sanitized")

@@ -1,0 +1,95 @@
+"""Files that appear whole or not at all, whoever else writes there; what killed writers leave is swept."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from s_resnet import SResNetError, files
+from s_resnet.files import read, replacing
+
+
+def test_threads_that_write_one_file_do_not_meet(tmp_path):
+    """Each is held while the others write: with one temporary name among them the last would take half a file."""
+    path, together, names = tmp_path / "out", threading.Barrier(4, timeout=60), []
+
+    def write(letter):
+        with replacing(path) as temporary:
+            names.append(temporary.name)
+            with open(temporary, "w") as file:
+                for _ in range(50):
+                    file.write(letter)
+                    file.flush()
+                    together.wait()
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(names)) == 4 and path.read_text() in {letter * 50 for letter in "abcd"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+WRITER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from s_resnet import files
+files.os.getpid = lambda: 1  # as in a container
+files._machine = lambda: sys.argv[3]
+with files.replacing(sys.argv[2]) as temporary:
+    print(temporary.name, flush=True)
+    sys.stdin.readline()
+    temporary.write_text(sys.argv[3])
+"""
+
+
+def test_processes_of_one_number_on_two_machines_do_not_meet(tmp_path):
+    root = os.path.dirname(os.path.dirname(files.__file__))
+    command = [sys.executable, "-c", WRITER, root, str(tmp_path / "out")]
+    writers = [
+        subprocess.Popen([*command, machine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for machine in ("one", "two")
+    ]
+    names = [writer.stdout.readline().strip() for writer in writers]
+    assert len(set(names)) == 2 and sorted(os.listdir(tmp_path)) == sorted(names), "one has swept or taken the other's"
+    for writer in writers:
+        writer.communicate("\n", timeout=60)
+        assert writer.returncode == 0
+    assert os.listdir(tmp_path) == ["out"] and (tmp_path / "out").read_text() in ("one", "two")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+def test_what_a_killed_writer_leaves_is_swept_by_the_next(tmp_path):
+    root = os.path.dirname(os.path.dirname(files.__file__))
+    plain = WRITER.replace("files.os.getpid", "unused").replace("files._machine", "unused")
+    command = [sys.executable, "-c", plain, root, str(tmp_path / "out"), "half"]
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    left = writer.stdout.readline().strip()
+    writer.kill()
+    writer.communicate()
+    assert os.listdir(tmp_path) == [left]
+    others = [".other.tmp", f".out.{files._machine()}-x-1.tmp", f".out.00000000-{writer.pid}-1.tmp", "out.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "out") as temporary:
+        temporary.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "out"])
+
+
+def test_an_error_of_ours_is_one_line_without_escapes():
+    said = str(SResNetError("a\nb\x1b]0;owned\x07 \ud800 Öl 猫"))
+    assert said == "a b?]0;owned? ? Öl 猫" and said.isprintable()
+    assert SResNetError(3).args == (3,)
+
+
+def test_a_file_is_read_up_to_its_size(tmp_path):
+    (tmp_path / "a").write_bytes(b"123")
+    assert read(tmp_path / "a", 3) == b"123"
+    with pytest.raises(OSError, match="3 bytes, more than 2"):
+        read(tmp_path / "a", 2)
+    with pytest.raises(OSError, match="no regular file"):
+        read(Path("/dev/null"), 3)
