@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 from tqdm import autonotebook, std
@@ -70,8 +71,10 @@ class Progress(Generic[T]):
             return
         self._done += count
         self._bar.update(count)
+        if not self._lines:
+            return
         now = Progress._seen = time.monotonic()
-        if self._lines and now - Progress._told >= EVERY:
+        if now - Progress._told >= EVERY:
             Progress._told = now
             with suppress(OSError):  # whoever has closed the log does not mean to stop the work
                 print(self._line(now), file=sys.stderr, flush=True)
@@ -93,6 +96,18 @@ class Progress(Generic[T]):
 
     def _count(self) -> str:
         return f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+
+
+@contextmanager
+def repeatable(path: str | os.PathLike[str] | None, finished: Callable[[], str]) -> Iterator[None]:
+    """Whoever interrupts what is within is told from which file its repetition goes on, if anything is finished."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        done = finished()
+        if path is None or not done or stopped.args:
+            raise
+        raise KeyboardInterrupt(f"Repeat it to go on from {os.fspath(path)}: {done} finished.") from stopped
 
 
 def _terminal() -> bool:

@@ -30,7 +30,7 @@ LEVELS: dict[str, float] = {
     "progress": 1,
     "opcodes": 1,
     "checkpoint_file": 1.5,
-    "files": 1,
+    "files": 0.5,
     "provenance": 1,
     "distributed": 1,
     "neuron": 2,

@@ -84,6 +84,8 @@ def test_what_was_done_before_does_not_count_for_the_time_left(clock, capsys):
 def test_nothing_unasked_and_a_closed_log_stops_nothing(clock, capsys, monkeypatch):
     for _ in Progress(range(3), desc="quiet", unit="step", shown=False):
         clock.now += 100
+    for _ in Progress(range(3), desc="short", unit="step", shown=True):
+        clock.now += 1  # what was silent before does not count
     assert capsys.readouterr().err == ""
 
     class Closed(io.StringIO):

@@ -21,7 +21,7 @@ from ..layerwise import PART, in_memory
 from ..lockstep import Both, blocks, nearly_order_free, order_free, propagate, respond, walk
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import Conv2d, Input, Linear, Node, Op, compensated
-from ..progress import Progress
+from ..progress import Progress, repeatable
 from ..resume import Done, kept_at, key_of, resumed
 from ..spill import Spill, gather
 
@@ -92,7 +92,8 @@ def reconstruct(
     total = steps * len(parts) + joint
     finished = min(steps * len(said), total - joint) + joint * (len(said) > len(parts))
     bar = Progress[None](total=total, desc="reconstruct", unit="step", shown=progress, initial=finished)
-    with bar, arithmetic(images[:1], tf32=False):
+    kept = repeatable(resume, lambda: f"{len(said)} of {len(parts) + 1} parts" if said else "")
+    with bar, arithmetic(images[:1], tf32=False), kept:
         for index, part in enumerate(parts):
             if index >= len(said):
                 bar.show(part=f"{index + 1}/{len(parts) + 1}")

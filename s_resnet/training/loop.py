@@ -21,7 +21,7 @@ from ..errors import BackendUnavailable, TrainingDiverged
 from ..event_data import Binning, EventData
 from ..graph_module import GraphModule
 from ..open_data import loader_for
-from ..progress import Progress
+from ..progress import Progress, repeatable
 from ..qcfs import THRESHOLDS
 from . import saved
 from .images import epoch_loader, epoch_order, usual_workers
@@ -93,15 +93,18 @@ def train(
             for note in _notes(run, resumed):
                 on_note(note)
         board = _board(tensorboard, resumed, stack) if rank == 0 else None
-        for epoch in range(resumed, run.settings.epochs):
-            entry = _epoch(run, epoch)
-            history.append(entry)
-            if rank == 0:
-                saved.write(run.output, {**run.identity, **_state(run), "epoch": epoch + 1, "history": history})
-                _tell(board, entry)
-                if on_epoch:
-                    on_epoch(entry)
-        exchange(None)
+        kept = [*history]  # in the checkpoint
+        with repeatable(run.output, lambda: f"{len(kept)} of {run.settings.epochs} epochs" if kept else ""):
+            for epoch in range(resumed, run.settings.epochs):
+                entry = _epoch(run, epoch)
+                history.append(entry)
+                if rank == 0:
+                    saved.write(run.output, {**run.identity, **_state(run), "epoch": epoch + 1, "history": history})
+                    kept.append(entry)
+                    _tell(board, entry)
+                    if on_epoch:
+                        on_epoch(entry)
+            exchange(None)
     return Trained(run.model.eval(), arch, run.settings, tuple(history), resumed, tuple(run.unreadable))
 
 
