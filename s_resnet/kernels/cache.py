@@ -45,7 +45,8 @@ def _places() -> Iterator[Path]:
         yield Path(named, "s_resnet")
     else:
         with suppress(RuntimeError):  # a user without a home
-            yield Path.home() / ".cache" / "s_resnet"
+            if (home := Path.home()).is_absolute():
+                yield home / ".cache" / "s_resnet"
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     yield Path(tempfile.gettempdir(), f"s_resnet-{user}")
 
