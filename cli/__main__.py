@@ -30,7 +30,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stopped:
-            raise click.Abort(*stopped.args) from stopped
+            raise click.Abort(*getattr(stopped, "__notes__", ())) from stopped
 
 
 @click.group(

@@ -104,10 +104,9 @@ def repeatable(path: str | os.PathLike[str] | None, finished: Callable[[], str])
     try:
         yield
     except KeyboardInterrupt as stopped:
-        done = finished()
-        if path is None or not done or stopped.args:
-            raise
-        raise KeyboardInterrupt(f"Repeat it to go on from {os.fspath(path)}: {done} finished.") from stopped
+        if path is not None and (done := finished()):
+            stopped.add_note(f"Repeat it to go on from {os.fspath(path)}: {done} finished.")
+        raise
 
 
 def _terminal() -> bool:
