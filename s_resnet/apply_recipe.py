@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from . import validate
 from .calibrate import Calibration
 from .errors import ConversionError
 from .graph import Graph
@@ -33,4 +34,6 @@ def apply_recipe(
         if graph is not before:
             said = {name: value for name, value in settings.items() if name not in ("progress", "resume")}
             applied.append({"pass": step.name, **said})
+    graph = graph.to(graph.dtype)  # of a source in double precision what the passes add is not yet
+    validate.finite(graph.nodes)
     return graph.validate().with_provenance(recipe={"name": recipe.name, "timesteps": timesteps, "passes": applied})

@@ -88,7 +88,8 @@ class Moments:
         self.images += len(images)
         for name, value in self.graph.activations(images):
             if name in self.found:
-                variance, mean = torch.var_mean(value, (2, 3), correction=0)
+                places = value.flatten(2) if value.ndim > 2 else value.unsqueeze(2)  # features are of one place
+                variance, mean = torch.var_mean(places, 2, correction=0)
                 self.found[name].append(torch.stack([variance, mean]).double())
             yield name, value
 

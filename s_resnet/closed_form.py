@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import whole_number
 from .errors import InvalidData
 from .graph import Graph, State
 from .lockstep import lockstep, order_free
@@ -37,7 +38,7 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
             f"closed_form: got a current of shape {tuple(images.shape)}; expected images [B, C, H, W], the same at "
             "every step. Simulate events."
         )
-    wanted = (timesteps,) if at is None else tuple(sorted(set(at)))
+    wanted = (timesteps,) if at is None else tuple(sorted({whole_number(step, "closed_form", "at", 0) for step in at}))
     if not wanted or wanted[0] < 1 or wanted[-1] > timesteps:
         raise InvalidData(
             f"closed_form: got T = {timesteps} and {list(wanted)} to answer for; expected T of at least 1, and none "

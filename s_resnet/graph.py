@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, overload
 
 import torch
@@ -94,6 +94,7 @@ class Graph:
 
     def _features(self, images: Tensor, timesteps: int, precision: str, nodes: Sequence[str]) -> dict[str, Tensor]:
         """The nodes' means; who observes sees all images of a chunk at once, so that portions are made here."""
+        timesteps = whole_number(timesteps, "simulate", "timesteps")
         _check(self, images, timesteps, None, None)
         job = engine.Job(images if images.ndim == 4 else images[0], timesteps)
         sizes = engine.portions(self._plan(precision), job)
@@ -136,11 +137,20 @@ class Graph:
         """The neuron layers, in execution order; empty for an analog network."""
         return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
 
+    def _tensors(self) -> Iterator[Tensor]:
+        values = (getattr(node.op, f.name) for node in self.nodes for f in fields(node.op))  # type: ignore[arg-type]
+        return (value for value in values if isinstance(value, Tensor))
+
     @property
     def device(self) -> torch.device:
         """Where its tensors are; the CPU where it has none."""
-        values = (getattr(node.op, f.name) for node in self.nodes for f in fields(node.op))  # type: ignore[arg-type]
-        return next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
+        return next((value.device for value in self._tensors()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest type of its floating-point numbers; float32 where it has none."""
+        found = {value.dtype for value in self._tensors() if value.is_floating_point()} or {torch.float32}
+        return reduce(torch.promote_types, found)
 
     @property
     def trained(self) -> bool:
@@ -203,20 +213,19 @@ class Graph:
         return replace(self, provenance={**self.provenance, **entries})
 
     def to(self, target: torch.device | str | torch.dtype) -> Graph:
-        """The same network with its tensors on a device, or its numbers in another floating-point type."""
+        """The same network with its tensors on a device, or its floating-point numbers in another such type."""
+
+        def moves(value: Any) -> bool:
+            return isinstance(value, Tensor) and (value.is_floating_point() or not isinstance(target, torch.dtype))
 
         def move(op: Op) -> Op:
-            tensors = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
-            moved = {name: value.to(target) for name, value in tensors.items() if isinstance(value, Tensor)}
-            return replace(op, **moved)  # type: ignore[type-var]
+            values = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
+            return replace(op, **{name: v.to(target) for name, v in values.items() if moves(v)})  # type: ignore[type-var]
 
         return replace(self, nodes=tuple(replace(node, op=move(node.op)) for node in self.nodes))
 
     def validate(self) -> Graph:
-        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost.
-
-        InvalidData when a number is not finite.
-        """
+        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""
         seen: set[str] = set()
         if not self.nodes:
             raise ConversionError("graph: got no nodes; expected an input first.")
@@ -231,7 +240,6 @@ class Graph:
             missing = [name for name in node.inputs if name not in seen]
             if missing:
                 raise ConversionError(f"{node.name}: got input {missing[0]!r}; expected an earlier node.")
-            validate.finite(node)
             seen.add(node.name)
         lost = [node.name for node in self.nodes[:-1] if not self.users[node.name]]
         if lost:
@@ -267,8 +275,7 @@ class Graph:
 
     def _plan(self, precision: str) -> engine.Plan:
         if precision not in self._plans:
-            for node in self.nodes:
-                validate.finite(node)
+            validate.finite(self.nodes)
             self._plans[precision] = engine.prepare(self.nodes, self.users, self.static, precision)
         return self._plans[precision]
 
@@ -304,6 +311,7 @@ class Graph:
                 come without memory. It costs less, and on a GPU what Python would slow down is recorded and replayed.
         """
         timesteps = whole_number(timesteps, "simulate", "timesteps")
+        chunk = None if chunk is None else whole_number(chunk, "simulate", "chunk")
         _check(self, images, timesteps, chunk, state)
         plan = self._plan(precision)
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
@@ -323,7 +331,7 @@ class Graph:
         job = engine.Job(given, timesteps, chunk, memory, step, encode, observe, whole)
         for outputs, spikes, after in engine.advance(plan, job):
             step += len(outputs)
-            outputs = finite_answers(marked(outputs, images), "simulate")
+            outputs = marked(outputs, images) if images.is_cuda else finite_answers(outputs, "simulate")
             yield Chunk(outputs, spikes, State(step, after))
 
 
@@ -335,8 +343,6 @@ def count_images(images: Tensor) -> int:
 def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
     if not graph.neurons:
         raise InvalidData("simulate: got a network without neurons; expected a converted one. Call convert first.")
-    if chunk is not None:
-        whole_number(chunk, "simulate", "chunk")
     if images.ndim not in (4, 5) or images.numel() == 0:
         raise InvalidData(
             f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import whole_number
 from .engine import freed
 from .errors import InvalidData
 from .graph import Graph
@@ -49,8 +50,7 @@ class GraphModule(nn.Module):
         detach_reset: bool = False,
     ) -> None:
         super().__init__()
-        if timesteps < 1:
-            raise InvalidData(f"fine-tuning: got timesteps={timesteps}; expected at least 1. Raise it.")
+        timesteps = whole_number(timesteps, "fine-tuning", "timesteps")
         if not graph.neurons:
             raise InvalidData("fine-tuning: got a network without neurons; expected a spiking one. Convert it first.")
         self.source, self.timesteps = graph, timesteps

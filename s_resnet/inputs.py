@@ -41,12 +41,10 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
 
 
 def marked(outputs: Tensor, images: Tensor) -> Tensor:
-    """Answers ``[S, B, *]`` from a GPU, NaN where the image is not finite: a membrane that is NaN just never fires.
+    """Answers ``[S, B, *]``, NaN where the image is not finite: a membrane that is NaN just never fires.
 
-    Nothing is read back, so nothing waits.
+    Nothing is read back, so that nothing waits for a GPU.
     """
-    if not images.is_cuda:
-        return outputs
     sound = images.isfinite().flatten(-3).all(-1)
     sound = sound if images.ndim == 4 else sound.all(0)
     return torch.where(sound.view(-1, *[1] * (outputs.ndim - 2)), outputs, torch.nan)

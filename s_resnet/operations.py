@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import images_of
+from .arguments import images_of, whole_number
 from .calibrate import Batches
 from .engine import together
 from .errors import InvalidData
@@ -129,8 +129,7 @@ def count_operations(
     """
     if not snn.neurons:
         raise InvalidData("operations: got a network without neurons; expected a converted one. Call convert first.")
-    if timesteps < 1:
-        raise InvalidData(f"operations: got timesteps={timesteps}; expected at least 1. Pass a positive number.")
+    timesteps = whole_number(timesteps, "operations", "timesteps")
     snn = folded(snn)
     wiring = Wiring(snn, snn.static if coding == "direct" else frozenset())
     watch, images, shapes = Watch(wiring), 0, dict[str, Shape]()

@@ -213,6 +213,11 @@ class _Tally:
                 f"evaluate: got answers of shape {tuple(logits.shape)}; expected scores of classes, "
                 "[B, N]. Compare other values with snn(images, timesteps) and snn.run(images)."
             )
+        if self.classes < 2:
+            raise InvalidData(
+                "evaluate: got a network that answers one number; expected scores of two classes or more. Compare "
+                "values in Python: (snn(images, timesteps).flatten() - targets).abs().mean()."
+            )
         wrong = labels[(labels < 0) | (labels >= self.classes)]
         if len(wrong):
             raise InvalidData(

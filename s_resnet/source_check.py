@@ -80,7 +80,7 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
         known = class_numbers(batch, len(part))
         part = part[: wanted - moments.images]
         logits = part
-        for _, value in moments.watch(part):
+        for _, value in moments.watch(part.to(graph.device)):
             logits = value
         answers.append(logits.flatten(1).argmax(1).cpu())
         shares.append(logits.flatten(1).softmax(1).amax(1).cpu())

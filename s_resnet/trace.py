@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from . import trained_layers
+from . import trained_layers, validate
 from .batchnorm_check import check_answer, check_norms
 from .errors import InvalidData, UnsupportedModel
 from .frontend.watch import answer_of, follow
@@ -40,7 +40,7 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     Raises:
         UnsupportedModel: an operation cannot be converted (named with its node and source line), the forward
             depends on the values of its input, or the module has no weights or no forward in Python.
-        InvalidData: the example does not fit the model, or its answer or BatchNorm statistics are not finite.
+        InvalidData: the example does not fit the model, or its answer, weights or BatchNorm statistics are not finite.
     """
     model = checked(model)
     example = _example(example_batch)
@@ -58,6 +58,7 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
             expected = [_answer(copied, batch, example_batch) for batch in images]
             same = _graph(copied, images[0]).to(torch.float64)
     check_answer(same, images[0], expected[0], type(model).__name__)
+    validate.finite(graph.nodes)  # an infinite weight may hide behind a ReLU
     if not _close(same.run(images[0]), expected[0]):
         raise UnsupportedModel(
             f"{type(model).__name__}: got a graph with other outputs on the example; expected the model's own. "

@@ -49,12 +49,12 @@ def check(nodes: Sequence[Node]) -> None:
     or too large, an alphabet that no kernel has, and numbers of several types. Shapes are another matter:
     :func:`s_resnet.shapes.shapes`.
     """
+    finite(nodes)
     for node in nodes:
         for name, rule in _RULES.get(type(node.op), {}).items():
             value = getattr(node.op, name)
             if not rule.fits(value):
                 raise _invalid(node, name, _shown(value), rule.expected)
-        finite(node)
         if isinstance(node.op, Neuron):
             _check_alphabet(node, node.op)
         if isinstance(node.op, Conv2d | Linear):
@@ -64,14 +64,17 @@ def check(nodes: Sequence[Node]) -> None:
     _check_types(nodes)
 
 
-def finite(node: Node) -> None:
-    """Raise InvalidData where a number of this node is NaN, infinite or too large."""
-    for name, value in _tensors(node.op):
-        # The largest of numbers of which one is NaN is NaN.
-        if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGE:
-            bad = int((~(value.abs() <= LARGE)).sum())
-            got = f"{bad} of {value.numel()} values NaN, infinite or beyond 2^64"
-            raise _invalid(node, name, got, "finite numbers")
+def finite(nodes: Sequence[Node]) -> None:
+    """Raise InvalidData, which names the node, where a number of these is NaN, infinite or too large."""
+    for node in nodes:
+        for name, value in _tensors(node.op):
+            # The largest of numbers of which one is NaN is NaN.
+            if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGE:
+                bad = int((~(value.abs() <= LARGE)).sum())
+                raise InvalidData(
+                    f"{node.name}: {name}, got {bad} of {value.numel()} values NaN, infinite or beyond 2^64; expected "
+                    "finite numbers. Check the weights of the source network, and convert it again."
+                )
 
 
 def _tensors(op: Op) -> Iterator[tuple[str, Tensor]]:
@@ -336,6 +339,8 @@ def _reach(op: Op, below: float) -> float:
         bias = getattr(op, "bias", None)
         largest = float(weight.flatten(1).sum(1).max() if weight.ndim > 1 else weight.max())
         return largest * below + (0.0 if bias is None else float(bias.double().abs().max()))
+    if isinstance(op, Affine):
+        return float((op.weight.double().abs() * below + op.bias.double().abs()).max())
     if isinstance(op, BatchNorm2d):
         slope = (op.weight.double() / (op.var.double() + op.eps).sqrt()).abs()
         return float((slope * (below + op.mean.double().abs()) + op.bias.double().abs()).max())

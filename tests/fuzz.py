@@ -56,10 +56,13 @@ def main() -> None:
     bad = 0
     for name in names:
         cases = asked.cases or (10_000 if name == "snn" else 2_000)
-        counts = Watch(name, asked, more).run(asked.first, asked.first + cases)
+        watch = Watch(name, asked, more)
+        counts = watch.run(asked.first, asked.first + cases)
         bad += sum(counts[fault] for fault in FAULTS)
         print(
-            f"{name}: {sum(counts.values())} files, {', '.join(f'{n} {k}' for k, n in sorted(counts.items()))}",
+            f"{name}: seeds {asked.first} to {asked.first + cases - 1}, {sum(counts.values())} files, "
+            f"{watch.sealed} of them sealed: "
+            f"{', '.join(f'{n} {k}' for k, n in sorted(counts.items()))}",
             flush=True,
         )
     sys.exit(bool(bad))
@@ -76,7 +79,7 @@ class Watch:
         self.reader, self.asked = reader, asked
         self.environment = {**os.environ, **environment}
         self.counts: collections.Counter[str] = collections.Counter()
-        self.at = 0
+        self.sealed = 0  # files with right checksums
 
     def run(self, first: int, end: int) -> collections.Counter[str]:
         while first < end:
@@ -133,6 +136,7 @@ class Watch:
 
     def _count(self, at: int, said: dict[str, str], folder: Path) -> None:
         self.counts[said["outcome"]] += 1
+        self.sealed += bool(said.get("sealed"))
         if said["outcome"] not in FAULTS:
             return
         print(f"{self.reader} {at}: {said['outcome']}: {said['detail']}", file=sys.stderr, flush=True)
@@ -163,21 +167,22 @@ def work(name: str, first: int, end: int, folder: Path, sanitize: bool) -> None:
         import sanitized
 
         sanitized.load(os.environ["SANITIZED"])
-    from mutations import READERS, Fault, tried
+    from mutations import READERS, Fault, mutated, tried
 
     reader = READERS[name](folder)
     for seed in range(first, end):
         say({"begin": seed})
+        path = mutated(reader, folder, random.Random(seed))
         before = 0 if sanitize else peak(reset=True)  # the sanitizers' own memory takes minutes to look through
         try:
-            outcome, detail = tried(reader, folder, random.Random(seed)), ""
+            outcome, detail = tried(reader, path), ""
         except Fault as fault:
             outcome, detail = "fault", str(fault)
         except Exception as error:
             outcome, detail = "raw", "".join(traceback.format_exception(error, limit=-4))
         if outcome in ("accepted", "refused") and not sanitize and peak() - before > MOST:
             outcome, detail = "blow-up", f"{(peak() - before) / 2**30:.1f} GiB"
-        say({"end": seed, "outcome": outcome, "detail": detail})
+        say({"end": seed, "outcome": outcome, "detail": detail, "sealed": path.stem.endswith("sealed")})
 
 
 def say(what: dict[str, object]) -> None:

@@ -27,7 +27,7 @@ from trained_networks import FAMILIES, trained
 
 import s_resnet
 from s_resnet import artifact
-from s_resnet.passes.reconstruct import _resumed
+from s_resnet.resume import resumed
 from s_resnet.training import run
 
 SIZE, T = 8, 3
@@ -487,7 +487,7 @@ def partial(folder: Path) -> Reader:
     s_resnet.save(graph.with_provenance(reconstruction={"key": "k", "blocks": said}), folder / "base.snn")
 
     def use(path: Path) -> None:
-        kept, _ = _resumed(graph, path, "k")
+        kept, _ = resumed(graph, path, "k")
         if not bool(kept(images(2, SIZE), T).isfinite().all()):
             raise Fault("not finite")
 
@@ -616,12 +616,17 @@ READERS = {
 }
 
 
-def tried(reader: Reader, folder: Path, chance: Chance) -> str:
-    """What becomes of one mutation: "accepted" or "refused". Everything else is raised."""
+def mutated(reader: Reader, folder: Path, chance: Chance) -> Path:
+    """The file of one mutation; its name says whether its checksums are right."""
     content = reader.mutate(reader.bases, chance)
     path = folder / f"mutated{'' if isinstance(content, Flipped) else '-sealed'}{reader.suffix}"
     path.unlink(missing_ok=True)
     path.write_bytes(content)
+    return path
+
+
+def tried(reader: Reader, path: Path) -> str:
+    """What becomes of one file: "accepted" or "refused". Everything else is raised."""
     try:
         reader.use(path)
     except s_resnet.SResNetError as error:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import images, randomized
+from conftest import Net, images, randomized
 
-from s_resnet import CifarResNet, InvalidData, convert, evaluate, save, simulate, verify
+from s_resnet import CifarResNet, GraphModule, InvalidData, convert, evaluate, save, simulate, verify
 from s_resnet.arguments import class_numbers, images_of, labeled, whole_number
 
 X, Y = images(8, 8), torch.arange(8) % 10
@@ -78,14 +78,15 @@ def test_labels_that_tell_nothing_are_none_for_calibration():
 @pytest.mark.parametrize("value", [4, np.int64(4), np.uint8(4), torch.tensor(4), np.array(4)])
 def test_whole_numbers_of_every_kind(snn, value, tmp_path):
     assert whole_number(value, "here", "T") == 4 and type(whole_number(value, "here", "T")) is int
-    assert torch.equal(snn(X, value), snn(X, 4)) and torch.equal(
-        simulate(snn, X, value).outputs, simulate(snn, X, 4).outputs
-    )
+    assert torch.equal(snn(X, value), snn(X, 4))
+    assert torch.equal(simulate(snn, X, value, chunk=value).outputs, simulate(snn, X, 4).outputs)
+    name = snn.nodes[1].name
+    assert torch.equal(snn(X, value, nodes=[name])[name], snn(X, 4, nodes=[name])[name])
     report = evaluate(snn, [(X, Y)], value, at=np.array([2, 4]), device=torch.device("cpu"))
     report.save(tmp_path / "out.json")
     assert [type(row.timesteps) for row in report.snn] == [int, int]
     save(convert(randomized(CifarResNet(8, width=4)), [X, X], timesteps=value), tmp_path / "net.snn")
-    assert verify(snn, [X], value).timesteps == 4
+    assert verify(snn, [X], value).timesteps == 4 and GraphModule(snn, value).timesteps == 4
 
 
 @pytest.mark.parametrize("value", [4.0, "4", True, None, torch.tensor([1, 2]), torch.tensor(4.0), 0, -1])
@@ -95,10 +96,30 @@ def test_other_numbers_are_refused_in_one_line(snn, value):
         lambda: simulate(snn, X, value),
         lambda: evaluate(snn, [(X, Y)], value),
         lambda: verify(snn, [X], value),
+        lambda: GraphModule(snn, value),
     ):
         with pytest.raises(InvalidData, match=r"got timesteps=.*; expected (a whole number|at least 1)") as error:
             call()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [2.0, "2", True, torch.tensor([1, 2]), torch.tensor(2.0), 0, -1])
+def test_steps_to_report_and_chunks_likewise(snn, value):
+    for call in (
+        lambda: evaluate(snn, [(X, Y)], 4, at=[value]),
+        lambda: simulate(snn, X, 4, at=[value]),
+        lambda: simulate(snn, X, 4, chunk=value),
+    ):
+        with pytest.raises(InvalidData, match=r"got .*; expected ") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_one_number_is_no_class():
+    """A top-1 of it would be printed without a meaning."""
+    one = Net(lambda s, x: s.one(s.relu(s.conv1(x)).mean((2, 3))), one=torch.nn.Linear(8, 1))
+    with pytest.raises(InvalidData, match=r"evaluate: got a network that answers one number; .*targets"):
+        evaluate(convert(one, [X], "multilevel"), [(X, torch.zeros(8).long())], 4)
 
 
 def test_images_that_are_not_finite_are_not_simulated(snn):

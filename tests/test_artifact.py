@@ -68,7 +68,7 @@ def every_op():
         ("avg", ops.AvgPool2d((2, 2), (1, 1), (1, 0), True, False), "sum"),
         ("mixed", ops.Conv2d(rand(6, 6, 1, 1), None, spiking_weight=rand(6, 6, 1, 1)), "avg"),
         ("third", Neuron(half, correction=rand(9, 6), schedule="lagged", levels=3, signed=True, scale=one), "mixed"),
-        ("fourth", Neuron(half, correction=rand(6), schedule="phased", differential=True, scale=rand(6)), "third"),
+        ("fourth", Neuron(half, correction=rand(6), schedule="phased", differential=True, scale=rand(6) ** 2), "third"),
         ("adaptive", ops.AdaptiveAvgPool2d((2, 1)), "fourth"),
         ("flat", ops.Flatten(), "adaptive"),
         ("fc", ops.Linear(rand(5, 12), rand(5), 1.125, spiking_weight=rand(5, 12)), "flat"),

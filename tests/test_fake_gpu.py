@@ -13,7 +13,7 @@ from every_recipe import BATCH, CHUNK, NETWORKS, ROUNDED, SIZE, STEPS, chunk, ch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import s_resnet
-from s_resnet import Neuron, kernels
+from s_resnet import Neuron, kernels, validate
 from s_resnet.kernels import cuda
 from s_resnet.kernels.cpu import empty_steps
 
@@ -41,7 +41,8 @@ def planned(monkeypatch):
     monkeypatch.setattr(cuda, "_aligned", lambda tensor: True)  # which no address says
     # Read once from real numbers, while a network is prepared.
     monkeypatch.setattr(Neuron, "unit", property(lambda op: op.amplitude in (None, 1)))
-    everywhere(monkeypatch, "_reach", lambda nodes: 100)
+    everywhere(monkeypatch, "_reach", lambda *_: 100)
+    monkeypatch.setattr(validate, "finite", lambda nodes: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (60 * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     # A recording runs what it records, and replays nothing.

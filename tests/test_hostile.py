@@ -29,6 +29,7 @@ from s_resnet import (
     Readout,
     convert,
     evaluate,
+    inputs,
     load,
     neuron,
     ops,
@@ -216,7 +217,9 @@ def test_weights_that_are_not_finite_go_nowhere(tmp_path, graphs, value):
     model = randomized(CifarResNet(8, 5, 4))
     model.state_dict()["layer2.0.conv1.weight"][0, 0, 0, 0] = value
     for batches in ([images(4, SIZE)] * 2, None):
-        with pytest.raises(InvalidData, match=r"layer2\.0\.conv1: weight, got 1 of \d+ values NaN"):
+        with pytest.raises(
+            InvalidData, match=r"from layer2\.0\.conv1 on|layer2\.0\.conv1: weight, got 1 of \d+ values NaN"
+        ):
             convert(model, batches, timesteps=T)
     broken = spoiled(graphs["plain"], "layer2.0.conv1", value)
     for use in (lambda: save(broken, tmp_path / "a.snn"), lambda: broken(images(2, SIZE), T)):
@@ -252,6 +255,17 @@ def test_images_that_are_not_finite_go_nowhere(graphs, value):
     ):
         with pytest.raises(InvalidData, match=r"not finite.* in 1 of 3 images \(first: image 1\)"):
             use()
+
+
+@pytest.mark.parametrize("events", [False, True], ids=["images", "events"])
+def test_answers_of_images_that_are_not_finite_are_marked_where_nothing_is_read_back(events):
+    x, outputs = images(3, SIZE), torch.ones(2, 3, 5)
+    if events:
+        x = x.expand(T, *x.shape).clone()
+    assert torch.equal(inputs.marked(outputs, x), outputs)
+    x[(1, 1) if events else 1][0, 0, 0] = float("nan")
+    got = inputs.marked(outputs, x)
+    assert got[:, 1].isnan().all() and torch.equal(got[:, [0, 2]], outputs[:, [0, 2]])
 
 
 def test_answers_that_leave_their_range_are_not_ranked():
@@ -470,7 +484,8 @@ def test_text_from_files_reaches_the_terminal_without_its_escapes(tmp_path, monk
     snn = graphs["plain"]
     evil = {node.name: node.name.replace("relu", f"re{ESCAPE}lu") for node in snn.nodes}
     nodes = tuple(Node(evil[node.name], node.op, tuple(evil[name] for name in node.inputs)) for node in snn.nodes)
-    said = {"recipe": {"name": ESCAPE, "timesteps": T, "passes": [{"pass": ESCAPE}]}, "classes": [ESCAPE, "\ud800"]}
+    said = {"recipe": {"name": ESCAPE, "timesteps": T, "passes": [{"pass": ESCAPE}]}}
+    said |= {"classes": [ESCAPE, "\ud800", *"234"]}
     source = {"arch": ESCAPE, "name": ESCAPE, "classes": 5}
     preprocessing = s_resnet.stored_preprocessing(s_resnet.preprocessing_for(SIZE))
     snn = Graph(nodes, snn.provenance).with_provenance(**said, source=source, preprocessing=preprocessing)
@@ -505,7 +520,7 @@ def test_mutated_files_are_accepted_or_refused(name, tmp_path_factory, graphs):
     @settings(derandomize=True, max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.randoms(use_true_random=False))
     def fuzz(chance):
-        ends.append(mutations.tried(reader, Path(folder), chance))
+        ends.append(mutations.tried(reader, mutations.mutated(reader, Path(folder), chance)))
 
     fuzz()
     assert ends.count("refused") >= 5, "the mutations change nothing"

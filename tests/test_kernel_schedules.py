@@ -232,7 +232,7 @@ def test_the_neurons_of_an_event_driven_convolution(schedule, rows, in_place):
         (lambda v: {"schedule": "later"}, "schedule, got 'later'"),
         (lambda v: {"schedule": "lagged", "decay": 0.5}, "decay, got 0.5 for a lagged"),
         (lambda v: {"schedule": "phased", "decay": 2.0}, "decay, got 2.0 for a phased"),
-        (lambda v: {"bias": torch.zeros(2, 1, 3, 1, 1)}, r"bias, got \[2, 1, 3, 1, 1\] "),
+        (lambda v: {"bias": torch.zeros(2, 1, 3, 1, 1)}, r"bias, got \[2, 1, 3, 1, 1\]"),
         (lambda v: {"bias": torch.zeros(1, 4, 1, 3, 1, 1)}, "bias, got"),
         (lambda v: {"after": v[:1]}, r"after, got torch.float32 \[1, 3"),
         (lambda v: {"after": v.double()}, "after, got torch.float64"),

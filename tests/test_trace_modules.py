@@ -59,6 +59,7 @@ CONSTANTS = {
     "the mean of two": lambda s, x: (x + s.conv2(x)) / 2,
     "a shifted mean of two": lambda s, x: (x + s.conv2(x)) / math.sqrt(2) - s.each,
     "a shifted mean of two, no convolution": lambda s, x: (x + s.pool(x)) / 2 + s.each,
+    "a shifted mean of two convolutions": lambda s, x: (s.conv2(x) + s.conv2(s.pool(x))) / 2 + s.each,
     "a difference": lambda s, x: x - s.conv2(x),
     "a difference from a number": lambda s, x: 1.5 - s.conv2(x),
     "alpha": lambda s, x: torch.add(x, s.conv2(x), alpha=0.3).sub(s.conv2(x), alpha=2),

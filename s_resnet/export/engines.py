@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import whole_number
 from ..errors import InvalidData
 from ..graph import Graph
 from ..ops import SYNAPSES, Op, compensated, whole
@@ -211,8 +212,7 @@ def verify_export(
         raise InvalidData(f"verify: got engine {engine!r}; expected one of {', '.join(ENGINES)}. Choose one of them.")
     if dtype not in _DTYPES:
         raise InvalidData(f"verify: got dtype {dtype!r}; expected one of {', '.join(_DTYPES)}. Choose one of them.")
-    if timesteps < 1:
-        raise InvalidData(f"verify: got timesteps={timesteps}; expected at least 1. Raise it.")
+    timesteps = whole_number(timesteps, "verify", "timesteps")
     program = read_nir(path).to(_DTYPES[dtype])
     snn, images = _settled(folded(snn), _DTYPES[dtype]), images.to(_DTYPES[dtype])
     split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
