@@ -191,6 +191,8 @@ def convert(
         if "events" in origin["preprocessing"] and (input_size or mean or std):
             raise click.UsageError("--input-size, --mean and --std are of images; events are binned as in the papers.")
     partial = Path(f"{target}.partial") if reconstruct else None
+    if partial is not None and os.path.exists(partial):
+        say(_goes_on(partial), err=True)
     with shown_warnings():
         snn = s_resnet.convert(
             loaded.model,
@@ -218,6 +220,14 @@ def convert(
     say(_summary(snn, target))
     if other := suggestion(checkpoint, loaded, batches, preprocessing, snn.provenance.get("check", {})):
         say(other)
+
+
+def _goes_on(partial: Path) -> str:
+    """How much an interrupted reconstruction has finished."""
+    import s_resnet
+
+    done = len(s_resnet.load(partial).provenance.get("reconstruction", {}).get("blocks", ()))
+    return f"{partial} holds {done} finished parts of the reconstruction: it goes on from there."
 
 
 def _preprocessing(
