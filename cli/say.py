@@ -31,7 +31,7 @@ def unheard() -> OSError | None:
     for err in (False, True):
         stream = sys.stderr if err else sys.stdout
         try:
-            if stream is not None:
+            if stream is not None and not stream.closed:
                 stream.flush()
         except OSError as error:  # what click has said itself, as for --help
             _silence(err, error)
