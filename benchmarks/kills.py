@@ -2,10 +2,11 @@
 
     python benchmarks/kills.py FIXTURES [--moments N] [--commands NAME ...] [--seed N]
 
-FIXTURES is the folder of `conversion.py`: CIFAR ResNet-20 and CIFAR-10 images. Moments are uniform over the time that
-the command takes when nobody disturbs it; every second time the output of an earlier run is there before. After a kill
-each file must be whole: the old one, the new one, or none. The same command must then end well and sweep what was
-left; of `train` and `reconstruct` it must give the weights, to the last bit, of a run that was never stopped.
+FIXTURES is the folder of `conversion.py`: CIFAR ResNet-20 and CIFAR-10 images. Moments are uniform over the processor
+time that the command takes when nobody disturbs it, which a busy machine does not stretch; every second time the output
+of an earlier run is there before. After a kill each file must be whole: the old one, the new one, or none. The same
+command must then end well and sweep what was left; of `train` and `reconstruct` it must give the weights, to the last
+bit, of a run that was never stopped.
 
 One JSON line per moment is appended to `benchmarks/results/kills.jsonl`.
 """
@@ -17,6 +18,7 @@ import json
 import os
 import platform
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -106,13 +108,20 @@ def cases(fixtures: Path, base: Path) -> dict[str, Case]:
     }
 
 
+def used(process: int) -> float:
+    """Seconds of processor time that a process has had; Linux."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def finished(case: Case, folder: Path) -> tuple[float, str]:
-    """The seconds of a run to its end, and what it said."""
-    start = time.monotonic()
+    """The processor time in seconds of a run to its end, and what it said."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(case.command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(case.command)}: exit {done.returncode}\n{done.stderr}")
-    return time.monotonic() - start, done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stderr
 
 
 def half(case: Case, folder: Path, name: str) -> str:
@@ -145,7 +154,8 @@ def killed(case: Case, reference: Path, seconds: float, chance: random.Random, t
         process = subprocess.Popen(
             case.command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(moment)
+        while process.poll() is None and used(process.pid) < moment:
+            time.sleep(0.001)
         ended = process.poll() is not None
         process.kill()
         process.wait()

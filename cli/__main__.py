@@ -74,7 +74,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line: exit 0 done, 1 our error in one line, 2 usage, 130 interrupted."""
+    """Run the command line: exit 0 done, 1 our error in one line, 2 usage, 130 interrupted, 143 terminated."""
     # Threads that wait by spinning make two threads slower than one on a busy machine; has to be set before torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _keep_freed_memory()
