@@ -94,6 +94,17 @@ def test_a_stream_that_fails_stops_no_work(program, monkeypatch, command, kind, 
         assert len(words) == (kind == "a full disk") and all("No space left on device" in line for line in words)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "verify"])
+def test_figures_are_in_their_file_before_anything_is_said(program, monkeypatch, command):
+    """A kill or a lost terminal between the two would take them."""
+    there = []
+    monkeypatch.setattr(
+        sys.modules[f"sresnet_cli.{command}"], "say", lambda *_, **__: there.append(Path("out.json").exists())
+    )
+    program(*COMMANDS[command][0])
+    assert there and all(there)
+
+
 def test_what_the_terminal_cannot_show_is_a_question_mark(monkeypatch, tmp_path):
     with open(tmp_path / "log", "w", encoding="ascii") as log:
         monkeypatch.setattr(sys, "stdout", log)

@@ -70,7 +70,7 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
     with replacing(place / NAMES[1]) as temporary:
         temporary.write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n")
     with replacing(place / NAMES[0]) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")  # names of files need not be UTF-8
+        temporary.write_text(page, encoding="utf-8")
     return entry
 
 
