@@ -23,8 +23,6 @@ def burn():
 IN_PLACE = BURN + "file = open('out', 'w'); file.write('[1, '); file.flush(); burn(); file.write('2]'); file.close()"
 APART = BURN + "file = open('x.tmp', 'w'); file.write('[1, 2]'); file.close(); burn(); os.replace('x.tmp', 'out')"
 OTHER = BURN + "seen = os.path.exists('part'); open('part', 'w'); burn(); open('out', 'w').write(str([1 + seen]))"
-    BURN + "seen = os.path.exists('part'); open('part', 'w'); burn(); open('out', 'w').write('[2]' if seen else '[1]')"
-)
 
 
 def case(program, repeatable=False):
