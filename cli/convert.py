@@ -212,6 +212,8 @@ def convert(
     elif classes:
         origin["classes"] = _names(classes, loaded)
     partial = Path(f"{target}.partial") if reconstruct else None
+    if partial is not None and os.path.exists(partial):
+        say(_goes_on(partial), err=True)
     with shown_warnings():
         snn = s_resnet.convert(
             *(loaded.model, batches, request.recipe),
@@ -283,6 +285,14 @@ def _names(wish: str, loaded: Any) -> list[str]:
             "class, one per line. Correct the file."
         )
     return list(names)
+
+
+def _goes_on(partial: Path) -> str:
+    """How much an interrupted reconstruction has finished."""
+    import s_resnet
+
+    done = len(s_resnet.load(partial).provenance.get("reconstruction", {}).get("blocks", ()))
+    return f"{partial} holds {done} finished parts of the reconstruction: it goes on from there."
 
 
 def _preprocessing(

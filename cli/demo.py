@@ -115,8 +115,8 @@ def _train(checkpoint: Path) -> None:
                 schedule.step()
                 bar.set_postfix(loss=f"{loss.item():.3f}")
                 bar.update()
-    with s_resnet.replacing(checkpoint) as temporary:
-        torch.save(model.state_dict(), temporary)
+    with s_resnet.replacing(checkpoint) as temporary, open(temporary, "wb") as file:
+        torch.save(model.state_dict(), file)
 
 
 def _draw(figures: list[dict[str, Any]], picture: Path) -> None:

@@ -148,12 +148,14 @@ def evaluate(
         loader.unreadable = sum(s_resnet.exchange(loader.unreadable), ())
         loader.events = tuple(map(sum, zip(*s_resnet.exchange(loader.events), strict=True)))
         if rank == 0:
-            warn_left_out(loader)
-            say(report.table())
-            if report.kernel == "cpu":
-                say(f"Slow: {s_resnet.describe_kernels()}. With a C++ compiler, such as g++, it is faster.", err=True)
-            if json_file:
-                report.save(json_file)
+            try:
+                if json_file:
+                    report.save(json_file)
+            finally:  # where the file cannot be written, the figures are on the screen at least
+                warn_left_out(loader)
+                say(report.table())
+                if report.kernel == "cpu":
+                    say(f"Slow: {s_resnet.describe_kernels()}. With a C++ compiler, such as g++, it is faster.", err=True)
 
 
 @dataclass(frozen=True)

@@ -103,13 +103,15 @@ def verify(
     timesteps = timesteps or timesteps_for(snn, path)
     loader = image_loader(snn, path, Images(data, limit, batch_size, download, classes))
     result = s_resnet.verify(snn.to(s_resnet.find_device(device)), loader, timesteps, network=path.name, progress=True)
-    warn_left_out(loader)
-    if (fitted := s_resnet.fitted_for(snn)) not in (None, timesteps):
-        say(f"Note: the network was fitted to T = {fitted}, not to {timesteps}: what it loses here says little of it.")
-    rows = _trained_rows(result) if snn.trained else _rows(result)
-    say("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
-    if json_file:
-        result.save(json_file)
+    try:
+        if json_file:
+            result.save(json_file)
+    finally:  # where the file cannot be written, the figures are on the screen at least
+        warn_left_out(loader)
+        if (fitted := s_resnet.fitted_for(snn)) not in (None, timesteps):
+            say(f"Note: the network was fitted to T = {fitted}, not to {timesteps}: what it loses here says little of it.")
+        rows = _trained_rows(result) if snn.trained else _rows(result)
+        say("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
 
 
 def _header(result: Any) -> str:

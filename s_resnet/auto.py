@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .apply_recipe import apply_recipe
 from .calibrate import Calibration
 from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .intervals import wilson
+from .progress import Progress
 from .recipes import RECIPES, Recipe
 
 # What each alphabet allows, the plainest first: a target that can send signed spikes can send binary ones.
@@ -97,7 +97,7 @@ def choose_recipe(
     trials: list[Trial] = []
     best: tuple[Trial, Graph] | None = None
     names = ALPHABETS[spikes]
-    with tqdm(total=len(names) * len(windows), desc="auto", leave=False, disable=None if progress else True) as bar:
+    with Progress[None](total=len(names) * len(windows), desc="auto", unit="recipe", shown=progress) as bar:
         for window in windows:
             tried: list[tuple[Trial, Graph]] = []
             for name in names:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .arguments import class_numbers, images_of, real_number
 from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .ops import ReLU
+from .progress import Progress
 from .spill import Spill, gather
 
 Batches = Iterable[Any]  # of images [B, C, H, W], alone or as (images, labels)
@@ -219,7 +219,7 @@ def _count(
     tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
     images, seen = 0, list[int]()
     waiting = Counter(kept_apart)
-    for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=None if progress else True):
+    for batch in Progress(batches, desc=label, unit="batch", shown=progress):
         x = _images(batch)
         marks = image_marks(x)
         seen += marks

@@ -4,9 +4,12 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,11 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 from .errors import InvalidData
 from .files import opened
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 THIN = 64  # sides of an image to each other: one that is thinner unfolds to gigabytes where its short side is resized
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 FEW = 64  # samples that are decoded sooner than processes start for them
 
 # What Pillow raises on damaged JPEG, PNG, BMP, TIFF, WebP and PPM files, found by damaging them at random.
@@ -256,6 +261,26 @@ def forks() -> bool:
     return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
 
 
+def started(loader: DataLoader[T]) -> Iterator[T]:
+    """The loader's batches, once its worker processes are there; signals to stop are held back until then.
+
+    What a signal raises while a process is forked is lost, since Python cannot pass it on from there.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are handled there
+        return iter(loader)
+    came: list[tuple[Callable[[int, FrameType | None], object], int, FrameType | None]] = []
+    usual = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
+    for number, handler in usual.items():
+        signal.signal(number, lambda *got, handler=handler: came.append((handler, *got)))
+    try:
+        return iter(loader)
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        for handler, number, frame in came[:1]:
+            handler(number, frame)
+
+
 class Loader:
     """The samples at ``indices``, in order, as batches (samples [B, *], labels [B] int64).
 
@@ -303,7 +328,7 @@ class Loader:
         self.unreadable, self.events = (), (0, 0)
         own = torch.Generator()  # else DataLoader draws from the global one, and changes the caller's numbers
         batches = DataLoader(self._batches, batch_size=None, num_workers=self._workers, generator=own)
-        for images, labels, unreadable, (events, outside) in batches:
+        for images, labels, unreadable, (events, outside) in started(batches):
             self.unreadable += tuple(unreadable)
             self.events = (self.events[0] + events, self.events[1] + outside)
             if len(labels):

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .arguments import images_of, whole_number
 from .calibrate import Batches
@@ -22,6 +21,7 @@ from .graph import Graph, check_spiking, count_images
 from .layer_operations import Counter, LayerOperations, SourceOperations, Traffic
 from .lockstep import ROOM
 from .passes.fold_batchnorm import folded
+from .progress import Progress
 from .simulate import encoder
 from .wiring import Watch, Wiring
 
@@ -133,7 +133,7 @@ def count_operations(
     wiring = Wiring(snn, snn.static if coding == "direct" else frozenset())
     watch, images, shapes = Watch(wiring), 0, dict[str, Shape]()
     device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
-    for batch in tqdm(batches, desc="operations", unit="batch", leave=False, disable=None if progress else True):
+    for batch in Progress(batches, desc="operations", unit="batch", shown=progress):
         x = images_of(batch, "operations").to(device)
         if x.ndim == 5 and coding == "direct" and not images:
             coding, wiring = "events", Wiring(snn, frozenset())

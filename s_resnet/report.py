@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from . import kernels
 from .arguments import labeled, probability, whole_number
@@ -26,6 +25,7 @@ from .figures import MANY_CLASSES, Exit, Report, Row
 from .graph import Graph, check_spiking, count_images
 from .intervals import difference
 from .measured_on import Seen, check_names, described_data, fitted_for, notes_on, repeated, training_notes
+from .progress import Progress
 from .simulate import answers, simulate_until_confident, steps_to_report
 
 # Gets each batch's images, labels ``[B]``, the logits ``[B, N]`` to agree with (the ANN's, or a trained network's own
@@ -97,7 +97,7 @@ def evaluate(
         if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)
         progress = progress and place()[0] == 0
-        batches = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if progress else True)
+        batches = Progress(loader, desc="evaluate", unit="batch", shown=progress)
         for images, labels in in_step(ahead(labeled(batches, "evaluate"), target)):
             tally.add(images, labels, progress)
         return tally.report(network, target, loader, notes)

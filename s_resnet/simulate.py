@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .arguments import check_dense, probability, whole_number
 from .engine import Whole
 from .errors import InvalidData
 from .graph import Chunk, Graph, State, check_spiking, count_images
+from .progress import Progress
 
 # Steps between two looks at who may stop, and images times steps in between: what is simulated in vain stays small.
 LOOK, FOLD = 4, 64
@@ -128,7 +128,7 @@ def _collected(parts: Iterable[Chunk], steps: int, wanted: tuple[int, ...], prog
     done = 0
     with (
         torch.no_grad(),
-        tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
+        Progress[None](total=steps, desc="simulate", unit="step", shown=progress) as bar,
     ):
         for part in parts:
             length = len(part.outputs)
@@ -201,7 +201,7 @@ def simulate_until_confident(
     state = None
     with (
         torch.no_grad(),
-        tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
+        Progress[None](total=steps, desc="simulate", unit="step", shown=progress) as bar,
     ):
         while state is None or (count_images(images) and exits.done < steps):
             size = max(1, min(LOOK, FOLD // max(1, count_images(images)))) if chunk is None else chunk

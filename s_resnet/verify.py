@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .arguments import images_of, labels_of, whole_number
 from .calibrate import Batches
@@ -23,6 +22,7 @@ from .losses import Split, by_channel, finite, relative, right, split
 from .measured_on import described_data
 from .neuron import Neuron, Readout
 from .ops import Node, Op
+from .progress import Progress
 from .verify_trained import TrainedTally, TrainedVerification
 
 SCHEMA = 1
@@ -179,7 +179,7 @@ def verify(
     _check(snn)
     tally = TrainedTally(snn, timesteps) if snn.trained else _Tally(snn, timesteps)
     device = snn.device
-    for batch in tqdm(loader, desc="verify", unit="batch", leave=False, disable=None if progress else True):
+    for batch in Progress(loader, desc="verify", unit="batch", shown=progress):
         images = images_of(batch, "verify")
         count = count_images(images)
         labels = labels_of(batch, images, "verify")

@@ -27,6 +27,7 @@ LEVELS: dict[str, float] = {
     "event_data": 1.2,
     "open_data": 1.4,
     "device": 1,
+    "progress": 1,
     "opcodes": 1,
     "checkpoint_file": 1.5,
     "files": 0.5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -81,10 +82,12 @@ def export_nir(
     if timesteps is None:
         timesteps = snn.provenance.get("recipe", {}).get("timesteps")
     graph = _graph(nir, lowered, _metadata(snn, lowered, reset, timesteps))
+    written = io.BytesIO()  # HDF5 does not say what of a file on a full disk went wrong
+    nir.write(written, graph)
+    with h5py.File(written, "r+") as file:
+        _settle_reset(file, reset)
     with replacing(path) as temporary:
-        nir.write(str(temporary), graph)
-        with h5py.File(temporary, "r+") as file:
-            _settle_reset(file, reset)
+        temporary.write_bytes(written.getvalue())
 
 
 def require(module: str, package: str) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data import ImageData, Preprocessing
 from ..device import ahead, find_device
@@ -22,6 +21,7 @@ from ..errors import BackendUnavailable, TrainingDiverged
 from ..event_data import Binning, EventData
 from ..graph_module import GraphModule
 from ..open_data import loader_for
+from ..progress import Progress, repeatable
 from ..qcfs import THRESHOLDS
 from . import saved
 from .images import epoch_loader, epoch_order, usual_workers
@@ -93,15 +93,18 @@ def train(
             for note in _notes(run, resumed):
                 on_note(note)
         board = _board(tensorboard, resumed, stack) if rank == 0 else None
-        for epoch in range(resumed, run.settings.epochs):
-            entry = _epoch(run, epoch)
-            history.append(entry)
-            if rank == 0:
-                saved.write(run.output, {**run.identity, **_state(run), "epoch": epoch + 1, "history": history})
-                _tell(board, entry)
-                if on_epoch:
-                    on_epoch(entry)
-        exchange(None)
+        kept = [*history]  # in the checkpoint
+        with repeatable(run.output, lambda: f"{len(kept)} of {run.settings.epochs} epochs" if kept else ""):
+            for epoch in range(resumed, run.settings.epochs):
+                entry = _epoch(run, epoch)
+                history.append(entry)
+                if rank == 0:
+                    saved.write(run.output, {**run.identity, **_state(run), "epoch": epoch + 1, "history": history})
+                    kept.append(entry)
+                    _tell(board, entry)
+                    if on_epoch:
+                        on_epoch(entry)
+            exchange(None)
     return Trained(run.model.eval(), arch, run.settings, tuple(history), resumed, tuple(run.unreadable))
 
 
@@ -176,7 +179,7 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
     right, checked = torch.zeros((), device=device), 0
     every = UNCHECKED if device.type == "cuda" else 1
     title = f"epoch {epoch + 1}/{settings.epochs}"
-    with tqdm(total=len(mine), desc=title, unit="batch", leave=False, disable=None if run.progress else True) as bar:
+    with Progress[None](total=len(mine), desc=title, unit="batch", shown=run.progress) as bar:
         for step, (images, labels) in enumerate(_together(ahead(loader, device))):
             lr = learning_rate(settings, epoch * len(mine) + step, len(mine))
             torch.manual_seed(chance(settings.seed, "step", epoch, step, rank))  # dropout's
@@ -189,7 +192,7 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
                 for at, value in enumerate(values, checked):
                     _check(run, epoch, at, value, learning_rate(settings, epoch * len(mine) + at, len(mine)))
                 checked = len(losses)
-                bar.set_postfix(loss=f"{values[-1]:.3f}", top1=f"{right.item() / (checked * len(labels)):.1%}")
+                bar.show(loss=f"{values[-1]:.3f}", top1=f"{right.item() / (checked * len(labels)):.1%}")
     count = sum(map(len, mine))
     every_process = exchange((float(torch.stack(losses).double().mean()) * count, float(right), count))
     total, hits, images_seen = (sum(part) for part in zip(*every_process, strict=True))
@@ -242,7 +245,7 @@ def _accuracy(run: Run, data: ImageData | EventData, indices: list[int]) -> floa
     loader = loader_for(data, part, run.preprocessing, run.settings.batch_size, run.workers, total=len(indices))
     run.model.eval()
     right = count = 0
-    bar = tqdm(loader, desc="accuracy", unit="batch", leave=False, disable=None if run.progress else True)
+    bar = Progress(loader, desc="accuracy", unit="batch", shown=run.progress)
     with torch.no_grad(), _autocast(run):
         for images, labels in ahead(bar, run.device):
             right += int((run.model(images).argmax(1) == labels).sum())
