@@ -25,6 +25,8 @@ from s_resnet.models.torchvision_resnets import TORCHVISION, base_of, build_torc
 from s_resnet.provenance import check_provenance
 from s_resnet.qcfs import QCFSModule
 
+from .display import Displayed
+
 Shape: TypeAlias = tuple[int, ...]
 
 KNOWN = ", ".join(TORCHVISION) + ", or cifar_resnet20, cifar_resnet56, ... (depth 6n + 2)"
@@ -42,8 +44,8 @@ DEEPEST = 100  # dicts in each other
 PYTHON = "use s_resnet.convert(model) from Python"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, repr=False)
+class Checkpoint(Displayed):
     """A trained network as read from a file, and where it came from."""
 
     model: nn.Module  # float32, eval mode, [B, 3, H, W] -> [B, num_classes]

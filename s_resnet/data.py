@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .display import Displayed
 from .errors import InvalidData
 
 T = TypeVar("T")
@@ -52,8 +53,8 @@ def reason(error: BaseException) -> str:
     return text.rstrip(".")
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+@dataclass(frozen=True, repr=False)
+class Preprocessing(Displayed):
     """How an image becomes the network's input: resize, center crop, scale to [0, 1], normalize.
 
     ``size`` is the side of the square crop, ``resize`` the shorter side before it, in pixels; ``mean`` and
@@ -128,8 +129,8 @@ def preprocessing_for(
     return Preprocessing(size, resize, tuple(mean), tuple(std), gray)
 
 
-@dataclass(frozen=True, eq=False)
-class LabeledData:
+@dataclass(frozen=True, eq=False, repr=False)
+class LabeledData(Displayed):
     """Labeled samples, decoded when asked for; picklable, so that worker processes can hold them.
 
     ``spec`` names the data with its absolute path, however it was written; ``split`` says which of its samples
@@ -158,7 +159,7 @@ class LabeledData:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageData(LabeledData):
     """Labeled images: in files below ``root``, or ``pixels`` [B, H, W, 3] or gray [B, H, W] in memory."""
 

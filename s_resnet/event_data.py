@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .classes import by_number
 from .data import BROKEN, LabeledData, Loader, invalid, is_count, reason
+from .display import Displayed
 from .errors import BackendUnavailable, InvalidData
 
 Size = tuple[int, int]
@@ -22,8 +23,8 @@ _PER_CLASS, _TRAIN = 1000, 900  # recordings of CIFAR10-DVS
 _NEEDS = {"cifar10dvs": ("tonic", "aedat"), "dvsgesture": ("tonic",)}
 
 
-@dataclass(frozen=True, eq=False)
-class Events:
+@dataclass(frozen=True, eq=False, repr=False)
+class Events(Displayed):
     """One recording: ``t`` in microseconds from the first event on, ``x``, ``y`` and polarity ``p`` 0 or 1, int64 [N].
 
     ``sensor`` is height and width in pixels.
@@ -36,8 +37,8 @@ class Events:
     sensor: Size
 
 
-@dataclass(frozen=True)
-class Binning:
+@dataclass(frozen=True, repr=False)
+class Binning(Displayed):
     """How a recording becomes frames: T = ``bins`` of ``microseconds`` from its first event on, as in `bin_events`.
 
     ``size`` is height and width of the frames. ``Binning(**json.loads(text))`` works.
@@ -119,7 +120,7 @@ def _check_events(t: Tensor, x: Tensor, y: Tensor, p: Tensor, sensor: Size) -> N
             raise invalid("bin_events", name, got, f"0 to {limit - 1}", "Check the sensor's size and the columns")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EventData(LabeledData):
     """Labeled event recordings, in files below ``root``; ``source`` is tonic's data set, in the order of ``names``."""
 

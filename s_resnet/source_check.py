@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from . import batchnorm_check
 from .arguments import class_numbers, images_of
 from .batchnorm_check import Fit, Moments, all_alike, explain
 from .calibrate import Batches, check_repeatable
+from .display import Displayed, Table
 from .errors import InvalidData, SResNetWarning
 from .graph import Graph
 from .intervals import wilson
@@ -28,8 +29,8 @@ HINT = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class SourceCheck:
+@dataclass(frozen=True, eq=False, repr=False)
+class SourceCheck(Displayed):
     """The source network on the first calibration images.
 
     answers: its classes ``[B]``. labels: theirs ``[B]``, None where there are none that tell anything. confidence: the
@@ -50,6 +51,26 @@ class SourceCheck:
     def right(self) -> int | None:
         """How many of the answers are the labels; None without labels."""
         return None if self.labels is None else int((self.answers == self.labels).sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, answers and labels as lists; and how many are right."""
+        known = {"answers": self.answers.tolist(), "labels": None if self.labels is None else self.labels.tolist()}
+        return {**super().to_dict(), **known, "right": self.right}
+
+    def _lines(self) -> Iterator[str]:
+        right = "" if self.right is None else f"right on {self.right} of "
+        yield (
+            f"The source network, {right}{len(self.answers)} images, {self.classes} classes, "
+            f"mean confidence {self.confidence:.2f}"
+        )
+        if self.fit.layers:
+            yield f"BatchNorm {'fits' if self.fit.fits else 'does not fit'} the images (score {self.fit.score:.2f})"
+        yield from self.notes
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield "\n".join(self._lines())
+        layers = ((layer.name, f"{layer.spread:.3f}", f"{layer.shift:.3f}") for layer in self.fit.layers)
+        yield Table(("BatchNorm", "spread", "shift"), tuple(layers))
 
     def summary(self) -> dict[str, Any]:
         """What an artifact keeps of it."""

@@ -247,9 +247,9 @@ def test_an_evaluation_says_how_many_of_its_images_were_calibrated_on() -> None:
     snn = s_resnet.convert(model, [calibrated], timesteps=2)
     labels = torch.zeros(6, dtype=torch.int64)
     mixed = s_resnet.evaluate(snn, [(torch.cat([others, calibrated[:2]]), labels)], 2)
-    assert mixed.calibrated_on == mixed.to_json()["calibrated_on"] == 2
+    assert mixed.calibrated_on == mixed.to_dict()["calibrated_on"] == 2
     assert "2 of the images were calibrated on" in mixed.table()
     clean = s_resnet.evaluate(snn, [(others, labels[:4])], 2)
     assert clean.calibrated_on == 0
-    assert "calibrated_on" not in clean.to_json()
+    assert "calibrated_on" not in clean.to_dict()
     assert "calibrated on" not in clean.table()

@@ -332,7 +332,7 @@ def test_json_has_every_channel_and_no_infinity(tmp_path):
     result = verify(network, [scalar(1.0)], 4, network="by-hand.snn")
     result.save(tmp_path / "out.json")
     stored = json.loads((tmp_path / "out.json").read_text())
-    assert stored == result.to_json()
+    assert stored == result.to_dict()
     assert (stored["schema"], stored["network"], stored["timesteps"], stored["images"]) == (1, "by-hand.snn", 4, 1)
     assert {"verdict", "advice", "breaks", "worst", "cause", "logit_error", "agreement", "top1"} <= stored.keys()
     (layer,) = stored["layers"]

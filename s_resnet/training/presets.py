@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data import LabeledData
+from ..display import Displayed
 from ..errors import InvalidData
 from .settings import Training
 
 
-@dataclass(frozen=True)
-class Preset:
+@dataclass(frozen=True, repr=False)
+class Preset(Displayed):
     """A paper's recipe for the architectures that the pattern ``architectures`` fits, on the data set ``data``."""
 
     about: str
