@@ -12,6 +12,7 @@ from .checks import check_classes, open_matched, warn_left_out
 from .convert import check_output
 from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD
 from .say import say
+from .words import spoken
 
 
 def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -142,7 +143,7 @@ def evaluate(
                     report.save(json_file)
             finally:  # where the file cannot be written, the figures are on the screen at least
                 warn_left_out(loader)
-                say(report.table())
+                say(spoken(report.table()))
 
 
 def _only_network() -> Path:

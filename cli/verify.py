@@ -11,6 +11,7 @@ from .convert import check_output
 from .evaluate import Images, image_loader, timesteps_for
 from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, TIMESTEPS
 from .say import say
+from .words import spoken
 
 
 @click.command()
@@ -96,4 +97,4 @@ def verify(
             result.save(json_file)
     finally:  # where the file cannot be written, the figures are on the screen at least
         warn_left_out(loader)
-        say(result.table())
+        say(spoken(result.table()))

@@ -92,7 +92,7 @@ def choose_recipe(
     check_wishes(spikes, target_drop, timesteps)
     if calibration.samples is None:
         raise ConversionError(
-            "auto: got no calibration images to choose by; expected some. Pass --calibration DATA, or choose s-resnet."
+            "auto: got no calibration images to choose by; expected some. Pass calibration_batches, or choose s-resnet."
         )
     windows = (timesteps or 16,) if target_drop is None else WINDOWS
     trials: list[Trial] = []

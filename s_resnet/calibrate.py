@@ -92,8 +92,8 @@ def fitting_images(calibration: Calibration, where: str) -> Tensor | Spill:
     """The images to fit to. Raises ConversionError where there are none."""
     if calibration.fitting is None or len(calibration.fitting) == 0:
         raise ConversionError(
-            f"{where}: got no calibration images; expected 256 to 1,024. Pass --calibration DATA, or choose the recipe "
-            "s-resnet, which can do without."
+            f"{where}: got no calibration images; expected 256 to 1,024. Pass calibration_batches, or choose the "
+            "recipe s-resnet, which can do without."
         )
     return calibration.fitting
 

@@ -213,7 +213,7 @@ def open_events(kind: str, root: Path, split: str, download: bool) -> EventData:
         got = f"one that tonic cannot open ({type(error).__name__}: {reason(error)})"
         advice = f"Keep no other files in {root}, and unpack the archives again"
         if download:
-            advice = "Check the connection, or put the archives there and pass --download again"
+            advice = "Check the connection, or put the archives there and pass download=True again"
         raise invalid(where, "data set", got, "the files of tonic and no others", advice) from error
 
 
@@ -277,7 +277,7 @@ def _others(folder: Path) -> str:
 
 
 def _advice(archive: Path) -> str:
-    return f"{f'Unpack {archive.name}' if archive.exists() else 'Check the directory'}, or pass --download"
+    return f"{f'Unpack {archive.name}' if archive.exists() else 'Check the directory'}, or pass download=True"
 
 
 def _data(spec: str, train: bool, classes: tuple[str, ...], root: Path, dataset: Any) -> EventData:

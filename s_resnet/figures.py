@@ -184,7 +184,7 @@ class Report(Displayed):
 
     def _foot(self) -> Iterator[str]:
         if any(row.fitted is False for row in self.snn):
-            yield f"* not fitted to this T but to T = {self.fitted_for}: convert --timesteps fits to another"
+            yield f"* not fitted to this T but to T = {self.fitted_for}: convert for another with timesteps=T"
         yield (
             f"{self.images_per_second:.2f} images/s   {self.seconds_per_step_per_image * 1e3:.4g} ms per step and image"
             f"   peak memory {self.peak_memory_bytes / 2**20:.0f} MiB"

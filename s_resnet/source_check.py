@@ -24,8 +24,8 @@ LARGE = 128
 OTHERS = 4  # images of a class from which on it tells whether the class is another one's
 UNSURE = 0.1  # of the way from chance to certainty: a mean confidence below it is one of no knowledge
 HINT = (
-    "Prepare the images as in training: size, mean, std and range (on the command line --input-size, --mean, --std). "
-    "What has no weights is in no checkpoint, so max-pools, strides and ReLU were taken from the architecture (--arch)"
+    "Prepare the images as in training: size, mean, std and range. "
+    "What has no weights is in no checkpoint, so max-pools, strides and ReLU were taken from the architecture"
 )
 
 
@@ -187,7 +187,7 @@ def label_notes(answers: Tensor, labels: Tensor | None, classes: int, kind: str 
         return [
             f"the network is right on {right} of {images} {kind} images, and {len(moved)} classes get the answer "
             f"of another one (of label {label}, {same} of {count} images are answered {answer}): the classes of the "
-            "data are in another order than the network's. On the command line give it with --classes."
+            "data are in another order than the network's. Match them: s_resnet.match_classes(data, names)."
         ]
     if at_chance(right, images, classes):
         return [

@@ -44,26 +44,26 @@ SATURATED = 0.01  # the share of a channel's neurons and images that may be stuc
 _FITTED = ("calibrated", "phased", "signed", "multilevel")
 _ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "unevenness": (
-        ("--recipe phased, whose layers fire once they have seen all", ("phased",)),
-        ("--recipe signed, which takes back what it has emitted in excess", ("phased", "signed")),
-        ("--recipe calibrated, which corrects every layer on the spikes it really gets", _FITTED),
+        ('recipe="phased", whose layers fire once they have seen all', ("phased",)),
+        ('recipe="signed", which takes back what it has emitted in excess', ("phased", "signed")),
+        ('recipe="calibrated", which corrects every layer on the spikes it really gets', _FITTED),
     ),
     "quantization": (
-        ("a larger T (convert --timesteps {twice})", ()),
-        ("--recipe multilevel, whose steps count up to several thresholds", ("multilevel",)),
+        ("a larger T (convert with timesteps={twice})", ()),
+        ('recipe="multilevel", whose steps count up to several thresholds', ("multilevel",)),
     ),
     "clipping": (
-        ("more calibration images (convert --calibration-images)", ()),
-        ("a larger convert --percentile", _FITTED),
-        ("--recipe calibrated, whose thresholds are fitted to T", _FITTED),
+        ("more calibration images", ()),
+        ("a larger percentile in convert", _FITTED),
+        ('recipe="calibrated", whose thresholds are fitted to T', _FITTED),
     ),
-    "inherited": (("convert --reconstruct, with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
+    "inherited": (("reconstruct=True, with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
 }
 # Of networks trained with QCFS, which other recipes would take the thresholds of.
-_TUNING = ("train --from this network, which tunes it on the spikes that come", ())
+_TUNING = ("s_resnet.fine_tune, which tunes it on the spikes that come", ())
 _QCFS_ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    "unevenness": (("--recipe phased, whose layers fire once they have seen all", ("qcfs-phased",)), _TUNING),
-    "quantization": (("a larger T (convert --timesteps {twice})", ()), ("training with more --levels", ())),
+    "unevenness": (('recipe="phased", whose layers fire once they have seen all', ("qcfs-phased",)), _TUNING),
+    "quantization": (("a larger T (convert with timesteps={twice})", ()), ("training with more levels", ())),
     "clipping": (("a longer training, in which thresholds are learned", ()), _TUNING),
     "inherited": (_TUNING,),
 }
@@ -226,7 +226,7 @@ def _check(snn: Graph) -> None:
     if snn.integer:
         raise InvalidData(
             "verify: got an integer network; expected floating-point weights. Verify the same network converted with "
-            "--weights float32, and compare the two with evaluate."
+            'weights="float32", and compare the two with evaluate.'
         )
 
 

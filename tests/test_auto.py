@@ -134,7 +134,7 @@ def test_what_the_recipes_are(networks):
 
 @pytest.mark.parametrize("recipe", FITTED)
 def test_a_fitted_recipe_without_images_is_refused(model, recipe):
-    with pytest.raises(ConversionError, match=r"^fit_thresholds: got no calibration images.*--calibration DATA"):
+    with pytest.raises(ConversionError, match=r"^fit_thresholds: got no calibration images.*calibration_batches"):
         convert(model, recipe=recipe)
 
 
@@ -441,7 +441,7 @@ def test_wishes_are_for_auto(model, batches, wish, recipe):
 
 
 def test_auto_needs_images(model):
-    with pytest.raises(ConversionError, match=r"^auto: got no calibration images.*--calibration DATA"):
+    with pytest.raises(ConversionError, match=r"^auto: got no calibration images.*calibration_batches"):
         convert(model, recipe="auto")
     with pytest.raises(ConversionError, match=r"^auto: got no calibration images"):
         convert(model, [images(1, 8)], "auto")  # one alone is fitted to

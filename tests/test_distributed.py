@@ -301,7 +301,7 @@ def test_the_group_is_gone_at_the_end(monkeypatch, error):
 @pytest.mark.parametrize(("there", "local"), [(0, 0), (1, 1), (2, 5)])
 def test_a_process_without_a_gpu_of_its_own_is_an_error(monkeypatch, there, local):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    with pytest.raises(BackendUnavailable, match="Lower --nproc-per-node, or use --device cpu") as caught:
+    with pytest.raises(BackendUnavailable, match='Lower --nproc-per-node, or use device="cpu"') as caught:
         distributed._take_gpu(local)
     assert "\n" not in str(caught.value)
 
@@ -310,7 +310,7 @@ def test_processes_do_not_share_a_gpu_by_its_number(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(BackendUnavailable, match=r"'cuda:1' for every process.*Use --device cuda"),
+        pytest.raises(BackendUnavailable, match=r"'cuda:1' for every process.*Use device="),
         process_group("cuda:1"),
     ):
         pass

@@ -417,9 +417,9 @@ def never():
     yield
 
 
-def test_without_matplotlib_it_names_the_extra_before_anything_is_measured(monkeypatch, tmp_path):
+def test_without_matplotlib_it_names_it_before_anything_is_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(s_resnet.BackendUnavailable, match=r"s-resnet\[report\]"):
+    with pytest.raises(s_resnet.BackendUnavailable, match=r"pip install matplotlib"):
         write_page(never(), tmp_path / "page")
     assert not (tmp_path / "page").exists()
 

@@ -229,7 +229,7 @@ def test_a_network_at_chance_is_named(seed):
 def test_classes_in_another_order_are_named(order):
     moved = sum(place != label for place, label in enumerate(order))
     (note,) = label_notes(votes(torch.tensor(order)[LABELS], 0.95), LABELS, 10)
-    assert f"{moved} classes get the answer of another one" in note and "--classes" in note
+    assert f"{moved} classes get the answer of another one" in note and "match_classes" in note
     label = next(place for place, at in enumerate(order) if place != at)
     assert f"of label {label}, " in note and f"are answered {order[label]}" in note
 

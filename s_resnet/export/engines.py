@@ -102,7 +102,7 @@ def _spikingjelly(layer: Layer) -> Step:
     if len(thresholds) > 1:
         raise InvalidData(
             f"{layer.name}: got {len(thresholds)} thresholds; expected one for the layer, as SpikingJelly knows no "
-            "more. Export without --tie-shortcuts."
+            "more. Export with tie_shortcuts=False."
         )
     settings: dict[str, Any] = {"v_threshold": float(thresholds), "v_reset": 0.0 if layer.reset == "zero" else None}
     if layer.decay == 1.0:

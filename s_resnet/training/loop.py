@@ -234,7 +234,7 @@ def _diverged(run: Run, where: str, got: str) -> TrainingDiverged:
     there = f"{run.output} holds the last good epoch" if run.output.exists() else "No epoch was finished"
     return TrainingDiverged(
         f"{where}, got {got}; expected finite numbers. {there}. "
-        "Try a lower --lr, --warmup 5, or no --amp, with another -o."
+        "Try a lower lr, warmup=5 or amp=False, with another output."
     )
 
 

@@ -104,7 +104,7 @@ def preset(arch: str, data: LabeledData) -> Training:
     there = ", ".join(f"{_plain(known.architectures)} on {known.data}" for known in PRESETS)
     raise InvalidData(
         f"preset paper: got {arch} on data {data.spec!r}, whose recipe we do not know; expected one of: {there}. "
-        "Leave out --preset, and give your own settings."
+        "Give your own settings in its place."
     )
 
 
