@@ -79,10 +79,10 @@ class Progress(Generic[T]):
             with suppress(OSError):  # whoever has closed the log does not mean to stop the work
                 print(self._line(now), file=sys.stderr, flush=True)
 
-    def show(self, **figures: str) -> None:
-        """Show these beside the count."""
+    def show(self, now: bool = False, **figures: str) -> None:
+        """Show these beside the count, from now on or from the next update on."""
         self._figures = figures
-        self._bar.set_postfix(figures, refresh=False)
+        self._bar.set_postfix(figures, refresh=now)
 
     def _line(self, now: float) -> str:
         outer = self._under_way[: self._under_way.index(self)] if self in self._under_way else []
