@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from .files import replacing
 
 LINES, WIDTH = 5, 240  # of what a console shows
 ROWS = 100  # of a table in a notebook; the text has them all
@@ -88,6 +91,15 @@ class Displayed:
 
     def _repr_html_(self) -> str:
         return f"<div>{''.join(map(_html, self._parts()))}</div>"
+
+
+class Figures(Displayed):
+    """Figures that are kept as JSON."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_dict` as JSON, whole or not at all. Raises SResNetError when it cannot be written."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
 
 class Entries(dict[str, Any], Displayed):

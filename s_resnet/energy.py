@@ -42,9 +42,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .display import Displayed, Table, plain
+from .display import Displayed, Figures, Table, plain
 from .errors import InvalidData
-from .files import read, replacing
+from .files import read
 from .layer_operations import LayerOperations
 from .operations import Operations
 
@@ -148,7 +148,7 @@ class Cost(Displayed):
 
 
 @dataclass(frozen=True, repr=False)
-class Energy(Displayed):
+class Energy(Figures):
     """Estimated joules per image of a spiking network and of its rivals; the module says by which model.
 
     snn_float32, ann_float32: both in 32-bit floating point. snn_int8, ann_int8: 8-bit weights, the ANN with
@@ -180,11 +180,6 @@ class Energy(Displayed):
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON object, schema 1; a ratio to nothing is null."""
         return dict(plain({"schema": SCHEMA, "estimate": True, **asdict(self), "ratios": self.ratios}))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     def _lines(self) -> Iterator[str]:
         yield f"Energy per image, an estimate, T = {self.timesteps}, {self.constants.name}"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from .display import Displayed, Table, percent, plain
+from .display import Displayed, Figures, Table, percent, plain
 from .errors import InvalidData
-from .files import replacing
 
 SCHEMA = 1
 COLUMNS = ("T", "top-1", "drop", "95% interval", "top-5", "agreement", "spikes/neuron", "end-to-end steps")
@@ -58,7 +55,7 @@ class Exit(Displayed):
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Displayed):
+class Report(Figures):
     """The figures of one evaluation, over the images of all processes where there are several.
 
     ann: the source network's ``top1`` and ``top5`` (None below 20 classes) on the same images; None of a directly
@@ -128,11 +125,6 @@ class Report(Displayed):
         usual = {field.name: field.default for field in fields(self) if field.default is not MISSING}
         return {name: plain(value) for name, value in stored.items() if name not in usual or value != usual[name]}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-
     def _lines(self) -> Iterator[str]:
         last = self.snn[-1] if self.snn else None
         yield f"Report on {self.network or 'a network'}, recipe {self.recipe}, {self.images:,} images"
@@ -142,6 +134,7 @@ class Report(Displayed):
             if row is not None:
                 told.append(f"{name}: top-1 {_percent(row.top1)}, {_dropped(row)}agreement {_percent(row.agreement)}")
         yield "   ".join(told)
+        yield from (f"Note: {note}" for note in self.notes[:1])
         yield "print(_.table()) shows every T, _.to_dict() holds all figures"
 
     def _parts(self) -> Iterator[str | Table]:

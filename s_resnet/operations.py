@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -13,11 +11,10 @@ from torch import Tensor
 
 from .arguments import images_of, whole_number
 from .calibrate import Batches
-from .display import Displayed, Table, plain
+from .display import Figures, Table, plain
 from .engine import together
 from .errors import InvalidData
 from .fan_out import Shape
-from .files import replacing
 from .graph import Graph, count_images
 from .layer_operations import Counter, LayerOperations, SourceOperations, Traffic
 from .lockstep import ROOM
@@ -30,7 +27,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True, repr=False)
-class Operations(Displayed):
+class Operations(Figures):
     """Operations of a spiking network and of its source, mean per image.
 
     most: thresholds that a neuron emits in a step, at most. pixels: values of an image. weight_bytes: 4, or 1 of an
@@ -88,11 +85,6 @@ class Operations(Displayed):
         """The documented JSON object, schema 1."""
         stored = {"schema": SCHEMA, **asdict(self), "layers": [asdict(layer) for layer in self.layers]}
         return dict(plain({**stored, "total": asdict(self.total), "bytes": self.bytes}))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     def _lines(self) -> Iterator[str]:
         total = self.total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import batchnorm_check
+from . import batchnorm_check, errors
 from .arguments import class_numbers, images_of
 from .batchnorm_check import Fit, Moments, all_alike, explain
 from .calibrate import Batches, check_repeatable
 from .display import Displayed, Table
-from .errors import InvalidData, SResNetWarning
+from .errors import InvalidData
 from .graph import Graph
 from .intervals import wilson
 
@@ -137,7 +136,7 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
 def warn(notes: Iterable[str], where: str = "convert") -> None:
     """Each note as a warning of Python's."""
     for note in notes:
-        warnings.warn(f"{where}: {note}", SResNetWarning, stacklevel=3)
+        errors.warn(f"{where}: {note}")
 
 
 def untouched_note(graph: Graph) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,11 +11,10 @@ from torch import Tensor
 
 from .arguments import images_of, labels_of, whole_number
 from .calibrate import Batches
-from .display import Displayed, Table, percent, plain
+from .display import Displayed, Figures, Table, percent, plain
 from .engine import arithmetic
 from .errors import InvalidData
 from .figures import described
-from .files import replacing
 from .graph import Graph, count_images
 from .lockstep import affordable, lockstep, steps_of
 from .losses import Split, by_channel, relative, right, split
@@ -96,7 +93,7 @@ class LayerError(Displayed):
 
 
 @dataclass(frozen=True, repr=False)
-class Verification(Displayed):
+class Verification(Figures):
     """Where a spiking network parts from its source network, on the same images.
 
     layers: its neuron layers in execution order.
@@ -174,11 +171,6 @@ class Verification(Displayed):
         logits, *rest = conclusions(self)
         yield logits
         yield "\n".join(rest)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
 
 def verify(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -11,11 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .display import Displayed, Table, percent, plain
+from .display import Displayed, Figures, Table, percent, plain
 from .engine import arithmetic
 from .errors import InvalidData
 from .figures import described
-from .files import replacing
 from .graph import Graph, count_images
 from .kernels import per_channel
 from .kernels.surrogate import Firing, slope
@@ -54,7 +51,7 @@ class TrainedLayer(Displayed):
 
 
 @dataclass(frozen=True, repr=False)
-class TrainedVerification(Displayed):
+class TrainedVerification(Figures):
     """The layers of a directly trained network over ``timesteps`` steps, where it was trained for ``trained_for``.
 
     layers: its neuron layers in execution order.
@@ -136,11 +133,6 @@ class TrainedVerification(Displayed):
         if logits:
             yield logits
         yield "\n".join(rest)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
 
 @dataclass(frozen=True, eq=False)

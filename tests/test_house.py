@@ -19,7 +19,7 @@ LEVELS: dict[str, float] = {
     "errors": 0,
     "version": 0,
     "source_lines": 0,
-    "display": 0,
+    "display": 0.7,
     "kernels": 1,
     "data": 1,
     "arguments": 1,
