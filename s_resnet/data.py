@@ -309,6 +309,7 @@ class Loader:
         self.unreadable: tuple[str, ...] = ()
         self.events = (0, 0)
         self.excluded = 0
+        self.indices, self.preprocessing = tuple(indices), preprocessing
         self._batches = _Batches(data, batches, preprocessing)
         self._workers = min(workers, len(batches))
 
