@@ -86,9 +86,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _edited(path, "a header that is not ours") from error
     if not isinstance(version, int) or version > FORMAT:
-        raise InvalidArtifact(
-            f"{path}: got format version {version}; expected at most {FORMAT}. Upgrade: pip install --upgrade s-resnet."
-        )
+        raise InvalidArtifact(f"{path}: got format version {version}; expected at most {FORMAT}. Upgrade S-ResNet.")
     try:
         if header.get("digest") != _digest(header, tensors):
             raise _edited(path, "a digest that does not match the content")

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .display import Displayed
+from .display import Displayed, Table
 from .errors import InvalidData
 
 T = TypeVar("T")
@@ -272,7 +272,7 @@ def started(loader: DataLoader[T]) -> Iterator[T]:
             handler(number, frame)
 
 
-class Loader:
+class Loader(Displayed):
     """The samples at ``indices``, in order, as batches (samples [B, *], labels [B] int64).
 
     Iterate as often as you like. ``workers`` processes of one thread each decode ahead (None: 2, or 1 on one core, or 0
@@ -315,6 +315,22 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Which samples these are, as plain JSON values."""
+        known = {"data": self.data.spec, "split": self.data.split, "samples": self.images, "of": len(self.data)}
+        return {
+            **known,
+            "batches": len(self),
+            "left_out": {"made_with": self.excluded, "unreadable": list(self.unreadable)},
+        }
+
+    def _lines(self) -> Iterator[str]:
+        samples = f"{self.images:,} of the {len(self.data):,} samples of {self.data.spec} ({self.data.split})"
+        yield f"{type(self).__name__}: {samples} in {len(self)} batches"
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield from self._lines()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.unreadable, self.events = (), (0, 0)

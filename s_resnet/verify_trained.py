@@ -23,6 +23,7 @@ from .ops import Node, Op, whole
 
 SCHEMA = 1
 SATURATED = 0.01  # the share of a channel's neurons and images that may fire all they can at every step
+SATURATING = 4  # steps from which on firing at each of them says something
 MOSTLY = 0.5  # the share of dormant neurons from which a layer learns little
 EVERYWHERE = ("arctan", "sigmoid")  # surrogates that are nowhere zero
 
@@ -121,11 +122,13 @@ class TrainedVerification(Figures):
     def _parts(self) -> Iterator[str | Table]:
         """One line per layer; drift where T is not the one it was trained for."""
         moved = self.timesteps != self.trained_for
-        titles = ("layer", "rate", "dead", "saturated", "dormant", *(("drift",) if moved else ()))
+        stuck = self.timesteps >= SATURATING  # in fewer steps many neurons fire at each of them, and are not stuck
+        titles = ("layer", "rate", "dead", *["saturated"] * stuck, "dormant", *["drift"] * moved)
         rows = []
         for layer in self.layers:
-            drift = (percent(layer.drift),) if moved else ()
-            rows.append((layer.name, f"{layer.rate:.4f}", *few(layer), percent(layer.dormant), *drift))
+            dead, saturated = few(layer)
+            told = (*[saturated] * stuck, percent(layer.dormant), *[percent(layer.drift)] * moved)
+            rows.append((layer.name, f"{layer.rate:.4f}", dead, *told))
         said = f"T = {self.timesteps} (trained for {self.trained_for})   {self.images} images"
         yield f"{self.network}   recipe {self.recipe}   {said}\ndata: {described(self.data, self.images)}"
         yield Table(titles, tuple(rows), width=9)

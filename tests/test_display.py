@@ -65,6 +65,10 @@ def public_dataclasses():
 PUBLIC = sorted(public_dataclasses(), key=lambda kind: kind.__name__)
 
 
+def photos():
+    return s_resnet.ImageData("/photos", "test", ("a", "b"), [f"{i}.png" for i in range(999)], [0] * 999)
+
+
 @functools.cache
 def results():
     """What the public functions return, of tiny networks."""
@@ -99,7 +103,7 @@ def results():
         *s_resnet.record(snn, IMAGES[:1], 3, [snn.neurons[1].name], 4),
         *s_resnet.shortcuts(snn),
         s_resnet.Checkpoint(model, "cifar_resnet8", 10, 32, "0" * 64, "a.pth"),
-        s_resnet.ImageData("/photos", "test", ("a", "b"), [f"{i}.png" for i in range(999)], [0] * 999),
+        photos(),
         s_resnet.EventData("dvsgesture:/e", "test", ("a", "b"), ["0"], [0]),
         *(events, s_resnet.EVENT_BINS["cifar10dvs"], s_resnet.preprocessing_for(32)),
         *(*s_resnet.RECIPES.values(), *s_resnet.PRESETS, s_resnet.Training(), s_resnet.Constants()),
@@ -107,6 +111,7 @@ def results():
         s_resnet.training.Tuned(snn, True, 0.5, 0.75, (epoch,)),
         s_resnet.Comparison("nir", "1.0", 4, 2, "float32", (layer,), 4, 4, 1e-6),
         Alternative("--input-size 64", 0.5),
+        s_resnet.ImageLoader(photos(), range(7), s_resnet.preprocessing_for(SIZE), batch_size=3),
     )
 
 
@@ -146,6 +151,16 @@ def test_every_public_dataclass_shows_itself(kind):
     """A new one is found by itself: make it Displayed, with repr=False, for else dataclass makes one of all numbers."""
     assert issubclass(kind, Displayed) and kind.__repr__ is Displayed.__repr__
     assert kind._repr_html_ is Displayed._repr_html_ and kind.table is Displayed.table
+
+
+def test_so_does_every_other_public_class():
+    """But modules, which show themselves as PyTorch has it, errors, protocols, a bar and a file of tensors."""
+    exported = {one for one in vars(s_resnet).values() if inspect.isclass(one)} - set(PUBLIC)
+    left = {one for one in exported if not issubclass(one, torch.nn.Module | Exception | Displayed)}
+    assert left == {s_resnet.Progress}
+    loader = results()[-1]
+    assert repr(loader) == loader.table() == "ImageLoader: 7 of the 999 samples of /photos (test) in 3 batches"
+    assert loader.to_dict()["samples"] == 7 and json.loads(json.dumps(loader.to_dict())) == loader.to_dict()
 
 
 class Balanced(html.parser.HTMLParser):

@@ -127,11 +127,12 @@ def test_the_table(tmp_path):
     result = verify(trained("ms_resnet8")[1], [X], 1, network="a.snn")
     header, table, logits, said = result.table().split("\n\n")
     rows = table.splitlines()
-    assert rows[0].split() == ["layer", "rate", "dead", "saturated", "dormant", "drift"]
+    assert rows[0].split() == ["layer", "rate", "dead", "dormant", "drift"]
     assert len(rows) == 1 + len(result.layers) and rows[1].split()[0] == "body.0.0.neuron1"
     assert f"(trained for {T})" in header and "agreement" in logits and result.verdict in said
     _, table, said = verify(trained("ms_resnet8")[1], [X], T).table().split("\n\n")
     assert "drift" not in table and "agreement" not in said
+    assert "saturated" in verify(trained("ms_resnet8")[1], [X], 4).table()
 
 
 def test_what_people_do_wrong():
