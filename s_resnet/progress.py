@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
-from tqdm import autonotebook, std
-from tqdm.auto import tqdm
-
 T = TypeVar("T")
 EVERY = 30.0  # seconds between two lines, whichever work they are about
 
@@ -39,9 +36,11 @@ class Progress(Generic[T]):
         self._items, self._desc, self._done, self._initial = items, desc, initial, initial
         self._total = len(items) if isinstance(items, Sized) else total
         self._figures: dict[str, str] = {}
-        drawn = shown and (autonotebook.tqdm is not std.tqdm or _terminal())
+        from tqdm import auto  # late: in a notebook without ipywidgets it warns, which is for the first bar to do
+
+        drawn = shown and (auto.notebook_tqdm is not auto.std_tqdm or _terminal())
         self._lines = shown and not drawn
-        self._bar = tqdm(
+        self._bar = auto.tqdm(
             total=self._total, desc=desc, unit=unit, leave=False, initial=initial, disable=not drawn, file=sys.stderr
         )
 

@@ -1,6 +1,7 @@
 """How far long work is: in a log a line every 30 seconds of any work, on a terminal a bar, and nothing unasked."""
 
 import io
+import subprocess
 import sys
 
 import pytest
@@ -147,3 +148,12 @@ def test_a_recipe_shows_which_of_its_steps_runs(monkeypatch):
     assert "calibrated, T = 4: " in terminal.getvalue()
     assert f" {len(steps) - 1}/{len(steps)} " in terminal.getvalue()
     assert all(f", step={step.name}]" in terminal.getvalue() for step in steps)
+
+
+def test_importing_in_a_notebook_warns_of_nothing():
+    """Of tqdm's notebook mode, or of ipywidgets that are not there."""
+    program = "import sys, types; sys.modules['ipykernel.zmqshell'] = types.ModuleType('zmqshell'); import s_resnet"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; print('tqdm.auto' in sys.modules)"], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n" and "tqdm" not in done.stderr.lower(), done.stderr
