@@ -348,7 +348,7 @@ def measure_ablation(asked: Asked, done: set[Key]) -> Iterator[Line]:
             seconds = round(time.perf_counter() - start, 1)
             for line in lines:
                 loader = asked.images(network, line["data"], "evaluation", line["limit"])
-                report = s_resnet.evaluate(snn, loader, t, at=(t,)).to_json()
+                report = s_resnet.evaluate(snn, loader, t, at=(t,)).to_dict()
                 yield {**line, **from_report(report, t), "convert_seconds": seconds, **versions()}
 
 

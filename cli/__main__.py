@@ -21,6 +21,7 @@ from .say import closed, say, unheard
 from .stop import obeyed
 from .train import train
 from .verify import verify
+from .words import spoken
 
 
 class _Commands(click.Group):
@@ -112,7 +113,7 @@ def _one_line(error: Exception) -> str:
     ours = sys.modules.get("s_resnet")
     if ours is None or not isinstance(error, ours.SResNetError):
         raise error
-    return str(error)
+    return spoken(str(error))
 
 
 def _keep_freed_memory() -> None:

@@ -92,7 +92,6 @@ def _train(checkpoint: Path) -> None:
     """Train with SGD and a one-cycle schedule; the weights go to ``checkpoint``."""
     import torch
     import torchvision
-    from tqdm import tqdm
 
     import s_resnet
 
@@ -104,7 +103,7 @@ def _train(checkpoint: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
     steps = EPOCHS * len(batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
-    with tqdm(total=steps, desc="train", unit="batch", leave=False, disable=None) as bar:
+    with s_resnet.Progress[None](total=steps, desc="train", unit="batch", shown=True) as bar:
         for _ in range(EPOCHS):
             for index in torch.randperm(len(batches)).tolist():
                 images, labels = batches[index]
@@ -113,7 +112,7 @@ def _train(checkpoint: Path) -> None:
                 torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                bar.show(loss=f"{loss.item():.3f}")
                 bar.update()
     with s_resnet.replacing(checkpoint) as temporary, open(temporary, "wb") as file:
         torch.save(model.state_dict(), file)

@@ -14,6 +14,7 @@ from .networks import find_network, timesteps_for
 from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, FORCE, NETWORK, TIMESTEPS
 from .output import check_output
 from .say import say
+from .words import spoken
 
 
 def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -153,7 +154,7 @@ def evaluate(
                     report.save(json_file)
             finally:  # where the file cannot be written, the figures are on the screen at least
                 warn_left_out(loader)
-                say(report.table())
+                say(spoken(report.table()))
                 if report.kernel == "cpu":
                     say(f"Slow: {s_resnet.describe_kernels()}. With a C++ compiler, such as g++, it is faster.", err=True)
 

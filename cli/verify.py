@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,10 +13,7 @@ from .networks import find_network, timesteps_for
 from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, FORCE, NETWORK, TIMESTEPS
 from .output import check_output
 from .say import say
-
-COLUMNS = ("layer", "rate", "uneven", "quantized", "clipped", "inherited", "own", "total", "unsettled", "dead",
-           "saturated")  # fmt: skip
-TRAINED = ("layer", "rate", "dead", "saturated", "dormant")
+from .words import spoken
 
 
 @click.command()
@@ -110,58 +106,4 @@ def verify(
         warn_left_out(loader)
         if (fitted := s_resnet.fitted_for(snn)) not in (None, timesteps):
             say(f"Note: the network was fitted to T = {fitted}, not to {timesteps}: what it loses here says little of it.")
-        rows = _trained_rows(result) if snn.trained else _rows(result)
-        say("\n".join((_header(result), "", *rows, "", *_conclusions(result))))
-
-
-def _header(result: Any) -> str:
-    import s_resnet
-
-    trained = f" (trained for {result.trained_for})" if hasattr(result, "trained_for") else ""
-    data = s_resnet.described(result.data, result.images)
-    named = f"{result.network}   recipe {result.recipe}   T = {result.timesteps}{trained}   {result.images} images"
-    return f"{named}\ndata: {data}"
-
-
-def _rows(result: Any) -> list[str]:
-    """The table: one line per layer."""
-    lines: list[tuple[str, ...]] = [COLUMNS]
-    for layer in result.layers:
-        errors = [_percent(share) for share in layer.errors.values()]
-        if layer.differential:
-            errors[0] = "in next"
-        lines.append((layer.name, f"{layer.rate:.4f}", *errors, _percent(layer.unsettled), *_few(layer)))
-    return _aligned(lines)
-
-
-def _trained_rows(result: Any) -> list[str]:
-    """The table of a directly trained network; drift where T is not the one it was trained for."""
-    moved = result.timesteps != result.trained_for
-    lines: list[tuple[str, ...]] = [(*TRAINED, "drift") if moved else TRAINED]
-    for layer in result.layers:
-        drift = (_percent(layer.drift),) if moved else ()
-        lines.append((layer.name, f"{layer.rate:.4f}", *_few(layer), _percent(layer.dormant), *drift))
-    return _aligned(lines)
-
-
-def _few(layer: Any) -> list[str]:
-    """How many channels are dead and saturated, of how many."""
-    return [f"{len(found)}/{len(layer.channels['rate'])}" for found in (layer.dead, layer.saturated)]
-
-
-def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
-    width = max(len(line[0]) for line in lines)
-    return ["  ".join((line[0].ljust(width), *(cell.rjust(9) for cell in line[1:]))) for line in lines]
-
-
-def _conclusions(result: Any) -> list[str]:
-    """What the answers are worth, the verdict and the advice."""
-    accuracy = "".join(f"   top-1 {name.upper()} {_percent(share)}" for name, share in result.top1.items())
-    logits = f"logits: error {_percent(result.logit_error)}   agreement {_percent(result.agreement)}{accuracy}"
-    if hasattr(result, "trained_for") and result.timesteps == result.trained_for:
-        logits = accuracy.strip()  # there is nothing else to compare with
-    return [logits, "", result.verdict, result.advice]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+        say(spoken(result.table()))

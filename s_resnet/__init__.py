@@ -72,6 +72,7 @@ from .open_data import held_out_beside, loader_for, open_data, read_preprocessin
 from .operations import Operations, count_operations
 from .ops import Node, Scale
 from .page import Study, study, write_page
+from .progress import Progress
 from .qcfs import QCFSModule
 from .recipes import RECIPES, Recipe, Step
 from .recorder import Trace, record
@@ -126,6 +127,7 @@ __all__ = [
     "Operations",
     "Preprocessing",
     "Preset",
+    "Progress",
     "QCFSModule",
     "Readout",
     "Recipe",

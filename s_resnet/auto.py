@@ -11,6 +11,7 @@ import torch
 
 from .apply_recipe import apply_recipe
 from .calibrate import Calibration
+from .display import Displayed
 from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .intervals import wilson
@@ -27,8 +28,8 @@ WINDOWS = (4, 8, 16, 32, 64)  # tried in turn for a target drop
 BATCH = 32
 
 
-@dataclass(frozen=True)
-class Trial:
+@dataclass(frozen=True, repr=False)
+class Trial(Displayed):
     """A recipe at a T: its agreement with the ANN on the images kept apart, one standard error of it, its latency.
 
     disagreement_interval: the 95 % interval of the share that it answers otherwise than the ANN, of ``images``.
@@ -91,7 +92,7 @@ def choose_recipe(
     check_wishes(spikes, target_drop, timesteps)
     if calibration.samples is None:
         raise ConversionError(
-            "auto: got no calibration images to choose by; expected some. Pass --calibration DATA, or choose s-resnet."
+            "auto: got no calibration images to choose by; expected some. Pass calibration_batches, or choose s-resnet."
         )
     windows = (timesteps or 16,) if target_drop is None else WINDOWS
     trials: list[Trial] = []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .display import Displayed
 from .errors import InvalidData
 from .graph import Graph
 from .ops import BatchNorm2d
@@ -25,8 +26,8 @@ FEW = 16  # images below which nothing can be told
 UNUSUAL = 9.0  # times the power of the median image: an image that a layer answers with so much is left out
 
 
-@dataclass(frozen=True)
-class LayerFit:
+@dataclass(frozen=True, repr=False)
+class LayerFit(Displayed):
     """How far the activations before a BatchNorm are from its running statistics, in the median of its channels.
 
     With the running mean and variance m and s^2, and mean and variance n and u^2 over images and pixels::
@@ -43,8 +44,8 @@ class LayerFit:
     distance: float = 0.0
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Displayed):
     """All of a network's :class:`LayerFit`, in execution order, over ``images`` images."""
 
     layers: tuple[LayerFit, ...]

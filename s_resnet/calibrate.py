@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .arguments import class_numbers, images_of, real_number
+from .display import Displayed, Table, brief
 from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .ops import ReLU
@@ -24,16 +25,16 @@ Batches = Iterable[Any]  # of images [B, C, H, W], alone or as (images, labels)
 HALF = 1 << 16
 
 
-@dataclass(frozen=True)
-class Samples:
+@dataclass(frozen=True, repr=False)
+class Samples(Displayed):
     """Calibration images kept apart from the statistics, for passes that search: ``[B, C, H, W]``, labels ``[B]``."""
 
     images: Tensor
     labels: Tensor | None
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Displayed):
     """The scale of every activation: ``scales[node]`` is lambda, positive and finite.
 
     ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the
@@ -54,6 +55,25 @@ class Calibration:
     fitting: Tensor | Spill | None = None
     marks: tuple[int, ...] = ()
 
+    def _lines(self) -> Iterator[str]:
+        yield self._head()
+        low, high = min(self.scales.values()), max(self.scales.values())
+        yield f"lambda {low:.4g} to {high:.4g} over {len(self.scales)} layers"
+        if self.silent:
+            yield f"never active: {brief(self.silent, 120)}"
+        yield "print(_.table()) shows every layer"
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield self._head()
+        rows = ((name, f"{scale:.6g}", "never active" * (name in self.silent)) for name, scale in self.scales.items())
+        yield Table(("layer", "lambda", ""), tuple(rows))
+
+    def _head(self) -> str:
+        where = f"{self.images:,} images" if self.source == "data" else f"{self.source} statistics"
+        known = self.summary()
+        apart = f", {known['held_out']:,} kept apart, {known['fitted']:,} to fit to" if self.source == "data" else ""
+        return f"Calibration from {where}{apart}; percentile {self.percentile:g}"
+
     def summary(self) -> dict[str, Any]:
         """What an artifact keeps of it."""
         return {
@@ -72,8 +92,8 @@ def fitting_images(calibration: Calibration, where: str) -> Tensor | Spill:
     """The images to fit to. Raises ConversionError where there are none."""
     if calibration.fitting is None or len(calibration.fitting) == 0:
         raise ConversionError(
-            f"{where}: got no calibration images; expected 256 to 1,024. Pass --calibration DATA, or choose the recipe "
-            "s-resnet, which can do without."
+            f"{where}: got no calibration images; expected 256 to 1,024. Pass calibration_batches, or choose the "
+            "recipe s-resnet, which can do without."
         )
     return calibration.fitting
 

@@ -14,7 +14,7 @@ from .data import LabeledData, invalid, reason
 Data = TypeVar("Data", bound=LabeledData)
 
 NATURAL = "natural"
-_ADVICE = "Rename the folders, or give the names of the network's outputs in order, one per line (--classes FILE)"
+_ADVICE = "Rename the folders, or pass the names of the network's outputs in order"
 
 
 def natural_order(names: Sequence[str]) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def order_note(data: LabeledData) -> str:
     text, number = (", ".join((*names[max(0, place - 1) : place + 2], "...")) for names in (data.classes, natural))
     return (
         f"Classes are in the order of text ({text}), as in torchvision's ImageFolder. "
-        f"If the network was trained with {number}: --classes natural."
+        f"If the network was trained with {number}: match_classes(data, natural_order(data.classes))."
     )
 
 

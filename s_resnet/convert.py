@@ -17,6 +17,7 @@ from .calibrate import Batches, Calibration, calibrate
 from .device import find_device
 from .errors import ConversionError, InvalidData, UnsupportedModel
 from .graph import Graph
+from .heldout import origin
 from .ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
 from .passes import compensate
 from .qcfs import QCFSModule
@@ -112,7 +113,8 @@ def convert(
             complete=request.completed,
             progress=progress,
         )
-    return _documented(snn, calibration, example).with_provenance(**said)
+    known = origin(calibration_batches, graph.run(example.to(where)).shape[1])
+    return _documented(snn, calibration, example).with_provenance(**said, **known)
 
 
 def _scores(graph: Graph, example: Tensor, recipe: Recipe | None) -> tuple[Graph, dict[str, list[int]]]:

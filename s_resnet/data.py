@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .display import Displayed, Table
 from .errors import InvalidData
 from .files import opened
 
@@ -53,8 +54,8 @@ def reason(error: BaseException) -> str:
     return text.rstrip(".")
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+@dataclass(frozen=True, repr=False)
+class Preprocessing(Displayed):
     """How an image becomes the network's input: resize, center crop, scale to [0, 1], normalize.
 
     ``size`` is the side of the square crop, ``resize`` the shorter side before it, in pixels; ``mean`` and
@@ -130,8 +131,8 @@ def preprocessing_for(
     return Preprocessing(size, resize, tuple(mean), tuple(std), gray)
 
 
-@dataclass(frozen=True, eq=False)
-class LabeledData:
+@dataclass(frozen=True, eq=False, repr=False)
+class LabeledData(Displayed):
     """Labeled samples, decoded when asked for; picklable, so that worker processes can hold them.
 
     ``spec`` names the data with its absolute path, however it was written; ``split`` says which of its samples
@@ -163,7 +164,7 @@ class LabeledData:
 Labeled = TypeVar("Labeled", bound=LabeledData)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageData(LabeledData):
     """Labeled images: in files below ``root``, or ``pixels`` [B, H, W, 3] or gray [B, H, W] in memory."""
 
@@ -281,7 +282,7 @@ def started(loader: DataLoader[T]) -> Iterator[T]:
             handler(number, frame)
 
 
-class Loader:
+class Loader(Displayed):
     """The samples at ``indices``, in order, as batches (samples [B, *], labels [B] int64).
 
     Iterate as often as you like. ``workers`` processes of one thread each decode ahead (None: 2, or 1 on one core, or 0
@@ -318,11 +319,28 @@ class Loader:
         self.unreadable: tuple[str, ...] = ()
         self.events = (0, 0)
         self.excluded = 0
+        self.indices, self.preprocessing = tuple(indices), preprocessing
         self._batches = _Batches(data, batches, preprocessing)
         self._workers = min(workers, len(batches))
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Which samples these are, as plain JSON values."""
+        known = {"data": self.data.spec, "split": self.data.split, "samples": self.images, "of": len(self.data)}
+        return {
+            **known,
+            "batches": len(self),
+            "left_out": {"made_with": self.excluded, "unreadable": list(self.unreadable)},
+        }
+
+    def _lines(self) -> Iterator[str]:
+        samples = f"{self.images:,} of the {len(self.data):,} samples of {self.data.spec} ({self.data.split})"
+        yield f"{type(self).__name__}: {samples} in {len(self)} batches"
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield from self._lines()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.unreadable, self.events = (), (0, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
 from typing import Any, overload
@@ -11,8 +11,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import engine, features, validate
+from . import engine, features, network_table, validate
 from .arguments import check_dense, whole_number
+from .display import Displayed, Entries, Table
 from .errors import ConversionError, InvalidData
 from .inputs import check_images, check_size, finite_answers, marked, presented
 from .neuron import STATEFUL, Memory, Neuron
@@ -21,16 +22,16 @@ from .provenance import check_provenance
 from .shapes import check_state
 
 
-@dataclass(frozen=True)
-class State:
+@dataclass(frozen=True, repr=False)
+class State(Displayed):
     """Everything a network remembers after ``step`` steps: the memory of each stateful node, by name."""
 
     step: int
     memory: Mapping[str, Memory]
 
 
-@dataclass(frozen=True)
-class Chunk:
+@dataclass(frozen=True, repr=False)
+class Chunk(Displayed):
     """What a chunk of ``S`` steps gave: answers ``[S, B, N]``, spikes per neuron node ``[S, B]``, the state after."""
 
     outputs: Tensor
@@ -38,8 +39,8 @@ class Chunk:
     state: State
 
 
-@dataclass(frozen=True, eq=False)
-class Graph:
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph(Displayed):
     """A network: nodes in execution order, the first the input, the last the output.
 
     ``provenance`` says where it came from (recipe, calibration, preprocessing, classes); it is plain JSON data.
@@ -47,6 +48,16 @@ class Graph:
 
     nodes: tuple[Node, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.provenance, Entries):
+            object.__setattr__(self, "provenance", Entries(self.provenance))
+
+    def _lines(self) -> Iterable[str]:
+        return network_table.lines(self)
+
+    def _parts(self) -> Iterable[str | Table]:
+        return network_table.parts(self)
 
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]

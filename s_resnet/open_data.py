@@ -205,7 +205,7 @@ def held_out_beside(spec: str) -> str | None:
 def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> ImageData:
     from torchvision import datasets
 
-    spec, train, advice = f"{kind}:{root}", split == "calibration", "Check the directory, or pass --download"
+    spec, train, advice = f"{kind}:{root}", split == "calibration", "Check the directory, or pass download=True"
     if kind == "imagenet":
         advice = "Put the archives from image-net.org there, or name a directory of class folders"
         if download:

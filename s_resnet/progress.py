@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
-from tqdm import autonotebook, std
-from tqdm.auto import tqdm
-
 T = TypeVar("T")
 EVERY = 30.0  # seconds between two lines, whichever work they are about
 
@@ -39,9 +36,11 @@ class Progress(Generic[T]):
         self._items, self._desc, self._done, self._initial = items, desc, initial, initial
         self._total = len(items) if isinstance(items, Sized) else total
         self._figures: dict[str, str] = {}
-        drawn = shown and (autonotebook.tqdm is not std.tqdm or _terminal())
+        from tqdm import auto  # late: in a notebook without ipywidgets it warns, which is for the first bar to do
+
+        drawn = shown and (auto.notebook_tqdm is not auto.std_tqdm or _terminal())
         self._lines = shown and not drawn
-        self._bar = tqdm(
+        self._bar = auto.tqdm(
             total=self._total, desc=desc, unit=unit, leave=False, initial=initial, disable=not drawn, file=sys.stderr
         )
 
@@ -79,10 +78,10 @@ class Progress(Generic[T]):
             with suppress(OSError):  # whoever has closed the log does not mean to stop the work
                 print(self._line(now), file=sys.stderr, flush=True)
 
-    def show(self, **figures: str) -> None:
-        """Show these beside the count."""
+    def show(self, now: bool = False, **figures: str) -> None:
+        """Show these beside the count, from now on or from the next update on."""
         self._figures = figures
-        self._bar.set_postfix(figures, refresh=False)
+        self._bar.set_postfix(figures, refresh=now)
 
     def _line(self, now: float) -> str:
         outer = self._under_way[: self._under_way.index(self)] if self in self._under_way else []

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import passes
+from .display import Displayed, Table, brief
 from .errors import ConversionError
 from .graph import Graph
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Displayed):
     """One pass with its settings; ``optional`` when a network may have nothing for it to do."""
 
     run: Callable[..., Graph]
@@ -24,8 +25,8 @@ class Step:
         return self.run.__name__
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, repr=False)
+class Recipe(Displayed):
     """A way to convert: steps in order, and the number of time steps it is meant for.
 
     fits: whether steps are fitted to calibration images, without which the recipe cannot do.
@@ -36,6 +37,16 @@ class Recipe:
     timesteps: int
     steps: tuple[Step, ...]
     fits: bool = False
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Recipe {self.name}, T = {self.timesteps}: {self.about}"
+        yield f"steps: {', '.join(step.name for step in self.steps)}"
+
+    def _parts(self) -> Iterator[str | Table]:
+        fits = "   fitted to calibration images" if self.fits else ""
+        yield f"{self.name}   T = {self.timesteps}{fits}\n{self.about}"
+        rows = ((step.name, brief(step.settings)[1:-1], "optional" * step.optional) for step in self.steps)
+        yield Table(("step", "settings", ""), tuple(rows), texts=3)
 
     def without(self, *steps: str) -> Recipe:
         """The same recipe without the steps of these names."""

@@ -187,7 +187,8 @@ class _Tally:
                 else:
                     self.size = self.size or count
                     repeats = self.batches if count == self.size else 1
-                    result = answers(self.snn, images, self.at, self.precision, repeats, progress)
+                    inner = progress and not self.snn.windowed  # its window is one chunk: a bar would stand still
+                    result = answers(self.snn, images, self.at, self.precision, repeats, inner)
             self._finite(result.outputs, "network")
             self.fixed.steps += (sum(self.at) if self.snn.windowed else self.at[-1]) * count
             for row, answer in enumerate(result.outputs):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .arguments import check_dense, probability, whole_number
+from .display import Displayed, Table, plain
 from .engine import Whole
 from .errors import InvalidData
 from .graph import Chunk, Graph, State, check_spiking, count_images
@@ -18,8 +21,8 @@ from .progress import Progress
 LOOK, FOLD = 4, 64
 
 
-@dataclass(frozen=True)
-class Simulation:
+@dataclass(frozen=True, repr=False)
+class Simulation(Displayed):
     """What came out.
 
     steps: the requested steps, ascending.
@@ -32,6 +35,22 @@ class Simulation:
     outputs: Tensor
     spikes: Mapping[str, Tensor]
     state: State
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, answers and spikes as lists; of the memory type and shape."""
+        spikes = {name: count.tolist() for name, count in self.spikes.items()}
+        return {**super().to_dict(), "outputs": plain(self.outputs.tolist()), "spikes": spikes}
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Simulation of {self.outputs.shape[1]:,} images, {self.outputs.shape[2]:,} outputs each"
+        for step, count in list(zip(self.steps, _per_image(self.spikes), strict=True))[-2:]:
+            yield f"T = {step}: {float(count):,.0f} spikes per image"
+        yield "print(_.table()) shows every layer, .outputs holds the answers [steps, B, N]"
+
+    def _parts(self) -> Iterator[str | Table]:
+        """Spikes per image of every layer up to each of the steps."""
+        yield f"{self.outputs.shape[1]:,} images   {self.outputs.shape[2]:,} outputs   spikes per image:"
+        yield _spikes_table(self.spikes, tuple(f"T = {step}" for step in self.steps))
 
 
 def simulate(
@@ -144,8 +163,8 @@ def _collected(parts: Iterable[Chunk], steps: int, wanted: tuple[int, ...], prog
     return Simulation(wanted, torch.stack(outputs), counted, part.state)
 
 
-@dataclass(frozen=True)
-class AnytimeSimulation:
+@dataclass(frozen=True, repr=False)
+class AnytimeSimulation(Displayed):
     """What came out where each image stopped as soon as it was confident.
 
     steps: ``[B]`` int64, the step at which each image stopped.
@@ -156,6 +175,36 @@ class AnytimeSimulation:
     steps: Tensor
     outputs: Tensor
     spikes: Mapping[str, Tensor]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, all of them lists."""
+        spikes = {name: count.tolist() for name, count in self.spikes.items()}
+        return {"steps": self.steps.tolist(), "outputs": plain(self.outputs.tolist()), "spikes": spikes}
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Simulation of {len(self.steps):,} images, each until confident, {self.outputs.shape[1]:,} outputs each"
+        steps = self.steps.double()
+        yield f"steps: mean {float(steps.mean()):.1f}, from {int(steps.min())} to {int(steps.max())}"
+        yield f"{float(_per_image({name: each[None] for name, each in self.spikes.items()})):,.0f} spikes per image"
+        yield "print(_.table()) shows every layer, .outputs holds the answers [B, N]"
+
+    def _parts(self) -> Iterator[str | Table]:
+        """Spikes per image of every layer, and how many images stopped at which step."""
+        counts = sorted(Counter(self.steps.tolist()).items())
+        yield f"{len(self.steps):,} images   {self.outputs.shape[1]:,} outputs"
+        yield Table(("step", "images that stopped"), tuple((str(step), f"{n:,}") for step, n in counts), texts=0)
+        yield _spikes_table({name: each[None] for name, each in self.spikes.items()}, ("spikes per image",))
+
+
+def _per_image(spikes: Mapping[str, Tensor]) -> Tensor:
+    """Spikes of all layers ``[steps]`` in the mean over images, of ``[steps, B]`` each."""
+    return torch.stack([count.double().mean(1) for count in spikes.values()]).sum(0)
+
+
+def _spikes_table(spikes: Mapping[str, Tensor], titles: tuple[str, ...]) -> Table:
+    rows = {name: count.double().mean(1) for name, count in spikes.items()} | {"all": _per_image(spikes)}
+    cells = ((name, *(f"{float(count):,.1f}" for count in counts)) for name, counts in rows.items())
+    return Table(("layer", *titles), tuple(cells))
 
 
 def simulate_until_confident(

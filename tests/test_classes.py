@@ -101,7 +101,7 @@ def test_which_names_a_network_has():
 
 def test_the_order_is_said_only_where_text_and_numbers_differ():
     assert "(1, 10, 2, ...)" in order_note(data("1", "10", "2", "3"))
-    assert "1, 2, 3, ..." in order_note(data("1", "10", "2", "3")) and "--classes natural" in order_note(
+    assert "1, 2, 3, ..." in order_note(data("1", "10", "2", "3")) and "natural_order" in order_note(
         data("1", "10", "2")
     )
     for quiet in (data("cat", "dog"), data("0", "1", "2"), data("01", "02", "10"), data("1", "10", "2", root="")):

@@ -428,16 +428,16 @@ def test_a_description_that_is_no_text_is_no_end_of_the_program(cifar: Path, at:
 
 def test_missing_folders_and_files_are_named(tmp_path: Path, offline: list[object]) -> None:
     needs_tonic("aedat")
-    with pytest.raises(InvalidData, match=r"recordings, got 0 of class 'airplane' in .*CIFAR10DVS'; .* --download"):
+    with pytest.raises(InvalidData, match=r"recordings, got 0 of class 'airplane' in .*CIFAR10DVS'; .* download=True"):
         open_data(f"cifar10dvs:{tmp_path}/nowhere", "evaluation")
-    with pytest.raises(InvalidData, match=r"got none of class 'Hand clapping' in .*ibmGestureTest'.*--download"):
+    with pytest.raises(InvalidData, match=r"got none of class 'Hand clapping' in .*ibmGestureTest'.*download=True"):
         open_data(f"dvsgesture:{tmp_path}/nowhere", "evaluation")
     assert not (tmp_path / "nowhere").exists()
     with pytest.raises(InvalidData, match="directory, got none; expected dvsgesture:DIR"):
         open_data("dvsgesture:", "evaluation")
     (tmp_path / "DVSGesture").mkdir()
     (tmp_path / "DVSGesture" / "ibmGestureTrain.tar.gz").write_bytes(b"")
-    with pytest.raises(InvalidData, match=r"Unpack ibmGestureTrain.tar.gz, or pass --download"):
+    with pytest.raises(InvalidData, match=r"Unpack ibmGestureTrain.tar.gz, or pass download=True"):
         open_data(f"dvsgesture:{tmp_path}", "calibration")
     assert not offline
 

@@ -139,10 +139,10 @@ def test_the_other_figures_are_those_of_the_rooms_they_come_from(paper):
     snn, _, folder = paper
     entry = read(folder)[2]["networks"][0]
     operations = count_operations(snn, batches(), 6)
-    assert entry["operations"] == json.loads(json.dumps(operations.to_json()))
+    assert entry["operations"] == json.loads(json.dumps(operations.to_dict()))
     assert entry["acs_per_ann_mac"] == pytest.approx(operations.total.acs / operations.total.ann.macs)
-    assert entry["energy"] == json.loads(json.dumps(energy(operations).to_json()))
-    verified = s_resnet.verify(snn, batches(), 6, network="tiny.snn").to_json()
+    assert entry["energy"] == json.loads(json.dumps(energy(operations).to_dict()))
+    verified = s_resnet.verify(snn, batches(), 6, network="tiny.snn").to_dict()
     for layer in verified["layers"]:
         del layer["channels"]
     assert entry["verification"] == json.loads(json.dumps(verified))
@@ -417,9 +417,9 @@ def never():
     yield
 
 
-def test_without_matplotlib_it_names_the_extra_before_anything_is_measured(monkeypatch, tmp_path):
+def test_without_matplotlib_it_names_it_before_anything_is_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(s_resnet.BackendUnavailable, match=r"s-resnet\[report\]"):
+    with pytest.raises(s_resnet.BackendUnavailable, match=r"pip install matplotlib"):
         write_page(never(), tmp_path / "page")
     assert not (tmp_path / "page").exists()
 

@@ -5,7 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from conftest import images, randomized
+from every_recipe import SIZE, network
+from test_house import OURS, PROGRAM
 
+import s_resnet
 from s_resnet import progress
 from s_resnet.progress import Progress
 
@@ -116,8 +121,39 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 
 def test_no_other_bar_in_the_library():
     """One that is not ours is silent in a log, and in a notebook."""
-    import s_resnet
+    makers = [path for path, text in {**OURS, **PROGRAM}.items() if "tqdm" in text]
+    assert makers == ["s_resnet/progress.py"]
 
-    root = s_resnet.__path__[0]
-    found = subprocess.run(["grep", "-rlE", "tqdm", "--include=*.py", root], capture_output=True, text=True)
-    assert found.stdout.split() == [f"{root}/progress.py"]
+
+class Terminal(io.StringIO):
+    """Where bars are drawn."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("recipe", "inside"), [("calibrated", False), ("calibrated-streaming", True)])
+def test_no_bar_stands_still_within_a_batch(monkeypatch, recipe, inside):
+    """The window of a network that waits is one chunk: such a bar would stand at 0 and vanish."""
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    s_resnet.evaluate(network(recipe), [(images(2, SIZE), torch.arange(2))], 4, progress=True, device="cpu")
+    assert "evaluate" in terminal.getvalue() and ("simulate" in terminal.getvalue()) == inside
+
+
+def test_a_recipe_shows_which_of_its_steps_runs(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    model, batches = randomized(s_resnet.CifarResNet(8, width=4)), [images(16, SIZE)]
+    s_resnet.convert(model, batches, recipe="calibrated", timesteps=4, progress=True)
+    steps = s_resnet.RECIPES["calibrated"].steps
+    assert "calibrated, T = 4: " in terminal.getvalue()
+    assert f" {len(steps) - 1}/{len(steps)} " in terminal.getvalue()
+    assert all(f", step={step.name}]" in terminal.getvalue() for step in steps)
+
+
+def test_importing_in_a_notebook_warns_of_nothing():
+    """Of tqdm's notebook mode, or of ipywidgets that are not there."""
+    program = "import sys, types; sys.modules['ipykernel.zmqshell'] = types.ModuleType('zmqshell'); import s_resnet"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; print('tqdm.auto' in sys.modules)"], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n" and "tqdm" not in done.stderr.lower(), done.stderr

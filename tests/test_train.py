@@ -533,7 +533,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
         trained(path)
     said = str(caught.value)
     assert said.startswith("epoch 3, step 2: loss, got ") and "at learning rate 1e+30" in said and "\n" not in said
-    assert f"{path} holds the last good epoch" in said and "lower --lr" in said
+    assert f"{path} holds the last good epoch" in said and "lower lr" in said
     assert content(path)["epoch"] == 2
     assert all(p.isfinite().all() for p in s_resnet.load_checkpoint(path).model.parameters())
 

@@ -89,7 +89,7 @@ def epoch_order(indices: Sequence[int], settings: Training, epoch: int, world: i
     if not size:
         raise InvalidData(
             f"train: batch, got {min(settings.batch_size, len(indices))} images for {world} processes; expected at "
-            "least one for each. Give a larger --batch-size, more images, or fewer processes."
+            "least one for each. Give a larger batch_size, more images, or fewer processes."
         )
     generator = torch.Generator().manual_seed(chance(settings.seed, "order", epoch))
     order = [indices[at] for at in torch.randperm(len(indices), generator=generator).tolist()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data import ImageData, Preprocessing
 from ..device import ahead, find_device
+from ..display import Displayed, Table, brief, percent
 from ..distributed import exchange, in_step, place, process_group, shard
 from ..errors import BackendUnavailable, TrainingDiverged
 from ..event_data import Binning, EventData
@@ -32,8 +33,8 @@ from .settings import Training, chance, learning_rate
 UNCHECKED = 20
 
 
-@dataclass(frozen=True)
-class Trained:
+@dataclass(frozen=True, repr=False)
+class Trained(Displayed):
     """A finished run: its network in eval mode, one entry per epoch, and what it was trained with.
 
     history: ``epoch``, ``loss``, ``train_top1`` (of augmented images, while learning), ``validation_top1`` and
@@ -47,6 +48,25 @@ class Trained:
     history: tuple[Mapping[str, Any], ...]
     resumed: int  # epochs that were there already
     unreadable: tuple[str, ...]
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Training of {self.arch}, {len(self.history)} epochs, {self.resumed} of them before"
+        yield from epochs(self.history[-1:]).text().splitlines()
+        yield "print(_.table()) shows every epoch, .model is the network, .settings what it was trained with"
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield f"{self.arch}   {brief(self.settings, 400)}"
+        yield epochs(self.history)
+
+
+def epochs(history: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per epoch; accuracies in percent, columns without figures left out."""
+    names = [name for name in history[0] if any(entry[name] is not None for entry in history)] if history else []
+    rows = (
+        tuple(percent(entry[name], 2) if name.endswith("_top1") else brief(entry[name]) for name in names)
+        for entry in history
+    )
+    return Table(tuple(name.replace("_", " ") for name in names), tuple(rows), texts=0)
 
 
 def train(
@@ -232,7 +252,7 @@ def _diverged(run: Run, where: str, got: str) -> TrainingDiverged:
     there = f"{run.output} holds the last good epoch" if run.output.exists() else "No epoch was finished"
     return TrainingDiverged(
         f"{where}, got {got}; expected finite numbers. {there}. "
-        "Try a lower --lr, --warmup 5, or no --amp, with another -o."
+        "Try a lower lr, warmup=5 or amp=False, with another output."
     )
 
 

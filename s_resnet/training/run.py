@@ -200,7 +200,7 @@ def split(data: ImageData | EventData, test: ImageData | EventData | None, setti
     if len(apart) >= len(data):
         raise InvalidData(
             f"train: images of {data.spec!r}, got {len(data)} and {len(apart)} of them to keep apart; expected some to "
-            "learn from. Lower --validation, or give more images for each class."
+            "learn from. Lower validation, or give more images for each class."
         )
     learned = choose(data, settings.limit, seed=settings.seed, exclude=apart)
     return Parts(sorted(learned), validation, testing, tested)
