@@ -156,7 +156,8 @@ def evaluate(
                 warn_left_out(loader)
                 say(spoken(report.table()))
                 if report.kernel == "cpu":
-                    say(f"Slow: {s_resnet.describe_kernels()}. With a C++ compiler, such as g++, it is faster.", err=True)
+                    what = s_resnet.describe_kernels()
+                    say(f"Slow: {what}. With a C++ compiler, such as g++, it is faster.", err=True)
 
 
 @dataclass(frozen=True)

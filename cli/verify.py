@@ -105,5 +105,6 @@ def verify(
     finally:  # where the file cannot be written, the figures are on the screen at least
         warn_left_out(loader)
         if (fitted := s_resnet.fitted_for(snn)) not in (None, timesteps):
-            say(f"Note: the network was fitted to T = {fitted}, not to {timesteps}: what it loses here says little of it.")
+            told = f"the network was fitted to T = {fitted}, not to {timesteps}"
+            say(f"Note: {told}: what it loses here says little of it.")
         say(spoken(result.table()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .apply_recipe import apply_recipe
-from .arguments import given_images, images_of
+from .arguments import given_images, images_of, whole_number
 from .auto import choose_recipe
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Batches, Calibration, calibrate

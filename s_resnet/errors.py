@@ -66,6 +66,7 @@ class SResNetWarning(UserWarning):
     def __init__(self, *arguments: object) -> None:
         super().__init__(*(printable(said) if isinstance(said, str) else said for said in arguments))
 
+
 def warn(message: str, category: type[Warning] = SResNetWarning) -> None:
     """A warning at the line outside of this package that it is about."""
     frame, level = sys._getframe(1), 2

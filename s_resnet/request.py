@@ -62,8 +62,8 @@ class Request:
         fits, name = (True, "auto") if recipe is None else (recipe.fits, recipe.name)
         if fits and not with_images:
             raise ConversionError(
-                f"recipe {name}: got no calibration images; expected some, which it is fitted to. Pass images, on the "
-                "command line --calibration DATA, or choose s-resnet, which can do without."
+                f"recipe {name}: got no calibration images; expected some, which it is fitted to. Pass "
+                "calibration_batches, or choose s-resnet, which can do without."
             )
         if recipe is None:
             self._check_alphabet(name, self.spikes not in (None, "binary"))
