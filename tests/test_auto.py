@@ -521,11 +521,11 @@ def test_auto_says_why(folder):
 def test_reconstruction_goes_on_after_ctrl_c(folder, tmp_path, monkeypatch):
     trained, plain = [], reconstructing._Block.train
 
-    def train(self, steps, seconds, drop):
+    def train(self, steps, seconds, drop, bar):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(self)
-        return plain(self, 2, seconds, drop)
+        return plain(self, 2, seconds, drop, bar)
 
     monkeypatch.setattr(reconstructing._Block, "train", train)
     command = few_steps("--recipe", "phased", "--timesteps", 2, "--reconstruct")
