@@ -539,7 +539,8 @@ def test_reconstruction_goes_on_after_ctrl_c(folder, tmp_path, monkeypatch):
     assert first == "tiny.snn.partial holds 2 finished parts of a reconstruction, to go on from."
     assert code == 1 and error.startswith("Error: tiny.snn.partial: got the reconstruction of another network")
     trained.append("no longer interrupted")
-    said = folder.works(*command)
+    code, said, err = folder(*command)
+    assert (code, err.splitlines()) == (0, [first])
     assert "of 6 parts better, 12 of 2,250 steps, as its 30 minutes were over. More: s_resnet.convert with" in said
     assert not Path("tiny.snn.partial").exists()
     assert len(trained) == 3 + 5 + 1 - 2  # five blocks and all together, two of them done
