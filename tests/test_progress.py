@@ -14,7 +14,6 @@ import s_resnet
 from s_resnet import progress
 from s_resnet.progress import Progress
 
-
 EVERY = progress.EVERY  # as it is outside of tests
 
 
