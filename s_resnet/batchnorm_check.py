@@ -22,7 +22,7 @@ from .ops import BatchNorm2d
 # Limits that right and wrong pairs of network and images were measured against: docs/notes/batchnorm-check.md.
 SPREAD, SHIFT = 0.15, 0.3
 NOTABLE = (0.25, 0.2)  # spread and shift of a single layer that is named as the first
-FEW = 16  # images below which nothing can be told
+FEW, SOME = 16, 32  # images below which nothing can be told, and below which right pairs differ by a quarter more
 UNUSUAL = 9.0  # times the power of the median image: an image that a layer answers with so much is left out
 
 
@@ -66,7 +66,7 @@ class Fit(Displayed):
     @property
     def fits(self) -> bool:
         """Whether images and network fit; also where there are too few images to tell."""
-        return self.images < FEW or self.score <= 1
+        return self.images < FEW or self.score <= (1 if self.images >= SOME else 1.25)
 
     @property
     def first(self) -> LayerFit | None:

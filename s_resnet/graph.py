@@ -275,8 +275,9 @@ class Graph(Displayed):
 
         A value is freed after its last reader.
         """
-        check_images(self.nodes, images, "run")
+        check_dense(images, "run")
         check_size(self.provenance, images.shape[-2:], "run")
+        check_images(self.nodes, images, "run")
         if images.ndim == 5:
             images = images[0] if self.trained else images.mean(0)
         yield from engine.activations(self.nodes, images)
@@ -367,8 +368,8 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
             f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
             "with B >= 1. Check them."
         )
-    found = check_images(graph.nodes, images, "simulate")
     check_size(graph.provenance, images.shape[-2:], "simulate")
+    found = check_images(graph.nodes, images, "simulate")
     total = timesteps + (0 if state is None else state.step)
     if images.ndim == 5 and total > len(images):
         raise InvalidData(

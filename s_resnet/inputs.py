@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import check_dense, check_finite
+from .arguments import check_finite
 from .errors import InvalidData
 from .ops import Conv2d, Node
 from .shapes import Shape, shapes
@@ -20,7 +20,6 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
     InvalidData where the network cannot take them or, off a GPU, where they are not finite: a GPU would have to be
     waited for. Of such images its answers are no numbers, which :func:`marked` sees to.
     """
-    check_dense(images, where)
     for node in nodes[1:]:
         op = node.op
         if isinstance(op, Conv2d) and nodes[0].name in node.inputs:

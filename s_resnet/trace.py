@@ -73,7 +73,7 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
             "expected the same on all. Keep NumPy, scripted functions and copies outside of torch out of its forward: "
             "what they compute from the images cannot be followed."
         )
-    return graph if _free(same, copied, images[0][:1]) else graph.with_provenance(fixed_size=list(example.shape[2:]))
+    return graph if _free(same, copied, images[0][:2]) else graph.with_provenance(fixed_size=list(example.shape[2:]))
 
 
 def checked(model: nn.Module) -> nn.Module:
@@ -179,12 +179,12 @@ def _graph(model: nn.Module, example: Tensor) -> Graph:
     return Graph(follow(model, example), origin).validate()
 
 
-def _free(graph: Graph, model: nn.Module, image: Tensor) -> bool:
+def _free(graph: Graph, model: nn.Module, images: Tensor) -> bool:
     """Whether the graph is the model for images of another size, too: one at which the last map is a pixel larger."""
-    maps = [value.shape[2:] for _, value in graph.activations(image) if value.ndim == 4]
-    last = [image.shape[2:], *(size for size in maps if size.numel() > 1)][-1]
-    larger = [n if n == 1 else n + math.ceil(n / small) for n, small in zip(image.shape[2:], last, strict=True)]
-    other = F.interpolate(image, larger)
+    maps = [value.shape[2:] for _, value in graph.activations(images) if value.ndim == 4]
+    last = [images.shape[2:], *(size for size in maps if size.numel() > 1)][-1]
+    larger = [n if n == 1 else n + math.ceil(n / small) for n, small in zip(images.shape[2:], last, strict=True)]
+    other = F.interpolate(images, larger)
     try:
         expected = _answer(model, other, other)
         return _close(graph.run(other), expected)

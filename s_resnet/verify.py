@@ -211,10 +211,10 @@ def verify(
 
 
 def _check(snn: Graph) -> None:
-    if not snn.neurons or not isinstance(snn.nodes[-1].op, Readout):
+    if not isinstance(snn.nodes[-1].op, Readout):
         raise InvalidData(
-            f"verify: got a network with {len(snn.neurons)} neuron layers that ends in "
-            f"{type(snn.nodes[-1].op).__name__}; expected neurons and a readout. Call convert first."
+            f"verify: got a network that ends in {type(snn.nodes[-1].op).__name__}; expected a readout. Call convert "
+            "first."
         )
     if snn.integer:
         raise InvalidData(

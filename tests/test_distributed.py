@@ -23,8 +23,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]
-# Two processes on busy cores take seconds to start; one that hangs is ended here.
-PATIENCE = 240
+# Two processes on busy cores take minutes, and the compiler before them; one that hangs is ended here.
+PATIENCE = 600
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 

@@ -35,6 +35,7 @@ FREE = {
     "a mean by sum": lambda s, x: s.fc(x.sum((2, 3)) / (x.shape[2] * x.shape[3])),
     "a mean by two": lambda s, x: s.fc(x.mean(3).mean(2)),
     "a window of the size": lambda s, x: s.fc(F.avg_pool2d(x, x.size()[3]).flatten(1)),
+    "squeezed": lambda s, x: s.fc(F.adaptive_avg_pool2d(x, 1).squeeze()),
     "four parts": lambda s, x: s.parts(F.adaptive_avg_pool2d(x, 2).flatten(1)),
     "every second pixel": lambda s, x: s.head(s.conv2(x)[:, :, ::2, ::2]),
 }
