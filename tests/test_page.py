@@ -19,10 +19,20 @@ from test_bad_input import Strict
 from test_cli import SIZE, make_checkpoint, make_photos, tiny
 from test_cli import network as network  # fixtures
 from test_cli import program as program
-from test_verify import one, scalar
+from test_verify import build, conv, scalar
 
 import s_resnet
-from s_resnet import CifarResNet, InvalidData, SResNetError, convert, count_operations, energy, study, write_page
+from s_resnet import (
+    CifarResNet,
+    InvalidData,
+    Neuron,
+    SResNetError,
+    convert,
+    count_operations,
+    energy,
+    study,
+    write_page,
+)
 from s_resnet.intervals import Z, difference, wilson
 from s_resnet.page.markup import Html, element, table
 
@@ -340,9 +350,15 @@ def test_networks_of_other_layers_are_shown_one_after_the_other(tmp_path):
     assert "layer3.1.relu_1" in page.text
 
 
+def two_classes(**neuron):
+    """A single neuron that the image itself drives, whose spikes speak for the first of two classes."""
+    layers = ("conv", conv(1.0)), ("neuron", Neuron(torch.tensor(1.0), **neuron))
+    return build(*layers, classifier=((1.0,), (-1.0,)))
+
+
 def test_where_they_agree_everywhere_it_says_so(tmp_path):
-    """One class: every answer is it."""
-    found = study(one(), [(scalar(0.25, 0.5, 0.75), torch.zeros(3, dtype=torch.int64))], 4, network="one.snn")
+    """Every answer is the first class."""
+    found = study(two_classes(), [(scalar(0.25, 0.5, 0.75), torch.zeros(3, dtype=torch.int64))], 4, network="one.snn")
     write_page([found], tmp_path)
     page, _, report = read(tmp_path)
     answers = report["networks"][0]["answers"]
@@ -358,7 +374,9 @@ def test_where_they_agree_everywhere_it_says_so(tmp_path):
 )
 def test_figures_that_do_not_exist_or_are_at_their_limit(neuron, image, shows, tmp_path):
     """No spikes at all; an error where the ANN is silent, null in the JSON; a neuron at its largest count."""
-    found = study(one(**neuron), [(scalar(image, image), torch.zeros(2, dtype=torch.int64))], 4, network="one.snn")
+    found = study(
+        two_classes(**neuron), [(scalar(image, image), torch.zeros(2, dtype=torch.int64))], 4, network="one.snn"
+    )
     write_page([found], tmp_path)
     page, text, report = read(tmp_path)
     (layer,) = report["networks"][0]["verification"]["layers"]
