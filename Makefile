@@ -18,7 +18,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/sresnet demo
+	$(BIN)/sresnet demo --force
 
 # One thread per test process: the processes share the cores. Source is checked against one torch's types, the newest.
 test: $(if $(TORCH),$(VENV)/installed,lint types)

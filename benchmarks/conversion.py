@@ -38,13 +38,14 @@ class Case:
     data: tuple[tuple[str, int | None], ...]  # (where below FIXTURES or unpacked, limit)
     calibration: str | None = None
     evaluate: str = ""  # options of evaluate
+    recipe: str = "s-resnet"
 
 
 LOSSLESS, JPEG = "cifar10/test", "jpeg-test"
 CASES = {
     "resnet20": Case("resnet20-12fca82f.th", "", 350, ((LOSSLESS, None), (JPEG, 1000)), "cifar10/train"),
     "resnet20-released": Case(
-        "resnet20-12fca82f.th", "--recipe s-resnet-released", 350, ((LOSSLESS, None),), "cifar10/train"
+        *("resnet20-12fca82f.th", "", 350, ((LOSSLESS, None),), "cifar10/train"), recipe="s-resnet-released"
     ),
     "resnet20-no-data": Case("resnet20-12fca82f.th", "", 256, ((LOSSLESS, None), (JPEG, 1000))),
     "resnet20-dyadic": Case(
@@ -58,7 +59,7 @@ CASES = {
     ),
     "resnet56": Case("resnet56-4bfd9763.th", "", 350, ((LOSSLESS, None), (JPEG, 1000)), "cifar10/train"),
     "resnet56-released": Case(
-        "resnet56-4bfd9763.th", "--recipe s-resnet-released", 350, ((LOSSLESS, None),), "cifar10/train"
+        *("resnet56-4bfd9763.th", "", 350, ((LOSSLESS, None),), "cifar10/train"), recipe="s-resnet-released"
     ),
     "resnet18": Case("resnet18-cifar10-64px.pth", "--input-size 64", 256, ((JPEG, 1000),), "jpeg-train"),
     "resnet18-int8": Case(
@@ -101,25 +102,27 @@ def sresnet(*arguments: str) -> float:
 def run(name: str, case: Case, fixtures: Path, work: Path) -> None:
     """Convert once, evaluate on each data set, and append a line for each."""
     network = work / f"{name}.snn"
-    options = [*shlex.split(case.options), "--timesteps", str(case.timesteps)]
+    options = ["--recipe", case.recipe, *shlex.split(case.options), "--timesteps", str(case.timesteps)]
     if case.calibration:
         options += ["--calibration", str(place(case.calibration, fixtures, work))]
-    seconds = sresnet("convert", str(fixtures / "checkpoints" / case.checkpoint), "-o", str(network), *options)
+    seconds = sresnet(
+        "convert", str(fixtures / "checkpoints" / case.checkpoint), "-o", str(network), "--force", *options
+    )
     for data, limit in case.data:
         figures = work / f"{name}-{data.replace('/', '-')}.json"
         at = ",".join(str(t) for t in sorted({8, 16, 32, 64, 128, 256, case.timesteps}) if t <= case.timesteps)
         limits = ["--limit", str(limit)] if limit else []
         sresnet(
             *("evaluate", str(network), "--data", str(place(data, fixtures, work)), *limits, "--at", at),
-            *("--timesteps", str(case.timesteps), "--json", str(figures), *shlex.split(case.evaluate)),
+            *("--timesteps", str(case.timesteps), "--json", str(figures), "--force", *shlex.split(case.evaluate)),
         )
         line = {
             "case": name,
             "data": data,
             "limit": limit,
             "convert_seconds": round(seconds, 1),
-            "convert": f"sresnet convert {case.checkpoint} {case.options} --timesteps {case.timesteps}"
-            + (f" --calibration {case.calibration}" if case.calibration else ""),
+            "convert": f"sresnet convert {case.checkpoint} --recipe {case.recipe} {case.options} "
+            f"--timesteps {case.timesteps}" + (f" --calibration {case.calibration}" if case.calibration else ""),
             "evaluate": " ".join(
                 [*("sresnet", "evaluate", "--timesteps", str(case.timesteps), "--data", data), *limits, case.evaluate]
             ).strip(),

@@ -231,9 +231,9 @@ def measure(case: Case, work: Path) -> Iterator[Line]:
         return
     network = work / f"{case.network}-{case.recipe}-{case.timesteps}.snn"
     report = network.with_suffix(".json")
-    convert_seconds = sresnet(*case.convert(case.checkpoint, case.calibration[1]), "-o", str(network))
+    convert_seconds = sresnet(*case.convert(case.checkpoint, case.calibration[1]), "--force", "-o", str(network))
     for name, where, limit in case.data:
-        evaluate_seconds = sresnet(*case.evaluate(network, where, limit), "--json", str(report))
+        evaluate_seconds = sresnet(*case.evaluate(network, where, limit), "--force", "--json", str(report))
         yield {
             **case.identity(name, limit),
             "reconstruct": "--reconstruct" in case.options,
@@ -348,7 +348,7 @@ def measure_ablation(asked: Asked, done: set[Key]) -> Iterator[Line]:
             seconds = round(time.perf_counter() - start, 1)
             for line in lines:
                 loader = asked.images(network, line["data"], "evaluation", line["limit"])
-                report = s_resnet.evaluate(snn, loader, t, at=(t,)).to_json()
+                report = s_resnet.evaluate(snn, loader, t, at=(t,)).to_dict()
                 yield {**line, **from_report(report, t), "convert_seconds": seconds, **versions()}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 import time
+from typing import Any
 
 import click
 
@@ -15,13 +17,27 @@ from .evaluate import evaluate
 from .export import export
 from .inspect import inspect
 from .report import report
-from .say import say
+from .say import closed, say, unheard
+from .stop import obeyed
 from .train import train
 from .verify import verify
+from .words import spoken
+
+
+class _Commands(click.Group):
+    """Commands whose interruption is said here: click would first write to a terminal that may be gone."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            raise click.Abort(*getattr(stopped, "__notes__", ())) from stopped
 
 
 @click.group(
-    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option(
     "--version",
@@ -38,8 +54,8 @@ def sresnet(context: click.Context) -> None:
     \b
     Start here:
       sresnet demo                                     the whole story in minutes, offline
-      sresnet convert resnet50.pth --calibration DIR   writes resnet50.snn
-      sresnet evaluate --timesteps 256                 accuracy at T = 1, 2, 4, ... 256
+      sresnet convert resnet50.pth --calibration DIR   writes resnet50-calibrated-T16.snn
+      sresnet evaluate                                 its accuracy, beside the ANN's
     """
     if context.invoked_subcommand is None:
         say(context.get_help())
@@ -59,31 +75,45 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line: exit 0 done, 1 our error in one line, 2 usage, 130 interrupted."""
+    """Run the command line: exit 0 done, 1 our error in one line, 2 usage, 130 interrupted, 143 terminated."""
     # Threads that wait by spinning make two threads slower than one on a busy machine; has to be set before torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _keep_freed_memory()
-    try:
-        sys.exit(sresnet.main(prog_name="sresnet", standalone_mode=False))
-    except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except click.Abort:
-        _say("Interrupted.")
-        sys.exit(130)
-    except Exception as error:
-        if _out_of_memory(error):
-            _fail("memory: got none left; expected room for a batch. Lower --batch-size or --input-size.", 1)
-        if "DataLoader worker" in str(error):
-            _fail(
-                f"workers: got one that was killed ({error}); expected all to live. Give more shared memory (docker "
-                "run --shm-size), or where there is that option --workers 0.",
-                1,
-            )
-        # Importing s_resnet costs a second; an error of ours can only come up once it is imported.
-        ours = sys.modules.get("s_resnet")
-        if ours is None or not isinstance(error, ours.SResNetError):
-            raise
-        _fail(str(error), 1)
+    with obeyed() as stop:
+        try:
+            result = sresnet.main(prog_name="sresnet", standalone_mode=False)
+        except click.ClickException as error:
+            _fail(error.format_message(), error.exit_code)
+        except (click.Abort, KeyboardInterrupt) as stopped:
+            stop.end()
+            _say(" ".join(("Interrupted.", *map(str, stopped.args))))
+            sys.exit(128 + stop.number)
+        except Exception as error:
+            _fail(_one_line(error), 1)
+        lost = unheard()
+        if lost is not None and not closed(lost):
+            _fail(f"standard output: cannot be written, got {lost.strerror}; expected room. All files are written.", 1)
+    sys.exit(1 if lost else result)
+
+
+def _one_line(error: Exception) -> str:
+    """What to say of an error that was foreseen; others are raised again."""
+    if _out_of_memory(error):
+        return "memory: got none left; expected room for a batch. Lower --batch-size or --input-size."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        unheard()  # what was to be said with it
+        where = os.fsdecode(error.filename) if error.filename else "output"
+        return f"{where}: cannot be written, got {error.strerror}; expected room. Free some, or choose another place."
+    if "DataLoader worker" in str(error):
+        return (
+            f"workers: got one that was killed ({error}); expected all to live. Give more shared memory (docker "
+            "run --shm-size), or where there is that option --workers 0."
+        )
+    # Importing s_resnet costs a second; an error of ours can only come up once it is imported.
+    ours = sys.modules.get("s_resnet")
+    if ours is None or not isinstance(error, ours.SResNetError):
+        raise error
+    return spoken(str(error))
 
 
 def _keep_freed_memory() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .say import say
+from .words import spoken
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def shown_warnings() -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
             if issubclass(category, s_resnet.SResNetWarning):
-                say(f"Warning: {' '.join(str(message).splitlines())}", err=True)
+                say(f"Warning: {spoken(' '.join(str(message).splitlines()))}", err=True)
             else:
                 others(message, category, *rest, **named)
 
@@ -38,7 +39,7 @@ def open_matched(spec: str, split: str, download: bool, wish: str | None, known:
     data = s_resnet.open_data(spec, split, download)
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, which all get here
     if first and wish is None and not known and (note := s_resnet.order_note(data)):
-        say(note, err=True)
+        say(spoken(note), err=True)
     return s_resnet.match_classes(data, s_resnet.network_classes(wish, data, known))
 
 

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from .checks import check_classes, open_matched, shown_warnings, source_line, suggestion, warn_left_out
-from .options import CLASSES, DEVICE, DOWNLOAD
+from .begin import begin
+from .checks import check_classes, open_matched, shown_warnings, suggestion, warn_left_out
+from .converted import left_out, next_step, summary
+from .networks import check_checkpoint
+from .options import CLASSES, DEVICE, DOWNLOAD, FORCE
+from .output import check_output, network_path
 from .say import say
 
 Triple = tuple[float, float, float]
+# Those of s_resnet.RECIPES, which takes seconds to import, and auto.
+RECIPES = (
+    "s-resnet",
+    "s-resnet-released",
+    "calibrated",
+    "calibrated-streaming",
+    "phased",
+    "signed",
+    "multilevel",
+    "auto",
+)
+
+
+class _Recipe(click.Choice[str]):
+    """One of the recipes; of another word it says which one may have been meant."""
+
+    def __init__(self) -> None:
+        super().__init__(RECIPES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        near = difflib.get_close_matches(str(value), RECIPES, 1)
+        if value not in RECIPES and near:
+            self.fail(f"{value!r} is none of {', '.join(RECIPES)}. Did you mean {near[0]}?", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def _channels(_: click.Context, option: click.Parameter, value: str | None) -> Triple | None:
@@ -24,34 +54,15 @@ def _channels(_: click.Context, option: click.Parameter, value: str | None) -> T
     return (red, green, blue) if value else None
 
 
-def check_output(path: Path, *inputs: Path) -> None:
-    """Raise before hours of work are lost, or an input with them."""
-    import s_resnet
-
-    exists = os.path.exists(path)  # unlike Path.exists false also for a name that is too long
-    if exists and any(os.path.exists(source) and path.samefile(source) for source in inputs):
-        raise click.UsageError(f"{path} would be written over itself. Choose another name for what is written.")
-    if exists and not path.is_file():
-        raise click.UsageError(f"{path} is a device or a pipe, and would be replaced. Choose the name of a file.")
-    if not os.path.isdir(path.parent):
-        raise s_resnet.SResNetError(
-            f"{path}: cannot be written, got no folder {path.parent}; expected one that exists. Make it first."
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise s_resnet.SResNetError(
-            f"{path}: cannot be written, got no permission in {path.parent}; expected a writable folder. "
-            "Choose another place."
-        )
-
-
 @click.command()
 @click.argument("checkpoint", type=click.Path())
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, readable=False),
-    help="Where to write; by default CHECKPOINT with .snn.",
+    help="Where to write; by default beside CHECKPOINT, named with recipe and T: resnet50-calibrated-T16.snn.",
 )
+@FORCE
 @click.option(
     "--arch",
     metavar="NAME",
@@ -60,10 +71,10 @@ def check_output(path: Path, *inputs: Path) -> None:
 @click.option(
     "--recipe",
     metavar="NAME",
-    default="s-resnet",
-    show_default=True,
-    help="s-resnet (the paper's), s-resnet-released (its code's); for few steps calibrated, phased, signed, "
-    "multilevel, or auto, which chooses among these; calibrated-streaming for a few more where no layer can wait.",
+    type=_Recipe(),
+    help="By default calibrated with --calibration, and s-resnet without. s-resnet (the paper's), s-resnet-released "
+    "(its code's); for few steps calibrated, phased, signed, multilevel, or auto, which chooses among these; "
+    "calibrated-streaming for a few more where no layer can wait.",
 )
 @click.option(
     "--weights",
@@ -77,7 +88,7 @@ def check_output(path: Path, *inputs: Path) -> None:
     "--timesteps",
     metavar="T",
     type=click.IntRange(1),
-    help="The T to tune for; by default the recipe's: 350 for the paper's, 16 or 4 for the others.",
+    help="The T to tune for; by default the recipe's: 16 for calibrated, 350 for the paper's.",
 )
 @click.option(
     "--reconstruct",
@@ -102,12 +113,12 @@ def check_output(path: Path, *inputs: Path) -> None:
     "--percentile",
     metavar="P",
     type=click.FloatRange(0, 100, min_open=True),
-    help="Of the activations; by default 99.9, and 99.99 from 128 pixels on.",
+    help="Of the activations, for the paper's recipes; by default 99.9, and 99.99 from 128 pixels on.",
 )
 @click.option(
     "--calibration",
     metavar="DATA",
-    help="Images to calibrate on; without them thresholds come from BatchNorm.",
+    help="Images to calibrate on, which need no labels; without them thresholds come from BatchNorm.",
 )
 @click.option(
     "--calibration-images",
@@ -135,8 +146,9 @@ def check_output(path: Path, *inputs: Path) -> None:
 def convert(
     checkpoint: str,
     output: str | None,
+    force: bool,
     arch: str | None,
-    recipe: str,
+    recipe: str | None,
     weights: str,
     timesteps: int | None,
     reconstruct: bool,
@@ -158,31 +170,39 @@ def convert(
     A checkpoint of `sresnet train` says itself what it is; a spiking one is written down as it is, for its own T.
 
     \b
-    DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
+    DATA is a directory of class folders or of images, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
     digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
 
     \b
     Examples:
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet --weights int8 -o resnet50-int8.snn
-      sresnet convert resnet20.th --calibration cifar10:/data --timesteps 128
+      sresnet convert resnet20.th --calibration cifar10:/data --recipe s-resnet --timesteps 128
       sresnet convert resnet20.th --calibration cifar10:/data --recipe phased --timesteps 8 --reconstruct
       sresnet convert resnet20.th --calibration cifar10:/data --recipe auto --spikes signed --target-drop 1
       sresnet convert resnet18.pth --input-size 64 --calibration photos/train -o photos.snn
     """
+    begin(checkpoint)
     import s_resnet
 
+    check_checkpoint(Path(checkpoint))
     s_resnet.find_device(device)
+    request = s_resnet.Request(recipe, timesteps, percentile, weights, reconstruct, spikes, target_drop)
+    if not calibration and (classes == "natural" or _given("calibration_images") or download):
+        raise click.UsageError(
+            "--calibration-images, --download and --classes natural are of --calibration. Give both."
+        )
     loaded = s_resnet.load_checkpoint(checkpoint, arch)
-    if loaded.left_out:
-        say(_left_out(loaded.left_out), err=True)
-    target = Path(output) if output else Path(checkpoint).with_suffix(".snn")
-    check_output(target, Path(checkpoint))
     if loaded.timesteps is not None and (calibration or input_size or mean or std):
         raise click.UsageError(
             f"{checkpoint} was trained as a spiking network and says on what. Leave out --calibration, "
             "--input-size, --mean and --std."
         )
+    usual = network_path(Path(checkpoint), *_described(loaded, request, bool(calibration)))
+    target = Path(output) if output else usual
+    check_output(target, Path(checkpoint), force=force)
+    if loaded.left_out:
+        say(left_out(loaded.left_out), err=True)
     preprocessing, origin = _preprocessing(loaded, input_size, mean, std)
     batches: Any = None
     if calibration:
@@ -190,13 +210,15 @@ def convert(
         batches, origin = _calibration(data, calibration_images, preprocessing, loaded)
         if "events" in origin["preprocessing"] and (input_size or mean or std):
             raise click.UsageError("--input-size, --mean and --std are of images; events are binned as in the papers.")
+    elif classes:
+        origin["classes"] = _names(classes, loaded)
     partial = Path(f"{target}.partial") if reconstruct else None
+    if partial is not None and os.path.exists(partial):
+        say(_goes_on(partial), err=True)
     with shown_warnings():
         snn = s_resnet.convert(
-            loaded.model,
-            batches,
-            recipe,
-            timesteps=timesteps,
+            *(loaded.model, batches, request.recipe),
+            timesteps=request.timesteps,
             percentile=percentile,
             input_size=loaded.input_size if loaded.timesteps is not None else preprocessing.size,
             weights=weights,
@@ -215,9 +237,63 @@ def convert(
         partial.unlink(missing_ok=True)
     if batches is not None:
         warn_left_out(batches)
-    say(_summary(snn, target))
+    say(summary(snn, target, batches, usual=recipe is None))
     if other := suggestion(checkpoint, loaded, batches, preprocessing, snn.provenance.get("check", {})):
         say(other)
+    say(next_step(snn, target))
+
+
+def _given(option: str) -> bool:
+    """Whether an option that has a default was given by hand."""
+    return click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE
+
+
+def _described(loaded: Any, request: Any, with_images: bool) -> list[str]:
+    """Recipe, T and what else is asked for, as the network's name says it; raises where they cannot be had."""
+    import s_resnet
+
+    recipe, steps = request.recipe, request.timesteps
+    if loaded.timesteps is not None:
+        recipe, steps = "trained", loaded.timesteps
+    elif isinstance(loaded.model, s_resnet.QCFSModule):
+        recipe, steps = f"qcfs-{'phased' if recipe == 'phased' else 'streaming'}", steps or loaded.model.levels
+    else:
+        plan = request.plan(with_images)
+        if request.percentile is not None and (plan is None or plan.fits):
+            raise click.UsageError(
+                f"--percentile is of the paper's recipes; {recipe or 'calibrated'} finds its thresholds by their "
+                "error. Leave it out, or choose --recipe s-resnet."
+            )
+        if plan is not None:
+            recipe, steps = plan.name, steps or plan.timesteps
+    words = [recipe]
+    if request.spikes is not None:
+        words.append(request.spikes)
+    words.append(f"T{steps or 16}" if request.target_drop is None else f"drop{request.target_drop:g}")
+    if request.weights != "float32":
+        words.append(request.weights)
+    return [*words, "reconstructed"] if request.reconstruct else words
+
+
+def _names(wish: str, loaded: Any) -> list[str]:
+    """The names of the network's classes from a file, where no data are looked at."""
+    import s_resnet
+
+    names = s_resnet.read_names(wish)
+    if len(names) != loaded.num_classes:
+        raise s_resnet.InvalidData(
+            f"classes {wish!r}: got {len(names)} names for a network of {loaded.num_classes}; expected one for each "
+            "class, one per line. Correct the file."
+        )
+    return list(names)
+
+
+def _goes_on(partial: Path) -> str:
+    """How much an interrupted reconstruction has finished."""
+    import s_resnet
+
+    done = len(s_resnet.load(partial).provenance.get("reconstruction", {}).get("blocks", ()))
+    return f"{partial} holds {done} finished parts of the reconstruction: it goes on from there."
 
 
 def _preprocessing(
@@ -257,8 +333,17 @@ def _calibration(data: Any, count: int, preprocessing: Any, loaded: Any) -> tupl
     """A loader of the calibration images, or of the mean frames of events, and what the artifact keeps of them."""
     import s_resnet
 
-    check_classes(data, loaded.num_classes)
+    names = data.classes
+    if names and len(names) > loaded.num_classes:
+        check_classes(data, loaded.num_classes)
     indices = s_resnet.choose(data, count)
+    if 0 < len(names) < loaded.num_classes:
+        say(
+            f"Labels are not used: the data have {len(names)} classes, the network {loaded.num_classes}, and nothing "
+            "says which of them they are. --classes FILE would: the names of all the network's classes in order.",
+            err=True,
+        )
+        data, names = s_resnet.without_labels(data), ()
     batches: Any
     if loaded.channels not in (1, 3) and not isinstance(data, s_resnet.EventData):
         raise s_resnet.InvalidData(
@@ -273,71 +358,5 @@ def _calibration(data: Any, count: int, preprocessing: Any, loaded: Any) -> tupl
     marks = s_resnet.fingerprints(data, indices)
     kept = {"spec": data.spec, "split": data.split, "images": len(indices), "fingerprints": marks}
     stored = s_resnet.stored_preprocessing(preprocessing)
-    return batches, {"data": kept, "classes": list(data.classes), "preprocessing": stored}
-
-
-def _left_out(names: tuple[str, ...]) -> str:
-    """What of the checkpoint is no part of the network; names from files keep to the line."""
-    shown = ", ".join("".join(c if c.isprintable() else "?" for c in name[:80]) for name in names[:3])
-    return f"Left out {len(names)} tensor(s) that no layer has: {shown}{', ...' if len(names) > 3 else ''}"
-
-
-def _summary(snn: Any, target: Path) -> str:
-    provenance = snn.provenance
-    timesteps = provenance["recipe"]["timesteps"]
-    if snn.trained:
-        return (
-            f"{target}: {provenance['source']['arch']}, trained as a spiking network for T = {timesteps}, "
-            f"{len(snn.neurons)} neuron layers, spikes: {snn.alphabet}\n"
-            f"Next: sresnet evaluate {target} --timesteps {timesteps}"
-        )
-    calibration = provenance["calibration"]
-    integer = ", int8 weights" if snn.integer else ""
-    silent = calibration["silent"]
-    lines = [
-        f"{target}: {provenance['source']['arch']}, recipe {provenance['recipe']['name']}{integer}, "
-        f"{len(snn.neurons)} neuron layers, {_used(calibration, provenance.get('compensation'))}"
-    ]
-    waited = snn.end_to_end_steps(timesteps)
-    if waited != timesteps:
-        lines.append(f"T = {timesteps} steps of input, an answer after {waited} steps")
-    if "choice" in provenance:
-        lines.append(provenance["choice"]["reason"])
-    if "reconstruction" in provenance:
-        lines.append(_reconstructed(**provenance["reconstruction"]))
-    if silent:
-        lines.append(f"Never active, threshold 1: {', '.join(silent)}")
-    if "check" in provenance:
-        lines.append(source_line(provenance["check"]))
-    lines.append(f"Next: sresnet evaluate {target} --timesteps {timesteps}")
-    return "\n".join(lines)
-
-
-def _used(calibration: dict[str, Any], compensation: dict[str, Any] | None) -> str:
-    """What thresholds, weights and compensation come from, and from how many images each."""
-    fitted = calibration["fitted"]
-    count = f"{fitted or calibration['images']} images"
-    how = {"batchnorm": "BatchNorm statistics", "training": "its training"}.get(calibration["source"], count)
-    said = f"thresholds{' and weights' if fitted else ''} from {how}"
-    if compensation:
-        said += f", compensation {compensation['factor']:.4f}"
-        said += f" from {compensation['images']} others" if "images" in compensation else ""
-        tried = [point["factor"] for point in compensation["curve"]]
-        said += " (the largest that was tried)" if len(tried) > 1 and compensation["factor"] == tried[-1] else ""
-    return said
-
-
-def _reconstructed(asked: dict[str, Any], images: int, blocks: list[dict[str, Any]], taken: bool) -> str:
-    """What came of the reconstruction, and whether its time was too short."""
-    if not taken:
-        return "Reconstruction brought the spikes no closer: the network is what it is without."
-    steps = sum(block["steps"] for block in blocks)
-    better = sum(block["better"] for block in blocks)
-    said = f"Reconstructed on {images} images: {better} of {len(blocks)} parts better, "
-    said += f"{steps:,} of {asked['total']:,} steps"
-    if steps < asked["total"]:
-        said += (
-            f", as its {asked['minutes']:g} minutes were over. More: s_resnet.convert with the recipe's "
-            '.reconstructed().set("reconstruct", minutes=...)'
-        )
-    return f"{said}."
+    origin = {"data": kept, "preprocessing": stored}
+    return batches, {**origin, "classes": list(names)} if names else origin

@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .begin import begin
 from .convert import convert
 from .evaluate import evaluate
+from .options import FORCE
+from .output import check_output, command, network_path
+from .report import report
 from .say import say
 
 SIZE = 32  # pixels; scikit-learn's digits are 8 x 8
-TIMESTEPS = 256
+DEFAULT = "calibrated"  # of convert with images
+RECIPES = {DEFAULT: 16, "s-resnet": 256}  # what the picture compares, and the T of each
 EPOCHS = 6
 IMAGES = 200
 
 
 @click.command()
 @click.option("-o", "--output", metavar="DIR", type=click.Path(), default="demo", show_default=True)
-@click.pass_context
-def demo(context: click.Context, output: str) -> None:
-    """Train a torchvision ResNet-18 on handwritten digits, convert it, and evaluate it at T = 1 ... 256.
+@FORCE
+def demo(output: str, force: bool) -> None:
+    """Train a torchvision ResNet-18 on handwritten digits, convert it for few steps and by the paper, and compare.
 
-    Needs no network access: the images are scikit-learn's (pip install 's-resnet[demo]').
+    Needs no network access: the images are scikit-learn's. Needs scikit-learn and matplotlib.
     """
+    begin("scikit-learn's digits")
+    _check_packages()
     folder = Path(output)
     _make(folder)
-    checkpoint, network, figures = (folder / f"digits.{kind}" for kind in ("pth", "snn", "json"))
+    checkpoint, picture, page = folder / "digits.pth", folder / "accuracy.png", folder / "report"
+    networks = [network_path(checkpoint, recipe, f"T{steps}") for recipe, steps in RECIPES.items()]
+    figures = [network.with_suffix(".json") for network in networks]
+    for path in (checkpoint, *networks, *figures, picture, page / "index.html", page / "report.json"):
+        if os.path.exists(path):
+            check_output(path, force=force)
     say(f"1. Train a torchvision ResNet-18 on 1,297 handwritten digits, {EPOCHS} epochs: {checkpoint}")
     _train(checkpoint)
-    say(f"\n2. $ sresnet convert {checkpoint} --calibration digits --input-size {SIZE} --timesteps {TIMESTEPS}")
-    context.invoke(convert, checkpoint=str(checkpoint), calibration="digits", input_size=SIZE, timesteps=TIMESTEPS)
-    say(f"\n3. $ sresnet evaluate {network} --timesteps {TIMESTEPS} --limit {IMAGES} --json {figures}")
-    context.invoke(
-        evaluate, network=str(network), timesteps=TIMESTEPS, limit=IMAGES, batch_size=50, json_file=str(figures)
-    )
-    picture = folder / "accuracy.png"
-    _draw(json.loads(figures.read_text()), picture)
+    over = ["--force"] if force else []
+    number = 2
+    for (recipe, steps), network, file in zip(RECIPES.items(), networks, figures, strict=True):
+        named: list[str | int] = [] if recipe == DEFAULT else ["--recipe", recipe, "--timesteps", steps]
+        _run(number, convert, checkpoint, "--calibration", "digits", "--input-size", SIZE, *named, *over)
+        _run(number + 1, evaluate, network, "--limit", IMAGES, "--json", file, *over)
+        number += 2
+    _run(number, report, networks[0], "--limit", IMAGES, "-o", page, *over)
+    _draw([json.loads(file.read_text()) for file in figures], picture)
     say(f"\nAccuracy over time steps: {picture}\n\nTry next:")
-    say(f"  sresnet inspect {network}")
-    say(f"  sresnet convert {checkpoint} --input-size {SIZE} -o {folder / 'no-data.snn'}   # without any data")
+    say(f"  {command('inspect', networks[0])}")
+    say(f"  {command('convert', checkpoint, '--input-size', SIZE)}   # without any data")
     say("  sresnet convert YOUR_RESNET.pth --calibration YOUR_IMAGES/train")
+
+
+def _run(number: int, what: click.Command, *words: str | int | Path) -> None:
+    """Show a command and do it."""
+    say(f"\n{number}. $ {command(str(what.name), *words)}")
+    what.main([str(word) for word in words], prog_name=f"sresnet {what.name}", standalone_mode=False)
+
+
+def _check_packages() -> None:
+    """Raise before the training where what is needed behind it is not installed."""
+    import s_resnet
+
+    for package, name in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
+        if importlib.util.find_spec(package) is None:
+            raise s_resnet.BackendUnavailable(
+                f"demo: got no {name}; expected it installed. Run: pip install scikit-learn matplotlib."
+            )
 
 
 def _make(folder: Path) -> None:
@@ -60,7 +92,6 @@ def _train(checkpoint: Path) -> None:
     """Train with SGD and a one-cycle schedule; the weights go to ``checkpoint``."""
     import torch
     import torchvision
-    from tqdm import tqdm
 
     import s_resnet
 
@@ -72,7 +103,7 @@ def _train(checkpoint: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
     steps = EPOCHS * len(batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
-    with tqdm(total=steps, desc="train", unit="batch", leave=False, disable=None) as bar:
+    with s_resnet.Progress[None](total=steps, desc="train", unit="batch", shown=True) as bar:
         for _ in range(EPOCHS):
             for index in torch.randperm(len(batches)).tolist():
                 images, labels = batches[index]
@@ -81,14 +112,14 @@ def _train(checkpoint: Path) -> None:
                 torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                bar.show(loss=f"{loss.item():.3f}")
                 bar.update()
-    with s_resnet.replacing(checkpoint) as temporary:
-        torch.save(model.state_dict(), temporary)
+    with s_resnet.replacing(checkpoint) as temporary, open(temporary, "wb") as file:
+        torch.save(model.state_dict(), file)
 
 
-def _draw(figures: dict[str, Any], picture: Path) -> None:
-    """Accuracy over T, with the ANN's as a line."""
+def _draw(figures: list[dict[str, Any]], picture: Path) -> None:
+    """Accuracy over the steps until the answer, with the ANN's as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,18 +127,20 @@ def _draw(figures: dict[str, Any], picture: Path) -> None:
 
     import s_resnet
 
-    steps = [row["timesteps"] for row in figures["snn"]]
     plot, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    axes.axhline(100 * figures["ann"]["top1"], color="0.4", linestyle="--", label="its own ANN")
-    axes.plot(
-        steps, [100 * row["top1"] for row in figures["snn"]], marker="o", color="#1f6fb2", label="spiking network"
-    )
+    axes.axhline(100 * figures[0]["ann"]["top1"], color="0.4", linestyle="--", label="its own ANN")
+    ticks = set()
+    for found, color, marker in zip(figures, ("#c8502d", "#1f6fb2"), "so", strict=True):
+        steps = [row["end_to_end_steps"] for row in found["snn"]]
+        label = f"recipe {found['recipe']}, T = {found['snn'][-1]['timesteps']}"
+        axes.plot(steps, [100 * row["top1"] for row in found["snn"]], marker=marker, color=color, label=label)
+        ticks |= set(steps) if len(steps) > 1 else set()
     axes.set_xscale("log", base=2)
-    axes.set_xticks(steps, [str(step) for step in steps])
+    axes.set_xticks(sorted(ticks), [str(step) for step in sorted(ticks)])
     axes.set_ylim(0, 102)
-    axes.set_xlabel("time steps T")
+    axes.set_xlabel("time steps until the answer")
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(f"ResNet-18 on handwritten digits, recipe {figures['recipe']}, {figures['images']} images")
+    axes.set_title(f"ResNet-18 on handwritten digits, {figures[0]['images']} images")
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right", frameon=False)
     with s_resnet.replacing(picture) as temporary:

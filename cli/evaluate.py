@@ -8,10 +8,13 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .checks import check_classes, open_matched, warn_left_out
-from .convert import check_output
-from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD
+from .networks import find_network, timesteps_for
+from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, FORCE, NETWORK, TIMESTEPS
+from .output import check_output
 from .say import say
+from .words import spoken
 
 
 def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -33,9 +36,14 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
 
 
 @click.command()
-@click.argument("network", type=click.Path(), required=False)
-@click.option("--timesteps", metavar="T", type=click.IntRange(1), required=True, help="How many steps to simulate.")
-@click.option("--at", metavar="T,T,...", callback=_steps, help="The steps to report; by default 1, 2, 4, ... and T.")
+@NETWORK
+@TIMESTEPS
+@click.option(
+    "--at",
+    metavar="T,T,...",
+    callback=_steps,
+    help="The steps to report; by default T, of a recipe that is not fitted to it also 1, 2, 4, ...",
+)
 @click.option(
     "--exit-confidence",
     metavar="P",
@@ -76,10 +84,11 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
     type=click.Path(dir_okay=False, readable=False),
     help="Write the figures there as well.",
 )
+@FORCE
 @DOWNLOAD
 def evaluate(
     network: str | None,
-    timesteps: int,
+    timesteps: int | None,
     at: tuple[int, ...] | None,
     exit_confidence: float | None,
     precision: str,
@@ -90,6 +99,7 @@ def evaluate(
     batch_size: int,
     device: str,
     json_file: str | None,
+    force: bool,
     download: bool,
 ) -> None:
     """Evaluate NETWORK.snn (by default the only one here) and its own ANN on the same images.
@@ -108,21 +118,23 @@ def evaluate(
 
     \b
     Examples:
-      sresnet evaluate --timesteps 256
-      sresnet evaluate resnet20.snn --timesteps 64 --at 8,16,32,64 --data cifar10:/data --limit 1000 --json out.json
+      sresnet evaluate
+      sresnet evaluate resnet20.snn --at 8,16,32,64 --data cifar10:/data --limit 1000 --json out.json
       sresnet evaluate resnet20.snn --timesteps 128 --exit-confidence 0.8
       torchrun --nproc-per-node 4 -m sresnet_cli evaluate resnet20.snn --timesteps 256    (4 processes, 4 GPUs)
     """
+    begin(network or "the network here")
     import s_resnet
 
-    if at is not None and max(at) > timesteps:
+    if at is not None and timesteps is not None and max(at) > timesteps:
         raise click.UsageError(f"--at asks for step {max(at)}, beyond --timesteps {timesteps}.")
     with s_resnet.process_group(device) as (rank, world):
         s_resnet.find_device(device)
-        path = Path(network) if network else _only_network()
+        path = find_network(network, "evaluate")
         if json_file and rank == 0:
-            check_output(Path(json_file), path)
+            check_output(Path(json_file), path, force=force)
         snn = s_resnet.load(path)
+        timesteps = timesteps or (timesteps_for(snn, path) if at is None else max(at))
         loader = image_loader(snn, path, Images(data, limit, batch_size, download, classes), rank, world)
         report = s_resnet.evaluate(
             *(snn, loader, timesteps),
@@ -137,20 +149,15 @@ def evaluate(
         loader.unreadable = sum(s_resnet.exchange(loader.unreadable), ())
         loader.events = tuple(map(sum, zip(*s_resnet.exchange(loader.events), strict=True)))
         if rank == 0:
-            warn_left_out(loader)
-            say(report.table())
-            if json_file:
-                report.save(json_file)
-
-
-def _only_network() -> Path:
-    found = sorted(Path().glob("*.snn"))
-    if len(found) != 1:
-        names = ", ".join(str(path) for path in found) or "none"
-        raise click.UsageError(
-            f"Which network? Found {names} here. Name one: sresnet evaluate NETWORK.snn --timesteps T"
-        )
-    return found[0]
+            try:
+                if json_file:
+                    report.save(json_file)
+            finally:  # where the file cannot be written, the figures are on the screen at least
+                warn_left_out(loader)
+                say(spoken(report.table()))
+                if report.kernel == "cpu":
+                    what = s_resnet.describe_kernels()
+                    say(f"Slow: {what}. With a C++ compiler, such as g++, it is faster.", err=True)
 
 
 @dataclass(frozen=True)
@@ -172,25 +179,35 @@ def usual_data(snn: Any) -> str | None:
     return spec and (s_resnet.held_out_beside(spec) or spec)
 
 
-def image_loader(
-    snn: Any, path: Path, asked: Images, rank: int = 0, world: int = 1, besides: tuple[Any, ...] = ()
-) -> Any:
-    """This process's part of the images to evaluate on: all, without those that the network was calibrated on.
+@dataclass(frozen=True)
+class Found:
+    """What there is to evaluate a network on: the data, which of them, and how many it was calibrated on."""
+
+    data: Any
+    indices: list[int]
+    calibrated_on: int
+    preprocessing: Any
+
+
+def find_images(snn: Any, path: Path, asked: Images, besides: tuple[Any, ...] = ()) -> Found:
+    """The images to evaluate on: all, without those that the network was calibrated on.
 
     They are preprocessed as the network was calibrated, and their classes matched to its by name. besides: networks
     whose calibration images are left out too.
     """
     import s_resnet
 
-    spec = asked.spec or usual_data(snn)
-    if spec is None:
-        raise click.UsageError(f"Which data? {path} was converted without calibration images. Pass --data DATA.")
     settings = snn.provenance.get("preprocessing")
     if settings is None:
         raise s_resnet.InvalidArtifact(
-            f"{path}: got no preprocessing; expected the size, mean and std of its images, or the bins of its events. "
-            "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps)."
+            f"{path}: got no preprocessing, as it was converted from Python; expected the size, mean and std of its "
+            "images, or the bins of its events. Evaluate it from Python with s_resnet.evaluate(snn, loader, "
+            "timesteps), or save it with snn.with_provenance(preprocessing=s_resnet.stored_preprocessing("
+            "s_resnet.preprocessing_for(size, mean, std)))."
         )
+    spec = asked.spec or usual_data(snn)
+    if spec is None:
+        raise click.UsageError(f"Which data? {path} does not know of any. Pass --data DATA.")
     with s_resnet.first_process_first():
         data = open_matched(spec, "evaluation", asked.download, asked.classes, snn.provenance.get("classes", ()))
     classes = snn.provenance.get("source", {}).get("classes")
@@ -199,15 +216,17 @@ def image_loader(
     marks = {mark for one in (snn, *besides) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
     used = s_resnet.seen(data, marks)
     indices = s_resnet.choose(data, asked.limit, exclude=used)
-    part, preprocessing = s_resnet.shard(indices, rank, world), s_resnet.read_preprocessing(settings)
-    loader = s_resnet.loader_for(data, part, preprocessing, asked.batch_size, total=len(indices))
-    loader.excluded = len(used)
+    return Found(data, indices, len(used), s_resnet.read_preprocessing(settings))
+
+
+def image_loader(
+    snn: Any, path: Path, asked: Images, rank: int = 0, world: int = 1, besides: tuple[Any, ...] = ()
+) -> Any:
+    """This process's part of the images of :func:`find_images`."""
+    import s_resnet
+
+    found = find_images(snn, path, asked, besides)
+    part = s_resnet.shard(found.indices, rank, world)
+    loader = s_resnet.loader_for(found.data, part, found.preprocessing, asked.batch_size, total=len(found.indices))
+    loader.excluded = found.calibrated_on
     return loader
-
-
-def timesteps_for(snn: Any, path: Path) -> int:
-    """The T that the network was converted or trained for."""
-    timesteps = snn.provenance.get("recipe", {}).get("timesteps")
-    if timesteps is None:
-        raise click.UsageError(f"Which T? {path} does not say what it was converted for. Pass --timesteps T.")
-    return int(timesteps)

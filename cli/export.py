@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .begin import begin
 from .checks import warn_left_out
-from .convert import check_output
-from .evaluate import Images, image_loader, timesteps_for
-from .options import CLASSES, DOWNLOAD, TIMESTEPS
+from .evaluate import Images, image_loader
+from .networks import find_network, timesteps_for
+from .options import CLASSES, DOWNLOAD, FORCE, NETWORK, TIMESTEPS
+from .output import check_output
 from .say import say
 
 ROUNDING = "what differs in float32 is rounding at the threshold. convert --weights dyadic makes it equal"
@@ -63,7 +65,7 @@ FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
 
 
 @click.command()
-@click.argument("network", type=click.Path())
+@NETWORK
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), required=True, help="What to write, see above.")
 @click.option(
     "-o",
@@ -73,6 +75,7 @@ FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
     required=True,
     help="Where to write.",
 )
+@FORCE
 @TIMESTEPS
 @click.option(
     "--verify",
@@ -105,9 +108,10 @@ FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
 @CLASSES
 @DOWNLOAD
 def export(
-    network: str,
+    network: str | None,
     form: str,
     output: str,
+    force: bool,
     timesteps: int | None,
     engine: str | None,
     data: str | None,
@@ -117,7 +121,7 @@ def export(
     classes: str | None,
     download: bool,
 ) -> None:
-    """Write NETWORK.snn for other engines and machines.
+    """Write NETWORK.snn (by default the only one here) for other engines and machines.
 
     nir is the Neuromorphic Intermediate Representation (.nir): convolutions and integrate-and-fire nodes in float32,
     with reset by subtraction, v(0) and the readout in its metadata. What the format cannot say is refused by its node.
@@ -140,27 +144,32 @@ def export(
       sresnet export resnet20.snn --format torch -o resnet20.pt2 --timesteps 16
       sresnet export resnet20.snn --format npz -o resnet20.npz
     """
+    begin(network or "the network here")
     import s_resnet
 
-    path, target = Path(network), Path(output)
+    path, target = find_network(network, "export"), Path(output)
     if form != "nir" and (engine or tie_shortcuts or pool):
         raise click.UsageError(f"--verify, --tie-shortcuts and --pool go with --format nir, not {form}.")
-    check_output(target, path)
+    check_output(target, path, force=force)
+    if engine:
+        s_resnet.find_engine(engine)
     snn = s_resnet.load(path)
     timesteps = timesteps or timesteps_for(snn, path)
     exported = s_resnet.passes.average_maxpool(snn) if pool == "average" else snn
     if pool == "average" and exported is snn:
         raise click.UsageError(f"{path} has no max-pool. Leave --pool average out.")
+    asked = Images(data, limit, 32, download, classes)  # opened first: what cannot be compared need not be written
+    compared = image_loader(snn, path, replace(asked, limit=limit or 256)) if exported is not snn else None
+    few = replace(asked, limit=limit or 8, batch_size=limit or 8)
+    verified = image_loader(snn, path, few) if engine else None
     FORMATS[form](exported, Wanted(target, timesteps, tie_shortcuts, pool == "host"))
     say(f"{target}: {len(snn.neurons)} neuron layers, {target.stat().st_size / 1e6:.1f} MB")
-    if exported is not snn:
-        loader = image_loader(snn, path, Images(data, limit or 256, 32, download, classes))
-        say(_cost(snn, exported, loader, timesteps))
-        warn_left_out(loader)
-    if engine:
-        loader = image_loader(snn, path, Images(data, limit or 8, limit or 8, download, classes))
-        say("\n" + _verified(exported, target, loader, timesteps, engine))
-        warn_left_out(loader)
+    if compared is not None:
+        say(_cost(snn, exported, compared, timesteps))
+        warn_left_out(compared)
+    if engine and verified is not None:
+        say("\n" + _verified(exported, target, verified, timesteps, engine))
+        warn_left_out(verified)
 
 
 def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int) -> str:

@@ -7,6 +7,8 @@ import click
 
 def _device(_: click.Context, option: click.Parameter, value: str) -> str:
     """A device of :func:`s_resnet.find_device`, which says whether this machine has it."""
+    if value == "mps":
+        raise click.BadParameter("mps, the GPU of Macs, is not supported. Leave it out to run on the CPU", param=option)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         raise click.BadParameter(f"{value!r} is not one of auto, cpu, cuda, cuda:N", param=option)
     return value
@@ -19,6 +21,8 @@ TIMESTEPS = click.option(
     type=click.IntRange(1),
     help="How many steps; by default the T that the network was converted or trained for.",
 )
+FORCE = click.option("--force", is_flag=True, help="Write over files that are there.")
+NETWORK = click.argument("network", type=click.Path(), required=False)
 CLASSES = click.option(
     "--classes",
     metavar="FILE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -11,14 +12,17 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .checks import warn_left_out
-from .evaluate import Images, image_loader, timesteps_for, usual_data
-from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, TIMESTEPS
+from .evaluate import Images, image_loader, usual_data
+from .networks import find_network, timesteps_for
+from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, FORCE, TIMESTEPS
+from .output import check_output
 from .say import say
 
 
 @click.command()
-@click.argument("networks", metavar="NETWORK [NETWORK]", type=click.Path(), nargs=-1, required=True)
+@click.argument("networks", metavar="NETWORK [NETWORK]", type=click.Path(), nargs=-1)
 @click.option(
     "--data",
     metavar="DATA",
@@ -43,6 +47,7 @@ from .say import say
     type=click.Path(),
     help="Energies per operation, in pJ, in place of the published ones for 45 nm.",
 )
+@FORCE
 @DOWNLOAD
 def report(
     networks: tuple[str, ...],
@@ -54,16 +59,17 @@ def report(
     batch_size: int,
     device: str,
     constants: str | None,
+    force: bool,
     download: bool,
 ) -> None:
-    """Write a page on NETWORK.snn that others can read: DIR/index.html, and its figures as DIR/report.json.
+    """Write a page on NETWORK.snn (by default the only one here): DIR/index.html, and its figures as DIR/report.json.
 
     Accuracy over time steps beside the network's own ANN, which layer loses what, shortcut scales, spikes and
     membranes, images that the two disagree on, operation counts and an energy estimate, settings and provenance. The
     page is one file and needs no network access. With two networks every chart and table shows both, on the same
     images. A directly trained network has no ANN: what its neurons do is in the place of what layers lose.
 
-    Needs matplotlib (pip install 's-resnet[report]').
+    Needs matplotlib (pip install matplotlib).
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
@@ -77,13 +83,17 @@ def report(
       sresnet report paper.snn phased.snn --data cifar10:/data -o comparison
       sresnet report resnet20.snn --constants my-chip.toml -o page
     """
+    begin(" and ".join(networks) or "the network here")
     import s_resnet
 
     if len(networks) > 2:
         raise click.UsageError(f"Got {len(networks)} networks. Name one, or two to compare.")
     s_resnet.find_device(device)
     energies = s_resnet.load_constants(constants) if constants else s_resnet.Constants()
-    paths = [Path(name) for name in networks]
+    paths = [find_network(name, "report") for name in networks or (None,)]
+    for name in ("index.html", "report.json") if not force else ():
+        if os.path.exists(Path(output) / name):
+            check_output(Path(output) / name)
     loaded = [s_resnet.load(path) for path in paths]
     names = _names(paths)
     spec = data or next((known for snn in loaded if (known := usual_data(snn))), None)

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from .begin import begin
 from .checks import warn_unreadable
-from .convert import check_output
-from .options import DEVICE, DOWNLOAD
+from .converted import next_step
+from .options import DEVICE, DOWNLOAD, FORCE
+from .output import check_output, command
 from .say import say
 
 
@@ -79,6 +81,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 @DEVICE
 @click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes; the result does not depend.")
 @click.option("--tensorboard", metavar="DIR", type=click.Path(file_okay=False), help="Write curves there as well.")
+@FORCE
 @DOWNLOAD
 def train(
     arch: str | None,
@@ -91,6 +94,7 @@ def train(
     device: str,
     workers: int | None,
     tensorboard: str | None,
+    force: bool,
     download: bool,
     **given: Any,
 ) -> None:
@@ -105,7 +109,8 @@ def train(
     decide whether that was for the better. By default adamw, --lr 0.0003, 5 epochs of batches of 64.
 
     A run that was stopped goes on by the same command from its last finished epoch, and on the CPU ends with the same
-    weights. A run with other settings wants another -o. Options given beside --preset replace the preset's.
+    weights. With schedule step or constant it may be asked for more --epochs; other settings want another -o. Options
+    given beside --preset replace the preset's.
 
     \b
     DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
@@ -124,6 +129,7 @@ def train(
       sresnet train cifar_resnet20 --data cifar10:/data --activation qcfs --levels 4 -o ready.pt
       torchrun --nproc-per-node 4 -m sresnet_cli train ms_resnet34 --data imagenet:/data --preset paper -o ms34.pt
     """
+    begin(data)
     import s_resnet
 
     if (arch is None) == (network is None):
@@ -136,13 +142,16 @@ def train(
         if wrong:
             raise click.UsageError(f"{', '.join(wrong)} cannot be had with --from. Leave it out.")
         options = {"device": device, "workers": workers, "progress": True, "tensorboard": tensorboard}
+        check_output(Path(output), Path(network), force=force)
         _fine_tune(Path(network), data, Path(output), given, download, options)
         return
+    if force:
+        raise click.UsageError("--force is of --from: a run is never written over another one. Choose another -o.")
     assert arch is not None
     with s_resnet.process_group(device) as (rank, _):
         s_resnet.find_device(device)
         path = Path(output)
-        check_output(path)
+        check_output(path, force=True)  # what is there is gone on from, or refused
         with s_resnet.first_process_first():
             images = s_resnet.open_data(data, "calibration", download)
             test = s_resnet.open_data(data, "evaluation", download)
@@ -171,7 +180,6 @@ def _fine_tune(
     with s_resnet.process_group(options["device"]) as (rank, _):
         s_resnet.find_device(options["device"])
         snn = s_resnet.load(network)
-        check_output(output, network)
         partial = output.with_name(f"{output.name}.partial")
         with s_resnet.first_process_first():
             images = s_resnet.open_data(data, "calibration", download)
@@ -195,7 +203,7 @@ def _fine_tune(
         )
     timesteps = tuned.graph.provenance["tuning"]["timesteps"]
     say(f"{output}: fine-tuned at T = {timesteps}, {compared}")
-    say(f"Next: sresnet evaluate {output} --timesteps {timesteps}")
+    say(next_step(tuned.graph, output))
 
 
 def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, Any]) -> Any:
@@ -229,7 +237,17 @@ def _line(entry: Mapping[str, Any], epochs: int) -> str:
     for name in ("train", "validation", "test"):
         if entry[f"{name}_top1"] is not None:
             parts.append(f"{name} {100 * entry[f'{name}_top1']:.2f}%")
-    return "  ".join([*parts, f"{entry['seconds']:.1f} s"])
+    left = entry["seconds"] * (epochs - entry["epoch"])
+    rest = [f"about {_duration(left)} left"] if left else []
+    return "  ".join([*parts, f"{entry['seconds']:.1f} s", *rest])
+
+
+def _duration(seconds: float) -> str:
+    """A time in words, as exact as an estimate is."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _summary(trained: Any, path: Path, data: str) -> str:
@@ -238,7 +256,7 @@ def _summary(trained: Any, path: Path, data: str) -> str:
     steps = trained.settings.timesteps
     spiking = "" if steps is None else f", T = {steps}"
     ready = steps is not None or trained.settings.activation == "qcfs"
-    calibration = "" if ready else f" --calibration {data}"
+    calibration = () if ready else ("--calibration", data)
     epochs = len(trained.history)
     done = f"{path}: {trained.arch}{spiking}, {epochs} epoch{'s' if epochs > 1 else ''}{test}"
-    return f"{done}\nNext: sresnet convert {path}{calibration}"
+    return f"{done}\nNext: {command('convert', path, *calibration)}"

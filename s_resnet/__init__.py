@@ -3,8 +3,8 @@
 import s_resnet
 
 snn = s_resnet.convert(model, calibration_batches)      # a Graph
-logits = snn(images, timesteps=64)                      # [B, N], in the units of the model's logits
-report = s_resnet.evaluate(snn, loader, timesteps=256)
+logits = snn(images, timesteps=16)                      # [B, N], in the units of the model's logits
+report = s_resnet.evaluate(snn, loader, timesteps=16)
 s_resnet.save(snn, "network.snn")
 """
 
@@ -16,7 +16,7 @@ from .auto import choose_recipe
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
 from .checkpoint import Checkpoint, load_checkpoint
-from .classes import match_classes, natural_order, network_classes, order_note
+from .classes import match_classes, natural_order, network_classes, order_note, read_names
 from .closed_form import closed_form
 from .convert import convert
 from .data import (
@@ -27,6 +27,7 @@ from .data import (
     Preprocessing,
     choose,
     preprocessing_for,
+    without_labels,
 )
 from .device import find_device
 from .distributed import exchange, first_process_first, process_group, shard
@@ -50,6 +51,7 @@ from .export import (
     export_nir,
     export_npz,
     export_torch,
+    find_engine,
     host_input,
     verify_export,
 )
@@ -60,6 +62,7 @@ from .graph_module import GraphModule
 from .heldout import fingerprints, seen
 from .kernels import describe as describe_kernels
 from .layer_operations import LayerOperations, SourceOperations, Traffic
+from .measured_on import fitted_for
 from .models.catalog import ARCHITECTURES, build
 from .models.resnet import CifarResNet
 from .models.spiking import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
@@ -69,10 +72,12 @@ from .open_data import held_out_beside, loader_for, open_data, read_preprocessin
 from .operations import Operations, count_operations
 from .ops import Node, Scale
 from .page import Study, study, write_page
+from .progress import Progress
 from .qcfs import QCFSModule
 from .recipes import RECIPES, Recipe, Step
 from .recorder import Trace, record
 from .report import evaluate, powers_of_two
+from .request import Request
 from .shortcuts import Shortcut, scales, shortcuts
 from .simulate import AnytimeSimulation, Simulation, simulate, simulate_until_confident
 from .source_check import SourceCheck, check_source
@@ -122,11 +127,13 @@ __all__ = [
     "Operations",
     "Preprocessing",
     "Preset",
+    "Progress",
     "QCFSModule",
     "Readout",
     "Recipe",
     "Repeat",
     "Report",
+    "Request",
     "Row",
     "SResNetError",
     "SResNetWarning",
@@ -174,9 +181,11 @@ __all__ = [
     "export_npz",
     "export_torch",
     "find_device",
+    "find_engine",
     "fine_tune",
     "fingerprints",
     "first_process_first",
+    "fitted_for",
     "held_out_beside",
     "host_input",
     "load",
@@ -193,6 +202,7 @@ __all__ = [
     "preprocessing_for",
     "preset",
     "process_group",
+    "read_names",
     "read_preprocessing",
     "record",
     "replacing",
@@ -211,5 +221,6 @@ __all__ = [
     "variants_of",
     "verify",
     "verify_export",
+    "without_labels",
     "write_page",
 ]

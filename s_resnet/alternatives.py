@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .batchnorm_check import Moments
 from .checkpoint import Checkpoint, load_checkpoint
 from .data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from .display import Displayed
 from .models.torchvision_resnets import variants_of
 from .trace import trace
 
@@ -30,8 +31,8 @@ SCALES = (
 )
 
 
-@dataclass(frozen=True)
-class Alternative:
+@dataclass(frozen=True, repr=False)
+class Alternative(Displayed):
     """Options of ``sresnet convert``, and the :attr:`Fit.score` that network and images have with them."""
 
     options: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -30,6 +31,34 @@ def whole_number(value: object, where: str, name: str, least: int = 1) -> int:
     return number
 
 
+def real_number(value: object) -> float:
+    """``value`` as a float, also of NumPy or a tensor; NaN for anything else."""
+    if isinstance(value, str | bytes | bool) or value is None:
+        return math.nan
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # no number, or several
+        return math.nan
+
+
+def probability(value: object, where: str, name: str) -> float:
+    """``value`` as a float; InvalidData unless it is above 0 and below 1."""
+    number = real_number(value)
+    if not 0 < number < 1:
+        raise InvalidData(f"{where}: got {name}={value!r}; expected 0 < P < 1. Pass one such as 0.8.")
+    return number
+
+
+def check_dense(images: object, where: str) -> None:
+    """Raise InvalidData for what is no tensor, or one that has no numbers side by side in memory."""
+    if not isinstance(images, Tensor):
+        remedy = "Pass torch.as_tensor(images)" if isinstance(images, np.ndarray) else "Pass images [B, C, H, W]"
+        raise InvalidData(f"{where}: got images of type {type(images).__name__}; expected a tensor. {remedy}.")
+    if images.is_meta or images.is_nested or images.layout != torch.strided:
+        kind = "on the meta device" if images.is_meta else "nested" if images.is_nested else f"{images.layout}"
+        raise InvalidData(f"{where}: got images {kind}; expected a dense tensor. Pass images [B, C, H, W].")
+
+
 def given_images(batch: Any) -> Any:
     """What stands for the images in a batch, as it comes; None where nothing does."""
     return _part(batch, IMAGES, 0)
@@ -45,6 +74,8 @@ def images_of(batch: Any, where: str) -> Tensor:
     if isinstance(images, np.ndarray) and images.dtype.kind in "fiu":
         floating = images.dtype.kind == "f"
         images = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32 if floating else None))
+    if isinstance(images, Tensor):
+        check_dense(images, where)
     if not isinstance(images, Tensor) or images.ndim not in (4, 5):
         got = f"images of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a batch of {_name(batch)}"
         raise InvalidData(

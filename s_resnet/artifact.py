@@ -18,7 +18,7 @@ from torch import Tensor
 from . import neuron, ops, validate
 from .errors import InvalidArtifact, InvalidData, SResNetError
 from .files import read, reason, replacing
-from .graph import Graph
+from .graph import Graph, check_spiking
 from .ops import Node, Op
 from .provenance import check_provenance
 from .shapes import image_of, shapes
@@ -45,6 +45,8 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     Metadata: format version, nodes, provenance, and a SHA-256 over those and every tensor.
     Raises SResNetError when the file cannot be written (disk full, no permission), or :func:`load` would refuse it.
     """
+    if not isinstance(graph, Graph):
+        check_spiking(graph, "save")
     check(graph.validate())
     tensors, nodes = _pack(graph)
     header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": dict(graph.provenance)}
@@ -75,6 +77,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
     Raises InvalidArtifact for a missing, truncated, edited or foreign file, and for one of a newer format.
     """
     path = Path(path)
+    if not os.path.exists(path):
+        raise InvalidArtifact(f"{path}: got no such file; expected a .snn file. Check the path.")
     text, tensors = _read(path)
     if text is None:
         raise InvalidArtifact(
@@ -86,9 +90,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _edited(path, "a header that is not ours") from error
     if not isinstance(version, int) or version > FORMAT:
-        raise InvalidArtifact(
-            f"{path}: got format version {version}; expected at most {FORMAT}. Upgrade: pip install --upgrade s-resnet."
-        )
+        raise InvalidArtifact(f"{path}: got format version {version}; expected at most {FORMAT}. Upgrade S-ResNet.")
     try:
         if header.get("digest") != _digest(header, tensors):
             raise _edited(path, "a digest that does not match the content")
@@ -121,6 +123,10 @@ def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
     """The JSON text in the metadata and the tensors, in memory of their own."""
     try:
         data = read(path, LARGEST)
+        if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[8:9] != b"{"):  # zip, and pickle
+            raise InvalidArtifact(
+                f"{path}: got a checkpoint of PyTorch; expected a .snn file. Convert it first: sresnet convert {path}."
+            )
         length = int.from_bytes(data[:8], "little")
         # The reader itself checks the header as a whole; of its metadata it tells nothing.
         tensors = safetensors.torch.load(data)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .apply_recipe import apply_recipe
 from .calibrate import Calibration
+from .display import Displayed
 from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .intervals import wilson
+from .progress import Progress
 from .recipes import RECIPES, Recipe
 
 # What each alphabet allows, the plainest first: a target that can send signed spikes can send binary ones.
@@ -27,8 +28,8 @@ WINDOWS = (4, 8, 16, 32, 64)  # tried in turn for a target drop
 BATCH = 32
 
 
-@dataclass(frozen=True)
-class Trial:
+@dataclass(frozen=True, repr=False)
+class Trial(Displayed):
     """A recipe at a T: its agreement with the ANN on the images kept apart, one standard error of it, its latency.
 
     disagreement_interval: the 95 % interval of the share that it answers otherwise than the ANN, of ``images``.
@@ -91,13 +92,13 @@ def choose_recipe(
     check_wishes(spikes, target_drop, timesteps)
     if calibration.samples is None:
         raise ConversionError(
-            "auto: got no calibration images to choose by; expected some. Pass --calibration DATA, or choose s-resnet."
+            "auto: got no calibration images to choose by; expected some. Pass calibration_batches, or choose s-resnet."
         )
     windows = (timesteps or 16,) if target_drop is None else WINDOWS
     trials: list[Trial] = []
     best: tuple[Trial, Graph] | None = None
     names = ALPHABETS[spikes]
-    with tqdm(total=len(names) * len(windows), desc="auto", leave=False, disable=None if progress else True) as bar:
+    with Progress[None](total=len(names) * len(windows), desc="auto", unit="recipe", shown=progress) as bar:
         for window in windows:
             tried: list[tuple[Trial, Graph]] = []
             for name in names:

@@ -36,7 +36,7 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
 
     Raises InvalidData when the graph has no BatchNorm.
     """
-    check_percentile(percentile)
+    percentile = check_percentile(percentile)
     if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):
         raise InvalidData(
             "calibrate: got a network without BatchNorm and no images; expected one of the two. Pass images."

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .display import Displayed
 from .errors import InvalidData
 from .graph import Graph
 from .ops import BatchNorm2d
@@ -25,22 +26,26 @@ FEW = 16  # images below which nothing can be told
 UNUSUAL = 9.0  # times the power of the median image: an image that a layer answers with so much is left out
 
 
-@dataclass(frozen=True)
-class LayerFit:
+@dataclass(frozen=True, repr=False)
+class LayerFit(Displayed):
     """How far the activations before a BatchNorm are from its running statistics, in the median of its channels.
 
     With the running mean and variance m and s^2, and mean and variance n and u^2 over images and pixels::
 
         spread = |log(u / s)|,   shift = |n - m| / s        (both variances with BatchNorm's eps)
+
+    distance: the mean over channels of min(spread^2, 1) + min(shift^2, 1), which tells more where two networks are
+    compared on the same images (:mod:`.rivals`).
     """
 
     name: str
     spread: float
     shift: float
+    distance: float = 0.0
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Displayed):
     """All of a network's :class:`LayerFit`, in execution order, over ``images`` images."""
 
     layers: tuple[LayerFit, ...]
@@ -93,13 +98,13 @@ class Moments:
                 self.found[name].append(torch.stack([variance, mean]).double())
             yield name, value
 
-    def fit(self) -> Fit:
-        """How well they agree with the running statistics."""
+    def fit(self, images: int | None = None) -> Fit:
+        """How well they, or the first ``images`` of them, agree with the running statistics."""
         layers = []
         for name, op in self.norms.items():
-            variance, mean = torch.cat(self.found[self.graph[name].inputs[0]], 1)
+            variance, mean = torch.cat(self.found[self.graph[name].inputs[0]], 1)[:, :images]
             layers.append(_layer_fit(name, variance, mean, op))
-        return Fit(tuple(layers), self.images)
+        return Fit(tuple(layers), self.images if images is None else images)
 
 
 def _layer_fit(name: str, variance: Tensor, mean: Tensor, op: BatchNorm2d) -> LayerFit:
@@ -110,8 +115,9 @@ def _layer_fit(name: str, variance: Tensor, mean: Tensor, op: BatchNorm2d) -> La
     variance, mean = variance[kept], mean[kept]
     center = mean.mean(0)
     whole = variance.mean(0) + ((mean - center) ** 2).mean(0) + op.eps
-    spread = (whole / usual).log().abs() / 2
-    return LayerFit(name, float(spread.median()), float(((center - op.mean).abs() / usual.sqrt()).median()))
+    spread, shift = (whole / usual).log().abs() / 2, (center - op.mean).abs() / usual.sqrt()
+    distance = (spread**2).clamp(max=1).mean() + (shift**2).clamp(max=1).mean()
+    return LayerFit(name, float(spread.median()), float(shift.median()), float(distance))
 
 
 def explain(fit: Fit) -> str:

@@ -12,28 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from .arguments import class_numbers, images_of
+from .arguments import class_numbers, images_of, real_number
+from .display import Displayed, Table, brief
 from .errors import ConversionError, InvalidData
 from .graph import Graph
 from .ops import ReLU
+from .progress import Progress
 from .spill import Spill, gather
 
 Batches = Iterable[Any]  # of images [B, C, H, W], alone or as (images, labels)
 HALF = 1 << 16
 
 
-@dataclass(frozen=True)
-class Samples:
+@dataclass(frozen=True, repr=False)
+class Samples(Displayed):
     """Calibration images kept apart from the statistics, for passes that search: ``[B, C, H, W]``, labels ``[B]``."""
 
     images: Tensor
     labels: Tensor | None
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Displayed):
     """The scale of every activation: ``scales[node]`` is lambda, positive and finite.
 
     ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the
@@ -54,6 +55,25 @@ class Calibration:
     fitting: Tensor | Spill | None = None
     marks: tuple[int, ...] = ()
 
+    def _lines(self) -> Iterator[str]:
+        yield self._head()
+        low, high = min(self.scales.values()), max(self.scales.values())
+        yield f"lambda {low:.4g} to {high:.4g} over {len(self.scales)} layers"
+        if self.silent:
+            yield f"never active: {brief(self.silent, 120)}"
+        yield "print(_.table()) shows every layer"
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield self._head()
+        rows = ((name, f"{scale:.6g}", "never active" * (name in self.silent)) for name, scale in self.scales.items())
+        yield Table(("layer", "lambda", ""), tuple(rows))
+
+    def _head(self) -> str:
+        where = f"{self.images:,} images" if self.source == "data" else f"{self.source} statistics"
+        known = self.summary()
+        apart = f", {known['held_out']:,} kept apart, {known['fitted']:,} to fit to" if self.source == "data" else ""
+        return f"Calibration from {where}{apart}; percentile {self.percentile:g}"
+
     def summary(self) -> dict[str, Any]:
         """What an artifact keeps of it."""
         return {
@@ -72,8 +92,8 @@ def fitting_images(calibration: Calibration, where: str) -> Tensor | Spill:
     """The images to fit to. Raises ConversionError where there are none."""
     if calibration.fitting is None or len(calibration.fitting) == 0:
         raise ConversionError(
-            f"{where}: got no calibration images; expected 256 to 1,024. Pass --calibration DATA, or choose the recipe "
-            "s-resnet, which can do without."
+            f"{where}: got no calibration images; expected 256 to 1,024. Pass calibration_batches, or choose the "
+            "recipe s-resnet, which can do without."
         )
     return calibration.fitting
 
@@ -114,7 +134,7 @@ def calibrate(
     Source: percentile normalization as in the released code of arXiv:1805.01352 (Hu, Tang, Pan): all scalars of a
     layer sorted, element floor(p n).
     """
-    check_percentile(percentile)
+    percentile = check_percentile(percentile)
     check_repeatable(batches)
     samples = _first_images(batches, held_out, graph.device)
     kept_apart = [] if samples is None else image_marks(samples.images)
@@ -166,9 +186,12 @@ def check_repeatable(batches: Batches) -> None:
         )
 
 
-def check_percentile(percentile: float) -> None:
-    if not 0 < percentile <= 100:
+def check_percentile(percentile: float) -> float:
+    """Itself as a float; InvalidData unless it is above 0 and at most 100."""
+    number = real_number(percentile)
+    if not 0 < number <= 100:
         raise InvalidData(f"calibrate: got percentile {percentile}; expected above 0 and at most 100. Use 99.9.")
+    return number
 
 
 # The 16 upper bits of infinities and NaNs, in the order of _key.
@@ -216,7 +239,7 @@ def _count(
     tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
     images, seen = 0, list[int]()
     waiting = Counter(kept_apart)
-    for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=None if progress else True):
+    for batch in Progress(batches, desc=label, unit="batch", shown=progress):
         x = _images(batch)
         marks = image_marks(x)
         seen += marks

@@ -25,6 +25,8 @@ from s_resnet.models.torchvision_resnets import TORCHVISION, base_of, build_torc
 from s_resnet.provenance import check_provenance
 from s_resnet.qcfs import QCFSModule
 
+from .display import Displayed
+
 Shape: TypeAlias = tuple[int, ...]
 
 KNOWN = ", ".join(TORCHVISION) + ", or cifar_resnet20, cifar_resnet56, ... (depth 6n + 2)"
@@ -42,8 +44,8 @@ DEEPEST = 100  # dicts in each other
 PYTHON = "use s_resnet.convert(model) from Python"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, repr=False)
+class Checkpoint(Displayed):
     """A trained network as read from a file, and where it came from."""
 
     model: nn.Module  # float32, eval mode, [B, 3, H, W] -> [B, num_classes]
@@ -93,10 +95,10 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
     where, again = str(path), "Train it again, or copy the file again"
     version, name = content["format"], content["arch"]
     if not isinstance(version, int) or version > FORMAT:
-        upgrade = "Upgrade: pip install --upgrade s-resnet"
+        upgrade = "Upgrade S-ResNet"
         raise invalid(where, "training checkpoint", f"format {version}", f"at most {FORMAT}", upgrade)
     if arch not in (None, name):
-        raise invalid(where, "architecture", repr(name), repr(arch), "Leave out --arch")
+        raise invalid(where, "architecture", repr(name), repr(arch), "Leave out arch")
     try:
         settings, state = content["settings"], _stored(dict(content["state_dict"]), path)
         steps, channels, size, classes = (settings[key] for key in ("timesteps", "channels", "size", "classes"))
@@ -148,14 +150,14 @@ def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str =
             return candidate, model
         differences.append((count, difference, candidate))
     if arch:
-        remedy = f"Leave out --arch to have the architecture read from the file, or {PYTHON}"
+        remedy = f"Leave out arch to have the architecture read from the file, or {PYTHON}"
         raise invalid(where, "names and shapes", differences[0][1], f"exactly those of {arch}", remedy)
     if differences:
         _, difference, nearest = min(differences)
         got, remedy = f"nearly those of {nearest}: {difference}", f"Build the network in Python and {PYTHON}"
         raise invalid(where, "names and shapes of no known architecture", got, f"exactly those of {nearest}", remedy)
     got = f"stages of {', '.join(map(str, blocks))} blocks" if blocks else f"{len(shapes)} tensors ({first(shapes)})"
-    remedy = f"Pass --arch NAME to see in what the file differs from that network, or {PYTHON}"
+    remedy = f"Pass arch=NAME to see in what the file differs from that network, or {PYTHON}"
     raise invalid(where, "names and shapes of no known architecture", got, f"those of {KNOWN}", remedy)
 
 
@@ -163,7 +165,7 @@ def _check_arch(arch: str, where: str) -> None:
     depth = re.fullmatch(r"cifar_resnet([1-9]\d{0,3})", arch)
     if base_of(arch) or (depth and int(depth[1]) >= 8 and int(depth[1]) % 6 == 2):
         return
-    raise invalid(where, "unknown architecture", repr(arch), KNOWN, "Pass one of these, or leave out --arch")
+    raise invalid(where, "unknown architecture", repr(arch), KNOWN, "Pass one of these, or leave out arch")
 
 
 # ---- the state dict

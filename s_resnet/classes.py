@@ -17,7 +17,7 @@ Data = TypeVar("Data", bound=LabeledData)
 
 LARGEST = 2**24  # bytes of a file of names
 NATURAL = "natural"
-_ADVICE = "Rename the folders, or give the names of the network's outputs in order, one per line (--classes FILE)"
+_ADVICE = "Rename the folders, or pass the names of the network's outputs in order"
 
 
 def natural_order(names: Sequence[str]) -> tuple[str, ...]:
@@ -52,11 +52,12 @@ def match_classes(data: Data, names: Sequence[str]) -> Data:
 
     Upper and lower case, and spaces, underscores and hyphens, count as the same. The data may have fewer classes. Where
     one side has no names but the numbers 0, 1, 2, ... of its own order, as an .npz has, they are matched by position.
+    Data without labels stay as they are.
 
     Raises InvalidData where the data have a class of another name, or more classes than the network.
     """
     names, where = tuple(names), f"data {data.spec!r}"
-    if data.classes == names:
+    if data.classes in (names, ()):
         return data
     if len(data.classes) > len(names):
         got = f"{len(data.classes)} classes for a network of {len(names)}"
@@ -93,7 +94,7 @@ def order_note(data: LabeledData) -> str:
     text, number = (", ".join((*names[max(0, place - 1) : place + 2], "...")) for names in (data.classes, natural))
     return (
         f"Classes are in the order of text ({text}), as in torchvision's ImageFolder. "
-        f"If the network was trained with {number}: --classes natural."
+        f"If the network was trained with {number}: match_classes(data, natural_order(data.classes))."
     )
 
 

@@ -11,30 +11,31 @@ from torch import Tensor, nn
 
 from .apply_recipe import apply_recipe
 from .arguments import given_images, images_of, whole_number
-from .auto import check_wishes, choose_recipe
+from .auto import choose_recipe
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Batches, Calibration, calibrate
 from .device import find_device
 from .errors import ConversionError, InvalidData, UnsupportedModel
 from .graph import Graph
+from .heldout import origin
 from .ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
-from .passes import compensate, dyadic_weights, quantize_weights
+from .passes import compensate
 from .qcfs import QCFSModule
-from .recipes import QUANTIZED, TRAINED, Recipe, Step, find
+from .recipes import QUANTIZED, TRAINED, Recipe
+from .request import Request
 from .source_check import check_source, untouched_note, warn
 from .trace import SIGNALS, checked, trace
 from .version import __version__
 
 HELD_OUT = 32  # at most, for the search of the compensation; calibrate keeps at least half for the statistics
 WATCHED = 256  # at most, held out for recipe "auto" to choose by
-WEIGHTS = ("float32", "dyadic", "int8")
 IMAGENET_SIZED = 128  # pixels; from here on the percentile's default is the paper's for ImageNet
 
 
 def convert(
     model: nn.Module | Graph,
     calibration_batches: Batches | None = None,
-    recipe: str | Recipe = "s-resnet",
+    recipe: str | Recipe | None = None,
     *,
     timesteps: int | None = None,
     percentile: float | None = None,
@@ -61,9 +62,11 @@ def convert(
             DataLoader, without random augmentation, all of which are used. For recipes with a compensation the first
             32 images (at most half) are kept for its search, the others give the percentiles. Labels are not looked
             at. None takes both from the BatchNorm statistics.
-        recipe: a name in :data:`s_resnet.RECIPES`, ``"auto"``, or a Recipe.
-        timesteps: the T to tune for; by default the recipe's (350, the paper's, for s-resnet).
-        percentile: of the activations, in percent; by default 99.9, and 99.99 from 128 pixels on.
+        recipe: a name in :data:`s_resnet.RECIPES`, ``"auto"``, or a Recipe. By default ``"calibrated"`` with
+            calibration batches, and without ``"s-resnet"``, the paper's, which can do without.
+        timesteps: the T to tune for; by default the recipe's (16 for calibrated, 350, the paper's, for s-resnet).
+        percentile: of the activations, in percent; by default 99.9, and 99.99 from 128 pixels on. Recipes
+            that are fitted to images find their thresholds by the error, and do not look at it.
         input_size: height and width, used without calibration batches; by default 224 for a network with a max-pool
             stem, else 32.
         reconstruct: also reconstruct weights and biases on the calibration images, block by block
@@ -85,47 +88,33 @@ def convert(
 
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352.
     """
-    if weights not in WEIGHTS:
-        raise InvalidData(f"convert: got weights {weights!r}; expected {', '.join(WEIGHTS)}. Choose one of them.")
-    if timesteps is not None:
-        timesteps = whole_number(timesteps, "convert", "timesteps")
-    fixed: Recipe | None = None
-    if recipe == "auto":
-        check_wishes(spikes, target_drop, timesteps)
-    elif spikes is not None or target_drop is not None:
-        raise InvalidData(
-            "convert: got spikes or target_drop with a recipe by name; expected them with recipe 'auto', which chooses "
-            "by them. Leave them out, or choose auto."
-        )
-    else:
-        fixed = _completed(find(recipe) if isinstance(recipe, str) else recipe, reconstruct, resume, weights)
+    request = Request(recipe, timesteps, percentile, weights, reconstruct, spikes, target_drop)
     where = find_device(device)
     if isinstance(model, QCFSModule):
         model = model.graph()
     model = model if isinstance(model, Graph) else checked(model)
     example = _example(model, calibration_batches, input_size)
     graph = (model if isinstance(model, Graph) else trace(model, example)).to(where)
-    wishes: dict[str, object] = {"percentile": percentile, "reconstruct": reconstruct}
     if graph.trained:
-        wishes |= {"recipe": recipe != "s-resnet", "weights": weights != "float32"}
-        wishes |= {"spikes": spikes, "target_drop": target_drop, "timesteps": timesteps}
+        wishes: dict[str, object] = {**vars(request), "weights": weights != "float32"}
         return _trained(graph, example, _given(wishes))
-    graph, said = _scores(graph, example, fixed)
+    graph, said = _scores(graph, example, request.named(calibration_batches is not None))
     if any(isinstance(node.op, QCFS) for node in graph.nodes):
-        refused = _given({"calibration": calibration_batches, **wishes})
-        chosen = "auto" if fixed is None else fixed
-        return _quantized(graph, example, chosen, timesteps, refused).with_provenance(**said)
+        refused = _given({"calibration": calibration_batches, "percentile": percentile, "reconstruct": reconstruct})
+        return _quantized(graph, example, request, refused).with_provenance(**said)
+    fixed = request.plan(calibration_batches is not None, resume)
     graph = _checked(graph, calibration_batches)
     calibration = _calibrated(graph, calibration_batches, percentile, example.shape[-1], fixed, progress)
     if fixed is not None:
-        snn = apply_recipe(graph, calibration, fixed, timesteps or fixed.timesteps, progress)
+        snn = apply_recipe(graph, calibration, fixed, request.timesteps or fixed.timesteps, progress)
     else:
         snn = choose_recipe(
-            *(graph, calibration, spikes or "binary", timesteps, target_drop),
-            complete=lambda chosen: _completed(chosen, reconstruct, None, weights),
+            *(graph, calibration, spikes or "binary", request.timesteps, target_drop),
+            complete=request.completed,
             progress=progress,
         )
-    return _documented(snn, calibration, example).with_provenance(**said)
+    known = origin(calibration_batches, graph.run(example.to(where)).shape[1])
+    return _documented(snn, calibration, example).with_provenance(**said, **known)
 
 
 def _scores(graph: Graph, example: Tensor, recipe: Recipe | None) -> tuple[Graph, dict[str, list[int]]]:
@@ -212,18 +201,18 @@ def _trained(graph: Graph, example: Tensor, asked: list[str]) -> Graph:
     return _documented(apply_recipe(graph, nothing, TRAINED, graph.trained_for), nothing, example)
 
 
-def _quantized(graph: Graph, example: Tensor, recipe: Recipe | str, timesteps: int | None, refused: list[str]) -> Graph:
+def _quantized(graph: Graph, example: Tensor, request: Request, refused: list[str]) -> Graph:
     """A network with the thresholds and levels that it was trained with."""
-    name = recipe if isinstance(recipe, str) else recipe.name
+    named = request.named(with_images=False)
+    name = "auto" if named is None else named.name
     if name not in ("s-resnet", "phased"):
         refused = [*refused, f"recipe {name}"]
-    if refused:
+    if refused or named is None:
         raise InvalidData(
             f"convert: got {', '.join(refused)} for a network trained with QCFS activations, which bring thresholds "
             "and levels; expected none, or recipe phased. Leave them out."
         )
-    assert isinstance(recipe, Recipe)
-    extra = recipe.steps[len(find(name).steps) :]  # of --weights
+    extra = request.completed(named).steps[len(named.steps) :]  # of --weights
     schedule = "phased" if name == "phased" else "streaming"
     chosen = QUANTIZED.set("relu_to_neuron", schedule=schedule)
     chosen = replace(chosen, name=f"qcfs-{schedule}", steps=(*chosen.steps, *extra))
@@ -233,18 +222,8 @@ def _quantized(graph: Graph, example: Tensor, recipe: Recipe | str, timesteps: i
         if not scale > 0:
             raise InvalidData(f"{node}: got threshold {scale}; expected a positive one. Train with a lower rate.")
     known = Calibration(scales, 100.0, 0, "training")
-    steps = timesteps or max(op.levels for op in ops.values())
+    steps = request.timesteps or max(op.levels for op in ops.values())
     return _documented(apply_recipe(graph, known, chosen, steps), known, example)
-
-
-def _completed(recipe: Recipe, reconstruct: bool, resume: str | os.PathLike[str] | None, weights: str) -> Recipe:
-    """The recipe with the steps that were asked for besides."""
-    if reconstruct:
-        recipe = recipe.reconstructed().set("reconstruct", resume=None if resume is None else os.fspath(resume))
-    rounding = {"dyadic": dyadic_weights, "int8": quantize_weights}
-    if weights in rounding:
-        recipe = replace(recipe, steps=(*recipe.steps, Step(rounding[weights])))
-    return recipe
 
 
 def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int | None) -> Tensor:
@@ -259,7 +238,9 @@ def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int 
         return _first_images(batches, convs[:1])
     if not convs:
         raise InvalidData(f"convert: got {type(model).__name__} without a convolution; expected a ResNet. Check it.")
-    size = input_size or (224 if pooled else 32)
+    size = 224 if pooled else 32
+    if input_size is not None:
+        size = whole_number(input_size, "convert", "input_size")
     return torch.zeros(2, convs[0], size, size)
 
 

@@ -4,11 +4,14 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +20,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .display import Displayed, Table
 from .errors import InvalidData
 from .files import opened
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,6 +32,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # What is opened, whatever a file's name says: of others (EPS) Pillow starts programs that run what is in the file.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 THIN = 64  # sides of an image to each other: one that is thinner unfolds to gigabytes where its short side is resized
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 FEW = 64  # samples that are decoded sooner than processes start for them
 
 # What Pillow raises on damaged JPEG, PNG, BMP, TIFF, WebP and PPM files, found by damaging them at random.
@@ -51,8 +57,8 @@ def reason(error: BaseException) -> str:
     return text.rstrip(".")
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+@dataclass(frozen=True, repr=False)
+class Preprocessing(Displayed):
     """How an image becomes the network's input: resize, center crop, scale to [0, 1], normalize.
 
     ``size`` is the side of the square crop, ``resize`` the shorter side before it, in pixels; ``mean`` and
@@ -128,8 +134,8 @@ def preprocessing_for(
     return Preprocessing(size, resize, tuple(mean), tuple(std), gray)
 
 
-@dataclass(frozen=True, eq=False)
-class LabeledData:
+@dataclass(frozen=True, eq=False, repr=False)
+class LabeledData(Displayed):
     """Labeled samples, decoded when asked for; picklable, so that worker processes can hold them.
 
     ``spec`` names the data with its absolute path, however it was written; ``split`` says which of its samples
@@ -158,7 +164,10 @@ class LabeledData:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, eq=False)
+Labeled = TypeVar("Labeled", bound=LabeledData)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageData(LabeledData):
     """Labeled images: in files below ``root``, or ``pixels`` [B, H, W, 3] or gray [B, H, W] in memory."""
 
@@ -192,6 +201,11 @@ def _not_thin(image: Image.Image) -> Image.Image:
     if max(image.size) > THIN * min(image.size):
         raise ValueError("{} x {} pixels, one side more than {} times the other".format(*image.size, THIN))
     return image
+
+
+def without_labels(data: Labeled) -> Labeled:
+    """The same data without classes: every label is -1, for none."""
+    return replace(data, classes=(), labels=(-1,) * len(data))
 
 
 def choose(data: LabeledData, limit: int | None, seed: int = 0, exclude: Collection[str] = ()) -> list[int]:
@@ -258,7 +272,27 @@ def forks() -> bool:
     return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
 
 
-class Loader:
+def started(loader: DataLoader[T]) -> Iterator[T]:
+    """The loader's batches, once its worker processes are there; signals to stop are held back until then.
+
+    What a signal raises while a process is forked is lost, since Python cannot pass it on from there.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are handled there
+        return iter(loader)
+    came: list[tuple[Callable[[int, FrameType | None], object], int, FrameType | None]] = []
+    usual = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
+    for number, handler in usual.items():
+        signal.signal(number, lambda *got, handler=handler: came.append((handler, *got)))
+    try:
+        return iter(loader)
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        for handler, number, frame in came[:1]:
+            handler(number, frame)
+
+
+class Loader(Displayed):
     """The samples at ``indices``, in order, as batches (samples [B, *], labels [B] int64).
 
     Iterate as often as you like. ``workers`` processes of one thread each decode ahead (None: 2, or 1 on one core, or 0
@@ -295,17 +329,34 @@ class Loader:
         self.unreadable: tuple[str, ...] = ()
         self.events = (0, 0)
         self.excluded = 0
+        self.indices, self.preprocessing = tuple(indices), preprocessing
         self._batches = _Batches(data, batches, preprocessing)
         self._workers = min(workers, len(batches))
 
     def __len__(self) -> int:
         return len(self._batches)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Which samples these are, as plain JSON values."""
+        known = {"data": self.data.spec, "split": self.data.split, "samples": self.images, "of": len(self.data)}
+        return {
+            **known,
+            "batches": len(self),
+            "left_out": {"made_with": self.excluded, "unreadable": list(self.unreadable)},
+        }
+
+    def _lines(self) -> Iterator[str]:
+        samples = f"{self.images:,} of the {len(self.data):,} samples of {self.data.spec} ({self.data.split})"
+        yield f"{type(self).__name__}: {samples} in {len(self)} batches"
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield from self._lines()
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.unreadable, self.events = (), (0, 0)
         own = torch.Generator()  # else DataLoader draws from the global one, and changes the caller's numbers
         batches = DataLoader(self._batches, batch_size=None, num_workers=self._workers, generator=own)
-        for images, labels, unreadable, (events, outside) in batches:
+        for images, labels, unreadable, (events, outside) in started(batches):
             self.unreadable += tuple(unreadable)
             self.events = (self.events[0] + events, self.events[1] + outside)
             if len(labels):

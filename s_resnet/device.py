@@ -24,7 +24,7 @@ def find_device(name: str | torch.device) -> torch.device:
     if name != "cpu" and int(name[5:] or 0) >= usable:
         raise BackendUnavailable(
             f"device: got {name!r} on a machine with {usable} usable CUDA devices; expected one that is there. "
-            "Use --device cpu or auto."
+            'Use device="cpu" or device="auto".'
         )
     return torch.device(name)
 

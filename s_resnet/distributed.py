@@ -57,7 +57,7 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
     if ":" in device:
         raise BackendUnavailable(
             f"process group: got {device!r} for every process; expected a GPU for each, which they choose themselves. "
-            "Use --device cuda."
+            'Use device="cuda".'
         )
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
@@ -81,7 +81,7 @@ def _take_gpu(local: int) -> None:
     if local >= there:
         raise BackendUnavailable(
             f"process group: got a process {local} for the GPUs of this machine, which has {there}; expected one GPU "
-            "for each. Lower --nproc-per-node, or use --device cpu."
+            'for each. Lower --nproc-per-node, or use device="cpu".'
         )
     torch.cuda.set_device(local)
 

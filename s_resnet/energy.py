@@ -37,13 +37,14 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .display import Displayed, Figures, Table, plain
 from .errors import InvalidData
-from .files import read, replacing
+from .files import read
 from .layer_operations import LayerOperations
 from .operations import Operations
 
@@ -53,8 +54,8 @@ PICO = 1e-12
 WEIGHT_BITS = PIXEL_BITS = 8  # of the quantized networks
 
 
-@dataclass(frozen=True)
-class Constants:
+@dataclass(frozen=True, repr=False)
+class Constants(Displayed):
     """Energies in pJ; the defaults are published estimates for 45 nm at 0.9 V, and for Loihi in 14 nm.
 
     add_float32, multiply_float32, add_int32, multiply_int8: one operation. cache_8kb, cache_32kb, cache_1mb, dram: an
@@ -118,8 +119,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InvalidData(f"{path}: cannot be read, got {reason}; expected a TOML file. Correct it.") from error
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, repr=False)
+class Cost(Displayed):
     """Joules per image: of synapses (accumulations and MACs), of neurons (updates, additions), of memory.
 
     scatter: besides, where sums are formed in memory; not part of the total.
@@ -146,8 +147,8 @@ class Cost:
         return self.total + self.scatter
 
 
-@dataclass(frozen=True)
-class Energy:
+@dataclass(frozen=True, repr=False)
+class Energy(Figures):
     """Estimated joules per image of a spiking network and of its rivals; the module says by which model.
 
     snn_float32, ann_float32: both in 32-bit floating point. snn_int8, ann_int8: 8-bit weights, the ANN with
@@ -176,37 +177,35 @@ class Energy:
             found[f"{name}_scattered"] = _ratio(snn.scattered, ann.scattered)
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The documented JSON object, schema 1; a ratio to nothing is null."""
-        ratios = {name: ratio if math.isfinite(ratio) else None for name, ratio in self.ratios.items()}
-        return {"schema": SCHEMA, "estimate": True, **asdict(self), "ratios": ratios}
+        return dict(plain({"schema": SCHEMA, "estimate": True, **asdict(self), "ratios": self.ratios}))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+    def _lines(self) -> Iterator[str]:
+        yield f"Energy per image, an estimate, T = {self.timesteps}, {self.constants.name}"
+        told = {"float32": (self.snn_float32, self.ann_float32), "8 bits": (self.snn_int8, self.ann_int8)}
+        for bits, (snn, rival) in told.items():
+            ann = "dense" if self.trained else "ANN"
+            yield f"{bits}: SNN {1e6 * snn.total:.4g} uJ, {ann} {1e6 * rival.total:.4g} uJ, with memory"
+        yield "print(_.table()) shows the parts, _.to_dict() holds all figures"
 
-    def table(self) -> str:
-        """The figures as a table for people."""
+    def _parts(self) -> Iterator[str | Table]:
         ann = "dense" if self.trained else "ANN"
-        rows = {
+        named = {
             "SNN, float32": self.snn_float32,
             f"{ann}, float32": self.ann_float32,
             "SNN, 8-bit weights": self.snn_int8,
             f"{ann}, 8-bit weights, {self.activation_bits}-bit activations": self.ann_int8,
             "SNN, Loihi-like": self.snn_loihi,
         }
-        width = max(map(len, rows))
-        lines = [
-            f"energy per image in uJ, estimate   T = {self.timesteps}   {self.constants.name}",
-            "",
-            " " * width + "".join(f"{title:>12}" for title in ("synapses", "neurons", "memory", "total", "scatter")),
-        ]
-        for name, cost in rows.items():
-            joules = (cost.synapses, cost.neurons, cost.memory, cost.total, cost.scatter)
-            lines.append(f"{name:<{width}}" + "".join(f"{1e6 * value:12.4g}" for value in joules))
+        rows = tuple(
+            (name, *(f"{1e6 * joules:.4g}" for joules in (c.synapses, c.neurons, c.memory, c.total, c.scatter)))
+            for name, c in named.items()
+        )
+        yield f"energy per image in uJ, estimate   T = {self.timesteps}   {self.constants.name}"
+        yield Table(("", "synapses", "neurons", "memory", "total", "scatter"), rows, width=10)
         ratios = (f"{name.replace('_', ' ')} {ratio:.3g}" for name, ratio in self.ratios.items())
-        return "\n".join([*lines, "", f"SNN / {ann}: " + "   ".join(ratios)])
+        yield f"SNN / {ann}: " + "   ".join(ratios)
 
 
 def _ratio(part: float, whole: float) -> float:

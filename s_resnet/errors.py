@@ -16,6 +16,9 @@ Every message has one form, so that a reader learns to read it once:
 It is one line of letters that can be printed: names in it come from files, and a terminal obeys what it is sent.
 """
 
+import sys
+import warnings
+
 
 def printable(text: str) -> str:
     """Text from elsewhere in one line of letters: what is none comes out as ?."""
@@ -62,3 +65,11 @@ class SResNetWarning(UserWarning):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*(printable(said) if isinstance(said, str) else said for said in arguments))
+
+
+def warn(message: str, category: type[Warning] = SResNetWarning) -> None:
+    """A warning at the line outside of this package that it is about."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

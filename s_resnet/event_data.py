@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .classes import by_number
 from .data import BROKEN, LabeledData, Loader, invalid, is_count, reason
+from .display import Displayed
 from .errors import BackendUnavailable, InvalidData
 from .files import opened
 
@@ -25,8 +26,8 @@ _HEADER = 2**20  # bytes of a header that are looked at
 _NEEDS = {"cifar10dvs": ("tonic", "aedat"), "dvsgesture": ("tonic",)}
 
 
-@dataclass(frozen=True, eq=False)
-class Events:
+@dataclass(frozen=True, eq=False, repr=False)
+class Events(Displayed):
     """One recording: ``t`` in microseconds from the first event on, ``x``, ``y`` and polarity ``p`` 0 or 1, int64 [N].
 
     ``sensor`` is height and width in pixels.
@@ -39,8 +40,8 @@ class Events:
     sensor: Size
 
 
-@dataclass(frozen=True)
-class Binning:
+@dataclass(frozen=True, repr=False)
+class Binning(Displayed):
     """How a recording becomes frames: T = ``bins`` of ``microseconds`` from its first event on, as in `bin_events`.
 
     ``size`` is height and width of the frames. ``Binning(**json.loads(text))`` works.
@@ -122,7 +123,7 @@ def _check_events(t: Tensor, x: Tensor, y: Tensor, p: Tensor, sensor: Size) -> N
             raise invalid("bin_events", name, got, f"0 to {limit - 1}", "Check the sensor's size and the columns")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EventData(LabeledData):
     """Labeled event recordings, in files below ``root``; ``source`` is tonic's data set, in the order of ``names``."""
 
@@ -240,7 +241,7 @@ def open_events(kind: str, root: Path, split: str, download: bool) -> EventData:
         got = f"one that tonic cannot open ({type(error).__name__}: {reason(error)})"
         advice = f"Keep no other files in {root}, and unpack the archives again"
         if download:
-            advice = "Check the connection, or put the archives there and pass --download again"
+            advice = "Check the connection, or put the archives there and pass download=True again"
         raise invalid(where, "data set", got, "the files of tonic and no others", advice) from error
 
 
@@ -251,7 +252,7 @@ def _tonic(kind: str, where: str) -> Any:
         from tonic import datasets
     except ImportError as error:
         raise BackendUnavailable(
-            f"{where}: package, got no {error.name}; expected it installed. Run: pip install 's-resnet[events]'."
+            f"{where}: package, got no {error.name}; expected it installed. Run: pip install tonic aedat."
         ) from error
     return datasets
 
@@ -304,7 +305,7 @@ def _others(folder: Path) -> str:
 
 
 def _advice(archive: Path) -> str:
-    return f"{f'Unpack {archive.name}' if archive.exists() else 'Check the directory'}, or pass --download"
+    return f"{f'Unpack {archive.name}' if archive.exists() else 'Check the directory'}, or pass download=True"
 
 
 def _data(spec: str, train: bool, classes: tuple[str, ...], root: Path, dataset: Any) -> EventData:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
+from .display import Displayed, Figures, Table, percent, plain
 from .errors import InvalidData
-from .files import replacing
 
 SCHEMA = 1
 COLUMNS = ("T", "top-1", "drop", "95% interval", "top-5", "agreement", "spikes/neuron", "end-to-end steps")
 MANY_CLASSES = 20  # from which on a top-5 accuracy says something
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, repr=False)
+class Row(Displayed):
     """The network at one T: accuracies and agreement with its source as shares, spikes per neuron and image up to T.
 
     top5: None below 20 classes. drop: the ANN's top-1 minus the network's, positive where the network is worse, with
@@ -36,8 +34,8 @@ class Row:
     fitted: bool | None = None
 
 
-@dataclass(frozen=True)
-class Exit:
+@dataclass(frozen=True, repr=False)
+class Exit(Displayed):
     """The network where each image stops once its answer is confident, after ``timesteps`` steps at most.
 
     ``spikes_per_neuron`` counts up to where each image stopped; ``mean_timesteps`` is the mean of where. The other
@@ -56,8 +54,8 @@ class Exit:
     drop_interval: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Figures):
     """The figures of one evaluation, over the images of all processes where there are several.
 
     ann: the source network's ``top1`` and ``top5`` (None below 20 classes) on the same images; None of a directly
@@ -117,23 +115,30 @@ class Report:
         for row in rows:
             yield from (("top1", row.top1), ("top5", row.top5), ("agreement", row.agreement))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The documented JSON object, schema 1."""
         stored = {"schema": SCHEMA, **asdict(self), "snn": [asdict(row) for row in self.snn]}
         for row in (*stored["snn"], *([stored["exit"]] if self.exit else [])):
             for name in ("drop", "drop_interval", "fitted"):
                 if name in row and row[name] is None:
                     del row[name]
-        plain = {field.name: field.default for field in fields(self) if field.default is not MISSING}
-        return {name: value for name, value in stored.items() if name not in plain or value != plain[name]}
+        usual = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return {name: plain(value) for name, value in stored.items() if name not in usual or value != usual[name]}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+    def _lines(self) -> Iterator[str]:
+        last = self.snn[-1] if self.snn else None
+        yield f"Report on {self.network or 'a network'}, recipe {self.recipe}, {self.images:,} images"
+        yield f"data: {described(self.data, self.images)}"
+        told = [] if self.ann is None else [f"ANN top-1 {_percent(self.ann['top1'])}"]
+        for name, row in ((f"T = {last.timesteps}" if last else "", last), ("until confident", self.exit)):
+            if row is not None:
+                told.append(f"{name}: top-1 {_percent(row.top1)}, {_dropped(row)}agreement {_percent(row.agreement)}")
+        yield "   ".join(told)
+        yield from (f"Note: {note}" for note in self.notes[:1])
+        yield "print(_.table()) shows every T, _.to_dict() holds all figures"
 
-    def table(self) -> str:
-        """A plain-text table: a row for the ANN, one for each T, and one for the exit."""
+    def _parts(self) -> Iterator[str | Table]:
+        """A row for the ANN, one for each T, and one for the exit."""
         rows: tuple[Row | Exit, ...] = (*self.snn, *([self.exit] if self.exit else []))
         wanted = {
             "drop": any(row.drop is not None for row in rows),
@@ -141,20 +146,18 @@ class Report:
             "top-5": any(row.top5 is not None for row in rows),
             "end-to-end steps": any(row.end_to_end_steps != row.timesteps for row in self.snn),
         }
-        titles = [name for name in COLUMNS if wanted.get(name, True)]
-        cells = [dict(zip(titles, titles, strict=True)), *map(_cells, rows)]
+        titles = tuple(name for name in COLUMNS if wanted.get(name, True)) + (("",) if self.exit else ())
+        cells = [_cells(row) for row in rows]
         if self.ann is not None:
-            cells.insert(1, {"T": "ANN", "top-1": _percent(self.ann["top1"]), "top-5": _percent(self.ann["top5"])})
-        widths = {name: max(len(line.get(name, "")) for line in cells) for name in titles}
-        lines = ["   ".join(line.get(name, "").rjust(widths[name]) for name in titles).rstrip() for line in cells]
-        if self.ann is None:
-            lines.insert(1, f"trained for T = {self.trained_for}")
+            cells.insert(0, {"T": "ANN", "top-1": _percent(self.ann["top1"]), "top-5": _percent(self.ann["top5"])})
         if out := self.exit:
-            lines[-1] += (
-                f"   mean T; each image until it is {out.confidence:g} sure, at most T = {out.timesteps}; "
+            cells[-1][""] = (
+                f"mean T; each image until it is {out.confidence:g} sure, at most T = {out.timesteps}; "
                 f"{out.images_per_second:.2f} images/s"
             )
-        return "\n".join((*self._head(), "", *lines, *self._foot()))
+        yield "\n".join(self._head())
+        yield Table(titles, tuple(tuple(line.get(name, "") for name in titles) for line in cells), texts=0, gap=3)
+        yield "\n".join(self._foot())
 
     def _head(self) -> Iterator[str]:
         """What was measured, and what has to be known of it."""
@@ -163,6 +166,8 @@ class Report:
             f"{self.network or 'network'}   recipe {self.recipe}   {self.images} images   {self.device}, kernel "
             f"{self.kernel}{fast}"
         )
+        if self.ann is None:
+            yield f"trained for T = {self.trained_for}"
         yield f"data: {described(self.data, self.images)}"
         if self.alphabet != "binary":
             yield f"spikes: {self.alphabet}"
@@ -172,8 +177,7 @@ class Report:
 
     def _foot(self) -> Iterator[str]:
         if any(row.fitted is False for row in self.snn):
-            yield f"* not fitted to this T but to T = {self.fitted_for}: convert --timesteps fits to another"
-        yield ""
+            yield f"* not fitted to this T but to T = {self.fitted_for}: convert for another with timesteps=T"
         yield (
             f"{self.images_per_second:.2f} images/s   {self.seconds_per_step_per_image * 1e3:.4g} ms per step and image"
             f"   peak memory {self.peak_memory_bytes / 2**20:.0f} MiB"
@@ -210,5 +214,9 @@ def _cells(row: Row | Exit) -> dict[str, str]:
     return cells
 
 
+def _dropped(row: Row | Exit) -> str:
+    return "" if row.drop is None else f"drop {100 * row.drop:+.2f} points, "
+
+
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f}%"
+    return percent(share, 2)

@@ -6,8 +6,11 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -17,6 +20,8 @@ from pathlib import Path
 import safetensors
 
 from .errors import SResNetError
+
+DAY = 86_400  # seconds
 
 
 @contextmanager
@@ -28,9 +33,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     permission); an old file then survives.
     """
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    temporary = path.parent / f".{path.name}.{_own()}.tmp"
     try:
-        sweep(path)
+        sweep(path.parent, f".{path.name}.")
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
@@ -38,14 +43,36 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        cause = _cause(error)
+        if cause is None:
+            raise
         raise SResNetError(
-            f"{path}: cannot be written, got {reason(error)}; expected a writable folder with room. "
+            f"{path}: cannot be written, got {reason(cause)}; expected a writable folder with room. "
             "Free some space or choose another place."
         ) from error
     finally:
         with suppress(OSError):  # the reason is already on its way
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(place: Path) -> Iterator[Path]:
+    """A folder for a while in ``place``, this process's alone; what killed processes have left there is removed."""
+    sweep(place, ".scratch.")
+    folder = place / f".scratch.{_own()}.tmp"
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what stays is swept by the next
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """The system's error that a writer in another language, as torch's, has turned into one of its own."""
+    if not isinstance(error, RuntimeError):
+        return error
+    return next((one for one in (error.__cause__, error.__context__) if isinstance(one, OSError)), None)
 
 
 def read(path: Path, most: int) -> bytes:
@@ -70,14 +97,27 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would have it wait for a writer
 
 
-def sweep(path: Path) -> None:
-    """Remove what writers of this machine that no longer run have left beside ``path``."""
-    prefix = f".{path.name}.{_machine()}-"
-    for name in os.listdir(path.parent) if path.parent.is_dir() else ():
-        if name.startswith(prefix) and name.endswith(".tmp"):
-            number = name.removeprefix(prefix).partition("-")[0]
-            if number.isdecimal() and not _running(int(number)):
-                (path.parent / name).unlink(missing_ok=True)
+def sweep(folder: Path, start: str) -> None:
+    """Remove what writers that no longer run have left in ``folder`` under names with that start.
+
+    Of another machine's, or a container's, nobody can tell: they are gone once nothing was written for a day.
+    """
+    known = re.compile(re.escape(start) + r"([0-9a-f]{8})-(\d+)-[0-9a-f]+\.tmp")
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        if (found := known.fullmatch(name)) is None:
+            continue
+        left = folder / name
+        with suppress(OSError):  # another may be sweeping as well, or may be the only one who is allowed to
+            over = not _running(int(found[2])) if found[1] == _machine() else time.time() - left.lstat().st_mtime > DAY
+            if over and left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            elif over:
+                left.unlink()
+
+
+def _own() -> str:
+    """A part of a name that is this writer's alone."""
+    return f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def reason(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
 from typing import Any, overload
@@ -11,26 +11,27 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import engine, features, validate
-from .arguments import whole_number
+from . import engine, features, network_table, validate
+from .arguments import check_dense, whole_number
+from .display import Displayed, Entries, Table
 from .errors import ConversionError, InvalidData
-from .inputs import check_images, finite_answers, marked, presented
+from .inputs import check_images, check_size, finite_answers, marked, presented
 from .neuron import STATEFUL, Memory, Neuron
 from .ops import Input, Node, Op
 from .provenance import check_provenance
 from .shapes import check_state
 
 
-@dataclass(frozen=True)
-class State:
+@dataclass(frozen=True, repr=False)
+class State(Displayed):
     """Everything a network remembers after ``step`` steps: the memory of each stateful node, by name."""
 
     step: int
     memory: Mapping[str, Memory]
 
 
-@dataclass(frozen=True)
-class Chunk:
+@dataclass(frozen=True, repr=False)
+class Chunk(Displayed):
     """What a chunk of ``S`` steps gave: answers ``[S, B, N]``, spikes per neuron node ``[S, B]``, the state after."""
 
     outputs: Tensor
@@ -38,8 +39,8 @@ class Chunk:
     state: State
 
 
-@dataclass(frozen=True, eq=False)
-class Graph:
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph(Displayed):
     """A network: nodes in execution order, the first the input, the last the output.
 
     ``provenance`` says where it came from (recipe, calibration, preprocessing, classes); it is plain JSON data.
@@ -47,6 +48,16 @@ class Graph:
 
     nodes: tuple[Node, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.provenance, Entries):
+            object.__setattr__(self, "provenance", Entries(self.provenance))
+
+    def _lines(self) -> Iterable[str]:
+        return network_table.lines(self)
+
+    def _parts(self) -> Iterable[str | Table]:
+        return network_table.parts(self)
 
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
@@ -265,6 +276,7 @@ class Graph:
         A value is freed after its last reader.
         """
         check_images(self.nodes, images, "run")
+        check_size(self.provenance, images.shape[-2:], "run")
         if images.ndim == 5:
             images = images[0] if self.trained else images.mean(0)
         yield from engine.activations(self.nodes, images)
@@ -340,15 +352,23 @@ def count_images(images: Tensor) -> int:
     return images.shape[1] if images.ndim == 5 else len(images)
 
 
+def check_spiking(snn: object, where: str) -> None:
+    """Raise InvalidData for what is no network with neurons: a module, say, that is not converted yet."""
+    if not isinstance(snn, Graph) or not snn.neurons:
+        got = "a network without neurons" if isinstance(snn, Graph) else f"a {type(snn).__name__}"
+        raise InvalidData(f"{where}: got {got}; expected a converted one. Call convert first.")
+
+
 def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
-    if not graph.neurons:
-        raise InvalidData("simulate: got a network without neurons; expected a converted one. Call convert first.")
+    check_spiking(graph, "simulate")
+    check_dense(images, "simulate")
     if images.ndim not in (4, 5) or images.numel() == 0:
         raise InvalidData(
             f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
             "with B >= 1. Check them."
         )
     found = check_images(graph.nodes, images, "simulate")
+    check_size(graph.provenance, images.shape[-2:], "simulate")
     total = timesteps + (0 if state is None else state.step)
     if images.ndim == 5 and total > len(images):
         raise InvalidData(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .arguments import whole_number
 from .engine import freed
 from .errors import InvalidData
-from .graph import Graph
+from .graph import Graph, check_spiking
 from .kernels.surrogate import fire
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import SYNAPSES, Affine, BatchNorm2d, Conv2d, Linear, Node, Op, Scale, compensated, whole
@@ -51,8 +51,7 @@ class GraphModule(nn.Module):
     ) -> None:
         super().__init__()
         timesteps = whole_number(timesteps, "fine-tuning", "timesteps")
-        if not graph.neurons:
-            raise InvalidData("fine-tuning: got a network without neurons; expected a spiking one. Convert it first.")
+        check_spiking(graph, "fine-tuning")
         self.source, self.timesteps = graph, timesteps
         self.network = nn.Module()  # one part of it per node
         self.gradient = {"surrogate": surrogate, "width": width, "detach_reset": detach_reset}

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .data import ImageData, LabeledData
+from .data import ImageData, LabeledData, Loader, Preprocessing
+from .display import plain
+from .errors import InvalidData
+from .event_data import Binning
 from .files import opened
+from .open_data import stored_preprocessing
 
 LARGEST = 2**32  # bytes of a file that are gone through: no image or recording has as many
 
@@ -25,6 +30,28 @@ def seen(data: LabeledData, marks: Collection[str]) -> set[str]:
     sizes = {mark.partition("-")[0] for mark in marks}  # hashing a data set takes minutes, asking for sizes not
     alike = [index for index in range(len(data)) if str(_stored_size(data, index)) in sizes]
     return {data.names[i] for i, mark in zip(alike, fingerprints(data, alike), strict=True) if mark in marks}
+
+
+def origin(batches: Any, classes: int) -> dict[str, Any]:
+    """What a network's provenance says of the batches that it was converted with, for a network of so many classes.
+
+    Of a :class:`s_resnet.ImageLoader` or EventLoader which images they are, how they were prepared and the names of
+    their classes. Of a DataLoader whose data set is transformed as torchvision's weights say, how they were prepared.
+    """
+    if isinstance(batches, Loader):
+        data = batches.data
+        images = {"images": len(batches.indices), "fingerprints": fingerprints(data, batches.indices)}
+        known: dict[str, Any] = {"data": {"spec": data.spec, "split": data.split, **images}}
+        if isinstance(batches.preprocessing, Preprocessing | Binning):
+            known["preprocessing"] = plain(stored_preprocessing(batches.preprocessing))
+        return known | ({"classes": list(data.classes)} if len(data.classes) == classes else {})
+    transform: Any = getattr(getattr(batches, "dataset", None), "transform", None)
+    try:  # torchvision.transforms._presets.ImageClassification, without importing torchvision
+        size, resize = transform.crop_size[0], transform.resize_size[0]
+        settings = Preprocessing(size, resize, tuple(transform.mean), tuple(transform.std))
+    except (AttributeError, LookupError, TypeError, InvalidData):
+        return {}
+    return {"preprocessing": plain(stored_preprocessing(settings))}
 
 
 def _stored_size(data: LabeledData, index: int) -> int:

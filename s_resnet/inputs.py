@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .arguments import check_finite
+from .arguments import check_dense, check_finite
 from .errors import InvalidData
 from .ops import Conv2d, Node
 from .shapes import Shape, shapes
@@ -19,6 +20,7 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
     InvalidData where the network cannot take them or, off a GPU, where they are not finite: a GPU would have to be
     waited for. Of such images its answers are no numbers, which :func:`marked` sees to.
     """
+    check_dense(images, where)
     for node in nodes[1:]:
         op = node.op
         if isinstance(op, Conv2d) and nodes[0].name in node.inputs:
@@ -38,6 +40,17 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
     if not images.is_cuda:
         check_finite(images, where)
     return found
+
+
+def check_size(provenance: Mapping[str, Any], size: Sequence[int], where: str) -> None:
+    """InvalidData where a network is its source for images of one size only, and these have another."""
+    fixed = provenance.get("fixed_size")
+    if fixed is not None and list(size) != list(fixed):
+        got, own = (" x ".join(map(str, pair)) for pair in (size, fixed))
+        raise InvalidData(
+            f"{where}: got images of {got} for a network of images of {own}, as its source has sizes of its own that "
+            f"were taken at {own}; expected that size. Resize the images, or convert the source with some of {got}."
+        )
 
 
 def marked(outputs: Tensor, images: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .display import Displayed
 from .fan_out import Shape, fan_out, synapses
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import AdaptiveAvgPool2d, Add, AvgPool2d, Conv2d, Flatten, Input, Linear, MaxPool2d, Node, Pad, Scale, Slice
@@ -44,8 +45,8 @@ from .wiring import Watch, Wiring
 _POOLS = (AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, SpikingMaxPool2d)
 
 
-@dataclass(frozen=True)
-class Traffic:
+@dataclass(frozen=True, repr=False)
+class Traffic(Displayed):
     """What is moved per image: words of weights, values (graded ones, stored currents) and state; bits of spikes.
 
     sum_reads, sum_writes: words of sums, where they are formed in memory.
@@ -62,8 +63,8 @@ class Traffic:
     spike_bits_read: float = 0.0
 
 
-@dataclass(frozen=True)
-class SourceOperations:
+@dataclass(frozen=True, repr=False)
+class SourceOperations(Displayed):
     """What the source network computes here per image.
 
     Each MAC reads a weight and a value. additions: biases, residual sums, windows of pools, and a comparison for each
@@ -78,8 +79,8 @@ class SourceOperations:
     from_image: bool = False
 
 
-@dataclass(frozen=True)
-class LayerOperations:
+@dataclass(frozen=True, repr=False)
+class LayerOperations(Displayed):
     """What one node computes per image, as the module says; ``spikes`` are those it emits.
 
     inputs, outputs: values that it reads and gives; state: words that its neurons keep; parameters: weights and biases.

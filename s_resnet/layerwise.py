@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .engine import arithmetic
 from .graph import Graph
@@ -15,6 +14,7 @@ from .kept import Kept, Shown, Values
 from .lockstep import Both, arriving, passed, respond, steps_of
 from .neuron import Neuron
 from .ops import Conv2d, Input, Linear, Node, Op
+from .progress import Progress
 from .spill import Spill
 
 # Values of the largest layer, over all steps and images, up to which all images are kept in memory; of a part of more.
@@ -60,7 +60,7 @@ def fit_layers(
     """
     with torch.no_grad(), arithmetic(images[:1], tf32=False):
         values = _Values(graph, images, timesteps, refit is not None)
-        bar = tqdm(graph.nodes, desc=progress, unit="node", leave=False, disable=None if progress else True)
+        bar = Progress(graph.nodes, desc=progress, unit="node", shown=bool(progress))
         for index, node in enumerate(bar):
             if refit is not None and _fires(graph, node):
                 node = replace(node, op=refit(node, values.synapse(node)))

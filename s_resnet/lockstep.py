@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .engine import arithmetic, together
 from .engine.run import DENSE
@@ -21,6 +20,7 @@ from .graph import Graph, count_images
 from .kernels import events
 from .neuron import Neuron, Readout, SpikingMaxPool2d
 from .ops import SYNAPSES, Conv2d, Input, Node, Op, compensated, whole
+from .progress import Progress
 
 # Values of the largest layer, over all steps and images, that are in memory at a time.
 ROOM = 2**26
@@ -133,7 +133,7 @@ def walk(
     values = dict(values)
     last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
     done: dict[str, Node] = {}
-    bar = tqdm(nodes, desc=progress, unit="node", leave=False, disable=None if progress else True)
+    bar = Progress(nodes, desc=progress, unit="node", shown=bool(progress))
     for index, node in enumerate(bar):
         if not isinstance(node.op, Input):
             inputs = [values[name] for name in node.inputs]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,12 +111,3 @@ def right(answers: Mapping[str, Tensor], labels: Tensor) -> dict[str, int]:
             f"0 ... {classes - 1}. Choose the data that the network was trained on."
         )
     return {name: int((logits.argmax(1) == labels).sum()) for name, logits in answers.items()}
-
-
-def finite(value: Any) -> Any:
-    """``value`` as JSON knows it, null for infinite figures."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: finite(part) for name, part in value.items()}
-    return [finite(part) for part in value] if isinstance(value, list | tuple) else value

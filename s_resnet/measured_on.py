@@ -50,9 +50,7 @@ def training_notes(loader: object) -> list[str]:
     if not isinstance(loader, Loader):
         return []
     if loader.data.split == "train" or Path(loader.data.spec).name.lower() in TRAINING:
-        return [
-            "these are training images, on which accuracies are higher than on others. Name held-out ones (--data)."
-        ]
+        return ["these are training images, on which accuracies are higher than on others. Evaluate on held-out ones."]
     if loader.excluded and loader.data.split == "all":
         return ["these lie beside the calibration images: if the ANN was trained on them, accuracies are too high."]
     return []

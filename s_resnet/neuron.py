@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
+from .display import Displayed
 from .errors import InvalidData
 from .kernels import differential, events, per_channel
 from .kernels.events import Currents
@@ -26,8 +27,8 @@ Memory = tuple[Tensor, ...]
 Pair = tuple[int, int]
 
 
-@dataclass(frozen=True, eq=False)
-class Neuron:
+@dataclass(frozen=True, eq=False, repr=False)
+class Neuron(Displayed):
     """An integrate-and-fire neuron layer; it emits ``threshold * spike`` (so plain spikes once the threshold is 1).
 
     The membrane starts at ``initial_potential * threshold`` and follows the equation in
@@ -286,8 +287,8 @@ def _delayed(schedule: str, v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]
     return v, current
 
 
-@dataclass(frozen=True, eq=False)
-class SpikingMaxPool2d:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpikingMaxPool2d(Displayed):
     """The paper's max-pool gate for spikes: an output keeps up with the largest spike count in its window.
 
     With ``C_in`` the spike counts of the inputs and ``C_out`` those of the outputs, per step::
@@ -324,8 +325,8 @@ class SpikingMaxPool2d:
         return torch.stack(pooled), (count_in, count_out)
 
 
-@dataclass(frozen=True, eq=False)
-class Readout:
+@dataclass(frozen=True, eq=False, repr=False)
+class Readout(Displayed):
     """The answer after t steps, in the units of the source network's logits; ``I`` is the classifier's current.
 
     mode ``"current"``: ``scale * sum(w[j] I[j]) / sum(w[j]) + correction`` over ``j = 1 ... t``: the mean classifier

@@ -30,7 +30,9 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData | Even
     """Open what ``spec`` names, for ``split`` "calibration" (training images) or "evaluation" (held out).
 
     ``spec`` is one of the following; the first two have no splits and give every image for either. A directory of class
-    folders. An ``.npz`` with ``x`` uint8 [B, H, W, 3], or gray [B, H, W], and ``y`` integer [B]. A directory with
+    folders. An ``.npz`` with ``x`` uint8 [B, H, W, 3], or gray [B, H, W], and ``y`` integer [B]. Calibration needs no
+    labels: there the directory may hold the images themselves, or the ``.npz`` no ``y``; classes are then empty and all
+    labels -1. A directory with
     ``train/`` and one of ``test/``, ``val/``, ``validation/`` that hold class folders. ``cifar10:DIR``,
     ``cifar100:DIR``, ``mnist:DIR``, ``imagenet:DIR`` as torchvision stores them; ``download`` fetches the first three
     where absent, and means nothing elsewhere. ``digits``: scikit-learn's 1797 images of 8 x 8; write ``./digits`` for
@@ -55,7 +57,7 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData | Even
     if spec and path.is_dir():
         return _open_directory(path, split)
     if path.is_file() and path.suffix.lower() == ".npz":
-        return _open_npz(path)
+        return _open_npz(path, split)
     foreign = colon and len(prefix) > 1 and os.sep not in prefix  # a single letter is a drive
     got = f"unknown prefix {prefix!r}" if foreign else "a file" if spec and path.exists() else "nothing there"
     raise invalid(where, "path", got, _FORMS, "Check the path")
@@ -81,9 +83,26 @@ def _open_directory(path: Path, split: str) -> ImageData:
             got = f"class folders in {nested[0]}/ only"
             expected = "train/ and one of test/, val/, validation/"
             raise invalid(where, "splits", got, expected, f"Add the other, or name '{path / nested[0]}'")
-        return _open_folders(path, None)
+        return _open_folders(path, None) if folders else _open_flat(path, split)
     except OSError as error:
         raise invalid(where, "path", reason(error), "a readable directory", "Check its rights") from error
+
+
+def _open_flat(folder: Path, split: str) -> ImageData:
+    """The images that lie in a folder themselves: without labels, so for calibration alone."""
+    where = f"data '{folder}'"
+    files = [item for item in os.scandir(folder) if item.is_file() and not item.name.startswith(".")]
+    images = sorted(item.path for item in files if item.name.lower().endswith(_EXTENSIONS))
+    if not images:
+        expected = "one for each class, or images to calibrate on"
+        raise invalid(where, "class folders", "none", expected, "Sort the images into folders")
+    if split == "evaluation":
+        advice = "Sort them into folders; without labels they can be calibrated on, not evaluated"
+        raise invalid(where, "class folders", f"{len(images)} images and no folder", "one for each class", advice)
+    kinds = (os.path.splitext(item.name)[1].lower() for item in files if item.path not in images)
+    skipped = tuple(f"{count} {kind or 'without a suffix'}" for kind, count in sorted(Counter(kinds).items()))
+    samples = [(path, -1) for path in images]
+    return replace(_from_files(str(folder), "all", (), str(folder), samples), skipped=skipped)
 
 
 def _class_names(path: Path) -> list[str]:
@@ -186,7 +205,7 @@ def held_out_beside(spec: str) -> str | None:
 def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> ImageData:
     from torchvision import datasets
 
-    spec, train, advice = f"{kind}:{root}", split == "calibration", "Check the directory, or pass --download"
+    spec, train, advice = f"{kind}:{root}", split == "calibration", "Check the directory, or pass download=True"
     if kind == "imagenet":
         advice = "Put the archives from image-net.org there, or name a directory of class folders"
         if download:
@@ -218,7 +237,7 @@ def _open_digits(split: str) -> ImageData:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        advice = "Run: pip install 's-resnet[demo]'"
+        advice = "Run: pip install scikit-learn"
         raise invalid("data 'digits'", "scikit-learn", "no such package", "it installed", advice) from error
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
@@ -230,7 +249,7 @@ def _open_digits(split: str) -> ImageData:
     return ImageData("digits", part, every.classes, names, tuple(labels[i] for i in kept), pixels=pixels[kept])
 
 
-def _open_npz(path: Path) -> ImageData:
+def _open_npz(path: Path, split: str) -> ImageData:
     where, advice = f"data '{path}'", "Save it with numpy.savez(path, x=images, y=labels)"
     try:
         if not zipfile.is_zipfile(path):  # else NumPy would take it for one bare array, or a pickle
@@ -241,6 +260,8 @@ def _open_npz(path: Path) -> ImageData:
             x, y = (file[name] if name in found else None for name in "xy")
     except Exception as error:  # a damaged archive can make the readers fail in any way, a tokenizer among them
         raise invalid(where, "file", reason(error), "an .npz archive of plain arrays", advice) from error
+    if isinstance(x, np.ndarray) and x.ndim and y is None and split == "calibration":
+        y = np.full(len(x), -1)
     if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
         raise invalid(where, "arrays", ", ".join(found) or "none", "x and y", advice)
     if x.ndim == 4 and x.shape[3] == 1:
@@ -250,7 +271,7 @@ def _open_npz(path: Path) -> ImageData:
         raise invalid(where, "x", f"{x.dtype} {list(x.shape)}", "uint8 [B, H, W, 3] or [B, H, W], not empty", advice)
     if y.dtype.kind not in "iu" or y.shape != (len(x),):
         raise invalid(where, "y", f"{y.dtype} {list(y.shape)}", f"integer [{len(x)}] as x", advice)
-    if y.min() < 0 or y.max() >= _MAX_CLASSES:
+    if "y" in found and (y.min() < 0 or y.max() >= _MAX_CLASSES):
         got, expected = y.min() if y.min() < 0 else y.max(), f"0 to {_MAX_CLASSES - 1}"
         raise invalid(where, "label", got, expected, "Number the classes from 0 on")
     return _from_pixels(str(path), "all", tuple(map(str, range(int(y.max()) + 1))), x, tuple(y.tolist()))

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .arguments import images_of, whole_number
 from .calibrate import Batches
+from .display import Figures, Table, plain
 from .engine import together
 from .errors import InvalidData
 from .fan_out import Shape
-from .files import replacing
-from .graph import Graph, count_images
+from .graph import Graph, check_spiking, count_images
 from .layer_operations import Counter, LayerOperations, SourceOperations, Traffic
 from .lockstep import ROOM
 from .passes.fold_batchnorm import folded
+from .progress import Progress
 from .simulate import encoder
 from .wiring import Watch, Wiring
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class Operations:
+@dataclass(frozen=True, repr=False)
+class Operations(Figures):
     """Operations of a spiking network and of its source, mean per image.
 
     most: thresholds that a neuron emits in a step, at most. pixels: values of an image. weight_bytes: 4, or 1 of an
@@ -83,31 +81,29 @@ class Operations:
             "spikes_written": moved.spike_bits_written / 8,
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The documented JSON object, schema 1."""
         stored = {"schema": SCHEMA, **asdict(self), "layers": [asdict(layer) for layer in self.layers]}
-        return {**stored, "total": asdict(self.total), "bytes": self.bytes}
+        return dict(plain({**stored, "total": asdict(self.total), "bytes": self.bytes}))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+    def _lines(self) -> Iterator[str]:
+        total = self.total
+        yield f"Operations per image, T = {self.timesteps}, {self.images:,} images, spikes: {self.alphabet}"
+        yield (
+            f"{total.spikes:,.0f} spikes, {total.acs:,.0f} AC and {total.macs:,.0f} MAC, "
+            f"{'dense' if self.trained else 'ANN'} {total.ann.macs:,} MAC"
+        )
+        yield "print(_.table()) shows every layer, _.to_dict() holds all figures"
 
-    def table(self) -> str:
-        """The figures as a table for people."""
-        width = max(len(layer.name) for layer in (*self.layers, self.total))
+    def _parts(self) -> Iterator[str | Table]:
         dense = ("dense MAC", "AC / dense") if self.trained else ("ANN MAC", "AC / ANN MAC")
-        titles = ("spikes", "AC", "MAC", "updates", "additions", *dense)
-        lines = [
-            f"operations per image   T = {self.timesteps}   {self.images} images   spikes: {self.alphabet}",
-            "",
-            " " * width + "".join(f"{title:>14}" for title in titles),
-        ]
+        rows = []
         for layer in (*self.layers, self.total):
             counts = (layer.spikes, layer.acs, layer.macs, layer.updates, layer.additions, layer.ann.macs)
-            share = f"{layer.acs / layer.ann.macs:14.3f}" if layer.ann.macs else " " * 14
-            lines.append(f"{layer.name:<{width}}" + "".join(f"{count:14,.0f}" for count in counts) + share)
-        return "\n".join(lines)
+            share = f"{layer.acs / layer.ann.macs:.3f}" if layer.ann.macs else ""
+            rows.append((layer.name, *(f"{count:,.0f}" for count in counts), share))
+        yield f"operations per image   T = {self.timesteps}   {self.images} images   spikes: {self.alphabet}"
+        yield Table(("", "spikes", "AC", "MAC", "updates", "additions", *dense), tuple(rows), width=12)
 
 
 def count_operations(
@@ -127,14 +123,13 @@ def count_operations(
     Raises:
         InvalidData: no images, a setting out of range, or an operation that cannot be counted, by its name.
     """
-    if not snn.neurons:
-        raise InvalidData("operations: got a network without neurons; expected a converted one. Call convert first.")
+    check_spiking(snn, "operations")
     timesteps = whole_number(timesteps, "operations", "timesteps")
     snn = folded(snn)
     wiring = Wiring(snn, snn.static if coding == "direct" else frozenset())
     watch, images, shapes = Watch(wiring), 0, dict[str, Shape]()
     device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
-    for batch in tqdm(batches, desc="operations", unit="batch", leave=False, disable=None if progress else True):
+    for batch in Progress(batches, desc="operations", unit="batch", shown=progress):
         x = images_of(batch, "operations").to(device)
         if x.ndim == 5 and coding == "direct" and not images:
             coding, wiring = "events", Wiring(snn, frozenset())

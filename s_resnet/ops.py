@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .display import Displayed
 from .kernels import per_channel
 from .kernels.qcfs import qcfs
 
@@ -26,8 +27,8 @@ class Op(Protocol):
     def run(self, *inputs: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True, eq=False)
-class Node:
+@dataclass(frozen=True, eq=False, repr=False)
+class Node(Displayed):
     """One operation under a name; ``inputs`` are the names of earlier nodes."""
 
     name: str
@@ -39,8 +40,8 @@ class Node:
 GRID = 64
 
 
-@dataclass(frozen=True, eq=False)
-class Input:
+@dataclass(frozen=True, eq=False, repr=False)
+class Input(Displayed):
     """The images ``[B, C, H, W]``, preprocessed.
 
     grid: spiking runs see them in whole multiples of 1 / grid, within +-8; 0: as they are.
@@ -52,8 +53,8 @@ class Input:
         return inputs[0]
 
 
-@dataclass(frozen=True, eq=False)
-class Conv2d:
+@dataclass(frozen=True, eq=False, repr=False)
+class Conv2d(Displayed):
     """``y = gain * W * x + b``; weight ``[C_out, C_in / groups, kh, kw]``, bias ``[C_out]`` or None, zero padding.
 
     integer, integer_bias: the weight in int8 and the bias in int32, in units of the threshold of the neuron layer that
@@ -77,8 +78,8 @@ class Conv2d:
         return F.conv2d(inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-@dataclass(frozen=True, eq=False)
-class Linear:
+@dataclass(frozen=True, eq=False, repr=False)
+class Linear(Displayed):
     """``y = gain * W x + b``; weight ``[N, features]``, bias ``[N]`` or None.
 
     integer: the weight in int8, in units of ``integer_step``; an integer run uses it instead, and no gain.
@@ -96,8 +97,8 @@ class Linear:
         return F.linear(inputs[0], self.weight, self.bias)
 
 
-@dataclass(frozen=True, eq=False)
-class Scale:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scale(Displayed):
     """A one-to-one synapse ``y = gain * w x`` without bias: the identity branch of the shortcut conversion model.
 
     weight 0-dimensional (one factor for the layer) or ``[C]``.
@@ -115,8 +116,8 @@ class Scale:
         return inputs[0] * per_channel(self.weight, inputs[0].ndim)
 
 
-@dataclass(frozen=True, eq=False)
-class BatchNorm2d:
+@dataclass(frozen=True, eq=False, repr=False)
+class BatchNorm2d(Displayed):
     """``y = weight (x - mean) / sqrt(var + eps) + bias`` per channel, with the statistics of training; all ``[C]``."""
 
     weight: Tensor
@@ -129,8 +130,8 @@ class BatchNorm2d:
         return F.batch_norm(inputs[0], self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-@dataclass(frozen=True, eq=False)
-class Affine:
+@dataclass(frozen=True, eq=False, repr=False)
+class Affine(Displayed):
     """``y = weight x + bias`` per channel, constants of the source network; both ``[C]``."""
 
     weight: Tensor
@@ -141,16 +142,16 @@ class Affine:
         return inputs[0] * per_channel(self.weight, ndim) + per_channel(self.bias, ndim)
 
 
-@dataclass(frozen=True, eq=False)
-class ReLU:
+@dataclass(frozen=True, eq=False, repr=False)
+class ReLU(Displayed):
     """``y = max(x, 0)``."""
 
     def run(self, *inputs: Tensor) -> Tensor:
         return F.relu(inputs[0])
 
 
-@dataclass(frozen=True, eq=False)
-class QCFS:
+@dataclass(frozen=True, eq=False, repr=False)
+class QCFS(Displayed):
     """The ReLU of an ANN trained for conversion: :func:`s_resnet.kernels.qcfs.qcfs`, threshold 0-dimensional."""
 
     threshold: Tensor
@@ -160,8 +161,8 @@ class QCFS:
         return qcfs(inputs[0], self.threshold, self.levels)
 
 
-@dataclass(frozen=True, eq=False)
-class Add:
+@dataclass(frozen=True, eq=False, repr=False)
+class Add(Displayed):
     """The sum of its inputs, which have one shape."""
 
     def run(self, *inputs: Tensor) -> Tensor:
@@ -171,8 +172,8 @@ class Add:
         return total
 
 
-@dataclass(frozen=True, eq=False)
-class MaxPool2d:
+@dataclass(frozen=True, eq=False, repr=False)
+class MaxPool2d(Displayed):
     """The maximum over windows; padding counts as minus infinity."""
 
     kernel: Pair
@@ -185,8 +186,8 @@ class MaxPool2d:
         return F.max_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
 
 
-@dataclass(frozen=True, eq=False)
-class AvgPool2d:
+@dataclass(frozen=True, eq=False, repr=False)
+class AvgPool2d(Displayed):
     """The mean over windows: fixed synapses of weight 1 / window."""
 
     kernel: Pair
@@ -199,8 +200,8 @@ class AvgPool2d:
         return F.avg_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
 
-@dataclass(frozen=True, eq=False)
-class AdaptiveAvgPool2d:
+@dataclass(frozen=True, eq=False, repr=False)
+class AdaptiveAvgPool2d(Displayed):
     """The mean over as many windows as ``output_size`` asks for; (1, 1) is the global mean."""
 
     output_size: Pair
@@ -209,16 +210,16 @@ class AdaptiveAvgPool2d:
         return F.adaptive_avg_pool2d(inputs[0], self.output_size)
 
 
-@dataclass(frozen=True, eq=False)
-class Flatten:
+@dataclass(frozen=True, eq=False, repr=False)
+class Flatten(Displayed):
     """``[B, *] -> [B, features]``, channel-major."""
 
     def run(self, *inputs: Tensor) -> Tensor:
         return inputs[0].flatten(1)
 
 
-@dataclass(frozen=True, eq=False)
-class Pad:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pad(Displayed):
     """Zero padding, as ``torch.nn.functional.pad`` takes it (last dimension first); shortcut A pads channels."""
 
     padding: tuple[int, ...]
@@ -227,8 +228,8 @@ class Pad:
         return F.pad(inputs[0], self.padding)
 
 
-@dataclass(frozen=True, eq=False)
-class Slice:
+@dataclass(frozen=True, eq=False, repr=False)
+class Slice(Displayed):
     """``x[:, a:b:c, ...]``: one (start, stop, step) per dimension after the batch; shortcut A subsamples space."""
 
     slices: tuple[tuple[int | None, int | None, int | None], ...]
@@ -283,8 +284,8 @@ def whole(op: Op) -> Op:
     return op
 
 
-@dataclass(frozen=True, eq=False)
-class _GridInput:
+@dataclass(frozen=True, eq=False, repr=False)
+class _GridInput(Displayed):
     """The images in whole multiples of 1 / grid."""
 
     grid: int
@@ -293,8 +294,8 @@ class _GridInput:
         return (inputs[0] * self.grid).round().clamp(-8 * self.grid, 8 * self.grid)
 
 
-@dataclass(frozen=True, eq=False)
-class _GridConv2d:
+@dataclass(frozen=True, eq=False, repr=False)
+class _GridConv2d(Displayed):
     """The first convolution over whole multiples of 1 / grid, rounded to whole units once per image."""
 
     convolution: Conv2d

@@ -111,6 +111,7 @@ _KNOWN: Mapping[str, tuple[Check, str]] = {
     ),
     "classes": (_listed(_text), "a list of names"),
     "input_shape": (_shape, "three whole numbers: channels, height, width"),
+    "fixed_size": (lambda value: _listed(_side)(value) and len(value) == 2, "two whole numbers: height, width"),
     "reconstruction": (_entry(key=_text, blocks=_listed(_entry(block=_text, steps=_count))), "a dict with blocks"),
     "check": (_entry(images=_count, mean=_listed(_finite), std=_listed(_finite)), "a dict with images, mean and std"),
     "compensation": (_entry(), _DICT),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import passes
+from .display import Displayed, Table, brief
 from .errors import ConversionError
 from .graph import Graph
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Displayed):
     """One pass with its settings; ``optional`` when a network may have nothing for it to do."""
 
     run: Callable[..., Graph]
@@ -24,8 +25,8 @@ class Step:
         return self.run.__name__
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, repr=False)
+class Recipe(Displayed):
     """A way to convert: steps in order, and the number of time steps it is meant for.
 
     fits: whether steps are fitted to calibration images, without which the recipe cannot do.
@@ -36,6 +37,16 @@ class Recipe:
     timesteps: int
     steps: tuple[Step, ...]
     fits: bool = False
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Recipe {self.name}, T = {self.timesteps}: {self.about}"
+        yield f"steps: {', '.join(step.name for step in self.steps)}"
+
+    def _parts(self) -> Iterator[str | Table]:
+        fits = "   fitted to calibration images" if self.fits else ""
+        yield f"{self.name}   T = {self.timesteps}{fits}\n{self.about}"
+        rows = ((step.name, brief(step.settings)[1:-1], "optional" * step.optional) for step in self.steps)
+        yield Table(("step", "settings", ""), tuple(rows), texts=3)
 
     def without(self, *steps: str) -> Recipe:
         """The same recipe without the steps of these names."""
@@ -171,8 +182,17 @@ QUANTIZED = Recipe(
 )
 
 
+def usual(with_images: bool) -> Recipe:
+    """The recipe that is taken where none is named.
+
+    With calibration images ``calibrated``: on training images that it was not fitted to the best of those that plain
+    neurons run, in a tenth of the paper's steps (docs/notes/latency.md). Without, the paper's.
+    """
+    return RECIPES["calibrated" if with_images else "s-resnet"]
+
+
 def find(name: str) -> Recipe:
     """The recipe of that name; ConversionError lists those there are."""
     if name not in RECIPES:
-        raise ConversionError(f"recipe: got {name!r}; expected one of {', '.join(RECIPES)}. Choose one of them.")
+        raise ConversionError(f"recipe: got {name!r}; expected one of {', '.join(RECIPES)} or auto. Choose one.")
     return RECIPES[name]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .display import Displayed, Table, plain
 from .engine import arithmetic
 from .errors import InvalidData
 from .graph import Graph, count_images
@@ -17,8 +19,8 @@ from .neuron import Neuron
 from .ops import Node, Op
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace(Displayed):
     """What ``n`` neurons of one layer did, for one image.
 
     neurons: their positions in the layer's flattened ``[C, H, W]``, the most active first.
@@ -36,6 +38,20 @@ class Trace:
     lag: int
     spikes: Tensor
     membrane: Tensor | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, spikes and membranes as lists."""
+        membrane = None if self.membrane is None else plain(self.membrane.tolist())
+        return {**super().to_dict(), "spikes": plain(self.spikes.tolist()), "membrane": membrane}
+
+    def _parts(self) -> Iterator[str | Table]:
+        """Of every neuron how much it emitted, and at which steps."""
+        first, rows = self.begins + self.lag + 1, []
+        yield f"{self.layer}   {len(self.neurons)} neurons, T = {len(self.spikes)}, from step {first} on"
+        for neuron, emitted in zip(self.neurons, self.spikes.T, strict=True):
+            steps = (emitted.nonzero()[:, 0] + first).tolist()
+            rows.append((str(neuron), f"{float(emitted.sum()):g}", ", ".join(map(str, steps))))
+        yield Table(("neuron", "emitted", "at steps"), tuple(rows))
 
 
 def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], count: int) -> tuple[Trace, ...]:

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from . import kernels
-from .arguments import labeled, whole_number
+from .arguments import labeled, probability, whole_number
 from .closed_form import closed_form
 from .device import ahead, find_device, peak_memory
 from .distributed import exchange, in_step, place, shared_errors
 from .errors import InvalidData
 from .figures import MANY_CLASSES, Exit, Report, Row
-from .graph import Graph, count_images
+from .graph import Graph, check_spiking, count_images
 from .intervals import difference
 from .measured_on import Seen, check_names, described_data, fitted_for, notes_on, repeated, training_notes
+from .progress import Progress
 from .simulate import answers, simulate_until_confident, steps_to_report
 
 # Gets each batch's images, labels ``[B]``, the logits ``[B, N]`` to agree with (the ANN's, or a trained network's own
@@ -59,7 +59,7 @@ def evaluate(
         loader: batches of (images ``[B, C, H, W]``, labels ``[B]``, ...) or dicts with ``pixel_values`` or ``images``
             and ``labels``; of events ``[T, B, C, H, W]`` the ANN sees the mean over T.
         timesteps: T >= 1.
-        at: the steps to report; by default 1, 2, 4, ... and T.
+        at: the steps to report; by default T, and of a network that is not fitted to one T also 1, 2, 4, ...
         exit_confidence: 0 < P < 1; simulate each image only until it is that confident, T at most, as
             :func:`simulate_until_confident` does. The fixed T of ``at`` are then simulated only if ``at`` is given:
             they cost the steps that the exit saves.
@@ -76,11 +76,10 @@ def evaluate(
         BackendUnavailable: ``device="cuda"`` without a GPU.
     """
     with shared_errors():
+        check_spiking(snn, "evaluate")
         timesteps = whole_number(timesteps, "evaluate", "timesteps")
-        if exit_confidence is not None and not 0 < exit_confidence < 1:
-            raise InvalidData(
-                f"evaluate: got exit_confidence={exit_confidence}; expected 0 < P < 1. Pass one such as 0.8."
-            )
+        if exit_confidence is not None:
+            exit_confidence = probability(exit_confidence, "evaluate", "exit_confidence")
         if in_closed_form and (precision != "exact" or exit_confidence is not None):
             asked = "an exit" if precision == "exact" else f"precision {precision}"
             raise InvalidData(
@@ -89,7 +88,8 @@ def evaluate(
             )
         target = find_device(device)
         if at is None:
-            at = powers_of_two(timesteps) if exit_confidence is None else None
+            usual = powers_of_two(timesteps) if fitted_for(snn) is None else (timesteps,)
+            at = usual if exit_confidence is None else None
         wanted = None if at is None else steps_to_report(timesteps, at)
         notes = [*training_notes(loader), *check_names(loader, snn)]
         tally = _Tally(snn.to(target), timesteps, wanted, exit_confidence, precision, in_closed_form, watch)
@@ -97,7 +97,7 @@ def evaluate(
         if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)
         progress = progress and place()[0] == 0
-        batches = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if progress else True)
+        batches = Progress(loader, desc="evaluate", unit="batch", shown=progress)
         for images, labels in in_step(ahead(labeled(batches, "evaluate"), target)):
             tally.add(images, labels, progress)
         return tally.report(network, target, loader, notes)
@@ -187,7 +187,8 @@ class _Tally:
                 else:
                     self.size = self.size or count
                     repeats = self.batches if count == self.size else 1
-                    result = answers(self.snn, images, self.at, self.precision, repeats, progress)
+                    inner = progress and not self.snn.windowed  # its window is one chunk: a bar would stand still
+                    result = answers(self.snn, images, self.at, self.precision, repeats, inner)
             self._finite(result.outputs, "network")
             self.fixed.steps += (sum(self.at) if self.snn.windowed else self.at[-1]) * count
             for row, answer in enumerate(result.outputs):

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from .graph import Graph
+from .display import Displayed
 from .neuron import Neuron
-from .ops import Scale
+from .ops import Node, Scale
 
 
-@dataclass(frozen=True)
-class Shortcut:
+class Network(Protocol):
+    """What of a :class:`s_resnet.Graph` is looked at here; it shows its own shortcuts, so that it lies above."""
+
+    @property
+    def neurons(self) -> tuple[Node, ...]: ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+    def __getitem__(self, name: str) -> Node: ...
+
+
+@dataclass(frozen=True, repr=False)
+class Shortcut(Displayed):
     """One residual branch: ``ratio`` = lambda_in / lambda_out, in the mean over channels.
 
     neuron: the layer that integrates it. synapse: the node that it arrives through. kind: ``"identity"``, whose weight
@@ -25,7 +39,7 @@ class Shortcut:
     scale: float
 
 
-def scales(snn: Graph) -> dict[str, float]:
+def scales(snn: Network) -> dict[str, float]:
     """What one spike of a layer (or unit of the logits) stands for in the source network, in the mean over channels."""
     found = {str(name): float(value) for name, value in snn.provenance.get("calibration", {}).get("scales", {}).items()}
     for node in snn.neurons:
@@ -35,7 +49,7 @@ def scales(snn: Graph) -> dict[str, float]:
     return found
 
 
-def shortcuts(snn: Graph) -> tuple[Shortcut, ...]:
+def shortcuts(snn: Network) -> tuple[Shortcut, ...]:
     """Every residual branch in execution order. Source: the shortcut conversion model of arXiv:1805.01352."""
     known = scales(snn)
     found = []
@@ -48,7 +62,7 @@ def shortcuts(snn: Graph) -> tuple[Shortcut, ...]:
     return tuple(found)
 
 
-def _feeder(snn: Graph, name: str, known: dict[str, float]) -> float:
+def _feeder(snn: Network, name: str, known: dict[str, float]) -> float:
     """The scale of the neuron that feeds a projection."""
     feeder = snn[name].inputs[0]
     while feeder not in known and snn[feeder].inputs:

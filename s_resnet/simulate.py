@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from .arguments import whole_number
+from .arguments import check_dense, probability, whole_number
+from .display import Displayed, Table, plain
 from .engine import Whole
 from .errors import InvalidData
-from .graph import Chunk, Graph, State, count_images
+from .graph import Chunk, Graph, State, check_spiking, count_images
+from .progress import Progress
 
 # Steps between two looks at who may stop, and images times steps in between: what is simulated in vain stays small.
 LOOK, FOLD = 4, 64
 
 
-@dataclass(frozen=True)
-class Simulation:
+@dataclass(frozen=True, repr=False)
+class Simulation(Displayed):
     """What came out.
 
     steps: the requested steps, ascending.
@@ -32,6 +35,22 @@ class Simulation:
     outputs: Tensor
     spikes: Mapping[str, Tensor]
     state: State
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, answers and spikes as lists; of the memory type and shape."""
+        spikes = {name: count.tolist() for name, count in self.spikes.items()}
+        return {**super().to_dict(), "outputs": plain(self.outputs.tolist()), "spikes": spikes}
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Simulation of {self.outputs.shape[1]:,} images, {self.outputs.shape[2]:,} outputs each"
+        for step, count in list(zip(self.steps, _per_image(self.spikes), strict=True))[-2:]:
+            yield f"T = {step}: {float(count):,.0f} spikes per image"
+        yield "print(_.table()) shows every layer, .outputs holds the answers [steps, B, N]"
+
+    def _parts(self) -> Iterator[str | Table]:
+        """Spikes per image of every layer up to each of the steps."""
+        yield f"{self.outputs.shape[1]:,} images   {self.outputs.shape[2]:,} outputs   spikes per image:"
+        yield _spikes_table(self.spikes, tuple(f"T = {step}" for step in self.steps))
 
 
 def simulate(
@@ -73,6 +92,8 @@ def simulate(
     Raises:
         InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
     """
+    check_spiking(graph, "simulate")
+    check_dense(images, "simulate")
     steps = whole_number(steps, "simulate", "timesteps")
     encode = encoder(images, coding, seed, 0 if state is None else state.step)
     wanted = steps_to_report(steps, at)
@@ -86,6 +107,8 @@ def simulate(
 
 def steps_to_report(steps: int, at: Iterable[int] | None) -> tuple[int, ...]:
     """The steps ``at`` in ascending order, by default the last; InvalidData for one that is not within ``steps``."""
+    if at is not None and not isinstance(at, Iterable):
+        raise InvalidData(f"simulate: got at={at!r}; expected steps to report. Pass a list of them.")
     wanted = (steps,) if at is None else tuple(sorted({whole_number(step, "simulate", "at", 0) for step in at}))
     if not wanted or wanted[0] < 1 or wanted[-1] > steps:
         raise InvalidData(f"simulate: got steps to report {list(wanted)}; expected within 1 ... {steps}. Change them.")
@@ -124,7 +147,7 @@ def _collected(parts: Iterable[Chunk], steps: int, wanted: tuple[int, ...], prog
     done = 0
     with (
         torch.no_grad(),
-        tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
+        Progress[None](total=steps, desc="simulate", unit="step", shown=progress) as bar,
     ):
         for part in parts:
             length = len(part.outputs)
@@ -140,8 +163,8 @@ def _collected(parts: Iterable[Chunk], steps: int, wanted: tuple[int, ...], prog
     return Simulation(wanted, torch.stack(outputs), counted, part.state)
 
 
-@dataclass(frozen=True)
-class AnytimeSimulation:
+@dataclass(frozen=True, repr=False)
+class AnytimeSimulation(Displayed):
     """What came out where each image stopped as soon as it was confident.
 
     steps: ``[B]`` int64, the step at which each image stopped.
@@ -152,6 +175,36 @@ class AnytimeSimulation:
     steps: Tensor
     outputs: Tensor
     spikes: Mapping[str, Tensor]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, all of them lists."""
+        spikes = {name: count.tolist() for name, count in self.spikes.items()}
+        return {"steps": self.steps.tolist(), "outputs": plain(self.outputs.tolist()), "spikes": spikes}
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Simulation of {len(self.steps):,} images, each until confident, {self.outputs.shape[1]:,} outputs each"
+        steps = self.steps.double()
+        yield f"steps: mean {float(steps.mean()):.1f}, from {int(steps.min())} to {int(steps.max())}"
+        yield f"{float(_per_image({name: each[None] for name, each in self.spikes.items()})):,.0f} spikes per image"
+        yield "print(_.table()) shows every layer, .outputs holds the answers [B, N]"
+
+    def _parts(self) -> Iterator[str | Table]:
+        """Spikes per image of every layer, and how many images stopped at which step."""
+        counts = sorted(Counter(self.steps.tolist()).items())
+        yield f"{len(self.steps):,} images   {self.outputs.shape[1]:,} outputs"
+        yield Table(("step", "images that stopped"), tuple((str(step), f"{n:,}") for step, n in counts), texts=0)
+        yield _spikes_table({name: each[None] for name, each in self.spikes.items()}, ("spikes per image",))
+
+
+def _per_image(spikes: Mapping[str, Tensor]) -> Tensor:
+    """Spikes of all layers ``[steps]`` in the mean over images, of ``[steps, B]`` each."""
+    return torch.stack([count.double().mean(1) for count in spikes.values()]).sum(0)
+
+
+def _spikes_table(spikes: Mapping[str, Tensor], titles: tuple[str, ...]) -> Table:
+    rows = {name: count.double().mean(1) for name, count in spikes.items()} | {"all": _per_image(spikes)}
+    cells = ((name, *(f"{float(count):,.1f}" for count in counts)) for name, counts in rows.items())
+    return Table(("layer", *titles), tuple(cells))
 
 
 def simulate_until_confident(
@@ -185,8 +238,9 @@ def simulate_until_confident(
     Raises:
         InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
     """
-    if not 0 < confidence < 1:
-        raise InvalidData(f"simulate: got confidence={confidence}; expected 0 < P < 1. Pass one such as 0.8.")
+    check_spiking(graph, "simulate")
+    check_dense(images, "simulate")
+    confidence = probability(confidence, "simulate", "confidence")
     if graph.windowed:
         raise InvalidData(
             "simulate: got an exit for a network whose layers wait for their window of T, so that it answers once; "
@@ -196,7 +250,7 @@ def simulate_until_confident(
     state = None
     with (
         torch.no_grad(),
-        tqdm(total=steps, desc="simulate", unit="step", leave=False, disable=None if progress else True) as bar,
+        Progress[None](total=steps, desc="simulate", unit="step", shown=progress) as bar,
     ):
         while state is None or (count_images(images) and exits.done < steps):
             size = max(1, min(LOOK, FOLD // max(1, count_images(images)))) if chunk is None else chunk

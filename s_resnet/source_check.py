@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import batchnorm_check
+from . import batchnorm_check, errors
 from .arguments import class_numbers, images_of
-from .batchnorm_check import Fit, Moments, all_alike, explain
+from .batchnorm_check import FEW, Fit, Moments, all_alike, explain
 from .calibrate import Batches, check_repeatable
-from .errors import InvalidData, SResNetWarning
+from .display import Displayed, Table
+from .errors import InvalidData
 from .graph import Graph
 from .intervals import wilson
+from .rivals import rival_notes
 
 CHECKED = 128  # images, and half as many from 128 pixels on
 LARGE = 128
 OTHERS = 4  # images of a class from which on it tells whether the class is another one's
 UNSURE = 0.1  # of the way from chance to certainty: a mean confidence below it is one of no knowledge
 HINT = (
-    "Prepare the images as in training: size, mean, std and range (on the command line --input-size, --mean, --std). "
-    "What has no weights is in no checkpoint, so max-pools, strides and ReLU were taken from the architecture (--arch)"
+    "Prepare the images as in training: size, mean, std and range. "
+    "What has no weights is in no checkpoint, so max-pools, strides and ReLU were taken from the architecture"
 )
 
 
-@dataclass(frozen=True, eq=False)
-class SourceCheck:
+@dataclass(frozen=True, eq=False, repr=False)
+class SourceCheck(Displayed):
     """The source network on the first calibration images.
 
     answers: its classes ``[B]``. labels: theirs ``[B]``, None where there are none that tell anything. confidence: the
@@ -50,6 +51,26 @@ class SourceCheck:
     def right(self) -> int | None:
         """How many of the answers are the labels; None without labels."""
         return None if self.labels is None else int((self.answers == self.labels).sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, answers and labels as lists; and how many are right."""
+        known = {"answers": self.answers.tolist(), "labels": None if self.labels is None else self.labels.tolist()}
+        return {**super().to_dict(), **known, "right": self.right}
+
+    def _lines(self) -> Iterator[str]:
+        right = "" if self.right is None else f"right on {self.right} of "
+        yield (
+            f"The source network, {right}{len(self.answers)} images, {self.classes} classes, "
+            f"mean confidence {self.confidence:.2f}"
+        )
+        if self.fit.layers:
+            yield f"BatchNorm {'fits' if self.fit.fits else 'does not fit'} the images (score {self.fit.score:.2f})"
+        yield from self.notes
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield "\n".join(self._lines())
+        layers = ((layer.name, f"{layer.spread:.3f}", f"{layer.shift:.3f}") for layer in self.fit.layers)
+        yield Table(("BatchNorm", "spread", "shift"), tuple(layers))
 
     def summary(self) -> dict[str, Any]:
         """What an artifact keeps of it."""
@@ -96,6 +117,8 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
     scores = logits.ndim == 2 and classes > 1
     together = torch.cat(every) if scores and every and len(every) == len(labels) else None
     notes = [*label_notes(answer, together, classes), *(untouched_note(graph) or _of_statistics(fit))]
+    if fit.fits and fit.images >= FEW and not untouched_note(graph):
+        notes += rival_notes(graph, torch.cat(images).to(graph.device), moments)
     if scores and not every and confidence < 1 / classes + UNSURE * (1 - 1 / classes):
         notes.append(
             f"the network is hardly sure of any answer (mean confidence {confidence:.2f}, {classes} classes): it was "
@@ -116,7 +139,7 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
 def warn(notes: Iterable[str], where: str = "convert") -> None:
     """Each note as a warning of Python's."""
     for note in notes:
-        warnings.warn(f"{where}: {note}", SResNetWarning, stacklevel=3)
+        errors.warn(f"{where}: {note}")
 
 
 def untouched_note(graph: Graph) -> list[str]:
@@ -166,7 +189,7 @@ def label_notes(answers: Tensor, labels: Tensor | None, classes: int, kind: str 
         return [
             f"the network is right on {right} of {images} {kind} images, and {len(moved)} classes get the answer "
             f"of another one (of label {label}, {same} of {count} images are answered {answer}): the classes of the "
-            "data are in another order than the network's. On the command line give it with --classes."
+            "data are in another order than the network's. Match them: s_resnet.match_classes(data, names)."
         ]
     if at_chance(right, images, classes):
         return [

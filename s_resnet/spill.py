@@ -65,16 +65,24 @@ class Spill:
         self._file.seek(row * self._size)
         if self._file.readinto(_bytes(into)) != into.nbytes:
             raise ConversionError(
-                f"calibration: got fewer bytes from a temporary file in {tempfile.gettempdir()} than were written; "
+                f"calibration: got fewer bytes from a temporary file in {_place()} than were written; "
                 "expected all of them. Check the disk, and repeat the command."
             )
 
     def _full(self, error: OSError, missing: int) -> ConversionError:
         return ConversionError(
             f"calibration: cannot write {missing:,} more bytes after {self._rows * self._size:,} in "
-            f"{tempfile.gettempdir()}, got {error.strerror}; expected room for what the layers send on all images. "
+            f"{_place()}, got {error.strerror}; expected room for what the layers send on all images. "
             "Set TMPDIR to a folder on a larger disk, or calibrate on fewer images."
         )
+
+
+def _place() -> str:
+    """The folder for temporary files, or what there is none of."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "a folder for temporary files"
 
 
 def _bytes(value: Tensor) -> memoryview:

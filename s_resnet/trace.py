@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import trained_layers, validate
 from .batchnorm_check import check_answer, check_norms
-from .errors import InvalidData, UnsupportedModel
+from .errors import InvalidData, SResNetError, UnsupportedModel
 from .frontend.watch import answer_of, follow
 from .graph import Graph
 from .source_lines import first_line
@@ -35,7 +37,8 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
             copied and its training flags stay. ``DataParallel`` and ``torch.compile`` are unwrapped. What it returns
             may have the logits in a field of that name.
         example_batch: ``[B, C, H, W]``, two images or more: sizes (``F.avg_pool2d(x, x.size()[3])``), and branches that
-            depend on them, are as these have them.
+            depend on them, are as these have them; a network that is the model at their size only says so in its
+            provenance as ``fixed_size`` ``[H, W]``, and takes no images of another.
 
     Raises:
         UnsupportedModel: an operation cannot be converted (named with its node and source line), the forward
@@ -70,7 +73,7 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
             "expected the same on all. Keep NumPy, scripted functions and copies outside of torch out of its forward: "
             "what they compute from the images cannot be followed."
         )
-    return graph
+    return graph if _free(same, copied, images[0][:1]) else graph.with_provenance(fixed_size=list(example.shape[2:]))
 
 
 def checked(model: nn.Module) -> nn.Module:
@@ -158,13 +161,35 @@ def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
             f"node output: cannot be converted, got an output of type {kind}; expected one tensor of logits, or a "
             "field logits. Pass a module around the model that returns the logits alone."
         )
+    if answer.is_floating_point() and answer.dtype != images.dtype:
+        raise UnsupportedModel(
+            f"node output: cannot be converted, got an answer in {_said(answer.dtype)} to images in "
+            f"{_said(images.dtype)}; expected one type throughout. Keep torch.autocast and casts out of its forward."
+        )
     return answer
+
+
+def _said(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _graph(model: nn.Module, example: Tensor) -> Graph:
     timesteps = trained_layers.timesteps(model.modules())
     origin = {} if timesteps is None else {"recipe": {"name": "trained", "timesteps": timesteps}}
     return Graph(follow(model, example), origin).validate()
+
+
+def _free(graph: Graph, model: nn.Module, image: Tensor) -> bool:
+    """Whether the graph is the model for images of another size, too: one at which the last map is a pixel larger."""
+    maps = [value.shape[2:] for _, value in graph.activations(image) if value.ndim == 4]
+    last = [image.shape[2:], *(size for size in maps if size.numel() > 1)][-1]
+    larger = [n if n == 1 else n + math.ceil(n / small) for n, small in zip(image.shape[2:], last, strict=True)]
+    other = F.interpolate(image, larger)
+    try:
+        expected = _answer(model, other, other)
+        return _close(graph.run(other), expected)
+    except (SResNetError, RuntimeError):  # one of them takes no such images
+        return False
 
 
 def _close(got: Tensor, expected: Tensor) -> bool:

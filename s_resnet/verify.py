@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .arguments import images_of, labels_of, whole_number
 from .calibrate import Batches
+from .display import Displayed, Figures, Table, percent, plain
 from .engine import arithmetic
 from .errors import InvalidData
-from .files import replacing
-from .graph import Graph, count_images
+from .figures import described
+from .graph import Graph, check_spiking, count_images
 from .lockstep import affordable, lockstep, steps_of
-from .losses import Split, by_channel, finite, relative, right, split
+from .losses import Split, by_channel, relative, right, split
 from .measured_on import described_data
 from .neuron import Neuron, Readout
 from .ops import Node, Op
-from .verify_trained import TrainedTally, TrainedVerification
+from .progress import Progress
+from .verify_trained import TABLE, TrainedTally, TrainedVerification, conclusions, few
 
 SCHEMA = 1
 PARTS = ("unevenness", "quantization", "clipping", "inherited")
 MEASURES = (*PARTS, "own", "total")
+LEGEND = (
+    "uneven to inherited are parts of the total, as root mean squares, which do not add up; unsettled: neurons whose "
+    "count is not what all their charge is worth"
+)
+SHORT = ("uneven", "quantized", "clipped", "inherited", "own", "total")
 # A layer is broken where its error is half as large as its signal, a quarter of its power.
 BREAKS = 0.5
 SMALL = BREAKS / 5  # where all own errors are below it, what breaks is the sum of many
@@ -37,33 +41,33 @@ SATURATED = 0.01  # the share of a channel's neurons and images that may be stuc
 _FITTED = ("calibrated", "phased", "signed", "multilevel")
 _ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "unevenness": (
-        ("--recipe phased, whose layers fire once they have seen all", ("phased",)),
-        ("--recipe signed, which takes back what it has emitted in excess", ("phased", "signed")),
-        ("--recipe calibrated, which corrects every layer on the spikes it really gets", _FITTED),
+        ('recipe="phased", whose layers fire once they have seen all', ("phased",)),
+        ('recipe="signed", which takes back what it has emitted in excess', ("phased", "signed")),
+        ('recipe="calibrated", which corrects every layer on the spikes it really gets', _FITTED),
     ),
     "quantization": (
-        ("a larger T (convert --timesteps {twice})", ()),
-        ("--recipe multilevel, whose steps count up to several thresholds", ("multilevel",)),
+        ("a larger T (convert with timesteps={twice})", ()),
+        ('recipe="multilevel", whose steps count up to several thresholds', ("multilevel",)),
     ),
     "clipping": (
-        ("more calibration images (convert --calibration-images)", ()),
-        ("a larger convert --percentile", _FITTED),
-        ("--recipe calibrated, whose thresholds are fitted to T", _FITTED),
+        ("more calibration images", ()),
+        ("a larger percentile in convert", _FITTED),
+        ('recipe="calibrated", whose thresholds are fitted to T', _FITTED),
     ),
-    "inherited": (("convert --reconstruct, with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
+    "inherited": (("reconstruct=True, with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
 }
 # Of networks trained with QCFS, which other recipes would take the thresholds of.
-_TUNING = ("train --from this network, which tunes it on the spikes that come", ())
+_TUNING = ("s_resnet.fine_tune, which tunes it on the spikes that come", ())
 _QCFS_ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    "unevenness": (("--recipe phased, whose layers fire once they have seen all", ("qcfs-phased",)), _TUNING),
-    "quantization": (("a larger T (convert --timesteps {twice})", ()), ("training with more --levels", ())),
+    "unevenness": (('recipe="phased", whose layers fire once they have seen all', ("qcfs-phased",)), _TUNING),
+    "quantization": (("a larger T (convert with timesteps={twice})", ()), ("training with more levels", ())),
     "clipping": (("a longer training, in which thresholds are learned", ()), _TUNING),
     "inherited": (_TUNING,),
 }
 
 
-@dataclass(frozen=True)
-class LayerError:
+@dataclass(frozen=True, repr=False)
+class LayerError(Displayed):
     """What one neuron layer loses. Errors are root mean squares over neurons and images, relative to the source's own.
 
     Channels are weighed in the source's units (:attr:`Neuron.scale`). Parts may cancel, so their root mean squares do
@@ -88,8 +92,8 @@ class LayerError:
     differential: bool
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Figures):
     """Where a spiking network parts from its source network, on the same images.
 
     layers: its neuron layers in execution order.
@@ -123,14 +127,14 @@ class Verification:
         most = max(PARTS[:3], key=lambda part: worst.errors[part])
         if worst.differential and most == "quantization":
             most += " and unevenness"
-        adds = f"{worst.name} adds most ({_percent(worst.errors['own'])} of its own, mostly {most})."
+        adds = f"{worst.name} adds most ({percent(worst.errors['own'])} of its own, mostly {most})."
         if self.breaks is None:
             name, error = max(((layer.name, layer.errors["total"]) for layer in self.layers), key=lambda pair: pair[1])
-            return f"No layer breaks: the largest error is {_percent(error)}, in {name}. {adds}"
+            return f"No layer breaks: the largest error is {percent(error)}, in {name}. {adds}"
         errors = layers[self.breaks].errors
         return (
-            f"{self.breaks} is the first to break: its error is {_percent(errors['total'])} of its signal "
-            f"({_percent(errors['own'])} its own, {_percent(errors['inherited'])} inherited). {adds}"
+            f"{self.breaks} is the first to break: its error is {percent(errors['total'])} of its signal "
+            f"({percent(errors['own'])} its own, {percent(errors['inherited'])} inherited). {adds}"
         )
 
     @property
@@ -141,18 +145,32 @@ class Verification:
         help = [text for text, needless in advice[self.cause] if self.recipe not in needless]
         return f"{because}; what would help: {'; or '.join(help).format(twice=2 * self.timesteps)}."
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The documented JSON object, schema 1; an error where the source network is silent is null."""
-        return dict(finite({"schema": SCHEMA, **asdict(self), "verdict": self.verdict, "advice": self.advice}))
+        return dict(plain({"schema": SCHEMA, **asdict(self), "verdict": self.verdict, "advice": self.advice}))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+    def _lines(self) -> Iterator[str]:
+        yield (
+            f"Verification of {self.network or 'a network'}, recipe {self.recipe}, T = {self.timesteps}, "
+            f"{self.images:,} images"
+        )
+        yield from conclusions(self)
+        yield TABLE
 
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+    def _parts(self) -> Iterator[str | Table]:
+        rows = []
+        for layer in self.layers:
+            errors = [percent(share) for share in layer.errors.values()]
+            if layer.differential:
+                errors[0] = "in next"
+            rows.append((layer.name, f"{layer.rate:.4f}", *errors, percent(layer.unsettled), *few(layer)))
+        said = f"{self.network}   recipe {self.recipe}   T = {self.timesteps}   {self.images} images"
+        yield f"{said}\ndata: {described(self.data, self.images)}"
+        yield Table(("layer", "rate", *SHORT, "unsettled", "dead", "saturated"), tuple(rows), width=9)
+        yield LEGEND
+        logits, *rest = conclusions(self)
+        yield logits
+        yield "\n".join(rest)
 
 
 def verify(
@@ -174,11 +192,12 @@ def verify(
         InvalidData: no images, labels that do not fit, T out of range, or a network without neurons, without a readout
             at its end, or of whole numbers.
     """
+    check_spiking(snn, "verify")
     timesteps = whole_number(timesteps, "verify", "timesteps")
     _check(snn)
     tally = TrainedTally(snn, timesteps) if snn.trained else _Tally(snn, timesteps)
     device = snn.device
-    for batch in tqdm(loader, desc="verify", unit="batch", leave=False, disable=None if progress else True):
+    for batch in Progress(loader, desc="verify", unit="batch", shown=progress):
         images = images_of(batch, "verify")
         count = count_images(images)
         labels = labels_of(batch, images, "verify")
@@ -200,7 +219,7 @@ def _check(snn: Graph) -> None:
     if snn.integer:
         raise InvalidData(
             "verify: got an integer network; expected floating-point weights. Verify the same network converted with "
-            "--weights float32, and compare the two with evaluate."
+            'weights="float32", and compare the two with evaluate.'
         )
 
 

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .display import Displayed, Figures, Table, percent, plain
 from .engine import arithmetic
 from .errors import InvalidData
-from .files import replacing
+from .figures import described
 from .graph import Graph, count_images
 from .kernels import per_channel
 from .kernels.surrogate import Firing, slope
 from .lockstep import Both, walk
-from .losses import by_channel, finite, relative, right
+from .losses import by_channel, relative, right
 from .neuron import Neuron, Readout
 from .ops import Node, Op, whole
 
 SCHEMA = 1
 SATURATED = 0.01  # the share of a channel's neurons and images that may fire all they can at every step
+SATURATING = 4  # steps from which on firing at each of them says something
 MOSTLY = 0.5  # the share of dormant neurons from which a layer learns little
 EVERYWHERE = ("arctan", "sigmoid")  # surrogates that are nowhere zero
 
 
-@dataclass(frozen=True)
-class TrainedLayer:
+@dataclass(frozen=True, repr=False)
+class TrainedLayer(Displayed):
     """What one neuron layer of a directly trained network does.
 
     rate: spikes per neuron and step, 0 ... K of multi-level firing.
@@ -51,8 +51,8 @@ class TrainedLayer:
     channels: dict[str, tuple[float, ...]]
 
 
-@dataclass(frozen=True)
-class TrainedVerification:
+@dataclass(frozen=True, repr=False)
+class TrainedVerification(Figures):
     """The layers of a directly trained network over ``timesteps`` steps, where it was trained for ``trained_for``.
 
     layers: its neuron layers in execution order.
@@ -82,13 +82,13 @@ class TrainedVerification:
         if dead:
             said = [f"{dead} of {channels} channels never fire, {len(most.dead)} of them in {most.name}."]
         asleep = max(self.layers, key=lambda layer: layer.dormant)
-        said.append(f"Most dormant: {asleep.name}, {_percent(asleep.dormant)} of its neurons.")
+        said.append(f"Most dormant: {asleep.name}, {percent(asleep.dormant)} of its neurons.")
         if self.timesteps != self.trained_for:
             moved = max(self.layers, key=lambda layer: layer.drift)
             said.append(
                 f"It was trained for T = {self.trained_for}: at T = {self.timesteps} logits are "
-                f"{_percent(self.logit_error)} from those, and {_percent(self.agreement)} of the answers are the same; "
-                f"{moved.name} drifts most ({_percent(moved.drift)})."
+                f"{percent(self.logit_error)} from those, and {percent(self.agreement)} of the answers are the same; "
+                f"{moved.name} drifts most ({percent(moved.drift)})."
             )
         return " ".join(said)
 
@@ -107,21 +107,35 @@ class TrainedVerification:
             said.append(f"Run it at T = {self.trained_for}, or train it for T = {self.timesteps}.")
         return " ".join(said) or "Nothing to change."
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The documented JSON object, schema 1: the keys of a converted network's, null for what has no source."""
         none: dict[str, Any] = {"errors": None, "unsettled": None, "differential": False}
         layers = [{**asdict(layer), **none} for layer in self.layers]
         entry = {"schema": SCHEMA, **asdict(self), "layers": layers, **dict.fromkeys(("breaks", "worst", "cause"))}
-        return dict(finite({**entry, "verdict": self.verdict, "advice": self.advice}))
+        return dict(plain({**entry, "verdict": self.verdict, "advice": self.advice}))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON whole or not at all. Raises SResNetError when it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+    def _lines(self) -> Iterator[str]:
+        yield f"Verification of {self.network or 'a network'}, directly trained, T = {self.timesteps}"
+        yield from conclusions(self)
+        yield TABLE
 
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+    def _parts(self) -> Iterator[str | Table]:
+        """One line per layer; drift where T is not the one it was trained for."""
+        moved = self.timesteps != self.trained_for
+        stuck = self.timesteps >= SATURATING  # in fewer steps many neurons fire at each of them, and are not stuck
+        titles = ("layer", "rate", "dead", *["saturated"] * stuck, "dormant", *["drift"] * moved)
+        rows = []
+        for layer in self.layers:
+            dead, saturated = few(layer)
+            told = (*[saturated] * stuck, percent(layer.dormant), *[percent(layer.drift)] * moved)
+            rows.append((layer.name, f"{layer.rate:.4f}", dead, *told))
+        said = f"T = {self.timesteps} (trained for {self.trained_for})   {self.images} images"
+        yield f"{self.network}   recipe {self.recipe}   {said}\ndata: {described(self.data, self.images)}"
+        yield Table(titles, tuple(rows), width=9)
+        logits, *rest = conclusions(self)
+        if logits:
+            yield logits
+        yield "\n".join(rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +148,59 @@ class _Seen:
     after: dict[int, Tensor]
     dormant: Tensor
     full: Tensor
+
+
+TABLE = "print(_.table()) shows every layer, _.to_dict() also every channel"
+
+
+class Layer(Protocol):
+    """What is known of the channels of a layer."""
+
+    @property
+    def dead(self) -> tuple[int, ...]: ...
+
+    @property
+    def saturated(self) -> tuple[int, ...]: ...
+
+    @property
+    def channels(self) -> Mapping[str, tuple[float, ...]]: ...
+
+
+class Verified(Protocol):
+    """What the two kinds of verification have in common."""
+
+    @property
+    def timesteps(self) -> int: ...
+
+    @property
+    def top1(self) -> Mapping[str, float]: ...
+
+    @property
+    def logit_error(self) -> float: ...
+
+    @property
+    def agreement(self) -> float: ...
+
+    @property
+    def verdict(self) -> str: ...
+
+    @property
+    def advice(self) -> str: ...
+
+
+def conclusions(result: Verified) -> tuple[str, str, str]:
+    """What the answers are worth, the verdict and the advice."""
+    accuracy = "".join(f"   top-1 {name.upper()} {percent(share)}" for name, share in result.top1.items())
+    logits = f"logits: error {percent(result.logit_error)}   agreement {percent(result.agreement)}{accuracy}"
+    if isinstance(result, TrainedVerification) and result.timesteps == result.trained_for:
+        logits = accuracy.strip()  # there is nothing else to compare with
+    return logits, result.verdict, result.advice
+
+
+def few(layer: Layer) -> tuple[str, str]:
+    """How many channels are dead and saturated, of how many."""
+    dead, saturated = (f"{len(found)}/{len(layer.channels['rate'])}" for found in (layer.dead, layer.saturated))
+    return dead, saturated
 
 
 def _fire(op: Neuron, currents: Tensor, timesteps: int, trained_for: int) -> _Seen:

@@ -5,8 +5,20 @@ import pytest
 import torch
 from conftest import Net, images, randomized
 
-from s_resnet import CifarResNet, GraphModule, InvalidData, convert, evaluate, save, simulate, verify
+from s_resnet import (
+    CifarResNet,
+    GraphModule,
+    InvalidData,
+    convert,
+    count_operations,
+    evaluate,
+    save,
+    simulate,
+    simulate_until_confident,
+    verify,
+)
 from s_resnet.arguments import class_numbers, images_of, labeled, whole_number
+from s_resnet.export import export_nir, export_npz, export_torch
 
 X, Y = images(8, 8), torch.arange(8) % 10
 FORMS = {
@@ -106,6 +118,7 @@ def test_other_numbers_are_refused_in_one_line(snn, value):
 @pytest.mark.parametrize("value", [2.0, "2", True, torch.tensor([1, 2]), torch.tensor(2.0), 0, -1])
 def test_steps_to_report_and_chunks_likewise(snn, value):
     for call in (
+        lambda: simulate(snn, X, 4, at=value if isinstance(value, int) else [value]),
         lambda: evaluate(snn, [(X, Y)], 4, at=[value]),
         lambda: simulate(snn, X, 4, at=[value]),
         lambda: simulate(snn, X, 4, chunk=value),
@@ -120,6 +133,78 @@ def test_one_number_is_no_class():
     one = Net(lambda s, x: s.one(s.relu(s.conv1(x)).mean((2, 3))), one=torch.nn.Linear(8, 1))
     with pytest.raises(InvalidData, match=r"evaluate: got a network that answers one number; .*targets"):
         evaluate(convert(one, [X], "multilevel"), [(X, torch.zeros(8).long())], 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (X.numpy(), "type ndarray.*as_tensor"),
+        (list(X), "type list"),
+        ("photo.png", "type str"),
+        (None, "type NoneType"),
+        (X.to("meta"), "on the meta device"),
+        (X.to_sparse(), "sparse"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_not_simulated(snn, given, said):
+    calls = [lambda: snn(given, 4), lambda: simulate(snn, given, 4), lambda: snn.run(given)]
+    calls += [lambda: simulate(snn, given, 4, coding="poisson"), lambda: snn(given, 4, nodes=["relu"])]
+    if isinstance(given, torch.Tensor):  # a batch of NumPy is taken
+        calls += [lambda: evaluate(snn, [(given, Y)], 4), lambda: verify(snn, [given], 4)]
+        calls += [lambda: convert(randomized(CifarResNet(8, width=4)), [given], timesteps=4)]
+    for call in calls:
+        with pytest.raises(InvalidData, match=rf"got images .*{said}") as error:
+            call()
+        assert "\n" not in str(error.value) and "; expected a" in str(error.value)
+
+
+def test_a_module_is_no_network(snn, tmp_path):
+    """The mistake of who has not converted it yet."""
+    model = randomized(CifarResNet(8, width=4))
+    for call in (
+        lambda: evaluate(model, [(X, Y)], 4),
+        lambda: verify(model, [X], 4),
+        lambda: simulate(model, X, 4),
+        lambda: simulate_until_confident(model, X, 4, 0.5),
+        lambda: GraphModule(model, 4),
+        lambda: count_operations(model, [X], 4),
+        lambda: save(model, tmp_path / "net.snn"),
+        lambda: export_nir(model, tmp_path / "net.nir"),
+        lambda: export_npz(model, tmp_path / "net.npz"),
+        lambda: export_torch(model, tmp_path / "net.pt2", 4),
+    ):
+        with pytest.raises(InvalidData, match=r"got a CifarResNet; expected a converted one\. Call convert first"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["0.5", None, True, 0, 1, 2, float("nan"), torch.ones(2), [0.5]])
+def test_confidences_and_percentiles_are_numbers(snn, value):
+    calls = [lambda: simulate_until_confident(snn, X, 4, value)]
+    calls += [] if value is None else [lambda: evaluate(snn, [(X, Y)], 4, exit_confidence=value)]
+    for call in calls:
+        with pytest.raises(InvalidData, match=r"confidence=.*; expected 0 < P < 1"):
+            call()
+    if not isinstance(value, torch.Tensor) and value not in (None, 1, 2):
+        for batches in ([X], None):
+            with pytest.raises(InvalidData, match=r"got percentile .*; expected above 0"):
+                convert(randomized(CifarResNet(8, width=4)), batches, percentile=value, timesteps=4)
+
+
+def test_numbers_of_other_libraries_are_numbers(snn):
+    one, other = (simulate_until_confident(snn, X, 4, p).steps for p in (0.5, np.float32(0.5)))
+    assert torch.equal(one, other)
+    made = [
+        convert(randomized(CifarResNet(8, width=4)), [X, X], percentile=p, timesteps=4).provenance["calibration"]
+        for p in (99.0, torch.tensor(99.0), np.float64(99))
+    ]
+    assert made[0]["scales"] == made[1]["scales"] == made[2]["scales"]
+
+
+@pytest.mark.parametrize("value", [16.0, "16", 0, -1, True])
+def test_an_input_size_is_a_whole_number(value):
+    with pytest.raises(InvalidData, match="convert: got input_size="):
+        convert(randomized(CifarResNet(8, width=4)), None, input_size=value)
 
 
 def test_images_that_are_not_finite_are_not_simulated(snn):

@@ -305,7 +305,7 @@ def test_what_is_no_snn_file_is_refused(tmp_path):
     refused(checkpoint)
     assert not (tmp_path / "ran").exists()
     refused(tmp_path)
-    assert "No such file" in refused(tmp_path / "missing.snn")
+    assert "no such file" in refused(tmp_path / "missing.snn")
 
 
 class Bomb:

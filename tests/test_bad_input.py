@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]
 NOTICES = ("No --calibration: ", "Left out ")  # what may stand on stderr before the error
-PLAIN = ("tiny.pth", "--input-size", SIZE)  # converted without data
+PLAIN = ("tiny.pth", "--input-size", SIZE, "-o", "tiny.snn")  # converted without data
 
 
 class Strict(Program):
@@ -68,9 +68,12 @@ USAGE = [
     (["--mean", "red,green,blue"], "0.485,0.456,0.406"), (["--input-size", "0"], "x>=1"),
     (["--calibration-images", "1"], "x>=2"), (["--calibration-images", "x"], "'x'"),
     (["-o", "photos"], "is a directory"), (["--nonsense"], "--nonsense"), (["other.pth"], "other.pth"),
+    (["--recipe", "magic"], "'s-resnet', 's-resnet-released'"), (["--recipe", "calibrate"], "Did you mean calibrated?"),
+    (["--recipe", "calibrated", "--classes", "natural"], "of --calibration"), (["--download"], "of --calibration"),
+    (["--calibration-images", "9"], "of --calibration"), (["--device", "mps"], "not supported"),
 ]  # fmt: skip
 USAGE_EVALUATE = [
-    ([], "--timesteps"), (["--timesteps", "0"], "x>=1"), (["--timesteps", "-5"], "x>=1"),
+    (["--timesteps", "0"], "x>=1"), (["--timesteps", "-5"], "x>=1"),
     (["--timesteps", "abc"], "'abc'"), (["--timesteps", "4", "--at", "0"], "below 1"),
     (["--timesteps", "4", "--at", "2,-1"], "below 1"), (["--timesteps", "4", "--at", "2,5"], "beyond --timesteps 4"),
     (["--timesteps", "4", "--at", "x"], "8,16,32"), (["--timesteps", "4", "--at", "1,,2"], "8,16,32"),
@@ -97,7 +100,6 @@ def test_evaluate_refuses_senseless_options(program, network, options, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--recipe", "magic"), "expected one of s-resnet, s-resnet-released"),
         (("--arch", "resnet18"), "expected exactly those of resnet18"),
         (("--arch", "vgg16"), "cifar_resnet20"),
         (("--calibration", "nope:photos"), "unknown prefix 'nope'"),
@@ -193,12 +195,12 @@ def test_unreadable_images_are_named_and_counted(program, tmp_path):
     whole = (tmp_path / "photos" / "b" / "0.png").read_bytes()
     (tmp_path / "photos" / "b" / "half.png").write_bytes(whole[: len(whole) // 2])
     os.symlink("/proc/self/mem", tmp_path / "photos" / "c" / "broken.png")
-    code, out, err = program("convert", *PLAIN, "--calibration", "photos", "--timesteps", 4)
+    code, out, err = program("convert", *PLAIN, "--calibration", "photos", "--recipe", "s-resnet", "--timesteps", 4)
     assert code == 0 and "from 12 images, compensation" in out and "from 12 others" in out
     err = unexpected(err)
     assert err.startswith("Left out 3 unreadable image(s): ") and err.count("\n") == 1
     assert all(name in err for name in ("a/text.png", "b/half.png", "c/broken.png"))
-    program("convert", *PLAIN)
+    program("convert", *PLAIN, "--force")
     code, out, err = program("evaluate", "--timesteps", 2, "--data", "photos")
     assert code == 0 and "24 images" in out
     assert err.startswith("Left out 3 unreadable image(s): ") and err.count("\n") == 1
@@ -215,7 +217,7 @@ def test_nothing_but_unreadable_images(program, network, tmp_path):
     for name in "abc":
         (tmp_path / "texts" / name).mkdir(parents=True)
         (tmp_path / "texts" / name / "1.png").write_text("no image")
-    program.fails("convert", *PLAIN, "--calibration", "texts", says="/1.png")
+    program.fails("convert", *PLAIN, "--force", "--calibration", "texts", says="/1.png")
     program.fails("evaluate", "--timesteps", 2, "--data", "texts", says="none of 3")
 
 
@@ -231,7 +233,9 @@ def test_what_never_fires_converts(program, tmp_path, data, dead):
             for tensor in model.get_submodule(dead).parameters():
                 tensor.fill_(-0.0)
     make_checkpoint(tmp_path / "tiny.pth", model)
-    code, out, _ = program("convert", *PLAIN, "--timesteps", 4, *data, "--calibration-images", 8)
+    if data:
+        data = (*data, "--calibration-images", 8, "--recipe", "s-resnet")
+    code, out, _ = program("convert", *PLAIN, "--timesteps", 4, *data)
     known = s_resnet.load("tiny.snn").provenance["calibration"]
     assert code == 0 and all(0 < scale < np.inf for scale in known["scales"].values())
     assert all(torch.isfinite(tensor).all() for tensor in safetensors.torch.load_file("tiny.snn").values())
@@ -317,8 +321,6 @@ def test_names_that_are_too_long(program, network):
 
 def test_nothing_is_written_over_what_was_read(program, network):
     program.fails("convert", "tiny.pth", "-o", "tiny.pth", code=2, says="over itself")
-    Path("tiny.pth").rename("weights.snn")  # and convert's own choice of a name
-    program.fails("convert", "weights.snn", code=2, says="over itself")
     program.fails("evaluate", "tiny.snn", "--timesteps", 1, "--json", "tiny.snn", code=2, says="over itself")
     program.fails("demo", "-o", "tiny.snn/demo", says="Choose another with -o")
 
@@ -328,9 +330,9 @@ def test_the_old_file_survives_a_failing_disk(program, network, monkeypatch, err
     program.works("evaluate", "--timesteps", 1, "--json", "out.json")
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(error))
-        program.fails("convert", *PLAIN, says=error.strerror, notices=1)
+        program.fails("convert", *PLAIN, "--force", says=error.strerror, notices=1)
         before = files()
-        code, out, err = program("evaluate", "--timesteps", 1, "--json", "out.json")
+        code, out, err = program("evaluate", "--timesteps", 1, "--json", "out.json", "--force")
     assert code == 1 and "spikes/neuron" in out and files() == before  # the figures are on the screen at least
     assert err.startswith("Error: out.json: cannot be written") and err.count("\n") == 1
 
@@ -342,7 +344,7 @@ def test_the_old_file_survives_a_full_disk(program, network):
         "import resource, sys, torch; from sresnet_cli.__main__ import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); main()"
     )
-    command = [sys.executable, "-c", code, "convert", *map(str, PLAIN)]
+    command = [sys.executable, "-c", code, "convert", "--force", *map(str, PLAIN)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1 and files() == before and len(before["tiny.snn"]) > 10_000
     assert result.stderr.splitlines()[1:] and "Traceback" not in result.stderr
@@ -355,9 +357,9 @@ def test_the_old_file_survives_a_full_disk(program, network):
 @pytest.mark.parametrize(
     ("where", "command"),
     [
-        ("s_resnet.convert", ("convert", "tiny.pth", *CALIBRATED)),
-        ("s_resnet.calibrate.Fraction", ("convert", "tiny.pth", *CALIBRATED)),  # half-way through
-        ("os.replace", ("convert", "tiny.pth", *CALIBRATED)),  # all is written, under another name
+        ("s_resnet.convert", ("convert", "tiny.pth", *CALIBRATED, "--force")),
+        ("s_resnet.calibrate.Fraction", ("convert", "tiny.pth", *CALIBRATED, "--force")),  # half-way through
+        ("os.replace", ("convert", "tiny.pth", *CALIBRATED, "--force")),  # all is written, under another name
         ("s_resnet.report.answers", ("evaluate", "--timesteps", 2, "--json", "new.json")),
         ("os.replace", ("evaluate", "--timesteps", 2, "--json", "new.json")),
     ],

@@ -724,7 +724,7 @@ def test_unknown_network(tmp_path):
     state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3), "2.weight": torch.zeros(1, 3)}
     path = saved({"state_dict": state}, tmp_path / "net.pth")
     refused(path, "3 tensors (0.weight, 0.bias, 2.weight)", "resnet50", "cifar_resnet20")
-    refused(path, "--arch", "s_resnet.convert(model)")
+    refused(path, "arch=NAME", "s_resnet.convert(model)")
 
 
 @pytest.mark.parametrize("edit", ["missing", "extra", "mis-shaped", "both names"])
@@ -769,7 +769,7 @@ def test_given_architecture_that_does_not_fit(small, tmp_path):
         "missing (layer1.0.conv3.weight, ",
         "mis-shaped",
         "resnet50",
-        "Leave out --arch",
+        "Leave out arch",
         arch="resnet50",
     )
     refused(path, "30 missing (layer1.1.conv1.weight, ", "cifar_resnet14", arch="cifar_resnet14")

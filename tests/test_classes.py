@@ -121,7 +121,7 @@ def test_which_names_a_network_has():
 
 def test_the_order_is_said_only_where_text_and_numbers_differ():
     assert "(1, 10, 2, ...)" in order_note(data("1", "10", "2", "3"))
-    assert "1, 2, 3, ..." in order_note(data("1", "10", "2", "3")) and "--classes natural" in order_note(
+    assert "1, 2, 3, ..." in order_note(data("1", "10", "2", "3")) and "natural_order" in order_note(
         data("1", "10", "2")
     )
     for quiet in (data("cat", "dog"), data("0", "1", "2"), data("01", "02", "10"), data("1", "10", "2", root="")):
@@ -176,7 +176,20 @@ def evaluated(program, *options):
     return {Path(used.names[i]).parent.name: label for i, label in zip(indices, found, strict=True)}
 
 
-CONVERT = ("convert", "tiny.pth", "--calibration-images", 6, "--input-size", SIZE, "--timesteps", 2, "--calibration")
+CONVERT = (
+    "convert",
+    "tiny.pth",
+    "-o",
+    "tiny.snn",
+    "--force",
+    "--calibration-images",
+    6,
+    "--input-size",
+    SIZE,
+    "--timesteps",
+    2,
+    "--calibration",
+)
 
 
 def test_the_network_keeps_its_names_and_other_folders_follow_them(program, tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -27,7 +28,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]
 SIZE = 8  # pixels
-CALIBRATED = ("--calibration", "photos", "--calibration-images", 6, "--input-size", SIZE, "--timesteps", 4)
+PAPERS = ("-o", "tiny.snn", "--recipe", "s-resnet", "--timesteps", 4)
+CALIBRATED = ("--calibration", "photos", "--calibration-images", 6, "--input-size", SIZE, *PAPERS)
 
 
 def randomized(model: nn.Module) -> nn.Module:
@@ -63,8 +65,13 @@ def make_photos(root: Path, count: int = 8, classes: str = "abc", seed: int = 0)
 
 
 def unexpected(err: str) -> str:
-    """What is on stderr besides what convert finds of the random networks of these tests: that they fit no images."""
-    looked_at = ("Warning: convert: the network is right on", "Warning: convert: images and network", "Trying other")
+    """What is on stderr besides what training begins with, and what convert finds of random networks: no fit."""
+    looked_at = (
+        "Warning: convert: the network is right on",
+        "Warning: convert: images and network",
+        "Trying other",
+        "Training ",
+    )
     return "".join(line for line in err.splitlines(keepends=True) if not line.startswith(looked_at))
 
 
@@ -156,25 +163,27 @@ def figures(path: Path) -> dict:
 
 FROZEN = {
     "convert": (["CHECKPOINT"], [
-        ("-o", "--output"), ("--arch",), ("--recipe",), ("--weights",), ("--timesteps",), ("--reconstruct",),
-        ("--spikes",), ("--target-drop",), ("--percentile",), ("--calibration",), ("--calibration-images",),
-        ("--input-size",), ("--mean",), ("--std",), ("--classes",), ("--device",), ("--download",),
+        ("-o", "--output"), ("--force",), ("--arch",), ("--recipe",), ("--weights",), ("--timesteps",),
+        ("--reconstruct",), ("--spikes",), ("--target-drop",), ("--percentile",), ("--calibration",),
+        ("--calibration-images",), ("--input-size",), ("--mean",), ("--std",), ("--classes",), ("--device",),
+        ("--download",),
     ]),
     "evaluate": (["NETWORK"], [
         ("--timesteps",), ("--at",), ("--exit-confidence",), ("--data",), ("--limit",), ("--classes",),
-        ("--batch-size",), ("--device",), ("--precision",), ("--closed-form",), ("--json",), ("--download",),
+        ("--batch-size",), ("--device",), ("--precision",), ("--closed-form",), ("--json",),
+        ("--force",), ("--download",),
     ]),
     "inspect": (["NETWORK"], []),
     "verify": (["NETWORK"], [
         ("--data",), ("--timesteps",), ("--limit",), ("--classes",), ("--batch-size",), ("--device",), ("--json",),
-        ("--download",),
+        ("--force",), ("--download",),
     ]),
     "report": (["NETWORK [NETWORK]"], [
         ("--data",), ("-o", "--output"), ("--timesteps",), ("--limit",), ("--classes",), ("--batch-size",),
-        ("--device",), ("--constants",), ("--download",),
+        ("--device",), ("--constants",), ("--force",), ("--download",),
     ]),
     "export": (["NETWORK"], [
-        ("--format",), ("-o", "--output"), ("--timesteps",), ("--verify",), ("--data",), ("--limit",),
+        ("--format",), ("-o", "--output"), ("--force",), ("--timesteps",), ("--verify",), ("--data",), ("--limit",),
         ("--tie-shortcuts",), ("--pool",), ("--classes",), ("--download",),
     ]),
     "train": (["ARCH"], [
@@ -182,12 +191,13 @@ FROZEN = {
         ("--optimizer",), ("--lr",), ("--momentum",), ("--weight-decay",), ("--schedule",), ("--step-epochs",),
         ("--gamma",), ("--warmup",), ("--label-smoothing",), ("--augment",), ("--timesteps",), ("--width",),
         ("--input-size",), ("--limit",), ("--test-limit",), ("--validation",), ("--activation",), ("--levels",),
-        ("--amp",), ("--recompute",), ("--seed",), ("--device",), ("--workers",), ("--tensorboard",), ("--download",),
+        ("--amp",), ("--recompute",), ("--seed",), ("--device",), ("--workers",), ("--tensorboard",), ("--force",),
+        ("--download",),
     ]),
-    "demo": ([], [("-o", "--output")]),
+    "demo": ([], [("-o", "--output"), ("--force",)]),
 }  # fmt: skip
 DEFAULTS = {
-    ("convert", "--recipe"): "s-resnet",
+    ("convert", "--recipe"): None,  # by whether there are images
     ("convert", "--weights"): "float32",
     ("convert", "--calibration-images"): 1024,
     ("convert", "--device"): "auto",
@@ -204,7 +214,7 @@ DEFAULTS = {
     ("train", "--device"): "auto",
     ("demo", "-o"): "demo",
 }
-REQUIRED = {"evaluate": ["--timesteps"], "report": ["-o"], "export": ["--format", "-o"], "train": ["--data", "-o"]}
+REQUIRED = {"report": ["-o"], "export": ["--format", "-o"], "train": ["--data", "-o"]}
 
 
 def test_the_options_are_frozen():
@@ -221,8 +231,7 @@ def test_the_options_are_frozen():
             default = False if p.is_flag else None
             assert p.to_info_dict()["default"] == DEFAULTS.get((name, p.opts[0]), default), p.opts
     required = {name: [p.required for p in sresnet.commands[name].params][:1] for name in FROZEN}
-    optional = {"evaluate": [False], "train": [False], "demo": [False]}
-    assert required == {name: optional.get(name, [True]) for name in FROZEN}
+    assert required == {name: [name == "convert"] for name in FROZEN}
 
 
 @pytest.mark.parametrize("command", ["", *FROZEN])
@@ -269,12 +278,12 @@ def test_two_commands_from_a_checkpoint_to_figures(tmp_path):
     make_checkpoint(tmp_path / "tiny.pth")
     make_photos(tmp_path / "photos")
     said = []
-    for arguments in (("convert", "tiny.pth", *CALIBRATED), ("evaluate", "--timesteps", 4, "--json", "out.json")):
+    for arguments in (("convert", "tiny.pth", *CALIBRATED), ("evaluate", "--json", "out.json")):
         command = [sys.executable, "-m", "sresnet_cli", *map(str, arguments)]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert (result.returncode, result.stderr) == (0, "")
         said.append(result.stdout)
-    assert "sresnet evaluate tiny.snn --timesteps 4" in said[0]
+    assert said[0].endswith("\nNext: sresnet evaluate tiny.snn\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "photos", "tiny.pth", "tiny.snn"]
     assert json.loads((tmp_path / "out.json").read_text())["images"] == 18
 
@@ -282,12 +291,12 @@ def test_two_commands_from_a_checkpoint_to_figures(tmp_path):
 def test_the_network_is_written_beside_its_checkpoint_or_where_asked(program, tmp_path):
     (tmp_path / "models").mkdir()
     make_checkpoint(tmp_path / "models" / "tiny-1.5.pth")
-    for target, options in ("models/tiny-1.5.snn", ()), ("other.snn", ("-o", "other.snn")):
+    for target, options in ("models/tiny-1.5-s-resnet-T350.snn", ()), ("other.snn", ("-o", "other.snn")):
         code, out, _ = program("convert", "models/tiny-1.5.pth", "--input-size", SIZE, *options)
         assert code == 0 and out.startswith(f"{target}: cifar_resnet8, recipe s-resnet")
         assert (tmp_path / target).is_file()
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
-    assert written == ["models/tiny-1.5.pth", "models/tiny-1.5.snn", "other.snn"]
+    assert written == ["models/tiny-1.5-s-resnet-T350.snn", "models/tiny-1.5.pth", "other.snn"]
 
 
 def test_json_is_as_documented_and_the_table_shows_it(program, network, tmp_path):
@@ -372,7 +381,7 @@ def test_the_batch_size_changes_no_figure(program, network, tmp_path, size):
 
 def test_without_data_it_says_so_in_one_line(program, tmp_path):
     make_checkpoint(tmp_path / "tiny.pth")
-    code, out, err = program("convert", "tiny.pth")
+    code, out, err = program("convert", "tiny.pth", "-o", "tiny.snn")
     assert code == 0 and "thresholds from BatchNorm statistics" in out
     assert err.count("\n") == 1 and "No --calibration" in err and "BatchNorm" in err
     known = s_resnet.load("tiny.snn").provenance
@@ -387,7 +396,9 @@ def test_settings_reach_the_network(program, tmp_path):
     make_photos(tmp_path / "photos")
     settings = ("--arch", "cifar_resnet8", "--recipe", "s-resnet-released", "--timesteps", 7, "--percentile", 90)
     settings += ("--mean", "0.1,0.2,0.3", "--std", "0.4,0.5,0.6", "--input-size", 6)
-    program.works("convert", "tiny.pth", "--calibration", "photos", "--calibration-images", 10, *settings)
+    program.works(
+        "convert", "tiny.pth", "-o", "tiny.snn", "--calibration", "photos", "--calibration-images", 10, *settings
+    )
     known = s_resnet.load("tiny.snn").provenance
     assert known["source"] == {
         "name": "tiny.pth", "arch": "cifar_resnet8", "classes": 3,
@@ -406,7 +417,8 @@ def test_it_says_how_many_images_went_into_what(program, tmp_path):
     make_checkpoint(tmp_path / "tiny.pth")
     make_photos(tmp_path / "photos")
     given = ("convert", "tiny.pth", "--arch", "cifar_resnet8", "--input-size", SIZE, "--calibration", "photos")
-    said = program.works(*given, "--calibration-images", 10, "--timesteps", 4)
+    given += ("-o", "tiny.snn", "--force")
+    said = program.works(*given, "--calibration-images", 10, "--timesteps", 4, "--recipe", "s-resnet")
     found = s_resnet.load("tiny.snn").provenance
     assert (found["calibration"]["images"], found["compensation"]["images"]) == (5, 5)
     factor = found["compensation"]["factor"]
@@ -474,7 +486,7 @@ def test_inspect_shows_graph_recipe_and_provenance(program, network):
 
 def test_inspect_lists_every_shortcut_of_a_torchvision_resnet(program, tmp_path):
     make_checkpoint(tmp_path / "r18.pth", randomized(torchvision.models.resnet18(num_classes=5)))
-    code, _, _ = program("convert", "r18.pth", "--input-size", 32)
+    code, _, _ = program("convert", "r18.pth", "--input-size", 32, "-o", "r18.snn")
     said = program.works("inspect", "r18.snn")
     scale = s_resnet.load("r18.snn").provenance["calibration"]["scales"]
     rows = [line.split() for line in said.split("\n\n")[2].splitlines()[1:]]
@@ -495,12 +507,44 @@ def test_the_demo_tells_the_whole_story(program, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     demo = sys.modules["sresnet_cli.demo"]
     monkeypatch.setattr(demo, "_train", lambda path: make_checkpoint(path, tiny(10)))
-    for name, value in (("TIMESTEPS", 4), ("IMAGES", 30), ("SIZE", SIZE)):
+    for name, value in (("RECIPES", {"calibrated": 16, "s-resnet": 4}), ("IMAGES", 30), ("SIZE", SIZE)):
         monkeypatch.setattr(demo, name, value)
     out = program.works("demo", "-o", "new/place")
-    made = ["accuracy.png", "digits.json", "digits.pth", "digits.snn"]
-    assert sorted(path.name for path in (tmp_path / "new" / "place").iterdir()) == made
-    assert figures(Path("new/place/digits.json"))["images"] == 30
+    networks = ["digits-calibrated-T16", "digits-s-resnet-T4"]
+    made = [
+        "accuracy.png",
+        *(f"{name}.{kind}" for name in networks for kind in ("json", "snn")),
+        "digits.pth",
+        "report",
+    ]
+    assert sorted(path.name for path in (tmp_path / "new" / "place").iterdir()) == sorted(made)
+    assert [figures(Path(f"new/place/{name}.json"))["images"] for name in networks] == [30, 30]
     with Image.open("new/place/accuracy.png") as picture:
         assert min(picture.size) > 300
-    assert "sresnet inspect new/place/digits.snn" in out
+    assert "Page: new/place/report/index.html" in out and Path("new/place/report/index.html").is_file()
+    shown = [line.split("$ ")[1] for line in out.splitlines() if "$ sresnet" in line]
+    assert (
+        len(shown) == 5 and shown[0] == f"sresnet convert new/place/digits.pth --calibration digits --input-size {SIZE}"
+    )
+    following = [line.split("#")[0] for line in out.partition("Try next:\n")[2].splitlines() if "YOUR" not in line]
+    for line in (*shown, *following):  # each works as it stands, but that what is there is not written over
+        code, _, err = program(*line.split()[1:])
+        assert code == 0 or ("--force" in err and " -o " not in line) or "--json" in line or "report" in line, (
+            line,
+            err,
+        )
+
+
+def test_the_demo_writes_over_nothing_and_learns_first_whether_it_can_draw(program, tmp_path, monkeypatch):
+    demo = sys.modules["sresnet_cli.demo"]
+    monkeypatch.setattr(demo, "_train", lambda path: pytest.fail("trained for nothing"))
+    Path("demo").mkdir()
+    for name in ("accuracy.png", "digits-calibrated-T16.json", "digits.pth"):
+        (tmp_path / "demo" / name).write_text("mine")
+        code, _, err = program("demo")
+        assert code == 2 and f"demo/{name} is there already" in err and "--force" in err
+        (tmp_path / "demo" / name).unlink()
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    code, _, err = program("demo")
+    assert code == 1 and "pip install scikit-learn matplotlib" in err

@@ -41,13 +41,15 @@ def test_a_network_for_gray_images(program):
     np.savez("gray.npz", x=gray, y=np.arange(24) % 3)
     np.savez("color.npz", x=np.repeat(gray[..., None], 3, axis=3), y=np.arange(24) % 3)
     options = ("--input-size", SIZE, "--timesteps", 4, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
-    code, _, _ = program("convert", "gray.pth", *options, "--calibration", "photos", "--calibration-images", 8)
+    code, _, _ = program(
+        "convert", "gray.pth", "-o", "gray.snn", *options, "--calibration", "photos", "--calibration-images", 8
+    )
     assert code == 0 and s_resnet.load("gray.snn").provenance["input_shape"] == [1, SIZE, SIZE]
     found = []
     for data in ("gray.npz", "color.npz", "photos"):
-        code, _, err = program("evaluate", "gray.snn", "--timesteps", 4, "--data", data, "--json", "out.json")
+        code, _, err = program("evaluate", "gray.snn", "--timesteps", 4, "--data", data, "--json", f"{data}.json")
         assert code == 0, err
-        found.append(json.loads(Path("out.json").read_text())["ann"])
+        found.append(json.loads(Path(f"{data}.json").read_text())["ann"])
     assert found[0] == found[1]
 
 
@@ -58,5 +60,5 @@ def test_a_network_for_other_channels_is_told_where_to_convert_it(program):
     make_photos(Path("photos"))
     code, _, err = program("convert", "four.pth", "--input-size", SIZE, "--calibration", "photos")
     assert code == 1 and "network of 4 channels" in err and "from Python" in err and err.count("\n") == 1
-    code, _, err = program("convert", "four.pth", "--input-size", SIZE)
+    code, _, err = program("convert", "four.pth", "--input-size", SIZE, "-o", "four.snn")
     assert code == 0 and s_resnet.load("four.snn").provenance["input_shape"] == [4, SIZE, SIZE]

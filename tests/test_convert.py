@@ -266,7 +266,7 @@ def test_all_held_out_images_are_searched_with(monkeypatch, size):
         return plain(graph, x, steps)
 
     monkeypatch.setattr(module, "simulate", counting)
-    snn = convert(randomized(CifarResNet(8, width=4)), [images(100, size)], timesteps=4)
+    snn = convert(randomized(CifarResNet(8, width=4)), [images(100, size)], "s-resnet", timesteps=4)
     found = snn.provenance
     assert set(seen) == {32} and found["compensation"]["images"] == found["calibration"]["held_out"] == 32
     assert found["calibration"]["images"] == 68
@@ -293,9 +293,11 @@ def batches():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_end_to_end(model, batches, recipe):
     before = copy.deepcopy(model.state_dict())
-    steps = 48 if RECIPES[recipe].fits else 256
+    fits = RECIPES[recipe].fits
+    settings = {"timesteps": 48} if fits else {"timesteps": 256, "percentile": 100}
+    steps = settings["timesteps"]
     model.train()
-    snn = convert(model, batches, recipe, timesteps=steps, percentile=100)
+    snn = convert(model, batches, recipe, **settings)
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     x, expected = images(4, seed=9), analog(model.eval(), images(4, seed=9))
@@ -304,7 +306,7 @@ def test_end_to_end(model, batches, recipe):
     assert errors[2] < errors[1] < errors[0]
     assert errors[2] < (0.05 if recipe == "s-resnet" else 1)  # counts of spikes cannot be negative
     assert all(torch.equal(node.op.threshold, torch.ones(())) for node in snn.neurons)
-    assert torch.equal(convert(model, batches, recipe, timesteps=steps, percentile=100)(x, 8), snn(x, 8))
+    assert torch.equal(convert(model, batches, recipe, **settings)(x, 8), snn(x, 8))
 
 
 def test_provenance_is_json_and_tells_what_was_done(model, batches):
@@ -359,7 +361,7 @@ def test_an_unknown_recipe_is_refused(model):
 @pytest.mark.parametrize("with_images", [True, False])
 def test_settings_out_of_range_are_refused(model, batches, settings, message, with_images):
     with pytest.raises(InvalidData, match=message):
-        convert(model, batches if with_images else None, **settings)
+        convert(model, batches if with_images else None, "s-resnet", **settings)
 
 
 @pytest.mark.parametrize("given", ["module", "graph"])

@@ -172,7 +172,7 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_else(program):
         with pytest.raises(BackendUnavailable, match=f"'{name}' on a machine with 0 usable"):
             convert(None, device=name)
         code, out, err = program("convert", "none.pth", "--device", name)
-        assert (code, out) == (1, "") and "Use --device cpu or auto" in err and err.count("\n") == 1
+        assert (code, out) == (1, "") and "Use --device cpu or --device auto" in err and err.count("\n") == 1
     code, _, err = program("convert", "none.pth", "--device", "cuda:x")
     assert code == 2 and "auto, cpu, cuda, cuda:N" in err
 

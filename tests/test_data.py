@@ -475,7 +475,7 @@ def test_imagenet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100", "mnist"])
 def test_torchvision_data_not_there(tmp_path: Path, kind: str) -> None:
-    fails(f"dataset, got .*not found.*; expected the files of {kind} .*pass --download", f"{kind}:{tmp_path}")
+    fails(f"dataset, got .*not found.*; expected the files of {kind} .*pass download=True", f"{kind}:{tmp_path}")
     fails(f"directory, got none; expected {kind}:DIR", f"{kind}:")
 
 

@@ -206,7 +206,7 @@ snn = s_resnet.load("tiny.snn")
 images, labels = torch.load("data.pt", weights_only=True)
 mine = s_resnet.shard(range(len(images)), rank, world)
 loader = list(zip(images[mine].split(4), labels[mine].split(4)))
-said = {"report": s_resnet.evaluate(snn, loader, 4, exit_confidence=0.12, at=[2, 4], device="cpu").to_json()}
+said = {"report": s_resnet.evaluate(snn, loader, 4, exit_confidence=0.12, at=[2, 4], device="cpu").to_dict()}
 
 def failing():
     yield loader[0]
@@ -225,7 +225,7 @@ with s_resnet.first_process_first():
         time.sleep(1)
     said["time"] = time.time()
 whole = [(images[:6], labels[:6]), (images[6:], labels[6:])]  # in both processes
-said["twice"] = s_resnet.evaluate(snn, whole, 2, device="cpu").to_json()
+said["twice"] = s_resnet.evaluate(snn, whole, 2, device="cpu").to_dict()
 said["ranks"] = s_resnet.exchange(rank)  # errors have not put the processes out of step
 if rank == 1:
     dist.monitored_barrier()
@@ -257,7 +257,7 @@ def test_evaluate_in_a_group_of_the_callers_own(folder):
         return report["images"], report["ann"], report["snn"], exit
 
     assert first["report"] == second["report"]  # measured once for all
-    assert same(first["report"]) == same(json.loads(json.dumps(alone.to_json()))) and alone.images == 11
+    assert same(first["report"]) == same(json.loads(json.dumps(alone.to_dict()))) and alone.images == 11
     assert second["failing"] == ["ValueError", "no such\nluck"]
     kind, text = first["failing"]
     assert kind == "SResNetError" and text.startswith("process 1: failed, got ValueError (no such); expected")
@@ -301,7 +301,7 @@ def test_the_group_is_gone_at_the_end(monkeypatch, error):
 @pytest.mark.parametrize(("there", "local"), [(0, 0), (1, 1), (2, 5)])
 def test_a_process_without_a_gpu_of_its_own_is_an_error(monkeypatch, there, local):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    with pytest.raises(BackendUnavailable, match="Lower --nproc-per-node, or use --device cpu") as caught:
+    with pytest.raises(BackendUnavailable, match='Lower --nproc-per-node, or use device="cpu"') as caught:
         distributed._take_gpu(local)
     assert "\n" not in str(caught.value)
 
@@ -310,7 +310,7 @@ def test_processes_do_not_share_a_gpu_by_its_number(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(BackendUnavailable, match=r"'cuda:1' for every process.*Use --device cuda"),
+        pytest.raises(BackendUnavailable, match=r"'cuda:1' for every process.*Use device="),
         process_group("cuda:1"),
     ):
         pass
@@ -337,7 +337,7 @@ def test_a_usage_error_is_said_once(monkeypatch, capsys, environment, silent):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["sresnet", "evaluate"])
+    monkeypatch.setattr(sys, "argv", ["sresnet", "evaluate", "--timesteps", "0"])
     monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
     with pytest.raises(SystemExit) as exit:
         program.main()

@@ -260,7 +260,7 @@ def test_other_neurons_are_refused_by_name(given, change):
 
 def test_neurons_behind_pools_are_refused_by_name():
     with pytest.raises(ConversionError, match=r"AdaptiveAvgPool2d.*[Ll]eave weights"):
-        convert(CifarResNet(8).eval(), recipe="s-resnet-released", weights="dyadic")
+        dyadic_weights(convert(CifarResNet(8).eval(), recipe="s-resnet-released"), None)
 
 
 def test_the_program_converts_and_evaluates(tmp_path):

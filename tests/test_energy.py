@@ -150,14 +150,14 @@ def test_the_json_and_the_table(tmp_path):
     e = energy(operations())
     e.save(tmp_path / "energy.json")
     stored = json.loads((tmp_path / "energy.json").read_text())
-    assert stored == json.loads(json.dumps(e.to_json()))
+    assert stored == json.loads(json.dumps(e.to_dict()))
     assert (stored["schema"], stored["estimate"], stored["constants"]["add_float32"]) == (1, True, 0.9)
     assert stored["snn_int8"]["synapses"] == e.snn_int8.synapses and stored["ratios"] == e.ratios
     text = e.table()
     assert "estimate" in text and "3-bit activations" in text and CONSTANTS.name in text
     free = energy(operations(), Constants(**dict.fromkeys(list(vars(CONSTANTS))[1:], 0.0), name="free"))
     assert free.snn_float32.scattered == 0 and math.isinf(free.ratios["int8_total"])
-    assert free.to_json()["ratios"]["int8_total"] is None and "free" in free.table()
+    assert free.to_dict()["ratios"]["int8_total"] is None and "free" in free.table()
 
 
 # ---- constants from a file ----

@@ -1,5 +1,6 @@
 """The engine, whole networks: in every way it may run them, each spike is that of a step-by-step loop in float64."""
 
+import copy
 from dataclasses import fields, replace
 from functools import cache
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from conftest import randomized
 
 from s_resnet import CifarResNet, Graph, InvalidData, Neuron, Node, Readout, Scale, SpikingMaxPool2d, convert
+from s_resnet.engine.plan import SIZES, Recent
 from s_resnet.engine.run import DENSE
 from s_resnet.kernels import events, narrow_dtype, native
 from s_resnet.ops import AdaptiveAvgPool2d, Add, AvgPool2d, Conv2d, Flatten, Input, Linear, compensated
@@ -448,3 +450,33 @@ def test_a_type_takes_an_alphabet_that_it_has_every_number_of(monkeypatch, setti
 def test_an_unknown_precision_is_refused(precision):
     with pytest.raises(InvalidData, match="precision"):
         run(network("dilated"), pictures(1), 1, precision=precision)
+
+
+# ---- what is kept ----
+
+
+@COMPILED
+def test_packed_weights_are_kept_for_few_sizes_and_change_no_answer():
+    """Images of many sizes, one after the other and back again: memory does not grow, answers are a new graph's."""
+    graph = convert(randomized(CifarResNet(8, num_classes=3, width=4)), input_size=8, timesteps=STEPS)
+    sizes = [8, 10, 12, 14, 16, 18, 20, 8, 22, 10, 8, 8]
+    for size in sizes:
+        images = pictures(1, size=size, seed=size)
+        alone = replace(graph)(images, STEPS)  # a graph that has seen nothing else
+        assert torch.equal(graph(images, STEPS), alone)
+    plan = graph._plan("exact")
+    kept = {key[1:] for key in plan.packed}
+    assert len(kept) >= 2 and 0 < len(plan.packed) <= SIZES * len(plan.spiking) == plan.packed.most
+
+
+def test_what_was_asked_for_last_is_kept():
+    recent, made = Recent(2), []
+
+    def make(key):
+        made.append(key)
+        return key.upper()
+
+    for key in "abacab":
+        assert recent.found(key, lambda key=key: make(key)) == key.upper()
+    assert made == ["a", "b", "c", "b"] and list(recent) == ["a", "b"]
+    assert copy.deepcopy(recent).most == 2

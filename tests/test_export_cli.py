@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]
-NIR = ("--format", "nir", "-o", "tiny.nir")
+NIR = ("--format", "nir", "-o", "tiny.nir", "--force")
 
 
 def test_a_network_becomes_a_file_and_one_line(program, network):
@@ -104,7 +104,7 @@ def pooled(program):
     torch.save(model.state_dict(), "pooled.pth")
     make_photos(Path("photos"))
     settings = ("--calibration", "photos", "--calibration-images", 4, "--input-size", 32, "--timesteps", 2)
-    program.works("convert", "pooled.pth", *settings)
+    program.works("convert", "pooled.pth", "-o", "pooled.snn", "--recipe", "s-resnet", *settings)
 
 
 def test_max_pools(program):
@@ -116,7 +116,9 @@ def test_max_pools(program):
                          "--limit", 2)  # fmt: skip
     assert "2 of 2 images with the same spikes" in said
     assert nir.read("x.nir").metadata["input_node"] == "maxpool"
-    said = program.works("export", "pooled.snn", "--format", "nir", "-o", "x.nir", "--pool", "average", "--limit", 3)
+    said = program.works(
+        "export", "pooled.snn", "--format", "nir", "-o", "x.nir", "--force", "--pool", "average", "--limit", 3
+    )
     assert "--pool average, 3 images: top-1 of the ANN " in said and "T = 2" in said
 
 
@@ -139,20 +141,36 @@ def test_max_pools(program):
 def test_mistakes_are_told_in_one_line(program, network, arguments, code, told):
     got, _, err = program(*arguments)
     assert got == code and told in err and "Traceback" not in err and err.count("\n") == 1
-    assert s_resnet.load("tiny.snn").neurons
+    assert s_resnet.load("tiny.snn").neurons and not Path("tiny.nir").exists()
+
+
+def test_an_engine_that_is_not_installed_is_told_before_anything_is_written(program, network, monkeypatch):
+    for engine, package in (("snntorch", "snntorch"), ("norse", "norse.torch"), ("sinabs", "sinabs")):
+        monkeypatch.setitem(sys.modules, package, None)
+        code, _, err = program("export", "tiny.snn", *NIR, "--verify", engine)
+        assert code == 1 and package in err and f"pip install {engine}." in err and not Path("tiny.nir").exists()
+
+
+def test_what_is_there_is_not_written_over(program, network):
+    for form in module.FORMATS:
+        Path("there").write_text("mine")
+        code, _, err = program("export", "tiny.snn", "--format", form, "-o", "there")
+        assert code == 2 and "there is there already" in err and Path("there").read_text() == "mine"
+        program.works("export", "--format", form, "-o", "there", "--force")  # of the only network here
+        assert Path("there").stat().st_size > 100
 
 
 def test_networks_that_the_format_cannot_say(program, network):
     program.works("convert", "tiny.pth", *CALIBRATED, "--recipe", "phased", "-o", "phased.snn")
     code, _, err = program("export", "phased.snn", *NIR)
     assert code == 1 and "got a neuron with schedule 'phased'" in err
-    assert "--recipe calibrated-streaming or s-resnet" in err
+    assert "--recipe calibrated-streaming or --recipe s-resnet" in err
 
 
 def test_without_nir_it_names_the_extra(program, network, monkeypatch):
     monkeypatch.setitem(sys.modules, "nir", None)
     code, _, err = program("export", "tiny.snn", *NIR)
-    assert code == 1 and "pip install 's-resnet[nir]'" in err and err.count("\n") == 1
+    assert code == 1 and "pip install nir." in err and err.count("\n") == 1
 
 
 def test_a_network_without_T_asks(program):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,34 @@ def test_what_a_killed_writer_leaves_is_swept_by_the_next(tmp_path):
     with replacing(tmp_path / "out") as temporary:
         temporary.write_text("whole")
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "out"])
+
+
+def test_what_another_machine_has_left_goes_after_a_day(tmp_path):
+    """Nobody can ask it, or a container that is no more, whether its writers still run."""
+    for age, name in ((files.DAY - 600, "new"), (files.DAY + 600, "old")):
+        for machine in ("00000000", files._machine()):
+            left = tmp_path / f".{name}.{machine}-{os.getpid()}-1.tmp"
+            left.write_text(name)
+            os.utime(left, (time.time() - age,) * 2)
+        with replacing(tmp_path / name) as temporary:
+            temporary.write_text("whole")
+    mine = [f".{name}.{files._machine()}-{os.getpid()}-1.tmp" for name in ("new", "old")]  # this process still runs
+    assert sorted(os.listdir(tmp_path)) == sorted(["new", "old", *mine, f".new.00000000-{os.getpid()}-1.tmp"])
+
+
+def test_what_cannot_be_swept_stops_nobody(tmp_path, monkeypatch):
+    left = tmp_path / f".out.{files._machine()}-4194305-1.tmp"
+    left.write_text("half")
+
+    def forbidden(*_):
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda self, **_: forbidden() if self == left else None)
+        files.sweep(tmp_path, ".out.")
+    assert left.exists()
+    files.sweep(tmp_path, ".out.")
+    assert not left.exists()
 
 
 def test_an_error_of_ours_is_one_line_without_escapes():

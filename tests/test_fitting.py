@@ -83,7 +83,7 @@ FITS = [fit_thresholds, calibrate_neurons, fit_readout]
 @pytest.mark.parametrize("fit", FITS)
 def test_without_images_there_is_nothing_to_fit_to(given, fit):
     graph = spiking(given)
-    with pytest.raises(ConversionError, match=rf"^{fit.__name__}: got no calibration images.*--calibration DATA"):
+    with pytest.raises(ConversionError, match=rf"^{fit.__name__}: got no calibration images.*calibration_batches"):
         fit(graph, replace(given[1], fitting=None), timesteps=4)
 
 

@@ -353,18 +353,19 @@ def test_the_program_tunes_and_says_what_comes_next(program, tmp_path):
     pytest.importorskip("sklearn")
     torch.save(randomized(CifarResNet(8)).state_dict(), "x.th")
     convert_it = ("convert", "x.th", "--calibration", "digits", "--calibration-images", 32, "--input-size", 8)
-    program.works(*convert_it, "--recipe", "calibrated-streaming", "--timesteps", 3)
+    program.works(*convert_it, "--recipe", "calibrated-streaming", "--timesteps", 3, "-o", "x.snn")
     tuning = ("train", "--from", "x.snn", "--data", "digits", "--limit", 64, "--batch-size", 16, "--workers", 0,
               "--validation", 20, "--device", "cpu", "-o", "y.snn")  # fmt: skip
     *epochs, done, following = program.works(*tuning, "--epochs", 2, "--lr", 0.003).splitlines()
     assert [line[:9] for line in epochs] == ["epoch 1/2", "epoch 2/2"] and done.startswith(
         "y.snn: fine-tuned at T = 3, "
     )
-    assert following == "Next: sresnet evaluate y.snn --timesteps 3"
+    assert following == "Next: sresnet evaluate y.snn"
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["x.snn", "x.th", "y.snn"]
-    assert program.works("evaluate", "y.snn", "--timesteps", 3, "--limit", 20)
-    code, _, err = program(*tuning, "--epochs", 1, "--lr", 1e-12)
+    assert program.works(*following.split()[2:], "--limit", 20)
+    assert program(*tuning, "--epochs", 1)[0] == 2  # y.snn is there
+    code, _, err = program(*tuning, "--force", "--epochs", 1, "--lr", 1e-12)
     assert code == 1 and "not written, got" in err
     for wrong in (("--width", 4), ("--preset", "paper"), ("ms_resnet8",), ("--recompute",), ("--activation", "relu")):
-        assert program(*tuning, *wrong)[0] == 2, wrong
+        assert program(*tuning, "--force", *wrong)[0] == 2, wrong
     assert program("train", "--data", "digits", "-o", "z.snn")[0] == 2

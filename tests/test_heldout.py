@@ -195,7 +195,7 @@ def test_a_copy_of_a_calibration_image_under_another_name_is_left_out(program, u
 
 @pytest.mark.parametrize("count", [24, 1000])
 def test_when_every_image_was_used_it_says_what_to_do(program, used, network, count):
-    program.works("convert", "tiny.pth", *CALIBRATED[:2], "--calibration-images", count, *CALIBRATED[4:])
+    program.works("convert", "tiny.pth", *CALIBRATED[:2], "--calibration-images", count, *CALIBRATED[4:], "--force")
     code, out, err = program("evaluate", "--timesteps", 1)
     assert (code, out) == (1, "") and err.startswith("Error: ") and err.count("\n") == 1
     assert "every image was used for calibration" in err and "fewer images" in err
@@ -247,9 +247,52 @@ def test_an_evaluation_says_how_many_of_its_images_were_calibrated_on() -> None:
     snn = s_resnet.convert(model, [calibrated], timesteps=2)
     labels = torch.zeros(6, dtype=torch.int64)
     mixed = s_resnet.evaluate(snn, [(torch.cat([others, calibrated[:2]]), labels)], 2)
-    assert mixed.calibrated_on == mixed.to_json()["calibrated_on"] == 2
+    assert mixed.calibrated_on == mixed.to_dict()["calibrated_on"] == 2
     assert "2 of the images were calibrated on" in mixed.table()
     clean = s_resnet.evaluate(snn, [(others, labels[:4])], 2)
     assert clean.calibrated_on == 0
-    assert "calibrated_on" not in clean.to_json()
+    assert "calibrated_on" not in clean.to_dict()
     assert "calibrated on" not in clean.table()
+
+
+# ---- networks that were converted in Python
+
+
+def test_a_network_converted_in_python_with_our_loader_is_evaluated_by_the_program(program, tmp_path):
+    """The loader knows which images they are and how they are prepared; the network keeps it, as the program does."""
+    make_photos(tmp_path / "photos")
+    make_checkpoint(tmp_path / "net.pth", tiny())
+    program.works("convert", "net.pth", "--recipe", "calibrated", "--timesteps", 4, *CALIBRATED, "-o", "by-program.snn")
+    by_program = s_resnet.load(tmp_path / "by-program.snn").provenance
+    data = open_data(by_program["data"]["spec"], "calibration")
+    chosen = s_resnet.choose(data, by_program["data"]["images"])
+    preprocessing = s_resnet.read_preprocessing(by_program["preprocessing"])
+    loader = s_resnet.ImageLoader(data, chosen, preprocessing, batch_size=32)
+    snn = s_resnet.convert(tiny().eval(), loader, recipe="calibrated", timesteps=4)
+    for name in ("data", "preprocessing", "classes"):
+        assert snn.provenance[name] == by_program[name]
+    s_resnet.save(snn, tmp_path / "by-python.snn")
+    said = program.works("evaluate", "by-python.snn", "--timesteps", 4, "--at", 4)
+    assert (
+        said.splitlines()[3:6]
+        == program.works("evaluate", "by-program.snn", "--timesteps", 4, "--at", 4).splitlines()[3:6]
+    )
+
+
+def test_how_torchvisions_weights_want_their_images_is_kept():
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    dataset = torchvision.datasets.FakeData(
+        8, (3, 40, 40), 10, transform=weights.transforms(crop_size=32, resize_size=36)
+    )
+    batches = torch.utils.data.DataLoader(dataset, batch_size=4)
+    known = s_resnet.convert(tiny().eval(), batches, recipe="calibrated", timesteps=2).provenance
+    expected = s_resnet.Preprocessing(32, 36, s_resnet.IMAGENET_MEAN, s_resnet.IMAGENET_STD)
+    assert s_resnet.read_preprocessing(known["preprocessing"]) == expected
+    assert "data" not in known and "classes" not in known
+
+
+def test_of_other_batches_nothing_is_made_up():
+    dataset = torchvision.datasets.FakeData(4, (3, 16, 16), 10, transform=torchvision.transforms.ToTensor())
+    for batches in ([images(4, 16)], torch.utils.data.DataLoader(dataset, batch_size=4)):
+        known = s_resnet.convert(tiny().eval(), batches, recipe="calibrated", timesteps=2).provenance
+        assert not {"data", "preprocessing", "classes"} & set(known)

@@ -17,7 +17,9 @@ import pytest
 import torch
 from test_simulate import network, pictures
 
+from s_resnet.errors import ConversionError
 from s_resnet.kernels import cache, cpu, describe, host, native, select
+from s_resnet.spill import Spill
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL, LOAD = native._compiler(), native.compiled.__wrapped__
@@ -342,6 +344,86 @@ def test_without_a_home_or_with_a_relative_place_the_temporary_folder_serves(mac
         machine.forget()
         places.append(cache.folder())
     assert places[0] == places[1] and places[0].parent == tmp_path / "temporary" and not Path("relative").exists()
+
+
+@pytest.mark.parametrize("home", ["relative", "."])
+def test_a_home_that_is_no_place_is_none(machine, tmp_path, monkeypatch, home):
+    """Else the cache would be wherever the program is started."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", home)
+    machine.forget()
+    assert cache.folder().parent == tmp_path / "temporary" and os.listdir() == ["temporary"]
+
+
+def nowhere(monkeypatch):
+    """Neither a home nor a folder for temporary files, as in a container that is read-only."""
+    monkeypatch.setattr(cache, "_places", lambda: iter(()))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nothing"])
+
+
+@needs_compiler
+def test_without_any_place_plain_torch_does_it(machine, monkeypatch):
+    nowhere(monkeypatch)
+    machine.forget()
+    library, why = LOAD()
+    assert library is None and "No usable temporary directory" in why
+
+
+def test_without_any_place_what_needs_one_says_so_in_one_line(monkeypatch):
+    nowhere(monkeypatch)
+    with pytest.raises(ConversionError, match="more bytes after 0 in a folder for temporary files, got ") as caught:
+        Spill().append(torch.ones(1, 2))
+    assert "\n" not in str(caught.value) and "Set TMPDIR" in str(caught.value)
+
+
+LAST = """
+import os, sys, tempfile, types
+sys.modules["s_resnet"] = package = types.ModuleType("s_resnet")
+sys.modules["s_resnet.kernels"] = kernels = types.ModuleType("s_resnet.kernels")
+package.__path__, kernels.__path__ = [sys.argv[1]], [os.path.join(sys.argv[1], "kernels")]
+from s_resnet.kernels import cache
+tempfile.tempdir = sys.argv[2]
+cache._places = lambda: iter(())
+place = cache.folder()
+assert place == cache.folder() and os.path.dirname(place) == sys.argv[2]
+open(place / "library", "w").close()
+"""
+
+
+def test_the_folder_of_one_process_goes_with_it(tmp_path):
+    """What only serves as the last resort is not left for ever."""
+    root = Path(cache.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", LAST, str(root), str(tmp_path)], check=True)
+    assert os.listdir(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys, types
+from pathlib import Path
+sys.modules["s_resnet"] = package = types.ModuleType("s_resnet")
+sys.modules["s_resnet.kernels"] = kernels = types.ModuleType("s_resnet.kernels")
+package.__path__, kernels.__path__ = [sys.argv[1]], [os.path.join(sys.argv[1], "kernels")]
+from s_resnet.kernels import cache
+def build(path):
+    path.write_text("half")
+    if sys.argv[3] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+cache.folder = lambda: Path(sys.argv[2])
+print(cache.built("some.so", sys.argv[3], build).read_text())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+def test_what_a_killed_compiler_leaves_is_swept_by_the_next(tmp_path):
+    root = Path(cache.__file__).parents[1]
+    for how, left in (("killed", 1), ("whole", 2)):  # a library and its digest, and nothing of the other
+        subprocess.run([sys.executable, "-c", KILLED, str(root), str(tmp_path), how])
+        assert len(os.listdir(tmp_path)) == left, os.listdir(tmp_path)
+    assert not any(name.endswith(".tmp") for name in os.listdir(tmp_path))
 
 
 def test_the_cache_is_in_the_home_folder_by_default(machine, monkeypatch):

@@ -393,7 +393,7 @@ def pooled(kernel=3):
 
 
 def test_a_maxpool_is_refused_and_says_what_to_do(tmp_path):
-    with pytest.raises(ConversionError, match=r"^pool: got a max-pool.*--pool host.*--pool average"):
+    with pytest.raises(ConversionError, match=r"^pool: got a max-pool.*split_maxpool.*average_maxpool"):
         export_nir(pooled()[0], tmp_path / "x.nir")
 
 
@@ -592,7 +592,7 @@ def test_settings_and_images_that_do_not_fit(tmp_path):
 def test_without_nir_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nir", None)
     for call in (lambda: export_nir(block("scaled"), tmp_path / "x.nir"), lambda: read_nir(tmp_path / "x.nir")):
-        with pytest.raises(BackendUnavailable, match=r"^nir: .*s-resnet\[nir\]"):
+        with pytest.raises(BackendUnavailable, match=r"^nir: .*pip install nir\.$"):
             call()
 
 
@@ -603,5 +603,5 @@ def test_the_recipe_for_few_steps_that_depends_on_no_step_is_exported(tmp_path):
     found = verify_export(tmp_path / "few.nir", snn, x[:4], 8, "nir", "float64")
     assert found.spikes > 1000 and found.mismatches == 0
     lagged = convert(randomized(CifarResNet(8)), [x], "calibrated", timesteps=8)
-    with pytest.raises(ConversionError, match=r"schedule 'lagged'.*--recipe calibrated-streaming"):
+    with pytest.raises(ConversionError, match=r"schedule 'lagged'.*recipe=.calibrated-streaming"):
         export_nir(lagged, tmp_path / "lagged.nir")

@@ -564,7 +564,7 @@ def test_the_json_and_the_table(tmp_path):
     operations = count_operations(network(*BODIES["shortcut"]), [grid()], T)
     operations.save(tmp_path / "operations.json")
     stored = json.loads((tmp_path / "operations.json").read_text())
-    assert stored == json.loads(json.dumps(operations.to_json())) and stored["schema"] == 1
+    assert stored == json.loads(json.dumps(operations.to_dict())) and stored["schema"] == 1
     assert stored["total"]["acs"] == operations.total.acs == sum(layer["acs"] for layer in stored["layers"])
     assert stored["layers"][0]["ann"]["macs"] == operations.layers[0].ann.macs
     assert operations.spikes_per_synapse == operations.total.acs / operations.total.ann.macs

@@ -281,8 +281,9 @@ def test_the_program_trains_converts_and_evaluates(program):
     said = program.works(*train, "--activation", "qcfs", "--levels", 4, "-o", "ready.pt", "--test-limit", 20)
     assert said.endswith("Next: sresnet convert ready.pt\n")
     said = program.works("convert", "ready.pt")
-    assert "recipe qcfs-streaming" in said and "thresholds from its training" in said and "--timesteps 4" in said
-    snn = load("ready.snn")
+    assert "recipe qcfs-streaming" in said and "thresholds from its training" in said
+    assert said.endswith("Next: sresnet evaluate ready-qcfs-streaming-T4.snn\n")
+    snn = load("ready-qcfs-streaming-T4.snn")
     assert snn.provenance["preprocessing"]["size"] == 8 and snn.provenance["data"]["spec"] == "digits"
-    assert program.works("evaluate", "--timesteps", 4, "--limit", 20)
+    assert program.works("evaluate", "--limit", 20)
     assert program(*train, "--levels", 4, "-o", "other.pt")[0] == 2

@@ -26,7 +26,7 @@ def networks():
         for _ in range(3):
             model(images)
     model.eval()
-    snn = convert(model, [images], timesteps=32, percentile=99.9)
+    snn = convert(model, [images], "s-resnet", timesteps=32, percentile=99.9)
     return snn, images[:6], quantize_weights(snn, None)
 
 
@@ -167,7 +167,7 @@ def test_unknown_weights_are_refused():
 
 def test_neurons_behind_pools_are_refused_by_name():
     with pytest.raises(ConversionError, match=r"AdaptiveAvgPool2d.*s-resnet"):
-        convert(CifarResNet(8).eval(), recipe="s-resnet-released", weights="int8")
+        quantize_weights(convert(CifarResNet(8).eval(), recipe="s-resnet-released"), None)
 
 
 def test_thresholds_other_than_one_are_refused(networks):
@@ -191,7 +191,7 @@ def test_the_program_converts_evaluates_and_inspects(tmp_path):
         assert result.exit_code == 0, result.output
         return result.output
 
-    assert "int8 weights" in run("convert", checkpoint, "--weights", "int8", "--calibration", "digits",
+    assert "int8 weights" in run("convert", checkpoint, "-o", snn, "--weights", "int8", "--calibration", "digits",
                                  "--calibration-images", 16, "--timesteps", 4)  # fmt: skip
     run("evaluate", snn, "--timesteps", 4, "--limit", 8, "--precision", "fast", "--json", figures)
     assert json.loads(figures.read_text())["precision"] == "fast"

@@ -4,6 +4,7 @@ import importlib
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from s_resnet import (
     convert,
     load,
     lockstep,
+    progress,
     save,
     spill,
     trace,
@@ -448,6 +450,41 @@ def test_after_an_interruption_the_same_comes_out(monkeypatch, tmp_path, given, 
     assert len(trained) == 1 + 6
     once_more = reconstruct(before, given[1], STEPS, resume=path, **SHORT)  # all is there
     assert same(once_more, undisturbed) and len(trained) == 1 + 6
+
+
+class Counted(progress.Progress[progress.T]):
+    """A bar that notes what it is told."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, *rest, **named):
+        super().__init__(*rest, **named)
+        self.steps, self.parts, self.first = [], [], named["initial"]
+        self.made.append(self)
+
+    def update(self, count=1):
+        super().update(count)
+        self.steps.append(count)
+
+    def show(self, **figures):
+        super().show(**figures)
+        self.parts.append(figures["part"])
+
+
+@pytest.mark.parametrize("minutes", [30.0, 0.0])
+def test_the_bar_counts_steps(monkeypatch, tmp_path, given, minutes):
+    """Those that there was no time for count as well: what is left is never more than what is to come."""
+    monkeypatch.setattr(module, "Progress", Counted)
+    monkeypatch.setattr(Counted, "made", [])
+    path, before = tmp_path / "net.partial", prepared(given, "phased")
+    for first in (0, 5 * SHORT["steps"] + SHORT["joint"]):  # and again, when all is there
+        reconstruct(before, given[1], STEPS, resume=path, minutes=minutes, **SHORT)
+        bar = Counted.made[-1]
+        assert bar._total == 5 * SHORT["steps"] + SHORT["joint"] and bar.first == first
+        assert bar.first + sum(bar.steps) == bar._total == bar._done
+        assert bar.parts == ([] if first else [f"{part}/6" for part in range(1, 7)])
+    if minutes:
+        assert Counted.made[0].steps.count(1) == 5 * SHORT["steps"] + SHORT["joint"]
 
 
 def other_schedule(graph):

@@ -133,7 +133,7 @@ def test_a_function_that_is_not_the_files_is_noticed(small, name):
     stock.load_state_dict(state)
     found = fit(stock.eval(), x)
     assert not found.fits
-    with pytest.warns(SResNetWarning, match=rf"do not fit.*first at {found.first.name} .*--arch") as said:
+    with pytest.warns(SResNetWarning, match=rf"do not fit.*first at {found.first.name} .*the architecture") as said:
         snn = convert(stock, [x], timesteps=2)
     assert snn.provenance["check"]["batchnorm"] == {"score": pytest.approx(found.score), "first": found.first.name}
     assert all("\n" not in str(one.message) for one in said)
@@ -229,7 +229,7 @@ def test_a_network_at_chance_is_named(seed):
 def test_classes_in_another_order_are_named(order):
     moved = sum(place != label for place, label in enumerate(order))
     (note,) = label_notes(votes(torch.tensor(order)[LABELS], 0.95), LABELS, 10)
-    assert f"{moved} classes get the answer of another one" in note and "--classes" in note
+    assert f"{moved} classes get the answer of another one" in note and "match_classes" in note
     label = next(place for place, at in enumerate(order) if place != at)
     assert f"of label {label}, " in note and f"are answered {order[label]}" in note
 
@@ -331,8 +331,8 @@ def test_the_choice_that_fits_is_found(tmp_path, monkeypatch):
 def test_convert_says_what_it_found(program, tmp_path):
     make_checkpoint(tmp_path / "tiny.pth")
     make_photos(tmp_path / "photos", count=12)
-    command = ("convert", "tiny.pth", "--calibration", "photos", "--input-size", SIZE, "--timesteps", 2)
-    code, out, err = program(*command)
+    command = ("convert", "tiny.pth", "--calibration", "photos", "--input-size", SIZE)
+    code, out, err = program(*command, "--timesteps", 2, "-o", "tiny.snn")
     known = s_resnet.load("tiny.snn").provenance["check"]
     assert code == 0 and f"The ANN is right on {known['right']} of 36 calibration images" in out
     assert f"mean confidence {known['confidence']:.2f}" in out
@@ -370,3 +370,10 @@ def test_real_pairs_fit_and_wrong_ones_do_not(name, size):
     assert score(s_resnet.IMAGENET_STD) < 0.75
     assert score((1.0, 1.0, 1.0)) > 1.5
     assert score((0.5, 0.5, 0.5)) > 1.1
+
+
+def test_a_warning_points_at_the_callers_line():
+    """Not at one of ours, which tells its reader nothing."""
+    with pytest.warns(SResNetWarning) as said:
+        convert(CifarResNet(8, width=4), [images(4, 8)], recipe="s-resnet", timesteps=2)
+    assert {one.filename for one in said} == {__file__}

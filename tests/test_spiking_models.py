@@ -431,7 +431,7 @@ def _layer(model, name):
         ("ms_resnet21", {}, "ms_resnet21"),
         ("resnet19", {}, "resnet19"),
         ("ds_resnet2", {}, "ds_resnet2"),
-        ("ms_resnet999", {}, "ms_resnet482"),
+        ("ms_resnet999", {}, "such as 482"),
         ("MS_ResNet18", {}, "expected one of"),
         ("ms_resnet20", {"timesteps": 0}, "timesteps, got 0"),
         ("ms_resnet20", {"width": 3}, "multiple of 4"),

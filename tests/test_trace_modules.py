@@ -250,6 +250,35 @@ def test_concatenation_of_flattened_maps():
     exact(Net(body, both=nn.Linear(2 * 8 * 256, 5)))
 
 
+# ---- channels in another order ----
+
+CHANNELS = {
+    "a list": lambda x: x[:, [2, 1, 0]],
+    "a tensor": lambda x: x[:, torch.tensor([2, 0, 2]), ...],
+    "a flip": lambda x: x.flip(1),
+    "a flip by name": lambda x: torch.flip(x, dims=(-3,)),
+    "a selection": lambda x: x.index_select(1, torch.tensor([1, 0, 2])),
+    "one by one": lambda x: torch.cat([x[:, 2:3], x[:, 1:2], x[:, :1]], 1),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_channels_in_another_order(name):
+    """As of a network of images that another library reads: blue, green, red."""
+    exact(Net(lambda s, x: s.head(stem(s, CHANNELS[name](x)))))
+
+
+def test_channels_between_layers_are_shuffled():
+    graph = exact(Net(lambda s, x: s.head(s.conv2(s.shuffle(stem(s, x)))), shuffle=nn.ChannelShuffle(4)))
+    assert kinds(graph).count("Conv2d") == 3
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[[0, 1]], lambda x: x[:, :, [0, 2]], lambda x: x[:, [True, True, True]]])
+def test_other_selections_are_refused(wrong):
+    with pytest.raises(UnsupportedModel, match=r"got (the index|a selection)"):
+        trace(Net(lambda s, x: s.head(s.conv1(F.pad(wrong(x), (0,) * 4)))), images(2))
+
+
 # ---- sizes ----
 
 SIZES = {
@@ -421,6 +450,12 @@ def test_modules_without_weights_are_refused_by_what_to_call():
 
 # ---- what is refused, and what is said ----
 
+
+class Largest(nn.Module):
+    def forward(self, x):
+        return x.max(3)[0][..., None]
+
+
 REFUSED = {
     "ReLU6": (nn.ReLU6(), r"module ReLU6; expected ReLU.*Train the network with nn\.ReLU"),
     "Hardtanh": (nn.Hardtanh(), r"module Hardtanh; expected ReLU.*nn\.ReLU"),
@@ -432,6 +467,7 @@ REFUSED = {
     "Softmax": (nn.Softmax(1), r"module Softmax; expected logits.*Leave it out"),
     "gate": (torchvision.ops.SqueezeExcitation(8, 2), r"1\.scale_activation .*module Sigmoid; expected logits.*gates"),
     "Upsample": (nn.Upsample(scale_factor=2), r"module Upsample; expected a convolution"),
+    "a maximum over an axis": (Largest(), r"got a maximum over an axis; expected a max-pool.*F\.max_pool2d"),
     "transposed": (nn.ConvTranspose2d(8, 8, 2), r"module ConvTranspose2d; expected a convolution"),
 }
 
@@ -465,6 +501,17 @@ def test_code_without_a_file_has_no_line():
     exec("class Made(nn.Module):\n    def forward(self, x):\n        return torch.tanh(x)", space)
     with pytest.raises(UnsupportedModel, match=r"^node tanh: cannot"):
         trace(space["Made"](), images())
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_numbers_of_another_type_inside_are_refused(back):
+    def body(s, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            answer = s.head(stem(s, x))
+        return answer.float() if back else answer
+
+    with pytest.raises(UnsupportedModel, match=r"(bfloat16|float32).*; expected (one type|float32) throughout"):
+        trace(Net(body), images())
 
 
 READ = {

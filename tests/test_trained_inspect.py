@@ -3,11 +3,11 @@
 import pytest
 import torch
 from click.testing import CliRunner
-from sresnet_cli import inspect as module
 from sresnet_cli.__main__ import sresnet
 from trained_networks import T, trained
 
 import s_resnet
+from s_resnet import network_table
 
 
 def shown(monkeypatch, arch):
@@ -36,6 +36,6 @@ def test_neurons_say_what_they_are(monkeypatch, arch, threshold, words):
 
 
 def test_another_reset_is_told_and_converted_neurons_stay_as_they_are():
-    words = module._kind(s_resnet.Neuron(torch.ones(()), surrogate="sigmoid", width=4.0))
+    words = network_table._kind(s_resnet.Neuron(torch.ones(()), surrogate="sigmoid", width=4.0))
     assert words == " (decay 1, reset by subtraction, sigmoid of steepness 4)"
-    assert module._kind(s_resnet.Neuron(torch.ones(()))) == ""
+    assert network_table._kind(s_resnet.Neuron(torch.ones(()))) == ""

@@ -94,7 +94,7 @@ def test_the_dense_pass_is_labeled_so():
     one, other = (count_operations(graph, [X], steps) for steps in (1, T))
     assert one.trained and one.total.ann.macs == other.total.ann.macs
     assert "dense MAC" in one.table() and "ANN" not in one.table() and "ANN" not in energy(one).table()
-    assert one.to_json()["trained"] is True and energy(one).to_json()["trained"] is True
+    assert one.to_dict()["trained"] is True and energy(one).to_dict()["trained"] is True
 
 
 def test_a_max_pool_of_spikes_is_an_or():

@@ -35,7 +35,7 @@ def test_figures_are_those_of_the_module(arch, folded):
 
 def test_there_is_no_ann_in_json_and_table():
     report = evaluate(trained("ms_resnet8")[1], batches(), 2)
-    stored, table = report.to_json(), report.table()
+    stored, table = report.to_dict(), report.table()
     assert stored["ann"] is None and stored["trained_for"] == T
     assert f"trained for T = {T}" in table and "ANN" not in table
     assert "3 firing levels" in evaluate(trained("ds_resnet8")[1], batches(), 2).table()

@@ -124,15 +124,15 @@ def test_the_json_has_the_keys_of_a_converted_network(tmp_path):
 
 
 def test_the_table(tmp_path):
-    from sresnet_cli import verify as module
-
     result = verify(trained("ms_resnet8")[1], [X], 1, network="a.snn")
-    rows = module._trained_rows(result)
-    assert rows[0].split() == ["layer", "rate", "dead", "saturated", "dormant", "drift"]
+    header, table, logits, said = result.table().split("\n\n")
+    rows = table.splitlines()
+    assert rows[0].split() == ["layer", "rate", "dead", "dormant", "drift"]
     assert len(rows) == 1 + len(result.layers) and rows[1].split()[0] == "body.0.0.neuron1"
-    assert f"(trained for {T})" in module._header(result) and "agreement" in module._conclusions(result)[0]
-    rested = verify(trained("ms_resnet8")[1], [X], T)
-    assert "drift" not in module._trained_rows(rested)[0] and module._conclusions(rested)[0] == ""
+    assert f"(trained for {T})" in header and "agreement" in logits and result.verdict in said
+    _, table, said = verify(trained("ms_resnet8")[1], [X], T).table().split("\n\n")
+    assert "drift" not in table and "agreement" not in said
+    assert "saturated" in verify(trained("ms_resnet8")[1], [X], 4).table()
 
 
 def test_what_people_do_wrong():

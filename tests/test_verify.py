@@ -11,6 +11,7 @@ import torch
 from conftest import images as noise
 from conftest import randomized
 from sresnet_cli.__main__ import main
+from sresnet_cli.words import spoken
 
 from s_resnet import CifarResNet, Graph, InvalidData, convert, save, simulate, verify
 from s_resnet.lockstep import lockstep, order_free, respond
@@ -279,16 +280,16 @@ def test_the_first_layer_that_breaks_is_named_with_its_cause():
     assert broken.breaks == broken.worst == "second" and broken.cause == "clipping"
     assert broken.verdict.startswith("second is the first to break: its error is 60.0% of its signal (60.0% its own, ")
     assert "mostly clipping" in broken.verdict
-    assert "--percentile" in broken.advice and "--recipe calibrated" in broken.advice
+    assert "percentile" in broken.advice and 'recipe="calibrated"' in broken.advice
 
 
 @pytest.mark.parametrize(
     ("network", "value", "cause", "said"),
     [
-        (one(), 0.3, "quantization", ("--timesteps 8", "multilevel")),
-        (one(), 1.5, "clipping", ("--calibration-images", "--percentile")),
-        (uneven(), 0.25, "unevenness", ("--recipe phased", "--recipe signed")),
-        (one(), 0.25, "inherited", ("--reconstruct",)),
+        (one(), 0.3, "quantization", ("timesteps=8", "multilevel")),
+        (one(), 1.5, "clipping", ("more calibration images", "percentile")),
+        (uneven(), 0.25, "unevenness", ('recipe="phased"', 'recipe="signed"')),
+        (one(), 0.25, "inherited", ("reconstruct=True",)),
     ],
 )
 def test_the_advice_follows_the_cause(network, value, cause, said):
@@ -300,10 +301,15 @@ def test_the_advice_follows_the_cause(network, value, cause, said):
 @pytest.mark.parametrize(
     ("network", "value", "cause", "said"),
     [
-        (one(), 0.3, "quantization", "a larger T (convert --timesteps 8); or training with more --levels."),
-        (one(), 1.5, "clipping", "a longer training, in which thresholds are learned; or train --from"),
-        (uneven(), 0.25, "unevenness", "--recipe phased, whose layers fire once they have seen all; or train --from"),
-        (one(), 0.25, "inherited", "what would help: train --from"),
+        (one(), 0.3, "quantization", "a larger T (convert with timesteps=8); or training with more levels."),
+        (one(), 1.5, "clipping", "a longer training, in which thresholds are learned; or s_resnet.fine_tune"),
+        (
+            uneven(),
+            0.25,
+            "unevenness",
+            'recipe="phased", whose layers fire once they have seen all; or s_resnet',
+        ),
+        (one(), 0.25, "inherited", "what would help: s_resnet.fine_tune"),
     ],
 )
 def test_qcfs_networks_are_told_what_convert_allows(network, value, cause, said):
@@ -315,7 +321,7 @@ def test_qcfs_networks_are_told_what_convert_allows(network, value, cause, said)
 def test_no_one_is_told_to_do_what_was_done():
     network = uneven().with_provenance(recipe={"name": "signed", "passes": []})
     advice = verify(network, [scalar(0.25)], 4).advice
-    assert "--recipe phased" in advice and "signed" not in advice and "calibrated" not in advice
+    assert 'recipe="phased"' in advice and "signed" not in advice and "calibrated" not in advice
     small = one().with_provenance(recipe={"name": "phased", "passes": [{"pass": "reconstruct"}]})
     assert verify(small, [scalar(0.9)], 40).cause == "unevenness"  # nothing is lost: the first of the parts
     assert verify(small, [scalar(0.91)], 40).cause == "quantization"
@@ -332,7 +338,7 @@ def test_json_has_every_channel_and_no_infinity(tmp_path):
     result = verify(network, [scalar(1.0)], 4, network="by-hand.snn")
     result.save(tmp_path / "out.json")
     stored = json.loads((tmp_path / "out.json").read_text())
-    assert stored == result.to_json()
+    assert stored == result.to_dict()
     assert (stored["schema"], stored["network"], stored["timesteps"], stored["images"]) == (1, "by-hand.snn", 4, 1)
     assert {"verdict", "advice", "breaks", "worst", "cause", "logit_error", "agreement", "top1"} <= stored.keys()
     (layer,) = stored["layers"]
@@ -377,7 +383,18 @@ def program(tmp_path, monkeypatch, capfd):
             main()
         return exit.value.code or 0, *capfd.readouterr()
 
-    settings = ("--calibration-images", 6, "--input-size", 8, "--timesteps", 4)
+    settings = (
+        "--calibration-images",
+        6,
+        "--input-size",
+        8,
+        "--timesteps",
+        4,
+        "--recipe",
+        "s-resnet",
+        "-o",
+        "tiny.snn",
+    )
     assert run("convert", "tiny.pth", "--calibration", "photos.npz", *settings)[0] == 0
     return run
 
@@ -399,14 +416,14 @@ def test_the_program_says_which_layer_loses_what(program, tmp_path):
         assert row[:2] == [layer["name"], f"{layer['rate']:.4f}"]
         assert row[2:8] == [f"{100 * layer['errors'][name]:.1f}%" for name in MEASURES]
         assert row[9:] == [f"{len(layer[few])}/{len(layer['channels']['rate'])}" for few in ("dead", "saturated")]
-    assert out.rstrip().endswith(f"{stored['verdict']}\n{stored['advice']}")
+    assert out.rstrip().endswith(f"{stored['verdict']}\n{spoken(stored['advice'])}") and "--" in out
     code, out, _ = program("verify", "tiny.snn", "--timesteps", 9, "--limit", 5, "--data", "photos.npz")
     assert code == 0 and "T = 9   5 images" in out
 
 
 def test_the_program_asks_and_refuses_in_one_line(program):
     assert program("verify", "absent.snn")[0] == 1
-    assert program("verify", "tiny.snn", "--timesteps", 0)[0] == program("verify")[0] == 2
+    assert program("verify", "tiny.snn", "--timesteps", 0)[0] == 2
     save(one(), "bare.snn")
     code, _, err = program("verify", "bare.snn")
     assert code == 2 and "Pass --timesteps T" in err

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +15,27 @@ from ..neuron import Neuron
 from ..ops import SYNAPSES, Conv2d, Input, Node, Op, Scale, channels_last, compensated, whole
 from .replay import Replays
 
+K = TypeVar("K")
+V = TypeVar("V")
 PRECISIONS = ("exact", "fast")
+SIZES = 4  # of images, whose packed weights are kept
 Shape = tuple[torch.dtype, torch.Size, int]  # of images and steps
+
+
+class Recent(dict[K, V]):
+    """The values that were made for the keys asked for last, ``most`` of them."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def found(self, key: K, make: Callable[[], V]) -> V:
+        """The value of that key, made where it is not there."""
+        value = self.pop(key, None)
+        self[key] = value = make() if value is None else value  # the last of them
+        while len(self) > self.most:
+            self.pop(next(iter(self)), None)
+        return value
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,7 @@ class Plan:
     """What is prepared once for a network and a precision: operations, biases, and who reads what in which form.
 
     The fields from ``dense`` on are filled while it runs; what is found there once stays, so that a shape is always
-    computed in the same way.
+    computed in the same way, but for packed weights, which come out the same: of the sizes of images seen last.
     """
 
     nodes: tuple[Node, ...]
@@ -56,7 +76,7 @@ class Plan:
     integer: bool
     reach: int  # of an integer network: what the membrane can move in one step, at most
     dense: dict[str, tuple[Conv2d, ...]] = field(default_factory=dict)
-    packed: dict[tuple[str, int, int], events.Packed] = field(default_factory=dict)
+    packed: Recent[tuple[str, int, int], events.Packed] = field(default_factory=lambda: Recent(0))
     portions: dict[Shape, Portion] = field(default_factory=dict)  # how much goes through a layer at a time
     tuned: dict[Shape, bool] = field(default_factory=dict)  # whether cuDNN tries its algorithms
     replays: Replays = field(default_factory=Replays)
@@ -91,12 +111,13 @@ def prepare(
     ops, bias = _biases(nodes, ops, users, static)
     fused = frozenset(n.name for n in nodes if len(users[n.name]) == 1 and users[n.name][0] in neurons)
     reads = {node.name: node.inputs for node in nodes}
+    spiking = {n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in counted}
     return Plan(
         *(nodes, ops, static, deferred, freed(nodes, deferred), unit),
         binary=frozenset(name for name in unit if neurons[name].binary),
         counted=counted,
         bias=bias,
-        spiking={n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in counted},
+        spiking=spiking,
         fused=fused,
         alone=frozenset(name for name in fused if reads[users[name][0]] == (name,)),
         dtype=dtype,
@@ -105,6 +126,7 @@ def prepare(
         precision=precision,
         integer=integer,
         reach=_reach(nodes) if integer else 0,
+        packed=Recent(SIZES * len(spiking)),
     )
 
 

@@ -175,11 +175,13 @@ class Run:
             return
         if source not in self.events:
             self.events[source] = events.find(spikes)
-        key = (node.name, *spikes.shape[-2:])
-        if key not in plan.packed:
-            weight = op.weight if op.integer is None else op.integer
-            plan.packed[key] = events.pack(weight, op.stride, op.padding, key[1:], plan.precision)
-        currents = events.Currents(self.events[source], plan.packed[key], self.steps)
+        height, width = spikes.shape[-2:]
+        weight = op.weight if op.integer is None else op.integer
+        packed = plan.packed.found(
+            (node.name, height, width),
+            lambda: events.pack(weight, op.stride, op.padding, (height, width), plan.precision),
+        )
+        currents = events.Currents(self.events[source], packed, self.steps)
         if node.name in plan.fused:
             self.pending[node.name] = currents
             return

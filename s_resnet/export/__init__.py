@@ -1,7 +1,7 @@
 """Export: a spiking network for other engines and machines, and the proof that it runs there with the same spikes."""
 
 from .arrays import export_npz
-from .engines import ENGINES, Comparison, LayerComparison, verify_export
+from .engines import ENGINES, Comparison, LayerComparison, find_engine, verify_export
 from .lower import host_input
 from .nir import export_nir
 from .program import export_torch
@@ -13,6 +13,7 @@ __all__ = [
     "export_nir",
     "export_npz",
     "export_torch",
+    "find_engine",
     "host_input",
     "verify_export",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import engine
 from ..errors import InvalidData
 from ..files import replacing
-from ..graph import Graph
+from ..graph import Graph, check_spiking
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import (
     AdaptiveAvgPool2d,
@@ -92,8 +92,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
         InvalidData: a network without neurons, or in double precision.
         SResNetError: the file cannot be written.
     """
-    if not snn.neurons:
-        raise InvalidData("export: got a network without neurons; expected a converted one. Call convert first.")
+    check_spiking(snn, "export")
     if any(isinstance(node.op, Affine) for node in snn.nodes):
         snn = folded(snn)
     shape = snn.provenance.get("input_shape")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import whole_number
+from ..display import Displayed, Table
 from ..errors import InvalidData
 from ..graph import Graph
 from ..ops import SYNAPSES, Op, compensated, whole
@@ -101,7 +102,7 @@ def _spikingjelly(layer: Layer) -> Step:
     if len(thresholds) > 1:
         raise InvalidData(
             f"{layer.name}: got {len(thresholds)} thresholds; expected one for the layer, as SpikingJelly knows no "
-            "more. Export without --tie-shortcuts."
+            "more. Export with tie_shortcuts=False."
         )
     settings: dict[str, Any] = {"v_threshold": float(thresholds), "v_reset": 0.0 if layer.reset == "zero" else None}
     if layer.decay == 1.0:
@@ -126,11 +127,13 @@ ENGINES: Mapping[str, Callable[[Layer], Step]] = {
     "spikingjelly": _spikingjelly,
 }
 
+MODULES = {"nir": "nir", "norse": "norse.torch", "sinabs": "sinabs", "snntorch": "snntorch",
+           "spikingjelly": "spikingjelly.activation_based"}  # fmt: skip
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-@dataclass(frozen=True)
-class LayerComparison:
+@dataclass(frozen=True, repr=False)
+class LayerComparison(Displayed):
     """One neuron layer: our spikes, and how many neurons at how many steps fired in one of the two alone."""
 
     name: str
@@ -138,8 +141,8 @@ class LayerComparison:
     mismatches: int
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayed):
     """An exported file in an engine against our simulator, on the same images.
 
     same_spikes, same_answers: images without a mismatch, and with the same class. difference: the largest of any
@@ -166,21 +169,33 @@ class Comparison:
         """Neurons and steps with a spike in one of the two alone, in all layers."""
         return sum(layer.mismatches for layer in self.layers)
 
-    def table(self) -> str:
-        """The figures as a table for people."""
-        width = max(len(layer.name) for layer in self.layers)
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and the sums over the layers."""
+        return {**super().to_dict(), "spikes": self.spikes, "mismatches": self.mismatches}
+
+    def _lines(self) -> Iterator[str]:
+        head, _, foot = self._parts()
+        yield f"Comparison with {head}"
+        yield f"{self.mismatches:,} of {self.spikes:,} spikes differ"
+        yield str(foot)
+
+    def _parts(self) -> Iterator[str | Table]:
         share = self.mismatches / max(1, self.spikes)
-        lines = [
-            f"{self.engine} {self.version}   {self.images} images   T = {self.timesteps}   {self.dtype}",
-            "",
-            f"{'layer'.ljust(width)}  {'spikes':>12}  {'mismatches':>10}",
-            *(f"{layer.name.ljust(width)}  {layer.spikes:>12,}  {layer.mismatches:>10,}" for layer in self.layers),
-            f"{'all'.ljust(width)}  {self.spikes:>12,}  {self.mismatches:>10,}   ({share:.1e} of the spikes)",
-            "",
+        rows = [(layer.name, f"{layer.spikes:,}", f"{layer.mismatches:,}", "") for layer in self.layers]
+        rows.append(("all", f"{self.spikes:,}", f"{self.mismatches:,}", f"({share:.1e} of the spikes)"))
+        yield f"{self.engine} {self.version}   {self.images} images   T = {self.timesteps}   {self.dtype}"
+        yield Table(("layer", "spikes", "mismatches", ""), tuple(rows))
+        yield (
             f"{self.same_spikes} of {self.images} images with the same spikes, {self.same_answers} with the same class"
-            + ("" if self.difference is None else f", outputs differ by {self.difference:.1e} at most"),
-        ]
-        return "\n".join(lines)
+            + ("" if self.difference is None else f", outputs differ by {self.difference:.1e} at most")
+        )
+
+
+def find_engine(name: str) -> None:
+    """Raise InvalidData where there is no such engine, and BackendUnavailable where it is not installed."""
+    if name not in ENGINES:
+        raise InvalidData(f"verify: got engine {name!r}; expected one of {', '.join(ENGINES)}. Choose one of them.")
+    require(MODULES[name], name)
 
 
 def verify_export(
@@ -208,8 +223,7 @@ def verify_export(
     Raises InvalidData for settings or images that do not fit, InvalidArtifact for a file that cannot be read, and
     BackendUnavailable where the engine is not installed.
     """
-    if engine not in ENGINES:
-        raise InvalidData(f"verify: got engine {engine!r}; expected one of {', '.join(ENGINES)}. Choose one of them.")
+    find_engine(engine)
     if dtype not in _DTYPES:
         raise InvalidData(f"verify: got dtype {dtype!r}; expected one of {', '.join(_DTYPES)}. Choose one of them.")
     timesteps = whole_number(timesteps, "verify", "timesteps")

@@ -83,7 +83,7 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_ma
     if snn.integer:
         raise ConversionError(
             "export: got an integer network; expected float32 weights, as the format has no integer arithmetic. "
-            "Convert without --weights int8."
+            'Convert with weights="float32".'
         )
     if split_maxpool and not any(_splits(snn, node) for node in snn.nodes):
         raise _no_pool()
@@ -110,7 +110,7 @@ def host_input(snn: Graph, images: Tensor) -> Tensor:
 def _no_pool() -> ConversionError:
     return ConversionError(
         "export: got no max-pool over currents that are the same at every step; expected one in the stem to split at. "
-        "Export without --pool host."
+        "Export without split_maxpool."
     )
 
 
@@ -271,7 +271,7 @@ class _Lowering:
         if op.weights is not None:
             raise ConversionError(
                 f"{node.name}: got a weight for every step; expected all steps to count alike, as the format does not "
-                "know the step. Convert with --recipe calibrated-streaming or s-resnet."
+                'know the step. Convert with recipe="calibrated-streaming" or recipe="s-resnet".'
             )
         self.readout = op.mode
         (last,) = node.inputs
@@ -314,7 +314,7 @@ def _ordered(nodes: Mapping[str, Node]) -> list[Node]:
 
 def _check_neuron(node: Node, op: Neuron) -> None:
     """ConversionError for a neuron that is not integrate-and-fire of spikes 1, or leaky with a reset to zero."""
-    again = "Convert with --recipe calibrated-streaming or s-resnet."
+    again = 'Convert with recipe="calibrated-streaming" or recipe="s-resnet".'
     wrong = ""
     if op.firing is not None:
         wrong, again = f"{op.most} firing levels", "Save it as an artifact, or train with one threshold (ms_resnet)."
@@ -341,8 +341,8 @@ def _refused(node: Node) -> ConversionError:
     if isinstance(node.op, MaxPool2d | SpikingMaxPool2d):
         return ConversionError(
             f"{node.name}: got a max-pool; expected convolutions, average pools and neurons, as the format has no "
-            "max-pool. Export with --pool host where it is in the stem (the part up to it stays at the host, exactly), "
-            "with --pool average (which says what that costs), or train the model with average pooling."
+            "max-pool. Export with split_maxpool=True where it is in the stem (the part up to it stays at the host, "
+            "exactly), with passes.average_maxpool (measure what that costs), or train the model with average pooling."
         )
     return ConversionError(
         f"{node.name}: got {type(node.op).__name__}; expected convolutions, linear layers, average pools, shortcuts "

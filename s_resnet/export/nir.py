@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ..errors import BackendUnavailable, ConversionError, InvalidData
 from ..files import replacing
-from ..graph import Graph
+from ..graph import Graph, check_spiking
+from ..inputs import check_size
 from ..neuron import Neuron
 from ..ops import Conv2d, Input, Node
 from ..version import __version__
@@ -24,7 +26,7 @@ from .lower import Lowered, lower
 # The last version whose IF node resets by subtraction, and the first whose IF node resets to a value.
 SUBTRACTS, RESETS = "1.0.4", "1.0.8"
 OUTPUT = "output"
-EXTRA = "s-resnet[nir]"
+EXTRA = "nir"
 
 
 def export_nir(
@@ -64,12 +66,14 @@ def export_nir(
         SResNetError: the file cannot be written.
     """
     nir, h5py = require("nir", EXTRA), require("h5py", EXTRA)
+    check_spiking(snn, "export")
     shape = input_shape or tuple(snn.provenance.get("input_shape", ()))
     if len(shape) != 3:
         raise InvalidData(
             f"export: got input_shape {tuple(shape)}; expected (channels, height, width). Pass input_shape, as the "
             "network does not say."
         )
+    check_size(snn.provenance, shape[1:], "export")
     lowered = lower(snn.to("cpu"), shape, tie_shortcuts, split_maxpool)
     resets = {node.op.reset for node in lowered.nodes if isinstance(node.op, Neuron)}
     if len(resets) > 1:
@@ -78,10 +82,12 @@ def export_nir(
     if timesteps is None:
         timesteps = snn.provenance.get("recipe", {}).get("timesteps")
     graph = _graph(nir, lowered, _metadata(snn, lowered, reset, timesteps))
+    written = io.BytesIO()  # HDF5 does not say what of a file on a full disk went wrong
+    nir.write(written, graph)
+    with h5py.File(written, "r+") as file:
+        _settle_reset(file, reset)
     with replacing(path) as temporary:
-        nir.write(str(temporary), graph)
-        with h5py.File(temporary, "r+") as file:
-            _settle_reset(file, reset)
+        temporary.write_bytes(written.getvalue())
 
 
 def require(module: str, package: str) -> Any:
@@ -90,7 +96,7 @@ def require(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise BackendUnavailable(
-            f"{module}: got no such module ({error}); expected it installed. Run: pip install '{package}'."
+            f"{module}: got no such module ({error}); expected it installed. Run: pip install {package}."
         ) from error
 
 

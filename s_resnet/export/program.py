@@ -16,7 +16,8 @@ from torch._higher_order_ops.while_loop import while_loop
 from .. import engine
 from ..errors import InvalidData
 from ..files import replacing
-from ..graph import Graph
+from ..graph import Graph, check_spiking
+from ..inputs import check_size
 from ..kernels import per_channel
 from ..neuron import STATEFUL, Neuron, Readout, SpikingMaxPool2d
 from ..ops import Conv2d, Op
@@ -54,6 +55,7 @@ def export_torch(
         InvalidData: no T, no shape, images that do not fit, or too many steps to write out.
         SResNetError: the file cannot be written.
     """
+    check_spiking(snn, "export")
     shape = _input_shape(snn, input_shape)
     program = _program(snn.to("cpu"), timesteps, shape)
     header = {"s_resnet": __version__, "timesteps": timesteps, "input_shape": shape, "alphabet": snn.alphabet}
@@ -68,6 +70,7 @@ def _input_shape(snn: Graph, given: Sequence[int] | None) -> list[int]:
     shape = snn.provenance.get("input_shape") if given is None else given
     if shape is None or len(shape) != 3:
         raise InvalidData(f"export: got input_shape={shape}; expected [C, H, W]. Pass the shape of one image.")
+    check_size(snn.provenance, shape[1:], "export")
     return [int(size) for size in shape]
 
 

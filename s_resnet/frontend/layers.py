@@ -149,6 +149,8 @@ def leaky_relu(call: Call) -> Value:
 
 def maximum(call: Call) -> Value:
     """Of an activation and zeros."""
+    if not isinstance(call.result, Tensor) or call.result.ndim == 0:
+        raise call.refuse("a maximum over an axis", "a max-pool", "Write it as F.max_pool2d(x, kernel_size)")
     x, other = call.take(other=None)
     x, other = (x, other) if isinstance(x, Activation) else (other, x)
     return _rectified_if(call, x, None if isinstance(other, Activation) else other, None)

@@ -47,9 +47,11 @@ def _reshaped(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
 
 
 def index(call: Call) -> Value:
-    """Slices, and numbers along what then has size 1."""
+    """Slices, numbers along what then has size 1, and channels by their numbers."""
     x, key = call.take(index=None)
     key = key if isinstance(key, tuple) else (key,)
+    if len(key) > 1 and isinstance(key[1], list | Tensor) and all(_is_whole(part) for part in (key[0], *key[2:])):
+        return _chosen(call, key[1])
     plain = [part for part in key if part is not None and part is not Ellipsis]
     numbers = all(isinstance(part, int | slice) and not isinstance(part, bool) for part in plain)
     at = [place for place, part in enumerate(key) if part is Ellipsis] or [len(key)]
@@ -64,6 +66,10 @@ def index(call: Call) -> Value:
         return _reshaped(call, _sliced(call, x, slices[1:]), tuple(call.result.shape))
     except UnsupportedModel:
         raise _no_slices(call, key) from None
+
+
+def _is_whole(part: Any) -> bool:
+    return part is Ellipsis or (isinstance(part, slice) and part == slice(None))
 
 
 def _no_slices(call: Call, key: Any) -> UnsupportedModel:
@@ -128,6 +134,37 @@ def repeat(call: Call) -> Value:
     if len(value.shape) != 4 or value.shape[1] != 1 or (shape[0], *shape[2:]) != (value.shape[0], *value.shape[2:]):
         raise call.refuse(f"a repetition of {value.shape} to {shape}", "copies of a single channel")
     return call.add(ops.Conv2d(torch.ones(shape[1], 1, 1, 1, dtype=call.result.dtype), None), value)
+
+
+def flip(call: Call) -> Value:
+    """Of the channels, as from blue, green, red to red, green, blue."""
+    x, dims = call.take(dims=None)
+    if [d % x.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))] != [1]:
+        raise call.refuse(f"a flip of axes {dims}", "one of the channels, axis 1")
+    return _chosen(call, range(x.shape[1] - 1, -1, -1))
+
+
+def select(call: Call) -> Value:
+    """Channels by their numbers."""
+    x, dim, numbers = call.take(dim=None, index=None)
+    if dim % x.ndim != 1:
+        raise call.refuse(f"a selection along axis {dim}", "one of channels, axis 1")
+    return _chosen(call, numbers)
+
+
+def shuffle(call: Call) -> Value:
+    """Channels of all groups in turn."""
+    x, groups = call.take(groups=None)
+    return _chosen(call, torch.arange(x.shape[1]).view(groups, -1).T.flatten())
+
+
+def _chosen(call: Call, numbers: Any) -> Value:
+    """The channels of these numbers, in their order: a convolution of one pixel, each of whose rows has a single 1."""
+    value, numbers = _input(call), torch.as_tensor(numbers)
+    if len(value.shape) != 4 or numbers.ndim != 1 or numbers.dtype == torch.bool:
+        raise call.refuse(f"a selection from {value.shape} by {tuple(numbers.shape)}", "numbers of channels of maps")
+    kernel = torch.eye(value.shape[1], dtype=call.result.dtype)[numbers][:, :, None, None]
+    return call.add(ops.Conv2d(kernel, None), value, shape=(value.shape[0], len(numbers), *value.shape[2:]))
 
 
 def keep(call: Call) -> Value:

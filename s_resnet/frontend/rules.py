@@ -42,6 +42,9 @@ _NAMES: dict[Rule, str] = {
     reshaping.split: "split chunk tensor_split split_with_sizes",
     reshaping.pad: "pad",
     reshaping.repeat: "expand expand_as repeat",
+    reshaping.flip: "flip",
+    reshaping.select: "index_select",
+    reshaping.shuffle: "channel_shuffle native_channel_shuffle",
     reshaping.keep: "clone detach data contiguous to type type_as float double cpu cuda alias lift_fresh requires_grad",
     reshaping.dropout: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout",
 }

@@ -6,14 +6,18 @@ there or put something else in its place.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from ..files import scratch
 
 WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -30,7 +34,9 @@ def folder() -> Path:
             with tempfile.TemporaryFile(dir=place):
                 if _private(place):
                     return place
-    return Path(tempfile.mkdtemp(prefix="s_resnet-"))
+    place = Path(tempfile.mkdtemp(prefix="s_resnet-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
 
 
 def _places() -> Iterator[Path]:
@@ -39,7 +45,8 @@ def _places() -> Iterator[Path]:
         yield Path(named, "s_resnet")
     else:
         with suppress(RuntimeError):  # a user without a home
-            yield Path.home() / ".cache" / "s_resnet"
+            if (home := Path.home()).is_absolute():
+                yield home / ".cache" / "s_resnet"
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     yield Path(tempfile.gettempdir(), f"s_resnet-{user}")
 
@@ -106,10 +113,10 @@ def built(name: str, key: str, build: Callable[[Path], None]) -> Path:
     ours = _own(path, stat.S_ISREG) and _own(note, stat.S_ISREG)
     if ours and note.read_bytes() == _digest(path).encode():
         return path
-    with tempfile.TemporaryDirectory(dir=folder()) as work:
-        fresh = Path(work) / name
+    with scratch(folder()) as work:
+        fresh = work / name
         build(fresh)
-        fresh_note = Path(work) / "digest"
+        fresh_note = work / "digest"
         fresh_note.write_text(_digest(fresh))
         fresh.chmod(0o700)
         fresh_note.chmod(0o600)

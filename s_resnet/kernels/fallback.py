@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
+
+from .. import errors
 
 _warned: set[int] = set()
 
@@ -17,8 +17,8 @@ def warn(device: torch.device, reason: str) -> None:
     if index in _warned:
         return
     _warned.add(index)
-    warnings.warn(
+    errors.warn(
         f"cuda:{index}: got the reference kernel, several torch operations for each neuron layer and step; expected "
         f"the CUDA kernel, one launch for many steps, which is far faster. It is not there: {reason}.",
-        stacklevel=3,
+        UserWarning,
     )

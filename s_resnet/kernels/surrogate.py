@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..display import Displayed
 from ..errors import InvalidData
 from . import native, surrogate_cuda, surrogate_host
 from .surrogate_host import LEVELS, SURROGATES, Affine
@@ -23,8 +24,8 @@ TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 RESETS = ("subtract", "zero")
 
 
-@dataclass(frozen=True)
-class Firing:
+@dataclass(frozen=True, repr=False)
+class Firing(Displayed):
     """What a layer of neurons does, the same for all of them; the fields are the arguments of :func:`fire`.
 
     Raises InvalidData, as there, for settings that are not possible.

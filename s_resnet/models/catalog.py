@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -97,13 +98,23 @@ Make = Callable[..., nn.Module]
 
 
 def _unknown(arch: str) -> InvalidData:
-    return InvalidData(f"architecture: got {arch!r}; expected one of {KNOWN}. Choose one of them.")
+    near = difflib.get_close_matches(arch, ARCHITECTURES, 1)
+    advice = f"Did you mean {near[0]}?" if near else "Choose one of them."
+    return InvalidData(f"architecture: got {arch!r}; expected one of {KNOWN}. {advice}")
 
 
 def _thirds(arch: str, depth: int, layers: int = 6, largest: int = LARGEST) -> Sequence[int]:
     """Blocks of three stages of a depth ``layers * n + 2``."""
     if depth < layers + 2 or (depth - 2) % layers or depth > largest:
-        raise _unknown(arch)
+        below = min(largest, max(layers + 2, depth - (depth - 2) % layers))
+        others = [
+            name for name in ARCHITECTURES if re.fullmatch(arch.rstrip("0123456789") + r"(18|34|50|101|104|152)", name)
+        ]
+        named = f", or {', '.join(others)}" if others else ""
+        raise InvalidData(
+            f"{arch}: depth, got {depth}; expected {layers} n + 2 from {layers + 2} to {largest}{named}. Choose one, "
+            f"such as {below}{f' or {below + layers}' if below + layers <= largest else ''}."
+        )
     return ((depth - 2) // layers,) * 3
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from ..display import Entries
 from ..errors import InvalidData, SResNetError
 from ..files import replacing
 from ..version import __version__
@@ -26,7 +27,7 @@ SCHEMA = 1
 NAMES = ("index.html", "report.json")
 
 
-def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command: str = "") -> dict[str, Any]:
+def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command: str = "") -> Entries:
     """Write ``index.html`` and ``report.json`` of one network, or of two beside each other, into ``folder``.
 
     Folder and matplotlib are looked at first, so that a generator of studies is not run in vain; nothing is written
@@ -59,7 +60,7 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
         "s_resnet": __version__,
         "created": created,
         "command": command,
-        "networks": [part.to_json() for part in found],
+        "networks": [part.to_dict() for part in found],
     }
     if len(found) > 1:
         first, second = (part.report.snn[-1].top1 for part in found)
@@ -71,7 +72,7 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
         temporary.write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n")
     with replacing(place / NAMES[0]) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return entry
+    return Entries(entry)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def need_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise BackendUnavailable(
-            "report: got no matplotlib; expected it for the pictures. Run: pip install 's-resnet[report]'."
+            "report: got no matplotlib; expected it for the pictures. Run: pip install matplotlib."
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..device import find_device
+from ..display import Displayed, Table, plain
 from ..energy import CONSTANTS, Constants, Energy, energy
 from ..errors import InvalidData
 from ..figures import Report, described
@@ -19,7 +19,7 @@ from ..intervals import difference, wilson
 from ..neuron import Neuron
 from ..operations import Operations, count_operations
 from ..recorder import Trace, record
-from ..report import evaluate
+from ..report import evaluate, powers_of_two
 from ..shortcuts import Shortcut, shortcuts
 from ..verify import Verification, verify
 from ..verify_trained import TrainedVerification
@@ -30,8 +30,8 @@ LAYERS, NEURONS = 4, 24  # that are recorded
 LEFT_OUT = ("fingerprints", "marks", "scales")  # long lists of the provenance
 
 
-@dataclass(frozen=True, eq=False)
-class Example:
+@dataclass(frozen=True, eq=False, repr=False)
+class Example(Displayed):
     """An image that ANN and SNN answer differently: its place among the images, classes, and how sure each is.
 
     ann_share, snn_share: softmax of each one's own logits at its answer. image: ``[3, H, W]``, preprocessed, or events
@@ -47,8 +47,8 @@ class Example:
     image: Tensor
 
 
-@dataclass(eq=False)
-class Answers:
+@dataclass(eq=False, repr=False)
+class Answers(Displayed):
     """What ANN and SNN answered at T, image by image; collected while :func:`s_resnet.evaluate` runs.
 
     Of a directly trained network the ANN's place is taken by its own answer after the T that it was trained for.
@@ -97,8 +97,8 @@ class Answers:
         self.images += len(labels)
 
 
-@dataclass(frozen=True, eq=False)
-class Study:
+@dataclass(frozen=True, eq=False, repr=False)
+class Study(Displayed):
     """One network on the page.
 
     network: its file's name. sha256: of that file, or empty. data: which images it was measured on.
@@ -142,14 +142,28 @@ class Study:
         """The class as people call it."""
         return self.classes[index] if index < len(self.classes) else f"class {index}"
 
-    def to_json(self) -> dict[str, Any]:
+    def _lines(self) -> Iterable[str]:
+        yield f"Study of {self.network or 'a network'}, T = {self.timesteps}"
+        _, *rest, _ = self.report._lines()
+        yield from rest
+        yield self.verification.verdict if self.verification else f"verification: {self.missing['verification']}"
+        yield "its parts: .report .verification .operations .energy .shortcuts .traces"
+
+    def _parts(self) -> Iterable[str | Table]:
+        parts = (self.report, self.verification, self.operations, self.energy)
+        for part in parts:
+            if part is not None:
+                yield from part._parts()
+        yield from (f"{name}: {reason}" for name, reason in self.missing.items())
+
+    def to_dict(self) -> dict[str, Any]:
         """The network's entry in report.json; a figure that does not exist is null, such as of an absent ANN."""
-        report = self.report.to_json()
+        report = self.report.to_dict()
         for row in report["snn"]:
             row.update({f"{name}_interval": self.interval(row[name]) for name in ("top1", "agreement")})
         if not self.trained:
             report["ann"]["top1_interval"] = self.interval(report["ann"]["top1"])
-        verified = self.verification.to_json() if self.verification else None
+        verified = self.verification.to_dict() if self.verification else None
         for layer in verified["layers"] if verified else ():
             del layer["channels"]  # sresnet verify --json has them
         both, snn, ann, neither = self.answers.right
@@ -172,16 +186,16 @@ class Study:
                 "examples": [_named(example, self) for example in self.answers.examples],
             },
             "verification": verified,
-            "operations": self.operations.to_json() if self.operations else None,
+            "operations": self.operations.to_dict() if self.operations else None,
             "acs_per_ann_mac": self.operations.spikes_per_synapse if self.operations else None,
-            "energy": self.energy.to_json() if self.energy else None,
+            "energy": self.energy.to_dict() if self.energy else None,
             "missing": dict(self.missing),
             "shortcuts": [asdict(branch) for branch in self.shortcuts],
             "traces": [_listed(trace) for trace in self.traces],
             "classes": self.classes,
             "provenance": self.provenance,
         }
-        return dict(_plain(entry))
+        return dict(plain(entry))
 
 
 def compared(one: Study, other: Study) -> tuple[float, float]:
@@ -207,15 +221,6 @@ def _listed(trace: Trace) -> dict[str, Any]:
     potentials = None if trace.membrane is None else [[round(v, 5) for v in row] for row in trace.membrane.T.tolist()]
     entry = {"layer": trace.layer, "neurons": trace.neurons, "begins": trace.begins, "lag": trace.lag}
     return {**entry, "spikes": events, "membrane": potentials}
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON knows it, null for figures that are not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def study(
@@ -250,7 +255,14 @@ def study(
     """
     target = find_device(device)
     snn, answers = snn.to(target), Answers()
-    report = evaluate(snn, loader, timesteps, device=device, network=network, progress=progress, watch=answers)
+    report = evaluate(
+        *(snn, loader, timesteps),
+        at=powers_of_two(timesteps),
+        device=device,
+        network=network,
+        progress=progress,
+        watch=answers,
+    )
     missing: dict[str, str] = {}
     verification: Verification | TrainedVerification | None = None
     operations: Operations | None = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..calibrate import Calibration
 from ..graph import Graph
 from ..ops import SYNAPSES, Node
+from ..progress import Progress
 from ..simulate import simulate
 
 EVALUATIONS = 6
@@ -76,13 +76,7 @@ class _Objective:
         self.graph, self.images, self.timesteps = graph, images, timesteps
         self.logits = graph.run(images)
         self.errors: dict[float, Tensor] = {}
-        self.bar = tqdm(
-            total=EVALUATIONS,
-            desc="compensate",
-            unit="factor",
-            leave=False,
-            disable=None if progress else True,
-        )
+        self.bar = Progress[None](total=EVALUATIONS, desc="compensate", unit="factor", shown=progress)
 
     def __call__(self, factor: float) -> float:
         if factor not in self.errors:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..calibrate import Calibration, fitting_images
 from ..graph import Graph
@@ -14,6 +13,7 @@ from ..layerwise import parts_of
 from ..lockstep import lockstep, steps_of
 from ..neuron import Readout
 from ..ops import Node, Op
+from ..progress import Progress
 
 LEAST = 1e-3  # of the mean weight: an answer exists at every step
 RIDGE = 1e-2  # of the currents' own variance, towards equal weights
@@ -48,7 +48,7 @@ def fit_readout(
         return node.op
 
     parts = parts_of(graph, images, steps_of(graph, timesteps))
-    for part in tqdm(parts, desc="fit_readout", unit="part", leave=False, disable=None if progress else True):
+    for part in Progress(parts, desc="fit_readout", unit="part", shown=progress):
         lockstep(graph, images[part], timesteps, visit)
         sums = [sums[0] if len(sums) == 1 else sums[0].plus(sums[1])]
     nodes = (

@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ..calibrate import Calibration, fitting_images
 from ..engine import arithmetic
@@ -22,6 +21,7 @@ from ..layerwise import PART, in_memory
 from ..lockstep import Both, blocks, nearly_order_free, order_free, propagate, respond, walk
 from ..neuron import Neuron, Readout, SpikingMaxPool2d
 from ..ops import Conv2d, Input, Linear, Node, Op, compensated
+from ..progress import Progress, repeatable
 from ..resume import Done, kept_at, key_of, resumed
 from ..spill import Spill, gather
 
@@ -89,27 +89,30 @@ def reconstruct(
     entered: dict[str, Values] = {graph.nodes[0].name: _shown(graph, images, rounds)}
     values, parts = entered, blocks(graph)
     start = time.monotonic()
-    bar = tqdm(total=len(parts) + 1, desc="reconstruct", unit="block", leave=False, disable=None if progress else True)
-    with bar, arithmetic(images[:1], tf32=False):
+    total = steps * len(parts) + joint
+    finished = min(steps * len(said), total - joint) + joint * (len(said) > len(parts))
+    bar = Progress[None](total=total, desc="reconstruct", unit="step", shown=progress, initial=finished)
+    kept = repeatable(resume, lambda: f"{len(said)} of {len(parts) + 1} parts" if said else "")
+    with bar, arithmetic(images[:1], tf32=False), kept:
         for index, part in enumerate(parts):
             if index >= len(said):
+                bar.show(part=f"{index + 1}/{len(parts) + 1}")
                 block = _Block(part, values, timesteps, 1.0, room=room)
-                part, done = block.train(steps, 30 * minutes / len(parts), drop)
+                part, done = block.train(steps, 30 * minutes / len(parts), drop, bar)
                 said.append({"block": part[-1].name, **done})
                 graph = kept_at(_replaced(graph, part), resume, key, said)
             if index < len(parts) - 1:
                 values = _sent(part, values, timesteps, room)
-            bar.update()
         if joint and len(said) == len(parts):
+            bar.show(part=f"{len(parts) + 1}/{len(parts) + 1}")
             left = 60 * minutes - (time.monotonic() - start)
             together = _Block(graph.nodes, entered, timesteps, JOINT, varied=True, room=room)
-            whole, done = together.train(joint, left, 0.0)
+            whole, done = together.train(joint, left, 0.0, bar)
             said.append({"block": "all together", **done})
             graph = kept_at(_replaced(graph, whole), resume, key, said)
-        bar.update()
         sure = order_free(graph) or rounds > 1
         taken = graph if sure else _closer(before, graph, images, timesteps)
-    asked = {"steps": steps, "joint": joint, "total": steps * len(parts) + joint, "minutes": minutes}
+    asked = {"steps": steps, "joint": joint, "total": total, "minutes": minutes}
     return taken.with_provenance(
         reconstruction={"asked": asked, "images": len(images), "blocks": said, "taken": taken is graph}
     )
@@ -219,7 +222,7 @@ class _Block:
             return replace(op, threshold=threshold.exp(), correction=correction)
         return op
 
-    def train(self, steps: int, seconds: float, drop: float) -> tuple[tuple[Node, ...], Done]:
+    def train(self, steps: int, seconds: float, drop: float, bar: Progress[None]) -> tuple[tuple[Node, ...], Done]:
         """The nodes after ``steps`` steps, or as many as fit in ``seconds``; unchanged where that is no better."""
         count = len(self.target)
         checked = torch.arange(0, count, CHECKED)
@@ -244,6 +247,8 @@ class _Block:
                 loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
+            bar.update()
+        bar.update(steps - done)  # those that there was no time for
         better = self.error(checked) < before
         return self.trained() if better else self.nodes, {"steps": done, "better": better}
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import ImageData, Preprocessing, forks
+from ..data import ImageData, Preprocessing, forks, started
 from ..errors import InvalidData
 from ..event_data import Binning, EventData, EventLoader
 from .settings import Training, chance
@@ -89,7 +89,7 @@ def epoch_order(indices: Sequence[int], settings: Training, epoch: int, world: i
     if not size:
         raise InvalidData(
             f"train: batch, got {min(settings.batch_size, len(indices))} images for {world} processes; expected at "
-            "least one for each. Give a larger --batch-size, more images, or fewer processes."
+            "least one for each. Give a larger batch_size, more images, or fewer processes."
         )
     generator = torch.Generator().manual_seed(chance(settings.seed, "order", epoch))
     order = [indices[at] for at in torch.randperm(len(indices), generator=generator).tolist()]
@@ -121,7 +121,8 @@ class EpochLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         own = torch.Generator()  # else DataLoader draws from the global one
-        for images, labels, error in DataLoader(self._items, batch_size=None, num_workers=self._workers, generator=own):
+        batches = DataLoader(self._items, batch_size=None, num_workers=self._workers, generator=own)
+        for images, labels, error in started(batches):
             if error:
                 raise InvalidData(error)
             yield images, labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data import ImageData, Preprocessing
 from ..device import ahead, find_device
+from ..display import Displayed, Table, brief, percent
 from ..distributed import exchange, in_step, place, process_group, shard
 from ..errors import BackendUnavailable, TrainingDiverged
 from ..event_data import Binning, EventData
 from ..graph_module import GraphModule
 from ..open_data import loader_for
+from ..progress import Progress, repeatable
 from ..qcfs import THRESHOLDS
 from . import saved
 from .images import epoch_loader, epoch_order, usual_workers
@@ -32,8 +33,8 @@ from .settings import Training, chance, learning_rate
 UNCHECKED = 20
 
 
-@dataclass(frozen=True)
-class Trained:
+@dataclass(frozen=True, repr=False)
+class Trained(Displayed):
     """A finished run: its network in eval mode, one entry per epoch, and what it was trained with.
 
     history: ``epoch``, ``loss``, ``train_top1`` (of augmented images, while learning), ``validation_top1`` and
@@ -47,6 +48,25 @@ class Trained:
     history: tuple[Mapping[str, Any], ...]
     resumed: int  # epochs that were there already
     unreadable: tuple[str, ...]
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Training of {self.arch}, {len(self.history)} epochs, {self.resumed} of them before"
+        yield from epochs(self.history[-1:]).text().splitlines()
+        yield "print(_.table()) shows every epoch, .model is the network, .settings what it was trained with"
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield f"{self.arch}   {brief(self.settings, 400)}"
+        yield epochs(self.history)
+
+
+def epochs(history: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per epoch; accuracies in percent, columns without figures left out."""
+    names = [name for name in history[0] if any(entry[name] is not None for entry in history)] if history else []
+    rows = (
+        tuple(percent(entry[name], 2) if name.endswith("_top1") else brief(entry[name]) for name in names)
+        for entry in history
+    )
+    return Table(tuple(name.replace("_", " ") for name in names), tuple(rows), texts=0)
 
 
 def train(
@@ -93,15 +113,18 @@ def train(
             for note in _notes(run, resumed):
                 on_note(note)
         board = _board(tensorboard, resumed, stack) if rank == 0 else None
-        for epoch in range(resumed, run.settings.epochs):
-            entry = _epoch(run, epoch)
-            history.append(entry)
-            if rank == 0:
-                saved.write(run.output, {**run.identity, **_state(run), "epoch": epoch + 1, "history": history})
-                _tell(board, entry)
-                if on_epoch:
-                    on_epoch(entry)
-        exchange(None)
+        kept = [*history]  # in the checkpoint
+        with repeatable(run.output, lambda: f"{len(kept)} of {run.settings.epochs} epochs" if kept else ""):
+            for epoch in range(resumed, run.settings.epochs):
+                entry = _epoch(run, epoch)
+                history.append(entry)
+                if rank == 0:
+                    saved.write(run.output, {**run.identity, **_state(run), "epoch": epoch + 1, "history": history})
+                    kept.append(entry)
+                    _tell(board, entry)
+                    if on_epoch:
+                        on_epoch(entry)
+            exchange(None)
     return Trained(run.model.eval(), arch, run.settings, tuple(history), resumed, tuple(run.unreadable))
 
 
@@ -118,8 +141,26 @@ def _state(run: Run) -> dict[str, Any]:
     return {**state, **kept} if thresholds else state
 
 
+def _header(run: Run) -> Iterator[str]:
+    """What is trained on what, where, and by which settings."""
+    settings, count = run.settings, sum(weight.numel() for weight in run.model.parameters())
+    steps = "" if settings.timesteps is None else f", T = {settings.timesteps}"
+    images = f"{len(run.parts.train):,} of {len(run.data):,} images of {run.data.spec} ({run.data.split})"
+    classes = f"{len(run.data.classes)} classes"
+    yield f"Training {run.arch}{steps}, {count:,} parameters, on {images}, {classes}, on {run.device}"
+    drop = f", {settings.gamma:g} times it every {settings.step_epochs}" if settings.schedule == "step" else ""
+    augmented = ", ".join(settings.augmentation or ()) or "no augmentation"
+    yield (
+        f"Training by {settings.optimizer}, learning rate {settings.lr:g} ({settings.schedule}{drop}), weight decay "
+        f"{settings.weight_decay:g}, {settings.epochs} epochs of batches of {settings.batch_size}, {augmented}, seed "
+        f"{settings.seed}"
+    )
+
+
 def _notes(run: Run, resumed: int) -> Iterator[str]:
     epochs = run.settings.epochs
+    if resumed < epochs:
+        yield from _header(run)
     if run.arch.startswith("danet"):
         yield f"{run.arch}: DANet's equations are in no source that we have; the wiring is our interpretation."
     if resumed == epochs:
@@ -158,7 +199,7 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
     right, checked = torch.zeros((), device=device), 0
     every = UNCHECKED if device.type == "cuda" else 1
     title = f"epoch {epoch + 1}/{settings.epochs}"
-    with tqdm(total=len(mine), desc=title, unit="batch", leave=False, disable=None if run.progress else True) as bar:
+    with Progress[None](total=len(mine), desc=title, unit="batch", shown=run.progress) as bar:
         for step, (images, labels) in enumerate(_together(ahead(loader, device))):
             lr = learning_rate(settings, epoch * len(mine) + step, len(mine))
             torch.manual_seed(chance(settings.seed, "step", epoch, step, rank))  # dropout's
@@ -171,7 +212,7 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
                 for at, value in enumerate(values, checked):
                     _check(run, epoch, at, value, learning_rate(settings, epoch * len(mine) + at, len(mine)))
                 checked = len(losses)
-                bar.set_postfix(loss=f"{values[-1]:.3f}", top1=f"{right.item() / (checked * len(labels)):.1%}")
+                bar.show(loss=f"{values[-1]:.3f}", top1=f"{right.item() / (checked * len(labels)):.1%}")
     count = sum(map(len, mine))
     every_process = exchange((float(torch.stack(losses).double().mean()) * count, float(right), count))
     total, hits, images_seen = (sum(part) for part in zip(*every_process, strict=True))
@@ -211,7 +252,7 @@ def _diverged(run: Run, where: str, got: str) -> TrainingDiverged:
     there = f"{run.output} holds the last good epoch" if run.output.exists() else "No epoch was finished"
     return TrainingDiverged(
         f"{where}, got {got}; expected finite numbers. {there}. "
-        "Try a lower --lr, --warmup 5, or no --amp, with another -o."
+        "Try a lower lr, warmup=5 or amp=False, with another output."
     )
 
 
@@ -224,7 +265,7 @@ def _accuracy(run: Run, data: ImageData | EventData, indices: list[int]) -> floa
     loader = loader_for(data, part, run.preprocessing, run.settings.batch_size, run.workers, total=len(indices))
     run.model.eval()
     right = count = 0
-    bar = tqdm(loader, desc="accuracy", unit="batch", leave=False, disable=None if run.progress else True)
+    bar = Progress(loader, desc="accuracy", unit="batch", shown=run.progress)
     with torch.no_grad(), _autocast(run):
         for images, labels in ahead(bar, run.device):
             right += int((run.model(images).argmax(1) == labels).sum())
@@ -244,7 +285,7 @@ def _board(folder: str | os.PathLike[str] | None, done: int, stack: ExitStack) -
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise BackendUnavailable(
-            "tensorboard: got no such package; expected it installed. Run: pip install 's-resnet[train]'"
+            "tensorboard: got no such package; expected it installed. Run: pip install tensorboard"
         ) from error
     board = SummaryWriter(str(folder), purge_step=done + 1)
     stack.callback(board.close)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data import LabeledData
+from ..display import Displayed
 from ..errors import InvalidData
 from .settings import Training
 
 
-@dataclass(frozen=True)
-class Preset:
+@dataclass(frozen=True, repr=False)
+class Preset(Displayed):
     """A paper's recipe for the architectures that the pattern ``architectures`` fits, on the data set ``data``."""
 
     about: str
@@ -103,7 +104,7 @@ def preset(arch: str, data: LabeledData) -> Training:
     there = ", ".join(f"{_plain(known.architectures)} on {known.data}" for known in PRESETS)
     raise InvalidData(
         f"preset paper: got {arch} on data {data.spec!r}, whose recipe we do not know; expected one of: {there}. "
-        "Leave out --preset, and give your own settings."
+        "Give your own settings in its place."
     )
 
 

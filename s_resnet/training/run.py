@@ -200,7 +200,7 @@ def split(data: ImageData | EventData, test: ImageData | EventData | None, setti
     if len(apart) >= len(data):
         raise InvalidData(
             f"train: images of {data.spec!r}, got {len(data)} and {len(apart)} of them to keep apart; expected some to "
-            "learn from. Lower --validation, or give more images for each class."
+            "learn from. Lower validation, or give more images for each class."
         )
     learned = choose(data, settings.limit, seed=settings.seed, exclude=apart)
     return Parts(sorted(learned), validation, testing, tested)
@@ -237,10 +237,11 @@ def digest(network: GraphModule) -> str:
 def resume(run: Run) -> list[Mapping[str, Any]]:
     """The history of what is there; network and optimizer are then where that ended."""
     content = saved.resume(run.output, run.identity)
-    found = exchange(0 if content is None else content["epoch"])
+    found = exchange((0, "") if content is None else (content["epoch"], content["digest"]))
     if len(set(found)) > 1:
+        epochs = sorted(epoch for epoch, _ in found)
         raise SResNetError(
-            f"{run.output}: got checkpoints of epochs {sorted(set(found))} in different processes; expected one file "
+            f"{run.output}: got other checkpoints, of epochs {epochs}, in different processes; expected one file "
             "that all can read. Put it on a shared file system."
         )
     if content is None:

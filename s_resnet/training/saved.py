@@ -3,20 +3,22 @@
 Format 1, by ``torch.save``, of plain dicts, lists, tensors, numbers and texts, so that ``weights_only=True`` reads it:
 ``format``, ``arch``, ``state_dict``, ``settings`` (of :class:`Training`, with classes and channels), ``epoch`` (how
 many are finished), ``optimizer``, ``scaler``, ``history`` (one dict per epoch), ``classes`` (their names),
-``preprocessing``, ``data``. Learning rates, order, augmentation and dropout follow from the settings and the epoch:
-they keep no state.
+``preprocessing``, ``data``, ``digest`` (over all others). Learning rates, order, augmentation and dropout follow from
+the settings and the epoch: they keep no state.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..checkpoint import FORMAT
 from ..checkpoint_file import read
@@ -30,17 +32,44 @@ ADVICE = "Choose another -o, or move the file away"
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint; it takes the place of the last one whole, synced, or not at all."""
-    with replacing(path) as temporary:
-        torch.save({"format": FORMAT, **content}, temporary)
+    whole = {"format": FORMAT, **content}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({**whole, "digest": digest(whole)}, file)
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """What no other content has: SHA-256 of its keys, numbers, texts and tensors, in their order."""
+    sha = hashlib.sha256()
+    _feed(sha.update, content)
+    return sha.hexdigest()
+
+
+def _feed(update: Callable[[bytes], object], value: object) -> None:
+    if isinstance(value, Tensor):
+        update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        update(f"mapping {len(value)}".encode())
+        for name, part in value.items():
+            update(repr(name).encode())
+            _feed(update, part)
+    elif isinstance(value, list | tuple):
+        update(f"{type(value).__name__} {len(value)}".encode())
+        for part in value:
+            _feed(update, part)
+    else:
+        update(f"{value!r};".encode("utf-8", "backslashreplace"))
 
 
 def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a run of the same ``identity`` (arch, settings, data) left at ``path``; None where nothing is.
 
+    It may be asked for more epochs than before, but for those of a cosine schedule, which depends on their number.
+
     Temporary files of processes that were killed while writing are removed. Raises SResNetError where the path holds
     another run or something else: nothing is overwritten.
     """
-    sweep(path)
+    sweep(path.parent, f".{path.name}.")
     if not os.path.exists(path):
         return None
     try:
@@ -54,15 +83,19 @@ def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     now = _described(identity)
     try:
         then = _described(content)
-        differing = [name for name in now if now[name] != then.get(name)]
+        differing = [name for name in now if now[name] != then.get(name) and not _longer(name, now, then)]
         whole = bool(differing) or _whole(content)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise foreign(path, "a checkpoint of something else") from error
     if differing:
         listed = ", ".join(f"{name} {_text(now.get(name))} (there {_text(then.get(name))})" for name in differing)
+        if differing == ["epochs"] and now["schedule"] == "cosine":
+            listed += ", for which a cosine schedule has other learning rates from the start"
         raise SResNetError(f"{path}: holds another run, got {listed}; expected the same settings to go on. {ADVICE}.")
     if not whole:
         raise foreign(path, "a checkpoint whose epochs, history and scale do not fit together")
+    if content.get("digest") != digest({name: value for name, value in content.items() if name != "digest"}):
+        raise foreign(path, "a checkpoint that is not as this run left it")
     return content
 
 
@@ -93,6 +126,11 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any]:
     named = {"arch": content["arch"], **settings, "preprocessing": content["preprocessing"], "images": images}
     named["network"] = content.get("network")  # of fine-tuning, what tells it from another
     return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+
+
+def _longer(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
+    """Whether it is the number of epochs, more than before, of a schedule whose first epochs are the same then."""
+    return name == "epochs" and now["schedule"] != "cosine" and bool(now["epochs"] > then["epochs"])
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..display import Displayed
 from ..errors import InvalidData
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -19,8 +20,8 @@ SCHEDULES = ("cosine", "step", "constant")
 AUGMENTATIONS = ("crop", "resized-crop", "flip", "autoaugment")
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, repr=False)
+class Training(Displayed):
     """Everything that, with the architecture and the data, repeats a run.
 
     optimizer: ``"sgd"`` with ``momentum``, or ``"adamw"`` (momenta 0.9 and 0.999). schedule: see

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,20 +12,21 @@ import torch.nn.functional as F
 
 from ..data import ImageData, ImageLoader, Preprocessing
 from ..device import ahead, find_device
+from ..display import Displayed, Table, percent
 from ..errors import InvalidData
 from ..event_data import EventData
 from ..graph import Graph
 from ..graph_module import GraphModule
 from ..heldout import fingerprints
-from .loop import Trained, train
+from .loop import Trained, epochs, train
 from .run import Parts, split
 from .settings import Training
 
 HELD_OUT = 256  # at most, and an eighth of the images at most
 
 
-@dataclass(frozen=True)
-class Tuned:
+@dataclass(frozen=True, repr=False)
+class Tuned(Displayed):
     """A fine-tuned network, or the one before where held-out images say that it was no worse.
 
     before, after: its top-1 at T on the held-out images. history: one entry per epoch, as of :class:`Trained`.
@@ -36,6 +37,16 @@ class Tuned:
     before: float
     after: float
     history: tuple[Mapping[str, Any], ...]
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Fine-tuning, {len(self.history)} epochs, {'kept' if self.kept else 'not kept'}"
+        yield f"top-1 on held-out images: {percent(self.before, 2)} before, {percent(self.after, 2)} after"
+        yield "print(_.table()) shows every epoch, .graph is the network"
+
+    def _parts(self) -> Iterator[str | Table]:
+        head, compared, _ = self._lines()
+        yield f"{head}\n{compared}"
+        yield epochs(self.history)
 
 
 def fine_tune(

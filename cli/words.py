@@ -1,0 +1,43 @@
+"""The library's messages in the words of the command line: it speaks of arguments, the program of options."""
+
+from __future__ import annotations
+
+import re
+
+# Arguments with values in a message, as in recipe="phased", timesteps=8 or download=True.
+NAMED = ("amp", "arch", "device", "download", "reconstruct", "recipe", "tie_shortcuts", "timesteps", "warmup",
+         "weights")  # fmt: skip
+# What else the library says, and what the program does; the first that fits.
+PHRASES = (
+    (r"calibration_batches", "--calibration DATA"),
+    (r"batch_size", "--batch-size"),
+    (r"split_maxpool(=True)?", "--pool host"),
+    (r"passes\.average_maxpool \(measure what that costs\)", "--pool average (which says what that costs)"),
+    (r"pass the names of the network's outputs in order", r"\g<0>, one per line (--classes FILE)"),
+    (r"match_classes\(data, natural_order\(data\.classes\)\)", "--classes natural"),
+    (r"Match them: s_resnet\.match_classes\(data, names\)", "Give it with --classes FILE"),
+    (r"Number them as the network does: s_resnet\.match_classes.*\)", "Give the network's with --classes FILE"),
+    (r"Evaluate on held-out ones", "Name held-out ones (--data)"),
+    (r"size, mean, std and range(?=\. What)", r"\g<0> (--input-size, --mean, --std)"),
+    (r"were taken from the architecture", r"\g<0> (--arch)"),
+    (r"(?<=what would help: )more calibration images", r"\g<0> (convert --calibration-images)"),
+    (r"a larger percentile in convert", "a larger convert --percentile"),
+    (r"s_resnet\.fine_tune", "train --from this network"),
+    (r"training with more levels", "training with more --levels"),
+    (r"([Ll])eave out arch\b", r"\1eave out --arch"),
+    (r"a lower lr", "a lower --lr"),
+    (r"Lower validation", "Lower --validation"),
+)
+_VALUES = rf"\b(?P<name>{'|'.join(NAMED)})=(?P<quote>[\"']?)(?P<value>[\w.-]*\w)(?P=quote)"
+
+
+def spoken(message: str) -> str:
+    """A message of the library with options in the place of arguments."""
+    for pattern, option in PHRASES:
+        message = re.sub(pattern, option, message)
+    return re.sub(_VALUES, _option, message)
+
+
+def _option(found: re.Match[str]) -> str:
+    option = f"--{found['name'].replace('_', '-')}"
+    return {"True": option, "False": f"no {option}"}.get(found["value"], f"{option} {found['value']}")
