@@ -401,10 +401,10 @@ def _used(graph: s_resnet.Graph, x: torch.Tensor, path: Path) -> None:
     elif kind == 3:
         found = s_resnet.simulate_until_confident(graph, x, T, 0.5).outputs
     elif kind == 4:
-        s_resnet.evaluate(graph, [(x, labels)], timesteps=T).to_json()
+        s_resnet.evaluate(graph, [(x, labels)], timesteps=T).to_dict()
         _program("evaluate", str(path), "--timesteps", str(T), "--limit", "4", "--data", str(path.with_name("x.npz")))
     elif kind == 5:
-        s_resnet.verify(graph, [(x, labels)], T).to_json()
+        s_resnet.verify(graph, [(x, labels)], T).to_dict()
         _program("verify", str(path), "--limit", "2", "--data", str(path.with_name("x.npz")))
     elif kind == 6:
         s_resnet.count_operations(graph, [x], T)

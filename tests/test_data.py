@@ -528,7 +528,7 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    fails(r"scikit-learn, got no such package.*pip install 's-resnet\[demo\]'", "digits")
+    fails(r"scikit-learn, got no such package.*pip install scikit-learn", "digits")
 
 
 # choose
