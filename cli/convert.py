@@ -293,7 +293,7 @@ def _goes_on(partial: Path) -> str:
     import s_resnet
 
     done = len(s_resnet.load(partial).provenance.get("reconstruction", {}).get("blocks", ()))
-    return f"{partial} holds {done} finished parts of the reconstruction: it goes on from there."
+    return f"{partial} holds {done} finished parts of a reconstruction, to go on from."
 
 
 def _preprocessing(

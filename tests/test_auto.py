@@ -521,23 +521,26 @@ def test_auto_says_why(folder):
 def test_reconstruction_goes_on_after_ctrl_c(folder, tmp_path, monkeypatch):
     trained, plain = [], reconstructing._Block.train
 
-    def train(self, steps, seconds, drop):
+    def train(self, steps, seconds, drop, bar):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(self)
-        return plain(self, 2, seconds, drop)
+        return plain(self, 2, seconds, drop, bar)
 
     monkeypatch.setattr(reconstructing._Block, "train", train)
     command = few_steps("--recipe", "phased", "--timesteps", 2, "--reconstruct")
     code, _, err = folder(*command)
-    assert code == 130 and err.splitlines()[-1] == "Interrupted."
+    said = "Interrupted. Repeat it to go on from tiny.snn.partial: 2 of 6 parts finished."
+    assert code == 130 and err.splitlines()[-1] == said
     assert not Path("tiny.snn").exists() and Path("tiny.snn.partial").exists()
     other = few_steps("--recipe", "calibrated", "--timesteps", 2, "--reconstruct")
     code, _, err = folder(*other)
-    assert code == 1 and err.startswith("Error: tiny.snn.partial: got the reconstruction of another network")
-    assert err.count("\n") == 1
+    first, error = err.splitlines()
+    assert first == "tiny.snn.partial holds 2 finished parts of a reconstruction, to go on from."
+    assert code == 1 and error.startswith("Error: tiny.snn.partial: got the reconstruction of another network")
     trained.append("no longer interrupted")
-    said = folder.works(*command)
+    code, said, err = folder(*command)
+    assert (code, err.splitlines()) == (0, [first])
     assert "of 6 parts better, 12 of 2,250 steps, as its 30 minutes were over. More: s_resnet.convert with" in said
     assert not Path("tiny.snn.partial").exists()
     assert len(trained) == 3 + 5 + 1 - 2  # five blocks and all together, two of them done
