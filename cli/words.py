@@ -25,6 +25,7 @@ PHRASES = (
     (r"s_resnet\.fine_tune", "train --from this network"),
     (r"training with more levels", "training with more --levels"),
     (r"([Ll])eave out arch\b", r"\1eave out --arch"),
+    (r"with another arch, as in", "with --arch, as in"),
     (r"a lower lr", "a lower --lr"),
     (r"Lower validation", "Lower --validation"),
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from .arguments import whole_number
 from .auto import check_wishes
+from .display import Displayed
 from .errors import ConversionError, InvalidData
 from .passes import dyadic_weights, quantize_weights
 from .recipes import RECIPES, Recipe, Step, find, usual
@@ -15,8 +16,8 @@ ROUNDING = {"dyadic": dyadic_weights, "int8": quantize_weights}
 WEIGHTS = ("float32", *ROUNDING)
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, repr=False)
+class Request(Displayed):
     """The settings of :func:`s_resnet.convert`, which says what they mean."""
 
     recipe: str | Recipe | None = None

@@ -90,14 +90,14 @@ def rivals(graph: Graph, channels: int) -> Iterator[Rival]:
         yield Rival(
             _with(graph, stem),
             "with stride 1 in the first convolution activations would be nearer to BatchNorm's statistics: the network "
-            "seems to be one for small images. Build it so (of a checkpoint with --arch, as in resnet18-stem1).",
+            "seems to be one for small images. Build it so (of a checkpoint with another arch, as in resnet18-stem1).",
         )
     if bottlenecks := _bottlenecks(graph):
         yield Rival(
             _with(graph, bottlenecks),
             "with the strides of its bottlenecks in the other convolution (the first of 1x1, or the second of 3x3) "
-            "activations would be nearer to BatchNorm's statistics. Build it so (of a checkpoint with --arch, as in "
-            "resnet50-v1).",
+            "activations would be nearer to BatchNorm's statistics. Build it so (of a checkpoint with another arch, "
+            "as in resnet50-v1).",
             layers=frozenset(
                 user
                 for name, node in bottlenecks.items()

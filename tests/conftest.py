@@ -1,5 +1,6 @@
 """Small networks and images that several test files share."""
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -12,6 +13,12 @@ from torch import nn
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled")
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES}")
+
+
+@pytest.fixture(autouse=True)
+def no_lines_in_the_log(monkeypatch):
+    """What a test finds on stderr does not depend on how slow the machine is; test_progress.py has its own clock."""
+    monkeypatch.setattr("s_resnet.progress.EVERY", math.inf)
 
 
 def randomized(model, seed=0):

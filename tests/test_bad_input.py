@@ -124,7 +124,7 @@ def test_no_such_command_and_no_checkpoint(program):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_cuda_without_a_gpu(program, network):
-    program.fails("evaluate", "--timesteps", 4, "--device", "cuda", says="Use --device cpu or auto")
+    program.fails("evaluate", "--timesteps", 4, "--device", "cuda", says="Use --device cpu or --device auto")
 
 
 # ---- checkpoints

@@ -111,6 +111,7 @@ def results():
         s_resnet.training.Tuned(snn, True, 0.5, 0.75, (epoch,)),
         s_resnet.Comparison("nir", "1.0", 4, 2, "float32", (layer,), 4, 4, 1e-6),
         Alternative("--input-size 64", 0.5),
+        s_resnet.Request(),
         s_resnet.ImageLoader(photos(), range(7), s_resnet.preprocessing_for(SIZE), batch_size=3),
     )
 

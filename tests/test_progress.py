@@ -14,6 +14,8 @@ import s_resnet
 from s_resnet import progress
 from s_resnet.progress import Progress
 
+EVERY = progress.EVERY  # as it is outside of tests
+
 
 class Clock:
     """Time that passes when it is told to."""
@@ -28,12 +30,14 @@ class Clock:
 def clock(monkeypatch):
     found = Clock()
     monkeypatch.setattr(progress, "time", found)
+    monkeypatch.setattr(progress, "EVERY", EVERY)
     monkeypatch.setattr(Progress, "_told", 0.0)
     monkeypatch.setattr(Progress, "_seen", 0.0)
     return found
 
 
 def test_a_log_gets_a_line_every_thirty_seconds(clock, capsys):
+    assert EVERY == 30
     seen = []
     for item in Progress(range(100), desc="evaluate", unit="batch", shown=True):
         seen.append(item)
