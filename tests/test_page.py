@@ -468,7 +468,7 @@ def test_mistakes_at_the_command_line(strict, tmp_path):
     for arguments, code, says in (
         (["tiny.snn"], 2, "'-o'"),
         (["tiny.snn", "tiny.snn", "tiny.snn", "-o", "page"], 2, "Got 3 networks"),
-        (["none.snn", "-o", "page"], 1, "none.snn: cannot be read"),
+        (["none.snn", "-o", "page"], 1, "none.snn: got no such file"),
         (["photos/a/0.png", "-o", "page"], 1, "cannot be read"),
         (["tiny.snn", "-o", "taken"], 2, "taken"),
         (["tiny.snn", "-o", "taken/page"], 1, "cannot be written"),

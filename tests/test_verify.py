@@ -357,7 +357,7 @@ def test_json_has_every_channel_and_no_infinity(tmp_path):
         (None, 4, [(scalar(1.0), torch.tensor([1]))], "label 1 for a network of 1 classes"),
         (None, 4, [torch.zeros(1, 3, 1, 1)], "expected 1 channels"),
         (lambda g: replace(g, nodes=g.nodes[:-1]), 4, [scalar(1.0)], "ends in Linear"),
-        (lambda g: replace(g, nodes=g.nodes[:2]), 4, [scalar(1.0)], "0 neuron"),
+        (lambda g: replace(g, nodes=g.nodes[:2]), 4, [scalar(1.0)], "without neurons"),
         (lambda g: convert(randomized(CifarResNet(8, width=4)), weights="int8"), 4, [noise(1)], "integer network"),
     ],
 )
