@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from .data import LabeledData, invalid, reason
+from .files import read
 
 Data = TypeVar("Data", bound=LabeledData)
 
+LARGEST = 2**24  # bytes of a file of names
 NATURAL = "natural"
 _ADVICE = "Rename the folders, or pass the names of the network's outputs in order"
 
@@ -24,7 +27,7 @@ def natural_order(names: Sequence[str]) -> tuple[str, ...]:
 
 def by_number(name: str) -> list[str | int]:
     """A key that sorts 2 before 10."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name))]
+    return [int(part[:1000]) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def read_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -34,11 +37,11 @@ def read_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     where, expected = f"classes '{path}'", "a text file with one class name per line"
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read(Path(path), LARGEST).decode().splitlines()
     except (OSError, ValueError) as error:
         raise invalid(where, "file", reason(error), expected, "Check the path") from error
     names = tuple(name for line in lines if (name := line.strip()))
-    twice = [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if not names or twice:
         raise invalid(where, "names", f"{twice[0]!r} twice" if twice else "none", expected, "Correct the file")
     return names

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -28,6 +29,8 @@ Pixels = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# What is opened, whatever a file's name says: of others (EPS) Pillow starts programs that run what is in the file.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 THIN = 64  # sides of an image to each other: one that is thinner unfolds to gigabytes where its short side is resized
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 FEW = 64  # samples that are decoded sooner than processes start for them
@@ -182,9 +185,16 @@ class ImageData(LabeledData):
         if self.pixels is not None:
             return to_rgb(_not_thin(Image.fromarray(self.pixels[index])))
         with opened(os.path.join(self.root, self.names[index])) as file:
-            image = _not_thin(Image.open(file))
+            image = _not_thin(Image.open(file, formats=_formats()))
             image.load()  # to the end, so that a truncated file raises here
             return to_rgb(image)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of them that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _not_thin(image: Image.Image) -> Image.Image:

@@ -176,7 +176,7 @@ def _list_images(folder: Path, wanted: Mapping[str, int]) -> tuple[list[tuple[st
                     others[os.path.splitext(file)[1].lower() or "without a suffix"] += 1
     others["link(s) to a folder above"] += sum(_is_folder(item) and _leads_back(item) for item in os.scandir(folder))
     said = [f"{count} {kind}" for kind, count in sorted(others.items()) if count]
-    beside = sum(item.is_file() and item.name.lower().endswith(_EXTENSIONS) for item in os.scandir(folder))
+    beside = sum(item.name.lower().endswith(_EXTENSIONS) and os.path.isfile(item.path) for item in os.scandir(folder))
     return samples, (*said, *([f"{beside} beside the class folders"] if beside else []))
 
 

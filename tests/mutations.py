@@ -5,6 +5,7 @@ A *reader* makes its base files once in a folder of its own, mutates one of them
 every other end is a fault.
 """
 
+import contextlib
 import copy
 import io
 import json
@@ -29,7 +30,7 @@ from trained_networks import FAMILIES, trained
 import s_resnet
 from s_resnet import artifact
 from s_resnet.resume import resumed
-from s_resnet.training import run
+from s_resnet.training import run, saved
 
 SIZE, T = 8, 3
 Chance = Any  # random.Random, or what stands for it
@@ -400,10 +401,10 @@ def _used(graph: s_resnet.Graph, x: torch.Tensor, path: Path) -> None:
     elif kind == 3:
         found = s_resnet.simulate_until_confident(graph, x, T, 0.5).outputs
     elif kind == 4:
-        s_resnet.evaluate(graph, [(x, labels)], timesteps=T).to_json()
+        s_resnet.evaluate(graph, [(x, labels)], timesteps=T).to_dict()
         _program("evaluate", str(path), "--timesteps", str(T), "--limit", "4", "--data", str(path.with_name("x.npz")))
     elif kind == 5:
-        s_resnet.verify(graph, [(x, labels)], T).to_json()
+        s_resnet.verify(graph, [(x, labels)], T).to_dict()
         _program("verify", str(path), "--limit", "2", "--data", str(path.with_name("x.npz")))
     elif kind == 6:
         s_resnet.count_operations(graph, [x], T)
@@ -486,6 +487,9 @@ def mutate_checkpoint(bases: list[bytes], chance: Chance) -> bytes:
     state = torch.load(io.BytesIO(content), weights_only=True)
     for _ in range(chance.choice([1, 1, 2])):
         _object(state, chance)
+    if isinstance(state, dict) and "digest" in state and chance.random() < 0.9:
+        with contextlib.suppress(ValueError, RuntimeError):
+            state["digest"] = saved.digest({name: value for name, value in state.items() if name != "digest"})
     out = io.BytesIO()
     torch.save(state, out)
     return out.getvalue()

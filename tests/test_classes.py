@@ -1,5 +1,6 @@
 """Class names: their order, and data matched to a network by name."""
 
+import os
 import random
 from pathlib import Path
 
@@ -90,6 +91,25 @@ def test_a_file_of_names(tmp_path):
     for place in (path, tmp_path, tmp_path / "absent"):
         with pytest.raises(InvalidData, match="one class name per line"):
             read_names(place)
+
+
+def test_a_file_of_names_has_an_end(tmp_path):
+    """A device, a pipe without a writer, a file of holes; very many names, and numbers of very many digits."""
+    os.symlink("/dev/zero", tmp_path / "zero")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "holes").touch()
+    os.truncate(tmp_path / "holes", 2**42)
+    for name in ("zero", "pipe", "holes"):
+        with pytest.raises(InvalidData, match=r"got (no regular file|.* bytes, more than)"):
+            read_names(tmp_path / name)
+    path = tmp_path / "names.txt"
+    many = [f"n{number}" for number in range(300_000)]
+    path.write_text("\n".join(many))
+    assert read_names(path) == tuple(many)
+    path.write_text("\n".join([*many, "n5"]))
+    with pytest.raises(InvalidData, match="'n5' twice"):
+        read_names(path)
+    assert natural_order(["9" * 5000, "10", "2"]) == ("2", "10", "9" * 5000)
 
 
 def test_which_names_a_network_has():

@@ -204,6 +204,19 @@ def test_thin_images_are_left_out(tmp_path: Path) -> None:
         preprocessing_for(224)(Image.new("RGB", (30_000, 1)))
 
 
+def test_a_file_that_is_a_program_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript under the name of a picture: Pillow would have Ghostscript run it."""
+    make_folders(tmp_path, {"cat": 1})
+    said = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "cat" / "eps.png").write_bytes(said)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    with Image.open(tmp_path / "cat" / "eps.png") as opened:
+        assert opened.format == "EPS"  # as Pillow takes it by itself
+    data = open_data(str(tmp_path), "evaluation")
+    loader = ImageLoader(data, range(2), preprocessing_for(8), 2, workers=0)
+    assert sum(len(labels) for _, labels in loader) == 1 and loader.unreadable == ("cat/eps.png (not an image)",)
+
+
 def test_a_file_without_end_has_a_mark_all_the_same(tmp_path: Path) -> None:
     make_folders(tmp_path, {"cat": 2})
     os.truncate(tmp_path / "cat" / "000.png", 2**42)
