@@ -90,7 +90,9 @@ class Setting:
         file = self.work / f"speed-{named}{'' if self.fixtures else '-random'}.snn"
         if not file.exists():
             model = self.model.cpu()
-            snn = s_resnet.convert(model, self.calibration, timesteps=256, input_size=self.size, **settings)
+            snn = s_resnet.convert(
+                model, self.calibration, timesteps=256, input_size=self.size, **{"recipe": "s-resnet", **settings}
+            )
             s_resnet.save(snn, file)
             self.placed(model)
         return s_resnet.load(file).to(self.device)

@@ -11,6 +11,8 @@ from .display import Displayed, Table, brief
 from .errors import ConversionError
 from .graph import Graph
 
+FITS = ("fit_thresholds", "calibrate_neurons", "reconstruct", "fit_readout")
+
 
 @dataclass(frozen=True, repr=False)
 class Step(Displayed):
@@ -27,16 +29,17 @@ class Step(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class Recipe(Displayed):
-    """A way to convert: steps in order, and the number of time steps it is meant for.
-
-    fits: whether steps are fitted to calibration images, without which the recipe cannot do.
-    """
+    """A way to convert: steps in order, and the number of time steps it is meant for."""
 
     name: str
     about: str
     timesteps: int
     steps: tuple[Step, ...]
-    fits: bool = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether a step is fitted to calibration images, without which the recipe cannot do."""
+        return any(step.name in FITS for step in self.steps)
 
     def _lines(self) -> Iterator[str]:
         yield f"Recipe {self.name}, T = {self.timesteps}: {self.about}"
@@ -107,7 +110,6 @@ def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, Any], **
             Step(passes.fit_readout),
             Step(passes.normalize),
         ),
-        fits=True,
     )
 
 

@@ -191,8 +191,9 @@ def test_confidences_and_percentiles_are_numbers(snn, value):
                 convert(randomized(CifarResNet(8, width=4)), batches, percentile=value, timesteps=4)
 
 
-def test_numbers_of_other_libraries_are_numbers(snn):
-    one, other = (simulate_until_confident(snn, X, 4, p).steps for p in (0.5, np.float32(0.5)))
+def test_numbers_of_other_libraries_are_numbers():
+    streaming = convert(randomized(CifarResNet(8, width=4)), [X, X], "s-resnet", timesteps=4)
+    one, other = (simulate_until_confident(streaming, X, 4, p).steps for p in (0.5, np.float32(0.5)))
     assert torch.equal(one, other)
     made = [
         convert(randomized(CifarResNet(8, width=4)), [X, X], percentile=p, timesteps=4).provenance["calibration"]

@@ -85,7 +85,7 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 kept = {"plain": converted(), "int8": converted("phased", weights="int8"), "ms_resnet8": trained("ms_resnet8", 3)[1]}
 reader = mutations.snn(folder, kept)
-ends = [mutations.tried(reader, folder, random.Random(seed)) for seed in range(60)]
+ends = [mutations.tried(reader, mutations.mutated(reader, folder, random.Random(seed))) for seed in range(60)]
 print("checked", len(ends), ends.count("accepted") > 3)
 """
 # Spikes of two channels through a weight of one, as no check would let through: a read beyond the rows.
