@@ -125,7 +125,7 @@ def ratio(rival: Rival, images: Tensor, moments: Moments) -> float:
         if not rival.layers or own.name in rival.layers
     ]
     if rival.reverse:
-        return sum(b for b, _ in pairs) / (sum(a for _, a in pairs) + LEAST)
+        return (sum(b for b, _ in pairs) + LEAST) / (sum(a for _, a in pairs) + LEAST)
     return statistics.median([(b + LEAST) / (a + LEAST) for b, a in pairs] or [1.0])
 
 
