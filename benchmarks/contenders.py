@@ -18,14 +18,14 @@ from conversion import CASES, place
 from torch import Tensor, nn
 
 import s_resnet
-from s_resnet.kernels import native
-from s_resnet.ops import Conv2d
+from s_resnet.graph.ops import Conv2d
+from s_resnet.kernels.build import compiler as native
 
 WARM = 32  # steps before the clock starts
 CALIBRATION = 256  # images
 NETWORKS: dict[str, tuple[str, int, Callable[[], nn.Module]]] = {  # case of conversion.py, size, without fixtures
     "resnet18": ("resnet18", 64, torchvision.models.resnet18),
-    "cifar_resnet20": ("resnet20", 32, lambda: s_resnet.CifarResNet(20)),
+    "cifar_resnet20": ("resnet20", 32, lambda: s_resnet.models.CifarResNet(20)),
     "resnet50": ("resnet50", 64, torchvision.models.resnet50),
 }
 
@@ -77,11 +77,13 @@ class Setting:
     def read(self, name: str, split: str, number: int, batch: int) -> list[Tensor]:
         """Preprocessed images of the fixtures, a seeded choice over all classes."""
         assert self.fixtures is not None
-        data = s_resnet.open_data(str(place(name, self.fixtures, self.work)), split)
-        preprocessing = s_resnet.preprocessing_for(self.size, s_resnet.IMAGENET_MEAN, s_resnet.IMAGENET_STD)
+        data = s_resnet.data.open_data(str(place(name, self.fixtures, self.work)), split)
+        preprocessing = s_resnet.data.preprocessing_for(
+            self.size, s_resnet.data.IMAGENET_MEAN, s_resnet.data.IMAGENET_STD
+        )
         if self.size != NETWORKS[self.network][1]:  # a crop of an image of 32 pixels would be another image
             preprocessing = replace(preprocessing, resize=self.size)
-        loader = s_resnet.ImageLoader(data, s_resnet.choose(data, number), preprocessing, batch, workers=0)
+        loader = s_resnet.data.ImageLoader(data, s_resnet.data.choose(data, number), preprocessing, batch, workers=0)
         return [images for images, _ in loader]
 
     def converted(self, **settings: Any) -> s_resnet.Graph:
@@ -182,7 +184,7 @@ def ours(compiler: bool = True, convert: dict[str, Any] | None = None, **setting
         snn = setting.converted(**(convert or {}))
         missing = mock.patch.object(native, "compiled", lambda: (None, "left out"))
 
-        def simulate(steps: int, state: s_resnet.State | None) -> s_resnet.Simulation:
+        def simulate(steps: int, state: s_resnet.graph.State | None) -> s_resnet.Simulation:
             if compiler:
                 return s_resnet.simulate(snn, setting.images, steps, state=state, **settings)
             with missing:

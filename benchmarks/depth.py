@@ -24,9 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import s_resnet
-from s_resnet.models.catalog import build
-from s_resnet.models.ms_resnet import MSBlock
-from s_resnet.models.spiking_resnet import PlainBlock
+from s_resnet.models import MSBlock, PlainBlock, build
 
 RESULTS = Path(__file__).parent / "results" / "depth.jsonl"
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "depth.svg"
@@ -51,8 +49,8 @@ def gradient_norms(model: nn.Module, images: Tensor, labels: Tensor) -> list[flo
 
 def measure(arch: str, settings: Any, work: Path) -> dict[str, Any]:
     """One network trained and its gradients before and after."""
-    data, test = (s_resnet.open_data("digits", split) for split in ("calibration", "evaluation"))
-    loader = s_resnet.ImageLoader(data, range(BATCH), s_resnet.preprocessing_for(SIZE), BATCH, workers=0)
+    data, test = (s_resnet.data.open_data("digits", split) for split in ("calibration", "evaluation"))
+    loader = s_resnet.data.ImageLoader(data, range(BATCH), s_resnet.data.preprocessing_for(SIZE), BATCH, workers=0)
     ((images, labels),) = list(loader)
     torch.manual_seed(settings.seed)
     fresh = build(arch, CLASSES, timesteps=settings.timesteps, size=SIZE, width=settings.width)

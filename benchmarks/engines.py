@@ -24,8 +24,9 @@ import torch
 from conversion import LOSSLESS
 
 import s_resnet
-from s_resnet import Graph, Neuron
-from s_resnet.passes import dyadic_weights
+from s_resnet import Graph
+from s_resnet.conversion.passes import dyadic_weights
+from s_resnet.graph import Neuron
 
 RESULTS = Path(__file__).parent / "results" / "engines.jsonl"
 CHECKPOINT = "resnet20-12fca82f.th"
@@ -48,17 +49,19 @@ def network(checkpoint: Path, timesteps: int, start: float, weights: str) -> Gra
 
 def measure(fixtures: Path, engine: str, timesteps: int) -> Iterator[dict[str, Any]]:
     """A line for each case, initial potential and batch."""
-    data = s_resnet.open_data(str(fixtures / LOSSLESS), "evaluation")
-    chosen = s_resnet.choose(data, BATCHES * IMAGES)
-    batches = [x for x, _ in s_resnet.ImageLoader(data, chosen, s_resnet.preprocessing_for(32), IMAGES, workers=0)]
+    data = s_resnet.data.open_data(str(fixtures / LOSSLESS), "evaluation")
+    chosen = s_resnet.data.choose(data, BATCHES * IMAGES)
+    batches = [
+        x for x, _ in s_resnet.data.ImageLoader(data, chosen, s_resnet.data.preprocessing_for(32), IMAGES, workers=0)
+    ]
     for weights, dtype in CASES:
         for start in (0.0, 0.5):
             snn = network(fixtures / "checkpoints" / CHECKPOINT, timesteps, start, weights)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "network.nir"
-                s_resnet.export_nir(snn, path)
+                s_resnet.export.export_nir(snn, path)
                 for index, images in enumerate(batches):
-                    found = s_resnet.verify_export(path, snn, images, timesteps, engine, dtype)
+                    found = s_resnet.export.verify_export(path, snn, images, timesteps, engine, dtype)
                     yield {
                         "engine": engine,
                         "engine_version": found.version,
@@ -80,7 +83,7 @@ def measure(fixtures: Path, engine: str, timesteps: int) -> Iterator[dict[str, A
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixtures", type=Path)
-    known = list(s_resnet.ENGINES)
+    known = list(s_resnet.export.ENGINES)
     parser.add_argument("--engines", nargs="+", metavar="NAME", choices=known, default=known)
     parser.add_argument("--timesteps", type=int, metavar="T", default=16)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -91,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(*(line[k] for k in ("engine", "weights", "dtype", "initial_potential", "batch", "mismatches")))
                 with got.results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-        except s_resnet.BackendUnavailable as missing:
+        except s_resnet.errors.BackendUnavailable as missing:
             print(f"{engine}: left out. {missing}")
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from s_resnet.kernels import events, native
+from s_resnet.kernels import events
+from s_resnet.kernels.build import compiler
 
 RESULTS = Path(__file__).parent / "results" / "events.jsonl"
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -57,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if not events.available():
-        raise SystemExit(native.compiled()[1])
+        raise SystemExit(compiler.compiled()[1])
     for channels, size in LAYERS:
         ratios = {str(rate): measure(channels, size, rate, arguments.repeats) for rate in RATES}
         line = {
@@ -67,7 +68,7 @@ def main() -> None:
             "threads": arguments.threads,
             "event_over_dense": ratios,
             "torch": torch.__version__,
-            "compiler": native.compiled()[1],
+            "compiler": compiler.compiled()[1],
             "capability": torch.backends.cpu.get_cpu_capability(),
             "machine": platform.machine(),
         }

@@ -38,8 +38,9 @@ import s_resnet
 RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
 RECONSTRUCT = """
 import sys, s_resnet
-model, data = s_resnet.load_checkpoint(sys.argv[1]).model, s_resnet.open_data(sys.argv[2], "calibration")
-images = s_resnet.ImageLoader(data, s_resnet.choose(data, 32), s_resnet.preprocessing_for(32), 32, workers=0)
+model, data = s_resnet.load_checkpoint(sys.argv[1]).model, s_resnet.data.open_data(sys.argv[2], "calibration")
+chosen, preprocessing = s_resnet.data.choose(data, 32), s_resnet.data.preprocessing_for(32)
+images = s_resnet.data.ImageLoader(data, chosen, preprocessing, 32, workers=0)
 recipe = s_resnet.RECIPES["phased"].reconstructed().set("reconstruct", steps=4, joint=8, resume="out.snn.partial")
 s_resnet.save(s_resnet.convert(model, images, recipe, timesteps=4), "out.snn")
 """
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = Path(name) / "base.snn"
         known = cases(got.fixtures.resolve(), base)
         model = s_resnet.load_checkpoint(got.fixtures / "checkpoints" / "resnet20-12fca82f.th").model
-        stored = s_resnet.stored_preprocessing(s_resnet.preprocessing_for(32))
+        stored = s_resnet.data.stored_preprocessing(s_resnet.data.preprocessing_for(32))
         s_resnet.save(s_resnet.convert(model, input_size=32).with_provenance(preprocessing=stored), base)
         chosen = got.commands or list(known)
         references, seconds = {}, {}

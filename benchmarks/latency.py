@@ -299,9 +299,12 @@ class Asked:
 
     def images(self, network: str, data: str, split: str, images: int) -> list[tuple[Tensor, Tensor]]:
         """Images and labels, those that the command line would choose."""
-        found = s_resnet.open_data(str(self.place(data)), split)
-        chosen, preprocessing = s_resnet.choose(found, images), s_resnet.preprocessing_for(NETWORKS[network].size)
-        return list(s_resnet.ImageLoader(found, chosen, preprocessing, batch_size=32))
+        found = s_resnet.data.open_data(str(self.place(data)), split)
+        chosen, preprocessing = (
+            s_resnet.data.choose(found, images),
+            s_resnet.data.preprocessing_for(NETWORKS[network].size),
+        )
+        return list(s_resnet.data.ImageLoader(found, chosen, preprocessing, batch_size=32))
 
     def calibration(self, network: str) -> list[Tensor]:
         batches = self.images(network, NETWORKS[network].calibration, "calibration", CALIBRATION)

@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import s_resnet
-from s_resnet import ops
-from s_resnet.neuron import Neuron, Readout
+from s_resnet.graph import Neuron, Readout, ops
 
 LEAK = 2.0**-20  # of Norse's neuron, per step
 AT_ONCE = 32  # steps that a multi-step network takes on a CPU

@@ -193,7 +193,7 @@ def described(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "versions": versions(),
-        "kernels": s_resnet.describe_kernels(),
+        "kernels": s_resnet.kernels.describe(),
         "command": " ".join(
             ["python benchmarks/speed.py", setting.network, f"--size {setting.size}", *options]
             + (["--fixtures DIR"] if trained else [])

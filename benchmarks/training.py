@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import s_resnet
-from s_resnet.models.sew_resnet import sew_resnet
+from s_resnet.models import sew_resnet
 
 RESULTS = Path(__file__).parent / "results" / "training.jsonl"
 CONTENDERS = ("s-resnet", "spikingjelly")

@@ -70,7 +70,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
         return
     import s_resnet
 
-    say(f"sresnet {s_resnet.__version__}, {s_resnet.describe_kernels()}")
+    say(f"sresnet {s_resnet.__version__}, {s_resnet.kernels.describe()}")
     context.exit()
 
 

@@ -19,11 +19,11 @@ def shown_warnings() -> Iterator[None]:
     import s_resnet
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", s_resnet.SResNetWarning)
+        warnings.simplefilter("always", s_resnet.errors.SResNetWarning)
         others = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
-            if issubclass(category, s_resnet.SResNetWarning):
+            if issubclass(category, s_resnet.errors.SResNetWarning):
                 say(f"Warning: {spoken(' '.join(str(message).splitlines()))}", err=True)
             else:
                 others(message, category, *rest, **named)
@@ -36,11 +36,11 @@ def open_matched(spec: str, split: str, download: bool, wish: str | None, known:
     """The data with their classes numbered as the network's: as wished, else as known, else in their own order."""
     import s_resnet
 
-    data = s_resnet.open_data(spec, split, download)
+    data = s_resnet.data.open_data(spec, split, download)
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, which all get here
-    if first and wish is None and not known and (note := s_resnet.order_note(data)):
+    if first and wish is None and not known and (note := s_resnet.data.order_note(data)):
         say(spoken(note), err=True)
-    return s_resnet.match_classes(data, s_resnet.network_classes(wish, data, known))
+    return s_resnet.data.match_classes(data, s_resnet.data.network_classes(wish, data, known))
 
 
 def check_classes(data: Any, classes: int) -> None:
@@ -48,7 +48,7 @@ def check_classes(data: Any, classes: int) -> None:
     import s_resnet
 
     if len(data.classes) != classes:
-        raise s_resnet.InvalidData(
+        raise s_resnet.errors.InvalidData(
             f"data {data.spec!r}: got {len(data.classes)} classes for a network of {classes}; expected equal numbers. "
             "Choose the data that the network was trained on, or give the names of all its classes (--classes FILE)."
         )
@@ -86,16 +86,16 @@ def suggestion(path: str, loaded: Any, batches: Any, preprocessing: Any, check: 
     import s_resnet
 
     found = check.get("batchnorm", {})
-    if found.get("first") is None or loaded.data is not None or not isinstance(batches, s_resnet.ImageLoader):
+    if found.get("first") is None or loaded.data is not None or not isinstance(batches, s_resnet.data.ImageLoader):
         return None
     images, _ = next(iter(batches))
     say("Trying other input sizes, mean and std, and variants of the architecture ...", err=True)
-    fitting = s_resnet.alternatives(path, loaded, images, preprocessing)
+    fitting = s_resnet.conversion.alternatives(path, loaded, images, preprocessing)
     said = f"Images and network do not fit, first at {found['first']} (score {found['score']:.2f}, should be below 1)"
     if fitting:
         options = " or ".join(f"{one.options} (score {one.score:.2f})" for one in fitting[:2])
         return f"{said}. They would with {options}"
-    others = "other sizes, mean and std" + (" or --arch" if s_resnet.variants_of(loaded.arch) else "")
+    others = "other sizes, mean and std" + (" or --arch" if s_resnet.models.variants_of(loaded.arch) else "")
     return (
         f"{said}, nor with {others}. If {Path(path).name} is another network than {loaded.arch}, convert it from "
         "Python: s_resnet.convert(model, batches)"

@@ -186,8 +186,8 @@ def convert(
     import s_resnet
 
     check_checkpoint(Path(checkpoint))
-    s_resnet.find_device(device)
-    request = s_resnet.Request(recipe, timesteps, percentile, weights, reconstruct, spikes, target_drop)
+    s_resnet.runtime.find_device(device)
+    request = s_resnet.conversion.Request(recipe, timesteps, percentile, weights, reconstruct, spikes, target_drop)
     if not calibration and (classes == "natural" or _given("calibration_images") or download):
         raise click.UsageError(
             "--calibration-images, --download and --classes natural are of --calibration. Give both."
@@ -255,7 +255,7 @@ def _described(loaded: Any, request: Any, with_images: bool) -> list[str]:
     recipe, steps = request.recipe, request.timesteps
     if loaded.timesteps is not None:
         recipe, steps = "trained", loaded.timesteps
-    elif isinstance(loaded.model, s_resnet.QCFSModule):
+    elif isinstance(loaded.model, s_resnet.frontend.QCFSModule):
         recipe, steps = f"qcfs-{'phased' if recipe == 'phased' else 'streaming'}", steps or loaded.model.levels
     else:
         plan = request.plan(with_images)
@@ -279,9 +279,9 @@ def _names(wish: str, loaded: Any) -> list[str]:
     """The names of the network's classes from a file, where no data are looked at."""
     import s_resnet
 
-    names = s_resnet.read_names(wish)
+    names = s_resnet.data.read_names(wish)
     if len(names) != loaded.num_classes:
-        raise s_resnet.InvalidData(
+        raise s_resnet.errors.InvalidData(
             f"classes {wish!r}: got {len(names)} names for a network of {loaded.num_classes}; expected one for each "
             "class, one per line. Correct the file."
         )
@@ -304,16 +304,16 @@ def _preprocessing(
 
     origin: dict[str, Any]
     if loaded.preprocessing is not None and not (input_size or mean or std):
-        preprocessing: Any = s_resnet.read_preprocessing(loaded.preprocessing)
+        preprocessing: Any = s_resnet.data.read_preprocessing(loaded.preprocessing)
         origin = {"preprocessing": dict(loaded.preprocessing)}
     else:
-        preprocessing = s_resnet.preprocessing_for(
+        preprocessing = s_resnet.data.preprocessing_for(
             input_size or loaded.input_size,
-            mean or s_resnet.IMAGENET_MEAN,
-            std or s_resnet.IMAGENET_STD,
+            mean or s_resnet.data.IMAGENET_MEAN,
+            std or s_resnet.data.IMAGENET_STD,
             gray=loaded.channels == 1,
         )
-        origin = {"preprocessing": s_resnet.stored_preprocessing(preprocessing)}
+        origin = {"preprocessing": s_resnet.data.stored_preprocessing(preprocessing)}
     if loaded.data is not None:
         origin |= {"data": dict(loaded.data), "classes": list(loaded.classes)}
     return preprocessing, origin
@@ -336,27 +336,27 @@ def _calibration(data: Any, count: int, preprocessing: Any, loaded: Any) -> tupl
     names = data.classes
     if names and len(names) > loaded.num_classes:
         check_classes(data, loaded.num_classes)
-    indices = s_resnet.choose(data, count)
+    indices = s_resnet.data.choose(data, count)
     if 0 < len(names) < loaded.num_classes:
         say(
             f"Labels are not used: the data have {len(names)} classes, the network {loaded.num_classes}, and nothing "
             "says which of them they are. --classes FILE would: the names of all the network's classes in order.",
             err=True,
         )
-        data, names = s_resnet.without_labels(data), ()
+        data, names = s_resnet.data.without_labels(data), ()
     batches: Any
-    if loaded.channels not in (1, 3) and not isinstance(data, s_resnet.EventData):
-        raise s_resnet.InvalidData(
+    if loaded.channels not in (1, 3) and not isinstance(data, s_resnet.data.EventData):
+        raise s_resnet.errors.InvalidData(
             f"data {data.spec!r}: got images for a network of {loaded.channels} channels; expected one of 3 (RGB) or 1 "
             "(gray). Convert it from Python, with batches [B, C, H, W] of its own images."
         )
-    if isinstance(data, s_resnet.EventData):
+    if isinstance(data, s_resnet.data.EventData):
         preprocessing = data.binning
-        batches = s_resnet.EventLoader(data, indices, preprocessing, batch_size=32, mean=True)
+        batches = s_resnet.data.EventLoader(data, indices, preprocessing, batch_size=32, mean=True)
     else:
-        batches = s_resnet.ImageLoader(data, indices, preprocessing, batch_size=32)
-    marks = s_resnet.fingerprints(data, indices)
+        batches = s_resnet.data.ImageLoader(data, indices, preprocessing, batch_size=32)
+    marks = s_resnet.data.fingerprints(data, indices)
     kept = {"spec": data.spec, "split": data.split, "images": len(indices), "fingerprints": marks}
-    stored = s_resnet.stored_preprocessing(preprocessing)
+    stored = s_resnet.data.stored_preprocessing(preprocessing)
     origin = {"data": kept, "preprocessing": stored}
     return batches, {**origin, "classes": list(names)} if names else origin

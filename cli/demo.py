@@ -72,7 +72,7 @@ def _check_packages() -> None:
 
     for package, name in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if importlib.util.find_spec(package) is None:
-            raise s_resnet.BackendUnavailable(
+            raise s_resnet.errors.BackendUnavailable(
                 f"demo: got no {name}; expected it installed. Run: pip install scikit-learn matplotlib."
             )
 
@@ -95,15 +95,17 @@ def _train(checkpoint: Path) -> None:
 
     import s_resnet
 
-    data = s_resnet.open_data("digits", "calibration")
-    loader = s_resnet.loader_for(data, range(len(data)), s_resnet.preprocessing_for(SIZE), batch_size=64, workers=0)
+    data = s_resnet.data.open_data("digits", "calibration")
+    loader = s_resnet.data.loader_for(
+        data, range(len(data)), s_resnet.data.preprocessing_for(SIZE), batch_size=64, workers=0
+    )
     batches = list(loader)
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
     steps = EPOCHS * len(batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
-    with s_resnet.Progress[None](total=steps, desc="train", unit="batch", shown=True) as bar:
+    with s_resnet.runtime.Progress[None](total=steps, desc="train", unit="batch", shown=True) as bar:
         for _ in range(EPOCHS):
             for index in torch.randperm(len(batches)).tolist():
                 images, labels = batches[index]
@@ -114,7 +116,7 @@ def _train(checkpoint: Path) -> None:
                 schedule.step()
                 bar.show(loss=f"{loss.item():.3f}")
                 bar.update()
-    with s_resnet.replacing(checkpoint) as temporary, open(temporary, "wb") as file:
+    with s_resnet.files.replacing(checkpoint) as temporary, open(temporary, "wb") as file:
         torch.save(model.state_dict(), file)
 
 
@@ -143,6 +145,6 @@ def _draw(figures: list[dict[str, Any]], picture: Path) -> None:
     axes.set_title(f"ResNet-18 on handwritten digits, {figures[0]['images']} images")
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right", frameon=False)
-    with s_resnet.replacing(picture) as temporary:
+    with s_resnet.files.replacing(picture) as temporary:
         plot.savefig(temporary, dpi=150, format="png")
     pyplot.close(plot)

@@ -128,8 +128,8 @@ def evaluate(
 
     if at is not None and timesteps is not None and max(at) > timesteps:
         raise click.UsageError(f"--at asks for step {max(at)}, beyond --timesteps {timesteps}.")
-    with s_resnet.process_group(device) as (rank, world):
-        s_resnet.find_device(device)
+    with s_resnet.runtime.process_group(device) as (rank, world):
+        s_resnet.runtime.find_device(device)
         path = find_network(network, "evaluate")
         if json_file and rank == 0:
             check_output(Path(json_file), path, force=force)
@@ -146,8 +146,8 @@ def evaluate(
             network=path.name,
             progress=True,
         )
-        loader.unreadable = sum(s_resnet.exchange(loader.unreadable), ())
-        loader.events = tuple(map(sum, zip(*s_resnet.exchange(loader.events), strict=True)))
+        loader.unreadable = sum(s_resnet.runtime.exchange(loader.unreadable), ())
+        loader.events = tuple(map(sum, zip(*s_resnet.runtime.exchange(loader.events), strict=True)))
         if rank == 0:
             try:
                 if json_file:
@@ -156,7 +156,7 @@ def evaluate(
                 warn_left_out(loader)
                 say(spoken(report.table()))
                 if report.kernel == "cpu":
-                    what = s_resnet.describe_kernels()
+                    what = s_resnet.kernels.describe()
                     say(f"Slow: {what}. With a C++ compiler, such as g++, it is faster.", err=True)
 
 
@@ -176,7 +176,7 @@ def usual_data(snn: Any) -> str | None:
     import s_resnet
 
     spec = snn.provenance.get("data", {}).get("spec")
-    return spec and (s_resnet.held_out_beside(spec) or spec)
+    return spec and (s_resnet.data.held_out_beside(spec) or spec)
 
 
 @dataclass(frozen=True)
@@ -199,24 +199,24 @@ def find_images(snn: Any, path: Path, asked: Images, besides: tuple[Any, ...] = 
 
     settings = snn.provenance.get("preprocessing")
     if settings is None:
-        raise s_resnet.InvalidArtifact(
+        raise s_resnet.errors.InvalidArtifact(
             f"{path}: got no preprocessing, as it was converted from Python; expected the size, mean and std of its "
             "images, or the bins of its events. Evaluate it from Python with s_resnet.evaluate(snn, loader, "
-            "timesteps), or save it with snn.with_provenance(preprocessing=s_resnet.stored_preprocessing("
-            "s_resnet.preprocessing_for(size, mean, std)))."
+            "timesteps), or save it with snn.with_provenance(preprocessing=s_resnet.data.stored_preprocessing("
+            "s_resnet.data.preprocessing_for(size, mean, std)))."
         )
     spec = asked.spec or usual_data(snn)
     if spec is None:
         raise click.UsageError(f"Which data? {path} does not know of any. Pass --data DATA.")
-    with s_resnet.first_process_first():
+    with s_resnet.runtime.first_process_first():
         data = open_matched(spec, "evaluation", asked.download, asked.classes, snn.provenance.get("classes", ()))
     classes = snn.provenance.get("source", {}).get("classes")
     if classes is not None:  # a network saved from Python need not say; evaluate still checks every label
         check_classes(data, classes)
     marks = {mark for one in (snn, *besides) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
-    used = s_resnet.seen(data, marks)
-    indices = s_resnet.choose(data, asked.limit, exclude=used)
-    return Found(data, indices, len(used), s_resnet.read_preprocessing(settings))
+    used = s_resnet.data.seen(data, marks)
+    indices = s_resnet.data.choose(data, asked.limit, exclude=used)
+    return Found(data, indices, len(used), s_resnet.data.read_preprocessing(settings))
 
 
 def image_loader(
@@ -226,7 +226,7 @@ def image_loader(
     import s_resnet
 
     found = find_images(snn, path, asked, besides)
-    part = s_resnet.shard(found.indices, rank, world)
-    loader = s_resnet.loader_for(found.data, part, found.preprocessing, asked.batch_size, total=len(found.indices))
+    part = s_resnet.runtime.shard(found.indices, rank, world)
+    loader = s_resnet.data.loader_for(found.data, part, found.preprocessing, asked.batch_size, total=len(found.indices))
     loader.excluded = found.calibrated_on
     return loader

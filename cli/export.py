@@ -35,7 +35,7 @@ class Wanted:
 def _nir(snn: Any, wanted: Wanted) -> None:
     import s_resnet
 
-    s_resnet.export_nir(
+    s_resnet.export.export_nir(
         snn,
         wanted.path,
         timesteps=wanted.timesteps,
@@ -47,13 +47,13 @@ def _nir(snn: Any, wanted: Wanted) -> None:
 def _torch(snn: Any, wanted: Wanted) -> None:
     import s_resnet
 
-    s_resnet.export_torch(snn, wanted.path, wanted.timesteps)
+    s_resnet.export.export_torch(snn, wanted.path, wanted.timesteps)
 
 
 def _npz(snn: Any, wanted: Wanted) -> None:
     import s_resnet
 
-    s_resnet.export_npz(snn, wanted.path)
+    s_resnet.export.export_npz(snn, wanted.path)
 
 
 # One line per format; each writes the network as asked.
@@ -152,10 +152,10 @@ def export(
         raise click.UsageError(f"--verify, --tie-shortcuts and --pool go with --format nir, not {form}.")
     check_output(target, path, force=force)
     if engine:
-        s_resnet.find_engine(engine)
+        s_resnet.export.find_engine(engine)
     snn = s_resnet.load(path)
     timesteps = timesteps or timesteps_for(snn, path)
-    exported = s_resnet.passes.average_maxpool(snn) if pool == "average" else snn
+    exported = s_resnet.conversion.passes.average_maxpool(snn) if pool == "average" else snn
     if pool == "average" and exported is snn:
         raise click.UsageError(f"{path} has no max-pool. Leave --pool average out.")
     asked = Images(data, limit, 32, download, classes)  # opened first: what cannot be compared need not be written
@@ -183,7 +183,7 @@ def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int) -> str:
     if before.ann and after.ann:  # a directly trained network has none
         ann = f"of the ANN {100 * before.ann['top1']:.1f}% -> {100 * after.ann['top1']:.1f}%, "
     return (
-        f"data: {s_resnet.described(before.data, before.images)}\n"
+        f"data: {s_resnet.analysis.described(before.data, before.images)}\n"
         f"--pool average, {before.images} images: top-1 {ann}"
         f"of the spiking network at T = {timesteps} {100 * before.snn[0].top1:.1f}% -> {100 * after.snn[0].top1:.1f}%"
     )
@@ -195,9 +195,9 @@ def _verified(snn: Any, target: Path, loader: Any, timesteps: int, engine: str) 
 
     images, _ = next(iter(loader))
     data = f"data: {loader.data.spec} ({loader.data.split}), {len(images)} of {len(loader.data)} images"
-    result = s_resnet.verify_export(target, snn, images, timesteps, engine)
+    result = s_resnet.export.verify_export(target, snn, images, timesteps, engine)
     if not result.mismatches:
         return f"{data}\n{result.table()}"
-    exact = s_resnet.verify_export(target, snn, images, timesteps, engine, "float64")
+    exact = s_resnet.export.verify_export(target, snn, images, timesteps, engine, "float64")
     told = "" if exact.mismatches else f": {ROUNDING}"
     return f"{data}\n{result.table()}\nin float64 {exact.mismatches:,} of {exact.spikes:,} spikes differ{told}"

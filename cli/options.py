@@ -6,7 +6,7 @@ import click
 
 
 def _device(_: click.Context, option: click.Parameter, value: str) -> str:
-    """A device of :func:`s_resnet.find_device`, which says whether this machine has it."""
+    """A device of :func:`s_resnet.runtime.find_device`, which says whether this machine has it."""
     if value == "mps":
         raise click.BadParameter("mps, the GPU of Macs, is not supported. Leave it out to run on the CPU", param=option)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):

@@ -88,8 +88,8 @@ def report(
 
     if len(networks) > 2:
         raise click.UsageError(f"Got {len(networks)} networks. Name one, or two to compare.")
-    s_resnet.find_device(device)
-    energies = s_resnet.load_constants(constants) if constants else s_resnet.Constants()
+    s_resnet.runtime.find_device(device)
+    energies = s_resnet.analysis.load_constants(constants) if constants else s_resnet.analysis.Constants()
     paths = [find_network(name, "report") for name in networks or (None,)]
     for name in ("index.html", "report.json") if not force else ():
         if os.path.exists(Path(output) / name):
@@ -106,7 +106,7 @@ def report(
             image_loader(snn, path, asked, besides=tuple(loaded)) for snn, path in zip(loaded, paths, strict=True)
         ]
         for snn, path, name, loader, wanted in zip(loaded, paths, names, loaders, steps, strict=True):
-            yield s_resnet.study(
+            yield s_resnet.report.study(
                 *(snn, loader, wanted),
                 network=name,
                 sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -117,7 +117,7 @@ def report(
             )
             used.append(loader)
 
-    written = s_resnet.write_page(studies(), output, _command())
+    written = s_resnet.report.write_page(studies(), output, _command())
     warn_left_out(*used)
     for entry in written["networks"]:
         say(_summary(entry))

@@ -148,13 +148,13 @@ def train(
     if force:
         raise click.UsageError("--force is of --from: a run is never written over another one. Choose another -o.")
     assert arch is not None
-    with s_resnet.process_group(device) as (rank, _):
-        s_resnet.find_device(device)
+    with s_resnet.runtime.process_group(device) as (rank, _):
+        s_resnet.runtime.find_device(device)
         path = Path(output)
         check_output(path, force=True)  # what is there is gone on from, or refused
-        with s_resnet.first_process_first():
-            images = s_resnet.open_data(data, "calibration", download)
-            test = s_resnet.open_data(data, "evaluation", download)
+        with s_resnet.runtime.first_process_first():
+            images = s_resnet.data.open_data(data, "calibration", download)
+            test = s_resnet.data.open_data(data, "evaluation", download)
         settings = _settings(preset, arch, images, {**given, "size": input_size})
         trained = s_resnet.train(
             *(arch, images, path, settings),
@@ -177,14 +177,14 @@ def _fine_tune(
     """Fine-tune a network; the state of the run lies beside the output until the end."""
     import s_resnet
 
-    with s_resnet.process_group(options["device"]) as (rank, _):
-        s_resnet.find_device(options["device"])
+    with s_resnet.runtime.process_group(options["device"]) as (rank, _):
+        s_resnet.runtime.find_device(options["device"])
         snn = s_resnet.load(network)
         partial = output.with_name(f"{output.name}.partial")
-        with s_resnet.first_process_first():
-            images = s_resnet.open_data(data, "calibration", download)
+        with s_resnet.runtime.first_process_first():
+            images = s_resnet.data.open_data(data, "calibration", download)
         chosen = {name: value for name, value in given.items() if value is not None}
-        settings = _all_used(s_resnet.tuning(**chosen), chosen)
+        settings = _all_used(s_resnet.training.tuning(**chosen), chosen)
         tuned = s_resnet.fine_tune(
             *(snn, images, partial, settings),
             on_note=lambda text: say(text, err=True),
@@ -216,7 +216,7 @@ def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, An
     if "levels" in chosen and chosen.get("activation") != "qcfs":
         raise click.UsageError("--levels is of --activation qcfs. Give both.")
     if preset:
-        settings = dataclasses.replace(s_resnet.preset(arch, images), **chosen)
+        settings = dataclasses.replace(s_resnet.training.preset(arch, images), **chosen)
     else:
         usual = {"lr": 0.001, "weight_decay": 0.01} if chosen.get("optimizer") == "adamw" else {}
         settings = s_resnet.Training(**{**usual, **chosen})

@@ -98,13 +98,15 @@ def verify(
     snn = s_resnet.load(path)
     timesteps = timesteps or timesteps_for(snn, path)
     loader = image_loader(snn, path, Images(data, limit, batch_size, download, classes))
-    result = s_resnet.verify(snn.to(s_resnet.find_device(device)), loader, timesteps, network=path.name, progress=True)
+    result = s_resnet.verify(
+        snn.to(s_resnet.runtime.find_device(device)), loader, timesteps, network=path.name, progress=True
+    )
     try:
         if json_file:
             result.save(json_file)
     finally:  # where the file cannot be written, the figures are on the screen at least
         warn_left_out(loader)
-        if (fitted := s_resnet.fitted_for(snn)) not in (None, timesteps):
+        if (fitted := s_resnet.analysis.fitted_for(snn)) not in (None, timesteps):
             told = f"the network was fitted to T = {fitted}, not to {timesteps}"
             say(f"Note: {told}: what it loses here says little of it.")
         say(spoken(result.table()))

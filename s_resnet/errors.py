@@ -19,6 +19,20 @@ It is one line of letters that can be printed: names in it come from files, and 
 import sys
 import warnings
 
+__all__ = [
+    "BackendUnavailable",
+    "ConversionError",
+    "InvalidArtifact",
+    "InvalidCheckpoint",
+    "InvalidData",
+    "SResNetError",
+    "SResNetWarning",
+    "TrainingDiverged",
+    "UnsupportedModel",
+    "printable",
+    "warn",
+]
+
 
 def printable(text: str) -> str:
     """Text from elsewhere in one line of letters: what is none comes out as ?."""

@@ -12,6 +12,15 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
+
+__all__ = [
+    "opened",
+    "read",
+    "reason",
+    "replacing",
+    "scratch",
+    "sweep",
+]
 from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader

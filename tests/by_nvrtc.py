@@ -2,7 +2,7 @@
 
 import pytest
 
-from s_resnet.kernels import nvrtc
+from s_resnet.kernels.build import nvrtc
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.compiler()[0] is None, reason=nvrtc.compiler()[1])
 

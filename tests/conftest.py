@@ -18,7 +18,7 @@ needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES
 @pytest.fixture(autouse=True)
 def no_lines_in_the_log(monkeypatch):
     """What a test finds on stderr does not depend on how slow the machine is; test_progress.py has its own clock."""
-    monkeypatch.setattr("s_resnet.progress.EVERY", math.inf)
+    monkeypatch.setattr("s_resnet.runtime.progress.EVERY", math.inf)
 
 
 def randomized(model, seed=0):

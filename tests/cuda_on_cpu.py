@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from s_resnet.kernels import cuda, nvrtc
-from s_resnet.kernels.cache import built
-from s_resnet.kernels.cpu import empty_steps
+from s_resnet.kernels.build import nvrtc
+from s_resnet.kernels.build.cache import built
+from s_resnet.kernels.membrane import cuda
+from s_resnet.kernels.membrane.eager import empty_steps
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
@@ -97,7 +98,7 @@ def prepare(current, v, *, threshold, decay=1.0, reset="subtract", bias=None, sh
 
 
 def integrate_and_fire(current, v, *, arch=None, source=None, **settings):
-    """:func:`s_resnet.kernels.cuda.integrate_and_fire` with CPU tensors: its plan, its source, no GPU."""
+    """:func:`s_resnet.kernels.membrane.cuda.integrate_and_fire` with CPU tensors: its plan, its source, no GPU."""
     plan, finish = prepare(current, v, **settings)
     (run,) = kernels([plan.instance], arch, source)
     pointers, decay, integers = plan.arguments[:POINTERS], plan.arguments[POINTERS], plan.arguments[POINTERS + 1 :]

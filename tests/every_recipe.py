@@ -24,7 +24,7 @@ def network(name):
     if name in TRAINED:
         return trained(name, 2, size=SIZE)[1]
     recipe, weights = ROUNDED.get(name, (name, "float32"))
-    model = randomized(s_resnet.CifarResNet(8, width=8, shortcut="B"))
+    model = randomized(s_resnet.models.CifarResNet(8, width=8, shortcut="B"))
     calibration = [images(16, SIZE, seed=seed) for seed in (2, 3)]
     return s_resnet.convert(model, calibration, recipe=recipe, weights=weights, timesteps=STEPS)
 

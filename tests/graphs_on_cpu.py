@@ -12,7 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from s_resnet.kernels import native, reference
+from s_resnet.kernels.build import compiler
+from s_resnet.kernels.membrane import reference
 
 READS = ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero")
 ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
@@ -87,7 +88,7 @@ def gpu(monkeypatch):
         "memory_allocated": lambda device: 0,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(native, "compiled", lambda: (None, "as on a GPU"))
+    monkeypatch.setattr(compiler, "compiled", lambda: (None, "as on a GPU"))
     monkeypatch.setattr("s_resnet.kernels.select", lambda *_: ("reference", reference.integrate_and_fire))
     return told
 

@@ -28,8 +28,8 @@ from torch import nn
 from trained_networks import FAMILIES, trained
 
 import s_resnet
-from s_resnet import artifact
-from s_resnet.resume import resumed
+from s_resnet.conversion.resume import resumed
+from s_resnet.graph import artifact
 from s_resnet.training import run, saved
 
 SIZE, T = 8, 3
@@ -368,7 +368,7 @@ def use_snn(path: Path) -> None:
     graph = s_resnet.load(path)
     _program("inspect", str(path))
     first = next((node.op for node in graph.nodes[1:] if graph.nodes[0].name in node.inputs), None)
-    channels = first.weight.shape[1] * first.groups if isinstance(first, s_resnet.ops.Conv2d) else 3
+    channels = first.weight.shape[1] * first.groups if isinstance(first, s_resnet.graph.ops.Conv2d) else 3
     x = images(2, SIZE, channels).to(
         next((v.dtype for v in vars(first).values() if isinstance(v, torch.Tensor)), torch.float32)
     )
@@ -399,7 +399,7 @@ def _used(graph: s_resnet.Graph, x: torch.Tensor, path: Path) -> None:
     elif kind == 2:
         found = torch.cat([v.flatten() for v in graph(x, T, nodes=[node.name for node in graph.nodes[1:]]).values()])
     elif kind == 3:
-        found = s_resnet.simulate_until_confident(graph, x, T, 0.5).outputs
+        found = s_resnet.simulation.simulate_until_confident(graph, x, T, 0.5).outputs
     elif kind == 4:
         s_resnet.evaluate(graph, [(x, labels)], timesteps=T).to_dict()
         _program("evaluate", str(path), "--timesteps", str(T), "--limit", "4", "--data", str(path.with_name("x.npz")))
@@ -407,10 +407,10 @@ def _used(graph: s_resnet.Graph, x: torch.Tensor, path: Path) -> None:
         s_resnet.verify(graph, [(x, labels)], T).to_dict()
         _program("verify", str(path), "--limit", "2", "--data", str(path.with_name("x.npz")))
     elif kind == 6:
-        s_resnet.count_operations(graph, [x], T)
+        s_resnet.analysis.count_operations(graph, [x], T)
         _program("export", str(path), "--format", "npz", "-o", str(path.with_name("exported.npz")))
     else:
-        s_resnet.export_nir(graph, path.with_name("exported.nir"), input_shape=tuple(x.shape[1:]))
+        s_resnet.export.export_nir(graph, path.with_name("exported.nir"), input_shape=tuple(x.shape[1:]))
     if not bool(torch.as_tensor(found).isfinite().all()):
         raise Fault(f"not finite, use {kind}")
 
@@ -426,15 +426,18 @@ def _program(*words: str) -> None:
 
 def networks() -> dict[str, s_resnet.Graph]:
     """Converted networks of every recipe and kind of weight, with a max-pool too, and directly trained ones."""
-    model = randomized(s_resnet.CifarResNet(8, 5, 4))
-    projected = randomized(s_resnet.CifarResNet(8, 5, 4, shortcut="B"))
+    model = randomized(s_resnet.models.CifarResNet(8, 5, 4))
+    projected = randomized(s_resnet.models.CifarResNet(8, 5, 4, shortcut="B"))
     batches = [images(8, SIZE, seed=seed) for seed in range(3)]
     found = {name: s_resnet.convert(model, batches, name, timesteps=T) for name in s_resnet.RECIPES}
     found["projected"] = s_resnet.convert(projected, batches, timesteps=T)
     found["pooled"] = s_resnet.convert(Pooled(), batches, "s-resnet-released", timesteps=T)
     for weights, recipe in (("int8", "s-resnet"), ("int8", "phased"), ("dyadic", "calibrated"), ("dyadic", "signed")):
         found[f"{recipe}, {weights}"] = s_resnet.convert(model, batches, recipe, timesteps=T, weights=weights)
-    said = {"preprocessing": s_resnet.stored_preprocessing(s_resnet.preprocessing_for(SIZE)), "classes": list("abcde")}
+    said = {
+        "preprocessing": s_resnet.data.stored_preprocessing(s_resnet.data.preprocessing_for(SIZE)),
+        "classes": list("abcde"),
+    }
     source = {"arch": "cifar_resnet8", "name": "x.pth", "classes": 5, "sha256": "0" * 64}
     found = {name: graph.with_provenance(**said, source=source) for name, graph in found.items()}
     return found | {name: trained(name, T, size=SIZE)[1] for name in FAMILIES}
@@ -534,7 +537,7 @@ def use_checkpoint(path: Path) -> None:
 
 def checkpoint(folder: Path) -> Reader:
     """The reader of checkpoints: as torch.save writes them, nested, in the old format; and those of ``train``."""
-    model = randomized(s_resnet.CifarResNet(8, 5, 4))
+    model = randomized(s_resnet.models.CifarResNet(8, 5, 4))
     bases = []
     for content, old in (
         (model.state_dict(), False),
@@ -552,7 +555,7 @@ def checkpoint(folder: Path) -> Reader:
 
 def safetensor(folder: Path) -> Reader:
     """The reader of checkpoints in safetensors."""
-    model = randomized(s_resnet.CifarResNet(8, 5, 4))
+    model = randomized(s_resnet.models.CifarResNet(8, 5, 4))
 
     def mutate(bases: list[bytes], chance: Chance) -> bytes:
         if (luck := chance.random()) < 0.4:
@@ -598,7 +601,7 @@ def training(folder: Path) -> Reader:
 def partial(folder: Path) -> Reader:
     """What an interrupted reconstruction goes on from."""
     graph = s_resnet.convert(Pooled(), [images(8, SIZE)], "phased", timesteps=T)
-    blocks = [part[-1].name for part in s_resnet.lockstep.blocks(graph)][:1]
+    blocks = [part[-1].name for part in s_resnet.simulation.lockstep.blocks(graph)][:1]
     said = [{"block": name, "steps": 3, "better": True} for name in blocks]
     s_resnet.save(graph.with_provenance(reconstruction={"key": "k", "blocks": said}), folder / "base.snn")
 
@@ -648,8 +651,10 @@ def npz(folder: Path) -> Reader:
         return out.getvalue()
 
     def use(path: Path) -> None:
-        found = s_resnet.open_data(str(path), "evaluation")
-        loader = s_resnet.ImageLoader(found, s_resnet.choose(found, 4), s_resnet.preprocessing_for(SIZE), 2, workers=0)
+        found = s_resnet.data.open_data(str(path), "evaluation")
+        loader = s_resnet.data.ImageLoader(
+            found, s_resnet.data.choose(found, 4), s_resnet.data.preprocessing_for(SIZE), 2, workers=0
+        )
         if not all(bool(batch.isfinite().all()) for batch, _ in loader):
             raise Fault("not finite")
 
@@ -667,8 +672,8 @@ def events(folder: Path) -> Reader:
         for number in range(1000):
             (place / f"cifar10_{name}_{number}.aedat4").hardlink_to(shared)
     opened = {
-        ".npy": s_resnet.open_data(f"dvsgesture:{folder / 'gestures'}", "evaluation"),
-        ".aedat4": s_resnet.open_data(f"cifar10dvs:{folder / 'cifar'}", "evaluation"),
+        ".npy": s_resnet.data.open_data(f"dvsgesture:{folder / 'gestures'}", "evaluation"),
+        ".aedat4": s_resnet.data.open_data(f"cifar10dvs:{folder / 'cifar'}", "evaluation"),
     }
     stored = {suffix: Path(found.root, found.names[0]) for suffix, found in opened.items()}
     bases = [place.read_bytes() for place in stored.values()]
@@ -679,7 +684,7 @@ def events(folder: Path) -> Reader:
         stored[kind].unlink()
         stored[kind].write_bytes(content)
         found = opened[kind].events(0)
-        if not bool(s_resnet.Binning(4, 1000, (8, 8))(found).isfinite().all()):
+        if not bool(s_resnet.data.Binning(4, 1000, (8, 8))(found).isfinite().all()):
             raise Fault("not finite")
 
     def mutate(bases: list[bytes], chance: Chance) -> bytes:
@@ -700,7 +705,7 @@ def events(folder: Path) -> Reader:
 
 def toml(folder: Path) -> Reader:
     """The reader of energy tables."""
-    base = s_resnet.Constants().to_toml()
+    base = s_resnet.analysis.Constants().to_toml()
 
     def mutate(bases: list[bytes], chance: Chance) -> bytes:
         if chance.random() < 0.5:
@@ -726,7 +731,7 @@ def toml(folder: Path) -> Reader:
         return "\n".join(lines).encode()
 
     def use(path: Path) -> None:
-        found = s_resnet.load_constants(path)
+        found = s_resnet.analysis.load_constants(path)
         if not all(value >= 0 and value < 1e300 for value in vars(found).values() if isinstance(value, float)):
             raise Fault("not finite")
 

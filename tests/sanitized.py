@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
 
 def compile_to(library: Path, path: str) -> None:
     """Compile the kernels to a library, with the sanitizers in them."""
-    from s_resnet.kernels import native
+    from s_resnet.kernels.build import compiler as native
 
     flags = [flag for flag in native.FLAGS if flag != "-O3"]
     sources = [str(native.HERE / name) for name in native.SOURCES]
@@ -54,7 +54,7 @@ def compile_to(library: Path, path: str) -> None:
 
 def load(library: str) -> None:
     """Have this process run them."""
-    from s_resnet.kernels import native
+    from s_resnet.kernels.build import compiler as native
 
     loaded = ctypes.CDLL(library)
     native.compiled = lambda: (loaded, "sanitized")

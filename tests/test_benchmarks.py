@@ -144,7 +144,7 @@ def test_a_case_converts_once_and_gives_a_line_for_each_data_set(monkeypatch, tm
     calls = []
     said = [{"block": "relu", "steps": 250, "better": True}, {"block": "all together", "steps": 7, "better": False}]
     made = {"asked": {"steps": 250, "joint": 1000, "total": 1250, "minutes": 30}, "blocks": said, "taken": True}
-    graph = s_resnet.convert(randomized(s_resnet.CifarResNet(8, width=2)), input_size=8)
+    graph = s_resnet.convert(randomized(s_resnet.models.CifarResNet(8, width=2)), input_size=8)
     converted = graph.with_provenance(reconstruction=made)
 
     def sresnet(*arguments):
@@ -188,7 +188,7 @@ def test_a_variation_is_part_of_the_key():
 
 
 def test_a_network_without_relu_modules_is_copied_with_them():
-    model = randomized(s_resnet.CifarResNet(8, num_classes=3, width=4))
+    model = randomized(s_resnet.models.CifarResNet(8, num_classes=3, width=4))
     copied = balancing.traceable(model, images(2, 8))
     assert any(isinstance(module, torch.nn.ReLU) for module in copied.modules())
     torch.testing.assert_close(copied(images(2, 8)), model(images(2, 8)))
@@ -200,7 +200,7 @@ def test_a_network_without_relu_modules_is_copied_with_them():
 @pytest.mark.parametrize("name", balancing.PEERS)
 def test_spikingjelly_comes_near_the_network_it_converts(name):
     pytest.importorskip("spikingjelly", reason="spikingjelly is not installed")
-    model = randomized(s_resnet.CifarResNet(8, num_classes=3, width=4))
+    model = randomized(s_resnet.models.CifarResNet(8, num_classes=3, width=4))
     calibration = [images(4, 8, seed=seed) for seed in range(4)]
     tests = [(images(8, 8, seed=seed), torch.zeros(8, dtype=torch.int64)) for seed in (8, 9)]
     few, many = balancing.measure(name, model, calibration, tests, (8, 64))

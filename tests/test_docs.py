@@ -14,7 +14,8 @@ from PIL import Image
 from sresnet_cli.__main__ import sresnet
 from test_event_data import GESTURES, make_gestures, save_network
 
-from s_resnet import EVENT_BINS, CifarResNet
+from s_resnet.data import EVENT_BINS
+from s_resnet.models import CifarResNet
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

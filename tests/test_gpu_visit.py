@@ -227,7 +227,7 @@ def test_spikingjelly_in_multi_step_mode_is_spikingjelly_step_by_step():
     pytest.importorskip("spikingjelly", reason="spikingjelly is not installed")
     peers = importlib.import_module("peers")
     torch.manual_seed(0)
-    model, x = s_resnet.CifarResNet(8).eval(), torch.randn(2, 3, 16, 16)
+    model, x = s_resnet.models.CifarResNet(8).eval(), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         single, many, half = (peers.spikingjelly_network(model, [x], x) for _ in range(3))
         given = peers.spikingjelly_multistep(many, x, half=False)

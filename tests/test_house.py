@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,81 +15,47 @@ import s_resnet
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CLI = ROOT / "s_resnet", ROOT / "cli"
 
-# DESIGN, section 2: a room imports only from rooms of a lower level.
-LEVELS: dict[str, float] = {
-    "errors": 0,
-    "version": 0,
-    "source_lines": 0,
-    "display": 0.7,
-    "kernels": 1,
-    "data": 1,
-    "arguments": 1,
-    "intervals": 1,
-    "classes": 1.1,
-    "event_data": 1.2,
-    "open_data": 1.4,
-    "device": 1,
-    "progress": 1,
-    "opcodes": 1,
-    "checkpoint_file": 1.5,
-    "files": 0.5,
-    "provenance": 1,
-    "distributed": 1,
-    "neuron": 2,
-    "ops": 2,
-    "heldout": 2,
-    "engine": 2.5,  # runs the operations for the Graph
-    "features": 2.5,  # what the Graph says of its nodes
-    "shapes": 2.5,
-    "validate": 2.5,
-    "inputs": 2.8,
-    "graph": 3,
-    "graph_module": 4,
-    "qcfs": 4.3,
-    "models": 3,
-    "checkpoint": 4.6,  # what was trained with QCFS comes back as that
-    "trained_layers": 3.5,
-    "frontend": 3.8,
-    "batchnorm_check": 3.5,
-    "trace": 4,
-    "artifact": 4,
-    "calibrate": 4,
-    "batchnorm": 4.2,
-    "spill": 1,
-    "least_squares": 3,
-    "lockstep": 4,
-    "kept": 4.2,
-    "layerwise": 4.4,
-    "resume": 4.4,
-    "simulate": 4,
-    "closed_form": 4.5,
-    "rivals": 4.2,
-    "source_check": 4.5,
-    "alternatives": 4.8,
-    "fan_out": 2.5,
-    "wiring": 3.5,
-    "layer_operations": 4.2,
-    "operations": 5.2,  # folds BatchNorm first
-    "energy": 5.3,
-    "export": 5.2,  # needs artifact and simulate, and folds BatchNorm first
-    "passes": 5,
-    "figures": 4.9,
-    "measured_on": 4.9,
-    "report": 5,
-    "losses": 4.5,
-    "verify_trained": 4.95,
-    "verify": 5,
-    "shortcuts": 2.5,
-    "network_table": 2.6,
-    "recorder": 4.5,
-    "page": 5.5,
-    "training": 5,
-    "recipes": 6,
-    "apply_recipe": 6.3,
-    "auto": 6.6,
-    "request": 6.8,
-    "convert": 7,
+# A room imports only from rooms of a lower level, and from itself.
+LEVELS = {
+    "errors": 1,
+    "version": 1,
+    "files": 2,
+    "runtime": 3,
+    "data": 4,
+    "kernels": 4,
+    "graph": 5,
+    "models": 5,
+    "export": 6,
+    "frontend": 6,
+    "simulation": 6,
+    "analysis": 7,
+    "conversion": 7,
+    "training": 7,
+    "report": 8,
 }
+FACE = [
+    "RECIPES",
+    "Calibration",
+    "Graph",
+    "Recipe",
+    "Report",
+    "SResNetError",
+    "Simulation",
+    "Training",
+    "__version__",
+    "calibrate",
+    "convert",
+    "evaluate",
+    "fine_tune",
+    "load",
+    "load_checkpoint",
+    "save",
+    "simulate",
+    "trace",
+    "train",
+    "verify",
+]
+SPACES = sorted(LEVELS.keys() - {"version"})
 # Files over 400 lines that have a reason to be: none so far.
 LONG: dict[str, str] = {}
 
@@ -102,6 +69,8 @@ def sources(*folders):
 OURS = sources(PACKAGE)
 PROGRAM = sources(CLI)
 MODULES = {path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in OURS}
+# They measure parts that nobody else should touch.
+INSIDE = {"benchmarks/contenders.py", "benchmarks/events.py", "benchmarks/gpu/inside.py"}
 EVERYTHING = {**OURS, **PROGRAM, **sources(ROOT / "benchmarks")}
 
 
@@ -130,19 +99,18 @@ def trespasses(path, text, modules=MODULES):
     """What a file of s_resnet imports although its level forbids it."""
     here = room(path.removesuffix(".py").replace("/", "."))
     own = {name for name in imported(path, text, modules) if name.split(".")[0] == "s_resnet"}
-    sharing = ("engine", "kernels", "models", "page", "export", "training", "frontend")
-    if path.endswith("/__init__.py") or here in sharing:  # a package gathers its own; these share
-        own = {name for name in own if room(name) != here or name == f"s_resnet.{here}"}
-    return {name for name in own if LEVELS.get(room(name), 99) >= LEVELS[here]}
+    return {name for name in own if room(name) != here and LEVELS.get(room(name), 99) >= LEVELS[here]}
 
 
 # ---- who imports whom ----
 
 
-def test_every_room_has_a_level():
+def test_every_room_has_a_level_and_every_level_a_room():
     rooms = {room(module) for module in MODULES} - {""}
-    assert len(rooms) >= 18
-    assert rooms <= LEVELS.keys(), "a new room: give it a level in DESIGN, section 2, and here"
+    assert rooms == LEVELS.keys()
+    alone = {path.split("/")[1] for path in OURS if path.count("/") == 1}
+    assert alone == {"__init__.py", "errors.py", "files.py", "version.py"}
+    assert len(set(LEVELS.values())) <= 8
 
 
 @pytest.mark.parametrize("path", [path for path in OURS if path != "s_resnet/__init__.py"])
@@ -150,33 +118,52 @@ def test_imports_only_go_down(path):
     assert not trespasses(path, OURS[path])
 
 
+def test_no_module_imports_itself_by_way_of_others():
+    """Within a room too: each module is taken away once all that it imports are gone."""
+    left = {}
+    for path, text in OURS.items():
+        name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        if not path.endswith("__init__.py"):
+            left[name] = imported(path, text) & MODULES - {name}
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left
+
+
 def test_the_imports_that_are_checked_are_there():
     """Some that everyone knows of: the check above would pass on nothing as well."""
-    assert {"s_resnet.errors", "s_resnet.neuron", "s_resnet.ops"} <= imported(
-        "s_resnet/graph.py", OURS["s_resnet/graph.py"]
-    )
-    assert {"s_resnet.neuron", "s_resnet.ops"} <= imported("s_resnet/artifact.py", OURS["s_resnet/artifact.py"])
-    assert "s_resnet.graph" in imported("s_resnet/passes/normalize.py", OURS["s_resnet/passes/normalize.py"])
-    assert "s_resnet.kernels" in imported("s_resnet/neuron.py", OURS["s_resnet/neuron.py"])
+    known = {
+        "s_resnet/graph/graph.py": {"s_resnet.errors", "s_resnet.graph.neuron", "s_resnet.graph.ops"},
+        "s_resnet/graph/artifact.py": {"s_resnet.graph.neuron", "s_resnet.graph.ops", "s_resnet.files"},
+        "s_resnet/conversion/passes/normalize.py": {"s_resnet.graph.graph"},
+        "s_resnet/graph/neuron.py": {"s_resnet.kernels"},
+    }
+    for path, names in known.items():
+        assert names <= imported(path, OURS[path])
 
 
 @pytest.mark.parametrize(
     ("path", "line", "found"),
     [
-        ("s_resnet/ops.py", "def f():\n    from .graph import Graph", {"s_resnet.graph"}),
-        ("s_resnet/ops.py", "if TYPE_CHECKING:\n    from . import graph", {"s_resnet.graph"}),
-        ("s_resnet/ops.py", "from s_resnet.neuron import Neuron", {"s_resnet.neuron"}),
-        ("s_resnet/ops.py", "import s_resnet.simulate as x", {"s_resnet.simulate"}),
-        ("s_resnet/ops.py", "import s_resnet", {"s_resnet"}),
-        ("s_resnet/ops.py", "from . import Graph", {"s_resnet.Graph"}),
-        ("s_resnet/ops.py", "from .kernels import cpu, per_channel\nimport torch", set()),
-        ("s_resnet/kernels/cpu.py", "from .. import errors", set()),
-        ("s_resnet/kernels/cpu.py", "from ..ops import Pair", {"s_resnet.ops"}),
-        ("s_resnet/kernels/cpu.py", "from .reference import integrate_and_fire", set()),
-        ("s_resnet/kernels/__init__.py", "from . import cpu\nfrom .reference import f", set()),
-        ("s_resnet/passes/normalize.py", "from ..recipes import RECIPES", {"s_resnet.recipes"}),
-        ("s_resnet/passes/normalize.py", "from . import compensate", {"s_resnet.passes.compensate"}),
-        ("s_resnet/models/resnet.py", "from ..graph import Graph", {"s_resnet.graph"}),
+        ("s_resnet/graph/ops.py", "def f():\n    from ..simulation import lockstep", {"s_resnet.simulation.lockstep"}),
+        ("s_resnet/graph/ops.py", "if TYPE_CHECKING:\n    from .. import models", {"s_resnet.models"}),
+        ("s_resnet/graph/ops.py", "import s_resnet.simulation as x", {"s_resnet.simulation"}),
+        ("s_resnet/graph/ops.py", "import s_resnet", {"s_resnet"}),
+        ("s_resnet/graph/ops.py", "from .. import Graph", {"s_resnet.Graph"}),
+        ("s_resnet/graph/ops.py", "from .graph import Graph\nfrom ..kernels import per_channel\nimport torch", set()),
+        ("s_resnet/kernels/events.py", "from .. import errors", set()),
+        ("s_resnet/kernels/events.py", "from ..data.images import Loader", {"s_resnet.data.images"}),
+        ("s_resnet/kernels/membrane/cpp.py", "from ...graph.ops import Pair", {"s_resnet.graph.ops"}),
+        ("s_resnet/kernels/membrane/cpp.py", "from .reference import integrate_and_fire", set()),
+        ("s_resnet/conversion/convert.py", "from ..training import train", {"s_resnet.training"}),
+        ("s_resnet/training/loop.py", "from ..conversion import convert", {"s_resnet.conversion.convert"}),
+        (
+            "s_resnet/export/nir.py",
+            "from ..conversion.passes import normalize",
+            {"s_resnet.conversion.passes.normalize"},
+        ),
+        ("s_resnet/models/resnet.py", "from ..graph.graph import Graph", {"s_resnet.graph.graph"}),
+        ("s_resnet/graph/graph.py", "from ..models import build", {"s_resnet.models"}),
     ],
 )
 def test_the_check_of_imports_sees_every_kind(path, line, found):
@@ -205,6 +192,13 @@ def test_torch_fx_is_imported_nowhere():
     assert not [path for path, text in EVERYTHING.items() if mentions(text, "torch.fx")]
     for line in ("import torch.fx", "from torch import fx", "from torch.fx import Node", "torch.fx.symbolic_trace(m)"):
         assert mentions(line, "torch.fx")
+
+
+def test_the_picture_of_the_rooms_is_drawn_from_these_imports(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    rooms = importlib.import_module("rooms")
+    assert rooms.PICTURE.read_text() == rooms.drawn(rooms.imports()), "run: python benchmarks/rooms.py"
+    assert rooms.imports().keys() == LEVELS.keys() - {"version"} and "graph" in rooms.imports()["conversion"]
 
 
 # ---- the command line ----
@@ -246,20 +240,41 @@ def test_importing_s_resnet_imports_neither_torchvision_nor_the_compiler():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_command_line_uses_only_what_s_resnet_exports():
+def reached(text):
+    """What a file uses of s_resnet, by its dotted names from there on: ``graph.Graph``, ``convert``."""
     used = set()
-    for path, text in PROGRAM.items():
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Import):
-                inside = [alias.name for alias in node.names if alias.name.startswith("s_resnet.")]
-                assert not inside and not any(a.name == "s_resnet" and a.asname for a in node.names), path
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "s_resnet":
-                assert node.module == "s_resnet", f"{path} reaches into {node.module}"
-                used |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "s_resnet":
-                used.add(node.attr)
-    assert len(used) >= 10
-    assert used <= set(s_resnet.__all__)
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            used |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("s_resnet.")}
+        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "s_resnet":
+            space = node.module.partition(".")[2]
+            used |= {f"{space}.{a.name}".lstrip(".") for a in node.names}
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if re.fullmatch(r"s_resnet(\.\w+)+", name):
+                used.add(".".join(name.split(".")[1:3] if name.split(".")[1] in SPACES else name.split(".")[1:2]))
+    return used - set(SPACES)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in EVERYTHING if not path.startswith("s_resnet/") and path not in INSIDE)
+)
+def test_only_what_is_exported_is_used(path):
+    for name in reached(EVERYTHING[path]):
+        space, _, what = name.rpartition(".")
+        assert what in importlib.import_module(f"s_resnet.{space}".rstrip(".")).__all__, name
+
+
+def test_the_check_of_what_is_used_sees_it():
+    assert len(set().union(*map(reached, PROGRAM.values()))) >= 30
+    lines = (
+        "import s_resnet.graph.ops",
+        "from s_resnet.graph import Graph",
+        "s_resnet.data.choose(x)",
+        "s_resnet.load(y).z",
+    )
+    assert reached("\n".join(lines)) == {"graph.ops", "graph.Graph", "data.choose", "load"}
 
 
 def test_the_command_line_prints_in_one_place():
@@ -275,28 +290,38 @@ def test_the_command_line_prints_in_one_place():
 # ---- what is exported ----
 
 
-def test_all_is_what_is_imported_and_sorted():
-    bound = set()
-    for node in ast.parse(OURS["s_resnet/__init__.py"]).body:
-        if isinstance(node, ast.ImportFrom):
-            bound |= {alias.asname or alias.name for alias in node.names}
-    names = s_resnet.__all__
-    assert len(names) >= 30 and len(set(names)) == len(names)
-    assert set(names) == bound
-    assert all(getattr(s_resnet, name) is not None for name in names)
+@pytest.mark.parametrize("space", ["", *SPACES])
+def test_all_is_what_a_namespace_shows_and_sorted(space):
+    """As a reader of ``dir`` sees it: no public name but those of ``__all__`` and the modules below."""
+    module = importlib.import_module(f"s_resnet.{space}".rstrip("."))
+    names = module.__all__
+    assert len(names) >= 1 and len(set(names)) == len(names)
+    below = {m.rpartition(".")[2] for m in MODULES if m.rpartition(".")[0] == module.__name__}
+    if hasattr(module, "__path__"):
+        shown = {name for name in vars(module) if not name.startswith("_")} | {"__version__"} & set(names)
+        assert set(names) <= shown and shown - set(names) <= below | {"annotations"}, shown - set(names) - below
     # Constants, classes, functions, each by name: ruff's order.
     assert names == sorted(names, key=lambda name: (0 if name.isupper() else 1 if name[0].isupper() else 2, name))
 
 
-@pytest.mark.parametrize("name", s_resnet.__all__)
+def test_the_face_is_twenty_names_and_the_namespaces():
+    assert len(FACE) == 20
+    assert sorted(s_resnet.__all__) == sorted([*FACE, *SPACES])
+
+
+EXPORTED = [f"{space}.{name}" for space in SPACES for name in importlib.import_module(f"s_resnet.{space}").__all__]
+
+
+@pytest.mark.parametrize("name", EXPORTED)
 def test_what_is_exported_says_what_it_is(name):
-    thing = getattr(s_resnet, name)
+    space, _, name = name.rpartition(".")
+    thing = getattr(importlib.import_module(f"s_resnet.{space}"), name)
     if inspect.isclass(thing) or inspect.isfunction(thing) or inspect.ismodule(thing):
         text = vars(thing).get("__doc__") or "" if inspect.isclass(thing) else thing.__doc__ or ""
         assert len(text.split()) >= 3
         assert not text.startswith(f"{name}("), "that is what dataclass makes up"
     else:
-        assert isinstance(thing, dict | tuple | str) and thing
+        assert isinstance(thing, dict | tuple | str | int) and thing
 
 
 @pytest.mark.parametrize("path", OURS)
@@ -349,5 +374,5 @@ def test_pickle_is_imported_nowhere_but_in_the_reader_of_checkpoints():
     """It needs the names of its errors."""
     for module in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"):
         users = [path for path, text in EVERYTHING.items() if mentions(text, module)]
-        assert users in ([], ["s_resnet/checkpoint_file.py"]), module
+        assert users in ([], ["s_resnet/frontend/checkpoint_file.py"]), module
     assert mentions("def f():\n    import pickle as p", "pickle") and mentions("from pickle import loads", "pickle")

@@ -8,7 +8,7 @@ from torch import nn
 
 import s_resnet
 from s_resnet.models import catalog
-from s_resnet.models.spiking import SpikingNeuron
+from s_resnet.models.layers import SpikingNeuron
 
 FAMILIES = ("ms_resnet8", "ds_resnet8", "danet11", "sew_resnet8", "spiking_resnet8")
 T, SIZE, CLASSES = 3, 8, 5

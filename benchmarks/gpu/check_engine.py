@@ -145,15 +145,15 @@ def _record(given: Networks) -> None:
             expect(a.spikes.shape == b.spikes.shape, f"{name}, {a.layer}: {a.spikes.shape}")
 
 
-def _recorded(snn: s_resnet.Graph, x: Tensor, layers: list[str], steps: int) -> tuple[s_resnet.Trace, ...]:
-    return s_resnet.record(snn, x[:1], steps, layers, 4)
+def _recorded(snn: s_resnet.Graph, x: Tensor, layers: list[str], steps: int) -> tuple[s_resnet.simulation.Trace, ...]:
+    return s_resnet.simulation.record(snn, x[:1], steps, layers, 4)
 
 
 @check("counted operations equal the CPU's")
 def _operations(given: Networks) -> None:
     for name in NAMES:
         steps = given.reference["networks"][name]["timesteps"]
-        got, want = on_both(given, name, lambda snn, x, t=steps: s_resnet.count_operations(snn, [x], t))
+        got, want = on_both(given, name, lambda snn, x, t=steps: s_resnet.analysis.count_operations(snn, [x], t))
         a, b = got.spikes_per_synapse, want.spikes_per_synapse
         expect(abs(a / b - 1) <= (1e-9 if (name, "exact") in WHOLE else APART["exact"]), f"{name}: {a}, on the CPU {b}")
 
@@ -188,7 +188,7 @@ def _evaluate(given: Networks) -> object:
 def _anytime(given: Networks) -> object:
     answers = s_resnet.simulate(given.load("int8", "cpu"), given.images[:8].cpu(), 48).outputs[-1]
     enough = 0.8 * float(answers.softmax(1).amax(1).median())  # some images get there, and some do not
-    got, want = on_both(given, "int8", lambda snn, x: s_resnet.simulate_until_confident(snn, x, 48, enough))
+    got, want = on_both(given, "int8", lambda snn, x: s_resnet.simulation.simulate_until_confident(snn, x, 48, enough))
     expect(torch.equal(got.steps.cpu(), want.steps), f"steps {got.steps.tolist()}, on the CPU {want.steps.tolist()}")
     expect(apart(got.spikes, {name: spikes.double() for name, spikes in want.spikes.items()}) == 0, "spikes differ")
     return got.steps.tolist()
@@ -213,7 +213,7 @@ def _trained(given: Networks) -> object:
     x = given.images[:16]
     for arch in TRAINED:
         torch.manual_seed(0)
-        model = s_resnet.build(arch, 10, timesteps=4, channels=3, size=x.shape[-1], width=8).eval()
+        model = s_resnet.models.build(arch, 10, timesteps=4, channels=3, size=x.shape[-1], width=8).eval()
         snn = s_resnet.convert(model, input_size=x.shape[-1])
         want = last(s_resnet.simulate(snn, x.cpu(), 4).spikes)
         for precision in inside.PRECISIONS:

@@ -72,4 +72,4 @@ def _second(given: Networks) -> object:
 @check("the kernel is compiled, and the CPU's reference does not stand in for it", gpu=True)
 def _kernel(given: Networks) -> object:
     expect(inside.kernel(given.device) == "cuda", inside.unavailable(given.device))
-    return s_resnet.describe_kernels()
+    return s_resnet.kernels.describe()

@@ -94,14 +94,14 @@ def _norm_fire(given: Networks) -> object:
     return told
 
 
-def colors(size: int = 16, count: int = 64, classes: int = 4) -> s_resnet.ImageData:
+def colors(size: int = 16, count: int = 64, classes: int = 4) -> s_resnet.data.ImageData:
     """Images whose brightness says their class."""
     generator = np.random.default_rng(0)
     labels = tuple(index % classes for index in range(count))
     pixels = generator.integers(0, 100, (count, size, size, 3), dtype=np.uint8)
     pixels += np.array(labels, dtype=np.uint8)[:, None, None, None] * 40
     names = tuple(str(index) for index in range(count))
-    return s_resnet.ImageData("made", "train", tuple("abcd"[:classes]), names, labels, pixels=pixels)
+    return s_resnet.data.ImageData("made", "train", tuple("abcd"[:classes]), names, labels, pixels=pixels)
 
 
 def losses(arch: str, device: str, **settings: bool) -> list[float]:

@@ -14,17 +14,25 @@ import torch
 from torch import Tensor
 
 import s_resnet
-from s_resnet import engine, kernels
-from s_resnet.device import ahead
-from s_resnet.kernels import cuda, native, norm_fire, nvrtc, reference, surrogate, surrogate_cuda
-from s_resnet.kernels.norm_fire import normalize_and_fire
-from s_resnet.kernels.surrogate import Firing, fire, fire_reference
-from s_resnet.ops import Conv2d
+from s_resnet import kernels
+from s_resnet.graph import engine
+from s_resnet.graph.ops import Conv2d
+from s_resnet.kernels.build import compiler as native
+from s_resnet.kernels.build import nvrtc
+from s_resnet.kernels.membrane import cuda, reference
+from s_resnet.kernels.surrogate import cuda as surrogate_cuda
+from s_resnet.kernels.surrogate import fire as surrogate
+from s_resnet.kernels.surrogate import normalize
+from s_resnet.kernels.surrogate.fire import fire
+from s_resnet.kernels.surrogate.normalize import normalize_and_fire
+from s_resnet.kernels.surrogate.reference import SURROGATES as SURROGATES_IN_ORDER
+from s_resnet.kernels.surrogate.reference import Firing, fire_reference
+from s_resnet.runtime.device import ahead
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
 __all__ = ["Conv2d", "Firing", "ahead", "fire", "fire_reference", "normalize_and_fire"]
-PRECISIONS, SURROGATES = ("exact", "fast"), surrogate.SURROGATES
+PRECISIONS, SURROGATES = ("exact", "fast"), SURROGATES_IN_ORDER
 Instance = tuple[str, str]  # the file of a kernel, and one of its template instances
 
 # The membrane kernel and its specification: tensors in, tensors out.
@@ -96,9 +104,9 @@ def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
         mock.patch.object(native, "compiled", lambda: (None, "as on a GPU")),
         mock.patch.object(kernels, "select", selected),
         mock.patch.object(engine, "prepare", prepared),
-        mock.patch("s_resnet.engine.plan.narrow_dtype", lambda device: torch.float16),
+        mock.patch("s_resnet.graph.engine.plan.narrow_dtype", lambda device: torch.float16),
         mock.patch.object(surrogate, "run", fire_noted),
-        mock.patch.object(norm_fire, "run", fire_noted),
+        mock.patch.object(normalize, "run", fire_noted),
     ):
         yield
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from s_resnet import __version__, describe_kernels
+from s_resnet import __version__
+from s_resnet.kernels import describe as describe_kernels
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROOT = RESULTS.parents[1]

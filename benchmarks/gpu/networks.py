@@ -70,11 +70,13 @@ class Source:
 def real(fixtures: Path, count: int = 64) -> Source:
     """The checkpoint of FIXTURES."""
     checkpoint = s_resnet.load_checkpoint(fixtures / "checkpoints" / CHECKPOINT)
-    preprocessing = s_resnet.preprocessing_for(32, s_resnet.IMAGENET_MEAN, s_resnet.IMAGENET_STD)
+    preprocessing = s_resnet.data.preprocessing_for(32, s_resnet.data.IMAGENET_MEAN, s_resnet.data.IMAGENET_STD)
 
     def read(split: str, use: str, number: int) -> list[tuple[Tensor, Tensor]]:
-        data = s_resnet.open_data(str(fixtures / "cifar10" / split), use)
-        return list(s_resnet.ImageLoader(data, s_resnet.choose(data, number), preprocessing, count, workers=0))
+        data = s_resnet.data.open_data(str(fixtures / "cifar10" / split), use)
+        return list(
+            s_resnet.data.ImageLoader(data, s_resnet.data.choose(data, number), preprocessing, count, workers=0)
+        )
 
     ((images, labels),) = read("test", "evaluation", count)
     return Source(checkpoint.model, [images for images, _ in read("train", "calibration", 128)], images, labels)
@@ -83,7 +85,7 @@ def real(fixtures: Path, count: int = 64) -> Source:
 def made_up(depth: int = 20, width: int = 16, size: int = 32, count: int = 64) -> Source:
     """Seeded weights and images; BatchNorm's statistics are those of the images, so that activations stay sound."""
     torch.manual_seed(0)
-    model = s_resnet.CifarResNet(depth, width=width)
+    model = s_resnet.models.CifarResNet(depth, width=width)
     batches = list(torch.randn(5, count, 3, size, size).unbind())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -8,7 +8,7 @@ BUDGET=${BUDGET:-200}
     part 60 "$PYTHON" benchmarks/gpu/warm.py compile .visit/instances.json --processes 12
     # Tests keep a cache of their own, and the machine's pytest may have plugins that warn.
     mkdir -p .pytest_cache/compiled && cp -rn .visit/cache/. .pytest_cache/compiled/
-    part 90 "$PYTHON" -m pytest -q -n 12 -m gpu tests/test_gpu.py tests/test_surrogate_cuda.py --no-header \
+    part 90 "$PYTHON" -m pytest -q -n 12 -m gpu tests/kernels/test_gpu.py tests/kernels/test_surrogate_cuda.py --no-header \
         --continue-on-collection-errors -p no:cacheprovider -p no:benchmark -o filterwarnings=default -o addopts= 2>&1 |
         tail -40
     # No timing is taken here, so all groups run beside each other; each tells in a file, so that lines do not mix.

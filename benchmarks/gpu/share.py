@@ -78,8 +78,8 @@ def converted(recipe: str, steps: int, quick: bool) -> tuple[s_resnet.Graph, int
     snn, size = network(quick, chosen.without("fit_thresholds", "calibrate_neurons", "fit_readout"))
     channels = {name: value.shape[1] for name, value in snn.activations(torch.zeros(1, 3, size, size))}
 
-    def corrected(node: s_resnet.Node) -> s_resnet.Node:
-        if not isinstance(node.op, s_resnet.Neuron):
+    def corrected(node: s_resnet.graph.Node) -> s_resnet.graph.Node:
+        if not isinstance(node.op, s_resnet.graph.Neuron):
             return node
         rows = () if node.op.schedule == "streaming" else (steps,)
         return replace(node, op=replace(node.op, correction=torch.zeros(*rows, channels[node.name])))

@@ -99,5 +99,5 @@ def asked(
 def network(quick: bool, recipe: s_resnet.Recipe | str = "s-resnet") -> tuple[s_resnet.Graph, int]:
     """A converted ResNet-50 with random weights on the CPU, and its image size; of a dry run a small network."""
     torch.manual_seed(0)
-    model, size = (s_resnet.CifarResNet(8), 16) if quick else (torchvision.models.resnet50(), 224)
+    model, size = (s_resnet.models.CifarResNet(8), 16) if quick else (torchvision.models.resnet50(), 224)
     return s_resnet.convert(model.eval(), recipe=recipe, input_size=size), size

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import engine
 from ..errors import InvalidData
 from ..files import replacing
-from ..graph import Graph, check_spiking
-from ..neuron import Neuron, Readout, SpikingMaxPool2d
-from ..ops import (
+from ..graph import engine
+from ..graph.fold import folded
+from ..graph.graph import Graph, check_spiking
+from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.ops import (
     AdaptiveAvgPool2d,
     Add,
     Affine,
@@ -35,7 +36,6 @@ from ..ops import (
     Slice,
     compensated,
 )
-from ..passes.fold_batchnorm import folded
 from ..version import __version__
 
 FORMAT, FIRING = 1, 2  # 2 where a neuron has several firing levels, which readers of 1 do not know

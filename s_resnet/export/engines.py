@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole_number
-from ..display import Displayed, Table
+from ..data.arguments import whole_number
 from ..errors import InvalidData
-from ..graph import Graph
-from ..ops import SYNAPSES, Op, compensated, whole
-from ..passes.fold_batchnorm import folded
+from ..graph.fold import folded
+from ..graph.graph import Graph
+from ..graph.ops import SYNAPSES, Op, compensated, whole
+from ..runtime.display import Displayed, Table
 from .execute import Layer, Step, integrate_and_fire, read_nir
 from .lower import host_input
 from .nir import require

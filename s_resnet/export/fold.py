@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidData
-from ..ops import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Linear, Op, Scale, Slice, compensated
+from ..graph.ops import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Linear, Op, Scale, Slice, compensated
 
 Shape = tuple[int, ...]
 _POOLS = (AvgPool2d, AdaptiveAvgPool2d)

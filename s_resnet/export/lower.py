@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..engine import constants, prepare
 from ..errors import ConversionError
-from ..graph import Graph
-from ..neuron import Neuron, Readout, SpikingMaxPool2d
-from ..ops import (
+from ..graph.engine import constants, prepare
+from ..graph.fold import folded
+from ..graph.graph import Graph
+from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.ops import (
     AdaptiveAvgPool2d,
     Add,
     AvgPool2d,
@@ -32,7 +33,6 @@ from ..ops import (
     Slice,
     compensated,
 )
-from ..passes.fold_batchnorm import folded
 from .fold import Shape, affine, as_convolution, is_identity, shape_after, ungrouped
 
 # What has no node of its own: it is folded into one convolution with what it is next to.
@@ -66,9 +66,9 @@ class _Value:
 def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_maxpool: bool = False) -> Lowered:
     """The same spikes from images, convolutions and neurons alone.
 
-    Convolutions are taken as spiking runs use them (:func:`s_resnet.ops.compensated`), batch normalization is folded, a
-    constant correction goes into a bias, an addition into all that read it, which read its operands instead (so do
-    convolutions of sums of currents), a shortcut's gain, zero padding and
+    Convolutions are taken as spiking runs use them (:func:`s_resnet.graph.ops.compensated`), batch normalization is
+    folded, a constant correction goes into a bias, an addition into all that read it, which read its operands instead
+    (so do convolutions of sums of currents), a shortcut's gain, zero padding and
     subsampling into one strided 1x1 convolution (none where the gain is 1), average pools into a convolution, and pool,
     flatten, classifier and the readout's scale into one whose kernel is the feature map.
 

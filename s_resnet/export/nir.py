@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..errors import BackendUnavailable, ConversionError, InvalidData
 from ..files import replacing
-from ..graph import Graph, check_spiking
-from ..inputs import check_size
-from ..neuron import Neuron
-from ..ops import Conv2d, Input, Node
+from ..graph.graph import Graph, check_spiking
+from ..graph.inputs import check_size
+from ..graph.neuron import Neuron
+from ..graph.ops import Conv2d, Input, Node
 from ..version import __version__
 from .fold import Shape, squared
 from .lower import Lowered, lower

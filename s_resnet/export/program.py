@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from .. import engine
 from ..errors import InvalidData
 from ..files import replacing
-from ..graph import Graph, check_spiking
-from ..inputs import check_size
+from ..graph import engine
+from ..graph.graph import Graph, check_spiking
+from ..graph.inputs import check_size
+from ..graph.neuron import STATEFUL, Neuron, Readout, SpikingMaxPool2d
+from ..graph.ops import Conv2d, Op
 from ..kernels import per_channel
-from ..neuron import STATEFUL, Neuron, Readout, SpikingMaxPool2d
-from ..ops import Conv2d, Op
 from ..version import __version__
 
 Memory = tuple[Tensor, ...]

@@ -1,1 +1,12 @@
-"""A module of PyTorch becomes the nodes of a Graph: its forward is run once, and every call of torch is looked at."""
+"""The frontend: a file or a module of PyTorch becomes a Graph."""
+
+from .checkpoint import Checkpoint, load_checkpoint
+from .qcfs import QCFSModule
+from .trace import trace
+
+__all__ = [
+    "Checkpoint",
+    "QCFSModule",
+    "load_checkpoint",
+    "trace",
+]

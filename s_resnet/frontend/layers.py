@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..graph import ops
 from .activation import Activation, Value
 from .network import Call
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UnsupportedModel
-from ..ops import Flatten, Input, Node, Op
+from ..graph.ops import Flatten, Input, Node, Op
 from .activation import Activation, Value, parts
 
 # Settings of calls that change nothing here: where the result goes, what only training reads, how memory is laid out.

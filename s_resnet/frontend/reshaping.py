@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..errors import UnsupportedModel
+from ..graph import ops
 from .activation import Activation, Value
 from .network import Call
 

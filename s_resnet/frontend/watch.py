@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import trained_layers
 from ..errors import UnsupportedModel
-from ..ops import BatchNorm2d, Node, Op
-from ..source_lines import first_line, library_of, line_here, line_of_error
+from ..graph.ops import BatchNorm2d, Node, Op
+from . import spiking_layers
 from .activation import Activation, Value, parts
 from .network import Call, Network
 from .rules import EXPECTED, HINTS, RULES
+from .source_lines import first_line, library_of, line_here, line_of_error
 
 OWN = str(Path(__file__).parent)  # whose lines are none of the model's
 # Calls whose results are values of an activation: what a model does with them cannot be followed.
@@ -242,13 +242,13 @@ def _is_layer(module: nn.Module) -> bool:
     """Whether a module is one of torch's layers, also with another forward, and no container of layers."""
     homes = {kind.__module__ for kind in type(module).__mro__ if kind is not nn.Module}
     layer = any(home.startswith("torch.nn.modules.") for home in homes) and "torch.nn.modules.container" not in homes
-    return layer or isinstance(module, trained_layers.LAYERS)
+    return layer or isinstance(module, spiking_layers.LAYERS)
 
 
 def _whole(module: nn.Module) -> tuple[Op, ...] | None:
     """The operations of a module that is not looked into: layers of trained spiking networks, a frozen BatchNorm."""
-    if isinstance(module, trained_layers.LAYERS):
-        return trained_layers.layer(module)
+    if isinstance(module, spiking_layers.LAYERS):
+        return spiking_layers.layer(module)
     kind = type(module)
     if f"{kind.__module__}.{kind.__qualname__}" == "torchvision.ops.misc.FrozenBatchNorm2d":
         own = dict(module.named_buffers())

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidData
-from . import check, host, native
+from . import check
+from .build import compiler
+from .membrane import cpp
 
 Pair = tuple[int, int]
 ROOM = 64  # as in events.cpp
@@ -77,7 +79,7 @@ class Packed:
 
 def available() -> bool:
     """Whether the kernel is there."""
-    return native.compiled()[0] is not None
+    return compiler.compiled()[0] is not None
 
 
 def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
@@ -90,7 +92,7 @@ def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
 
 def find(spikes: Tensor) -> Events:
     """The events of uint8 spikes ``[N, C, H, W]`` in {0, 1}; fastest in channels_last."""
-    library, reason = native.compiled()
+    library, reason = compiler.compiled()
     assert library is not None, reason
     _check_spikes(spikes)
     spikes = spikes.contiguous(memory_format=torch.channels_last)
@@ -198,7 +200,7 @@ def integrate_and_fire(
     after: Tensor | None = None,
     emitted_after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Do what :func:`s_resnet.kernels.reference.integrate_and_fire` does with ``current.tensor()``.
+    """Do what :func:`s_resnet.kernels.membrane.reference.integrate_and_fire` does with ``current.tensor()``.
 
     Each line of currents goes from the registers to its neurons, and memory never sees it: of binary neurons that fire
     as they integrate, with a bias that is the same at every step.
@@ -212,9 +214,9 @@ def integrate_and_fire(
     binary = levels == 1 and emitted is None
     at_once = schedule == "streaming" and (bias is None or bias.ndim <= v.ndim)
     fused = dense and (v.dtype == torch.int32) == current.packed.integer and binary and at_once
-    ready = host.prepare(current.steps, v, *rest, after=after, emitted_after=emitted_after) if fused else None
+    ready = cpp.prepare(current.steps, v, *rest, after=after, emitted_after=emitted_after) if fused else None
     if ready is None:
-        return host.integrate_and_fire(
+        return cpp.integrate_and_fire(
             *(current.tensor(), v),
             threshold=threshold,
             decay=decay,
@@ -235,8 +237,8 @@ def integrate_and_fire(
     return ready.spikes, ready.after
 
 
-def _convolve(events: Events, packed: Packed, out: Tensor | None, layer: host.Layer | None) -> None:
-    library, reason = native.compiled()
+def _convolve(events: Events, packed: Packed, out: Tensor | None, layer: cpp.Layer | None) -> None:
+    library, reason = compiler.compiled()
     assert library is not None, reason
     _check_fit(events, packed)
     n, c, h, w = events.shape

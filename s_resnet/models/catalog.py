@@ -9,14 +9,13 @@ from functools import partial
 
 from torch import nn
 
-from s_resnet.errors import InvalidData
-
+from ..errors import InvalidData
 from .danet import danet
 from .ds_resnet import ds_resnet
+from .layers import lif
 from .ms_resnet import ms_resnet
 from .resnet import CifarResNet
 from .sew_resnet import sew_resnet
-from .spiking import lif
 from .spiking_resnet import plain_resnet
 
 # Blocks per stage, by depth.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .spiking import TDBatchNorm2d, convolution, lif
+from .layers import TDBatchNorm2d, convolution, lif
 from .spiking_resnet import SpikingResNet, stages, stem
 
 START = 0.5  # of tdBN's weight: the neurons' threshold

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .spiking import TDBatchNorm2d, convolution, fired, mlf
+from .layers import TDBatchNorm2d, convolution, fired, mlf
 from .spiking_resnet import Neurons, Norm, SpikingResNet, stages, stem
 
 THRESHOLD = 0.6  # the lowest of the neurons, in tdBN

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s_resnet.errors import InvalidData
+from ..errors import InvalidData
 
 
 class ZeroPadding(nn.Module):

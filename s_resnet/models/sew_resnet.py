@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from .ds_resnet import SpikeAddBlock
-from .spiking import SpikingNeuron, convolution
+from .layers import SpikingNeuron, convolution
 from .spiking_resnet import Neurons, Norm, SpikingResNet, stages, stem
 
 # Integrate-and-fire, threshold 1, hard and detached reset, arctan surrogate of steepness 2: as in its released code.

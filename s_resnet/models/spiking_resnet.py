@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .spiking import Encode, Repeat, TDBatchNorm2d, TimeMean, convolution, fired
+from .layers import Encode, Repeat, TDBatchNorm2d, TimeMean, convolution, fired
 
 # A residual block by its channels in, channels out and stride; a layer of neurons; a normalization by its channels.
 Block = Callable[[int, int, int], nn.Module]

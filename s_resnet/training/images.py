@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import ImageData, Preprocessing, forks, started
+from ..data.events import Binning, EventData, EventLoader
+from ..data.images import ImageData, Preprocessing, forks, started
 from ..errors import InvalidData
-from ..event_data import Binning, EventData, EventLoader
 from .settings import Training, chance
 
 SMALL = 64  # pixels per side up to which images are cropped with padding and not from a random part

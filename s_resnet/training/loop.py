@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import ImageData, Preprocessing
-from ..device import ahead, find_device
-from ..display import Displayed, Table, brief, percent
-from ..distributed import exchange, in_step, place, process_group, shard
+from ..data.events import Binning, EventData
+from ..data.images import ImageData, Preprocessing
+from ..data.open import loader_for
 from ..errors import BackendUnavailable, TrainingDiverged
-from ..event_data import Binning, EventData
-from ..graph_module import GraphModule
-from ..open_data import loader_for
-from ..progress import Progress, repeatable
-from ..qcfs import THRESHOLDS
+from ..frontend.qcfs import THRESHOLDS
+from ..graph.module import GraphModule
+from ..runtime.device import ahead, find_device
+from ..runtime.display import Displayed, Table, brief, percent
+from ..runtime.processes import exchange, in_step, place, process_group, shard
+from ..runtime.progress import Progress, repeatable
 from . import saved
 from .images import epoch_loader, epoch_order, usual_workers
 from .run import Run, half_type, prepare, resume

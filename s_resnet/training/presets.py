@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..data import LabeledData
-from ..display import Displayed
+from ..data.images import LabeledData
 from ..errors import InvalidData
+from ..runtime.display import Displayed
 from .settings import Training
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..distributed import place
+from ..runtime.processes import place
 
 # A process that fails within a step keeps the others waiting for so long.
 PATIENCE = timedelta(minutes=10)

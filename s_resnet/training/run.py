@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import ImageData, Preprocessing, choose, preprocessing_for
-from ..distributed import exchange
+from ..data.events import Binning, EventData
+from ..data.heldout import fingerprints
+from ..data.images import ImageData, Preprocessing, choose, preprocessing_for
+from ..data.open import stored_preprocessing
 from ..errors import InvalidData, SResNetError
-from ..event_data import Binning, EventData
-from ..graph_module import GraphModule
-from ..heldout import fingerprints
+from ..frontend.qcfs import THRESHOLDS, QCFSModule
+from ..graph.module import GraphModule
 from ..models.catalog import build, timesteps_of
-from ..open_data import stored_preprocessing
-from ..qcfs import THRESHOLDS, QCFSModule
+from ..runtime.processes import exchange
 from . import saved
 from .images import SMALL, usual_augmentation
 from .processes import Processes, parallel

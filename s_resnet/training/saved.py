@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import FORMAT
-from ..checkpoint_file import read
 from ..errors import InvalidCheckpoint, SResNetError
 from ..files import replacing, sweep
+from ..frontend.checkpoint import FORMAT
+from ..frontend.checkpoint_file import read
 from .settings import Training
 
 PARTS = {"format", "arch", "state_dict", "settings", "epoch", "optimizer", "scaler", "history", "data", "preprocessing"}

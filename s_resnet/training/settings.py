@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..display import Displayed
 from ..errors import InvalidData
+from ..runtime.display import Displayed
 
 OPTIMIZERS = ("sgd", "adamw")
 ACTIVATIONS = ("relu", "qcfs")
@@ -30,8 +30,8 @@ class Training(Displayed):
     side), ``resized-crop``, ``flip``, ``autoaugment``; None: what suits the data. timesteps, size, width: of the
     network; None: the architecture's own, the images' own. limit, test_limit: so many images, seeded, over all classes.
     validation: so many training images are kept apart and reported on. activation: ``"qcfs"`` trains an ANN that is
-    ready for conversion (:class:`s_resnet.QCFSModule`) with so many ``levels``. Raises InvalidData for values without
-    sense.
+    ready for conversion (:class:`s_resnet.frontend.QCFSModule`) with so many ``levels``. Raises InvalidData for values
+    without sense.
     """
 
     optimizer: str = "sgd"

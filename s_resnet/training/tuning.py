@@ -10,14 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..data import ImageData, ImageLoader, Preprocessing
-from ..device import ahead, find_device
-from ..display import Displayed, Table, percent
+from ..data.events import EventData
+from ..data.heldout import fingerprints
+from ..data.images import ImageData, ImageLoader, Preprocessing
 from ..errors import InvalidData
-from ..event_data import EventData
-from ..graph import Graph
-from ..graph_module import GraphModule
-from ..heldout import fingerprints
+from ..graph.graph import Graph
+from ..graph.module import GraphModule
+from ..runtime.device import ahead, find_device
+from ..runtime.display import Displayed, Table, percent
 from .loop import Trained, epochs, train
 from .run import Parts, split
 from .settings import Training
@@ -65,7 +65,7 @@ def fine_tune(
 ) -> Tuned:
     """Train the spiking weights and corrections of a converted network at ``settings.timesteps`` steps, with labels.
 
-    The loss is the cross entropy of the answer, the gradient that of :class:`s_resnet.GraphModule`. The rest is
+    The loss is the cross entropy of the answer, the gradient that of :class:`s_resnet.graph.GraphModule`. The rest is
     :func:`s_resnet.train`: a checkpoint after every epoch, from which the same call goes on, to the same weights on the
     CPU. ``settings.validation`` training images (by default 256, an eighth at most) are never learned from; at the end
     the tuned network is kept if it is right on more of them, or on as many with a smaller loss. The analog run stays
@@ -76,7 +76,7 @@ def fine_tune(
         graph: a converted network, from a file or from convert, that says its preprocessing.
         data: training images with labels.
         checkpoint: where the state of the run goes.
-        settings: by default those of :func:`s_resnet.tuning`, at the T that the network was converted for.
+        settings: by default those of :func:`s_resnet.training.tuning`, at the T that the network was converted for.
 
     Raises as :func:`s_resnet.train`, and InvalidData for a network that cannot be tuned or has other classes, and for
     event recordings.
@@ -123,7 +123,7 @@ def _settled(graph: Graph, data: ImageData, settings: Training) -> tuple[Trainin
     if stored is None or "mean" not in stored:
         raise InvalidData(
             "fine-tuning: got a network that does not say how its images are preprocessed; expected size, mean and "
-            "std. Add preprocessing=vars(s_resnet.preprocessing_for(size, mean, std)) by with_provenance."
+            "std. Add preprocessing=vars(s_resnet.data.preprocessing_for(size, mean, std)) by with_provenance."
         )
     timesteps = settings.timesteps or graph.provenance.get("recipe", {}).get("timesteps")
     if timesteps is None:

@@ -1,0 +1,35 @@
+"""Analysis: how good a spiking network is, where it loses, and what it costs."""
+
+from .cost.energy import Constants, Cost, Energy, energy, load_constants
+from .cost.layers import LayerOperations, SourceOperations, Traffic
+from .cost.operations import Operations, count_operations
+from .evaluate import evaluate, powers_of_two
+from .figures import Exit, Report, Row, described
+from .measured_on import fitted_for
+from .verify import LayerError, Verification, verify
+from .verify_trained import TrainedLayer, TrainedVerification
+
+__all__ = [
+    "Constants",
+    "Cost",
+    "Energy",
+    "Exit",
+    "LayerError",
+    "LayerOperations",
+    "Operations",
+    "Report",
+    "Row",
+    "SourceOperations",
+    "Traffic",
+    "TrainedLayer",
+    "TrainedVerification",
+    "Verification",
+    "count_operations",
+    "described",
+    "energy",
+    "evaluate",
+    "fitted_for",
+    "load_constants",
+    "powers_of_two",
+    "verify",
+]

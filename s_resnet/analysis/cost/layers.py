@@ -1,0 +1,286 @@
+"""Operations of one node: what it computes and moves per image, from the spikes that reach it and their true fan-out.
+
+The counting model, for one image and T steps:
+
+* ``acs``: an accumulation for each spike and each synapse that it reaches, borders, strides and groups counted. A
+  spike of amplitude 2^k is a shift and one accumulation; what a step emits as a sum of n powers of two is n spikes, a
+  negative one costs what a positive one does. A shortcut is a synapse, with a scale or without. A pool adds a spike to
+  every window that holds it; a max-pool gate counts it, compares it in every window, and counts what it sends on.
+  Multi-level firing sends 0 ... K spikes a step, and a sum of trained neurons' spikes is all of them, one by one. An
+  analog current that several read (a sum in the membrane domain) is added by each of them, as often as it is not 0.
+* ``macs``: a multiplication wherever a synapse reads no spike: of the constant image once, and each step of values that
+  are graded (means of a pool, sums of currents, Poisson input, whose amplitude is the image's) as often as they are not
+  0. A readout multiplies by its scale once and by its weights, if it has any, at every step; so does a decay, unless it
+  is a power of two and so a shift.
+* ``updates``: a neuron is updated in each step in which it integrates or may fire: T, lagged T + 1, phased 2 T; each of
+  its K membranes of multi-level firing.
+* ``additions``: of what is constant, one for each neuron and step: the current of the stem, biases and corrections
+  together; and the additions and comparisons of pools and sums before the first neuron, once.
+
+Traffic, event-driven and without reuse: each synaptic event fetches its weight; each update reads and writes all of a
+neuron's state; the constant current of a stem is read by each neuron in each step; spikes are address events, written
+once and read once by each reader. Where a chip does not form the sum of a neuron's currents in a register, as an ANN's
+is here, but in memory, spike by spike, each event also reads and writes the sum that it reaches: counted apart.
+
+Of the source network: ``dense_macs`` is the usual count, which takes the zeros of the padding for products;
+``macs`` leaves them out, as the spikes' fan-out does. Its BatchNorm is folded, its identity shortcuts have no scale.
+A directly trained network has no source: there the same counts are of one dense pass through its own layers, as an ANN
+of that architecture would make it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.ops import (
+    AdaptiveAvgPool2d,
+    Add,
+    AvgPool2d,
+    Conv2d,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool2d,
+    Node,
+    Pad,
+    Scale,
+    Slice,
+)
+from ...runtime.display import Displayed
+from .fan_out import Shape, fan_out, synapses
+from .wiring import Watch, Wiring
+
+_POOLS = (AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, SpikingMaxPool2d)
+
+
+@dataclass(frozen=True, repr=False)
+class Traffic(Displayed):
+    """What is moved per image: words of weights, values (graded ones, stored currents) and state; bits of spikes.
+
+    sum_reads, sum_writes: words of sums, where they are formed in memory.
+    """
+
+    weight_reads: float = 0.0
+    value_reads: float = 0.0
+    value_writes: float = 0.0
+    state_reads: float = 0.0
+    state_writes: float = 0.0
+    sum_reads: float = 0.0
+    sum_writes: float = 0.0
+    spike_bits_written: float = 0.0
+    spike_bits_read: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class SourceOperations(Displayed):
+    """What the source network computes here per image.
+
+    Each MAC reads a weight and a value. additions: biases, residual sums, windows of pools, and a comparison for each
+    ReLU. from_image: whether no activation comes before, so that it reads the image.
+    """
+
+    macs: int = 0
+    dense_macs: int = 0
+    additions: int = 0
+    value_reads: int = 0
+    value_writes: int = 0
+    from_image: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class LayerOperations(Displayed):
+    """What one node computes per image, as the module says; ``spikes`` are those it emits.
+
+    inputs, outputs: values that it reads and gives; state: words that its neurons keep; parameters: weights and biases.
+    """
+
+    name: str
+    op: str
+    inputs: int
+    outputs: int
+    state: int
+    parameters: int
+    spikes: float
+    acs: float
+    macs: float
+    updates: float
+    additions: float
+    traffic: Traffic
+    ann: SourceOperations
+
+
+class _Tally:
+    """The sums over all images of one node, as integers."""
+
+    def __init__(self) -> None:
+        self.spikes = self.acs = self.macs = self.updates = self.additions = 0
+        self.weight_reads = self.value_reads = self.value_writes = 0
+        self.state_reads = self.state_writes = self.sum_reads = self.sum_writes = 0
+        self.spike_bits_written = self.spike_bits_read = 0
+
+    def events(self, count: int, graded: bool, weighted: bool) -> None:
+        """Values that arrive at sums."""
+        if graded and weighted:
+            self.macs += count
+        else:
+            self.acs += count
+        self.weight_reads += count if weighted else 0
+        self.sum_reads += count
+        self.sum_writes += count
+
+
+class Counter:
+    """Turns what was seen into the operations of each node."""
+
+    def __init__(self, wiring: Wiring, watch: Watch, shapes: dict[str, Shape], timesteps: int, images: int) -> None:
+        self.wiring, self.watch, self.shapes, self.graph = wiring, watch, shapes, wiring.graph
+        self.timesteps, self.images = timesteps, images
+
+    def size(self, name: str) -> int:
+        return torch.Size(self.shapes[name]).numel()
+
+    def reached(self, node: Node, name: str) -> int:
+        """The synapses that the values of an input reached."""
+        each = fan_out(node.op, self.shapes[name], self.shapes[node.name])
+        return int((self.positions(name) * each).sum())
+
+    def positions(self, name: str) -> Tensor:
+        return self.watch.positions(name)
+
+    def layer(self, node: Node) -> LayerOperations:
+        tally = _Tally()
+        if node.name in self.wiring.constant:
+            self._once(node, tally)
+        else:
+            self._spiking(node, tally)
+        means = {name: value / self.images for name, value in vars(tally).items()}
+        op = node.op
+        tensors = [op.weight, op.bias] if isinstance(op, Conv2d | Linear) else []
+        return LayerOperations(
+            *(node.name, type(op).__name__),
+            inputs=sum(self.size(name) for name in node.inputs),
+            outputs=self.size(node.name),
+            state=self._words(node) * self.size(node.name),
+            parameters=sum(tensor.numel() for tensor in tensors if tensor is not None),
+            **{name: means.pop(name) for name in ("spikes", "acs", "macs", "updates", "additions")},
+            traffic=Traffic(**means),
+            ann=self._source(node),
+        )
+
+    def _once(self, node: Node, tally: _Tally) -> None:
+        """What the constant input costs before the first neuron."""
+        op, size = node.op, self.size(node.name)
+        if isinstance(op, Conv2d | Linear | Scale):
+            tally.macs = self.images * self._synapses(node)
+            tally.additions = self.images * size if self.wiring.has_bias(node) else 0
+            tally.weight_reads = tally.value_reads = tally.macs
+        elif isinstance(op, Add):
+            tally.additions = self.images * size * (len(node.inputs) - 1)
+            tally.value_reads = self.images * size * len(node.inputs)
+        elif isinstance(op, _POOLS):
+            tally.additions = tally.value_reads = self.images * self._synapses(node)
+        tally.value_writes = self.images * size if tally.value_reads else 0
+
+    def _spiking(self, node: Node, tally: _Tally) -> None:
+        """What T steps cost."""
+        op, every = node.op, self.images * self.timesteps * self.size(node.name)
+        pooled = isinstance(op, MaxPool2d) and node.name in self.wiring.alphabet  # each step's spikes, without a gate
+        if isinstance(op, MaxPool2d) and not pooled:  # of currents that change, as under Poisson coding: all windows
+            tally.additions = tally.value_reads = self.images * self.timesteps * self._synapses(node)
+            tally.value_writes = every
+        elif not isinstance(op, Input | Flatten | Pad | Slice) and not self._relays(node):
+            self._arrivals(node, tally)
+        if isinstance(op, SpikingMaxPool2d):
+            arrived, left = (int(self.positions(name).sum()) for name in (node.inputs[0], node.name))
+            tally.acs += arrived + left
+            tally.sum_reads += arrived + left
+            tally.sum_writes = arrived + left
+        if isinstance(op, Neuron | SpikingMaxPool2d) or pooled:
+            tally.spikes = int(self.positions(node.name).sum())
+            tally.spike_bits_written = tally.spikes * self.wiring.bits(node.name, self.size(node.name))
+        if self._constants(node):
+            tally.additions += every
+        if isinstance(op, Neuron | Add) and any(name in self.wiring.constant for name in node.inputs):
+            tally.value_reads += every
+        if isinstance(op, Neuron | Readout):
+            self._update(node, op, tally, every)
+        if node.name in self.wiring.keepers:  # e[t] = e[t-1] + W k[t] / t, and e counts as well
+            tally.macs += every
+            tally.additions += every
+
+    def _relays(self, node: Node) -> bool:
+        """Whether it is a sum of spikes, which only come together at those that read it."""
+        return isinstance(node.op, Add) and node.name in self.wiring.alphabet
+
+    def _arrivals(self, node: Node, tally: _Tally) -> None:
+        for name in node.inputs:
+            if name in self.wiring.constant or self.wiring.free(name, node):
+                continue
+            spikes, seen = name in self.wiring.alphabet, int(self.positions(name).sum())
+            tally.events(self.reached(node, name), not spikes, isinstance(node.op, Conv2d | Linear | Scale))
+            if spikes:
+                tally.spike_bits_read += seen * self.wiring.bits(name, self.size(name))
+            else:
+                tally.value_reads += seen
+
+    def _update(self, node: Node, op: Neuron | Readout, tally: _Tally, every: int) -> None:
+        lag = op.lag(self.timesteps) if isinstance(op, Neuron) else 0
+        updated = every // self.timesteps * (self.timesteps + lag)
+        membranes = len(op.firing) if isinstance(op, Neuron) and op.firing is not None else 1
+        tally.updates = updated * membranes
+        tally.state_reads += updated * self._words(node)
+        tally.state_writes += updated * self._words(node)
+        if isinstance(op, Neuron) and op.decay and math.frexp(op.decay)[0] != 0.5:  # no power of two, as 1 is
+            tally.macs += every * membranes
+        if isinstance(op, Readout):
+            tally.macs += every // self.timesteps + (every if op.weights is not None else 0)
+            tally.additions += every // self.timesteps if op.correction is not None else 0
+
+    def _constants(self, node: Node) -> bool:
+        """Whether something constant is added in each step: one addition, for all of it together."""
+        op = node.op
+        if isinstance(op, Conv2d | Linear):
+            return self.wiring.has_bias(node) and not self.wiring.folds_bias(node.name)
+        if not isinstance(op, Neuron | Readout | Add):
+            return False
+        if isinstance(op, Neuron) and op.correction is not None and bool(op.correction.any()):
+            return True
+        folded = (name for name in node.inputs if not isinstance(op, Add) and self.wiring.folds_bias(name))
+        return any(name in self.wiring.constant for name in node.inputs) or any(
+            self.wiring.has_bias(self.graph[name]) for name in folded
+        )
+
+    def _words(self, node: Node) -> int:
+        """Words of state per neuron: membranes, what a signed one has emitted, a differential one's sum, a mean."""
+        op = node.op
+        own = int(isinstance(op, Neuron | Readout | SpikingMaxPool2d))
+        if isinstance(op, Neuron) and op.firing is not None:
+            own = len(op.firing)
+        more = isinstance(op, Neuron) and (op.signed or op.differential)
+        return own + int(more) + int(node.name in self.wiring.keepers)
+
+    def _synapses(self, node: Node) -> int:
+        return synapses(node.op, self.shapes[node.inputs[0]], self.shapes[node.name])
+
+    def _source(self, node: Node) -> SourceOperations:
+        op, size, image = node.op, self.size(node.name), node.name in self.graph.static
+        read = [name for name in node.inputs if not self.wiring.in_place(name, node)]
+        users = [self.graph[name] for name in self.graph.users[node.name]]
+        written = 0 if all(self.wiring.in_place(node.name, user) for user in users) else size
+        if isinstance(op, Conv2d | Linear):
+            macs, bias = self._synapses(node), size if self.wiring.has_bias(node) else 0
+            return SourceOperations(macs, size * op.weight[0].numel(), bias, macs, written, image)
+        if isinstance(op, _POOLS):
+            inside = self._synapses(node)
+            return SourceOperations(additions=inside, value_reads=inside, value_writes=written, from_image=image)
+        if isinstance(op, Neuron | Add):
+            additions = size * (len(node.inputs) - (0 if isinstance(op, Neuron) else 1))
+            return SourceOperations(0, 0, additions, sum(self.size(name) for name in read), written, image)
+        if isinstance(op, Readout):
+            return SourceOperations(value_writes=size)
+        return SourceOperations(from_image=image and not isinstance(op, Input))

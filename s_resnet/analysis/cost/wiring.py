@@ -1,0 +1,182 @@
+"""What travels on each edge of a spiking network, and how often: spikes, graded values or constants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidData
+from ...graph.graph import Graph
+from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.ops import (
+    AdaptiveAvgPool2d,
+    Add,
+    AvgPool2d,
+    Conv2d,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool2d,
+    Node,
+    Pad,
+    Scale,
+    Slice,
+)
+from ...kernels.membrane.reference import amplitudes
+
+_MOVED = (Flatten, Pad, Slice)  # what only renames the neurons that spikes come from
+_SUMMED = (Conv2d, Linear, Scale, AvgPool2d, AdaptiveAvgPool2d, Add)
+_SUMS = (Neuron, Add, Readout)
+KNOWN = (Input, MaxPool2d, SpikingMaxPool2d, *_MOVED, *_SUMMED, *_SUMS)
+
+
+class Wiring:
+    """The edges of a network.
+
+    constant: nodes whose value is the same at every step, under a constant input current.
+    alphabet: nodes that carry spikes -> the neurons whose alphabet they have. Everything else is graded.
+    units: those of them that carry numbers of spikes of amplitude 1: multi-level firing, and sums of trained neurons'
+        spikes, which are all sent on one by one, as a synapse does the same to each.
+    keepers: nodes that keep the running mean of what differential neurons send them.
+
+    Raises InvalidData for an operation that cannot be counted, by its name.
+    """
+
+    def __init__(self, graph: Graph, constant: frozenset[str]) -> None:
+        self.graph, self.constant = graph, constant
+        self.alphabet: dict[str, Neuron] = {}
+        self.units: set[str] = set()
+        self.keepers: set[str] = set()
+        means: set[str] = set()  # what carries increments of a mean
+        for node in graph.nodes:
+            self._check(node)
+            op = node.op
+            if isinstance(op, Neuron):
+                self.alphabet[node.name] = op
+            elif self._passes_spikes(node):
+                self.alphabet[node.name] = self.alphabet[node.inputs[0]]
+            if self._counts(node):
+                self.units.add(node.name)
+            users = [graph[user] for user in graph.users[node.name]]
+            passes = node.name in self.alphabet or (bool(users) and all(self.free(node.name, user) for user in users))
+            if any(name in means for name in node.inputs):
+                if passes and not isinstance(op, Neuron):
+                    means.add(node.name)
+                else:
+                    self.keepers.add(node.name)
+            if isinstance(op, Neuron) and op.differential:
+                means.add(node.name)
+
+    def _check(self, node: Node) -> None:
+        op, here = node.op, f"{node.name}: got {type(node.op).__name__}"
+        if not isinstance(op, KNOWN):
+            raise InvalidData(f"{here}, whose operations are not known; expected a converted network. Convert it.")
+        if isinstance(op, SpikingMaxPool2d) and not self._binary_or_signed(node.inputs[0]):
+            raise InvalidData(
+                f"{here} over values that are no spikes; expected the spikes of neurons without differential coding. "
+                "Choose another recipe."
+            )
+        if isinstance(op, Neuron) and not op.binary and op.integer is None and not op.unit:
+            raise InvalidData(
+                f"{here} of threshold {op.threshold.flatten()[0].item():g}; expected 1 of signed and multi-level ones. "
+                "Run normalize."
+            )
+
+    def _passes_spikes(self, node: Node) -> bool:
+        if isinstance(node.op, Add | MaxPool2d):
+            return all(name in self.alphabet and self.alphabet[name].amplitude == 1 for name in node.inputs)
+        return isinstance(node.op, (*_MOVED, SpikingMaxPool2d)) and node.inputs[0] in self.alphabet
+
+    def _counts(self, node: Node) -> bool:
+        """Whether a value is a number of spikes, 0 ... any."""
+        if isinstance(node.op, Neuron):
+            return node.op.firing is not None
+        summed = isinstance(node.op, Add) and node.name in self.alphabet
+        return summed or (node.name in self.alphabet and node.inputs[0] in self.units)
+
+    def _binary_or_signed(self, name: str) -> bool:
+        return name in self.alphabet and not self.alphabet[name].differential
+
+    def free(self, name: str, reader: Node) -> bool:
+        """Whether what ``name`` adds up, it adds up where ``reader`` wants it, so that reading costs nothing."""
+        return name not in self.constant and name not in self.alphabet and self.in_place(name, reader)
+
+    def in_place(self, name: str, reader: Node) -> bool:
+        """The same for the source network, where nothing is a constant."""
+        summed = isinstance(self.graph[name].op, _SUMMED) and isinstance(reader.op, _SUMS)
+        return summed and self.graph.users[name] == (reader.name,)
+
+    def has_bias(self, node: Node) -> bool:
+        """Whether the node's operation adds a bias."""
+        return isinstance(node.op, Conv2d | Linear) and node.op.bias is not None and bool(node.op.bias.any())
+
+    def folds_bias(self, name: str) -> bool:
+        """Whether the bias of ``name`` is added with the other constants of the neurons that read it, as one."""
+        return all(isinstance(self.graph[user].op, Neuron | Readout) for user in self.graph.users[name])
+
+    def bits(self, name: str, size: int) -> int:
+        """Bits of an address event: which of ``size`` neurons fired, its sign and which amplitude."""
+        op = self.alphabet[name]
+        sign = op.signed or op.differential
+        return (size - 1).bit_length() + int(sign) + (op.levels - 1).bit_length()
+
+
+class Watch:
+    """Counts, per node and position, the spikes (or non-zero graded values) that a simulation shows it.
+
+    ``seen[name]`` is int64 ``[H, W]``, summed over channels, steps and images, 0-dimensional where a value has no
+    positions: nothing here grows with steps or images.
+    """
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring = wiring
+        self.seen: dict[str, Tensor] = {}
+        self.totals: dict[str, tuple[Tensor, int]] = {}  # of differential spikes: the sum so far, and the steps
+        graph = wiring.graph
+        self.wanted = {
+            node.name
+            for node in graph.nodes
+            if node.name not in wiring.constant
+            and not isinstance(node.op, Scale)  # one-to-one: its input tells
+            and (
+                isinstance(node.op, Neuron | SpikingMaxPool2d)
+                or any(not wiring.free(node.name, graph[user]) for user in graph.users[node.name])
+            )
+        }
+
+    def begin(self, images: int) -> None:
+        """New images, whose differential neurons have sent nothing yet."""
+        self.images, self.totals = images, {}
+
+    def __call__(self, name: str, values: Tensor) -> None:
+        """Add what ``[S * B, *]`` shows."""
+        if name not in self.wanted:
+            return
+        op = self.wiring.alphabet.get(name)
+        if op is not None and op.differential:
+            values = self._increments(name, values)
+        several = op is not None and not op.binary
+        if name in self.wiring.units:
+            events = values.round().to(torch.int32)
+        else:
+            events = amplitudes(values.round(), op.levels) if op and several else (values != 0).to(torch.uint8)
+        kept = events.flatten(0, 1) if events.ndim == 4 else events.flatten()
+        count = kept.sum(0, dtype=torch.int64)
+        self.seen[name] = self.seen[name] + count if name in self.seen else count
+
+    def _increments(self, name: str, values: Tensor) -> Tensor:
+        """What a differential neuron sends: k[t] = y[t] - mean(y[1] ... y[t-1])."""
+        steps = values.view(-1, self.images, *values.shape[1:])
+        total, done = self.totals.get(name, (torch.zeros_like(steps[0]), 0))
+        sent = torch.empty_like(steps)
+        for index, y in enumerate(steps):
+            sent[index] = (y - total / max(1, done)).round()
+            total, done = total + y, done + 1
+        self.totals[name] = (total, done)
+        return sent.flatten(0, 1)
+
+    def positions(self, name: str) -> Tensor:
+        """What was seen of a node; a shortcut synapse passes on as many values as reach it."""
+        while isinstance(self.wiring.graph[name].op, Scale):
+            name = self.wiring.graph[name].inputs[0]
+        return self.seen[name].cpu()

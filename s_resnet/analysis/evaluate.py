@@ -1,0 +1,328 @@
+"""Evaluation: run a spiking network and its own ANN on the same images, and count.
+
+A directly trained network has no ANN: it is compared with its own answer after the T that it was trained for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import length_hint
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..data.arguments import labeled, probability, whole_number
+from ..data.intervals import difference
+from ..errors import InvalidData
+from ..graph.graph import Graph, check_spiking, count_images
+from ..runtime.device import ahead, find_device, peak_memory
+from ..runtime.processes import exchange, in_step, place, shared_errors
+from ..runtime.progress import Progress
+from ..simulation.closed_form import closed_form
+from ..simulation.simulate import answers, simulate_until_confident, steps_to_report
+from .figures import MANY_CLASSES, Exit, Report, Row
+from .measured_on import Seen, check_names, described_data, fitted_for, notes_on, repeated, training_notes
+
+# Gets each batch's images, labels ``[B]``, the logits ``[B, N]`` to agree with (the ANN's, or a trained network's own
+# after the T that it was trained for) and the answers ``[rows, B, N]`` at each T.
+Watch = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+
+
+def evaluate(
+    snn: Graph,
+    loader: Iterable[Any],
+    timesteps: int,
+    *,
+    at: Sequence[int] | None = None,
+    exit_confidence: float | None = None,
+    precision: str = "exact",
+    in_closed_form: bool = False,
+    device: str | torch.device = "auto",
+    network: str = "",
+    progress: bool = False,
+    watch: Watch | None = None,
+) -> Report:
+    """Evaluate a spiking network and its own ANN on the same images, at many T from one pass.
+
+    A directly trained network has no ANN; the agreement is then with its own answer after the T it was trained for.
+
+    In a process group of torch.distributed each process passes its own part of the images (see :func:`shard`), which
+    may be empty; all get the report on all images, or the same error. ``"cuda"`` is then the current GPU.
+
+    Args:
+        snn: a converted or directly trained network.
+        loader: batches of (images ``[B, C, H, W]``, labels ``[B]``, ...) or dicts with ``pixel_values`` or ``images``
+            and ``labels``; of events ``[T, B, C, H, W]`` the ANN sees the mean over T.
+        timesteps: T >= 1.
+        at: the steps to report; by default T, and of a network that is not fitted to one T also 1, 2, 4, ...
+        exit_confidence: 0 < P < 1; simulate each image only until it is that confident, T at most, as
+            :func:`simulate_until_confident` does. The fixed T of ``at`` are then simulated only if ``at`` is given:
+            they cost the steps that the exit saves.
+        precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as in :func:`simulate`.
+        in_closed_form: of a phased network, take spike counts from :func:`s_resnet.simulation.closed_form`, about T
+            times faster.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        network: a name for the report.
+        progress: show bars on stderr when it is a terminal, in the first process.
+        watch: called for every batch with images, labels, the logits to agree with and the answers ``[rows, B, N]``.
+
+    Raises:
+        InvalidData: no images, images or answers that are not finite, labels that the network has no class for, classes
+            in another order than the network's, or a setting out of range.
+        BackendUnavailable: ``device="cuda"`` without a GPU.
+    """
+    with shared_errors():
+        check_spiking(snn, "evaluate")
+        timesteps = whole_number(timesteps, "evaluate", "timesteps")
+        if exit_confidence is not None:
+            exit_confidence = probability(exit_confidence, "evaluate", "exit_confidence")
+        if in_closed_form and (precision != "exact" or exit_confidence is not None):
+            asked = "an exit" if precision == "exact" else f"precision {precision}"
+            raise InvalidData(
+                f"evaluate: got the closed form with {asked}; expected it alone, as it counts in float32 and has no "
+                "steps to leave at. Choose one of the two."
+            )
+        target = find_device(device)
+        if at is None:
+            usual = powers_of_two(timesteps) if fitted_for(snn) is None else (timesteps,)
+            at = usual if exit_confidence is None else None
+        wanted = None if at is None else steps_to_report(timesteps, at)
+        notes = [*training_notes(loader), *check_names(loader, snn)]
+        tally = _Tally(snn.to(target), timesteps, wanted, exit_confidence, precision, in_closed_form, watch)
+        tally.batches = length_hint(loader, 1)
+        if target.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(target)
+        progress = progress and place()[0] == 0
+        batches = Progress(loader, desc="evaluate", unit="batch", shown=progress)
+        for images, labels in in_step(ahead(labeled(batches, "evaluate"), target)):
+            tally.add(images, labels, progress)
+        return tally.report(network, target, loader, notes)
+
+
+def powers_of_two(timesteps: int) -> tuple[int, ...]:
+    """1, 2, 4, ... below ``timesteps``, and ``timesteps`` itself."""
+    return (*(2**k for k in range(timesteps.bit_length()) if 2**k < timesteps), timesteps)
+
+
+@dataclass
+class _Sums:
+    """Sums over images, of one way to simulate them: integers, or doubles that hold integers, but for the time."""
+
+    right: Tensor  # [rows, 4] int64: top-1, top-5, agreement, top-1 of network and ANN both
+    spikes: Tensor  # [rows] float64
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, rows: int) -> _Sums:
+        return cls(torch.zeros(rows, 4, dtype=torch.int64), torch.zeros(rows, dtype=torch.float64))
+
+    def add(self, row: int, answer: Tensor, labels: Tensor, choice: Tensor, spikes: Iterable[Tensor]) -> None:
+        """Count what is right in the answers ``[B, N]`` of a batch, and its spikes ``[B]`` per layer."""
+        same = answer.argmax(1) == choice
+        both = same & (choice == labels)
+        self.right[row] += torch.stack([*_hits(answer, labels), same.sum(), both.sum()]).cpu()
+        self.spikes[row] += torch.stack([count.sum() for count in spikes]).sum().cpu()
+
+    def shares(self, row: int, images: int, neurons: int, ann: Tensor | None, classes: int) -> dict[str, Any]:
+        """Top-1, top-5, agreement and spikes per neuron and image, and the drop from ``ann``, its right ones."""
+        top1, top5, same, both = self.right[row].tolist()
+        found = {
+            "top1": top1 / images,
+            "top5": top5 / images if classes >= MANY_CLASSES else None,
+            "agreement": same / images,
+            "spikes_per_neuron": float(self.spikes[row]) / images / neurons,
+        }
+        if ann is None:
+            return found
+        right = int(ann[0])
+        found["drop_interval"] = difference(both, right - both, top1 - both, images - right - top1 + both)
+        return {**found, "drop": (right - top1) / images}
+
+
+class _Tally:
+    """The sums over batches that a Report divides."""
+
+    def __init__(
+        self,
+        snn: Graph,
+        timesteps: int,
+        at: tuple[int, ...] | None,
+        confidence: float | None,
+        precision: str,
+        in_closed_form: bool,
+        watch: Watch | None,
+    ) -> None:
+        self.snn, self.timesteps, self.at, self.confidence, self.precision = snn, timesteps, at, confidence, precision
+        self.in_closed_form, self.watch = in_closed_form, watch
+        self.images, self.number, self.classes = 0, 0, 0  # the number of the batch, from 1
+        self.batches, self.size = 1, 0  # how many are expected, and of how many images
+        self.ann = torch.zeros(2, dtype=torch.int64)  # right at top-1, top-5
+        self.fixed = _Sums.of(len(at or ()))
+        self.exit = _Sums.of(1)
+        self.neurons = 0
+        self.marks = frozenset(snn.provenance.get("calibration", {}).get("marks", ()))
+        self.calibrated_on = 0
+        self.seen = Seen()
+
+    def add(self, images: Tensor, labels: Tensor, progress: bool) -> None:
+        self.number += 1
+        count = count_images(images)
+        sizes, logits = _source(self.snn, images)
+        logits = logits.flatten(1) if logits.shape[2:] == (1, 1) else logits  # of a fully convolutional network
+        self._check(logits, labels)
+        self.neurons = sum(sizes[node.name] for node in self.snn.neurons)
+        self.images += count
+        choice = logits.argmax(1)
+        self.calibrated_on += sum(mark in self.marks for mark in self.seen.add(images, labels, choice))
+        self.ann += torch.stack(_hits(logits, labels)).cpu()
+        if self.at is not None:
+            with _timed(self.fixed, images.device):
+                if self.in_closed_form:
+                    result = closed_form(self.snn, images, self.timesteps, self.at)
+                else:
+                    self.size = self.size or count
+                    repeats = self.batches if count == self.size else 1
+                    inner = progress and not self.snn.windowed  # its window is one chunk: a bar would stand still
+                    result = answers(self.snn, images, self.at, self.precision, repeats, inner)
+            self._finite(result.outputs, "network")
+            self.fixed.steps += (sum(self.at) if self.snn.windowed else self.at[-1]) * count
+            for row, answer in enumerate(result.outputs):
+                self.fixed.add(row, answer, labels, choice, [count[row] for count in result.spikes.values()])
+            if self.watch is not None:
+                self.watch(images, labels, logits, result.outputs)
+        if self.confidence is not None:
+            with _timed(self.exit, images.device):
+                exits = simulate_until_confident(
+                    *(self.snn, images, self.timesteps, self.confidence),
+                    precision=self.precision,
+                    progress=progress,
+                )
+            self._finite(exits.outputs, "network")
+            self.exit.steps += int(exits.steps.sum())
+            self.exit.add(0, exits.outputs, labels, choice, exits.spikes.values())
+
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        """Raise InvalidData unless these are scores of classes, one of which each label is."""
+        self.classes = logits.shape[1]
+        if logits.ndim != 2:
+            raise InvalidData(
+                f"evaluate: got answers of shape {tuple(logits.shape)}; expected scores of classes, "
+                "[B, N]. Compare other values with snn(images, timesteps) and snn.run(images)."
+            )
+        if self.classes < 2:
+            raise InvalidData(
+                "evaluate: got a network that answers one number; expected scores of two classes or more. Compare "
+                "values in Python: (snn(images, timesteps).flatten() - targets).abs().mean()."
+            )
+        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        if len(wrong):
+            raise InvalidData(
+                f"evaluate: got label {int(wrong[0])} for a network of {self.classes} classes; expected labels "
+                f"0 ... {self.classes - 1}. Choose the data that the network was trained on."
+            )
+        self._finite(logits, "source network")
+
+    def _finite(self, answers: Tensor, who: str) -> None:
+        if not bool(torch.isfinite(answers).all()):
+            raise InvalidData(
+                f"evaluate: batch {self.number}: got answers of the {who} that are not finite; expected numbers. "
+                "Check its weights, and the scale of the images."
+            )
+
+    def report(self, network: str, device: torch.device, loader: object, notes: list[str]) -> Report:
+        """The report on the images of all processes."""
+        left_out = (len(getattr(loader, "unreadable", ())), getattr(loader, "events", (0, 0)))
+        own = (self.images, self.calibrated_on, self.ann, self.fixed, self.exit, self.neurons, peak_memory(device))
+        said = exchange((*own, self.classes, self.seen, left_out))
+        every, known, anns, fixed, exits, neurons, peaks, classes, seen, unreadable = zip(*said, strict=True)
+        images, whole, exit = sum(every), _total(fixed), _total(exits)
+        if images == 0:
+            raise InvalidData("evaluate: got no images; expected at least one batch. Check the data.")
+        timed = exit if self.at is None else whole
+        ann = None if self.snn.trained else sum(anns, torch.zeros_like(self.ann))
+        common = (images, max(neurons), ann, max(classes))
+        fitted = fitted_for(self.snn)
+        events = tuple(sum(part[1][place] for part in unreadable) for place in range(2))
+        return Report(
+            network=network,
+            recipe=str(self.snn.provenance.get("recipe", {}).get("name", "custom")),
+            images=images,
+            device=device.type,
+            kernel="closed-form" if self.in_closed_form else kernels.select(device)[0],
+            ann=None if ann is None else _accuracies(ann, images, max(classes)),
+            snn=tuple(
+                Row(
+                    step,
+                    self.snn.end_to_end_steps(step),
+                    **whole.shares(place, *common),
+                    fitted=None if fitted is None else step == fitted,
+                )
+                for place, step in enumerate(self.at or ())
+            ),
+            images_per_second=images / timed.seconds,
+            seconds_per_step_per_image=timed.seconds / timed.steps,
+            peak_memory_bytes=max(peaks),
+            exit=None if self.confidence is None else self._exit(exit, common),
+            precision=self.precision,
+            alphabet=self.snn.alphabet,
+            calibrated_on=sum(known),
+            trained_for=self.snn.trained_for if self.snn.trained else None,
+            data=described_data(loader, sum(part[0] for part in unreadable), (events[0], events[1])),
+            notes=(*notes, *notes_on(self.snn, seen, max(classes))),
+            repeated=repeated(seen),
+            fitted_for=fitted,
+        )
+
+    def _exit(self, sums: _Sums, common: tuple[int, int, Tensor | None, int]) -> Exit:
+        assert self.confidence is not None
+        mean, speed = sums.steps / common[0], common[0] / sums.seconds
+        return Exit(self.confidence, self.timesteps, mean, images_per_second=speed, **sums.shares(0, *common))
+
+
+def _accuracies(right: Tensor, images: int, classes: int) -> dict[str, Any]:
+    """Of the source network."""
+    top1, top5 = (right.double() / images).tolist()
+    return {"top1": top1, "top5": top5 if classes >= MANY_CLASSES else None}
+
+
+def _source(snn: Graph, images: Tensor) -> tuple[dict[str, int], Tensor]:
+    """Per node how many values it has, and the logits ``[B, N]`` to agree with."""
+    sizes = {}
+    for name, value in snn.activations(images.narrow(-4, 0, 1) if snn.trained else images):
+        sizes[name] = value[0].numel()
+    return sizes, snn.run(images) if snn.trained else value
+
+
+def _total(parts: Sequence[_Sums]) -> _Sums:
+    """The sums of all processes; the time is the slowest one's."""
+    total = _Sums.of(len(parts[0].right))
+    for part in parts:
+        total.right += part.right
+        total.spikes += part.spikes
+        total.steps += part.steps
+        total.seconds = max(total.seconds, part.seconds)
+    return total
+
+
+@contextmanager
+def _timed(sums: _Sums, device: torch.device) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    sums.seconds += time.perf_counter() - start
+
+
+def _hits(logits: Tensor, labels: Tensor) -> list[Tensor]:
+    """How many of the batch are right at top-1 and at top-5 (all classes where there are fewer).
+
+    Among equal logits the first counts as the largest, as in argmax; topk would pick any.
+    """
+    best = logits.sort(dim=1, descending=True, stable=True).indices[:, :5] == labels[:, None]
+    return [best[:, 0].sum(), best.any(1).sum()]

@@ -1,0 +1,143 @@
+"""Which images an evaluation was made on, which were left out or counted twice, and what about them is odd."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.classes import plain, same_names
+from ..data.heldout import image_marks
+from ..data.images import Loader
+from ..data.labels import label_notes
+from ..data.open import TRAINING
+from ..errors import InvalidData
+from ..graph.graph import Graph
+
+FITTING = ("fit_thresholds", "calibrate_neurons")  # passes that fit a network to its T
+# Between the images of calibration and those of evaluation: the ratio of spreads, and the shift in spreads.
+RATIO, SHIFT, ENOUGH = math.exp(0.6), 1.0, 16
+
+
+def fitted_for(snn: Graph) -> int | None:
+    """The T that the recipe was fitted to; None where it runs as well at any T."""
+    recipe = snn.provenance.get("recipe", {})
+    passes = {step.get("pass") for step in recipe.get("passes", ())}
+    return recipe.get("timesteps") if passes.intersection(FITTING) else None
+
+
+def described_data(loader: object, unreadable: int, events: tuple[int, int]) -> dict[str, Any]:
+    """What a loader loads from, as :attr:`Report.data` says it; the counts are those of all processes."""
+    if not isinstance(loader, Loader):
+        dataset = _dataset(loader)
+        of = "" if dataset is None else f" of {type(dataset).__name__}"
+        root = getattr(dataset, "root", None)
+        return {"loader": f"{type(loader).__name__}{of}{f' {root}' if isinstance(root, str) else ''}"}
+    found = {"path": loader.data.spec, "split": loader.data.split, "of": len(loader.data)}
+    left_out = {"calibrated_on": loader.excluded, "unreadable": unreadable, "no_images": list(loader.data.skipped)}
+    if events[0]:
+        left_out["events_outside"] = events[1] / events[0]
+    return {**found, "left_out": left_out}
+
+
+def training_notes(loader: object) -> list[str]:
+    """What to know of images that the network's ANN may have been trained on."""
+    if not isinstance(loader, Loader):
+        return []
+    if loader.data.split == "train" or Path(loader.data.spec).name.lower() in TRAINING:
+        return ["these are training images, on which accuracies are higher than on others. Evaluate on held-out ones."]
+    if loader.excluded and loader.data.split == "all":
+        return ["these lie beside the calibration images: if the ANN was trained on them, accuracies are too high."]
+    return []
+
+
+def check_names(loader: object, snn: Graph) -> list[str]:
+    """What to know of class names that are not the network's. InvalidData where they are, in another order."""
+    names = tuple(snn.provenance.get("classes", ()))
+    theirs = getattr(loader.data if isinstance(loader, Loader) else _dataset(loader), "classes", None)
+    if not names or not isinstance(theirs, list | tuple) or same_names(theirs, names):
+        return []
+    theirs = tuple(map(str, theirs))
+    place = next((i for i, (a, b) in enumerate(zip(theirs, names, strict=False)) if not same_names([a], [b])), 0)
+    got, expected = (f"{some[place]!r} as number {place}" for some in (theirs, names))
+    if same_names(sorted(map(plain, theirs)), sorted(map(plain, names))):
+        raise InvalidData(
+            f"evaluate: got the classes of the network in another order, {got}; expected {expected}. Number them as "
+            'the network does: s_resnet.data.match_classes(data, snn.provenance["classes"]).'
+        )
+    return [f"class names are not those of the network ({got}, in the network {expected}): they count by position"]
+
+
+def _dataset(loader: object) -> Any:
+    """The data set in a DataLoader, also of a Subset."""
+    dataset = getattr(loader, "dataset", None)
+    while (inner := getattr(dataset, "dataset", None)) is not None:
+        dataset = inner
+    return dataset
+
+
+@dataclass
+class Seen:
+    """What went through an evaluation: a mark of every image, the source's answers, the labels, and sums of values."""
+
+    marks: list[Tensor] = field(default_factory=list)
+    answers: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    sums: Tensor = field(default_factory=lambda: torch.zeros(2, 1, dtype=torch.float64))  # values and squares, [2, C]
+    count: int = 0  # of values of a channel
+
+    def add(self, images: Tensor, labels: Tensor, answers: Tensor) -> list[int]:
+        """Take in a batch, with the classes that the source answers; gives the marks of its images."""
+        marks = image_marks(images)
+        self.marks.append(torch.tensor(marks, dtype=torch.int64))
+        self.answers.append(answers.cpu())
+        self.labels.append(labels.cpu())
+        if images.ndim == 4:  # events are counts, of which recordings have very different numbers
+            values = images.double()
+            self.sums = self.sums + torch.stack([values.sum((0, 2, 3)), (values**2).sum((0, 2, 3))]).cpu()
+            self.count += images.numel() // images.shape[1]
+        return marks
+
+
+def repeated(parts: Iterable[Seen]) -> int:
+    """How many images had been counted before, in whichever process."""
+    marks = torch.cat([mark for part in parts for mark in part.marks])
+    return len(marks) - len(torch.unique(marks))
+
+
+def notes_on(snn: Graph, parts: Sequence[Seen], classes: int) -> list[str]:
+    """What about the images of all processes, or the answers to them, is most probably not as it was meant."""
+    labels = torch.cat([one for part in parts for one in part.labels])
+    answers = torch.cat([one for part in parts for one in part.answers])
+    notes = label_notes(answers, labels, classes, "evaluated")
+    again = repeated(parts)
+    if again:
+        advice = ": give each process its own part (s_resnet.runtime.shard)" if len(parts) > 1 else ""
+        notes.append(f"{again} of the {len(labels)} images had been counted before, pixel for pixel{advice}.")
+    known, count = snn.provenance.get("check", {}), sum(part.count for part in parts)
+    if count and len(labels) >= ENOUGH and {"mean", "std"} <= known.keys():
+        mean, square = sum((part.sums for part in parts), torch.zeros(2, 1, dtype=torch.float64)) / count
+        notes += _moved(mean, (square - mean**2).clamp_min(0).sqrt(), known)
+    return notes
+
+
+def _moved(mean: Tensor, spread: Tensor, known: Any) -> list[str]:
+    """Whether the images are of another range than those of calibration."""
+    usual_mean, usual = (torch.tensor(known[name], dtype=torch.float64) for name in ("mean", "std"))
+    if not len(usual) == len(usual_mean) == len(spread) or not bool((usual > 0).all()):
+        return []
+    ratio, shift = spread / usual, (mean - usual_mean).abs() / usual
+    off = (ratio > RATIO) | (ratio < 1 / RATIO) | (shift > SHIFT)
+    if not bool(off.any()):
+        return []
+    worst = int(torch.maximum(ratio.log().abs(), shift).argmax())
+    return [
+        f"the images are of another range than those of calibration: channel {worst} has mean "
+        f"{float(mean[worst]):.3g} and standard deviation {float(spread[worst]):.3g}, there it had "
+        f"{float(usual_mean[worst]):.3g} and {float(usual[worst]):.3g}. Prepare them alike."
+    ]

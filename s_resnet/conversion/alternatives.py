@@ -1,0 +1,96 @@
+"""Other guesses about what a checkpoint does not say, tried on its BatchNorm statistics: what would have fitted?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ..frontend.batchnorm_check import Moments
+from ..frontend.checkpoint import Checkpoint, load_checkpoint
+from ..frontend.trace import trace
+from ..models.torchvision_resnets import variants_of
+from ..runtime.display import Displayed
+
+IMAGES = 32  # that are tried, and half as many where they are large
+SIZES = (32, 64, 224)
+LARGE = 128  # pixels
+BATCH = 16
+# Mean and std that networks are trained with besides ImageNet's: half, none, and pixels from 0 to 255.
+SCALES = (
+    (IMAGENET_MEAN, IMAGENET_STD),
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ((0.0, 0.0, 0.0), (1 / 255,) * 3),
+    (IMAGENET_MEAN, (1 / 255,) * 3),
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Alternative(Displayed):
+    """Options of ``sresnet convert``, and the :attr:`Fit.score` that network and images have with them."""
+
+    options: str
+    score: float
+
+
+def alternatives(
+    path: str | os.PathLike[str], checkpoint: Checkpoint, images: Tensor, preprocessing: Preprocessing
+) -> list[Alternative]:
+    """Other mean and std, input sizes and variants of the architecture that fit the BatchNorm statistics, best first.
+
+    One thing at a time is changed. What is returned fits, and at least twice as well as what was chosen.
+
+    Args:
+        path, checkpoint: the file, and what :func:`s_resnet.load_checkpoint` made of it.
+        images: ``[B, 3, H, W]``, prepared as ``preprocessing`` says.
+    """
+    images = images[: IMAGES if preprocessing.size < LARGE else IMAGES // 2]
+    chosen = _score(checkpoint.model, images)
+    tried = list(_tried(path, checkpoint, images, preprocessing))
+    return sorted(
+        (one for one in tried if one.score <= 1 and one.score < chosen / 2), key=lambda alternative: alternative.score
+    )
+
+
+def _tried(
+    path: str | os.PathLike[str], checkpoint: Checkpoint, images: Tensor, preprocessing: Preprocessing
+) -> Iterator[Alternative]:
+    for arch in variants_of(checkpoint.arch):
+        options = f"--arch {arch} --input-size {preprocessing.size}"
+        yield Alternative(options, _score(load_checkpoint(path, arch).model, images))
+    for mean, std in SCALES:
+        if (mean, std) != (preprocessing.mean, preprocessing.std):
+            prepared = _rescaled(images, preprocessing, replace(preprocessing, mean=mean, std=std))
+            yield Alternative(f"--mean {_written(mean)} --std {_written(std)}", _score(checkpoint.model, prepared))
+    for size in SIZES if variants_of(checkpoint.arch) else SIZES[:2]:  # CIFAR's are for small images
+        if size != preprocessing.size:
+            some = images if size < LARGE else images[: IMAGES // 2]
+            resized = F.interpolate(some, (size, size), mode="bilinear", antialias=True)
+            yield Alternative(f"--input-size {size}", _score(checkpoint.model, resized))
+
+
+def _score(model: nn.Module, images: Tensor) -> float:
+    """How far they are from fitting."""
+    moments = Moments(trace(model, images[:2]))
+    for part in torch.split(images, BATCH):
+        for _ in moments.watch(part):
+            pass
+    return moments.fit().score
+
+
+def _rescaled(images: Tensor, before: Preprocessing, after: Preprocessing) -> Tensor:
+    """Images prepared with one mean and std as with another."""
+    (mean, std), (new_mean, new_std) = (
+        (torch.tensor(one.mean).view(3, 1, 1), torch.tensor(one.std).view(3, 1, 1)) for one in (before, after)
+    )
+    return (images * std + mean - new_mean) / new_std
+
+
+def _written(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:.4g}" for number in numbers)

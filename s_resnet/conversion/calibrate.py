@@ -1,0 +1,303 @@
+"""Calibration: the scale lambda of every activation, from images."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.arguments import Batches, class_numbers, images_of, real_number
+from ..data.heldout import image_marks, ordered_key
+from ..errors import ConversionError, InvalidData
+from ..graph.graph import Graph
+from ..graph.ops import ReLU
+from ..runtime.display import Displayed, Table, brief
+from ..runtime.progress import Progress
+from .spill import Spill, gather
+
+HALF = 1 << 16
+
+
+@dataclass(frozen=True, repr=False)
+class Samples(Displayed):
+    """Calibration images kept apart from the statistics, for passes that search: ``[B, C, H, W]``, labels ``[B]``."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True, repr=False)
+class Calibration(Displayed):
+    """The scale of every activation: ``scales[node]`` is lambda, positive and finite.
+
+    ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the
+    nodes that were never above zero and so have a stand-in scale. ``rounding`` is the share of its activations that a
+    layer running T steps is expected to lose, times T: of images the median layer's, else the mean over layers.
+    ``samples`` and ``fitting`` are calibration images, for passes that search and for passes that fit,
+    ``[B, C, H, W]``; no image is in both, and neither are saved. ``marks`` tell every calibration image again
+    (:func:`image_marks`), so that an evaluation can say how many of its images it has been calibrated on.
+    """
+
+    scales: Mapping[str, float]
+    percentile: float
+    images: int
+    source: str
+    silent: tuple[str, ...] = ()
+    samples: Samples | None = None
+    rounding: float | None = None
+    fitting: Tensor | Spill | None = None
+    marks: tuple[int, ...] = ()
+
+    def _lines(self) -> Iterator[str]:
+        yield self._head()
+        low, high = min(self.scales.values()), max(self.scales.values())
+        yield f"lambda {low:.4g} to {high:.4g} over {len(self.scales)} layers"
+        if self.silent:
+            yield f"never active: {brief(self.silent, 120)}"
+        yield "print(_.table()) shows every layer"
+
+    def _parts(self) -> Iterator[str | Table]:
+        yield self._head()
+        rows = ((name, f"{scale:.6g}", "never active" * (name in self.silent)) for name, scale in self.scales.items())
+        yield Table(("layer", "lambda", ""), tuple(rows))
+
+    def _head(self) -> str:
+        where = f"{self.images:,} images" if self.source == "data" else f"{self.source} statistics"
+        known = self.summary()
+        apart = f", {known['held_out']:,} kept apart, {known['fitted']:,} to fit to" if self.source == "data" else ""
+        return f"Calibration from {where}{apart}; percentile {self.percentile:g}"
+
+    def summary(self) -> dict[str, Any]:
+        """What an artifact keeps of it."""
+        return {
+            "source": self.source,
+            "percentile": self.percentile,
+            "images": self.images,
+            "held_out": 0 if self.samples is None else len(self.samples.images),
+            "fitted": 0 if self.fitting is None else len(self.fitting),
+            "scales": dict(self.scales),
+            "silent": list(self.silent),
+            "marks": list(self.marks),
+        }
+
+
+def fitting_images(calibration: Calibration, where: str) -> Tensor | Spill:
+    """The images to fit to. Raises ConversionError where there are none."""
+    if calibration.fitting is None or len(calibration.fitting) == 0:
+        raise ConversionError(
+            f"{where}: got no calibration images; expected 256 to 1,024. Pass calibration_batches, or choose the "
+            "recipe s-resnet, which can do without."
+        )
+    return calibration.fitting
+
+
+def calibrated_nodes(graph: Graph) -> list[str]:
+    """The nodes whose scale a conversion needs: every ReLU, and the logits."""
+    return [node.name for node in graph.nodes if isinstance(node.op, ReLU) or node is graph.nodes[-1]]
+
+
+def calibrate(
+    graph: Graph,
+    batches: Batches,
+    percentile: float = 99.9,
+    held_out: int = 0,
+    progress: bool = False,
+    fitting: bool = False,
+) -> Calibration:
+    """The exact ``percentile`` of every ReLU output and of the logits over all calibration images, zeros included.
+
+    lambda is the element of 1-based rank ``floor(p n)`` of all ``n`` values sorted ascending. It is found by a radix
+    search on the bits of the floats: one pass counts the upper 16 bits of every value, a second pass the lower 16 of
+    those that share the upper 16 of the answer. So memory is 2 tables of 65,536 counts per node whatever the number
+    of images, and neither the order of the batches nor their size matters.
+
+    Args:
+        graph: an analog graph.
+        batches: gone through twice, so a list or a DataLoader, not a generator; the same images each time, shuffled
+            or not. They are moved to the graph's device.
+        percentile: in percent, above 0 and at most 100.
+        held_out: how many of the first images (at most half) to leave out and return as ``samples``.
+        progress: show a bar on stderr when it is a terminal.
+        fitting: whether to return the other images, for passes that fit to images; in a temporary file where they are
+            many.
+
+    Raises:
+        InvalidData: a one-shot iterator, no images, images that do not fit, or values that are not finite.
+
+    Source: percentile normalization as in the released code of arXiv:1805.01352 (Hu, Tang, Pan): all scalars of a
+    layer sorted, element floor(p n).
+    """
+    percentile = check_percentile(percentile)
+    check_repeatable(batches)
+    samples = _first_images(batches, held_out, graph.device)
+    kept_apart = [] if samples is None else image_marks(samples.images)
+    names = calibrated_nodes(graph)
+    upper, counted = _count(
+        graph, batches, kept_apart, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2
+    )
+    for name in names:
+        if upper[name][_INFINITE].any():
+            raise InvalidData(f"{name}: got activations that are not finite; expected numbers. Check the images.")
+    ranks = {name: _rank(percentile, int(upper[name].sum())) for name in names}
+    bucket = {name: int(torch.searchsorted(upper[name].cumsum(0), ranks[name])) for name in names}
+
+    def inside(name: str, key: Tensor) -> Tensor:
+        return key[(key >> 16) + HALF // 2 == bucket[name]] & (HALF - 1)
+
+    lower, again = _count(graph, batches, kept_apart, "calibrate 2/2", progress, inside)
+    if again != counted:
+        raise InvalidData(
+            "calibrate: got other images when going through the batches again; expected the same ones, in any order. "
+            "Turn off random augmentation and drop_last."
+        )
+    values = {}
+    for name in names:
+        rank = ranks[name] - int(upper[name][: bucket[name]].sum())
+        low = min(int(torch.searchsorted(lower[name].cumsum(0), rank)), HALF - 1)
+        values[name] = _value(((bucket[name] - HALF // 2) << 16) | low)
+    found = with_scales(values, percentile, counted[0], "data", samples)
+    lost = [
+        _lost(upper[node.name], values[node.name])
+        for node in graph.nodes
+        if isinstance(node.op, ReLU) and values[node.name] > 0
+    ]
+    rounding = statistics.median(lost) if lost else None
+    return replace(
+        found,
+        rounding=rounding,
+        marks=counted[1],
+        fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None,
+    )
+
+
+def check_repeatable(batches: Batches) -> None:
+    """Raise InvalidData for a one-shot iterator."""
+    if iter(batches) is batches:
+        raise InvalidData(
+            "calibrate: got a one-shot iterator of batches; expected something that can be gone through twice. "
+            "Pass a list or a DataLoader."
+        )
+
+
+def check_percentile(percentile: float) -> float:
+    """Itself as a float; InvalidData unless it is above 0 and at most 100."""
+    number = real_number(percentile)
+    if not 0 < number <= 100:
+        raise InvalidData(f"calibrate: got percentile {percentile}; expected above 0 and at most 100. Use 99.9.")
+    return number
+
+
+# The 16 upper bits of infinities and NaNs, in the order of ordered_key.
+_INFINITE = torch.tensor([*range(128), *range(HALF - 128, HALF)])
+
+
+def _value(key: int) -> float:
+    """The float32 of a key."""
+    bits = torch.tensor(key, dtype=torch.int64).to(torch.int32)
+    return float((bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32))
+
+
+def _lost(counts: Tensor, scale: float) -> float:
+    """T times the share of its activations that a layer loses by rounding down to the grid ``scale / T``.
+
+    An active neuron loses half a grid step on average: ``P(x > 0) scale / 2`` of ``E[x]``. ``counts``: of
+    values by their upper 16 bits, each taken for the middle of its bucket.
+    """
+    middle = (torch.arange(1, HALF // 2) << 16) + HALF // 2
+    values = middle.to(torch.int32).view(torch.float32).double().nan_to_num()  # no finite value is counted there
+    positive = counts[HALF // 2 + 1 :].double()
+    return float(positive.sum() * scale / 2 / (positive @ values))
+
+
+def _rank(percentile: float, n: int) -> int:
+    """The 1-based rank floor(p n), at least 1; in fractions, since 0.999 has no exact binary form."""
+    return max(1, math.floor(Fraction(str(percentile)) / 100 * n))
+
+
+def _count(
+    graph: Graph,
+    batches: Batches,
+    kept_apart: list[int],
+    label: str,
+    progress: bool,
+    index: Callable[[str, Tensor], Tensor],
+) -> tuple[dict[str, Tensor], tuple[int, tuple[int, ...]]]:
+    """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs; images counted, and the marks of all."""
+    tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
+    images, seen = 0, list[int]()
+    waiting = Counter(kept_apart)
+    for batch in Progress(batches, desc=label, unit="batch", shown=progress):
+        x = _images(batch)
+        marks = image_marks(x)
+        seen += marks
+        x = x[_not_kept(marks, waiting)]
+        images += len(x)
+        if len(x) == 0:
+            continue
+        for name, value in graph.activations(x.to(graph.device)):
+            if name in tables:
+                tables[name] += torch.bincount(index(name, ordered_key(value)), minlength=HALF).cpu()
+    if images == 0:
+        raise InvalidData("calibrate: got no images beyond those held out; expected at least one. Pass more images.")
+    return tables, (images, tuple(sorted(seen)))
+
+
+def _not_kept(marks: list[int], waiting: Counter[int]) -> list[int]:
+    """The places of the images that are not kept apart; of images that are the same, only as many as are waited for."""
+    free = []
+    for index, mark in enumerate(marks):
+        if waiting[mark]:
+            waiting[mark] -= 1
+        else:
+            free.append(index)
+    return free
+
+
+def _images(batch: Any) -> Tensor:
+    images = images_of(batch, "calibrate")
+    if images.ndim != 4:
+        raise InvalidData(f"calibrate: got a batch of {tuple(images.shape)}; expected [B, C, H, W]. Check the data.")
+    return images
+
+
+def _first_images(batches: Batches, count: int, device: torch.device) -> Samples | None:
+    """The first ``count`` images (at most half of them all) and, when every batch has them, their labels."""
+    images: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    seen = 0
+    for batch in batches if count > 0 else ():
+        images.append(_images(batch))
+        labels.append(class_numbers(batch, len(images[-1])))
+        seen += len(images[-1])
+        if seen >= 2 * count:
+            break
+    count = min(count, seen // 2)
+    if count <= 0:
+        return None
+    every = [label for label in labels if label is not None]
+    known = torch.cat(every)[:count].to(device) if len(every) == len(labels) else None
+    return Samples(torch.cat(images)[:count].to(device), known)
+
+
+def _others(batches: Batches, kept_apart: list[int], device: torch.device) -> Iterator[Tensor]:
+    """The images that are not kept apart."""
+    waiting = Counter(kept_apart)
+    for batch in batches:
+        images = _images(batch)
+        yield images[_not_kept(image_marks(images), waiting)].to(device)
+
+
+def with_scales(
+    values: Mapping[str, float], percentile: float, images: int, source: str, samples: Samples | None = None
+) -> Calibration:
+    """Scales that are positive and finite whatever the values: a silent layer gets 1, as it never reaches it."""
+    silent = tuple(name for name, value in values.items() if not value > 0)
+    scales = {name: value if value > 0 else 1.0 for name, value in values.items()}
+    return Calibration(scales, percentile, images, source, silent, samples)

@@ -1,0 +1,96 @@
+"""What the layers of both networks give on many images, in temporary files, to be read by images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..graph.neuron import Neuron
+from ..graph.ops import Input, whole
+from ..simulation.lockstep import Both
+from .spill import Spill
+
+
+class Shown:
+    """The images, as both networks see them."""
+
+    def __init__(self, op: Input, images: Tensor | Spill, steps: int) -> None:
+        self._op, self._images, self._steps = whole(op), images, steps
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, images: slice | Tensor) -> Both:
+        analog = self._images[images]
+        return Both(self._op.run(analog).expand(self._steps, *analog.shape), analog)
+
+
+class Kept:
+    """What a neuron layer sends, and the source's activations: spikes as bits, bytes or words.
+
+    It gives what it got, to the last bit; layers of images channel by channel within each place, as convolutions like
+    them best.
+    """
+
+    def __init__(self, op: Neuron, timesteps: int, values: Iterable[Both]) -> None:
+        self._op, self._timesteps = op, timesteps
+        self._spikes, self._analog = Spill(), Spill()
+        for value in values:
+            self._steps, self._shape = len(value.spiking), value.analog.shape[1:]
+            self._spikes.append(self._packed(value))
+            self._analog.append(_channels_behind(value.analog))
+
+    def __len__(self) -> int:
+        return len(self._analog)
+
+    def __getitem__(self, images: slice | Tensor) -> Both:
+        analog = _channels_before(self._analog[images])
+        stored = self._spikes[images]
+        if self._bits:
+            places = self._steps * self._shape.numel()
+            stored = torch.from_numpy(np.unpackbits(stored.cpu().numpy(), axis=1, count=places)).to(analog.device)
+        order = self._shape if len(self._shape) != 3 else (*self._shape[1:], self._shape[0])
+        spikes = stored.view(len(analog), self._steps, *order).transpose(0, 1).to(analog.dtype)
+        spikes = _channels_before(spikes.flatten(0, 1))
+        if self._mean:
+            spikes = spikes / self._timesteps
+        emitted = spikes if self._op.differential else self._op.emit(spikes)
+        return Both(emitted.view(self._steps, len(analog), *self._shape), analog)
+
+    @property
+    def _mean(self) -> bool:
+        """Whether counts over T steps are kept, as mean rates."""
+        return self._steps < self._timesteps and not self._op.differential
+
+    @property
+    def _bits(self) -> bool:
+        return self._op.binary and not self._mean
+
+    def _packed(self, value: Both) -> Tensor:
+        """Per image the spikes of all its steps."""
+        spiking = _channels_behind(value.spiking.flatten(0, 1)).view(*value.spiking.shape[:2], -1)
+        if self._bits:
+            bits = (spiking != 0).transpose(0, 1).flatten(1)
+            return torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=1))
+        if self._op.differential:
+            return spiking.transpose(0, 1).contiguous()
+        one = _channels_behind(self._op.emit(torch.ones_like(value.analog[:1]))).flatten(1)
+        counts = (spiking / one * (self._timesteps if self._mean else 1)).round()
+        largest = self._op.most * (self._timesteps if self._mean else 1)
+        fits = next(kind for kind in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(kind).max)
+        return counts.to(fits).transpose(0, 1).contiguous()
+
+
+Values = Both | Kept | Shown  # of many images, to be had by images
+
+
+def _channels_behind(value: Tensor) -> Tensor:
+    """``[B, C, H, W]`` as ``[B, H, W, C]``; others as they are."""
+    return value.permute(0, 2, 3, 1).contiguous() if value.ndim == 4 else value.contiguous()
+
+
+def _channels_before(value: Tensor) -> Tensor:
+    return value.permute(0, 3, 1, 2) if value.ndim == 4 else value

@@ -1,0 +1,196 @@
+"""Synapses refitted to the spikes they really get: least squares in closed form, nothing to train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..graph.ops import Conv2d, Linear, Scale, compensated
+
+PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of the inputs' mean variance, the strongest first
+CHECKED = 8  # one image of so many is kept apart, to choose the penalty by
+ENOUGH = 256  # places per weight of an output; of more, those on a coarser grid are taken
+ROOM = 2**24  # values of the unfolded inputs that are in memory at a time
+
+
+def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: int) -> Conv2d | Linear:
+    """The synapse with the spiking weights ``W + D`` that bring its outputs closest to what is wanted.
+
+    D minimizes, over images and places, with x the unfolded inputs and all means taken out::
+
+        E[|(wanted - W x - b) - D x|^2] + penalty E[x^2] |D|^2
+
+    which is a system of normal equations per group, of as many unknowns as an output has weights; where there are fewer
+    places than that, its dual is solved. The penalty is the one of four with the least error on images kept apart, one
+    of eight; where none is better than D = 0 there, the synapse stays as it is. The mean error that is left is for the
+    neuron layer's correction.
+
+    Every image counts. Where they have more than 256 places for each weight of an output, only those on a coarser grid
+    are looked at, which starts elsewhere in the next image.
+
+    Args:
+        parts: pairs of mean inputs over the time steps, ``[B, C, H, W]`` or ``[B, features]``, and of what is wanted,
+            ``[B, C_out, *]``, in the units of the outputs; gone through once.
+        images: how many there are in all parts.
+
+    The source's weight is kept beside the spiking one. Source: ridge regression; towards what the unquantized layer
+    gives, on inputs that are quantized already, as in the asymmetric reconstruction of Nagel et al., ICML 2020
+    (arXiv:2004.10568).
+    """
+    now = compensated(op)
+    assert not isinstance(now, Scale)
+    learned, checked = _Sums(now), _Sums(now)
+    first = 0
+    for inputs, wanted in parts:
+        number = torch.arange(first, first + len(inputs), device=inputs.device)
+        for sums, mine in ((learned, number % CHECKED != 0), (checked, number % CHECKED == 0)):
+            for seen, lacking in _places(now, inputs[mine], wanted[mine], number[mine], images):
+                sums.add(seen, lacking)
+        first += len(inputs)
+    if not learned.count:
+        return op
+    held = checked.centered()
+    least, best = 0.0, None
+    for change in learned.solutions():
+        error = held.error(change)
+        if error >= least:
+            break  # weaker penalties fit what is particular to these images even more closely
+        least, best = error, change
+    if best is None:
+        return op
+    weight = now.weight + best.transpose(1, 2).reshape(now.weight.shape).to(now.weight.dtype)
+    return replace(op, spiking_weight=weight, gain=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Few:
+    """Output places without their means: what they see, ``[G, n, K]``, and lack, ``[G, n, C_out / G]``."""
+
+    seen: Tensor
+    lacking: Tensor
+
+    def error(self, change: Tensor) -> float:
+        """By how much the mean square of what is lacking grows with such a change ``[G, K, C_out / G]``."""
+        given = self.seen @ change.to(self.seen.dtype)
+        return float((given * (given - 2 * self.lacking)).sum(dtype=torch.float64)) / self.seen.shape[1]
+
+    def solutions(self) -> Iterator[Tensor]:
+        """The best change at each penalty, from as many equations as there are places."""
+        count = self.seen.shape[1]
+        variance = self.seen.pow(2).mean(1, dtype=torch.float64).mean(1)
+        system = (self.seen @ self.seen.transpose(1, 2)).double().div_(count)
+        for solved in _ridge(system, self.lacking.double() / count, variance):
+            yield (self.seen.transpose(1, 2) @ solved.to(self.seen.dtype)).double()
+
+
+@dataclass(frozen=True, eq=False)
+class _Many:
+    """Of more places the covariances, ``[G, K, K]`` and ``[G, K, C_out / G]``, float64."""
+
+    gram: Tensor
+    right: Tensor
+
+    def error(self, change: Tensor) -> float:
+        """As for few."""
+        return float((change * (self.gram @ change - 2 * self.right)).sum())
+
+    def solutions(self) -> Iterator[Tensor]:
+        """The best change at each penalty; the covariances are of no use afterwards."""
+        yield from _ridge(self.gram, self.right, self.gram.diagonal(dim1=1, dim2=2).mean(1))
+
+
+def _ridge(system: Tensor, right: Tensor, variance: Tensor) -> Iterator[Tensor]:
+    """The solutions with a penalty on the diagonal, as far as rounding lets them be found; in place, as K^2 is much."""
+    diagonal = system.diagonal(dim1=1, dim2=2)
+    unlifted = diagonal.clone()
+    for penalty in PENALTIES:
+        diagonal.copy_(unlifted + penalty * variance.clamp_min(torch.finfo(torch.float32).tiny)[:, None])
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if bool(failed.any()):
+            return  # of few images, whose float32 sums are off by more than this penalty
+        yield torch.cholesky_solve(right, factor)
+
+
+class _Sums:
+    """What output places see and lack, added up: the places themselves while there are few, then covariances."""
+
+    def __init__(self, op: Conv2d | Linear) -> None:
+        self.weights, self.count = op.weight[0].numel(), 0
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.totals: tuple[Tensor, Tensor] | None = None
+        self.squares: tuple[Tensor, Tensor] | None = None
+
+    def add(self, seen: Tensor, lacking: Tensor) -> None:
+        """Some places more, ``[G, n, K]`` and ``[G, n, C_out / G]``."""
+        self.rows.append((seen, lacking))
+        self.count += seen.shape[1]
+        first, second = (value.sum(1, keepdim=True, dtype=torch.float64) for value in (seen, lacking))
+        self.totals = (first, second) if self.totals is None else (self.totals[0] + first, self.totals[1] + second)
+        if sum(each.shape[1] for each, _ in self.rows) >= 2 * self.weights:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        seen, lacking = (torch.cat(values, 1) for values in zip(*self.rows, strict=True))
+        gram, right = seen.transpose(1, 2) @ seen, seen.transpose(1, 2) @ lacking
+        if self.squares is None:
+            self.squares = gram.double(), right.double()
+        else:  # in place: with 512 channels the covariances alone are 170 MB
+            self.squares[0].add_(gram)
+            self.squares[1].add_(right)
+        self.rows = []
+
+    def centered(self) -> _Few | _Many:
+        """All of them without their means."""
+        assert self.totals is not None
+        first, second = (total / self.count for total in self.totals)
+        if self.squares is None:
+            seen, lacking = (torch.cat(values, 1) for values in zip(*self.rows, strict=True))
+            return _Few(seen - first.to(seen.dtype), lacking - second.to(lacking.dtype))
+        if self.rows:
+            self._multiply()
+        gram, right = (square.div_(self.count) for square in self.squares)
+        return _Many(gram.sub_(first.transpose(1, 2) * first), right.sub_(first.transpose(1, 2) * second))
+
+    def solutions(self) -> Iterator[Tensor]:
+        """The best changes of the weights, by the smaller system."""
+        if self.count >= self.weights and self.rows:
+            self._multiply()
+        return self.centered().solutions()
+
+
+def _places(
+    op: Conv2d | Linear, inputs: Tensor, wanted: Tensor, number: Tensor, images: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What output places see, ``[G, n, K]``, and lack, ``[G, n, C_out / G]``, of images with such numbers."""
+    if isinstance(op, Linear):
+        if len(inputs):
+            yield inputs[None], (wanted - op.run(inputs))[None]
+        return
+    height, width = wanted.shape[2:]
+    weight = op.weight.view(op.groups, -1, op.weight[0].numel()).transpose(1, 2)
+    coarse = math.isqrt(images * height * width // (ENOUGH * weight.shape[1]))
+    coarse = max(1, min(coarse, height, width))
+    padded = F.pad(inputs, (op.padding[1], op.padding[1], op.padding[0], op.padding[0]))
+    kernel, stride = (op.weight.shape[2], op.weight.shape[3]), (op.stride[0] * coarse, op.stride[1] * coarse)
+    some = max(1, ROOM * coarse**2 // (op.weight[0].numel() * op.groups * height * width))
+    for offset in range(coarse**2):
+        down, right = divmod(offset, coarse)
+        chosen = ((number + number // CHECKED) % coarse**2 == offset).nonzero()[:, 0]
+        for part in torch.split(chosen, some) if len(chosen) else ():
+            shifted = padded[part, :, down * op.stride[0] :, right * op.stride[1] :]
+            seen = _by_group(F.unfold(shifted, kernel, op.dilation, 0, stride), op.groups)
+            lacking = _by_group(wanted[part, :, down::coarse, right::coarse].flatten(2), op.groups) - seen @ weight
+            if op.bias is not None:
+                lacking = lacking - op.bias.view(op.groups, 1, -1)
+            yield seen, lacking
+
+
+def _by_group(value: Tensor, groups: int) -> Tensor:
+    """``[B, G * n, places]`` as ``[G, B * places, n]``."""
+    batch, channels, places = value.shape
+    return value.view(batch, groups, channels // groups, places).permute(1, 0, 3, 2).flatten(1, 2)

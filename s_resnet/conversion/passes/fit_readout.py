@@ -1,0 +1,124 @@
+"""Pass: how much each step counts for the answer, and what the answer lacks on average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from ...graph.graph import Graph
+from ...graph.neuron import Readout
+from ...graph.ops import Node, Op
+from ...runtime.progress import Progress
+from ...simulation.lockstep import lockstep, steps_of
+from ..calibrate import Calibration, fitting_images
+from ..layerwise import parts_of
+
+LEAST = 1e-3  # of the mean weight: an answer exists at every step
+RIDGE = 1e-2  # of the currents' own variance, towards equal weights
+
+
+def fit_readout(
+    graph: Graph, calibration: Calibration, timesteps: int = 16, weighted: bool = True, progress: bool = False
+) -> Graph:
+    """Weigh the classifier's currents by step, and add what the answer lacks on average, without labels.
+
+    With ``I[t]`` the classifier's current and z the source's logits, both centered per class, the weights minimize::
+
+        E[(sum(w[t] I[t]) - z)^2] + ridge,   w[t] > 0
+
+    over the T x T normal equations, added up over all images. Early steps, in which deep layers have seen little, get
+    small weights: a delayed readout whose delay is measured. The correction is then, per class,
+    ``E[z] - E[answer]``. With ``weighted`` off, and where only counts matter (phased networks), there is nothing to
+    weigh, only to correct.
+
+    The analog run is preserved. Source: delayed readout, Bu et al., CVPR 2025 (arXiv:2502.17671); the weights are ours.
+
+    Raises ConversionError without calibration images.
+    """
+    if not any(isinstance(node.op, Readout) and node.op.mode == "current" for node in graph.nodes):
+        return graph
+    images = fitting_images(calibration, "fit_readout")
+    sums: list[_Sums] = []
+
+    def visit(node: Node, currents: Tensor, target: Tensor) -> Op:
+        if isinstance(node.op, Readout):
+            sums.append(_Sums.of(currents.double(), target.double()))
+        return node.op
+
+    parts = parts_of(graph, images, steps_of(graph, timesteps))
+    for part in Progress(parts, desc="fit_readout", unit="part", shown=progress):
+        lockstep(graph, images[part], timesteps, visit)
+        sums = [sums[0] if len(sums) == 1 else sums[0].plus(sums[1])]
+    nodes = (
+        replace(node, op=_fitted(node.op, sums[0], weighted)) if isinstance(node.op, Readout) else node
+        for node in graph.nodes
+    )
+    return replace(graph, nodes=tuple(nodes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Over images, of currents ``[T, B, N]`` and targets ``[B, N]``, float64: what the normal equations are made of.
+
+    currents ``[T, N]``, targets ``[N]``; gram ``[T, T]`` and right ``[T]``, also over classes, of products.
+    """
+
+    images: int
+    currents: Tensor
+    targets: Tensor
+    gram: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, currents: Tensor, target: Tensor) -> _Sums:
+        x = currents.flatten(1)
+        return cls(len(target), currents.sum(1), target.sum(0), x @ x.T, x @ target.flatten())
+
+    def plus(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+def _fitted(op: Readout, sums: _Sums, weighted: bool) -> Readout:
+    steps, dtype = len(sums.gram), op.scale.dtype
+    weights = _weights(sums).to(dtype) if weighted and steps > 1 else None
+    shares = torch.ones_like(sums.right) if weights is None else weights.double()
+    answer = shares / shares.sum() @ sums.currents
+    lacking = (sums.targets - answer) / sums.images * op.scale
+    return replace(op, weights=weights, correction=lacking.to(dtype))
+
+
+def _weights(sums: _Sums) -> Tensor:
+    """The positive weights ``[T]``, of sum 1, with which the currents come closest to the targets."""
+    steps = len(sums.gram)
+    gram = sums.gram - sums.currents @ sums.currents.T / sums.images
+    if float(gram.diagonal().sum()) <= 1e-9 * float(sums.gram.diagonal().sum()):  # images that do not vary tell nothing
+        return torch.full_like(sums.right, 1 / steps)
+    ridge = RIDGE * float(gram.diagonal().sum()) / steps
+    gram = gram + ridge * torch.eye(steps, dtype=gram.dtype, device=gram.device)
+    right = sums.right - sums.currents @ sums.targets / sums.images + ridge / steps
+    w = _least_squares(gram, right, LEAST / steps)
+    return w / w.sum()
+
+
+def _least_squares(gram: Tensor, right: Tensor, least: float) -> Tensor:
+    """The minimum of ``w gram w / 2 - right w`` over ``w >= least``, by the active set method of Lawson and Hanson."""
+    right = right - least * gram.sum(1)
+    w, free = torch.zeros_like(right), torch.zeros(len(right), dtype=torch.bool, device=right.device)
+    for _ in range(3 * len(right)):  # as many as are ever needed; rounding could have it go in circles
+        downhill = torch.where(free, -torch.inf, right - gram @ w)
+        if float(downhill.max()) <= 1e-12 * float(right.abs().max()):
+            break
+        free[downhill.argmax()] = True
+        while True:
+            wished = torch.zeros_like(w)
+            wished[free] = torch.linalg.solve(gram[free][:, free], right[free])
+            over = free & (wished <= 0)
+            if not bool(over.any()):
+                break
+            # As far towards it as nothing falls below 0; what gets there is held.
+            w = w + (w[over] / (w[over] - wished[over])).min() * (wished - w)
+            free = free & (w > 1e-14)
+        w = wished
+    return w + least

@@ -1,0 +1,149 @@
+"""Pass: an integer network. Weights in int8, thresholds and membranes in int32, and the same spikes on every device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...errors import ConversionError
+from ...graph.graph import Graph
+from ...graph.neuron import Neuron, SpikingMaxPool2d
+from ...graph.ops import GRID, Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale, compensated
+from ..calibrate import Calibration
+
+LARGEST = 127  # of int8, used symmetrically
+THRESHOLDS = 2**15  # the largest: finer than that the weights are not
+EXACT = 2**24  # sums of whole numbers below it are exact in float32, in any order
+
+
+def quantize_weights(graph: Graph, calibration: Calibration) -> Graph:
+    """Give every synapse whole numbers besides its own, which a spiking run then uses; the analog run is unchanged.
+
+    Per output channel k the threshold becomes ``theta_k = floor(127 / max |c W_k|)``, the maximum over all
+    convolutions that the neuron layer sums, and in units of ``1 / theta_k``::
+
+        W_q = round(theta_k c W)  int8        b_q = round(theta_k b)  int32        shortcut: round(theta_k c w)  int32
+
+    so the neuron's equation holds as it is, in whole numbers, with c the compensation and W what spiking runs use.
+    Corrections become whole numbers as biases do. The first convolution reads the
+    images in steps of 1/64 (coarser where its sums would not fit 24 bits) and its currents are rounded once. The
+    classifier's weights are int8 in one common step; its currents and the answer stay floating point.
+
+    Spikes are the same on every device, bit for bit; ``evaluate`` shows the distance to the unquantized network.
+
+    Raises ConversionError where a convolution reads anything but spikes or the images, where one is read by anything
+    but one neuron layer, and where thresholds are not 1 (run normalize before).
+    """
+    if not graph.neurons:
+        return graph
+    theta = {node.name: _threshold(graph, node) for node in graph.neurons}
+    grid = min((_grid(graph, node, theta) for node in graph.nodes if _reads_images(graph, node)), default=GRID)
+    nodes = tuple(replace(node, op=_quantized(graph, node, theta, grid)) for node in graph.nodes)
+    return replace(graph, nodes=nodes)
+
+
+def _threshold(graph: Graph, node: Node) -> Tensor:
+    """The neuron layer's thresholds ``[C]``, int32."""
+    assert isinstance(node.op, Neuron)
+    if not bool((node.op.threshold == 1).all()) or node.op.decay != 1.0:
+        raise ConversionError(
+            f"{node.name}: got a threshold other than 1, or a decay; expected a normalized integrate-and-fire network. "
+            "Run normalize before."
+        )
+    if not node.op.binary:
+        raise ConversionError(
+            f"{node.name}: got signed or multi-level spikes; expected spikes in {{0, 1}}. Leave weights as they are, "
+            "or choose the recipe calibrated or phased."
+        )
+    largest: Tensor | None = None
+    for name in node.inputs:
+        op = graph[_source(graph, name)].op
+        if isinstance(op, Conv2d):
+            peak = compensated(op).weight.abs().flatten(1).amax(1)
+            largest = peak if largest is None else torch.maximum(largest, peak)
+        elif not isinstance(op, Scale):
+            raise ConversionError(
+                f"{node.name}: got current from {name}, {type(op).__name__}; expected convolutions and shortcut "
+                "synapses. Choose a recipe without neurons behind pools and the classifier, such as s-resnet."
+            )
+    if largest is None:
+        raise ConversionError(
+            f"{node.name}: got no convolution among its inputs; expected one. Leave weights as they are."
+        )
+    finest = torch.where(largest > 0, LARGEST / largest.clamp_min(LARGEST / THRESHOLDS), THRESHOLDS)
+    if bool((finest < 1).any()):
+        raise ConversionError(
+            f"{node.name}: got a weight {float(largest.max()):g} times the threshold; expected at most {LARGEST}. "
+            "Calibrate on images like those it was trained on."
+        )
+    return finest.floor().to(torch.int32)
+
+
+def _source(graph: Graph, name: str) -> str:
+    """The synapse behind pools that mix no channels (the max-pool of a stem, moved before the neuron)."""
+    while isinstance(graph[name].op, MaxPool2d):
+        name = graph[name].inputs[0]
+    return name
+
+
+def _reads_images(graph: Graph, node: Node) -> bool:
+    return isinstance(node.op, Conv2d) and isinstance(graph[node.inputs[0]].op, Input)
+
+
+def _grid(graph: Graph, node: Node, theta: dict[str, Tensor]) -> int:
+    """The finest power of two up to 64 for which the sums over images within +-8 are exact."""
+    assert isinstance(node.op, Conv2d)
+    weight = _whole_weight(node.op, theta[_neuron(graph, node)])
+    reach = int(weight.abs().to(torch.int64).flatten(1).sum(1).max()) * 8
+    fitting = [grid for grid in (1, 2, 4, 8, 16, 32, GRID) if reach * grid < EXACT]
+    if not fitting:
+        raise ConversionError(
+            f"{node.name}: got weights whose sums reach {reach}; expected below {EXACT}. Leave weights as they are."
+        )
+    return fitting[-1]
+
+
+def _neuron(graph: Graph, node: Node) -> str:
+    """The one neuron layer that a synapse feeds."""
+    users = graph.users[node.name]
+    while len(users) == 1 and isinstance(graph[users[0]].op, MaxPool2d):
+        users = graph.users[users[0]]
+    if len(users) != 1 or not isinstance(graph[users[0]].op, Neuron):
+        raise ConversionError(
+            f"{node.name}: got readers {', '.join(users)}; expected one neuron layer. Leave weights as they are."
+        )
+    return users[0]
+
+
+def _quantized(graph: Graph, node: Node, theta: dict[str, Tensor], grid: int) -> Op:
+    op = node.op
+    if isinstance(op, Neuron):
+        own, correction = theta[node.name], op.correction
+        whole = None if correction is None else (correction * own).round().to(torch.int32)
+        return replace(op, integer=own, integer_correction=whole)
+    if isinstance(op, Input):
+        return replace(op, grid=grid)
+    if isinstance(op, Linear):
+        weight = compensated(op).weight
+        step = float(weight.abs().max()) / LARGEST or 1.0
+        return replace(op, integer=(weight / step).round().to(torch.int8), integer_step=step)
+    if isinstance(op, Scale):
+        own = theta[_neuron(graph, node)]
+        return replace(op, integer=(compensated(op).weight * own).round().to(torch.int32))
+    if not isinstance(op, Conv2d):
+        return op
+    own = theta[_neuron(graph, node)]
+    images = _reads_images(graph, node)
+    if not images and not isinstance(graph[node.inputs[0]].op, Neuron | SpikingMaxPool2d):
+        raise ConversionError(
+            f"{node.name}: got input from {node.inputs[0]}, {type(graph[node.inputs[0]].op).__name__}; expected spikes "
+            "or the images. Leave weights as they are."
+        )
+    bias = None if op.bias is None else (op.bias * own).round().to(torch.int32)
+    return replace(op, integer=_whole_weight(op, own), integer_bias=bias, grid=grid if images else 0)
+
+
+def _whole_weight(op: Conv2d, theta: Tensor) -> Tensor:
+    return (compensated(op).weight * theta.view(-1, 1, 1, 1)).round().to(torch.int8)

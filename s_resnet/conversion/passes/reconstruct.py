@@ -1,0 +1,354 @@
+"""Pass: weights, biases and thresholds of the spiking network reconstructed block by block, without labels."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...graph.engine import arithmetic
+from ...graph.graph import Graph
+from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.ops import Conv2d, Input, Linear, Node, Op, compensated
+from ...kernels import per_channel
+from ...runtime.progress import Progress, repeatable
+from ...simulation.lockstep import Both, blocks, nearly_order_free, order_free, propagate, respond, walk
+from ..calibrate import Calibration, fitting_images
+from ..kept import Kept, Shown, Values
+from ..layerwise import PART, in_memory
+from ..resume import Done, kept_at, key_of, resumed
+from ..spill import Spill, gather
+
+BATCH = 32
+# Learning rates: of a weight in its layer's standard deviations, of a correction in full scales, of a log threshold.
+WEIGHT, CORRECTION, THRESHOLD = 0.006, 0.0006, 0.002
+JOINT = 0.15  # of these rates, for all blocks at once
+SHIFT = 1 / 8  # of the image's size, the most by which an image is shifted while all blocks are trained
+CHECKED = 8  # one image of so many is not trained on, but decides whether the block is better than before
+
+
+def reconstruct(
+    graph: Graph,
+    calibration: Calibration,
+    timesteps: int = 16,
+    steps: int = 250,
+    joint: int = 1000,
+    minutes: float = 30.0,
+    drop: float = 0.0,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Graph:
+    """Train each block's spiking weights, corrections and thresholds to give what the source network's block gives.
+
+    A block lies between two neuron layers through which everything passes (in a ResNet, the ends of its residual
+    blocks). On calibration images it gets what the finished blocks before it really send, and minimizes::
+
+        E[(r - a)^2],   r: the mean output of the real spiking forward over T steps, a: the source's activation
+
+    by Adam, ``steps`` steps of 32 images, the learning rate falling to zero along a cosine. Then all blocks together
+    get ``joint`` such steps towards the source's logits, at 0.15 of the rates, on images mirrored and shifted at
+    random, for which the source is asked anew. The gradient goes straight through the spikes: with
+    ``u = clip(z / threshold, 0, L)`` of the mean current z, and N the real count, the backward pass sees
+    ``r = threshold (u + (N / T - u).detach())``, so that weights, corrections and thresholds learn. A share ``drop`` of
+    the values that enter a block can be replaced by the source's own, at random. One image of eight is kept apart: a
+    block that is no better on those, and the whole that is no better, stays as it was.
+
+    Where counts depend on nothing but the total charge (recipe phased), and where they nearly do (recipe signed), one
+    pass over mean currents gives them, T times cheaper. Of the latter the whole is held against what it was by its real
+    spikes at the end, on as many of the images kept apart as fit in memory.
+
+    What spiking runs use is written beside the source's weights, so the analog run is preserved. The provenance gets an
+    entry ``reconstruction``: what was asked, the number of images, per block, and for all of them together, how many
+    steps it got and whether it is better for them, and whether the outcome was taken.
+
+    Args:
+        minutes: the most that it may take, half of it for the blocks in equal shares, the rest for all together; what
+            would take longer gets fewer steps.
+        resume: a file that keeps finished blocks, from which the same call goes on after an interruption.
+
+    Source: block reconstruction, Li et al., ICLR 2021 (arXiv:2102.05426); random dropping of quantization, Wei et al.,
+    ICLR 2022 (arXiv:2203.05740); threshold gradient, Esser et al., ICLR 2020 (arXiv:1902.08153).
+
+    Raises:
+        ConversionError: there are no calibration images.
+        InvalidArtifact: ``resume`` belongs to another network, other images or other settings.
+    """
+    if not graph.neurons:
+        return graph
+    images = fitting_images(calibration, "reconstruct")
+    rounds = 1 if nearly_order_free(graph) else timesteps
+    before, room = graph, in_memory(graph, images, rounds, PART)
+    key = key_of(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint, "drop": drop})
+    graph, said = resumed(graph, resume, key)
+    entered: dict[str, Values] = {graph.nodes[0].name: _shown(graph, images, rounds)}
+    values, parts = entered, blocks(graph)
+    start = time.monotonic()
+    total = steps * len(parts) + joint
+    finished = min(steps * len(said), total - joint) + joint * (len(said) > len(parts))
+    bar = Progress[None](total=total, desc="reconstruct", unit="step", shown=progress, initial=finished)
+    kept = repeatable(resume, lambda: f"{len(said)} of {len(parts) + 1} parts" if said else "")
+    with bar, arithmetic(images[:1], tf32=False), kept:
+        for index, part in enumerate(parts):
+            if index >= len(said):
+                bar.show(part=f"{index + 1}/{len(parts) + 1}")
+                block = _Block(part, values, timesteps, 1.0, room=room)
+                part, done = block.train(steps, 30 * minutes / len(parts), drop, bar)
+                said.append({"block": part[-1].name, **done})
+                graph = kept_at(_replaced(graph, part), resume, key, said)
+            if index < len(parts) - 1:
+                values = _sent(part, values, timesteps, room)
+        if joint and len(said) == len(parts):
+            bar.show(part=f"{len(parts) + 1}/{len(parts) + 1}")
+            left = 60 * minutes - (time.monotonic() - start)
+            together = _Block(graph.nodes, entered, timesteps, JOINT, varied=True, room=room)
+            whole, done = together.train(joint, left, 0.0, bar)
+            said.append({"block": "all together", **done})
+            graph = kept_at(_replaced(graph, whole), resume, key, said)
+        sure = order_free(graph) or rounds > 1
+        taken = graph if sure else _closer(before, graph, images, timesteps)
+    asked = {"steps": steps, "joint": joint, "total": total, "minutes": minutes}
+    return taken.with_provenance(
+        reconstruction={"asked": asked, "images": len(images), "blocks": said, "taken": taken is graph}
+    )
+
+
+def _shown(graph: Graph, images: Tensor | Spill, steps: int) -> Shown:
+    op = graph.nodes[0].op
+    assert isinstance(op, Input)
+    return Shown(op, images, steps)
+
+
+def _sent(nodes: tuple[Node, ...], values: Mapping[str, Values], timesteps: int, room: int) -> dict[str, Values]:
+    """What the last of the nodes, a neuron layer, sends on all images; kept in a file where they are many."""
+    last = nodes[-1]
+    assert isinstance(last.op, Neuron)
+    count = len(next(iter(values.values())))
+
+    def sent(images: slice) -> Both:
+        with torch.no_grad():
+            entering = {name: value[images] for name, value in values.items()}
+            return walk(nodes, entering, timesteps, lambda node, *_: node.op)[1][last.name]
+
+    if count <= room:
+        return {last.name: sent(slice(0, count))}
+    parts = (slice(first, first + room) for first in range(0, count, room))
+    return {last.name: Kept(last.op, timesteps, map(sent, parts))}
+
+
+def _closer(before: Graph, after: Graph, images: Tensor | Spill, timesteps: int) -> Graph:
+    """The one of the two whose real spikes come closer to the source's logits, on the images kept apart."""
+    jump = CHECKED * BATCH
+    held = gather(images[first : first + jump : CHECKED] for first in range(0, len(images), jump))
+    room = in_memory(before, held, timesteps, PART)
+    old, new = (
+        _Block(graph.nodes, {graph.nodes[0].name: _shown(graph, held, timesteps)}, timesteps, 1.0, room=room).error(
+            torch.arange(len(held))
+        )
+        for graph in (before, after)
+    )
+    return after if new < old else before
+
+
+def _replaced(graph: Graph, part: tuple[Node, ...]) -> Graph:
+    """The graph with these nodes in place of those of their names."""
+    changed = {node.name: node for node in part}
+    return replace(graph, nodes=tuple(changed.get(node.name, node) for node in graph.nodes))
+
+
+class _Block:
+    """A block under training: its nodes, and the leaves that learn, by node and field.
+
+    varied: it is the whole network, and learns from images mirrored and shifted. room: images in memory at a time.
+    """
+
+    def __init__(
+        self,
+        nodes: tuple[Node, ...],
+        values: Mapping[str, Values],
+        timesteps: int,
+        rate: float,
+        varied: bool = False,
+        room: int = BATCH,
+    ) -> None:
+        self.nodes, self.values, self.timesteps, self.rate, self.varied = nodes, values, timesteps, rate, varied
+        self.room = min(room, BATCH)
+        count = len(next(iter(values.values())))
+        squares: list[float] = []
+
+        def targets() -> Iterator[Tensor]:
+            for first in range(0, count, self.room):
+                target = self._source({n: value[first : first + self.room].analog for n, value in values.items()})
+                squares.append(float(target.pow(2).mean()) * len(target))
+                yield target
+
+        self.target = gather(targets())
+        self.scale = sum(squares) / count or 1.0
+        self.leaves: dict[str, tuple[Tensor, ...]] = {}
+        self.groups: list[dict[str, object]] = []
+        for node in nodes:
+            self._learn(node)
+
+    def _learn(self, node: Node) -> None:
+        op = node.op
+        if isinstance(op, Conv2d | Linear):
+            weight = compensated(op).weight.clone()
+            self._add(node, (weight, WEIGHT * float(weight.std())))
+        elif isinstance(op, Neuron):
+            threshold = op.threshold.log().clone()
+            correction = torch.zeros_like(threshold) if op.correction is None else op.correction.clone()
+            full = float(op.threshold.mean()) * op.most
+            self._add(node, (threshold, THRESHOLD), (correction, CORRECTION * full))
+
+    def _add(self, node: Node, *leaves: tuple[Tensor, float]) -> None:
+        self.leaves[node.name] = tuple(leaf.requires_grad_() for leaf, _ in leaves)
+        self.groups += [{"params": [leaf], "lr": rate * self.rate} for leaf, rate in leaves]
+
+    def trained(self) -> tuple[Node, ...]:
+        """The nodes with what has been learned."""
+        return tuple(replace(node, op=_detached(self._op(node))) for node in self.nodes)
+
+    def _op(self, node: Node) -> Op:
+        op = node.op
+        if isinstance(op, Conv2d | Linear):
+            return replace(op, spiking_weight=self.leaves[node.name][0], gain=1.0)
+        if isinstance(op, Neuron):
+            threshold, correction = self.leaves[node.name]
+            return replace(op, threshold=threshold.exp(), correction=correction)
+        return op
+
+    def train(self, steps: int, seconds: float, drop: float, bar: Progress[None]) -> tuple[tuple[Node, ...], Done]:
+        """The nodes after ``steps`` steps, or as many as fit in ``seconds``; unchanged where that is no better."""
+        count = len(self.target)
+        checked = torch.arange(0, count, CHECKED)
+        learned = torch.tensor([i for i in range(count) if i % CHECKED] or [0])
+        before = self.error(checked)
+        generator = torch.Generator().manual_seed(0)
+        optimizer = torch.optim.Adam(self.groups)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        start, done = time.monotonic(), 0
+        while done < steps:
+            spent = (time.monotonic() - start) / max(seconds, 1e-9)
+            if spent >= 1:
+                break
+            # Before the first step nobody knows whether time is short; on a slow machine rates must not depend on it.
+            share = max(done / steps, spent) if done else 0.0
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
+            chosen = learned[torch.randint(len(learned), (BATCH,), generator=generator)]
+            optimizer.zero_grad()
+            for part in torch.split(chosen, self.room):
+                loss = self._loss(part, drop, generator) * (len(part) / len(chosen))
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            done += 1
+            bar.update()
+        bar.update(steps - done)  # those that there was no time for
+        better = self.error(checked) < before
+        return self.trained() if better else self.nodes, {"steps": done, "better": better}
+
+    def error(self, chosen: Tensor) -> float:
+        with torch.no_grad():
+            parts = torch.split(chosen, self.room)
+            return sum(float(self._loss(part, 0.0, None)) * len(part) for part in parts) / len(chosen)
+
+    def _loss(self, chosen: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:
+        """The mean squared distance to the source on the chosen images, relative to the source's mean square."""
+        mean: dict[str, Tensor] = {}
+        real: dict[str, Tensor] = {}
+        values, target = self._entering(chosen, generator)
+        for name, value in values.items():
+            analog = value.analog
+            spiking = value.spiking
+            if drop and not value.constant:
+                # The same places at every step, so that what enters is a rate that the source could send.
+                dropped = torch.rand(analog.shape, generator=generator).to(analog.device) < drop
+                spiking = torch.where(dropped, analog, spiking)
+            real[name], mean[name] = spiking, spiking.mean(0)
+        for node in self.nodes:
+            if node.inputs:
+                self._forward(node, mean, real)
+        return (mean[self.nodes[-1].name] - target).pow(2).mean() / self.scale
+
+    def _entering(self, chosen: Tensor, generator: torch.Generator | None) -> tuple[dict[str, Both], Tensor]:
+        """The values of the chosen images that enter, and what the source makes of them; varied where one learns."""
+        if self.varied and generator is not None:
+            ((name, value),) = self.values.items()
+            shown = value[chosen]
+            images = varied(shown.analog, generator)
+            return {name: Both(images.expand(len(shown.spiking), *images.shape), images)}, self._source({name: images})
+        return {name: value[chosen] for name, value in self.values.items()}, self.target[chosen]
+
+    @torch.no_grad()
+    def _source(self, values: dict[str, Tensor]) -> Tensor:
+        """What the source network's nodes make of what enters."""
+        last = {name: index for index, node in enumerate(self.nodes) for name in node.inputs}
+        for index, node in enumerate(self.nodes):
+            if node.inputs:
+                values[node.name] = node.op.run(*(values[name] for name in node.inputs))
+            for name in [name for name in node.inputs if last[name] == index]:
+                values.pop(name, None)
+        return values[self.nodes[-1].name]
+
+    def _forward(self, node: Node, mean: dict[str, Tensor], real: dict[str, Tensor]) -> None:
+        """The node's mean output, with gradient, and its real one over the steps, without."""
+        op = self._op(node)
+        inputs, trains = [mean[name] for name in node.inputs], [real[name] for name in node.inputs]
+        if isinstance(op, Neuron):
+            current = trains[0]
+            for other in trains[1:]:
+                current = current + other
+            with torch.no_grad():
+                real[node.name] = respond(op, current, self.timesteps)
+            mean[node.name] = _through_spikes(op, inputs, real[node.name].mean(0))
+            return
+        if isinstance(op, Readout):
+            mean[node.name] = op.run(*inputs)
+            return
+        mean[node.name] = (compensated(op) if isinstance(op, Conv2d | Linear) else op).run(*inputs)
+        if len(trains[0]) == 1 and not isinstance(op, SpikingMaxPool2d):
+            real[node.name] = mean[node.name].detach()[None]  # the mean is all there is
+            return
+        with torch.no_grad():
+            real[node.name] = propagate(op, trains)
+        if isinstance(op, SpikingMaxPool2d):
+            mean[node.name] = mean[node.name] + (real[node.name].mean(0) - mean[node.name]).detach()
+
+
+def varied(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image ``[B, C, H, W]`` mirrored or not, and shifted by up to an eighth of its size, at random."""
+    (height, width), found = images.shape[-2:], []
+    down, right = int(SHIFT * height), int(SHIFT * width)
+    for image in F.pad(images, (right, right, down, down)):
+        top, left, mirrored = (int(torch.randint(n, (), generator=generator)) for n in (2 * down + 1, 2 * right + 1, 2))
+        shifted = image[:, top : top + height, left : left + width]
+        found.append(shifted.flip(-1) if mirrored else shifted)
+    return torch.stack(found)
+
+
+def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
+    """The layer's mean output ``rate`` with a gradient to its mean inputs, correction and threshold."""
+    total = inputs[0]
+    for other in inputs[1:]:
+        total = total + other
+    threshold = per_channel(op.threshold, total.ndim)
+    assert op.correction is not None
+    correction = op.correction if op.correction.ndim < 2 else op.correction.mean(0)
+    fixed = threshold.detach()
+    z = (total + per_channel(correction, total.ndim)) / threshold
+    u = F.hardtanh(z, 0.0, float(op.most))  # clamp has a gradient of 1 at both ends in torch 2.11, and of 0 in 2.14
+    # The rate to the last bit, so that the layers behind count as they will; then what has a gradient and no value.
+    return rate + (threshold - fixed) * (rate / fixed) + fixed * (u - u.detach())
+
+
+def _detached(op: Op) -> Op:
+    if isinstance(op, Conv2d | Linear) and op.spiking_weight is not None:
+        return replace(op, spiking_weight=op.spiking_weight.detach())
+    if isinstance(op, Neuron) and op.correction is not None:
+        return replace(op, threshold=op.threshold.detach(), correction=op.correction.detach())
+    return op

@@ -1,0 +1,170 @@
+"""Would blue for red, another nonlinearity or other strides be nearer to what BatchNorm remembers, on the same images?
+
+Some mistakes change activations by less than right networks and images differ anyway (:mod:`.batchnorm_check`). On the
+same images, though, most of that difference is the same for two networks, and the nearer of the two can be told.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import SResNetError
+from ..frontend.batchnorm_check import Moments
+from ..graph.graph import Graph
+from ..graph.ops import BatchNorm2d, Conv2d, Node, ReLU
+
+IMAGES = 32  # that are compared on, and half as many where they are large
+LARGE = 128  # pixels
+BATCH = 8
+SLOPE = 0.1  # of the leaky ReLU that is tried: smaller than most, so that it is nearer to those than a ReLU is
+FIRST = 3  # layers in which the order of channels shows
+LEAST = 1e-3  # a distance that tells nothing
+# Limits that right and wrong pairs were measured against: docs/notes/batchnorm-check.md.
+NEARER, NEARER_REVERSED = 0.8, 0.96
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another network, or the first layers of the same for ``reverse`` channels, and what to say where it is nearer.
+
+    layers: the BatchNorm layers that the two are compared in; none stands for all.
+    """
+
+    graph: Graph
+    note: str
+    reverse: bool = False
+    layers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class _LeakyReLU:
+    """``y = max(x, slope x)``."""
+
+    slope: float
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.leaky_relu(inputs[0], self.slope)
+
+
+def rival_notes(graph: Graph, images: Tensor, moments: Moments) -> list[str]:
+    """What to know of the rival that is nearest to the running statistics, where it is nearer than the network itself.
+
+    Args:
+        graph: an analog graph, with its BatchNorm nodes.
+        images: ``[B, C, H, W]``, those that ``moments`` has seen, in their order.
+    """
+    if len(moments.norms) < FIRST:
+        return []
+    some = images[: IMAGES if images.shape[-1] < LARGE else IMAGES // 2]
+    found = [
+        (ratio(rival, images if rival.reverse else some, moments), rival) for rival in rivals(graph, len(images[0]))
+    ]
+    nearer = [(share, rival.note) for share, rival in found if share < (NEARER_REVERSED if rival.reverse else NEARER)]
+    return [min(nearer)[1]] if nearer else []
+
+
+def rivals(graph: Graph, channels: int) -> Iterator[Rival]:
+    """The same network with one thing changed that is not in a checkpoint, and that is often taken for another."""
+    if channels == 3:
+        norms = [place for place, node in enumerate(graph.nodes) if isinstance(node.op, BatchNorm2d)]
+        yield Rival(
+            Graph(graph.nodes[: norms[FIRST - 1] + 1]),
+            "with blue for red the images would be nearer to BatchNorm's statistics: the network seems to be trained "
+            "on images with their channels in reverse, as OpenCV reads them. Pass images.flip(1), or reverse the input "
+            "channels of the first convolution.",
+            reverse=True,
+        )
+    relus = {node.name: replace(node, op=_LeakyReLU(SLOPE)) for node in graph.nodes if isinstance(node.op, ReLU)}
+    yield Rival(
+        _with(graph, relus),
+        f"with a leaky ReLU (slope {SLOPE}) activations would be nearer to BatchNorm's statistics: the network seems "
+        "to be trained with another nonlinearity than ReLU, so it answers otherwise here. Use one trained with ReLU.",
+    )
+    if stem := _stem(graph):
+        yield Rival(
+            _with(graph, stem),
+            "with stride 1 in the first convolution activations would be nearer to BatchNorm's statistics: the network "
+            "seems to be one for small images. Build it so (of a checkpoint with another arch, as in resnet18-stem1).",
+        )
+    if bottlenecks := _bottlenecks(graph):
+        yield Rival(
+            _with(graph, bottlenecks),
+            "with the strides of its bottlenecks in the other convolution (the first of 1x1, or the second of 3x3) "
+            "activations would be nearer to BatchNorm's statistics. Build it so (of a checkpoint with another arch, "
+            "as in resnet50-v1).",
+            layers=frozenset(
+                user
+                for name, node in bottlenecks.items()
+                if isinstance(node.op, Conv2d) and node.op.weight.shape[2:] == (3, 3)
+                for user in graph.users[name]
+            ),
+        )
+
+
+def ratio(rival: Rival, images: Tensor, moments: Moments) -> float:
+    """The rival's distance from the running statistics as a share of the network's own; 1 where it takes no images.
+
+    Of reversed channels it is that of the sums over the first layers; else that of the median layer.
+    """
+    images, other = images.flip(1) if rival.reverse else images, Moments(rival.graph)
+    try:
+        for part in torch.split(images, BATCH):
+            for _ in other.watch(part):
+                pass
+    except SResNetError:  # no images of this size
+        return 1.0
+    pairs = [
+        (mine.distance, own.distance)
+        for mine, own in zip(other.fit().layers, moments.fit(len(images)).layers, strict=False)
+        if not rival.layers or own.name in rival.layers
+    ]
+    if rival.reverse:
+        return (sum(b for b, _ in pairs) + LEAST) / (sum(a for _, a in pairs) + LEAST)
+    return statistics.median([(b + LEAST) / (a + LEAST) for b, a in pairs] or [1.0])
+
+
+def _with(graph: Graph, nodes: dict[str, Node]) -> Graph:
+    """The graph with these nodes in place of those of their names, for images of any size."""
+    return Graph(tuple(nodes.get(node.name, node) for node in graph.nodes))
+
+
+def _stem(graph: Graph) -> dict[str, Node]:
+    """The convolution that reads the images, with stride 1, where it has another."""
+    first = graph.nodes[0].name
+    found = (node for node in graph.nodes if first in node.inputs)
+    return {
+        node.name: replace(node, op=replace(node.op, stride=(1, 1)))
+        for node in found
+        if isinstance(node.op, Conv2d) and node.op.stride != (1, 1)
+    }
+
+
+def _bottlenecks(graph: Graph) -> dict[str, Node]:
+    """Convolutions of 3x3, and those of 1x1 before them, with the stride of the other, where the two differ."""
+    found: dict[str, Node] = {}
+    for node in graph.nodes:
+        before = _convolution_before(graph, node)
+        if before is None or not isinstance(node.op, Conv2d) or not isinstance(before.op, Conv2d):
+            continue
+        sizes = (before.op.weight.shape[2:], node.op.weight.shape[2:])
+        if sizes == ((1, 1), (3, 3)) and before.op.stride != node.op.stride:
+            found[before.name] = replace(before, op=replace(before.op, stride=node.op.stride))
+            found[node.name] = replace(node, op=replace(node.op, stride=before.op.stride))
+    return found
+
+
+def _convolution_before(graph: Graph, node: Node) -> Node | None:
+    """The convolution that this one reads, with nothing but BatchNorm and ReLU between."""
+    while len(node.inputs) == 1:
+        node = graph[node.inputs[0]]
+        if isinstance(node.op, Conv2d):
+            return node
+        if not isinstance(node.op, BatchNorm2d | ReLU):
+            break
+    return None

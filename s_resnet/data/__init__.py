@@ -1,0 +1,45 @@
+"""Data: images, events and their labels, opened, prepared, and kept apart."""
+
+from .classes import match_classes, natural_order, network_classes, order_note, read_names
+from .events import EVENT_BINS, Binning, EventData, EventLoader, Events, bin_events
+from .heldout import fingerprints, seen
+from .images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageData,
+    ImageLoader,
+    Preprocessing,
+    choose,
+    preprocessing_for,
+    without_labels,
+)
+from .open import held_out_beside, loader_for, open_data, read_preprocessing, stored_preprocessing
+
+__all__ = [
+    "EVENT_BINS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Binning",
+    "EventData",
+    "EventLoader",
+    "Events",
+    "ImageData",
+    "ImageLoader",
+    "Preprocessing",
+    "bin_events",
+    "choose",
+    "fingerprints",
+    "held_out_beside",
+    "loader_for",
+    "match_classes",
+    "natural_order",
+    "network_classes",
+    "open_data",
+    "order_note",
+    "preprocessing_for",
+    "read_names",
+    "read_preprocessing",
+    "seen",
+    "stored_preprocessing",
+    "without_labels",
+]

@@ -1,0 +1,61 @@
+"""Labels and answers: whether they can belong to each other."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .intervals import wilson
+
+OTHERS = 4  # images of a class from which on it tells whether the class is another one's
+
+
+def at_chance(right: int, images: int, classes: int) -> bool:
+    """Whether an accuracy is less than a quarter of the way from chance to perfect, and few images are not why."""
+    chance = 1 / max(classes, 2)
+    return right / images < chance + 0.25 * (1 - chance) and wilson(right, images)[1] < chance + 0.5 * (1 - chance)
+
+
+def label_notes(answers: Tensor, labels: Tensor | None, classes: int, kind: str = "calibration") -> list[str]:
+    """What to know of labels ``[B]`` that the source network's answers ``[B]`` do not agree with."""
+    if labels is None or bool((labels < 0).all()):
+        return []
+    low, high, images = int(labels.min()), int(labels.max()), len(labels)
+    if low < 0 or high >= classes:
+        return [
+            f"got labels {low} to {high} for a network of {classes} classes; expected 0 to {classes - 1}. They are "
+            "ignored. Number the classes from 0, in the order of the network's outputs."
+        ]
+    if images > 1 and low == high and classes > 2:
+        if at_chance(int((answers == labels).sum()), images, classes):
+            return [f"all {images} labels are {low}, and the network disagrees: they seem to be placeholders."]
+        return []
+    moved, right = _moved(answers, labels, classes), int((answers == labels).sum())
+    if moved:
+        label, answer, same, count = moved[0]
+        return [
+            f"the network is right on {right} of {images} {kind} images, and {len(moved)} classes get the answer "
+            f"of another one (of label {label}, {same} of {count} images are answered {answer}): the classes of the "
+            "data are in another order than the network's. Match them: s_resnet.data.match_classes(data, names)."
+        ]
+    if at_chance(right, images, classes):
+        return [
+            f"the network is right on {right} of {images} {kind} images, hardly more than by chance (1 in "
+            f"{classes}): it was trained on other images, with another preparation, or with another order of classes."
+        ]
+    return []
+
+
+def _moved(answers: Tensor, labels: Tensor, classes: int) -> list[tuple[int, int, int, int]]:
+    """Labels of which most images get one other answer and few their own: label, answer, and how many of how many.
+
+    A wrong order moves two classes at least, and no two to the same answer: a network that always says the same knows
+    nothing of their order.
+    """
+    found = []
+    for label in sorted(set(labels.tolist())):
+        given = answers[labels == label].bincount(minlength=classes)
+        answer, same, count = int(given.argmax()), int(given.max()), int(given.sum())
+        if answer != label and count >= OTHERS and same > 0.6 * count and int(given[label]) <= 0.2 * count:
+            found.append((label, answer, same, count))
+    distinct = len({answer for _, answer, _, _ in found}) == len(found)
+    return found if len(found) > 1 and distinct else []

@@ -1,0 +1,127 @@
+"""An ANN that is trained to be converted: its ReLUs quantize as T steps of spikes do, with learned thresholds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidData, UnsupportedModel
+from ..graph.graph import Graph
+from ..graph.module import submodule
+from ..graph.ops import QCFS, BatchNorm2d, Conv2d, Linear, Node, ReLU
+from ..kernels.surrogate.qcfs import qcfs
+from .trace import trace
+
+THRESHOLDS = "thresholds."  # what their names in a state dict begin with
+THRESHOLD = 4.0  # at the start: what batch normalization makes is seldom above
+
+
+class QCFSModule(nn.Module):
+    """The ANN ``source`` with a QCFS activation of ``levels`` levels in place of every call of a ReLU.
+
+    ``[B, C, H, W] -> [B, N]``. Each call site has a learned threshold of its own, also where the source calls one
+    module at several places. The parts of the source are taken over, not copied: they are trained here, under the names
+    that they have there, so that the state dict is the source's with ``thresholds.<node>`` besides. Constants outside
+    of convolutions, linear layers and batch normalization, such as a scale per branch, stay as they are.
+
+    Args:
+        source: a network that :func:`s_resnet.trace` follows, with batch normalization as modules of its own.
+        example_batch: ``[B, C, H, W]``, to trace it.
+        levels: L, the T that the spiking network will need.
+        thresholds: by node name, to go on from; by default 4 everywhere.
+
+    Source: Bu et al., ICLR 2022 (arXiv:2303.04347).
+
+    Raises InvalidData for a spiking network, for dropout, thresholds of other nodes and levels below 1;
+    UnsupportedModel as trace does.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module,
+        example_batch: Tensor,
+        levels: int = 8,
+        thresholds: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if levels < 1:
+            raise InvalidData(f"qcfs: got levels={levels}; expected at least 1. Raise it.")
+        dropped = [name for name, m in source.named_modules() if isinstance(m, nn.Dropout | nn.Dropout2d) and m.p > 0]
+        if dropped:
+            raise InvalidData(f"{dropped[0]}: got dropout, which qcfs training leaves out; expected none. Set p to 0.")
+        self.traced, self.levels = trace(source, example_batch), levels
+        if self.traced.neurons:
+            raise InvalidData("qcfs: got a spiking network; expected an ANN with ReLUs. Train it as it is.")
+        for name, child in source.named_children():
+            self.add_module(name, child)
+        self.owners = {node.name: self._owner(node) for node in self.traced.nodes}
+        sites = [node.name for node in self.traced.nodes if isinstance(node.op, ReLU)]
+        start = dict.fromkeys(sites, torch.tensor(THRESHOLD)) if thresholds is None else thresholds
+        if set(sites) != set(start):
+            other = min(set(sites) ^ set(start))
+            raise InvalidData(f"qcfs: got thresholds that differ at {other!r}; expected one for each ReLU. Check them.")
+        self.thresholds = nn.Module()
+        for name in sites:
+            place, _, leaf = name.rpartition(".")
+            parent = submodule(self.thresholds, place) if place else self.thresholds
+            parent.register_parameter(leaf, nn.Parameter(start[name].detach().clone()))
+
+    def _owner(self, node: Node) -> str | None:
+        """The path of the module that a node is a call of, for what is learned."""
+        if not isinstance(node.op, Conv2d | Linear | BatchNorm2d):
+            return None
+        modules = dict(self.named_modules())
+        for path in (node.name, re.sub(r"_\d+$", "", node.name)):  # _1: its second call
+            if isinstance(modules.get(path), nn.Conv2d | nn.Linear | nn.BatchNorm2d) and _plain(modules[path]):
+                return path
+        raise UnsupportedModel(
+            f"{node.name}: got {type(node.op).__name__} that is no module's own; expected nn.Conv2d, nn.Linear or "
+            "nn.BatchNorm2d, with their own forward. Make it a module of the model."
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits of the quantized ANN."""
+        values: dict[str, Tensor] = {}
+        learned = self.learned_thresholds()
+        for node in self.traced.nodes:
+            owner, inputs = self.owners[node.name], [values[name] for name in node.inputs] or [images]
+            if owner is not None:
+                values[node.name] = self.get_submodule(owner)(*inputs)
+            elif node.name in learned:
+                values[node.name] = qcfs(inputs[0], learned[node.name].abs(), self.levels)
+            else:
+                values[node.name] = node.op.run(*inputs)
+        return values[self.traced.nodes[-1].name]
+
+    def learned_thresholds(self) -> dict[str, Tensor]:
+        """The thresholds by node name; where one has become negative its size counts."""
+        return dict(self.thresholds.named_parameters())
+
+    def graph(self) -> Graph:
+        """The analog Graph as it is now, QCFS activations in it: what :func:`s_resnet.convert` converts."""
+        learned = self.learned_thresholds()
+
+        def op(node: Node) -> Any:
+            owner = self.owners[node.name]
+            if node.name in learned:
+                return QCFS(learned[node.name].detach().abs().cpu(), self.levels)
+            if owner is None:
+                return node.op
+            own = self.get_submodule(owner)
+            names = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+            fields = {field: getattr(own, name, None) for name, field in names.items()}
+            tensors = {field: value.detach().cpu().clone() for field, value in fields.items() if value is not None}
+            return replace(node.op, **tensors)  # type: ignore[type-var]
+
+        nodes = tuple(replace(node, op=op(node)) for node in self.traced.nodes)
+        return replace(self.traced, nodes=nodes)
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a call of the module is its operation and nothing else."""
+    return type(module).forward in (nn.Conv2d.forward, nn.Linear.forward, nn.BatchNorm2d.forward)

@@ -1,0 +1,197 @@
+"""From an ``nn.Module`` to an analog Graph. Neurons belong to call sites: every call is a node."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InvalidData, SResNetError, UnsupportedModel
+from ..graph import validate
+from ..graph.graph import Graph
+from . import spiking_layers
+from .batchnorm_check import check_answer, check_norms
+from .source_lines import first_line
+from .watch import answer_of, follow
+
+SIGNALS = (
+    "Of signals [B, C, L] make images of height 1, x.unsqueeze(2), and pass a module around the model whose forward "
+    "begins with x.squeeze(2); of a single image make a batch, x.unsqueeze(0)"
+)
+FEW = 1e-3  # of the largest logit: beyond it two answers are not the same
+
+
+def trace(model: nn.Module, example_batch: Tensor) -> Graph:
+    """The Graph of ``model``, analog or, of a directly trained one, spiking; ``graph.run(x)`` equals it in evaluation.
+
+    Its forward is run on the example, and every call of torch is written down; in float32, or in float64 where model
+    and example are. What it computes from its weights alone is a constant, and so is what it multiplies with or adds
+    per channel.
+
+    Args:
+        model: any module whose forward does not depend on the values of the images. It is not changed: tensors are
+            copied and its training flags stay. ``DataParallel`` and ``torch.compile`` are unwrapped. What it returns
+            may have the logits in a field of that name.
+        example_batch: ``[B, C, H, W]``, two images or more: sizes (``F.avg_pool2d(x, x.size()[3])``), and branches that
+            depend on them, are as these have them; a network that is the model at their size only says so in its
+            provenance as ``fixed_size`` ``[H, W]``, and takes no images of another.
+
+    Raises:
+        UnsupportedModel: an operation cannot be converted (named with its node and source line), the forward
+            depends on the values of its input, or the module has no weights or no forward in Python.
+        InvalidData: the example does not fit the model, or its answer, weights or BatchNorm statistics are not finite.
+    """
+    model = checked(model)
+    example = _example(example_batch)
+    own = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+    dtype = torch.float64 if example.dtype == torch.float64 and own == {torch.float64} else torch.float32
+    example = example.to(dtype) if example.is_floating_point() else example
+    copied = _copied(model).to(dtype)
+    with torch.inference_mode(False), torch.no_grad():  # inference mode does not tell what is changed in place
+        images = [example, example.flip(-1) + torch.linspace(-1, 1, example.shape[-1])]
+        expected = [_answer(copied, batch, example_batch) for batch in images]
+        graph = same = check_norms(_graph(copied, example))
+        if graph.trained:  # a spike more or less, by rounding, would make other logits: in float64 that does not happen
+            images = [batch.double() for batch in images]
+            copied = copied.double()
+            expected = [_answer(copied, batch, example_batch) for batch in images]
+            same = _graph(copied, images[0]).to(torch.float64)
+    check_answer(same, images[0], expected[0], type(model).__name__)
+    validate.finite(graph.nodes)  # an infinite weight may hide behind a ReLU
+    if not _close(same.run(images[0]), expected[0]):
+        raise UnsupportedModel(
+            f"{type(model).__name__}: got a graph with other outputs on the example; expected the model's own. "
+            "Remove forward hooks, and whatever changes a result outside of forward."
+        )
+    if not _close(same.run(images[1]), expected[1]):
+        raise UnsupportedModel(
+            f"{type(model).__name__}: got a graph with the model's outputs on the example, and others on other images; "
+            "expected the same on all. Keep NumPy, scripted functions and copies outside of torch out of its forward: "
+            "what they compute from the images cannot be followed."
+        )
+    return graph if _free(same, copied, images[0][:2]) else graph.with_provenance(fixed_size=list(example.shape[2:]))
+
+
+def checked(model: nn.Module) -> nn.Module:
+    """The module without its wrappers. Raises UnsupportedModel where it has no weights or no forward to follow."""
+    name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(
+            f"{name}: got no module; expected an nn.Module in which weights are loaded. Build the network, and call "
+            "its load_state_dict; of an exported program take the network that it was exported from."
+        )
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    for path, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UnsupportedModel(
+                f"{path or name}: got a TorchScript module, which has no forward in Python; expected the nn.Module "
+                "that it was made from. Pass that one."
+            )
+    for path, tensor in chain(model.named_parameters(), model.named_buffers()):
+        lazy = nn.parameter.is_lazy(tensor)
+        if lazy or tensor.is_meta:
+            where = "a lazy layer that was never run" if lazy else "on the meta device"
+            raise UnsupportedModel(
+                f"{name}: {path} has no weights yet, got {where}; expected numbers. "
+                + ("Run the model once." if lazy else "Call to_empty(device='cpu') and load_state_dict first.")
+            )
+    return model
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """What DataParallel or torch.compile has made a module around."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return model.module  # type: ignore[no-any-return]
+    return getattr(model, "_orig_mod", None)
+
+
+def _example(batch: Tensor) -> Tensor:
+    """The example on the CPU."""
+    if isinstance(batch, Tensor) and batch.ndim == 4:
+        return batch.detach().cpu()
+    shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+    remedy = SIGNALS if isinstance(batch, Tensor) and batch.ndim == 3 else "Pass a batch of images"
+    raise InvalidData(f"trace: got an example of {shape}; expected a tensor [B, C, H, W]. {remedy}.")
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of the module in evaluation mode, on the CPU, without gradients."""
+    # What a hook computed from weights in training cannot be copied otherwise.
+    held = (tensor for part in model.modules() for tensor in vars(part).values() if isinstance(tensor, Tensor))
+    memo = {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+    try:
+        copied = copy.deepcopy(model, memo).eval()
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__}: cannot be copied, got {first_line(error)}; expected a module that copy.deepcopy "
+            "copies into evaluation mode. Keep what cannot be copied out of it."
+        ) from error
+    for part in list(copied.modules()):
+        for name, child in part.named_children():
+            setattr(part, name, getattr(child, "_orig_mod", child))
+    return copied.cpu().requires_grad_(False)
+
+
+def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
+    """What the module itself answers. Raises InvalidData where it cannot."""
+    inputs = list(inspect.signature(model.forward).parameters.values())[1:]
+    needed = [p.name for p in inputs if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        raise UnsupportedModel(
+            f"node {needed[0]}: cannot be converted, got a second input; expected one batch of images. Give it a "
+            "default, or pass a module around the model that does."
+        )
+    try:
+        answer = answer_of(model(images.clone()))
+    except Exception as error:
+        exported = any(kind.__name__ == "GraphModule" for kind in type(model).__mro__)
+        remedy = "Pass the nn.Module that it was exported from" if exported else "Check input size and channels"
+        raise InvalidData(
+            f"trace: the model failed on the example, got shape {tuple(given.shape)} and {first_line(error)}; expected "
+            f"images that fit the model. {remedy}."
+        ) from error
+    if not isinstance(answer, Tensor):
+        kind = type(answer).__name__
+        raise UnsupportedModel(
+            f"node output: cannot be converted, got an output of type {kind}; expected one tensor of logits, or a "
+            "field logits. Pass a module around the model that returns the logits alone."
+        )
+    if answer.is_floating_point() and answer.dtype != images.dtype:
+        raise UnsupportedModel(
+            f"node output: cannot be converted, got an answer in {_said(answer.dtype)} to images in "
+            f"{_said(images.dtype)}; expected one type throughout. Keep torch.autocast and casts out of its forward."
+        )
+    return answer
+
+
+def _said(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _graph(model: nn.Module, example: Tensor) -> Graph:
+    timesteps = spiking_layers.timesteps(model.modules())
+    origin = {} if timesteps is None else {"recipe": {"name": "trained", "timesteps": timesteps}}
+    return Graph(follow(model, example), origin).validate()
+
+
+def _free(graph: Graph, model: nn.Module, images: Tensor) -> bool:
+    """Whether the graph is the model for images of another size, too: one at which the last map is a pixel larger."""
+    maps = [value.shape[2:] for _, value in graph.activations(images) if value.ndim == 4]
+    last = [images.shape[2:], *(size for size in maps if size.numel() > 1)][-1]
+    larger = [n if n == 1 else n + math.ceil(n / small) for n, small in zip(images.shape[2:], last, strict=True)]
+    other = F.interpolate(images, larger)
+    try:
+        expected = _answer(model, other, other)
+        return _close(graph.run(other), expected)
+    except (SResNetError, RuntimeError):  # one of them takes no such images
+        return False
+
+
+def _close(got: Tensor, expected: Tensor) -> bool:
+    return got.shape == expected.shape and torch.allclose(got, expected, FEW, FEW * float(expected.abs().max()))

@@ -1,0 +1,26 @@
+"""The Graph: an immutable network of operations, how it runs, and its file."""
+
+from . import ops
+from .artifact import load, save
+from .graph import Graph, State
+from .module import GraphModule
+from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .ops import Node, Scale
+from .shortcuts import Shortcut, scales, shortcuts
+
+__all__ = [
+    "Graph",
+    "GraphModule",
+    "Neuron",
+    "Node",
+    "Readout",
+    "Scale",
+    "Shortcut",
+    "SpikingMaxPool2d",
+    "State",
+    "load",
+    "ops",
+    "save",
+    "scales",
+    "shortcuts",
+]

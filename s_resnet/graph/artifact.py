@@ -1,0 +1,192 @@
+"""The Artifact: a Graph in one ``.snn`` file, which is a safetensors file with one JSON text in its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import InvalidArtifact, InvalidData, SResNetError
+from ..files import read, reason, replacing
+from . import neuron, ops, validate
+from .graph import Graph, check_spiking
+from .ops import Node, Op
+from .provenance import check_provenance
+from .shapes import image_of, shapes
+
+# 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what spiking runs alone use. 4: also for
+# shortcuts. 5: neurons that were trained.
+FORMAT = 5
+_KEY = "s_resnet"
+LARGEST = 2**32  # bytes of a file
+LONGEST = 2**25  # letters of its JSON, which unfolds to twenty times as much
+_OPS = {
+    kind.__name__: kind
+    for kind in (
+        *(ops.Input, ops.Conv2d, ops.Linear, ops.Scale, ops.Affine, ops.BatchNorm2d, ops.ReLU, ops.QCFS, ops.Add),
+        *(ops.MaxPool2d, ops.AvgPool2d, ops.AdaptiveAvgPool2d, ops.Flatten, ops.Pad, ops.Slice),
+        *(neuron.Neuron, neuron.SpikingMaxPool2d, neuron.Readout),
+    )
+}
+
+
+def save(graph: Graph, path: str | os.PathLike[str]) -> None:
+    """Write ``graph`` with its provenance; the file appears whole or not at all, and an old one survives a failure.
+
+    Metadata: format version, nodes, provenance, and a SHA-256 over those and every tensor.
+    Raises SResNetError when the file cannot be written (disk full, no permission), or :func:`load` would refuse it.
+    """
+    if not isinstance(graph, Graph):
+        check_spiking(graph, "save")
+    check(graph.validate())
+    tensors, nodes = _pack(graph)
+    header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": dict(graph.provenance)}
+    try:
+        header = json.loads(json.dumps(header))  # as it will be read: keys are texts, tuples are lists
+    except (TypeError, ValueError) as error:
+        raise SResNetError(
+            f"{path}: cannot be written, got provenance that is not JSON ({error}); expected "
+            "texts, numbers, lists and dicts. Change what with_provenance was given."
+        ) from error
+    header["digest"] = _digest(header, tensors)
+    text = json.dumps(header, sort_keys=True)
+    if len(text) > LONGEST:
+        raise SResNetError(
+            f"{path}: cannot be written, got {len(text)} letters of provenance and settings; expected at most "
+            f"{LONGEST}. Shorten the provenance."
+        )
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {_KEY: text})
+
+
+def load(path: str | os.PathLike[str]) -> Graph:
+    """Read what :func:`save` wrote. No code is run and no pickle is read.
+
+    The file is hostile until checked: an abstract run of the network, over shapes, types and ranges without a number
+    being computed, accepts it or not. What becomes of the file later does not change the network.
+
+    Raises InvalidArtifact for a missing, truncated, edited or foreign file, and for one of a newer format.
+    """
+    path = Path(path)
+    if not os.path.exists(path):
+        raise InvalidArtifact(f"{path}: got no such file; expected a .snn file. Check the path.")
+    text, tensors = _read(path)
+    if text is None:
+        raise InvalidArtifact(
+            f"{path}: got a safetensors file without a network; expected a .snn file. Run `sresnet convert` on it."
+        )
+    try:
+        header: dict[str, Any] = json.loads(text) if len(text) <= LONGEST else {}
+        version = header["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _edited(path, "a header that is not ours") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise InvalidArtifact(f"{path}: got format version {version}; expected at most {FORMAT}. Upgrade S-ResNet.")
+    try:
+        if header.get("digest") != _digest(header, tensors):
+            raise _edited(path, "a digest that does not match the content")
+        nodes = tuple(_unpack(entry, tensors) for entry in header["nodes"])
+        if tensors:
+            raise _edited(path, f"tensors that no node has ({next(iter(tensors))})")
+        if not isinstance(header["provenance"], dict):
+            raise _edited(path, "a provenance that is no dict")
+        return check(Graph(nodes, header["provenance"]).validate())
+    except InvalidArtifact:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SResNetError) as error:
+        raise _edited(path, f"nodes that fit no network ({_short(error)})") from error
+
+
+def check(graph: Graph) -> Graph:
+    """The abstract run: the network, or InvalidData where it cannot be simulated, whatever the images."""
+    for node in graph.nodes:
+        named = isinstance(node.name, str) and node.name and all(isinstance(name, str) for name in node.inputs)
+        if not named:
+            raise InvalidData(f"graph: got a node of name {node.name!r}; expected a text. Convert the network again.")
+    validate.check(graph.nodes)
+    shapes(graph.nodes, image_of(graph.nodes, graph.provenance))
+    validate.check_reach(graph.nodes)
+    check_provenance(graph.provenance)
+    return graph
+
+
+def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
+    """The JSON text in the metadata and the tensors, in memory of their own."""
+    try:
+        data = read(path, LARGEST)
+        if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[8:9] != b"{"):  # zip, and pickle
+            raise InvalidArtifact(
+                f"{path}: got a checkpoint of PyTorch; expected a .snn file. Convert it first: sresnet convert {path}."
+            )
+        length = int.from_bytes(data[:8], "little")
+        # The reader itself checks the header as a whole; of its metadata it tells nothing.
+        tensors = safetensors.torch.load(data)
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        return metadata.get(_KEY), tensors
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise InvalidArtifact(
+            f"{path}: cannot be read, got {_short(error)}; expected a .snn file. Convert the checkpoint again."
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    text = reason(error)
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _edited(path: Path, got: str) -> InvalidArtifact:
+    return InvalidArtifact(
+        f"{path}: damaged or edited, got {got}; expected what `sresnet convert` wrote. Convert the checkpoint again."
+    )
+
+
+def _pack(graph: Graph) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The tensors by ``node/field``, and everything else as JSON."""
+    tensors: dict[str, Tensor] = {}
+    nodes = []
+    for node in graph.nodes:
+        settings: dict[str, Any] = {}
+        for field in fields(node.op):  # type: ignore[arg-type]
+            value = getattr(node.op, field.name)
+            if isinstance(value, Tensor):
+                tensors[f"{node.name}/{field.name}"] = value.detach().cpu().contiguous().clone()
+            else:
+                settings[field.name] = value
+        nodes.append({"name": node.name, "op": type(node.op).__name__, "inputs": node.inputs, "settings": settings})
+    return tensors, nodes
+
+
+def _unpack(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Node:
+    """A node; its tensors are taken out of ``tensors``."""
+    kind = _OPS[entry["op"]]
+    values = {name: _tuples(value) for name, value in entry["settings"].items()}
+    for field in fields(kind):
+        key = f"{entry['name']}/{field.name}"
+        if key in tensors and "Tensor" in str(field.type):
+            values[field.name] = tensors.pop(key)
+    op: Op = kind(**values)
+    return Node(entry["name"], op, tuple(entry["inputs"]))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the header without its digest and of every tensor, by name."""
+    body = {name: value for name, value in header.items() if name != "digest"}
+    sha = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()

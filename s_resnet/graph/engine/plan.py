@@ -1,0 +1,202 @@
+"""What is prepared once for a network and a precision, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidData
+from ...kernels import events, narrow_dtype
+from ..neuron import Neuron
+from ..ops import SYNAPSES, Conv2d, Input, Node, Op, Scale, channels_last, compensated, whole
+from .replay import Replays
+
+K = TypeVar("K")
+V = TypeVar("V")
+PRECISIONS = ("exact", "fast")
+SIZES = 4  # of images, whose packed weights are kept
+Shape = tuple[torch.dtype, torch.Size, int]  # of images and steps
+
+
+class Recent(dict[K, V]):
+    """The values that were made for the keys asked for last, ``most`` of them."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def found(self, key: K, make: Callable[[], V]) -> V:
+        """The value of that key, made where it is not there."""
+        value = self.pop(key, None)
+        self[key] = value = make() if value is None else value  # the last of them
+        while len(self) > self.most:
+            self.pop(next(iter(self)), None)
+        return value
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What goes through a layer at a time: steps of the batch, or images with all their steps.
+
+    numbers: in the largest value of one image at one step.
+    """
+
+    size: int
+    numbers: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is prepared once for a network and a precision: operations, biases, and who reads what in which form.
+
+    The fields from ``dense`` on are filled while it runs; what is found there once stays, so that a shape is always
+    computed in the same way, but for packed weights, which come out the same: of the sizes of images seen last.
+    """
+
+    nodes: tuple[Node, ...]
+    ops: Mapping[str, Op]
+    static: frozenset[str]
+    deferred: Mapping[str, str]  # a shortcut synapse applied inside the membrane kernel -> the node it scales
+    freed: list[list[str]]
+    unit: frozenset[str]  # neuron layers whose spikes are sent on as they are
+    binary: frozenset[str]  # those of them that emit {0, 1}
+    counted: frozenset[str]  # those of them whose spikes are whole numbers that the readers' type holds
+    bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
+    spiking: Mapping[str, str]  # a convolution whose input is such whole numbers -> the neuron layer it reads
+    fused: frozenset[str]  # those that one neuron layer alone reads, which can take the currents as they arise
+    alone: frozenset[str]  # those of them that are all that this layer reads
+    dtype: torch.dtype  # of analog values and dense exact convolutions
+    narrow: torch.dtype | None  # of dense fast convolutions
+    two_part: bool  # whether exact convolutions of spikes are two in TF32
+    precision: str
+    integer: bool
+    reach: int  # of an integer network: what the membrane can move in one step, at most
+    dense: dict[str, tuple[Conv2d, ...]] = field(default_factory=dict)
+    packed: Recent[tuple[str, int, int], events.Packed] = field(default_factory=lambda: Recent(0))
+    portions: dict[Shape, Portion] = field(default_factory=dict)  # how much goes through a layer at a time
+    tuned: dict[Shape, bool] = field(default_factory=dict)  # whether cuDNN tries its algorithms
+    replays: Replays = field(default_factory=Replays)
+
+    @property
+    def tf32(self) -> bool:
+        """Whether its convolutions of spikes may use TF32, which multiplies whole numbers up to 2^11 exactly."""
+        return self.integer or self.two_part or self.precision == "fast"
+
+
+def prepare(
+    nodes: tuple[Node, ...], users: Mapping[str, tuple[str, ...]], static: frozenset[str], precision: str
+) -> Plan:
+    """Prepare a spiking network. Raises InvalidData for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise InvalidData(f"simulate: got precision {precision!r}; expected exact or fast. Choose one of them.")
+    neurons = {node.name: node.op for node in nodes if isinstance(node.op, Neuron)}
+    integer = any(op.integer is not None for op in neurons.values())
+    unit = frozenset(name for name, op in neurons.items() if integer or op.unit)
+    ops = {node.name: whole(node.op) if integer else _prepared(node.op) for node in nodes}
+    weights = [op.weight for op in ops.values() if isinstance(op, Conv2d)]
+    single = bool(weights) and weights[0].dtype == torch.float32 and not integer
+    dtype = weights[0].dtype if weights else torch.float32
+    narrow = narrow_dtype(weights[0].device) if single and precision == "fast" else None
+    counted = frozenset(name for name in unit if _holds(narrow or dtype, neurons[name]))
+    # A shortcut synapse that only neurons read is applied inside the membrane kernel, without a pass of its own.
+    deferred = {
+        node.name: node.inputs[0]
+        for node in nodes
+        if isinstance(node.op, Scale) and users[node.name] and all(user in neurons for user in users[node.name])
+    }
+    ops, bias = _biases(nodes, ops, users, static)
+    fused = frozenset(n.name for n in nodes if len(users[n.name]) == 1 and users[n.name][0] in neurons)
+    reads = {node.name: node.inputs for node in nodes}
+    spiking = {n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in counted}
+    return Plan(
+        *(nodes, ops, static, deferred, freed(nodes, deferred), unit),
+        binary=frozenset(name for name in unit if neurons[name].binary),
+        counted=counted,
+        bias=bias,
+        spiking=spiking,
+        fused=fused,
+        alone=frozenset(name for name in fused if reads[users[name][0]] == (name,)),
+        dtype=dtype,
+        narrow=narrow,
+        two_part=single and precision == "exact" and weights[0].device.type == "cuda",
+        precision=precision,
+        integer=integer,
+        reach=_reach(nodes) if integer else 0,
+        packed=Recent(SIZES * len(spiking)),
+    )
+
+
+def _holds(dtype: torch.dtype, op: Neuron) -> bool:
+    """Whether a type has every number that the layer emits, in units of its threshold."""
+    return not op.differential and op.most <= 2 / torch.finfo(dtype).eps
+
+
+def _biases(
+    nodes: tuple[Node, ...], ops: Mapping[str, Op], users: Mapping[str, tuple[str, ...]], static: frozenset[str]
+) -> tuple[dict[str, Op], dict[str, Tensor | None]]:
+    """Convolutions without the biases that the membrane kernel adds in full precision; per neuron layer their sum."""
+    bias: dict[str, Tensor | None] = {node.name: None for node in nodes if isinstance(node.op, Neuron)}
+    without = dict(ops)
+    for node in nodes:
+        op, readers = ops[node.name], users[node.name]
+        if not isinstance(op, Conv2d) or op.bias is None or node.name in static or not readers:
+            continue
+        if all(reader in bias for reader in readers):
+            for reader in readers:
+                before = bias[reader]
+                bias[reader] = op.bias if before is None else before + op.bias
+            without[node.name] = replace(op, bias=None)
+    return without, {name: None if value is None else value.view(-1, 1, 1) for name, value in bias.items()}
+
+
+def _reach(nodes: tuple[Node, ...]) -> int:
+    """How far an integer membrane can move in one step, at most."""
+    reach: dict[str, int] = {}
+    for node in nodes:
+        op = node.op
+        below = sum(reach[name] for name in node.inputs)
+        if isinstance(op, Conv2d) and op.integer is not None:
+            rows = op.integer.to(torch.int64).abs().flatten(1).sum(1) * (8 if op.grid else 1)
+            below = int((rows if op.integer_bias is None else rows + op.integer_bias.abs()).max())
+        elif isinstance(op, Scale) and op.integer is not None:
+            below = int(op.integer.abs().max())
+        elif not isinstance(op, Neuron):
+            below = max((reach[name] for name in node.inputs), default=0)
+        if isinstance(op, Neuron) and op.integer_correction is not None:
+            below += int(op.integer_correction.abs().max())
+        reach[node.name] = below
+    return max(reach.values())
+
+
+def _prepared(op: Op) -> Op:
+    """The operation as a spiking run uses it: compensated, its convolution weights in channels_last."""
+    if isinstance(op, Input):
+        return whole(op)
+    if not isinstance(op, SYNAPSES):
+        return op
+    op = compensated(op)
+    return op if isinstance(op, Scale) else replace(op, weight=channels_last(op.weight))
+
+
+def freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str]]:
+    """For each position the names that no later node reads; a deferred node is read as the node it stands for."""
+    last = {
+        deferred.get(name, name): index
+        for index, node in enumerate(nodes)
+        if node.name not in deferred
+        for name in (node.name, *node.inputs)
+    }
+    freed: list[list[str]] = [[] for _ in nodes]
+    for name, index in last.items():
+        if name != nodes[-1].name:
+            freed[index].append(name)
+    return freed
+
+
+def windowed(nodes: tuple[Node, ...]) -> bool:
+    """Whether a layer waits for a part of its window, so that all steps go through it at once."""
+    return any(isinstance(node.op, Neuron) and node.op.schedule != "streaming" for node in nodes)

@@ -1,0 +1,238 @@
+"""One run of a spiking network: its layers over chunks of time steps, each value in the form its readers want.
+
+A chunk of S steps goes through one layer at a time: convolutions see ``[S * B, ...]``, the membrane kernel
+``[S, B, ...]``. Spikes that convolutions read travel as bytes on the CPU, and a convolution costs their number
+(``kernels/events.py``); a layer that fires in more than ``DENSE`` of its neurons goes through torch's dense convolution
+instead. On a GPU all convolutions are dense, and their spikes numbers that tensor cores multiply exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ...kernels import events, tf32
+from ..neuron import Memory, Neuron, Readout, SpikingMaxPool2d
+from ..ops import Conv2d, Input, Node, Op, Scale, channels_last
+from .plan import Plan
+from .precision import arithmetic
+
+# Share of active neurons from which the dense convolution is faster: measured, docs/notes/simulator.md.
+DENSE = 0.4
+
+# Gives the next S steps of input ``[S, B, C, H, W]``.
+Encode = Callable[[int], Tensor]
+# Gets the name and the value ``[S * B, *]`` of a node after each chunk of S steps; spikes may come as bytes.
+Observe = Callable[[str, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Says that a simulation is run to its end, so that memory may change in place, and nothing needs to be kept.
+
+    state: whether the memory after the last step is wanted; that after the other chunks is not.
+    repeats: how many such simulations the caller expects: what is looked for once pays if it is used often.
+    """
+
+    state: bool = True
+    repeats: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be simulated, as :meth:`s_resnet.Graph.stream` has it; ``memory`` stopped at ``step``."""
+
+    images: Tensor
+    timesteps: int
+    chunk: int | None = None
+    memory: Mapping[str, Memory] = field(default_factory=dict)
+    step: int = 0
+    encode: Encode | None = None
+    observe: Observe | None = None
+    whole: Whole | None = None
+
+
+def constants(plan: Plan, images: Tensor) -> dict[str, Tensor]:
+    """The values that are the same at every step, exact in float32: their errors would add up from step to step."""
+    found: dict[str, Tensor] = {}
+    with arithmetic(images, tf32=False):
+        for node in plan.nodes:
+            if node.name in plan.static:
+                inputs = [channels_last(images)] if isinstance(node.op, Input) else map(found.get, node.inputs)
+                found[node.name] = plan.ops[node.name].run(*inputs)
+    return found
+
+
+class Run:
+    """One simulation under way: the constant part computed once, the memory, and how densely each layer fired."""
+
+    def __init__(self, plan: Plan, job: Job) -> None:
+        self.plan, self.batch, self.step = plan, len(job.images), job.step
+        self.encode, self.observe, self.whole = job.encode, job.observe, job.whole
+        self.memory: dict[str, Memory] = dict(job.memory)
+        self.made: set[str] = set()  # whose memory this run has made
+        self.density: dict[str, float] = {}
+        self.constant = constants(plan, job.images) if job.encode is None else {}
+
+    def advance(self, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next ``steps`` steps through every layer: answers ``[S, B, N]`` and spikes per neuron node ``[S, B]``."""
+        plan, self.steps = self.plan, steps
+        self.values: dict[str, Tensor] = {}  # [S * B, *], so that the convolutions see one large batch
+        self.events: dict[str, events.Events] = {}
+        self.pending: dict[str, events.Currents] = {}  # convolutions that their neurons will compute line by line
+        self.rest: dict[str, Tensor] = {}  # second parts of convolutions, which their neurons will add
+        counts: dict[str, Tensor] = {}
+        for index, node in enumerate(plan.nodes):
+            op = plan.ops[node.name]
+            if node.name in self.constant or node.name in plan.deferred:
+                continue
+            if isinstance(node.op, Input):
+                assert self.encode is not None
+                self.values[node.name] = op.run(channels_last(self.encode(steps).flatten(0, 1)))
+            elif isinstance(op, Neuron):
+                self.values[node.name], counts[node.name] = self._fire(node, op)
+            elif isinstance(op, SpikingMaxPool2d | Readout):
+                self.values[node.name] = self._remember(node, op)
+            elif node.name in plan.spiking and isinstance(op, Conv2d):
+                self._convolve(node, op)
+            elif plan.two_part and isinstance(op, Conv2d):  # of analog values, which TF32 would round
+                with arithmetic(op.weight, tf32=False):
+                    self.values[node.name] = op.run(*(self._analog(name) for name in node.inputs))
+            else:
+                self.values[node.name] = op.run(*(self._analog(name) for name in node.inputs))
+            if self.observe is not None and node.name in self.values:
+                self.observe(node.name, self.values[node.name])
+            for name in plan.freed[index]:
+                self.values.pop(name, None)
+                self.events.pop(name, None)
+                self.pending.pop(name, None)
+        self.step += steps
+        return self.values.pop(plan.nodes[-1].name).view(steps, self.batch, -1), counts
+
+    def _fire(self, node: Node, op: Neuron) -> tuple[Tensor, Tensor]:
+        """A neuron layer over its inputs ``[S, B, *]``: what it emits ``[S * B, *]``, its spikes per step and image."""
+        plan = self.plan
+        shortcut: tuple[Tensor, Tensor] | None = None
+        currents: list[Tensor | events.Currents] = []
+        for name in node.inputs:
+            scale = plan.ops[name]
+            if name in self.pending:
+                currents.append(self.pending[name])
+            elif name in plan.deferred and shortcut is None and len(node.inputs) > 1 and isinstance(scale, Scale):
+                shortcut = (self._in_time(plan.deferred[name]), scale.weight)
+            else:
+                currents.append(self._in_time(name))
+            if name in self.rest:
+                currents.append(_unfold(channels_last(self.rest.pop(name)), self.steps))
+        counts = torch.zeros(self.steps, self.batch, dtype=torch.int32, device=op.threshold.device)
+        spikes, self.memory[node.name] = op.advance(
+            currents,
+            self.memory.get(node.name),
+            shortcut,
+            bias=self._bias(node.name, op, currents[0]),
+            spike_dtype=self._spike_dtype(node.name, _size(currents[0])),
+            counts=counts,
+            in_place=self.whole is not None and node.name in self.made,
+        )
+        self.made.add(node.name)
+        if events.available() and not spikes.is_cuda:  # there it would stop the queue
+            self.density[node.name] = int(counts.sum()) / max(1, spikes.numel())
+        folded = spikes.flatten(0, 1)
+        return folded if node.name in plan.unit else op.emit(folded), counts
+
+    def _bias(self, name: str, op: Neuron, current: Tensor | events.Currents) -> Tensor | None:
+        """The convolutions' biases and the layer's correction."""
+        bias, correction = self.plan.bias[name], op.correct(self.step, self.steps, 3 + len(_size(current)))
+        if bias is None or correction is None:
+            return correction if bias is None else bias
+        return bias + correction
+
+    def _remember(self, node: Node, op: SpikingMaxPool2d | Readout) -> Tensor:
+        inputs = [_unfold(self._analog(name), self.steps) for name in node.inputs]
+        out, self.memory[node.name] = op.advance(inputs, self.memory.get(node.name))
+        return out.flatten(0, 1)
+
+    def _spike_dtype(self, name: str, size: tuple[int, ...]) -> torch.dtype | None:
+        """Bytes for the event-driven convolution; where that is not to be had, what the dense one reads."""
+        plan = self.plan
+        if name not in plan.counted:
+            return None  # the membrane's
+        readers = [plan.ops[reader] for reader, source in plan.spiking.items() if source == name]
+        sparse = name in plan.binary and self.density.get(name, 0.0) <= DENSE and len(size) == 2
+        if readers and sparse and all(_takes_events(reader, size) for reader in readers):
+            return torch.uint8
+        return plan.narrow if plan.narrow is not None and readers else plan.dtype
+
+    def _convolve(self, node: Node, op: Conv2d) -> None:
+        """A convolution of spikes, by events where they came as bytes, else dense."""
+        plan, source = self.plan, node.inputs[0]
+        spikes = self.values[source]
+        if spikes.dtype != torch.uint8:
+            self._convolve_densely(node, op, spikes)
+            return
+        if source not in self.events:
+            self.events[source] = events.find(spikes)
+        height, width = spikes.shape[-2:]
+        weight = op.weight if op.integer is None else op.integer
+        packed = plan.packed.found(
+            (node.name, height, width),
+            lambda: events.pack(weight, op.stride, op.padding, (height, width), plan.precision),
+        )
+        currents = events.Currents(self.events[source], packed, self.steps)
+        if node.name in plan.fused:
+            self.pending[node.name] = currents
+            return
+        current = currents.tensor().flatten(0, 1)
+        self.values[node.name] = current if op.bias is None else current.add_(op.bias.view(-1, 1, 1))
+
+    def _convolve_densely(self, node: Node, op: Conv2d, spikes: Tensor) -> None:
+        plan = self.plan
+        if node.name not in plan.dense:
+            plan.dense[node.name] = tuple(replace(op, weight=part, bias=None) for part in _parts(plan, op.weight))
+        current, *rest = (part.run(spikes) for part in plan.dense[node.name])
+        if rest and node.name in plan.alone and self.observe is None:
+            self.rest[node.name] = rest[0]
+        elif rest:
+            current = current.add_(rest[0])
+        self.values[node.name] = current if op.bias is None else current + op.bias.view(-1, 1, 1)
+
+    def _analog(self, name: str) -> Tensor:
+        """The value of ``name`` as ``[S * B, *]``, spikes as numbers of the network's own dtype."""
+        if name in self.plan.deferred:
+            return self.plan.ops[name].run(self._analog(self.plan.deferred[name]))
+        if name in self.constant:
+            value = self.constant[name]
+            return value.expand(self.steps, *value.shape).flatten(0, 1)
+        return self.values[name].to(self.plan.dtype)
+
+    def _in_time(self, name: str) -> Tensor:
+        """The value of ``name`` as ``[S, B, *]`` for the membrane kernel; a constant is expanded without a copy."""
+        if name in self.constant:
+            return self.constant[name].expand(self.steps, *self.constant[name].shape)
+        value = self._analog(name) if name in self.plan.deferred else self.values[name]
+        return _unfold(channels_last(value), self.steps)
+
+
+def _parts(plan: Plan, weight: Tensor) -> tuple[Tensor, ...]:
+    """The weights whose convolutions of spikes, added up, are the dense one."""
+    if plan.two_part and weight.dtype == torch.float32:
+        return tf32.split(weight)
+    return (weight if plan.narrow is None else weight.to(plan.narrow),)
+
+
+def _unfold(value: Tensor, steps: int) -> Tensor:
+    """``[S * B, *]`` as ``[S, B, *]``."""
+    return value.view(steps, len(value) // steps, *value.shape[1:])
+
+
+def _size(current: Tensor | events.Currents) -> tuple[int, ...]:
+    """Height and width of the pixels."""
+    return current.packed.out_size if isinstance(current, events.Currents) else current.shape[3:]
+
+
+def _takes_events(op: Op, size: tuple[int, ...]) -> bool:
+    assert isinstance(op, Conv2d)
+    return events.usable(op.weight, op.groups, op.dilation, (size[0], size[1]))

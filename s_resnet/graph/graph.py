@@ -1,0 +1,385 @@
+"""The Graph: an immutable network that runs analog (the source ANN) or spiking, a chunk of time steps at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, reduce
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ..data.arguments import check_dense, whole_number
+from ..errors import ConversionError, InvalidData
+from ..runtime.display import Displayed, Entries, Table
+from . import engine, features, network_table, validate
+from .inputs import check_images, check_size, finite_answers, marked, presented
+from .neuron import STATEFUL, Memory, Neuron
+from .ops import Input, Node, Op
+from .provenance import check_provenance
+from .shapes import check_state
+
+
+@dataclass(frozen=True, repr=False)
+class State(Displayed):
+    """Everything a network remembers after ``step`` steps: the memory of each stateful node, by name."""
+
+    step: int
+    memory: Mapping[str, Memory]
+
+
+@dataclass(frozen=True, repr=False)
+class Chunk(Displayed):
+    """What a chunk of ``S`` steps gave: answers ``[S, B, N]``, spikes per neuron node ``[S, B]``, the state after."""
+
+    outputs: Tensor
+    spikes: Mapping[str, Tensor]
+    state: State
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph(Displayed):
+    """A network: nodes in execution order, the first the input, the last the output.
+
+    ``provenance`` says where it came from (recipe, calibration, preprocessing, classes); it is plain JSON data.
+    """
+
+    nodes: tuple[Node, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.provenance, Entries):
+            object.__setattr__(self, "provenance", Entries(self.provenance))
+
+    def _lines(self) -> Iterable[str]:
+        return network_table.lines(self)
+
+    def _parts(self) -> Iterable[str | Table]:
+        return network_table.parts(self)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name[name]
+
+    @overload
+    def __call__(self, images: Tensor, timesteps: int, precision: str = "exact", nodes: None = None) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self, images: Tensor, timesteps: int, precision: str = "exact", *, nodes: Sequence[str]
+    ) -> dict[str, Tensor]: ...
+
+    def __call__(
+        self, images: Tensor, timesteps: int, precision: str = "exact", nodes: Sequence[str] | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """The answer ``[B, N]`` after ``timesteps`` steps of constant input ``[B, C, H, W]``, from a fresh state.
+
+        In the shape ``[B, N, 1, 1]`` where the source network has that; inside, and in simulations, it is ``[B, N]``.
+        Of events ``[T, B, C, H, W]`` step t gets the frame t.
+        In the units of the source network's logits; precision as in :meth:`stream`. Of images that are not finite it is
+        NaN on a GPU, and an InvalidData elsewhere.
+
+        nodes: names of nodes, to get these instead, as a dict of ``[B, *]`` by name, in the units of the source
+        network: of a neuron layer its rates, the mean over T of ``scale * threshold * spikes``, which approach the
+        source's ReLU as T grows; of any other node the mean over T of its current or value, without what a recipe adds
+        at the neurons; of the last node the answer. Names are those of the source module's calls: ``layer3.1.relu``
+        the first call of that module (or of ``F.relu`` in ``layer3.1``), ``layer3.1.relu_1`` the second. A convolution
+        includes the BatchNorm folded into it.
+
+        Raises InvalidData when ``timesteps`` is below 1, and for a name that no node has.
+        """
+        timesteps = whole_number(timesteps, "simulate", "timesteps")
+        if nodes is not None:
+            features.check(self.nodes, nodes)
+            return self._features(images, timesteps, precision, nodes)
+        with torch.no_grad():
+            for chunk in self.stream(images, timesteps, precision=precision, whole=engine.Whole(state=False)):
+                answer = chunk.outputs[-1]
+        return self._as_source(answer)
+
+    def _as_source(self, answer: Tensor) -> Tensor:
+        """The answer ``[B, N]`` in the source network's shape."""
+        ones = self.provenance.get("answer_shape") == [*answer.shape[1:], 1, 1]
+        return answer[:, :, None, None] if ones else answer
+
+    def _features(self, images: Tensor, timesteps: int, precision: str, nodes: Sequence[str]) -> dict[str, Tensor]:
+        """The nodes' means; who observes sees all images of a chunk at once, so that portions are made here."""
+        timesteps = whole_number(timesteps, "simulate", "timesteps")
+        _check(self, images, timesteps, None, None)
+        job = engine.Job(images if images.ndim == 4 else images[0], timesteps)
+        sizes = engine.portions(self._plan(precision), job)
+        if len(sizes) > 1:
+            parts = [self._features(part, timesteps, precision, nodes) for part in torch.split(images, sizes, -4)]
+            return {name: torch.cat([part[name] for part in parts]) for name in nodes}
+        wanted = [name for name in nodes if name != self.nodes[-1].name]
+        static = self.static if images.ndim == 4 else frozenset[str]()
+        sums, whole = features.Sums(self._by_name, static, wanted, count_images(images)), engine.Whole(state=False)
+        with torch.no_grad(), engine.arithmetic(images, tf32=False):
+            for chunk in self.stream(images, timesteps, precision=precision, observe=sums.add, whole=whole):
+                answer = chunk.outputs[-1]
+            found = features.features(self._by_name, self.users, images, sums.means(timesteps, answer.dtype), wanted)
+        return {name: found.get(name, answer) for name in nodes}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def users(self) -> dict[str, tuple[str, ...]]:
+        """For each node the names of the nodes that read it."""
+        users: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in node.inputs:
+                users[name].append(node.name)
+        return {name: tuple(who) for name, who in users.items()}
+
+    @cached_property
+    def static(self) -> frozenset[str]:
+        """The nodes with no memory upstream: under constant input their value is the same at every step."""
+        static: set[str] = set()
+        for node in self.nodes:
+            if not isinstance(node.op, STATEFUL) and all(name in static for name in node.inputs):
+                static.add(node.name)
+        return frozenset(static)
+
+    @property
+    def neurons(self) -> tuple[Node, ...]:
+        """The neuron layers, in execution order; empty for an analog network."""
+        return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        values = (getattr(node.op, f.name) for node in self.nodes for f in fields(node.op))  # type: ignore[arg-type]
+        return (value for value in values if isinstance(value, Tensor))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are; the CPU where it has none."""
+        return next((value.device for value in self._tensors()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest type of its floating-point numbers; float32 where it has none."""
+        found = {value.dtype for value in self._tensors() if value.is_floating_point()} or {torch.float32}
+        return reduce(torch.promote_types, found)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it was trained as a spiking network, so that there is no ANN beside it."""
+        return any(isinstance(node.op, Neuron) and node.op.surrogate is not None for node in self.nodes)
+
+    @property
+    def trained_for(self) -> int:
+        """The T that a directly trained network was trained for; InvalidData where its provenance does not say."""
+        steps = self.provenance.get("recipe", {}).get("timesteps")
+        if not isinstance(steps, int):
+            raise InvalidData(
+                f"graph: got timesteps={steps} in the recipe of a directly trained network; expected the T it was "
+                'trained for. Say it: graph.with_provenance(recipe={"name": "trained", "timesteps": 4}).'
+            )
+        return steps
+
+    @property
+    def windowed(self) -> bool:
+        """Whether a layer waits for a part of its window of T steps, so that T has to be known beforehand."""
+        return engine.windowed(self.nodes)
+
+    def end_to_end_steps(self, timesteps: int) -> int:
+        """Steps from the first input to the answer: T, and what the layers on the longest path wait."""
+        return timesteps + max(self.waited(timesteps).values())
+
+    def waited(self, timesteps: int) -> dict[str, int]:
+        """By how many steps each node's values are later than the input: what its longest path waits."""
+        waited: dict[str, int] = {}
+        for node in self.nodes:
+            lag = node.op.lag(timesteps) if isinstance(node.op, Neuron) else 0
+            waited[node.name] = lag + max((waited[name] for name in node.inputs), default=0)
+        return waited
+
+    @property
+    def alphabet(self) -> str:
+        """What its neurons send: ``"binary"``, ``"signed"``, or levels such as ``"signed, 4 levels"``.
+
+        Of multi-level firing ``"3 firing levels"``.
+        """
+        ops = [node.op for node in self.nodes if isinstance(node.op, Neuron)]
+        levels = max((op.levels for op in ops), default=1)
+        words = ["signed"] if any(op.signed or op.differential for op in ops) else []
+        words += [f"{levels} levels"] if levels > 1 else []
+        words += [f"{op.most} firing levels" for op in ops if op.firing is not None][:1]
+        words += ["differential"] if any(op.differential for op in ops) else []
+        return ", ".join(words) or "binary"
+
+    @property
+    def integer(self) -> bool:
+        """Whether its spiking runs count in whole numbers."""
+        return any(isinstance(node.op, Neuron) and node.op.integer is not None for node in self.nodes)
+
+    def with_provenance(self, **entries: Any) -> Graph:
+        """The same network with these entries added to its provenance.
+
+        Raises InvalidData for an entry that this package reads and that is of another kind.
+        """
+        check_provenance(entries)
+        return replace(self, provenance={**self.provenance, **entries})
+
+    def to(self, target: torch.device | str | torch.dtype) -> Graph:
+        """The same network with its tensors on a device, or its floating-point numbers in another such type."""
+
+        def moves(value: Any) -> bool:
+            return isinstance(value, Tensor) and (value.is_floating_point() or not isinstance(target, torch.dtype))
+
+        def move(op: Op) -> Op:
+            values = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
+            return replace(op, **{name: v.to(target) for name, v in values.items() if moves(v)})  # type: ignore[type-var]
+
+        return replace(self, nodes=tuple(replace(node, op=move(node.op)) for node in self.nodes))
+
+    def validate(self) -> Graph:
+        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""
+        seen: set[str] = set()
+        if not self.nodes:
+            raise ConversionError("graph: got no nodes; expected an input first.")
+        for node in self.nodes:
+            if isinstance(node.op, Input) != (node is self.nodes[0]) or isinstance(node.op, Input) == bool(node.inputs):
+                raise ConversionError(
+                    f"{node.name}: got {type(node.op).__name__} with {len(node.inputs)} inputs as node {len(seen)}; "
+                    "expected the images as node 0, and every other node to read one."
+                )
+            if node.name in seen:
+                raise ConversionError(f"graph: node names must be unique, got {node.name!r} twice; expected one.")
+            missing = [name for name in node.inputs if name not in seen]
+            if missing:
+                raise ConversionError(f"{node.name}: got input {missing[0]!r}; expected an earlier node.")
+            seen.add(node.name)
+        lost = [node.name for node in self.nodes[:-1] if not self.users[node.name]]
+        if lost:
+            raise ConversionError(f"{lost[0]}: got no reader; expected every node but the last to be read.")
+        return self
+
+    # ---- analog ----
+
+    def run(self, images: Tensor) -> Tensor:
+        """The source network's logits ``[B, N]``: neurons act as ReLU and the recipe's corrections are off.
+
+        Of events ``[T, B, C, H, W]`` the source network sees the mean over T. A directly trained network is its own
+        source: the answer after the T steps that it was trained for.
+        """
+        if self.trained:
+            return self(images, self.trained_for)
+        (_, logits) = deque(self.activations(images), maxlen=1)[0]
+        return finite_answers(self._as_source(logits), "run")
+
+    def activations(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Each node's analog value in execution order, of a directly trained network that at the first step.
+
+        A value is freed after its last reader.
+        """
+        check_dense(images, "run")
+        check_size(self.provenance, images.shape[-2:], "run")
+        check_images(self.nodes, images, "run")
+        if images.ndim == 5:
+            images = images[0] if self.trained else images.mean(0)
+        yield from engine.activations(self.nodes, images)
+
+    @cached_property
+    def _plans(self) -> dict[str, engine.Plan]:
+        return {}
+
+    def _plan(self, precision: str) -> engine.Plan:
+        if precision not in self._plans:
+            validate.finite(self.nodes)
+            self._plans[precision] = engine.prepare(self.nodes, self.users, self.static, precision)
+        return self._plans[precision]
+
+    # ---- spiking ----
+
+    def stream(
+        self,
+        images: Tensor,
+        timesteps: int,
+        chunk: int | None = None,
+        state: State | None = None,
+        encode: Callable[[int], Tensor] | None = None,
+        precision: str = "exact",
+        observe: engine.Observe | None = None,
+        whole: engine.Whole | None = None,
+    ) -> Iterator[Chunk]:
+        """Simulate ``timesteps`` steps, ``chunk`` steps through one layer at a time, and yield each chunk's results.
+
+        Args:
+            images: ``[B, C, H, W]``, the constant input current (direct coding); or events ``[T, B, C, H, W]``, of
+                which step t since the fresh state gets the frame t. T may be larger than what is simulated.
+            chunk: steps per layer visit; results do not depend on it, memory does. By default from the batch size, on
+                a GPU also from its free memory.
+            state: where to go on from; None starts fresh.
+            encode: gives the next ``S`` steps of input ``[S, B, C, H, W]`` in place of the constant images.
+            precision: ``"exact"`` is float32 (on a GPU convolutions of spikes are two in TF32, as exact together);
+                ``"fast"`` multiplies in 16 bits where that is faster: bfloat16 or fixed-point weights on a CPU, float16
+                on a GPU. Membranes and classifier are float32 in both, whatever precision the caller has set in torch.
+            observe: called with the name and the value ``[S * B, *]`` of every node that is computed for each chunk:
+                neurons, pools and currents, but not what is constant, and not the currents that go straight into a
+                membrane (a shortcut synapse, an event-driven convolution). It must not change them.
+            whole: says that all chunks are taken, and that of their states the last one is wanted or none; the others
+                come without memory. It costs less, and on a GPU what Python would slow down is recorded and replayed.
+        """
+        timesteps = whole_number(timesteps, "simulate", "timesteps")
+        chunk = None if chunk is None else whole_number(chunk, "simulate", "chunk")
+        _check(self, images, timesteps, chunk, state)
+        plan = self._plan(precision)
+        memory, step = ({}, 0) if state is None else (state.memory, state.step)
+        if plan.integer and (encode is not None or images.ndim == 5):
+            raise InvalidData(
+                "simulate: got coding 'poisson' or events for an integer network; expected images in coding 'direct'. "
+                "Convert it with other weights."
+            )
+        given = images
+        if images.ndim == 5:
+            given, encode = images[0], presented(images, step)
+        if plan.reach * (step + timesteps) >= 2**31:
+            raise InvalidData(
+                f"simulate: got T = {step + timesteps}; expected below {2**31 // plan.reach}, beyond which the 32-bit "
+                "membranes of this integer network could overflow. Lower T."
+            )
+        job = engine.Job(given, timesteps, chunk, memory, step, encode, observe, whole)
+        for outputs, spikes, after in engine.advance(plan, job):
+            step += len(outputs)
+            outputs = marked(outputs, images) if images.is_cuda else finite_answers(outputs, "simulate")
+            yield Chunk(outputs, spikes, State(step, after))
+
+
+def count_images(images: Tensor) -> int:
+    """B of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``."""
+    return images.shape[1] if images.ndim == 5 else len(images)
+
+
+def check_spiking(snn: object, where: str) -> None:
+    """Raise InvalidData for what is no network with neurons: a module, say, that is not converted yet."""
+    if not isinstance(snn, Graph) or not snn.neurons:
+        got = "a network without neurons" if isinstance(snn, Graph) else f"a {type(snn).__name__}"
+        raise InvalidData(f"{where}: got {got}; expected a converted one. Call convert first.")
+
+
+def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
+    check_spiking(graph, "simulate")
+    check_dense(images, "simulate")
+    if images.ndim not in (4, 5) or images.numel() == 0:
+        raise InvalidData(
+            f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
+            "with B >= 1. Check them."
+        )
+    check_size(graph.provenance, images.shape[-2:], "simulate")
+    found = check_images(graph.nodes, images, "simulate")
+    total = timesteps + (0 if state is None else state.step)
+    if images.ndim == 5 and total > len(images):
+        raise InvalidData(
+            f"simulate: got {len(images)} frames of events for {total} steps; expected one for each. Lower T, or bin "
+            "the events into more."
+        )
+    if graph.windowed and (state is not None or chunk not in (None, timesteps)):
+        raise InvalidData(
+            f"simulate: got chunk={chunk} or a state for a network whose layers wait for their window of T; expected "
+            "all T steps at once. Leave both out."
+        )
+    if state is not None:
+        check_state(graph.nodes, found, state.memory, count_images(images), images.device)

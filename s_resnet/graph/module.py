@@ -1,0 +1,247 @@
+"""A spiking Graph as an ``nn.Module`` that gradient descent can tune: the same simulation, with surrogate gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.arguments import whole_number
+from ..errors import InvalidData
+from ..kernels.surrogate.fire import fire
+from .engine import freed
+from .graph import Graph, check_spiking
+from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .ops import SYNAPSES, Affine, BatchNorm2d, Conv2d, Linear, Node, Op, Scale, compensated, whole
+
+TUNABLE = "s-resnet, calibrated, calibrated-streaming or phased"
+
+
+class GraphModule(nn.Module):
+    """The network over ``timesteps`` steps: images ``[B, C, H, W]``, or ``[T, B, C, H, W]``, to the answer ``[B, N]``.
+
+    The forward pass is the simulation itself, spike by spike, and gives what ``graph(images, timesteps)`` gives: with
+    the time folded into the batch, ``[T * B, *]``, and what is the same at every step computed once.
+
+    Backwards a spike has the surrogate gradient of :func:`s_resnet.kernels.surrogate.fire.fire`. Of a converted network
+    that is by default the rectangle of width 1 (in thresholds), and the gradient flows through the reset. With reset by
+    subtraction it is then conserved as the charge is, ``ds + dw = du``: a change of the charge reaches one spike, or
+    none where the neuron stays silent or fires at every step. Where all charge is there before the first spike (recipe
+    phased) that is the derivative of ``clip(charge, 0, T)``. With the reset detached one change would reach up to T
+    spikes in every layer. A directly trained network keeps the gradient that it was trained with.
+
+    Parameters are by node name: of a converted network the ``weight`` of every synapse as spiking runs use it (gain and
+    an earlier tuning folded in), and the ``correction`` of every neuron layer and of the readout, which stand for the
+    biases; of a directly trained one ``weight`` and ``bias``.
+
+    Raises InvalidData for a network whose spikes are not 0 and 1 with reset as above (signed, multi-level, differential
+    or integer), one that is not normalized, one scored by spike counts, and ``timesteps`` below 1.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        timesteps: int,
+        surrogate: str = "rectangle",
+        width: float = 1.0,
+        detach_reset: bool = False,
+    ) -> None:
+        super().__init__()
+        timesteps = whole_number(timesteps, "fine-tuning", "timesteps")
+        check_spiking(graph, "fine-tuning")
+        self.source, self.timesteps = graph, timesteps
+        self.network = nn.Module()  # one part of it per node
+        self.gradient = {"surrogate": surrogate, "width": width, "detach_reset": detach_reset}
+        self.freed = freed(graph.nodes, {})
+        self.places: dict[str, nn.Module] = {}
+        for node in graph.nodes:
+            _check(node.name, node.op)
+        for node in graph.nodes:
+            learned, fixed = _tensors(graph, node)
+            if learned or fixed:
+                place = self.places[node.name] = submodule(self.network, node.name)
+                for name, value in learned.items():
+                    place.register_parameter(name, nn.Parameter(value.detach().clone()))
+                for name, value in fixed.items():
+                    place.register_buffer(name, value.detach().clone(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The answer after T steps."""
+        static = self.source.static if images.ndim == 4 else frozenset()
+        values: dict[str, Tensor] = {}  # [B, *] of static nodes, [T * B, *] of the others
+        for index, node in enumerate(self.source.nodes):
+            op = self._op(node)
+            if not node.inputs:
+                value = whole(op).run(images if images.ndim == 4 else images.flatten(0, 1))
+            elif node.name in static:
+                value = op.run(*(values[name] for name in node.inputs))
+            elif isinstance(op, Neuron):
+                value = self._fire(op, [self._in_time(values[name], name in static) for name in node.inputs])
+            elif isinstance(op, Readout):
+                value = self._answer(op, self._in_time(values[node.inputs[0]], node.inputs[0] in static))
+            elif isinstance(op, SpikingMaxPool2d):
+                spikes = self._in_time(values[node.inputs[0]], node.inputs[0] in static)
+                value = op.advance([spikes.expand(self.timesteps, *spikes.shape[1:])], None)[0].flatten(0, 1)
+            else:
+                value = op.run(*(self._folded(values[name], name in static) for name in node.inputs))
+            values[node.name] = value
+            for name in self.freed[index]:
+                del values[name]
+        return values[self.source.nodes[-1].name]
+
+    def _op(self, node: Node) -> Any:
+        """The operation with what has been learned so far, where this module is."""
+        if node.name not in self.places:
+            return node.op
+        place = self.places[node.name]
+        tensors = {**dict(place.named_parameters(recurse=False)), **dict(place.named_buffers(recurse=False))}
+        plain = {"gain": 1.0, "spiking_weight": None} if isinstance(node.op, SYNAPSES) else {}
+        return replace(node.op, **tensors, **plain)  # type: ignore[type-var]
+
+    def _in_time(self, value: Tensor, constant: bool) -> Tensor:
+        """``[T, B, *]``, or ``[1, B, *]`` of what is the same at every step."""
+        return value[None] if constant else value.view(self.timesteps, -1, *value.shape[1:])
+
+    def _folded(self, value: Tensor, constant: bool) -> Tensor:
+        return value.expand(self.timesteps, *value.shape).flatten(0, 1) if constant else value
+
+    def _fire(self, op: Neuron, currents: Sequence[Tensor]) -> Tensor:
+        """What a neuron layer sends, ``[T * B, *]``."""
+        total = currents[0]
+        for current in currents[1:]:
+            total = total + current
+        correction = op.correct(0, self.timesteps, total.ndim)
+        if correction is not None:
+            total = total + correction
+        total = _delayed(op.schedule, total.expand(self.timesteps, *total.shape[1:]))
+        thresholds = _thresholds(op)
+        gradient = self.gradient
+        if op.surrogate is not None:
+            gradient = {"surrogate": op.surrogate, "width": op.width, "detach_reset": op.detach_reset}
+        spikes = fire(
+            total,
+            thresholds=thresholds,
+            decay=op.decay,
+            reset=op.reset,
+            initial=op.initial_potential * thresholds[0],
+            **gradient,  # type: ignore[arg-type]
+        ).flatten(0, 1)
+        amplitude = thresholds[0] if op.amplitude is None else op.amplitude
+        return spikes if amplitude == 1 else spikes * amplitude
+
+    def _answer(self, op: Readout, currents: Tensor) -> Tensor:
+        """The mean of the currents ``[T, B, N]``, weighted, in the units of the source's logits."""
+        weights = torch.ones(self.timesteps, dtype=currents.dtype, device=currents.device)
+        if op.weights is not None:
+            at = torch.arange(self.timesteps, device=currents.device).clamp_max(len(op.weights) - 1)
+            weights = op.weights.to(currents.dtype)[at]
+        currents = currents.expand(self.timesteps, *currents.shape[1:])
+        answer = torch.einsum("t,tbn->bn", weights / weights.sum(), currents) * op.scale
+        return answer if op.correction is None else answer + op.correction
+
+    def graph(self) -> Graph:
+        """The Graph with what has been learned; of a converted network the analog run stays the source's."""
+        return replace(self.source, nodes=tuple(replace(node, op=self._tuned(node)) for node in self.source.nodes))
+
+    def _tuned(self, node: Node) -> Op:
+        if node.name not in self.places:
+            return node.op
+        names = dict(self.places[node.name].named_parameters(recurse=False))
+        home = next(value.device for value in vars(node.op).values() if isinstance(value, Tensor))
+        learned = {name: value.detach().to(home, copy=True) for name, value in names.items()}
+        op = node.op
+        if isinstance(op, SYNAPSES):
+            if not self.source.trained:
+                return replace(op, gain=1.0, spiking_weight=learned["weight"])
+            op = replace(op, gain=1.0, spiking_weight=None)
+        return replace(op, **learned)  # type: ignore[type-var]
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module:
+    """The part of ``root`` at this dotted path; empty ones are made where there is none."""
+    for name in path.split("."):
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    return root
+
+
+def _check(name: str, op: Op) -> None:
+    """InvalidData for what has no gradient here."""
+    if isinstance(op, Neuron):
+        problem = None
+        if op.integer is not None:
+            problem = "an integer network", f"recipe {TUNABLE}, in float32"
+        elif op.signed or op.differential or op.levels > 1:
+            kind = "signed" if op.signed else "differential" if op.differential else "multi-level"
+            problem = f"a {kind} neuron", f"spikes of 0 and 1, by recipe {TUNABLE}"
+        elif bool((op.threshold != op.threshold.flatten()[0]).any()):
+            problem = "thresholds that differ by channel", "a normalized network, as convert makes it"
+        elif op.firing is not None and op.initial_potential:
+            problem = f"multi-level firing from v(0) = {op.initial_potential}", "v(0) = 0"
+        if problem:
+            raise InvalidData(f"{name}: cannot be fine-tuned, got {problem[0]}; expected {problem[1]}. Convert so.")
+    elif isinstance(op, Readout) and op.mode != "current":
+        raise InvalidData(
+            f"{name}: cannot be fine-tuned, got a score by spike count; expected the classifier's current. "
+            f"Convert with recipe {TUNABLE}."
+        )
+
+
+def _tensors(graph: Graph, node: Node) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is learned of an operation, and what it also needs, by field."""
+    op = node.op
+    if isinstance(op, Scale):
+        return {"weight": compensated(op).weight}, {}
+    if isinstance(op, Conv2d | Linear):
+        weight = {"weight": compensated(op).weight}
+        bias = {} if op.bias is None else {"bias": op.bias}
+        return ({**weight, **bias}, {}) if graph.trained else (weight, bias)
+    if isinstance(op, Affine):
+        return {}, {"weight": op.weight, "bias": op.bias}
+    if isinstance(op, BatchNorm2d):
+        return {}, {"weight": op.weight, "bias": op.bias, "mean": op.mean, "var": op.var}
+    if isinstance(op, Readout):
+        fixed = {"scale": op.scale, **({} if op.weights is None else {"weights": op.weights})}
+        return _correction(graph, node, op), fixed
+    return (_correction(graph, node, op), {}) if isinstance(op, Neuron) else ({}, {})
+
+
+def _correction(graph: Graph, node: Node, op: Neuron | Readout) -> dict[str, Tensor]:
+    if graph.trained:
+        return {} if op.correction is None else {"correction": op.correction}
+    if op.correction is not None and op.correction.ndim:
+        return {"correction": op.correction}
+    weight = _before(graph, node.name).weight
+    zeros = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
+    return {"correction": zeros if op.correction is None else zeros + op.correction}
+
+
+def _before(graph: Graph, name: str) -> Conv2d | Linear:
+    """A synapse whose channels are those of this node."""
+    for before in graph[name].inputs:
+        op = graph[before].op
+        if isinstance(op, Conv2d | Linear):
+            return op
+    for before in graph[name].inputs:
+        if not isinstance(graph[before].op, Neuron):
+            return _before(graph, before)
+    raise InvalidData(f"{name}: got no synapse before it; expected a convolution or a classifier. Convert it anew.")
+
+
+def _thresholds(op: Neuron) -> tuple[float, ...]:
+    """Numbers, so they stay on the CPU: looking at one would have a GPU wait."""
+    return tuple((op.threshold.flatten()[:1] if op.firing is None else op.firing).tolist())
+
+
+def _delayed(schedule: str, current: Tensor) -> Tensor:
+    """Currents ``[T, B, *]`` as they count for the membrane, at the first step at which the layer may fire."""
+    if schedule == "lagged":
+        later = torch.cat([current[1:], torch.zeros_like(current[:1])])
+        return torch.cat([(current[0] + later[0])[None], later[1:]])
+    if schedule == "phased":
+        return torch.cat([current.sum(0, keepdim=True), torch.zeros_like(current[1:])])
+    return current

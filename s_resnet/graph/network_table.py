@@ -1,0 +1,141 @@
+"""A network as people read it: in five lines, and as tables of its nodes, shortcuts and provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..runtime.display import Table, plain
+from . import shortcuts
+from .neuron import Neuron
+from .ops import Node, Op
+
+STEEP = ("arctan", "sigmoid")  # surrogates whose width is a steepness
+LONG = ("fingerprints", "marks", "scales")  # lists of the provenance with an entry for each image or layer
+
+
+class Network(shortcuts.Network, Protocol):
+    """What of a :class:`s_resnet.Graph` is shown."""
+
+    @property
+    def nodes(self) -> tuple[Node, ...]: ...
+
+    @property
+    def trained(self) -> bool: ...
+
+    @property
+    def integer(self) -> bool: ...
+
+    @property
+    def alphabet(self) -> str: ...
+
+    def end_to_end_steps(self, timesteps: int) -> int: ...
+
+
+def lines(network: Network) -> Iterable[str]:
+    """What a console shows of a network."""
+    yield f"Graph of {title(network)}"
+    steps, known = network.provenance.get("recipe", {}).get("timesteps"), network.provenance
+    weights = sum(_numbers(getattr(node.op, "weight", None)) for node in network.nodes)
+    size = f"{len(network.nodes)} nodes, {len(network.neurons)} neuron layers, {weights:,} weights"
+    if network.neurons:
+        size += f"{' of 8 bits' if network.integer else ''}; spikes: {network.alphabet}"
+    if network.neurons and isinstance(steps, int) and steps > 0:
+        size += f"; an answer after {network.end_to_end_steps(steps)} steps"
+    yield size
+    if names := known.get("classes"):
+        yield f"{len(names)} classes: {', '.join(map(str, names[:6]))}{', ...' if len(names) > 6 else ''}"
+    if made := known.get("calibration"):
+        images = f"{made.get('fitted') or made.get('images', 0):,} images"
+        yield f"calibrated on {images if made.get('source') == 'data' else made.get('source')}"
+    yield "print(_.table()) lists the nodes, .provenance says how it was made"
+
+
+def title(network: Network) -> str:
+    """What it is, in a few words."""
+    source, recipe = (network.provenance.get(name, {}) for name in ("source", "recipe"))
+    what = str(source.get("arch", "a module from Python"))
+    if not network.neurons:
+        return f"{what}, not spiking"
+    made = "directly trained" if network.trained else f"recipe {recipe.get('name')}, tuned"
+    return f"{what} as a spiking network, {made} for T = {recipe.get('timesteps')}"
+
+
+def parts(network: Network) -> Iterable[str | Table]:
+    """All that there is to read: nodes, shortcuts of a converted network, provenance."""
+    yield f"{title(network)}; {len(network.nodes)} nodes, {len(network.neurons)} neuron layers"
+    yield _nodes(network)
+    if network.neurons and not network.trained:  # there nothing is scaled
+        yield _shortcuts(network)
+    if network.provenance:
+        known = sorted(without_lists(network.provenance))
+        yield "\n".join(f"{name}: {json.dumps(plain(value))}" for name, value in known)
+
+
+def without_lists(provenance: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """The entries of a provenance without its long lists."""
+    for name, value in provenance.items():
+        yield name, {k: v for k, v in value.items() if k not in LONG} if isinstance(value, Mapping) else value
+
+
+def _nodes(network: Network) -> Table:
+    """One line per node; the scale is what one spike (or unit of current) stands for in the source network."""
+    scales = shortcuts.scales(network)
+    rows = []
+    for node in network.nodes:
+        op = node.op
+        scale = _range(getattr(op, "scale", None)) or (f"{scales[node.name]:.4g}" if node.name in scales else "")
+        weight = getattr(op, "weight", None)
+        weights = "" if weight is None else "x".join(map(str, weight.shape)) or "1"
+        integer = getattr(op, "integer", None)
+        if weights and integer is not None:
+            weights += f" {str(integer.dtype).removeprefix('torch.')}"
+        kind = type(op).__name__ + (_kind(op) if isinstance(op, Neuron) else "")
+        rows.append((node.name, kind, _threshold(op), scale, weights, ", ".join(node.inputs)))
+    return Table(("node", "operation", "threshold", "scale", "weights", "inputs"), tuple(rows), texts=6)
+
+
+def _shortcuts(network: Network) -> Table | str:
+    """The shortcut conversion model: what each residual branch is multiplied by."""
+    rows = tuple(
+        (branch.neuron, branch.synapse, branch.kind, f"{branch.ratio:.4f}", f"{branch.scale:.4g}")
+        for branch in shortcuts.shortcuts(network)
+    )
+    titles = ("neuron", "shortcut synapse", "kind", "lambda_in / lambda_out", "lambda_out")
+    return Table(titles, rows, texts=5) if rows else "No residual branches."
+
+
+def _threshold(op: Op) -> str:
+    if not isinstance(op, Neuron):
+        return ""
+    if op.integer is not None:
+        return f"{int(op.integer.min())} ... {int(op.integer.max())}"
+    levels: Sequence[Tensor] = [op.threshold.max()] if op.firing is None else list(op.firing)
+    return ", ".join(f"{float(level):g}" for level in levels)
+
+
+def _range(scale: Tensor | None) -> str:
+    """A scale per channel from its smallest to its largest."""
+    if scale is None:
+        return ""
+    low, high = float(scale.min()), float(scale.max())
+    return f"{low:.4g}" if low == high else f"{low:.4g} ... {high:.4g}"
+
+
+def _kind(op: Neuron) -> str:
+    """What is special about a neuron layer."""
+    words = [op.schedule] if op.schedule != "streaming" else []
+    words += ["signed"] if op.signed else []
+    words += [f"{op.levels} levels"] if op.levels > 1 else []
+    words += ["differential"] if op.differential else []
+    if op.surrogate is not None:  # directly trained
+        words += [f"decay {op.decay:g}", "reset to zero" if op.reset == "zero" else "reset by subtraction"]
+        words += [f"{op.surrogate} of {'steepness' if op.surrogate in STEEP else 'width'} {op.width:g}"]
+    return f" ({', '.join(words)})" if words else ""
+
+
+def _numbers(weight: Tensor | None) -> int:
+    return 0 if weight is None else weight.numel()

@@ -1,0 +1,315 @@
+"""The operations of a Graph without memory: frozen dataclasses that own their tensors and know how to run.
+
+Shapes: ``B`` batch, ``C`` channels, ``H W`` space, ``N`` classes. A *synapse* (:class:`Conv2d`, :class:`Linear`,
+:class:`Scale`) carries ``gain``, the compensation factor c: it multiplies the weight, never the bias, and only in
+spiking runs, so that the analog run stays the source network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels import per_channel
+from ..kernels.surrogate.qcfs import qcfs
+from ..runtime.display import Displayed
+
+Pair = tuple[int, int]
+
+
+class Op(Protocol):
+    """What every operation can do: compute its output from its inputs, analog."""
+
+    def run(self, *inputs: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Node(Displayed):
+    """One operation under a name; ``inputs`` are the names of earlier nodes."""
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+
+
+# Steps per unit of images on a grid: pixels of 8 bits, divided by a standard deviation of 1/4, are about as fine.
+GRID = 64
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Input(Displayed):
+    """The images ``[B, C, H, W]``, preprocessed.
+
+    grid: spiking runs see them in whole multiples of 1 / grid, within +-8; 0: as they are.
+    """
+
+    grid: int = 0
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Conv2d(Displayed):
+    """``y = gain * W * x + b``; weight ``[C_out, C_in / groups, kh, kw]``, bias ``[C_out]`` or None, zero padding.
+
+    integer, integer_bias: the weight in int8 and the bias in int32, in units of the threshold of the neuron layer that
+    reads it; an integer run uses them instead, and no gain. grid: the images' grid, when it reads the images.
+    spiking_weight: what spiking runs use in place of the weight, so that the analog run stays the source network.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    gain: float = 1.0
+    integer: Tensor | None = None
+    integer_bias: Tensor | None = None
+    grid: int = 0
+    spiking_weight: Tensor | None = None
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.conv2d(inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Linear(Displayed):
+    """``y = gain * W x + b``; weight ``[N, features]``, bias ``[N]`` or None.
+
+    integer: the weight in int8, in units of ``integer_step``; an integer run uses it instead, and no gain.
+    spiking_weight: as in :class:`Conv2d`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    gain: float = 1.0
+    integer: Tensor | None = None
+    integer_step: float = 1.0
+    spiking_weight: Tensor | None = None
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.linear(inputs[0], self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scale(Displayed):
+    """A one-to-one synapse ``y = gain * w x`` without bias: the identity branch of the shortcut conversion model.
+
+    weight 0-dimensional (one factor for the layer) or ``[C]``.
+    integer: the weight in int32 ``[C]``, in units of the threshold of the neuron layer that reads it.
+    spiking_weight: as in :class:`Conv2d`.
+    Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352, shortcut conversion.
+    """
+
+    weight: Tensor
+    gain: float = 1.0
+    integer: Tensor | None = None
+    spiking_weight: Tensor | None = None
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] * per_channel(self.weight, inputs[0].ndim)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BatchNorm2d(Displayed):
+    """``y = weight (x - mean) / sqrt(var + eps) + bias`` per channel, with the statistics of training; all ``[C]``."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    eps: float
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.batch_norm(inputs[0], self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Affine(Displayed):
+    """``y = weight x + bias`` per channel, constants of the source network; both ``[C]``."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        ndim = inputs[0].ndim
+        return inputs[0] * per_channel(self.weight, ndim) + per_channel(self.bias, ndim)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ReLU(Displayed):
+    """``y = max(x, 0)``."""
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.relu(inputs[0])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class QCFS(Displayed):
+    """The ReLU of an ANN trained for conversion: :func:`s_resnet.kernels.surrogate.qcfs.qcfs`.
+
+    Threshold 0-dimensional.
+    """
+
+    threshold: Tensor
+    levels: int
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return qcfs(inputs[0], self.threshold, self.levels)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Add(Displayed):
+    """The sum of its inputs, which have one shape."""
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        total = inputs[0]
+        for other in inputs[1:]:
+            total = total + other
+        return total
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MaxPool2d(Displayed):
+    """The maximum over windows; padding counts as minus infinity."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.max_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AvgPool2d(Displayed):
+    """The mean over windows: fixed synapses of weight 1 / window."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.avg_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AdaptiveAvgPool2d(Displayed):
+    """The mean over as many windows as ``output_size`` asks for; (1, 1) is the global mean."""
+
+    output_size: Pair
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(inputs[0], self.output_size)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Flatten(Displayed):
+    """``[B, *] -> [B, features]``, channel-major."""
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].flatten(1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pad(Displayed):
+    """Zero padding, as ``torch.nn.functional.pad`` takes it (last dimension first); shortcut A pads channels."""
+
+    padding: tuple[int, ...]
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return F.pad(inputs[0], self.padding)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Slice(Displayed):
+    """``x[:, a:b:c, ...]``: one (start, stop, step) per dimension after the batch; shortcut A subsamples space."""
+
+    slices: tuple[tuple[int | None, int | None, int | None], ...]
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        index = (slice(None), *(slice(*part) for part in self.slices))
+        return inputs[0][index]
+
+
+Synapse = Conv2d | Linear | Scale
+SYNAPSES = (Conv2d, Linear, Scale)
+# Operations that keep what a unit means: value and unit may be exchanged with them.
+UNIT_PRESERVING = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Pad, Slice)
+POOLS = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d)
+
+
+def carried(op: Op, unit: Tensor) -> Tensor:
+    """The unit behind an operation that mixes no channels; padded channels stay zero in any unit."""
+    if unit.ndim and isinstance(op, Pad) and len(op.padding) > 4:
+        return F.pad(unit, op.padding[4:6], value=1.0)
+    if unit.ndim and isinstance(op, Slice):
+        return unit[slice(*op.slices[0])]
+    return unit
+
+
+def compensated(op: Synapse) -> Synapse:
+    """The synapse as a spiking run uses it: its spiking weight, ``gain`` multiplied into it, bias untouched."""
+    if op.spiking_weight is not None:
+        op = replace(op, weight=op.spiking_weight, spiking_weight=None)
+    return op if op.gain == 1.0 else replace(op, weight=op.weight * op.gain, gain=1.0)
+
+
+def whole(op: Op) -> Op:
+    """The operation as an integer run uses it: whole numbers, held in float32 where torch multiplies them.
+
+    Every sum stays below 2^24, so float32 is exact and the order of additions does not matter. On a GPU there is no
+    convolution of integers: these run in TF32, which has every factor, and are exact as long as cuDNN only multiplies
+    and adds. An algorithm by Winograd or FFT would not be exact, and nothing forbids cuDNN to choose one.
+    """
+    if isinstance(op, Input) and op.grid:
+        return _GridInput(op.grid)
+    if isinstance(op, Conv2d) and op.integer is not None:
+        weight = channels_last(op.integer.to(torch.float32))
+        if op.grid:
+            bias = 0 if op.integer_bias is None else op.integer_bias.view(-1, 1, 1)
+            return _GridConv2d(replace(op, weight=weight, bias=None), bias, op.grid)
+        return replace(op, weight=weight, bias=op.integer_bias, gain=1.0)
+    if isinstance(op, Linear) and op.integer is not None:
+        return replace(op, weight=op.integer.to(op.weight.dtype) * op.integer_step, gain=1.0)
+    if isinstance(op, Scale) and op.integer is not None:
+        return replace(op, weight=op.integer, gain=1.0)
+    return op
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _GridInput(Displayed):
+    """The images in whole multiples of 1 / grid."""
+
+    grid: int
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        return (inputs[0] * self.grid).round().clamp(-8 * self.grid, 8 * self.grid)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _GridConv2d(Displayed):
+    """The first convolution over whole multiples of 1 / grid, rounded to whole units once per image."""
+
+    convolution: Conv2d
+    bias: Tensor | int
+    grid: int
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        images = inputs[0].to(self.convolution.weight.dtype)
+        return (self.convolution.run(images) / self.grid).round() + self.bias
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``x`` in channels_last when it is ``[B, C, H, W]``, else as it is: the layout that the convolutions run in."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

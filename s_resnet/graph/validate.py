@@ -1,0 +1,364 @@
+"""What a network must be to be simulated: types, ranges, alphabets and finite numbers, whoever made it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidData
+from ..kernels.membrane.reference import SCHEDULES
+from ..kernels.surrogate.reference import SURROGATES
+from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .ops import (
+    QCFS,
+    SYNAPSES,
+    AdaptiveAvgPool2d,
+    Affine,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Input,
+    Linear,
+    MaxPool2d,
+    Node,
+    Op,
+    Pad,
+    Scale,
+    Slice,
+    compensated,
+)
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SIDE = 2**16  # what counts pixels or steps is below it
+LARGE = 2.0**64  # numbers of a network are at most that large: products of two of them are finite
+CURRENT = 2.0**90  # what a step may bring: float32 adds up more than 2^31 such steps
+IMAGE = 2.0**16  # the largest pixel that is reckoned with
+EXACT = 2**24  # sums of whole numbers below it are exact in float32
+
+
+@torch.no_grad()
+def check(nodes: Sequence[Node]) -> None:
+    """Raise InvalidData, which names node and setting, for what no network of ours can be.
+
+    That is a setting of another type or out of its range, a tensor of another type or with numbers that are not finite
+    or too large, an alphabet that no kernel has, and numbers of several types. Shapes are another matter:
+    :func:`s_resnet.graph.shapes.shapes`.
+    """
+    finite(nodes)
+    for node in nodes:
+        for name, rule in _RULES.get(type(node.op), {}).items():
+            value = getattr(node.op, name)
+            if not rule.fits(value):
+                raise _invalid(node, name, _shown(value), rule.expected)
+        if isinstance(node.op, Neuron):
+            _check_alphabet(node, node.op)
+        if isinstance(node.op, Conv2d | Linear):
+            _check_weights(node, node.op)
+        if isinstance(node.op, BatchNorm2d) and not bool((node.op.var + node.op.eps > 1 / LARGE).all()):
+            raise _invalid(node, "var", "variances of which eps does not keep the root above 0", "positive ones")
+    _check_types(nodes)
+
+
+def finite(nodes: Sequence[Node]) -> None:
+    """Raise InvalidData, which names the node, where a number of these is NaN, infinite or too large."""
+    for node in nodes:
+        for name, value in _tensors(node.op):
+            power = 2 if name == "var" else 1  # of a variance the root counts
+            # The largest of numbers of which one is NaN is NaN.
+            if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGE**power:
+                bad = int((~(value.abs() <= LARGE**power)).sum())
+                raise InvalidData(
+                    f"{node.name}: {name}, got {bad} of {value.numel()} values NaN, infinite or beyond "
+                    f"2^{64 * power}; expected "
+                    "finite numbers. Check the weights of the source network, and convert it again."
+                )
+
+
+def _tensors(op: Op) -> Iterator[tuple[str, Tensor]]:
+    for field in fields(op):  # type: ignore[arg-type]
+        value = getattr(op, field.name)
+        if isinstance(value, Tensor):
+            yield field.name, value.detach()
+
+
+# ---- each setting by itself ----
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Whether a value is what its field holds, and that in words."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+
+def _whole(least: int, most: int = SIDE) -> _Rule:
+    return _Rule(f"a whole number from {least} to {most}", lambda value: _is_whole(value, least, most))
+
+
+def _is_whole(value: Any, least: int, most: int = SIDE) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _pair(least: int) -> _Rule:
+    return _Rule(
+        f"two whole numbers from {least} to {SIDE}",
+        lambda value: isinstance(value, tuple) and len(value) == 2 and all(_is_whole(v, least) for v in value),
+    )
+
+
+def _number(least: float = -LARGE, most: float = LARGE) -> _Rule:
+    return _Rule(f"a number from {least:g} to {most:g}", lambda value: _is_number(value, least, most))
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _choice(*names: str) -> _Rule:
+    return _Rule(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+def _floats(*ndims: int, least: float = -math.inf) -> _Rule:
+    words = "numbers" if least == -math.inf else "positive numbers" if least > 0 else "numbers from 0 on"
+    return _Rule(
+        f"floating-point {words} of {' or '.join(map(str, ndims))} dimensions",
+        lambda value: _is_tensor(value, FLOATS, ndims) and not bool((value < least).any()),
+    )
+
+
+def _whole_numbers(dtype: torch.dtype, *ndims: int, least: int = -(2**30), most: int = 2**30) -> _Rule:
+    return _Rule(
+        f"{dtype} of {' or '.join(map(str, ndims))} dimensions, from {least} to {most}",
+        lambda value: _is_tensor(value, (dtype,), ndims) and least <= int(value.min()) and int(value.max()) <= most,
+    )
+
+
+def _is_tensor(value: Any, dtypes: Sequence[torch.dtype], ndims: Sequence[int]) -> bool:
+    return isinstance(value, Tensor) and value.dtype in dtypes and value.ndim in ndims and value.numel() > 0
+
+
+def _or_none(rule: _Rule) -> _Rule:
+    return _Rule(f"{rule.expected}, or None", lambda value: value is None or rule.fits(value))
+
+
+def _is_padding(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(_is_whole(v, -SIDE) for v in value)
+
+
+def _is_slices(value: Any) -> bool:
+    if not isinstance(value, tuple):
+        return False
+    ends = _Rule("", lambda v: v is None or _is_whole(v, -SIDE))
+    steps = _Rule("", lambda v: v is None or _is_whole(v, 1))
+    return all(
+        isinstance(part, tuple) and len(part) == 3 and ends.fits(part[0]) and ends.fits(part[1]) and steps.fits(part[2])
+        for part in value
+    )
+
+
+_FLAG = _Rule("true or false", lambda value: isinstance(value, bool))
+_POSITIVE = 1 / LARGE
+_SPIKING = {"gain": _number(), "spiking_weight": _or_none(_floats(0, 1))}
+_WINDOWS = {"kernel": _pair(1), "stride": _pair(1), "padding": _pair(0), "ceil_mode": _FLAG}
+_RULES: Mapping[type, Mapping[str, _Rule]] = {
+    Input: {"grid": _whole(0, 2**12)},
+    Conv2d: {
+        "weight": _floats(4),
+        "bias": _or_none(_floats(1)),
+        "stride": _pair(1),
+        "padding": _pair(0),
+        "dilation": _pair(1),
+        "groups": _whole(1),
+        "gain": _number(),
+        "integer": _or_none(_whole_numbers(torch.int8, 4)),
+        "integer_bias": _or_none(_whole_numbers(torch.int32, 1)),
+        "grid": _whole(0, 2**12),
+        "spiking_weight": _or_none(_floats(4)),
+    },
+    Linear: {
+        "weight": _floats(2),
+        "bias": _or_none(_floats(1)),
+        "gain": _number(),
+        "integer": _or_none(_whole_numbers(torch.int8, 2)),
+        "integer_step": _number(),
+        "spiking_weight": _or_none(_floats(2)),
+    },
+    Scale: {"weight": _floats(0, 1), "integer": _or_none(_whole_numbers(torch.int32, 1)), **_SPIKING},
+    Affine: {"weight": _floats(0, 1), "bias": _floats(0, 1)},
+    BatchNorm2d: {
+        "weight": _floats(1),
+        "bias": _floats(1),
+        "mean": _floats(1),
+        "var": _floats(1, least=0),
+        "eps": _number(0, 1),
+    },
+    QCFS: {"threshold": _floats(0, least=_POSITIVE), "levels": _whole(1)},
+    MaxPool2d: {**_WINDOWS, "dilation": _pair(1)},
+    SpikingMaxPool2d: {**_WINDOWS, "dilation": _pair(1)},
+    AvgPool2d: {**_WINDOWS, "count_include_pad": _FLAG},
+    AdaptiveAvgPool2d: {"output_size": _pair(1)},
+    Pad: {"padding": _Rule("whole numbers", _is_padding)},
+    Slice: {"slices": _Rule("(start, stop, step) for each dimension, each step from 1 on", _is_slices)},
+    Neuron: {
+        "threshold": _floats(0, 1, least=_POSITIVE),
+        "initial_potential": _number(-SIDE, SIDE),
+        "reset": _choice("subtract", "zero"),
+        "decay": _number(0, 1),
+        "integer": _or_none(_whole_numbers(torch.int32, 1, least=1, most=SIDE)),
+        "correction": _or_none(_floats(0, 1, 2)),
+        "integer_correction": _or_none(_whole_numbers(torch.int32, 0, 1, 2)),
+        "schedule": _choice(*SCHEDULES),
+        "levels": _whole(1, 8),
+        "signed": _FLAG,
+        "differential": _FLAG,
+        "detach_reset": _FLAG,
+        "scale": _or_none(_floats(0, 1, least=_POSITIVE)),
+        "amplitude": _or_none(_number()),
+        "firing": _or_none(_floats(1, least=_POSITIVE)),
+        "quantization": _whole(0),
+        "surrogate": _or_none(_choice(*SURROGATES)),
+        "width": _number(_POSITIVE),
+    },
+    Readout: {
+        "scale": _floats(0, 1),
+        "mode": _choice("current", "spikes"),
+        "initial_potential": _number(-SIDE, SIDE),
+        "weights": _or_none(_floats(1, least=_POSITIVE)),
+        "correction": _or_none(_floats(1)),
+    },
+}
+
+
+# ---- what has to go together ----
+
+
+def _check_alphabet(node: Node, op: Neuron) -> None:
+    """That some kernel has neurons of this kind."""
+    several = op.signed or op.levels > 1
+    if op.reset == "zero" and (several or op.differential):
+        raise _invalid(node, "reset", "'zero' for signed or multi-level spikes", "'subtract'")
+    if op.decay != 1 and (op.schedule != "streaming" or op.differential or op.integer is not None):
+        raise _invalid(node, "decay", f"{op.decay} for neurons that wait, send means or count in whole numbers", "1")
+    if op.differential and (op.signed or op.integer is not None or op.firing is not None):
+        raise _invalid(node, "differential", "it with signs, whole numbers or firing levels", "it alone")
+    if op.firing is not None:
+        if several or op.differential or op.integer is not None or op.schedule != "streaming":
+            got = "firing levels with signs, amplitudes, whole numbers or a wait"
+            raise _invalid(node, "firing", got, "them alone")
+        if op.threshold.ndim:
+            raise _invalid(node, "threshold", f"{list(op.threshold.shape)} with firing levels", "one number, the first")
+        if len(op.firing) > 8 or not bool((op.firing.diff() > 0).all()):
+            raise _invalid(node, "firing", f"{op.firing.tolist()[:9]}", "1 to 8 ascending thresholds")
+    if op.integer is not None and several:
+        raise _invalid(node, "integer", "it with signed or multi-level spikes", "spikes in {0, 1}")
+
+
+def _check_weights(node: Node, op: Conv2d | Linear) -> None:
+    """That what stands for the weight has its shape, and sums of whole numbers are exact."""
+    for name in ("integer", "spiking_weight"):
+        value = getattr(op, name)
+        if value is not None and value.shape != op.weight.shape:
+            raise _invalid(node, name, list(value.shape), f"{list(op.weight.shape)}, as the weight")
+    if isinstance(op, Conv2d) and op.integer is not None:
+        rows = op.integer.to(torch.int64).abs().flatten(1).sum(1)
+        if int(rows.max()) * (8 * op.grid or 1) >= EXACT:
+            raise _invalid(node, "integer", f"weights whose sums reach {int(rows.max())}", f"sums below {EXACT}")
+
+
+def _check_types(nodes: Sequence[Node]) -> None:
+    """One type of floating-point numbers; whole numbers in all layers or in none; one grid."""
+    found: dict[torch.dtype, str] = {}
+    for node in nodes:
+        for name, value in _tensors(node.op):
+            if value.is_floating_point():
+                found.setdefault(value.dtype, f"{node.name}.{name}")
+    if len(found) > 1:
+        (one, first), (other, second) = list(found.items())[:2]
+        raise InvalidData(
+            f"graph: got {one} at {first} and {other} at {second}; expected one type. Convert it with to()."
+        )
+    if any(isinstance(node.op, Neuron) and node.op.integer is not None for node in nodes):
+        _check_integer(nodes)
+        return
+    for node in nodes:
+        if isinstance(node.op, Conv2d) and node.op.grid:
+            raise _invalid(node, "grid", node.op.grid, "0 without whole numbers")
+        if getattr(node.op, "integer", None) is not None:
+            raise _invalid(node, "integer", "whole numbers in some layers alone", "them in all, or in none")
+
+
+def _check_integer(nodes: Sequence[Node]) -> None:
+    """That whole numbers meet whole numbers alone: the network is one that quantize_weights makes."""
+    kinds = {node.name: node.op for node in nodes}
+    users = {node.name: [kinds[user.name] for user in nodes if node.name in user.inputs] for node in nodes}
+    for node in nodes:
+        op, sources = node.op, [kinds[name] for name in node.inputs]
+        if isinstance(op, Neuron | Conv2d | Scale) and op.integer is None:
+            raise _invalid(node, "integer", "none in a network of whole numbers", "them in all layers")
+        if isinstance(op, Neuron) and not all(isinstance(source, Conv2d | Scale | MaxPool2d) for source in sources):
+            raise _invalid(node, "inputs", "others", "convolutions, shortcut synapses and max-pools of such")
+        if isinstance(op, MaxPool2d) and not isinstance(sources[0], Conv2d | Scale | MaxPool2d):
+            raise _invalid(node, "inputs", "others", "a synapse or a max-pool")
+        if isinstance(op, Conv2d):
+            images = isinstance(sources[0], Input)
+            gated = isinstance(sources[0], SpikingMaxPool2d) and all(isinstance(u, Neuron) for u in users[node.name])
+            if images != bool(op.grid) or not (images or gated or isinstance(sources[0], Neuron)):
+                raise _invalid(node, "grid", op.grid, "that of the images where it reads them, else 0 and spikes")
+            if isinstance(sources[0], Input) and op.grid != sources[0].grid:
+                raise _invalid(node, "grid", op.grid, f"{sources[0].grid}, that of the images")
+
+
+@torch.no_grad()
+def check_reach(nodes: Sequence[Node]) -> None:
+    """Raise InvalidData where a step's current could leave the range of float32, with images within +-IMAGE.
+
+    Shapes are checked before.
+    """
+    if not any(isinstance(node.op, Neuron) for node in nodes):
+        return  # an analog network's worst case means nothing: nothing there is reset
+    reach: dict[str, float] = {}
+    for node in nodes:
+        below = sum(reach.get(name, 0.0) for name in node.inputs)
+        reach[node.name] = _reach(node.op, below)
+        if not (below <= CURRENT and reach[node.name] <= CURRENT):
+            raise InvalidData(
+                f"{node.name}: got weights with which a step can bring {max(below, reach[node.name]):.3g}; expected at "
+                f"most {CURRENT:.3g}, so that sums stay finite. Calibrate it again."
+            )
+
+
+def _reach(op: Op, below: float) -> float:
+    """The largest size of a value that an operation makes of values of size ``below``."""
+    if isinstance(op, Input):
+        return IMAGE * max(1, op.grid)
+    if isinstance(op, SYNAPSES):
+        weight = compensated(op).weight
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).abs()
+        bias = getattr(op, "bias", None)
+        largest = float(weight.flatten(1).sum(1).max() if weight.ndim > 1 else weight.max())
+        return largest * below + (0.0 if bias is None else float(bias.double().abs().max()))
+    if isinstance(op, Affine):
+        return float((op.weight.double().abs() * below + op.bias.double().abs()).max())
+    if isinstance(op, BatchNorm2d):
+        slope = (op.weight.double() / (op.var.double() + op.eps).sqrt()).abs()
+        return float((slope * (below + op.mean.double().abs()) + op.bias.double().abs()).max())
+    if isinstance(op, Neuron):
+        sent = float(op.threshold.max()) if op.amplitude is None else abs(op.amplitude)
+        return op.most * sent * (64 if op.differential else 1)  # a mean of T steps grows with log T
+    return float(op.threshold) if isinstance(op, QCFS) else below
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)}" if value.numel() else "an empty tensor"
+    return text if len(text := repr(value)) <= 80 else f"{text[:77]}..."
+
+
+def _invalid(node: Node, name: str, got: object, expected: str) -> InvalidData:
+    return InvalidData(f"{node.name}: {name}, got {got}; expected {expected}. Convert the network again.")

@@ -1,0 +1,1 @@
+"""Membrane kernels: the specification, and others that do the same faster."""

@@ -1,0 +1,1 @@
+"""Neurons that learn: the same equation with a gradient."""

@@ -1,0 +1,90 @@
+"""Neurons that are trained, on the CPU in C++ (``surrogate.cpp``): every number is read and written once."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidData
+from .. import check
+from ..build import compiler
+from .reference import LEVELS, SURROGATES, Affine, Firing
+
+TYPES = (torch.float32, torch.float64)
+
+
+class Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("steps", "neurons", "current_step", "grad_step", "channels", "inner")),
+        *((name, ctypes.c_int32) for name in ("levels", "hard", "detached", "surrogate", "threads")),
+        ("thresholds", ctypes.c_double * LEVELS),
+        *((name, ctypes.c_double) for name in ("decay", "initial", "inside", "height")),
+        *((name, ctypes.c_void_p) for name in ("current", "grad", "scale", "shift", "out")),
+    ]
+
+
+def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affine: Affine | None) -> None:
+    """Write the spikes into ``out``; or, given the gradient of the spikes, the gradient of the current.
+
+    current, grad, out: float32 or float64 ``[T, B, *]`` alike, whose steps are dense and lie in one order; the steps of
+    ``out`` follow each other. affine: scale and shift ``[C]`` of that type, which make the current from what is given;
+    then steps are contiguous or channels_last.
+    """
+    if current.device.type != "cpu":
+        raise InvalidData(f"kernel: fire, got a current on {current.device}; expected one on the CPU. Move it there.")
+    check.firing(current, grad, out, affine, TYPES)
+    library, reason = compiler.compiled()
+    assert library is not None, reason
+    inside, height = firing.shape()
+    channels, inner = (1, 1) if affine is None else (current.shape[2], inner_of(current[0]))
+    layer = Layer(
+        *(len(current), current[0].numel(), current.stride(0), 0 if grad is None else grad.stride(0), channels, inner),
+        *(len(firing.thresholds), firing.reset == "zero", firing.detach_reset, SURROGATES.index(firing.surrogate)),
+        torch.get_num_threads(),
+        (ctypes.c_double * LEVELS)(*firing.thresholds),
+        *(firing.decay, firing.initial, inside, height),
+        *(None if x is None else x.data_ptr() for x in (current, grad, *(affine or (None, None)), out)),
+    )
+    fire = library.sresnet_fire_float if current.dtype == torch.float32 else library.sresnet_fire_double
+    fire(ctypes.byref(layer))
+
+
+def inner_of(step: Tensor) -> int:
+    """How many numbers of one channel lie together in a dense ``[B, C, *]``; 1 where channels are innermost."""
+    return 1 if step.movedim(1, -1).is_contiguous() else step[0, 0].numel()
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "channels", "inner")),
+        ("threads", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("p", "q", "sums", "coefficients", "out")),
+    ]
+
+
+def sums(p: Tensor, q: Tensor) -> Tensor:
+    """float64 ``[2, C]``, added up as such: ``p`` and ``p * q`` of each channel of ``[B, C, *]``, which lie alike."""
+    found = torch.empty(2, p.shape[1], dtype=torch.float64)
+    _normalize("sums", p, q, sums=found)
+    return found
+
+
+def normalized_gradient(p: Tensor, q: Tensor, coefficients: Tensor) -> Tensor:
+    """``scale * (p - p0 - slope * (q - q0))`` in place of ``p``; coefficients: ``[4, C]`` scale, p0, q0, slope."""
+    _normalize("gradient", p, q, coefficients=coefficients.to(p.dtype).contiguous(), out=p)
+    return p
+
+
+def _normalize(what: str, p: Tensor, q: Tensor, **others: Tensor) -> None:
+    library, reason = compiler.compiled()
+    assert library is not None, reason
+    check.normalizing(p, q, others)
+    inner = inner_of(p)
+    norm = Norm(
+        p.numel() // p.shape[1] // inner, p.shape[1], inner, torch.get_num_threads(), p.data_ptr(), q.data_ptr()
+    )
+    for name, tensor in others.items():
+        setattr(norm, name, tensor.data_ptr())
+    getattr(library, f"sresnet_{what}_{'float' if p.dtype == torch.float32 else 'double'}")(ctypes.byref(norm))

@@ -1,0 +1,232 @@
+"""The layers of directly trained spiking networks: neurons with a surrogate gradient, tdBN, time in the batch.
+
+Between :class:`Repeat` and :class:`TimeMean` activations are ``[T * B, ...]``, time outermost: convolutions and batch
+normalization see one large batch, as they do in the simulator, and neurons alone know the time.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+
+from ..errors import InvalidData
+from ..kernels.surrogate.fire import fire
+from ..kernels.surrogate.normalize import normalize, normalize_and_fire
+from ..kernels.surrogate.reference import Firing
+
+
+class SpikingNeuron(nn.Module):
+    """A layer of neurons over ``timesteps`` steps, ``[T * B, *] -> [T * B, *]``, trainable by a surrogate gradient.
+
+    The equation is that of :func:`s_resnet.kernels.surrogate.fire.fire`: for each of K thresholds a membrane of its
+    own, and the sum of the K spikes, 0 ... K, goes on. State is fresh in every call.
+
+    thresholds: K of them. decay: of the membrane per step. reset: ``"zero"`` or ``"subtract"``. surrogate, width:
+    ``"rectangle"`` or ``"triangle"`` of that width, ``"arctan"`` or ``"sigmoid"`` of that steepness. detach_reset:
+    whether no gradient flows through the reset. By default the neuron of MS-ResNet (:data:`lif`). Raises InvalidData
+    for settings that are not possible.
+    """
+
+    def __init__(
+        self,
+        timesteps: int,
+        thresholds: tuple[float, ...] = (0.5,),
+        decay: float = 0.25,
+        reset: str = "zero",
+        surrogate: str = "rectangle",
+        width: float = 1.0,
+        detach_reset: bool = True,
+    ) -> None:
+        super().__init__()
+        self.timesteps, self.decay, self.reset = _steps(timesteps), decay, reset
+        # As float32 has them, so that they are the same in any precision.
+        self.thresholds = tuple(torch.tensor(thresholds, dtype=torch.float32, device="cpu").tolist())
+        self.surrogate, self.width, self.detach_reset = surrogate, width, detach_reset
+        _ = self.firing  # refuses what is not possible
+
+    @property
+    def firing(self) -> Firing:
+        """The settings, as kernels take them."""
+        how = (self.thresholds, self.decay, self.reset, self.surrogate, self.width, self.detach_reset)
+        return Firing(*how)
+
+    def forward(self, current: Tensor) -> Tensor:
+        spikes = fire(
+            in_time(current, self.timesteps),
+            thresholds=self.thresholds,
+            decay=self.decay,
+            reset=self.reset,
+            surrogate=self.surrogate,
+            width=self.width,
+            detach_reset=self.detach_reset,
+        )
+        return spikes.flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        return (
+            f"timesteps={self.timesteps}, thresholds={[round(theta, 6) for theta in self.thresholds]}, "
+            f"decay={self.decay}, reset={self.reset!r}, surrogate={self.surrogate!r}, width={self.width}"
+        )
+
+
+# Leaky integrate-and-fire as in MS-ResNet (arXiv:2112.08954, released code): hard reset, detached.
+lif = partial(SpikingNeuron, thresholds=(0.5,), decay=0.25, reset="zero", surrogate="rectangle", width=1.0)
+
+
+def mlf(timesteps: int, levels: int = 3) -> SpikingNeuron:
+    """Multi-level firing: thresholds 0.6, 1.6, 2.6, whose surrogate windows of width 1 lie side by side.
+
+    The gradient flows through the reset. Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet"
+    (arXiv:2210.06386), released code.
+    """
+    thresholds = tuple(0.6 + level for level in range(levels))
+    return SpikingNeuron(timesteps, thresholds, 0.25, "zero", "rectangle", 1.0, detach_reset=False)
+
+
+class TDBatchNorm2d(nn.BatchNorm2d):
+    """Threshold-dependent batch normalization of ``[T * B, C, H, W]``: statistics over time, batch and space.
+
+    ``y = weight * threshold * (x - mean) / sqrt(var + eps) + bias``, or with ``eps_outside``
+    ``y = weight * threshold * (x - mean) / (sqrt(var) + eps) + bias``, which is the form of the released code of
+    multi-level firing (arXiv:2210.06386). MS-ResNet's code has the threshold in the weight's start: ``threshold`` is 1
+    there, and ``start`` 0.5, or 0 for the last normalization of a residual branch.
+
+    start: of the weight. ``sync(group)`` has the statistics of training be those of all processes of a group, on any
+    device. Source: Zheng et al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks"
+    (arXiv:2011.05280).
+    """
+
+    def __init__(
+        self, channels: int, start: float = 1.0, threshold: float = 1.0, eps_outside: bool = False, eps: float = 1e-5
+    ) -> None:
+        super().__init__(channels, eps)
+        nn.init.constant_(self.weight, start)
+        self.threshold, self.eps_outside = threshold, eps_outside
+        self.group: distributed.ProcessGroup | None = None
+
+    def sync(self, group: distributed.ProcessGroup | None) -> None:
+        """Share the statistics of training with a process group; None: with nobody."""
+        self.group = group
+
+    def root(self) -> tuple[Tensor, float]:
+        """The variance and eps of evaluation, both inside the root: ``sqrt(var) + eps`` is the root of its square."""
+        assert self.running_var is not None
+        outside = self.eps_outside
+        var, eps = ((self.running_var.sqrt() + self.eps) ** 2, 0.0) if outside else (self.running_var, self.eps)
+        return var, eps or sys.float_info.min  # torch 2.11 refuses 0; so small a number changes no bit of a variance
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.threshold == 1.0 else self.weight * self.threshold
+        assert self.running_mean is not None and self.running_var is not None
+        if not self.training:
+            var, eps = self.root()
+            return F.batch_norm(x, self.running_mean, var, weight, self.bias, False, 0.0, eps)
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        if not self.eps_outside and self.group is None:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, weight, self.bias, True, self.momentum, self.eps)
+        current, statistics = normalize(
+            *(x, weight, self.bias), eps=self.eps, eps_outside=self.eps_outside, group=self.group
+        )
+        _observe(self, *statistics)
+        return current
+
+
+def fired(norm: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
+    """``neuron(norm(x))``; in training as one operation, which keeps ``x`` alone for the backward pass."""
+    plain = type(norm) in (nn.BatchNorm2d, TDBatchNorm2d) and isinstance(neuron, SpikingNeuron)
+    if not (plain and norm.training):
+        spikes: Tensor = neuron(norm(x))
+        return spikes
+    assert isinstance(norm, nn.BatchNorm2d) and isinstance(neuron, SpikingNeuron)
+    weight: Tensor = norm.weight
+    outside, group = False, None
+    if isinstance(norm, TDBatchNorm2d):
+        weight = weight if norm.threshold == 1.0 else weight * norm.threshold
+        outside, group = norm.eps_outside, norm.group
+    spikes, statistics = normalize_and_fire(
+        *(x, weight, norm.bias, neuron.firing, neuron.timesteps), eps=norm.eps, eps_outside=outside, group=group
+    )
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    _observe(norm, *statistics)
+    return spikes
+
+
+def _observe(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """Let running statistics follow those of a batch; the variance as one without bias."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
+        unbiased = var * (count / (count - 1).clamp_min(1))
+        norm.running_var.lerp_(unbiased.to(norm.running_var), norm.momentum)
+
+
+class Encode(nn.Module):
+    """Images ``[B, C, H, W]`` as they are, events ``[T, B, C, H, W]`` as ``[T * B, C, H, W]``; in channels_last."""
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = _steps(timesteps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim == 4:
+            return images.contiguous(memory_format=torch.channels_last)
+        if images.ndim != 5 or len(images) != self.timesteps:
+            raise InvalidData(
+                f"spiking network: input, got {list(images.shape)}; expected images [B, C, H, W] or events "
+                f"[{self.timesteps}, B, C, H, W]. Bin the events into as many steps as the network has."
+            )
+        return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+class Repeat(nn.Module):
+    """A constant current at each step, ``[B, *] -> [T * B, *]``; what came from events is in time already."""
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = _steps(timesteps)
+
+    def forward(self, current: Tensor, images: Tensor) -> Tensor:
+        if images.ndim == 5:
+            return current
+        return torch.cat([current] * self.timesteps)  # unlike a repetition it keeps channels_last
+
+
+class TimeMean(nn.Module):
+    """The mean over time, ``[T * B, N] -> [B, N]``."""
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = _steps(timesteps)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return in_time(values, self.timesteps).mean(0)
+
+
+def _steps(timesteps: int) -> int:
+    if not isinstance(timesteps, int) or timesteps < 1:
+        raise InvalidData(f"spiking layer: timesteps, got {timesteps!r}; expected a whole number >= 1. Change it.")
+    return timesteps
+
+
+def in_time(values: Tensor, timesteps: int) -> Tensor:
+    """``[T * B, *]`` as ``[T, B, *]``. Raises InvalidData where T does not divide the batch."""
+    if len(values) % timesteps:
+        raise InvalidData(
+            f"spiking layer: batch, got {len(values)}; expected a multiple of {timesteps} time steps. Put the layer "
+            "between Repeat and TimeMean of the same number of steps."
+        )
+    return values.view(timesteps, len(values) // timesteps, *values.shape[1:])
+
+
+def convolution(channels: int, to: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A convolution that keeps the size at stride 1, started as He et al. (arXiv:1502.01852) do."""
+    layer = nn.Conv2d(channels, to, kernel, stride, kernel // 2, bias=bias)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer.to(memory_format=torch.channels_last)

@@ -1,0 +1,307 @@
+"""A study: everything that the page says about one network, measured on one set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..analysis.cost.energy import CONSTANTS, Constants, Energy, energy
+from ..analysis.cost.operations import Operations, count_operations
+from ..analysis.evaluate import evaluate, powers_of_two
+from ..analysis.figures import Report, described
+from ..analysis.verify import Verification, verify
+from ..analysis.verify_trained import TrainedVerification
+from ..data.intervals import difference, wilson
+from ..errors import InvalidData
+from ..graph.graph import Graph
+from ..graph.neuron import Neuron
+from ..graph.shortcuts import Shortcut, shortcuts
+from ..runtime.device import find_device
+from ..runtime.display import Displayed, Table, plain
+from ..simulation.record import Trace, record
+
+DETAILS = 128  # images that layers are verified, and operations counted, on: both take several times a simulation
+EXAMPLES = 12  # images that are shown
+LAYERS, NEURONS = 4, 24  # that are recorded
+LEFT_OUT = ("fingerprints", "marks", "scales")  # long lists of the provenance
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Example(Displayed):
+    """An image that ANN and SNN answer differently: its place among the images, classes, and how sure each is.
+
+    ann_share, snn_share: softmax of each one's own logits at its answer. image: ``[3, H, W]``, preprocessed, or events
+    ``[T, 2, H, W]``.
+    """
+
+    place: int
+    label: int
+    ann: int
+    snn: int
+    ann_share: float
+    snn_share: float
+    image: Tensor
+
+
+@dataclass(eq=False, repr=False)
+class Answers(Displayed):
+    """What ANN and SNN answered at T, image by image; collected while :func:`s_resnet.evaluate` runs.
+
+    Of a directly trained network the ANN's place is taken by its own answer after the T that it was trained for.
+
+    right: counts of images that both have right, only the SNN, only the ANN, neither. hits: whether the SNN is right,
+    image by image. disagreements: with another
+    answer, of which ``wrong`` are answered wrong by both. examples: of these the first few, in the order of the images.
+    details: the first images with their labels.
+    """
+
+    images: int = 0
+    right: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    hits: list[bool] = field(default_factory=list)
+    disagreements: int = 0
+    wrong: int = 0
+    examples: list[Example] = field(default_factory=list)
+    details: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def __call__(self, images: Tensor, labels: Tensor, ann: Tensor, outputs: Tensor) -> None:
+        """Take in a batch, as the ``watch`` of :func:`s_resnet.evaluate`."""
+        snn = outputs[-1]
+        first, second = snn.argmax(1), ann.argmax(1)
+        hit, other = first == labels, second == labels
+        for place, who in enumerate((hit & other, hit & ~other, ~hit & other, ~hit & ~other)):
+            self.right[place] += int(who.sum())
+        self.hits += hit.tolist()
+        differ = first != second
+        self.disagreements += int(differ.sum())
+        self.wrong += int((differ & ~hit & ~other).sum())
+        for index in differ.nonzero()[: EXAMPLES - len(self.examples), 0].tolist():
+            self.examples.append(
+                Example(
+                    place=self.images + index,
+                    label=int(labels[index]),
+                    ann=int(second[index]),
+                    snn=int(first[index]),
+                    ann_share=float(ann[index].softmax(0).max()),
+                    snn_share=float(snn[index].softmax(0).max()),
+                    image=images.select(-4, index).cpu(),
+                )
+            )
+        missing = DETAILS - sum(len(part) for _, part in self.details)
+        if missing > 0:
+            kept = labels[:missing].cpu()
+            self.details.append((images.narrow(-4, 0, len(kept)).cpu(), kept))
+        self.images += len(labels)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Study(Displayed):
+    """One network on the page.
+
+    network: its file's name. sha256: of that file, or empty. data: which images it was measured on.
+    report: accuracy and agreement at 1, 2, 4, ... and T.
+    verification, operations, energy: None where that cannot be told; ``missing`` then says why, by these names.
+    traces: recorded on the first image. provenance: of the artifact, without long lists.
+    """
+
+    network: str
+    sha256: str
+    data: str
+    timesteps: int
+    end_to_end_steps: int
+    report: Report
+    answers: Answers
+    verification: Verification | TrainedVerification | None
+    operations: Operations | None
+    energy: Energy | None
+    missing: Mapping[str, str]
+    shortcuts: tuple[Shortcut, ...]
+    traces: tuple[Trace, ...]
+    classes: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+    @property
+    def trained(self) -> bool:
+        """Whether it was trained as a spiking network, and has no ANN."""
+        return self.report.ann is None
+
+    @property
+    def drop(self) -> tuple[float, float]:
+        """The 95 % interval of its ANN's top-1 accuracy, or its own after the T trained for, minus the SNN's."""
+        both, snn, ann, neither = self.answers.right
+        return difference(both, ann, snn, neither)
+
+    def interval(self, share: float) -> tuple[float, float]:
+        """The 95 % interval of a share of the evaluated images."""
+        return wilson(round(share * self.report.images), self.report.images)
+
+    def class_name(self, index: int) -> str:
+        """The class as people call it."""
+        return self.classes[index] if index < len(self.classes) else f"class {index}"
+
+    def _lines(self) -> Iterable[str]:
+        yield f"Study of {self.network or 'a network'}, T = {self.timesteps}"
+        _, *rest, _ = self.report._lines()
+        yield from rest
+        yield self.verification.verdict if self.verification else f"verification: {self.missing['verification']}"
+        yield "its parts: .report .verification .operations .energy .shortcuts .traces"
+
+    def _parts(self) -> Iterable[str | Table]:
+        parts = (self.report, self.verification, self.operations, self.energy)
+        for part in parts:
+            if part is not None:
+                yield from part._parts()
+        yield from (f"{name}: {reason}" for name, reason in self.missing.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The network's entry in report.json; a figure that does not exist is null, such as of an absent ANN."""
+        report = self.report.to_dict()
+        for row in report["snn"]:
+            row.update({f"{name}_interval": self.interval(row[name]) for name in ("top1", "agreement")})
+        if not self.trained:
+            report["ann"]["top1_interval"] = self.interval(report["ann"]["top1"])
+        verified = self.verification.to_dict() if self.verification else None
+        for layer in verified["layers"] if verified else ():
+            del layer["channels"]  # sresnet verify --json has them
+        both, snn, ann, neither = self.answers.right
+        entry = {
+            "network": self.network,
+            "sha256": self.sha256,
+            "data": self.data,
+            "timesteps": self.timesteps,
+            "end_to_end_steps": self.end_to_end_steps,
+            "alphabet": self.report.alphabet,
+            "evaluation": report,
+            "drop": None if self.trained else (ann - snn) / self.answers.images,
+            "drop_interval": None if self.trained else self.drop,
+            "answers": None
+            if self.trained
+            else {
+                "right": {"both": both, "snn_only": snn, "ann_only": ann, "neither": neither},
+                "disagreements": self.answers.disagreements,
+                "disagreements_both_wrong": self.answers.wrong,
+                "examples": [_named(example, self) for example in self.answers.examples],
+            },
+            "verification": verified,
+            "operations": self.operations.to_dict() if self.operations else None,
+            "acs_per_ann_mac": self.operations.spikes_per_synapse if self.operations else None,
+            "energy": self.energy.to_dict() if self.energy else None,
+            "missing": dict(self.missing),
+            "shortcuts": [asdict(branch) for branch in self.shortcuts],
+            "traces": [_listed(trace) for trace in self.traces],
+            "classes": self.classes,
+            "provenance": self.provenance,
+        }
+        return dict(plain(entry))
+
+
+def compared(one: Study, other: Study) -> tuple[float, float]:
+    """The 95 % interval of the first network's top-1 accuracy minus the second's, on the same images."""
+    pairs = list(zip(one.answers.hits, other.answers.hits, strict=True))
+    return difference(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))))
+
+
+def _named(example: Example, study: Study) -> dict[str, Any]:
+    entry: dict[str, Any] = {"place": example.place}
+    for name in ("label", "ann", "snn"):
+        entry[name] = getattr(example, name)
+        entry[f"{name}_class"] = study.class_name(entry[name])
+    return {**entry, "ann_share": example.ann_share, "snn_share": example.snn_share}
+
+
+def _listed(trace: Trace) -> dict[str, Any]:
+    """A trace with the steps of each neuron's spikes, on the network's clock, and what was emitted then."""
+    events = [
+        [[trace.begins + trace.lag + step + 1, float(row[step])] for step in row.nonzero()[:, 0].tolist()]
+        for row in trace.spikes.T
+    ]
+    potentials = None if trace.membrane is None else [[round(v, 5) for v in row] for row in trace.membrane.T.tolist()]
+    entry = {"layer": trace.layer, "neurons": trace.neurons, "begins": trace.begins, "lag": trace.lag}
+    return {**entry, "spikes": events, "membrane": potentials}
+
+
+def study(
+    snn: Graph,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    timesteps: int,
+    *,
+    network: str = "",
+    sha256: str = "",
+    data: str = "",
+    classes: tuple[str, ...] = (),
+    constants: Constants = CONSTANTS,
+    device: str = "auto",
+    progress: bool = False,
+) -> Study:
+    """Measure all that the page says about a network: accuracy on all images, layers and operations on the first 128.
+
+    Args:
+        snn: a converted or directly trained network.
+        loader: batches of (images ``[B, 3, H, W]`` or events ``[T, B, 2, H, W]``, labels ``[B]``), read once.
+        timesteps: T >= 1.
+        network, sha256: name and digest of its file, for the page.
+        data: which images these are; by default what the loader says.
+        classes: names; by default those of the provenance.
+        constants: of the energy estimate.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        progress: show bars on stderr when it is a terminal.
+
+    Raises:
+        InvalidData: no images, labels that the network has no class for, or T below 1.
+        BackendUnavailable: ``device="cuda"`` without a GPU.
+    """
+    target = find_device(device)
+    snn, answers = snn.to(target), Answers()
+    report = evaluate(
+        *(snn, loader, timesteps),
+        at=powers_of_two(timesteps),
+        device=device,
+        network=network,
+        progress=progress,
+        watch=answers,
+    )
+    missing: dict[str, str] = {}
+    verification: Verification | TrainedVerification | None = None
+    operations: Operations | None = None
+    try:
+        verification = verify(snn, answers.details, timesteps, network=network, progress=progress)
+    except InvalidData as error:
+        missing["verification"] = str(error)
+    try:
+        operations = count_operations(snn, answers.details, timesteps, progress=progress)
+    except InvalidData as error:
+        missing["operations"] = str(error)
+    first = answers.details[0][0].narrow(-4, 0, 1).to(target)
+    return Study(
+        *(network, sha256, data or described(report.data, report.images), timesteps, snn.end_to_end_steps(timesteps)),
+        report=report,
+        answers=answers,
+        verification=verification,
+        operations=operations,
+        energy=energy(operations, constants) if operations else None,
+        missing=missing,
+        shortcuts=() if snn.trained else shortcuts(snn),
+        traces=record(snn, first, timesteps, _some(snn), NEURONS),
+        classes=tuple(classes or snn.provenance.get("classes", ())),
+        provenance=_short(snn.provenance),
+    )
+
+
+def _some(snn: Graph) -> list[str]:
+    """A few neuron layers from the first to the last; those that integrate a residual branch rather than others."""
+    names = [node.name for node in snn.neurons]
+    joins = [node.name for node in snn.neurons if isinstance(node.op, Neuron) and len(node.inputs) > 1]
+    between = joins if len(joins) >= LAYERS - 1 else names[1:]
+    places = torch.linspace(0, len(between) - 1, min(LAYERS - 1, len(between))).round().long().tolist()
+    return [names[0], *(between[place] for place in places)]
+
+
+def _short(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance without its long lists."""
+    return {
+        name: {key: part for key, part in value.items() if key not in LEFT_OUT} if isinstance(value, Mapping) else value
+        for name, value in provenance.items()
+    }

@@ -1,0 +1,233 @@
+"""A spiking network and its source network side by side, layer by layer, on images that fit in memory.
+
+For every neuron layer a visitor sees the currents of all T steps and what the source network has there; it gives back
+the layer as it should be, and that one then fires. Many images are gone through in parts
+(:func:`s_resnet.conversion.layerwise.fit_layers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidData
+from ..graph.engine import arithmetic, together
+from ..graph.engine.run import DENSE
+from ..graph.graph import Graph, count_images
+from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op, compensated, whole
+from ..kernels import events
+from ..runtime.progress import Progress
+
+# Values of the largest layer, over all steps and images, that are in memory at a time.
+ROOM = 2**26
+# Convolutions of more images than this at a time are no faster, and take more memory.
+PART = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Both:
+    """A value in both networks: spiking ``[S, B, *]`` (constant ones expanded), analog ``[B, *]``."""
+
+    spiking: Tensor
+    analog: Tensor
+
+    @property
+    def constant(self) -> bool:
+        return len(self.spiking) > 1 and self.spiking.stride(0) == 0
+
+    def __len__(self) -> int:
+        return len(self.analog)
+
+    def __getitem__(self, images: slice | Tensor) -> Both:
+        """The same of some images; what is constant stays expanded."""
+        spiking = self.spiking[:1] if self.constant else self.spiking
+        return Both(spiking[:, images].expand(len(self.spiking), -1, *self.analog.shape[1:]), self.analog[images])
+
+
+Visit = Callable[[Node, Tensor, Tensor], Op]
+
+
+def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "") -> Graph:
+    """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations ``visit`` chose.
+
+    Of events ``[T, B, C, H, W]`` the spiking network gets a frame per step, the source network their mean.
+
+    ``visit(node, currents, target)`` is called for every neuron layer and the readout, in execution order: currents
+    ``[S, B, *]`` per step without the layer's own correction, target ``[B, *]`` the source network's value (of a
+    readout: before its scale). S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then
+    the mean over T and spikes are mean rates, which is exact and T times cheaper. progress: a label for a bar.
+    """
+    seen = whole(graph.nodes[0].op).run(images)
+    if images.ndim == 5:
+        if len(images) < timesteps:
+            raise InvalidData(
+                f"lockstep: got {len(images)} frames of events for {timesteps} steps; expected one for each. Lower T."
+            )
+        start = {graph.nodes[0].name: Both(seen[:timesteps], images.mean(0))}
+    else:
+        start = {graph.nodes[0].name: Both(seen.expand(steps_of(graph, timesteps), *images.shape), images)}
+    with torch.no_grad(), arithmetic(images, tf32=False):
+        nodes = walk(graph.nodes, start, timesteps, visit, progress)[0]
+    return replace(graph, nodes=nodes)
+
+
+def steps_of(graph: Graph, timesteps: int) -> int:
+    """The steps that have to be looked at one by one: 1 where only the counts matter."""
+    return 1 if order_free(graph) else timesteps
+
+
+def order_free(graph: Graph) -> bool:
+    """Whether spike counts depend on nothing but the total charge, so that one pass over mean currents gives them.
+
+    So it is where every neuron layer is phased, or streaming under a constant current; with reset by subtraction, no
+    decay, no time-indexed correction and no differential coding.
+    """
+    return bool(graph.neurons) and all(_order_free(graph, node) for node in graph.neurons)
+
+
+def _order_free(graph: Graph, node: Node) -> bool:
+    op = node.op
+    assert isinstance(op, Neuron)
+    constant = all(name in graph.static for name in node.inputs)
+    plain = op.reset == "subtract" and op.decay == 1.0 and not op.differential
+    unindexed = op.correction is None or op.correction.ndim == 1
+    return plain and unindexed and (op.schedule == "phased" or constant)
+
+
+def nearly_order_free(graph: Graph) -> bool:
+    """Whether one pass over mean currents gives the spike counts but for a few: all layers take back, or order-free.
+
+    A signed layer one step behind has answered its whole charge at the end of its window, unless more than one
+    threshold of it came with the last step.
+    """
+
+    def settles(node: Node) -> bool:
+        op = node.op
+        assert isinstance(op, Neuron)
+        taken_back = op.signed and op.schedule == "lagged"
+        return _order_free(graph, replace(node, op=replace(op, schedule="phased")) if taken_back else node)
+
+    return bool(graph.neurons) and all(settles(node) for node in graph.neurons)
+
+
+def affordable(graph: Graph, images: Tensor, steps: int) -> int:
+    """How many images fit in memory for so many steps at once, at least 8."""
+    one = images[:, :1] if images.ndim == 5 else images[:1]
+    sizes = [value[0].numel() for _, value in graph.activations(one)]
+    return together(count_images(images), max(sizes), steps, ROOM, least=8)
+
+
+def walk(
+    nodes: Iterable[Node],
+    values: Mapping[str, Both],
+    timesteps: int,
+    visit: Visit,
+    progress: str = "",
+) -> tuple[tuple[Node, ...], dict[str, Both]]:
+    """Go through ``nodes`` from ``values`` on: the nodes as visited, and the values that no node of them read."""
+    nodes = tuple(nodes)
+    values = dict(values)
+    last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
+    done: dict[str, Node] = {}
+    bar = Progress(nodes, desc=progress, unit="node", shown=bool(progress))
+    for index, node in enumerate(bar):
+        if not isinstance(node.op, Input):
+            inputs = [values[name] for name in node.inputs]
+            sender = done[node.inputs[0]].op if node.inputs[0] in done else None
+            op, values[node.name] = _through(node, inputs, timesteps, visit, sender)
+            node = replace(node, op=op)
+        done[node.name] = node
+        for name in [name for name in values if last.get(name, len(nodes)) <= index]:
+            del values[name]
+    return tuple(done.values()), values
+
+
+def _through(node: Node, inputs: list[Both], timesteps: int, visit: Visit, sender: Op | None) -> tuple[Op, Both]:
+    if isinstance(node.op, Neuron):
+        currents, analog = arriving(node.op, inputs)
+        op = visit(node, currents, analog)
+        assert isinstance(op, Neuron)
+        return op, Both(respond(op, currents, timesteps), analog)
+    if isinstance(node.op, Readout):
+        analog = node.op.run(inputs[0].analog)
+        return visit(node, inputs[0].spiking, inputs[0].analog), Both(inputs[0].spiking, analog)
+    return node.op, passed(node.op, inputs, sender)
+
+
+def arriving(op: Neuron, inputs: list[Both]) -> tuple[Tensor, Tensor]:
+    """The currents of a neuron layer ``[S, B, *]`` without its correction, and the source's activation ``[B, *]``."""
+    currents = inputs[0].spiking
+    for other in inputs[1:]:
+        currents = currents + other.spiking
+    return currents, op.run(*(value.analog for value in inputs))
+
+
+def passed(op: Op, inputs: list[Both], sender: Op | None) -> Both:
+    """What an operation without neurons gives in both networks; the sender is what its first input comes from."""
+    spiking = propagate(op, [value.spiking for value in inputs], sender)
+    return Both(spiking, op.run(*(value.analog for value in inputs)))
+
+
+def propagate(op: Op, inputs: list[Tensor], sender: Op | None = None) -> Tensor:
+    """An operation without neurons over spiking values ``[S, B, *]``; constant ones are computed once.
+
+    Where the sender is a layer of plain neurons that fire rarely, a convolution on the CPU costs their spikes.
+    """
+    steps, batch = inputs[0].shape[:2]
+    if isinstance(op, SpikingMaxPool2d):
+        if steps == 1:
+            return op.run(inputs[0][0])[None]
+        return op.advance(inputs, None)[0]
+    if isinstance(op, SYNAPSES):
+        op = compensated(op)
+    if steps > 1 and all(value.stride(0) == 0 for value in inputs):
+        out = op.run(*(value[0] for value in inputs))
+        return out.expand(steps, *out.shape)
+    folded = [value.reshape(steps * batch, *value.shape[2:]) for value in inputs]
+    if steps > 1 and isinstance(op, Conv2d) and isinstance(sender, Neuron) and sender.binary:
+        sparse = _by_events(op, folded[0], sender)
+        if sparse is not None:
+            return sparse.view(steps, batch, *sparse.shape[1:])
+    parts = zip(*(torch.split(value, PART) for value in folded), strict=True)
+    out = torch.cat([op.run(*part) for part in parts])
+    return out.view(steps, batch, *out.shape[1:])
+
+
+def _by_events(op: Conv2d, values: Tensor, sender: Neuron) -> Tensor | None:
+    """The convolution of what plain neurons send, ``[N, C, H, W]``; None where the dense one is to be taken."""
+    height, width = values.shape[-2:]
+    if not events.usable(op.weight, op.groups, op.dilation, (height, width)):
+        return None
+    spikes = (values != 0).to(torch.uint8)
+    if int(spikes.count_nonzero()) > DENSE * spikes.numel():
+        return None
+    one = sender.emit(torch.ones_like(values[:1, :, :1, :1]))
+    found = events.conv2d(events.find(spikes), events.pack(op.weight * one, op.stride, op.padding, (height, width)))
+    return found if op.bias is None else found.add_(op.bias.view(-1, 1, 1))
+
+
+def respond(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
+    """What a neuron layer sends on, ``[S, B, *]``, for currents without its correction; for S = 1 < T mean rates."""
+    bias = op.correct(0, len(currents), currents.ndim)
+    if len(currents) == 1 < timesteps:
+        mean = currents[0] if bias is None else currents[0] + bias
+        return op.emit(op.settled(mean * timesteps, timesteps) / timesteps)[None]
+    spikes, _ = op.advance([currents], None, bias=bias)
+    return op.emit(spikes.flatten(0, 1)).view(spikes.shape)
+
+
+def blocks(graph: Graph) -> list[tuple[Node, ...]]:
+    """The nodes in runs that end at a neuron layer through which everything passes, and what follows the last."""
+    last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
+    found: list[tuple[Node, ...]] = []
+    begin = 0
+    for index, node in enumerate(graph.nodes):
+        alone = all(last.get(before.name, 0) <= index for before in graph.nodes[:index])
+        if isinstance(node.op, Neuron) and alone:
+            found.append(graph.nodes[begin : index + 1])
+            begin = index + 1
+    return [*found, graph.nodes[begin:]] if begin < len(graph.nodes) else found
