@@ -86,16 +86,20 @@ def cases(fixtures: Path, base: Path) -> dict[str, Case]:
     calibrated = ("--calibration", train, "--calibration-images", "32", "--timesteps", "8")
     tested = (str(base), "--data", test, "--timesteps", "8")
     return {
-        "convert": Case((*program, "convert", weights, *calibrated, "-o", "out.snn"), ("out.snn",), network),
+        "convert": Case((*program, "convert", weights, *calibrated, "--force", "-o", "out.snn"), ("out.snn",), network),
         "evaluate": Case(
-            (*program, "evaluate", *tested, "--limit", "24", "--json", "out.json"),
+            (*program, "evaluate", *tested, "--limit", "24", "--force", "--json", "out.json"),
             ("out.json",),
             lambda path: json.loads(path.read_text()) and None,
         ),
         "report": Case(
-            (*program, "report", *tested, "--limit", "8", "-o", "page"), ("page/index.html", "page/report.json"), page
+            (*program, "report", *tested, "--limit", "8", "--force", "-o", "page"),
+            ("page/index.html", "page/report.json"),
+            page,
         ),
-        "export": Case((*program, "export", str(base), "--format", "npz", "-o", "out.npz"), ("out.npz",), arrays),
+        "export": Case(
+            (*program, "export", str(base), "--format", "npz", "--force", "-o", "out.npz"), ("out.npz",), arrays
+        ),
         "train": Case(
             (
                 *(*program, "train", "ms_resnet8", "--data", train, "--limit", "100", "--test-limit", "20", "--width"),
