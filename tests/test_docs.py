@@ -123,6 +123,14 @@ def test_links_and_files_that_a_page_names_are_there(page):
     assert linked or named
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "RELEASE.md", "SECURITY.md", "docs/architecture.md"])
+def test_files_that_a_page_for_builders_names_are_there(page):
+    """From the root or from the package; NAME stands for a new one."""
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", (ROOT / page).read_text())
+    named = [target for target in named if "NAME" not in target]
+    assert named and not [t for t in named if not (ROOT / t).exists() and not (ROOT / "s_resnet" / t).exists()]
+
+
 def test_tables_are_those_of_the_results():
     checked = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True, check=False
