@@ -13,7 +13,7 @@ Beside them SResNetWarning, a warning of Python's: the work goes on, but its res
 
 Every message has one form, so that a reader learns to read it once:
 ``<where>: <what>, got X; expected Y. <what to do>.``
-It is one line of letters that can be printed: names in it come from files, and a terminal obeys what it is sent.
+:func:`message` builds it. It is one line of letters that can be printed: names in it come from files, and a terminal obeys what it is sent.
 """
 
 import sys
@@ -29,6 +29,7 @@ __all__ = [
     "SResNetWarning",
     "TrainingDiverged",
     "UnsupportedModel",
+    "message",
     "printable",
     "warn",
 ]
@@ -37,6 +38,19 @@ __all__ = [
 def printable(text: str) -> str:
     """Text from elsewhere in one line of letters: what is none comes out as ?."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
+def message(where: str, what: str, got: object, expected: object, remedy: str) -> str:
+    """The text of an error: ``<where>: <what>, got X; expected Y. <remedy>.``
+
+    Args:
+        where: the file, node or function that it is about.
+        what: the argument or part of it; empty where ``where`` says enough.
+        got: what came, in words or numbers.
+        expected: what would have done.
+        remedy: what to do about it, as a sentence with or without its period.
+    """
+    return f"{where}: {what}{', ' if what else ''}got {got}; expected {expected}. {remedy.removesuffix('.')}."
 
 
 class SResNetError(Exception):
