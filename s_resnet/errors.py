@@ -13,7 +13,8 @@ Beside them SResNetWarning, a warning of Python's: the work goes on, but its res
 
 Every message has one form, so that a reader learns to read it once:
 ``<where>: <what>, got X; expected Y. <what to do>.``
-:func:`message` builds it. It is one line of letters that can be printed: names in it come from files, and a terminal obeys what it is sent.
+:func:`message` builds it. It is one line of letters that can be printed: names in it come from files, and a terminal
+obeys what it is sent.
 """
 
 import sys
