@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md")))
+PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md")))
 DATA_SETS = {"cifar10/test": "lossless test", "jpeg-test": "JPEG test", "imagenet": "ImageNet val"}
 PEER = "spikingjelly"
 

@@ -18,7 +18,7 @@ from s_resnet.data import EVENT_BINS
 from s_resnet.models import CifarResNet
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What is run elsewhere: the two commands by .ci/run, several processes by test_distributed.
 ELSEWHERE = ("make demo", "make test", "torchrun ")
@@ -123,7 +123,7 @@ def test_links_and_files_that_a_page_names_are_there(page):
     assert linked or named
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "RELEASE.md", "SECURITY.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "RELEASE.md", "SECURITY.md", "docs/explanation/architecture.md"])
 def test_files_that_a_page_for_builders_names_are_there(page):
     """From the root or from the package; NAME stands for a new one."""
     named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", (ROOT / page).read_text())

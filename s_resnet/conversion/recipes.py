@@ -188,7 +188,7 @@ def usual(with_images: bool) -> Recipe:
     """The recipe that is taken where none is named.
 
     With calibration images ``calibrated``: on training images that it was not fitted to the best of those that plain
-    neurons run, in a tenth of the paper's steps (docs/notes/latency.md). Without, the paper's.
+    neurons run, in a tenth of the paper's steps (docs/explanation/latency.md). Without, the paper's.
     """
     return RECIPES["calibrated" if with_images else "s-resnet"]
 

@@ -25,7 +25,7 @@ BATCH = 8
 SLOPE = 0.1  # of the leaky ReLU that is tried: smaller than most, so that it is nearer to those than a ReLU is
 FIRST = 3  # layers in which the order of channels shows
 LEAST = 1e-3  # a distance that tells nothing
-# Limits that right and wrong pairs were measured against: docs/notes/batchnorm-check.md.
+# Limits that right and wrong pairs were measured against: docs/explanation/batchnorm-check.md.
 NEARER, NEARER_REVERSED = 0.8, 0.96
 
 

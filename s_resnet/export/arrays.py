@@ -41,7 +41,7 @@ from ..version import __version__
 FORMAT, FIRING = 1, 2  # 2 where a neuron has several firing levels, which readers of 1 do not know
 Entry = tuple[dict[str, Any], dict[str, Tensor | None]]  # settings, arrays
 
-# What the numbers mean, in words: they travel with the file. docs/notes/npz.md says the same at length, with code.
+# What the numbers mean, in words: they travel with the file. docs/reference/npz.md says the same at length, with code.
 SEMANTICS = {
     "time": "T steps; the images are a constant input. Nodes are in execution order, the last gives the logits. In a "
     "step every node computes from the values of the same step: there is no transport delay.",
@@ -85,7 +85,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
     nodes in execution order (name, op, inputs, settings, arrays), what they mean in words (``semantics``), and the
     provenance. Arrays are float32; of an integer network weights are int8, thresholds, biases, initial potentials,
     corrections and shortcut weights int32. Compensation factors and weights for spiking runs alone are already in the
-    weights: the file holds the spiking network, not its source. docs/notes/npz.md lists every field and simulates the
+    weights: the file holds the spiking network, not its source. docs/reference/npz.md lists every field and simulates the
     file with numpy alone.
 
     Raises:

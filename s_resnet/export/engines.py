@@ -1,7 +1,7 @@
 """An exported file in other engines: their neurons with the right settings, and the same spikes or not.
 
 The graph is run by :mod:`s_resnet.export.execute`, since the importers of these engines reset to zero, leak, clip, fire
-several times a step, or run residual branches in a wrong order (docs/notes/nir.md); their neurons do not have to.
+several times a step, or run residual branches in a wrong order (docs/reference/nir.md); their neurons do not have to.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def export_nir(
     split_maxpool: bool = False,
     input_shape: Shape | None = None,
 ) -> None:
-    """Write a spiking network as a NIR file of Input, Conv2d, IF or LIF, and Output nodes (docs/notes/nir.md).
+    """Write a spiking network as a NIR file of Input, Conv2d, IF or LIF, and Output nodes (docs/reference/nir.md).
 
     An addition is several edges into each node that reads it. Threshold 1 and resistance 1 of a converted network, all
     in float32; the mean of the outputs over the steps is the answer, in the units of the source's logits. A neuron

@@ -19,7 +19,7 @@ from ..graph.graph import Graph
 from ..graph.ops import BatchNorm2d
 from ..runtime.display import Displayed
 
-# Limits that right and wrong pairs of network and images were measured against: docs/notes/batchnorm-check.md.
+# Limits that right and wrong pairs of network and images were measured against: docs/explanation/batchnorm-check.md.
 SPREAD, SHIFT = 0.15, 0.3
 NOTABLE = (0.25, 0.2)  # spread and shift of a single layer that is named as the first
 FEW, SOME = 16, 32  # images below which nothing can be told, and below which right pairs differ by a quarter more

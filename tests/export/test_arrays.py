@@ -19,7 +19,7 @@ from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.ops import Conv2d, Input
 from s_resnet.models import CifarResNet
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "notes" / "npz.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "npz.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 

@@ -99,7 +99,7 @@ def test_trained_weights_made_dyadic_give_the_same_spikes_in_float32(resnet20, t
 @needs_fixtures
 @pytest.mark.parametrize("engine", ["snntorch", "spikingjelly"])
 def test_their_own_importers_once_their_neurons_are_put_right(resnet20, tmp_path, engine):
-    """What docs/notes/nir.md says makes them exact; as they come, they are not."""
+    """What docs/reference/nir.md says makes them exact; as they come, they are not."""
     nir = needs("nir")
     needs("nirtorch")
     snn, images = started(resnet20[0], 0.5, True), (resnet20[1][:2] * 256).round() / 256

@@ -14,7 +14,7 @@ from .plan import Plan, Portion
 # Neurons times steps of the largest layer that go through at a time: on a CPU what the caches hold (dense convolutions
 # also keep their currents), on a GPU what keeps it busy. And steps at most, since answers come once in a chunk.
 EVENTS, CURRENTS, GPU, LONGEST = 2**21, 2**20, 2**28, 32
-# The same on a CPU where all steps of an image go through together: measured, docs/notes/simulator.md.
+# The same on a CPU where all steps of an image go through together: measured, docs/explanation/simulator.md.
 WINDOW = 2**23
 
 

@@ -20,7 +20,7 @@ from ..ops import Conv2d, Input, Node, Op, Scale, channels_last
 from .plan import Plan
 from .precision import arithmetic
 
-# Share of active neurons from which the dense convolution is faster: measured, docs/notes/simulator.md.
+# Share of active neurons from which the dense convolution is faster: measured, docs/explanation/simulator.md.
 DENSE = 0.4
 
 # Gives the next S steps of input ``[S, B, C, H, W]``.
