@@ -22,7 +22,7 @@ STYLES = {
     "spikingjelly-ltb": ("#777777", "s--", "SpikingJelly, threshold balancing (0, 1)"),
     "spikingjelly-robust": ("#BBBBBB", "s--", "SpikingJelly, default (0, 1)"),
 }
-TITLES = ("time steps T, as long as a layer looks and fires", "steps until the answer, end to end")
+TITLES = ("time steps T that each layer runs", "end-to-end latency, steps")
 TICKS = (4, 8, 16, 32, 64, 128, 256, 512)
 
 

@@ -18,12 +18,25 @@ from s_resnet.data import EVENT_BINS
 from s_resnet.models import CifarResNet
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+README, INDEX = ROOT / "README.md", DOCS / "index.md"
+# Pages of the API hold nothing but the name of a namespace: test_site.py.
+PAGES = [README, *sorted(page for page in DOCS.rglob("*.md") if page.parent.name != "api")]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What is run elsewhere: the two commands by .ci/run, several processes by test_distributed.
 ELSEWHERE = ("make demo", "make test", "torchrun ")
-NEEDS = {"export.md": "nir", "events.md": "tonic"}  # what a page wants installed
+NEEDS = {"export.md": "nir", "events.md": "tonic", "first-network.md": "sklearn"}  # what a page wants installed
 CLASSES = ("airplane", "bird", "cat", "dog")
+
+
+def name(page):
+    """What a test of a page is called."""
+    return str(page.relative_to(ROOT))
+
+
+def with_blocks(*languages):
+    """The pages that have such blocks."""
+    return [page for page in PAGES if blocks(page, *languages)]
 
 
 def blocks(page, *languages):
@@ -74,7 +87,7 @@ def world(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", with_blocks("python"), ids=name)
 def test_the_python_of_a_page_runs(page, world):
     installed(page, world)
     names = {}
@@ -82,7 +95,7 @@ def test_the_python_of_a_page_runs(page, world):
         exec(compile(text, page.name, "exec"), names)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
 def test_the_commands_of_a_page_run(page, world):
     installed(page, world)
     ran = 0
@@ -97,11 +110,12 @@ def test_the_commands_of_a_page_run(page, world):
 
 
 def test_there_is_something_to_run():
-    assert sum(len(commands(page)) for page in PAGES) >= 10
-    assert sum(len(blocks(page, "python")) for page in PAGES) >= 5
+    assert sum(len(commands(page)) for page in PAGES) >= 30
+    assert sum(len(blocks(page, "python")) for page in PAGES) >= 15
+    assert {page.parent.name for page in with_blocks("python", "sh", "console")} >= {"tutorials", "how-to"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_command_hides_where_it_is_not_run(page):
     for language, text in BLOCK.findall(page.read_text()):
         assert language in ("", "sh", "console", "python"), language
@@ -111,7 +125,7 @@ def test_no_command_hides_where_it_is_not_run(page):
                 assert not line.startswith(("torchrun", "make")) or line.startswith(ELSEWHERE), line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_and_files_that_a_page_names_are_there(page):
     text = page.read_text()
     linked = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
@@ -121,6 +135,17 @@ def test_links_and_files_that_a_page_names_are_there(page):
     for target in named:
         assert (ROOT / target).exists(), target
     assert linked or named
+
+
+def test_every_page_is_found_from_the_first_one():
+    """No page lies outside the four kinds, and the index links to each."""
+    found = {DOCS / target for target in re.findall(r"\]\(([^)#:]+\.md)\)", INDEX.read_text())}
+    assert found == set(PAGES) - {README, INDEX}
+    assert {page.parent.name for page in found} == {"tutorials", "how-to", "reference", "explanation"}
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 100
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "RELEASE.md", "SECURITY.md", "docs/explanation/architecture.md"])
