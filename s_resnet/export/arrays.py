@@ -85,8 +85,8 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
     nodes in execution order (name, op, inputs, settings, arrays), what they mean in words (``semantics``), and the
     provenance. Arrays are float32; of an integer network weights are int8, thresholds, biases, initial potentials,
     corrections and shortcut weights int32. Compensation factors and weights for spiking runs alone are already in the
-    weights: the file holds the spiking network, not its source. docs/reference/npz.md lists every field and simulates the
-    file with numpy alone.
+    weights: the file holds the spiking network, not its source. docs/reference/npz.md lists every field and simulates
+    the file with numpy alone.
 
     Raises:
         InvalidData: a network without neurons, or in double precision.
