@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MINOR := $(word 2,$(subst ., ,$(TORCH)))
 RELEASE := $(if $(TORCH),'torch==$(TORCH).*' 'torchvision==0.$(shell expr $(MINOR) + 15).*')
 
-.PHONY: demo test fuzz lint types clean
+.PHONY: demo test docs fuzz lint types clean
 
 # One pip call, so that the registry's torch and torchvision match.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -23,6 +23,10 @@ demo: $(VENV)/installed
 # One thread per test process: the processes share the cores. Source is checked against one torch's types, the newest.
 test: $(if $(TORCH),$(VENV)/installed,lint types)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# The site with the API reference: build/site/index.html. A warning is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m mkdocs build
 
 # Thousands of mutated files for every reader: an hour or so, and again with the sanitizers in the C++ kernels.
 fuzz: $(VENV)/installed

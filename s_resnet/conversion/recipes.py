@@ -163,6 +163,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
     )
 }
+"""The recipes by name. Each is data: change a setting by :meth:`Recipe.set`."""
 
 
 # What a directly trained network needs to become an artifact; T is the one that it was trained for.

@@ -72,8 +72,8 @@ class Binning(Displayed):
         return int(((events.t < 0) | (events.t >= self.bins * self.microseconds)).sum())
 
 
-# Of the released code of Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
 EVENT_BINS = {"cifar10dvs": Binning(10, 10_000, (42, 42)), "dvsgesture": Binning(40, 30_000, (32, 32))}
+"""The bins of each event data set: those of the released code of Feng et al., IJCAI 2022 (arXiv:2210.06386)."""
 
 
 def bin_events(
@@ -91,7 +91,8 @@ def bin_events(
 
     Args:
         t: microseconds, integers [N] in any order.
-        x, y: column and row on the sensor, integers [N].
+        x: column on the sensor, integers [N].
+        y: row on the sensor, integers [N].
         p: polarity, 0 (darker) or 1 (brighter), integers or bool [N].
         bins: T >= 1.
         microseconds: length of a bin, >= 1.

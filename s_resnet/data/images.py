@@ -27,7 +27,9 @@ from ..runtime.display import Displayed, Table
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Per-channel mean of ImageNet's training images, for pixels in [0, 1]."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Per-channel standard deviation of ImageNet's training images, for pixels in [0, 1]."""
 
 # What is opened, whatever a file's name says: of others (EPS) Pillow starts programs that run what is in the file.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")

@@ -126,6 +126,7 @@ ENGINES: Mapping[str, Callable[[Layer], Step]] = {
     "snntorch": _snntorch,
     "spikingjelly": _spikingjelly,
 }
+"""By the name of an engine, how it builds the step of one neuron layer. ``nir`` is plain torch."""
 
 MODULES = {"nir": "nir", "norse": "norse.torch", "sinabs": "sinabs", "snntorch": "snntorch",
            "spikingjelly": "spikingjelly.activation_based"}  # fmt: skip

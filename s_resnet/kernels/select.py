@@ -37,13 +37,13 @@ class Kernel(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-# By name, the fastest first.
 KERNELS: dict[str, Kernel] = {
     "cuda": cuda.integrate_and_fire,
     "cpu-native": cpp.integrate_and_fire,
     "cpu": eager.integrate_and_fire,
     "reference": reference.integrate_and_fire,
 }
+"""The membrane kernels by name, the fastest first."""
 
 
 def select(device: torch.device, name: str | None = None) -> tuple[str, Kernel]:

@@ -35,6 +35,7 @@ ARCHITECTURES = (
     *("sew_resnet152", "sew_resnet20", "spiking_resnet20", "spiking_resnet110", "cifar_resnet20", "cifar_resnet56"),
     *TORCHVISION,
 )
+"""Names that :func:`build` knows. Further depths of the same families work too."""
 KNOWN = (
     "ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet20 ... ms_resnet482, ds_resnet14 ... ds_resnet68, danet50, "
     "danet101, danet152, danet29 (CIFAR-size; danet is our interpretation), sew_resnet18 ... sew_resnet152, "

@@ -89,6 +89,7 @@ PRESETS: tuple[Preset, ...] = (
         },
     ),
 )
+"""The settings of the papers' released code, by network and data set."""
 _CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
 
 

@@ -119,7 +119,8 @@ def count_operations(
         snn: a converted or directly trained network. Images are moved to its device.
         batches: of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``, alone or as (images, labels).
         timesteps: T >= 1.
-        coding, seed: of images, as in :func:`s_resnet.simulate`.
+        coding: how images become currents, as in :func:`s_resnet.simulate`.
+        seed: of Poisson coding, as there.
         progress: show a bar on stderr when it is a terminal.
 
     Raises:
