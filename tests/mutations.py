@@ -397,7 +397,8 @@ def _used(graph: s_resnet.Graph, x: torch.Tensor, path: Path) -> None:
     elif kind == 1:
         found = s_resnet.simulate(graph, x, T, coding="poisson").outputs
     elif kind == 2:
-        found = torch.cat([v.flatten() for v in graph(x, T, nodes=[node.name for node in graph.nodes[1:]]).values()])
+        names = [node.name for node in graph.nodes[1:]]
+        found = torch.cat([v.flatten() for v in s_resnet.simulation.features(graph, x, T, names).values()])
     elif kind == 3:
         found = s_resnet.simulation.simulate_until_confident(graph, x, T, 0.5).outputs
     elif kind == 4:

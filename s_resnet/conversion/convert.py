@@ -146,7 +146,7 @@ def _scores(graph: Graph, example: Tensor, recipe: Recipe | None) -> tuple[Graph
         raise UnsupportedModel(
             f"{name}: got an answer of {' x '.join(map(str, shape))} for an image; expected scores or features [B, N], "
             "or [B, N, 1, 1]. End the model in a global average pool or a linear layer; the maps of a whole network "
-            f"are to be had by name: snn(images, timesteps, nodes=[{name!r}])."
+            f"are to be had by name: s_resnet.simulation.features(snn, images, timesteps, [{name!r}])."
         )
     flat = Node(f"{name}.flatten", Flatten(), (name,))
     return replace(graph, nodes=(*graph.nodes, flat)), {"answer_shape": shape}

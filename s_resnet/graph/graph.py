@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.arguments import check_dense, whole_number
 from ..errors import ConversionError, InvalidData
 from ..runtime.display import Displayed, Entries, Table
-from . import engine, features, network_table, validate
+from . import engine, network_table, validate
 from .inputs import check_images, check_size, finite_answers, marked, presented
 from .neuron import STATEFUL, Memory, Neuron
 from .ops import Input, Node, Op
@@ -62,37 +62,23 @@ class Graph(Displayed):
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
 
-    @overload
-    def __call__(self, images: Tensor, timesteps: int, precision: str = "exact", nodes: None = None) -> Tensor: ...
+    def __call__(self, images: Tensor, timesteps: int, precision: str = "exact") -> Tensor:
+        """The answer after ``timesteps`` steps from a fresh state, in the units of the source network's logits.
 
-    @overload
-    def __call__(
-        self, images: Tensor, timesteps: int, precision: str = "exact", *, nodes: Sequence[str]
-    ) -> dict[str, Tensor]: ...
+        What other nodes give is to be had by :func:`s_resnet.simulation.features`.
 
-    def __call__(
-        self, images: Tensor, timesteps: int, precision: str = "exact", nodes: Sequence[str] | None = None
-    ) -> Tensor | dict[str, Tensor]:
-        """The answer ``[B, N]`` after ``timesteps`` steps of constant input ``[B, C, H, W]``, from a fresh state.
+        Args:
+            images: ``[B, C, H, W]``; or events ``[T, B, C, H, W]``, of which step t gets the frame t.
+            timesteps: T >= 1.
+            precision: as in :meth:`stream`.
 
-        In the shape ``[B, N, 1, 1]`` where the source network has that; inside, and in simulations, it is ``[B, N]``.
-        Of events ``[T, B, C, H, W]`` step t gets the frame t.
-        In the units of the source network's logits; precision as in :meth:`stream`. Of images that are not finite it is
-        NaN on a GPU, and an InvalidData elsewhere.
+        Returns:
+            ``[B, N]``, or ``[B, N, 1, 1]`` where the source network answers in that shape; inside, and in simulations,
+            it is ``[B, N]``. Of images that are not finite it is NaN on a GPU.
 
-        nodes: names of nodes, to get these instead, as a dict of ``[B, *]`` by name, in the units of the source
-        network: of a neuron layer its rates, the mean over T of ``scale * threshold * spikes``, which approach the
-        source's ReLU as T grows; of any other node the mean over T of its current or value, without what a recipe adds
-        at the neurons; of the last node the answer. Names are those of the source module's calls: ``layer3.1.relu``
-        the first call of that module (or of ``F.relu`` in ``layer3.1``), ``layer3.1.relu_1`` the second. A convolution
-        includes the BatchNorm folded into it.
-
-        Raises InvalidData when ``timesteps`` is below 1, and for a name that no node has.
+        Raises:
+            InvalidData: ``timesteps`` is below 1, the images do not fit, or, off a GPU, are not finite.
         """
-        timesteps = whole_number(timesteps, "simulate", "timesteps")
-        if nodes is not None:
-            features.check(self.nodes, nodes)
-            return self._features(images, timesteps, precision, nodes)
         with torch.no_grad():
             for chunk in self.stream(images, timesteps, precision=precision, whole=engine.Whole(state=False)):
                 answer = chunk.outputs[-1]
@@ -102,24 +88,6 @@ class Graph(Displayed):
         """The answer ``[B, N]`` in the source network's shape."""
         ones = self.provenance.get("answer_shape") == [*answer.shape[1:], 1, 1]
         return answer[:, :, None, None] if ones else answer
-
-    def _features(self, images: Tensor, timesteps: int, precision: str, nodes: Sequence[str]) -> dict[str, Tensor]:
-        """The nodes' means; who observes sees all images of a chunk at once, so that portions are made here."""
-        timesteps = whole_number(timesteps, "simulate", "timesteps")
-        _check(self, images, timesteps, None, None)
-        job = engine.Job(images if images.ndim == 4 else images[0], timesteps)
-        sizes = engine.portions(self._plan(precision), job)
-        if len(sizes) > 1:
-            parts = [self._features(part, timesteps, precision, nodes) for part in torch.split(images, sizes, -4)]
-            return {name: torch.cat([part[name] for part in parts]) for name in nodes}
-        wanted = [name for name in nodes if name != self.nodes[-1].name]
-        static = self.static if images.ndim == 4 else frozenset[str]()
-        sums, whole = features.Sums(self._by_name, static, wanted, count_images(images)), engine.Whole(state=False)
-        with torch.no_grad(), engine.arithmetic(images, tf32=False):
-            for chunk in self.stream(images, timesteps, precision=precision, observe=sums.add, whole=whole):
-                answer = chunk.outputs[-1]
-            found = features.features(self._by_name, self.users, images, sums.means(timesteps, answer.dtype), wanted)
-        return {name: found.get(name, answer) for name in nodes}
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:
@@ -293,6 +261,16 @@ class Graph(Displayed):
         return self._plans[precision]
 
     # ---- spiking ----
+
+    def portions(self, images: Tensor, timesteps: int, precision: str = "exact") -> list[int]:
+        """How many of the images go through the layers together: all, unless layers wait for their window of T.
+
+        Raises:
+            InvalidData: what cannot be simulated.
+        """
+        timesteps = whole_number(timesteps, "simulate", "timesteps")
+        _check(self, images, timesteps, None, None)
+        return engine.portions(self._plan(precision), engine.Job(images if images.ndim == 4 else images[0], timesteps))
 
     def stream(
         self,

@@ -12,7 +12,7 @@ from s_resnet.errors import InvalidData
 from s_resnet.export import export_nir, export_npz, export_torch
 from s_resnet.graph import GraphModule
 from s_resnet.models import CifarResNet
-from s_resnet.simulation import simulate_until_confident
+from s_resnet.simulation import features, simulate_until_confident
 
 X, Y = images(8, 8), torch.arange(8) % 10
 FORMS = {
@@ -87,7 +87,7 @@ def test_whole_numbers_of_every_kind(snn, value, tmp_path):
     assert torch.equal(snn(X, value), snn(X, 4))
     assert torch.equal(simulate(snn, X, value, chunk=value).outputs, simulate(snn, X, 4).outputs)
     name = snn.nodes[1].name
-    assert torch.equal(snn(X, value, nodes=[name])[name], snn(X, 4, nodes=[name])[name])
+    assert torch.equal(features(snn, X, value, [name])[name], features(snn, X, 4, [name])[name])
     report = evaluate(snn, [(X, Y)], value, at=np.array([2, 4]), device=torch.device("cpu"))
     report.save(tmp_path / "out.json")
     assert [type(row.timesteps) for row in report.snn] == [int, int]
@@ -142,7 +142,7 @@ def test_one_number_is_no_class():
 )
 def test_what_is_no_batch_of_images_is_not_simulated(snn, given, said):
     calls = [lambda: snn(given, 4), lambda: simulate(snn, given, 4), lambda: snn.run(given)]
-    calls += [lambda: simulate(snn, given, 4, coding="poisson"), lambda: snn(given, 4, nodes=["relu"])]
+    calls += [lambda: simulate(snn, given, 4, coding="poisson"), lambda: features(snn, given, 4, ["relu"])]
     if isinstance(given, torch.Tensor):  # a batch of NumPy is taken
         calls += [lambda: evaluate(snn, [(given, Y)], 4), lambda: verify(snn, [given], 4)]
         calls += [lambda: convert(randomized(CifarResNet(8, width=4)), [given], timesteps=4)]

@@ -44,7 +44,7 @@ from s_resnet.frontend import Checkpoint
 from s_resnet.models import CifarResNet
 from s_resnet.models.catalog import build
 from s_resnet.runtime import shard
-from s_resnet.simulation import closed_form, record, simulate_until_confident
+from s_resnet.simulation import closed_form, features, record, simulate_until_confident
 
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
 pytestmark = [
@@ -578,8 +578,8 @@ def test_the_same_frame_at_every_step_is_an_image(recipe: str) -> None:
     torch.testing.assert_close(got.outputs, want.outputs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(graph.run(events), graph.run(image))
     names = [graph.nodes[1].name, graph.neurons[2].name]
-    for name, value in graph(events, 8, nodes=names).items():
-        torch.testing.assert_close(value, graph(image, 8, nodes=names)[name], rtol=1e-4, atol=1e-4)
+    for name, value in features(graph, events, 8, names).items():
+        torch.testing.assert_close(value, features(graph, image, 8, names)[name], rtol=1e-4, atol=1e-4)
 
 
 def test_a_simulation_goes_on_where_it_stopped(resnet) -> None:
@@ -668,7 +668,7 @@ def test_named_nodes_give_means_over_the_frames_that_were_simulated() -> None:
     events = frames()
     graph = convert(randomized(Pooled()), [frames(batch=16, seed=9).mean(0)], timesteps=12)
     names = [node.name for node in graph.nodes[1:3]]
-    pooled, current = graph(events, 5, nodes=names).values()
+    pooled, current = features(graph, events, 5, names).values()
     each = F.max_pool2d(events[:5].flatten(0, 1), 2)
     torch.testing.assert_close(pooled, each.unflatten(0, (5, 3)).mean(0))  # not the pool of the mean
     op, scale = graph["conv"].op, graph["relu"].op.scale.view(-1, 1, 1)

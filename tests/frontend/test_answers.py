@@ -8,6 +8,7 @@ from torch import nn
 from s_resnet import RECIPES, convert, evaluate, load, save, verify
 from s_resnet.errors import ConversionError, UnsupportedModel
 from s_resnet.models import CifarResNet
+from s_resnet.simulation import features
 
 BATCHES = [images(8, seed=1), images(8, seed=2)]
 
@@ -69,10 +70,12 @@ def test_the_shape_is_kept_in_the_file_and_counted_as_scores(tmp_path):
 @pytest.mark.parametrize(("last", "recipe"), [(nn.Conv2d(8, 5, 1), "s-resnet"), (nn.Identity(), "calibrated")])
 def test_maps_are_refused_with_how_to_get_them(last, recipe):
     model = Net(lambda s, x: s.last(stem(s, x)), last=last)
-    with pytest.raises(UnsupportedModel, match=r"^(last|relu_1): got an answer of [58] x 16 x 16.*\[B, N\].*nodes=\['"):
+    with pytest.raises(
+        UnsupportedModel, match=r"^(last|relu_1): got an answer of [58] x 16 x 16.*\[B, N\].*features\(snn"
+    ):
         convert(model, BATCHES, recipe=recipe, timesteps=8)
     whole = convert(Net(lambda s, x: s.head(stem(s, x))), BATCHES, recipe=recipe, timesteps=8)
-    assert whole(BATCHES[0], 8, nodes=["relu_1"])["relu_1"].shape == (8, 8, 16, 16)
+    assert features(whole, BATCHES[0], 8, ["relu_1"])["relu_1"].shape == (8, 8, 16, 16)
 
 
 def test_a_network_without_relus_is_told_what_is_missing():

@@ -18,6 +18,7 @@ from s_resnet.graph.neuron import Neuron
 from s_resnet.kernels.surrogate.qcfs import qcfs
 from s_resnet.models import CifarResNet
 from s_resnet.models.catalog import build
+from s_resnet.simulation import features
 
 
 def h(x, threshold, levels):
@@ -138,7 +139,7 @@ def test_phased_counts_are_those_of_the_ann(pooled, levels):
     snn = convert(module, recipe="phased", input_size=16)
     assert snn.provenance["recipe"]["name"] == "qcfs-phased" and snn.provenance["recipe"]["timesteps"] == levels
     names = [node.name for node in snn.neurons]
-    rates = snn(x, levels, nodes=[*names, snn.nodes[-1].name])
+    rates = features(snn, x, levels, [*names, snn.nodes[-1].name])
     ann = dict(graph.activations(x))
     if pooled:  # the stem's pool goes before its neurons
         ann["relu"] = ann["maxpool"]
@@ -157,7 +158,7 @@ def test_the_first_layer_is_exact_when_all_layers_run_at_once():
     module, x = quantized()
     snn = convert(module, input_size=16)
     first = snn.neurons[0].name
-    rates = snn(x, 4, nodes=[first])[first]
+    rates = features(snn, x, 4, [first])[first]
     assert torch.allclose(rates, dict(module.graph().activations(x))[first], atol=1e-9)
     assert {node.op.schedule for node in snn.neurons} == {"streaming"}
 

@@ -18,7 +18,7 @@ from s_resnet import Graph, evaluate, simulate
 from s_resnet.graph import Neuron
 from s_resnet.graph.engine import Whole, chunks
 from s_resnet.graph.engine.run import Run
-from s_resnet.simulation import simulate_until_confident
+from s_resnet.simulation import features, simulate_until_confident
 
 WAITING = [name for name in PLANS if name != "multilevel"]
 
@@ -224,14 +224,14 @@ def test_portions_of_the_images_change_nothing(name, case, runs, monkeypatch):
 def test_answers_and_features_in_portions(runs, monkeypatch):
     snn, x = waiting(PLANS["mixed"]), windows(5)
     names = ["n0", "a2", "gate", "fc", "readout"]
-    want, seen = replace(snn)(x, 4, nodes=names), {}
+    want, seen = features(replace(snn), x, 4, names), {}
     answer = replace(snn)(x, 4)
     runs.clear()
     monkeypatch.setattr(chunks, "WINDOW", 4 * 12 * 12 * 4 * 2)
     fresh = replace(snn)
-    got = fresh(x, 4, nodes=names)
+    got = features(fresh, x, 4, names)
     assert list(got) == names and all(torch.equal(got[name], want[name]) for name in names)
-    assert torch.equal(fresh(x, 4), answer) and torch.equal(fresh(x, 4, nodes=["readout"])["readout"], answer)
+    assert torch.equal(fresh(x, 4), answer) and torch.equal(features(fresh, x, 4, ["readout"])["readout"], answer)
     assert runs == [(2, 4), (2, 4), (1, 4)] * 3
     runs.clear()
     list(fresh.stream(x, 4, observe=lambda name, value: seen.update({name: len(value)})))  # sees all at once

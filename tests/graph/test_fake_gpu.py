@@ -17,6 +17,7 @@ from s_resnet import kernels
 from s_resnet.graph import Neuron, validate
 from s_resnet.kernels.membrane import cuda
 from s_resnet.kernels.membrane.eager import empty_steps
+from s_resnet.simulation import features
 
 PRECISIONS = ("exact", "fast")
 
@@ -97,7 +98,7 @@ def test_events_step_by_step(name, planned):
 def test_features_of_every_node(name, planned):
     snn = on_gpu(name)
     names = [node.name for node in snn.nodes[1:]]
-    found = snn(frames(False), STEPS, nodes=names)
+    found = features(snn, frames(False), STEPS, names)
     assert list(found) == names and all(value.device.type == "cuda" for value in found.values())
     assert len(planned) >= layers(snn)
 

@@ -30,6 +30,7 @@ from s_resnet.kernels.surrogate import cpp as surrogate_host
 from s_resnet.kernels.surrogate.qcfs import qcfs
 from s_resnet.kernels.surrogate.reference import Firing
 from s_resnet.models import CifarResNet
+from s_resnet.simulation import features
 
 needs_compiler = pytest.mark.skipif(compiler.compiled()[0] is None, reason=compiler.compiled()[1])
 SIZE, T = mutations.SIZE, mutations.T
@@ -533,7 +534,7 @@ def test_text_from_files_reaches_the_terminal_without_its_escapes(tmp_path, monk
     page = Path("page", "index.html").read_text()
     assert "owned" in page and not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x9b]", page)
     with pytest.raises(InvalidData) as caught:
-        snn(images(2, SIZE), T, nodes=[ESCAPE])
+        features(snn, images(2, SIZE), T, [ESCAPE])
     assert str(caught.value).isprintable()
 
 

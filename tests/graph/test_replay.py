@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from s_resnet import Graph, simulate
 from s_resnet.graph import Neuron, Node
 from s_resnet.graph.engine import Whole, replay, steps
-from s_resnet.simulation import simulate_until_confident
+from s_resnet.simulation import features, simulate_until_confident
 from s_resnet.simulation.simulate import answers
 
 T = 10
@@ -122,7 +122,7 @@ NOT_RECORDED = {
     "a state": lambda snn, x: simulate(snn, x, 3, state=simulate(snn, x.as_subclass(torch.Tensor), 2).state),
     "poisson": lambda snn, x: simulate(snn, x, T, coding="poisson"),
     "events": lambda snn, x: simulate(snn, x.expand(T, *x.shape), T),
-    "observed": lambda snn, x: snn(x, T, nodes=["n0"]),
+    "observed": lambda snn, x: features(snn, x, T, ["n0"]),
     "on the CPU": lambda snn, x: simulate(snn, x.as_subclass(torch.Tensor), T),
 }
 

@@ -13,9 +13,11 @@ from test_schedules import PLANS, THETA, network, pictures, recorded
 from s_resnet import RECIPES, Graph, convert, trace
 from s_resnet.conversion.passes import quantize_weights
 from s_resnet.errors import InvalidData
-from s_resnet.graph import Neuron, Node, Readout, features
+from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
 from s_resnet.models import CifarResNet
+from s_resnet.simulation import features
+from s_resnet.simulation.features import worth
 
 
 def activations(model, x):
@@ -53,9 +55,9 @@ def test_a_trace_by_hand():
         Node("readout", Readout(torch.tensor(10.0)), ("fc",)),
     )
     snn, x = Graph(nodes).validate(), torch.ones(1, 1, 1, 1)
-    rates = [snn(x, t, nodes=["relu"])["relu"].item() for t in (1, 2, 3, 4, 5)]
+    rates = [features(snn, x, t, ["relu"])["relu"].item() for t in (1, 2, 3, 4, 5)]
     assert rates == pytest.approx([0, 3 / 2, 6 / 3, 6 / 4, 9 / 5])
-    found = snn(x, 5, nodes=["flat", "fc", "conv", "input", "readout"])
+    found = features(snn, x, 5, ["flat", "fc", "conv", "input", "readout"])
     assert {name: value.item() for name, value in found.items()} == pytest.approx(
         {"flat": 9 / 5, "fc": 10 * (2 * 3 / 5 - 1), "conv": 3 * 0.7, "input": 1.0, "readout": 10 * (2 * 3 / 5 - 1)}
     )
@@ -82,7 +84,7 @@ def test_rates_of_the_first_layer_are_within_a_spike_of_the_clipped_relu(model, 
     with torch.no_grad():
         target = F.relu(model.bn1(model.conv1(x))).clamp(max=float(first.op.scale))
     for steps in (1, 2, 5, 16, 64, 200):
-        rate = snn(x, steps, nodes=[first.name])[first.name]
+        rate = features(snn, x, steps, [first.name])[first.name]
         assert (rate - target).abs().max() <= float(first.op.scale) / steps + 1e-5, steps
 
 
@@ -95,7 +97,7 @@ def test_rates_approach_every_relu_as_the_steps_grow():
     assert list(expected) == ["relu", "relu_1"] == [node.name for node in snn.neurons]
     errors = []
     for steps in (8, 64, 512):
-        rates = snn(x, steps, nodes=list(expected))
+        rates = features(snn, x, steps, list(expected))
         errors.append([(rates[name] - value).abs().mean() / value.abs().mean() for name, value in expected.items()])
     assert all((torch.tensor(b) < 0.4 * torch.tensor(a)).all() for a, b in pairwise(errors))
     assert max(errors[-1]) < 0.03
@@ -113,7 +115,7 @@ def test_every_node_is_in_the_source_networks_units(model, batches, recipe):
         expected = after.get(name) if after.get(name) is not None else source.get(name)
         if expected is None:
             continue
-        unit = features.worth({n.name: n for n in snn.nodes}, snn.users, name)
+        unit = worth(snn, name)
         unit = unit if unit.ndim == 0 else unit.view(-1, *(1,) * (value.ndim - 2))
         assert torch.allclose(value * unit, expected, 1e-3, 1e-4 * float(expected.abs().max())), name
         checked += 1
@@ -123,9 +125,9 @@ def test_every_node_is_in_the_source_networks_units(model, batches, recipe):
 def test_a_constant_current_is_that_of_the_module_at_any_step(model, batches):
     snn, x = convert(model, batches, "calibrated", timesteps=4), images(2, 8, seed=4)
     with torch.no_grad():
-        assert torch.allclose(snn(x, 3, nodes=["conv1"])["conv1"], model.bn1(model.conv1(x)), atol=1e-4)
+        assert torch.allclose(features(snn, x, 3, ["conv1"])["conv1"], model.bn1(model.conv1(x)), atol=1e-4)
     whole = quantize_weights(snn, None)
-    coarse = whole(x, 3, nodes=["conv1", "input"])
+    coarse = features(whole, x, 3, ["conv1", "input"])
     with torch.no_grad():
         expected = model.bn1(model.conv1(x))
     assert (coarse["conv1"] - expected).abs().max() < 0.02 * expected.abs().max()
@@ -140,7 +142,7 @@ def test_a_constant_current_is_that_of_the_module_at_any_step(model, batches):
 def test_rates_and_currents_are_the_mean_of_what_was_sent(monkeypatch, name, steps):
     graph, x = network(PLANS[name]), pictures()
     sent = {key: value.double() for key, value in recorded(monkeypatch, graph, x, steps)[0].items()}
-    found = graph(x, steps, nodes=[*sent, "c1", "c.short", "flat", "fc", "stem", "gate"])
+    found = features(graph, x, steps, [*sent, "c1", "c.short", "flat", "fc", "stem", "gate"])
     emitted = {key: value * THETA[key].double().reshape(-1, 1, 1) for key, value in sent.items()}
     for key, value in emitted.items():
         assert torch.allclose(found[key].double(), value.mean(0), atol=1e-6), key
@@ -163,7 +165,7 @@ def test_every_alphabet_and_what_spiking_runs_multiply_with(monkeypatch, name):
     graph = tiny(**TINY[name])
     for snn in [graph, quantize_weights(graph, None)] if name == "binary" else [graph]:
         sent = recorded(monkeypatch, snn, X, 6)[0]
-        found = snn(X, 6, nodes=["n1", "n0", "conv"])
+        found = features(snn, X, 6, ["n1", "n0", "conv"])
         assert list(found) == ["n1", "n0", "conv"]
         for key, value in sent.items():
             assert torch.allclose(found[key].double(), value.double().mean(0), atol=1e-6)
@@ -175,30 +177,30 @@ def test_every_alphabet_and_what_spiking_runs_multiply_with(monkeypatch, name):
 
 def test_many_steps_in_chunks_and_in_fast_precision():
     graph, x = tiny(), torch.cat([X] * 40)
-    found = graph(x, 100, nodes=["n1"])["n1"]
-    assert torch.equal(found[:3], graph(X, 100, nodes=["n1"])["n1"])
-    fast = graph(x, 100, "fast", nodes=["n1"])["n1"]
+    found = features(graph, x, 100, ["n1"])["n1"]
+    assert torch.equal(found[:3], features(graph, X, 100, ["n1"])["n1"])
+    fast = features(graph, x, 100, ["n1"], "fast")["n1"]
     assert (fast - found).abs().mean() < 0.02
 
 
 # ---- names ----
 
 
-def test_the_answer_comes_under_the_last_nodes_name_and_without_nodes_as_before():
+def test_the_answer_comes_under_the_last_nodes_name():
     graph = tiny()
     answer = graph(X, 4)
     assert isinstance(answer, torch.Tensor)
-    assert torch.equal(graph(X, 4, nodes=["readout"])["readout"], answer)
-    both = graph(X, 4, nodes=["n0", "readout", "n0"])
+    assert torch.equal(features(graph, X, 4, ["readout"])["readout"], answer)
+    both = features(graph, X, 4, ["n0", "readout", "n0"])
     assert list(both) == ["n0", "readout"] and torch.equal(both["readout"], answer)
-    assert graph(X, 4, nodes=[]) == {}
+    assert features(graph, X, 4, []) == {}
 
 
 def test_functions_are_named_as_modules_and_a_relu_used_twice_has_two_names(batches):
     functional = Net(lambda self, x: self.head(F.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))))
     snn = convert(functional, batches, timesteps=2)
     assert [node.name for node in snn.neurons] == ["relu", "relu_1"]
-    found = snn(batches[0][0], 2, nodes=["relu", "relu_1"])
+    found = features(snn, batches[0][0], 2, ["relu", "relu_1"])
     assert found["relu"].shape == found["relu_1"].shape == (20, 8, 8, 8)
     assert not torch.equal(found["relu"], found["relu_1"])
 
@@ -206,14 +208,14 @@ def test_functions_are_named_as_modules_and_a_relu_used_twice_has_two_names(batc
 def test_an_unknown_name_lists_near_ones(model, batches):
     snn, x = convert(model, batches, timesteps=2), batches[0][0]
     with pytest.raises(InvalidData, match=r"got node 'layer3\.0\.rely'; expected layer3\.0\.relu, layer3\.0\.relu_1"):
-        snn(x, 2, nodes=["layer3.0.rely"])
+        features(snn, x, 2, ["layer3.0.rely"])
     with pytest.raises(InvalidData, match=r"got node 'layer3'; expected layer3\.0\.relu, layer3\.0\.relu_1"):
-        snn(x, 2, nodes=["layer3"])
+        features(snn, x, 2, ["layer3"])
     with pytest.raises(
         InvalidData, match=r"got node 'layer1\.0\.bn1'; expected .*layer1\.0\.conv1.* BatchNorm is part of"
     ):
-        snn(x, 2, nodes=["layer1.0.bn1"])
+        features(snn, x, 2, ["layer1.0.bn1"])
     with pytest.raises(InvalidData, match=r"got node 'xyz'; expected relu, .*layer3\.0\.relu_1\. "):
-        snn(x, 2, nodes=["xyz"])
-    with pytest.raises(InvalidData, match=r"got nodes='relu'; expected a list of names\. Pass \['relu'\]"):
-        snn(x, 2, nodes="relu")
+        features(snn, x, 2, ["xyz"])
+    with pytest.raises(InvalidData, match=r"names, got 'relu'; expected a list of names\. Pass \['relu'\]"):
+        features(snn, x, 2, "relu")

@@ -1,0 +1,197 @@
+"""Features of a spiking network: what a node gives on average over the steps, in the units of the source network."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..data.arguments import whole_number
+from ..errors import InvalidData, message
+from ..graph.engine import Whole, arithmetic
+from ..graph.graph import Graph, check_spiking, count_images
+from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.ops import (
+    SYNAPSES,
+    UNIT_PRESERVING,
+    AdaptiveAvgPool2d,
+    Add,
+    Affine,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    Input,
+    MaxPool2d,
+    Op,
+    carried,
+    compensated,
+    whole,
+)
+from ..kernels import per_channel
+
+# The mean over the steps of what these give is what they give for the means of their inputs.
+_AFFINE = (*SYNAPSES, Affine, BatchNorm2d, Add, *(kind for kind in UNIT_PRESERVING if kind is not MaxPool2d))
+# What lies between a synapse and the neurons that set its unit.
+_BETWEEN = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Add, Flatten)
+
+
+def features(
+    snn: Graph, images: Tensor, timesteps: int, names: Sequence[str], precision: str = "exact"
+) -> dict[str, Tensor]:
+    """What nodes give on average over T steps from a fresh state, in the units of the source network's activations.
+
+    ::
+
+        rate = sum_t scale * threshold * spikes_t / T
+
+    is that of a neuron layer; rates approach the source's ReLU as T grows. Any other node gives the mean of its current
+    or value, without what a recipe adds at the neurons; the last node gives the answer.
+
+    Args:
+        snn: a network with neurons.
+        images: ``[B, C, H, W]``; or events ``[T, B, C, H, W]``, of which step t gets the frame t.
+        timesteps: T >= 1.
+        names: of nodes. They are those of the source module's calls: ``layer3.1.relu`` is the first call of that module
+            (or of ``F.relu`` in ``layer3.1``), ``layer3.1.relu_1`` the second. A convolution includes the BatchNorm
+            folded into it.
+        precision: as in :meth:`s_resnet.Graph.stream`.
+
+    Returns:
+        ``[B, *]`` by name, in the order of ``names``; of the last node ``[B, N]``.
+
+    Raises:
+        InvalidData: a name that no node has, a T below 1, or images that do not fit.
+    """
+    timesteps = whole_number(timesteps, "simulate", "timesteps")
+    check_spiking(snn, "simulate")
+    _check_names(snn, names)
+    sizes = snn.portions(images, timesteps, precision)
+    # Who observes sees all images of a chunk at once, so that portions are made here.
+    parts = [_portion(snn, part, timesteps, names, precision) for part in torch.split(images, sizes, -4)]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+def _portion(snn: Graph, images: Tensor, timesteps: int, names: Sequence[str], precision: str) -> dict[str, Tensor]:
+    """The features of images that go through the layers together."""
+    wanted = [name for name in names if name != snn.nodes[-1].name]
+    sums = _Sums(_recorded(snn, wanted, constant=images.ndim == 4), count_images(images))
+    with torch.no_grad(), arithmetic(images, tf32=False):
+        for chunk in snn.stream(images, timesteps, precision=precision, observe=sums.add, whole=Whole(state=False)):
+            answer = chunk.outputs[-1]
+        means = sums.means(timesteps, answer.dtype)
+        found = {name: _in_units(snn, name, _mean(snn, name, images, means)) for name in wanted}
+    return {name: found.get(name, answer) for name in names}
+
+
+def _check_names(snn: Graph, wanted: Sequence[str]) -> None:
+    """InvalidData for a name that no node has; the message lists near ones."""
+    names = [node.name for node in snn.nodes]
+    if isinstance(wanted, str):
+        raise InvalidData(message("features", "names", repr(wanted), "a list of names", f"Pass [{wanted!r}]"))
+    for name in wanted:
+        if name in names:
+            continue
+        layers = [node.name for node in snn.neurons]
+        near = [layer for layer in layers if layer.startswith(f"{name}.")][-3:]
+        near += [other for other in difflib.get_close_matches(str(name), names, 5, 0.5) if other not in near]
+        expected = ", ".join(near or [*layers[:2], "...", *layers[-2:]])
+        remedy = (
+            "Choose a node of the network: BatchNorm is part of its convolution, an addition of the neurons after it"
+        )
+        raise InvalidData(message("features", "", f"node {name!r}", expected, remedy))
+
+
+class _Sums:
+    """Sums over the steps, ``[B, *]`` in float64, of the values of some nodes."""
+
+    def __init__(self, names: set[str], batch: int) -> None:
+        self.batch, self.totals = batch, {name: torch.zeros(()) for name in names}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add the steps of a node's value ``[S * B, *]``: an observer for :meth:`s_resnet.Graph.stream`."""
+        if name in self.totals:
+            steps = value.view(-1, self.batch, *value.shape[1:])
+            self.totals[name] = self.totals[name].to(value.device) + steps.sum(0, dtype=torch.float64)
+
+    def means(self, timesteps: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The mean of each of T steps."""
+        return {name: (total / timesteps).to(dtype) for name, total in self.totals.items()}
+
+
+def _recorded(snn: Graph, wanted: Sequence[str], constant: bool) -> set[str]:
+    """``wanted``, or in place of what is affine the nodes before; nothing of what is constant, if the images are."""
+    static = snn.static if constant else frozenset[str]()
+    found: set[str] = set()
+    todo = [name for name in wanted if name not in static]
+    while todo:
+        node = snn[todo.pop()]
+        if isinstance(node.op, _AFFINE):
+            todo.extend(name for name in node.inputs if name not in static)
+        else:
+            found.add(node.name)
+    return found
+
+
+def _in_units(snn: Graph, name: str, value: Tensor) -> Tensor:
+    """A node's value ``[B, *]`` in the source network's units."""
+    unit = worth(snn, name).to(value)
+    if unit.ndim and isinstance(snn[name].op, Flatten):
+        unit = unit.repeat_interleave(value.shape[1] // len(unit))
+    return value * per_channel(unit, value.ndim)
+
+
+def _mean(snn: Graph, name: str, images: Tensor, means: dict[str, Tensor]) -> Tensor:
+    """The mean of a node over the steps, as the engine counts; those that it follows from are added to ``means``."""
+    if name not in means:
+        inputs = [_mean(snn, before, images, means) for before in snn[name].inputs] or [images]
+        means[name] = _spiking(snn[name].op, inputs, snn.integer)
+    return means[name]
+
+
+def _spiking(op: Op, inputs: list[Tensor], integer: bool) -> Tensor:
+    """What a spiking run's operation gives for mean inputs."""
+    if isinstance(op, SYNAPSES) and not integer:
+        return compensated(op).run(*inputs)
+    op = whole(op)
+    if isinstance(op, Conv2d) and op.integer is not None and op.bias is not None:
+        return replace(op, bias=None).run(*inputs) + op.bias.view(-1, 1, 1)
+    return op.run(*inputs)
+
+
+def worth(snn: Graph, name: str) -> Tensor:
+    """What one unit of a node's value is worth in the source network's units, 0-dimensional or ``[C]``.
+
+    Of spikes their layer's scale; of a current the scale of the neurons that integrate it, as the pass normalize made
+    it; of the images and of the logits 1. Whole numbers of an integer network count parts of it.
+    """
+    op, inputs = snn[name].op, snn[name].inputs
+    if isinstance(op, Neuron):
+        return torch.ones(()) if op.scale is None else op.scale
+    if isinstance(op, Input):
+        return torch.tensor(1 / (op.grid or 1))
+    if isinstance(op, (*UNIT_PRESERVING, SpikingMaxPool2d)):
+        return carried(op, worth(snn, inputs[0]))
+    if isinstance(op, (*SYNAPSES, Add)):
+        return _arriving(snn, name)
+    return torch.ones(())
+
+
+def _arriving(snn: Graph, name: str) -> Tensor:
+    """The unit in which the one reader of a current counts; with several readers normalize leaves the source's."""
+    if len(snn.users[name]) != 1:
+        return torch.ones(())
+    user = snn.users[name][0]
+    op = snn[user].op
+    if isinstance(op, Neuron):
+        unit = torch.ones(()) if op.scale is None else op.scale
+        return unit if op.integer is None else unit / op.integer
+    if isinstance(op, Readout):
+        return op.scale
+    if isinstance(op, _BETWEEN):
+        unit = _arriving(snn, user)
+        return unit if unit.ndim == 0 or not isinstance(op, Flatten) else torch.ones(())
+    return torch.ones(())
