@@ -6,23 +6,21 @@ from .cost.operations import Operations, count_operations
 from .evaluate import evaluate, powers_of_two
 from .figures import Exit, Report, Row, described
 from .measured_on import fitted_for
-from .verify import LayerError, Verification, verify
-from .verify_trained import TrainedLayer, TrainedVerification
+from .verification import LayerVerification, Verification
+from .verify import verify
 
 __all__ = [
     "Constants",
     "Cost",
     "Energy",
     "Exit",
-    "LayerError",
     "LayerOperations",
+    "LayerVerification",
     "Operations",
     "Report",
     "Row",
     "SourceOperations",
     "Traffic",
-    "TrainedLayer",
-    "TrainedVerification",
     "Verification",
     "count_operations",
     "described",

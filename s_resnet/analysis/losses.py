@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.neuron import Neuron
 from ..kernels import per_channel
 from ..simulation.lockstep import respond
+
+PARTS = ("unevenness", "quantization", "clipping", "inherited")
+MEASURES = (*PARTS, "own", "total")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """What a neuron layer loses, neuron by neuron and image by image: ``[B, *]``, float64, as :func:`split` says.
 
-    counts: N. settled: whether N is what the total charge is worth. saturated: it is the largest, a is larger still.
+    Attributes:
+        output: r.
+        source: a.
+        counts: N.
+        unevenness: the first part.
+        quantization: the second.
+        clipping: the third.
+        inherited: the fourth.
+        settled: whether N is what the total charge is worth.
+        saturated: whether N is the largest, and a is larger still.
     """
 
     output: Tensor
@@ -91,9 +103,22 @@ def _charge(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
     return charge
 
 
-def by_channel(values: Iterable[Tensor]) -> Tensor:
-    """The sums of values ``[B, C, *]``, ``[len(values), C]`` on the CPU."""
-    return torch.stack([value.transpose(0, 1).flatten(1).sum(1) for value in values]).cpu()
+def losses(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Iterator[tuple[str, Tensor]]:
+    """What a layer of a converted network loses, neuron by neuron and image by image; arguments as of :func:`split`.
+
+    Yields:
+        Names and values ``[B, *]``: ``emitted`` (thresholds in T steps), ``saturated`` and ``unsettled`` (1 where it
+        is), the squares of all ``MEASURES``, and ``signal``, the square of the source's activation.
+    """
+    parts = split(op, currents, source, timesteps)
+    yield "emitted", parts.counts
+    yield "saturated", parts.saturated.double()
+    yield "unsettled", (~parts.settled).double()
+    for name in PARTS:
+        yield name, getattr(parts, name) ** 2
+    yield "own", (parts.unevenness + parts.quantization + parts.clipping) ** 2
+    yield "total", (parts.output - parts.source) ** 2
+    yield "signal", parts.source**2
 
 
 def relative(error: Tensor, signal: Tensor) -> Tensor:
@@ -106,8 +131,6 @@ def right(answers: Mapping[str, Tensor], labels: Tensor) -> dict[str, int]:
     classes = next(iter(answers.values())).shape[1]
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
-        raise InvalidData(
-            f"verify: got label {int(wrong[0])} for a network of {classes} classes; expected labels "
-            f"0 ... {classes - 1}. Choose the data that the network was trained on."
-        )
+        got, expected = f"label {int(wrong[0])} for a network of {classes} classes", f"labels 0 ... {classes - 1}"
+        raise InvalidData(message("verify", "", got, expected, "Choose the data that the network was trained on"))
     return {name: int((logits.argmax(1) == labels).sum()) for name, logits in answers.items()}

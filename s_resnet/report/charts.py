@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..analysis.verify import Verification
-from ..analysis.verify_trained import TrainedVerification
 from ..errors import BackendUnavailable, printable
 from ..simulation.record import Trace
 from .study import Study
@@ -178,22 +176,23 @@ def _draw_rates(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
 
 
 def _draw_dormant(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
-    assert isinstance(study.verification, TrainedVerification)
-    shares = [100 * layer.dormant for layer in study.verification.layers]
+    assert study.verification is not None
+    shares = [100 * (layer.dormant or 0.0) for layer in study.verification.layers]
     axes.hlines(range(len(shares)), 0, shares, color=DORMANT, lw=1.5, alpha=0.5)
     axes.plot(shares, range(len(shares)), "D", ms=5, color=DORMANT)
 
 
 def _draw_errors(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
-    assert isinstance(study.verification, Verification)
+    assert study.verification is not None
     layers = study.verification.layers
+    errors = [layer.errors or {} for layer in layers]
     for place in range(0, len(layers), 2):
         axes.axhspan(place - 0.5, place + 0.5, color="0.95", lw=0)
     for part, (color, marker) in PARTS.items():
-        values = [100 * layer.errors[part] for layer in layers]
+        values = [100 * each[part] for each in errors]
         finite = [(value, place) for place, value in enumerate(values) if math.isfinite(value)]
         axes.plot(*zip(*finite, strict=True), marker, color=color, ms=4.5, label=part) if finite else None
-    total = [100 * layer.errors["total"] for layer in layers]
+    total = [100 * each["total"] for each in errors]
     axes.plot(total, range(len(layers)), color="0.1", lw=1.2, label="total")
 
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..analysis.verify import Verification
-from ..analysis.verify_trained import TrainedVerification
 from . import charts
 from .markup import Html, details, element, figure, joined, paragraph, section, table
 from .study import Study
@@ -44,8 +42,7 @@ def layers(studies: Studies) -> Html:
     if not found:
         return section("layers", title, *words)
     checked = [study.verification for study in found if study.verification]
-    layered = [layer for one in checked if isinstance(one, Verification) for layer in one.layers]
-    errors = [error for layer in layered for error in layer.errors.values()]
+    errors = [error for one in checked for layer in one.layers for error in (layer.errors or {}).values()]
     largest = max((error for error in errors if math.isfinite(error)), default=0.0) or 1.0
     drawings = []
     for study, result in zip(found, checked, strict=True):
@@ -71,7 +68,7 @@ def layers(studies: Studies) -> Html:
 def _drawing(study: Study, which: str, largest: float) -> Html:
     result = study.verification
     assert result is not None
-    if isinstance(result, TrainedVerification):
+    if result.trained_for is not None:
         words = f"{which}Dormant neurons of each layer"
         return figure(charts.dormant(study), f"{words}. {result.verdict}", f"{words}, share of neurons and images.")
     alt = f"{which}Errors of each layer by cause. {result.verdict}"

@@ -13,8 +13,8 @@ from ..analysis.cost.energy import CONSTANTS, Constants, Energy, energy
 from ..analysis.cost.operations import Operations, count_operations
 from ..analysis.evaluate import evaluate, powers_of_two
 from ..analysis.figures import Report, described
-from ..analysis.verify import Verification, verify
-from ..analysis.verify_trained import TrainedVerification
+from ..analysis.verification import Verification
+from ..analysis.verify import verify
 from ..data.intervals import difference, wilson
 from ..errors import InvalidData
 from ..graph.graph import Graph
@@ -114,7 +114,7 @@ class Study(Displayed):
     end_to_end_steps: int
     report: Report
     answers: Answers
-    verification: Verification | TrainedVerification | None
+    verification: Verification | None
     operations: Operations | None
     energy: Energy | None
     missing: Mapping[str, str]
@@ -264,7 +264,7 @@ def study(
         watch=answers,
     )
     missing: dict[str, str] = {}
-    verification: Verification | TrainedVerification | None = None
+    verification: Verification | None = None
     operations: Operations | None = None
     try:
         verification = verify(snn, answers.details, timesteps, network=network, progress=progress)

@@ -9,7 +9,6 @@ from conftest import images
 from trained_networks import CLASSES, FAMILIES, SIZE, T, trained, watched
 
 from s_resnet import Graph, evaluate, verify
-from s_resnet.analysis import TrainedVerification
 from s_resnet.conversion import passes
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout
@@ -50,7 +49,7 @@ def test_layers_are_those_of_the_module(arch, folded):
         found = verify(graph, [X[:4], X[4:]], steps)
         logits, seen = watched(model, X, steps)
         before, known = watched(model, X, T)
-        assert isinstance(found, TrainedVerification) and [layer.name for layer in found.layers] == list(seen)
+        assert found.trained_for == T and [layer.name for layer in found.layers] == list(seen)
         for layer in found.layers:
             given, spikes = (part.detach() for part in seen[layer.name])
             asleep, most = dormant(modules[layer.name], given), len(modules[layer.name].thresholds)
@@ -125,6 +124,21 @@ def test_the_json_has_the_keys_of_a_converted_network(tmp_path):
     shares = [float((graph(X, steps).argmax(1) == labels).double().mean()) for steps in (1, T)]
     assert [entry["top1"]["snn"], entry["top1"]["trained"]] == shares
     assert set(verify(graph, [(X, labels)], T).top1) == {"snn"}
+
+
+def test_what_has_no_meaning_is_none():
+    """One type for both kinds; the JSON of a converted network has no keys of a trained one."""
+    found, other = (
+        verify(one(), [torch.full((2, 1, 1, 1), 0.4)], 4),
+        verify(one(surrogate=None), [torch.ones(2, 1, 1, 1)], 4),
+    )
+    assert type(found) is type(other) and type(found.layers[0]) is type(other.layers[0])
+    assert found.breaks is found.worst is found.cause is other.trained_for is None
+    assert found.layers[0].errors is found.layers[0].unsettled is None
+    assert other.layers[0].dormant is other.layers[0].drift is None and other.worst == "neuron"
+    trained, entry = found.to_dict(), other.to_dict()
+    assert trained.keys() - entry.keys() == {"trained_for"}
+    assert trained["layers"][0].keys() - entry["layers"][0].keys() == {"dormant", "drift"}
 
 
 def test_the_table(tmp_path):

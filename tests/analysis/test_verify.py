@@ -14,7 +14,7 @@ from sresnet_cli.__main__ import main
 from sresnet_cli.words import spoken
 
 from s_resnet import Graph, convert, save, simulate, verify
-from s_resnet.analysis.verify import MEASURES, PARTS, split
+from s_resnet.analysis.losses import MEASURES, PARTS, split
 from s_resnet.errors import InvalidData
 from s_resnet.graph.neuron import Neuron, Readout, SpikingMaxPool2d
 from s_resnet.graph.ops import SYNAPSES, Conv2d, Flatten, Input, Linear, Node

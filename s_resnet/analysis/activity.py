@@ -1,0 +1,86 @@
+"""What a neuron layer of a directly trained network does by itself, as it has no source to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidData, message
+from ..graph.neuron import Neuron
+from ..graph.ops import Node
+from ..kernels import per_channel
+from ..kernels.surrogate.reference import Firing, slope
+
+EVERYWHERE = ("arctan", "sigmoid")  # surrogates that are nowhere zero
+
+
+def check_trained(node: Node) -> None:
+    """Raise InvalidData for a neuron layer that no directly trained network has."""
+    op = node.op
+    assert isinstance(op, Neuron)
+    if op.surrogate is None or op.levels > 1 or op.signed or op.differential or op.schedule != "streaming":
+        what = f"a converted, waiting, signed or {op.levels}-level neuron in a trained network"
+        expected = "neurons with a surrogate gradient alone"
+        raise InvalidData(
+            message(
+                "verify", node.name, got=what, expected=expected, remedy="Verify the network that it was trained from"
+            )
+        )
+
+
+def activity(op: Neuron, currents: Tensor, timesteps: int, trained_for: int) -> Iterator[tuple[str, Tensor]]:
+    """What a layer does, neuron by neuron and image by image.
+
+    A neuron is dormant where no membrane lies in the window of its surrogate, before it fires, at any of T steps:
+    there the gradient is 0. The layer fires one step at a time, so that every membrane is seen.
+
+    Args:
+        op: the neuron layer.
+        currents: ``[S, B, *]``, S at least T and the T trained for.
+        timesteps: T.
+        trained_for: the T that it was trained for.
+
+    Yields:
+        Names and values ``[B, *]``: ``emitted`` (spikes in T steps), ``saturated`` and ``dormant`` (1 where it is),
+        ``drift`` (square of the mean output after T steps minus that after the T trained for), and ``signal``, the
+        square of the latter.
+    """
+    memory = op.start(currents[0])
+    wide = memory[0].dtype
+    thresholds = [per_channel(level, memory[0].ndim).to(wide) for level in _levels(op)]
+    correction = op.correct(0, len(currents), currents.ndim)
+    awake = torch.zeros_like(memory[0], dtype=torch.bool)
+    full = torch.ones_like(awake)
+    sent = torch.zeros_like(memory[0], dtype=torch.float64)
+    after: dict[int, Tensor] = {}
+    for step, now in enumerate(currents.to(wide) if correction is None else currents.to(wide) + correction):
+        before = memory
+        spikes, memory = op.advance([now[None]], before)
+        if step < timesteps:
+            for v, threshold in zip(before, thresholds, strict=True):
+                awake |= _in_window(op, op.decay * v + now - threshold)
+            full &= spikes[0] == op.most
+        sent += spikes[0]
+        if step + 1 in (timesteps, trained_for):
+            after[step + 1] = sent.clone()
+    yield "emitted", after[timesteps]
+    yield "saturated", full.double()
+    yield "dormant", (~awake).double()
+    trained = after[trained_for] / trained_for
+    yield "drift", (after[timesteps] / timesteps - trained) ** 2
+    yield "signal", trained**2
+
+
+def _levels(op: Neuron) -> list[Tensor]:
+    """The thresholds of its membranes."""
+    return [op.threshold] if op.firing is None else list(op.firing)
+
+
+def _in_window(op: Neuron, above: Tensor) -> Tensor:
+    """Whether a gradient passes at a membrane that is ``above`` its threshold by so much."""
+    assert op.surrogate is not None
+    if op.surrogate in EVERYWHERE:
+        return torch.ones_like(above, dtype=torch.bool)
+    return slope(above, Firing((1.0,), surrogate=op.surrogate, width=op.width)) > 0
