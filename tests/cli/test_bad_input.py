@@ -69,8 +69,8 @@ USAGE = [
     (["--calibration-images", "1"], "x>=2"), (["--calibration-images", "x"], "'x'"),
     (["-o", "photos"], "is a directory"), (["--nonsense"], "--nonsense"), (["other.pth"], "other.pth"),
     (["--recipe", "magic"], "'s-resnet', 's-resnet-released'"), (["--recipe", "calibrate"], "Did you mean calibrated?"),
-    (["--recipe", "calibrated", "--classes", "natural"], "of --calibration"), (["--download"], "of --calibration"),
-    (["--calibration-images", "9"], "of --calibration"), (["--device", "mps"], "not supported"),
+    (["--recipe", "calibrated", "--classes", "natural"], "need --calibration"), (["--download"], "need --calibration"),
+    (["--calibration-images", "9"], "need --calibration"), (["--device", "mps"], "not supported"),
 ]  # fmt: skip
 USAGE_EVALUATE = [
     (["--timesteps", "0"], "x>=1"), (["--timesteps", "-5"], "x>=1"),
