@@ -320,9 +320,9 @@ def test_names_that_are_too_long(program, network):
 
 
 def test_nothing_is_written_over_what_was_read(program, network):
-    program.fails("convert", "tiny.pth", "-o", "tiny.pth", code=2, says="over itself")
-    program.fails("evaluate", "tiny.snn", "--timesteps", 1, "--json", "tiny.snn", code=2, says="over itself")
-    program.fails("demo", "-o", "tiny.snn/demo", says="Choose another with -o")
+    program.fails("convert", "tiny.pth", "-o", "tiny.pth", code=2, says="would be overwritten")
+    program.fails("evaluate", "tiny.snn", "--timesteps", 1, "--json", "tiny.snn", code=2, says="would be overwritten")
+    program.fails("demo", "-o", "tiny.snn/demo", says="Choose another one with -o")
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
