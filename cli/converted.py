@@ -1,25 +1,39 @@
-"""What ``sresnet convert`` says of the network that it made, and of how to go on."""
+"""What is said about a network that was made: what it is, what looks wrong with it, and what to do next."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from .checks import source_line
-from .evaluate import Images, find_images
+from .inputs import find_images
 from .output import command
+from .say import say
+from .shared import Images
+
+if TYPE_CHECKING:
+    import s_resnet
+
+    from .inputs import Preprocessing
 
 
-def left_out(names: tuple[str, ...]) -> str:
-    """What of the checkpoint is no part of the network; names from files keep to the line."""
+def left_out(names: Sequence[str]) -> str:
+    """Which tensors of the checkpoint are not part of the network; their names come from the file."""
     shown = ", ".join("".join(c if c.isprintable() else "?" for c in name[:80]) for name in names[:3])
-    return f"Left out {len(names)} tensor(s) that no layer has: {shown}{', ...' if len(names) > 3 else ''}"
+    return f"Left out {len(names)} tensor(s) that belong to no layer: {shown}{', ...' if len(names) > 3 else ''}"
 
 
-def summary(snn: Any, target: Path, batches: Any, usual: bool) -> str:
-    """What was made of what, and what about it is worth to know. usual: whether the recipe was not asked for."""
+def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | None, usual: bool) -> str:
+    """What was converted and from what.
+
+    Args:
+        snn: the network.
+        target: its file.
+        batches: the calibration images, or None.
+        usual: whether the recipe is the default one.
+    """
     provenance = snn.provenance
     timesteps = provenance["recipe"]["timesteps"]
     if snn.trained:
@@ -29,10 +43,9 @@ def summary(snn: Any, target: Path, batches: Any, usual: bool) -> str:
         )
     calibration = provenance["calibration"]
     integer = ", int8 weights" if snn.integer else ""
-    silent = calibration["silent"]
     lines = [
         f"{target}: {provenance['source']['arch']}, recipe {provenance['recipe']['name']}{integer}, "
-        f"{len(snn.neurons)} neuron layers, {_used(calibration, provenance.get('compensation'))}"
+        f"{len(snn.neurons)} neuron layers, {_used(snn)}"
     ]
     if batches is not None:
         data = batches.data
@@ -44,55 +57,99 @@ def summary(snn: Any, target: Path, batches: Any, usual: bool) -> str:
         )
     waited = snn.end_to_end_steps(timesteps)
     if waited != timesteps:
-        lines.append(f"T = {timesteps} steps of input, an answer after {waited} steps")
+        lines.append(f"T = {timesteps} input steps; the answer comes after {waited} steps")
     if "choice" in provenance:
         lines.append(provenance["choice"]["reason"])
     if "reconstruction" in provenance:
-        lines.append(_reconstructed(**provenance["reconstruction"]))
-    if silent:
-        lines.append(f"Never active, threshold 1: {', '.join(silent)}")
+        lines.append(_reconstructed(snn))
+    if silent := calibration["silent"]:
+        lines.append(f"Never active, so their threshold is 1: {', '.join(silent)}")
     if "check" in provenance:
-        lines.append(source_line(provenance["check"]))
+        lines.append(_source_line(snn))
     return "\n".join(lines)
 
 
-def next_step(snn: Any, target: Path) -> str:
-    """A command that goes on from here, tried as far as what it would look for."""
+def suggestion(
+    path: Path,
+    loaded: s_resnet.frontend.Checkpoint,
+    batches: s_resnet.data.Loader | None,
+    preprocessing: Preprocessing,
+    snn: s_resnet.Graph,
+) -> str | None:
+    """If the images do not fit the network, which other choices would; else None."""
+    import s_resnet
+
+    found = snn.provenance.get("check", {}).get("batchnorm", {})
+    if found.get("first") is None or loaded.data is not None or not isinstance(batches, s_resnet.data.ImageLoader):
+        return None
+    assert isinstance(preprocessing, s_resnet.data.Preprocessing)
+    images, _ = next(iter(batches))
+    say("Trying other input sizes, mean and std, and variants of the architecture ...", err=True)
+    fitting = s_resnet.conversion.alternatives(path, loaded, images, preprocessing)
+    misfit = (
+        f"The images do not fit the network, first at {found['first']} (score {found['score']:.2f}, should be below 1)"
+    )
+    if fitting:
+        options = " or ".join(f"{one.options} (score {one.score:.2f})" for one in fitting[:2])
+        return f"{misfit}. They would fit with {options}"
+    others = "other sizes, mean and std" + (" or --arch" if s_resnet.models.variants_of(loaded.arch) else "")
+    return (
+        f"{misfit}, and not with {others} either. If {path.name} is another network than {loaded.arch}, convert it "
+        "from Python: s_resnet.convert(model, batches)"
+    )
+
+
+def next_step(snn: s_resnet.Graph, target: Path) -> str:
+    """A command to go on with, which works as it stands: the images it would look for are looked for here."""
     import s_resnet
 
     evaluate = command("evaluate", target)
     try:
-        find_images(snn, target, Images(None, None, 1, download=False))
-    except (s_resnet.SResNetError, click.UsageError):  # nothing labeled is left to evaluate on
+        find_images(snn, target, Images(None, None, None, download=False))
+    except (s_resnet.SResNetError, click.UsageError):  # no labeled images are left to evaluate on
         return f"Next: {command('inspect', target)}\nTo evaluate it, name labeled images: {evaluate} --data DATA"
     return f"Next: {evaluate}"
 
 
-def _used(calibration: dict[str, Any], compensation: dict[str, Any] | None) -> str:
+def _source_line(snn: s_resnet.Graph) -> str:
+    """How well the ANN does on the first calibration images."""
+    check = snn.provenance["check"]
+    images, sure = check["images"], f"mean confidence {check['confidence']:.2f}"
+    if "right" not in check:
+        return f"The ANN on {images} calibration images without usable labels: {sure}"
+    return f"The ANN is right on {check['right']} of {images} calibration images: {check['right'] / images:.1%}, {sure}"
+
+
+def _used(snn: s_resnet.Graph) -> str:
     """What thresholds, weights and compensation come from, and from how many images each."""
+    calibration, compensation = snn.provenance["calibration"], snn.provenance.get("compensation")
     fitted = calibration["fitted"]
     count = f"{fitted or calibration['images']} images"
     how = {"batchnorm": "BatchNorm statistics", "training": "its training"}.get(calibration["source"], count)
-    said = f"thresholds{' and weights' if fitted else ''} from {how}"
+    used = f"thresholds{' and weights' if fitted else ''} from {how}"
     if compensation:
-        said += f", compensation {compensation['factor']:.4f}"
-        said += f" from {compensation['images']} others" if "images" in compensation else ""
+        used += f", compensation {compensation['factor']:.4f}"
+        used += f" from {compensation['images']} others" if "images" in compensation else ""
         tried = [point["factor"] for point in compensation["curve"]]
-        said += " (the largest that was tried)" if len(tried) > 1 and compensation["factor"] == tried[-1] else ""
-    return said
+        used += " (the largest tried)" if len(tried) > 1 and compensation["factor"] == tried[-1] else ""
+    return used
 
 
-def _reconstructed(asked: dict[str, Any], images: int, blocks: list[dict[str, Any]], taken: bool) -> str:
-    """What came of the reconstruction, and whether its time was too short."""
-    if not taken:
-        return "Reconstruction brought the spikes no closer: the network is what it is without."
+def _reconstructed(snn: s_resnet.Graph) -> str:
+    """What the reconstruction achieved, and whether its time was too short."""
+    found = snn.provenance["reconstruction"]
+    if not found["taken"]:
+        return "Reconstruction did not bring the spikes closer to the ANN: the network is unchanged."
+    asked, blocks = found["asked"], found["blocks"]
     steps = sum(block["steps"] for block in blocks)
     better = sum(block["better"] for block in blocks)
-    said = f"Reconstructed on {images} images: {better} of {len(blocks)} parts better, "
-    said += f"{steps:,} of {asked['total']:,} steps"
+    result = (
+        f"Reconstructed on {found['images']} images: {better} of {len(blocks)} parts better, "
+        f"{steps:,} of {asked['total']:,} steps"
+    )
     if steps < asked["total"]:
-        said += (
-            f", as its {asked['minutes']:g} minutes were over. More: s_resnet.convert with the recipe's "
+        result += (
+            f", because its {asked['minutes']:g} minutes ran out. For more time: s_resnet.convert with the recipe's "
             '.reconstructed().set("reconstruct", minutes=...)'
         )
-    return f"{said}."
+    return f"{result}."

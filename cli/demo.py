@@ -5,37 +5,66 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import click
 
-from .begin import begin
+from . import shared
 from .convert import convert
 from .evaluate import evaluate
-from .options import FORCE
 from .output import check_output, command, network_path
 from .report import report
-from .say import say
+from .say import begin, say
 
 SIZE = 32  # pixels; scikit-learn's digits are 8 x 8
-DEFAULT = "calibrated"  # of convert with images
-RECIPES = {DEFAULT: 16, "s-resnet": 256}  # what the picture compares, and the T of each
+DEFAULT = "calibrated"  # the recipe of convert with images
+RECIPES = {DEFAULT: 16, "s-resnet": 256}  # that the picture compares, with the T of each
 EPOCHS = 6
 IMAGES = 200
 
 
+class Row(TypedDict):
+    """A network at one T, in the JSON of ``sresnet evaluate``."""
+
+    timesteps: int
+    end_to_end_steps: int
+    top1: float
+
+
+class Figures(TypedDict):
+    """What the picture needs of the JSON of ``sresnet evaluate``."""
+
+    recipe: str
+    images: int
+    ann: dict[str, float]
+    snn: list[Row]
+
+
 @click.command()
-@click.option("-o", "--output", metavar="DIR", type=click.Path(), default="demo", show_default=True)
-@FORCE
-def demo(output: str, force: bool) -> None:
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default="demo",
+    help="Folder to write into.",
+)
+@shared.FORCE
+def demo(folder: Path, force: bool) -> None:
     """Train a torchvision ResNet-18 on handwritten digits, convert it for few steps and by the paper, and compare.
 
     Needs no network access: the images are scikit-learn's. Needs scikit-learn and matplotlib.
+
+    \b
+    Examples:
+      sresnet demo
+      sresnet demo -o somewhere-else
     """
     begin("scikit-learn's digits")
     _check_packages()
-    folder = Path(output)
     _make(folder)
     checkpoint, picture, page = folder / "digits.pth", folder / "accuracy.png", folder / "report"
     networks = [network_path(checkpoint, recipe, f"T{steps}") for recipe, steps in RECIPES.items()]
@@ -61,30 +90,39 @@ def demo(output: str, force: bool) -> None:
 
 
 def _run(number: int, what: click.Command, *words: str | int | Path) -> None:
-    """Show a command and do it."""
+    """Show a command and run it."""
     say(f"\n{number}. $ {command(str(what.name), *words)}")
     what.main([str(word) for word in words], prog_name=f"sresnet {what.name}", standalone_mode=False)
 
 
 def _check_packages() -> None:
-    """Raise before the training where what is needed behind it is not installed."""
+    """Raise before the training if a package that is needed after it is missing."""
     import s_resnet
 
     for package, name in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if importlib.util.find_spec(package) is None:
             raise s_resnet.errors.BackendUnavailable(
-                f"demo: got no {name}; expected it installed. Run: pip install scikit-learn matplotlib."
+                s_resnet.errors.message(
+                    "demo", "", f"no {name}", "it to be installed", "Run: pip install scikit-learn matplotlib"
+                )
             )
 
 
 def _make(folder: Path) -> None:
+    """Create the folder to write into."""
     import s_resnet
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise s_resnet.SResNetError(
-            f"{folder}: cannot be made, got {error.strerror}; expected a writable place. Choose another with -o."
+            s_resnet.errors.message(
+                str(folder),
+                "cannot be created",
+                str(error.strerror),
+                "a writable place",
+                "Choose another one with -o",
+            )
         ) from error
 
 
@@ -120,8 +158,8 @@ def _train(checkpoint: Path) -> None:
         torch.save(model.state_dict(), file)
 
 
-def _draw(figures: list[dict[str, Any]], picture: Path) -> None:
-    """Accuracy over the steps until the answer, with the ANN's as a line."""
+def _draw(figures: Sequence[Figures], picture: Path) -> None:
+    """Plot accuracy over the steps until the answer, with the ANN's as a line."""
     import matplotlib
 
     matplotlib.use("Agg")

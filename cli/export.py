@@ -3,61 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
-from .begin import begin
-from .checks import warn_left_out
-from .evaluate import Images, image_loader
-from .networks import find_network, timesteps_for
-from .options import CLASSES, DOWNLOAD, FORCE, NETWORK, TIMESTEPS
+from . import shared
+from .inputs import find_images, find_network, timesteps_for
+from .notes import warn_left_out
 from .output import check_output
-from .say import say
+from .say import begin, say
 
-ROUNDING = "what differs in float32 is rounding at the threshold. convert --weights dyadic makes it equal"
+if TYPE_CHECKING:
+    import s_resnet
 
+    Writer: TypeAlias = Callable[[s_resnet.Graph, int, "Options"], None]
+
+ROUNDING = "the differences in float32 are rounding at the threshold; convert --weights dyadic removes them"
 ENGINES = ("nir", "norse", "sinabs", "snntorch", "spikingjelly")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What was asked for: where to write, T, and what only NIR has."""
+class Options(shared.Images):
+    """What was asked of ``sresnet export``."""
 
-    path: Path
-    timesteps: int
+    network: Path | None
+    form: str
+    output: Path
+    force: bool
+    timesteps: int | None
+    engine: str | None
     tie_shortcuts: bool
-    split_maxpool: bool
+    pool: str | None
 
 
-def _nir(snn: Any, wanted: Wanted) -> None:
+def _nir(snn: s_resnet.Graph, timesteps: int, asked: Options) -> None:
     import s_resnet
 
     s_resnet.export.export_nir(
         snn,
-        wanted.path,
-        timesteps=wanted.timesteps,
-        tie_shortcuts=wanted.tie_shortcuts,
-        split_maxpool=wanted.split_maxpool,
+        asked.output,
+        timesteps=timesteps,
+        tie_shortcuts=asked.tie_shortcuts,
+        split_maxpool=asked.pool == "host",
     )
 
 
-def _torch(snn: Any, wanted: Wanted) -> None:
+def _torch(snn: s_resnet.Graph, timesteps: int, asked: Options) -> None:
     import s_resnet
 
-    s_resnet.export.export_torch(snn, wanted.path, wanted.timesteps)
+    s_resnet.export.export_torch(snn, asked.output, timesteps)
 
 
-def _npz(snn: Any, wanted: Wanted) -> None:
+def _npz(snn: s_resnet.Graph, _: int, asked: Options) -> None:
     import s_resnet
 
-    s_resnet.export.export_npz(snn, wanted.path)
+    s_resnet.export.export_npz(snn, asked.output)
 
 
-# One line per format; each writes the network as asked.
-FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
+# One writer per format.
+FORMATS: Mapping[str, Writer] = {
     "nir": _nir,
     "npz": _npz,
     "torch": _torch,
@@ -65,75 +71,48 @@ FORMATS: Mapping[str, Callable[[Any, Wanted], None]] = {
 
 
 @click.command()
-@NETWORK
-@click.option("--format", "form", type=click.Choice(list(FORMATS)), required=True, help="What to write, see above.")
+@shared.NETWORK
 @click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, readable=False),
-    required=True,
-    help="Where to write.",
+    "--format", "form", type=click.Choice(list(FORMATS)), required=True, help="Format of the file, described above."
 )
-@FORCE
-@TIMESTEPS
+@shared.output("File to write.")
+@shared.FORCE
+@shared.TIMESTEPS
 @click.option(
     "--verify",
     "engine",
     type=click.Choice(ENGINES),
-    help="Read the file again, run it in this engine, and compare spike for spike; nir is plain torch.",
+    help="Read the file back, run it in this engine and compare spike for spike. nir is plain torch.",
 )
-@click.option(
-    "--data",
-    metavar="DATA",
-    help="Images for --verify and --pool average; by default the held-out part of what was calibrated on.",
-)
-@click.option(
-    "--limit",
-    metavar="N",
-    type=click.IntRange(1),
-    help="Only N images: by default 8 to verify on, 256 for the cost of --pool average.",
-)
+@shared.data("--verify on")
+@shared.limit(8)
 @click.option(
     "--tie-shortcuts",
     is_flag=True,
-    help="No synapse on identity shortcuts: their gain goes into the threshold of the neurons behind.",
+    help="Leave out the synapses on identity shortcuts: their gain goes into the threshold of the neurons after them.",
 )
 @click.option(
     "--pool",
-    type=click.Choice(["host", "average"]),
-    help="For max-pools. host: the stem up to the pool stays at the host, exactly. average: average them, and say "
-    "what it costs.",
+    type=click.Choice(["host"]),
+    help="Handle max-pools. host: the stem up to the pool runs on the host, exactly.",
 )
-@CLASSES
-@DOWNLOAD
-def export(
-    network: str | None,
-    form: str,
-    output: str,
-    force: bool,
-    timesteps: int | None,
-    engine: str | None,
-    data: str | None,
-    limit: int | None,
-    tie_shortcuts: bool,
-    pool: str | None,
-    classes: str | None,
-    download: bool,
-) -> None:
+@shared.CLASSES
+@shared.DOWNLOAD
+@shared.takes(Options)
+def export(asked: Options) -> None:
     """Write NETWORK.snn (by default the only one here) for other engines and machines.
 
     nir is the Neuromorphic Intermediate Representation (.nir): convolutions and integrate-and-fire nodes in float32,
-    with reset by subtraction, v(0) and the readout in its metadata. What the format cannot say is refused by its node.
-    torch is a torch.export program (.pt2) of the T-step network: images in, logits out, no need of this package.
-    npz is plain arrays and a JSON graph, for chip code; of a network converted with --weights int8 in whole numbers.
+    with reset by subtraction, v(0) and the readout in its metadata. If the format cannot express a node, the export is
+    refused and the node named. torch is a torch.export program (.pt2) of the T-step network: images in, logits out,
+    without this package. npz is plain arrays and a JSON graph, for chip code; a network converted with --weights int8
+    is written in whole numbers.
 
     --verify runs T steps in the engine and here, on the same images, and counts per layer the spikes that only one of
-    the two has. Where float32 rounding decided a spike, it is counted again in float64.
+    the two has. Where float32 rounding decided a spike, they are counted again in float64.
 
-    \b
-    DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
-    digits, or an .npz with x uint8 [B,H,W,3] and y. Images it was calibrated on are left out.
+    {DATA}
+    Images that it was calibrated on are left out.
 
     \b
     Examples:
@@ -144,53 +123,29 @@ def export(
       sresnet export resnet20.snn --format torch -o resnet20.pt2 --timesteps 16
       sresnet export resnet20.snn --format npz -o resnet20.npz
     """
-    begin(network or "the network here")
+    begin(asked.network or "the network here")
     import s_resnet
 
-    path, target = find_network(network, "export"), Path(output)
-    if form != "nir" and (engine or tie_shortcuts or pool):
-        raise click.UsageError(f"--verify, --tie-shortcuts and --pool go with --format nir, not {form}.")
-    check_output(target, path, force=force)
-    if engine:
-        s_resnet.export.find_engine(engine)
+    path = find_network(asked.network, "export")
+    if asked.form != "nir" and (asked.engine or asked.tie_shortcuts or asked.pool):
+        raise click.UsageError(f"--verify, --tie-shortcuts and --pool go with --format nir, not {asked.form}.")
+    check_output(asked.output, path, force=asked.force)
+    if asked.engine:
+        s_resnet.export.find_engine(asked.engine)
     snn = s_resnet.load(path)
-    timesteps = timesteps or timesteps_for(snn, path)
-    exported = s_resnet.conversion.passes.average_maxpool(snn) if pool == "average" else snn
-    if pool == "average" and exported is snn:
-        raise click.UsageError(f"{path} has no max-pool. Leave --pool average out.")
-    asked = Images(data, limit, 32, download, classes)  # opened first: what cannot be compared need not be written
-    compared = image_loader(snn, path, replace(asked, limit=limit or 256)) if exported is not snn else None
-    few = replace(asked, limit=limit or 8, batch_size=limit or 8)
-    verified = image_loader(snn, path, few) if engine else None
-    FORMATS[form](exported, Wanted(target, timesteps, tie_shortcuts, pool == "host"))
-    say(f"{target}: {len(snn.neurons)} neuron layers, {target.stat().st_size / 1e6:.1f} MB")
-    if compared is not None:
-        say(_cost(snn, exported, compared, timesteps))
-        warn_left_out(compared)
-    if engine and verified is not None:
-        say("\n" + _verified(exported, target, verified, timesteps, engine))
-        warn_left_out(verified)
+    timesteps = asked.timesteps or timesteps_for(snn, path)
+    # Opened first: what cannot be compared need not be written.
+    found = find_images(snn, path, asked) if asked.engine else None
+    FORMATS[asked.form](snn, timesteps, asked)
+    say(f"{asked.output}: {len(snn.neurons)} neuron layers, {asked.output.stat().st_size / 1e6:.1f} MB")
+    if asked.engine and found is not None:
+        loader = found.loader(batch_size=len(found.indices))
+        say("\n" + _verified(snn, asked.output, loader, timesteps, asked.engine))
+        warn_left_out(loader)
 
 
-def _cost(snn: Any, averaged: Any, loader: Any, timesteps: int) -> str:
-    """What average pooling costs on the same images."""
-    import s_resnet
-
-    before, after = (
-        s_resnet.evaluate(which, loader, timesteps, at=(timesteps,), progress=True) for which in (snn, averaged)
-    )
-    ann = ""
-    if before.ann and after.ann:  # a directly trained network has none
-        ann = f"of the ANN {100 * before.ann['top1']:.1f}% -> {100 * after.ann['top1']:.1f}%, "
-    return (
-        f"data: {s_resnet.analysis.described(before.data, before.images)}\n"
-        f"--pool average, {before.images} images: top-1 {ann}"
-        f"of the spiking network at T = {timesteps} {100 * before.snn[0].top1:.1f}% -> {100 * after.snn[0].top1:.1f}%"
-    )
-
-
-def _verified(snn: Any, target: Path, loader: Any, timesteps: int, engine: str) -> str:
-    """The comparison in float32 as a table, and in one line the one in float64 where rounding may have decided."""
+def _verified(snn: s_resnet.Graph, target: Path, loader: s_resnet.data.Loader, timesteps: int, engine: str) -> str:
+    """The comparison in float32 as a table, and one line about float64 if rounding may have decided a spike."""
     import s_resnet
 
     images, _ = next(iter(loader))
@@ -199,5 +154,5 @@ def _verified(snn: Any, target: Path, loader: Any, timesteps: int, engine: str) 
     if not result.mismatches:
         return f"{data}\n{result.table()}"
     exact = s_resnet.export.verify_export(target, snn, images, timesteps, engine, "float64")
-    told = "" if exact.mismatches else f": {ROUNDING}"
-    return f"{data}\n{result.table()}\nin float64 {exact.mismatches:,} of {exact.spikes:,} spikes differ{told}"
+    cause = "" if exact.mismatches else f": {ROUNDING}"
+    return f"{data}\n{result.table()}\nin float64 {exact.mismatches:,} of {exact.spikes:,} spikes differ{cause}"

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from .begin import begin
-from .networks import find_network
-from .options import NETWORK
-from .say import say
+from . import shared
+from .inputs import find_network
+from .say import begin, say
 
 
 @click.command()
-@NETWORK
-def inspect(network: str | None) -> None:
+@shared.NETWORK
+def inspect(network: Path | None) -> None:
     """Show the graph of NETWORK.snn (by default the only one here): thresholds, shortcut scales, recipe and provenance.
 
-    Of a directly trained network, in place of scales, what its neurons are: thresholds, decay, reset and the surrogate
-    gradient that it was trained with.
+    For a directly trained network, show instead of the scales what its neurons are: thresholds, decay, reset and the
+    surrogate gradient that they were trained with.
+
+    \b
+    Examples:
+      sresnet inspect
+      sresnet inspect resnet20.snn
     """
     begin(network or "the network here")
     import s_resnet

@@ -1,4 +1,4 @@
-"""What is written: its name, whether it may be written there, and the command that goes on from it."""
+"""Output files: their names, whether they may be written, and commands that use them."""
 
 from __future__ import annotations
 
@@ -16,31 +16,38 @@ def check_output(path: Path, *inputs: Path, force: bool = False) -> None:
     """Raise before hours of work are lost, or an input or an earlier result with them."""
     import s_resnet
 
-    exists = os.path.exists(path)  # unlike Path.exists false also for a name that is too long
+    exists = os.path.exists(path)  # unlike Path.exists, False for a name that is too long
     if exists and any(os.path.exists(source) and path.samefile(source) for source in inputs):
-        raise click.UsageError(f"{path} would be written over itself. Choose another name for what is written.")
+        raise click.UsageError(f"{path} is an input and would be overwritten. Choose another name for the output.")
     if exists and not path.is_file():
-        raise click.UsageError(f"{path} is a device or a pipe, and would be replaced. Choose the name of a file.")
+        raise click.UsageError(f"{path} is a device or a pipe and would be replaced. Choose the name of a file.")
     if exists and not force:
-        raise click.UsageError(f"{path} is there already. Choose another name, or write over it with --force.")
+        raise click.UsageError(f"{path} already exists. Choose another name, or overwrite it with --force.")
     if not os.path.isdir(path.parent):
         raise s_resnet.SResNetError(
-            f"{path}: cannot be written, got no folder {path.parent}; expected one that exists. Make it first."
+            s_resnet.errors.message(
+                str(path), "cannot be written", f"no folder {path.parent}", "an existing folder", "Create it first"
+            )
         )
     if not os.access(path.parent, os.W_OK):
         raise s_resnet.SResNetError(
-            f"{path}: cannot be written, got no permission in {path.parent}; expected a writable folder. "
-            "Choose another place."
+            s_resnet.errors.message(
+                str(path),
+                "cannot be written",
+                f"no permission in {path.parent}",
+                "a writable folder",
+                "Choose another place",
+            )
         )
 
 
-def network_path(checkpoint: Path, *said: str) -> Path:
-    """The usual name of what a checkpoint becomes: beside it, with its recipe, T and what else was asked for."""
+def network_path(checkpoint: Path, *words: str) -> Path:
+    """The default name of a converted network: beside its checkpoint, with its recipe, T and other settings."""
     name = re.sub(CHECKPOINTS, "", checkpoint.name) or checkpoint.name
-    return checkpoint.with_name(f"{'-'.join((name, *said))}.snn")
+    return checkpoint.with_name(f"{'-'.join((name, *words))}.snn")
 
 
 def command(*words: str | int | Path) -> str:
-    """A command of the program as a shell takes it, whatever is in the names of files."""
+    """A command of this program, quoted for a shell whatever the names of files contain."""
     plain = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
     return shlex.join(["sresnet", *plain])

@@ -1,80 +1,100 @@
-"""``sresnet report``: one HTML page about a network, or about two beside each other."""
+"""``sresnet report``: one HTML page about a network, or about two side by side."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from .begin import begin
-from .checks import warn_left_out
-from .evaluate import Images, image_loader, usual_data
-from .networks import find_network, timesteps_for
-from .options import BATCH_SIZE, CLASSES, DEVICE, DOWNLOAD, FORCE, TIMESTEPS
+from . import shared
+from .inputs import find_images, find_network, timesteps_for, usual_data
+from .notes import warn_left_out
 from .output import check_output
-from .say import say
+from .say import begin, say
+
+if TYPE_CHECKING:
+    import s_resnet
+
+
+@dataclass(frozen=True)
+class Options(shared.Images):
+    """What was asked of ``sresnet report``."""
+
+    networks: tuple[Path, ...]
+    output: Path
+    timesteps: int | None
+    batch_size: int
+    device: str
+    constants: Path | None
+    force: bool
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network that the page is about.
+
+    Attributes:
+        snn: the network.
+        path: its file.
+        name: what the page calls it.
+        timesteps: its T on the page.
+        loader: the images that it is measured on.
+    """
+
+    snn: s_resnet.Graph
+    path: Path
+    name: str
+    timesteps: int
+    loader: s_resnet.data.Loader
 
 
 @click.command()
-@click.argument("networks", metavar="NETWORK [NETWORK]", type=click.Path(), nargs=-1)
+@click.argument("networks", metavar="NETWORK [NETWORK]", type=click.Path(path_type=Path), nargs=-1)
+@shared.data("measure on")
 @click.option(
-    "--data",
-    metavar="DATA",
-    help="Images to measure on; by default the held-out part of what was calibrated on.",
+    "-o",
+    "--output",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder to write into.",
 )
-@click.option("-o", "--output", metavar="DIR", type=click.Path(file_okay=False), required=True, help="Where to write.")
-@TIMESTEPS
-@click.option(
-    "--limit",
-    metavar="N",
-    type=click.IntRange(1),
-    default=500,
-    show_default=True,
-    help="Only N images, a seeded random choice over all classes.",
-)
-@CLASSES
-@BATCH_SIZE
-@DEVICE
+@shared.TIMESTEPS
+@shared.limit(500)
+@shared.CLASSES
+@shared.BATCH_SIZE
+@shared.DEVICE
 @click.option(
     "--constants",
     metavar="FILE.toml",
-    type=click.Path(),
-    help="Energies per operation, in pJ, in place of the published ones for 45 nm.",
+    type=click.Path(path_type=Path),
+    show_default="published ones for 45 nm",
+    help="Energies per operation, in pJ.",
 )
-@FORCE
-@DOWNLOAD
-def report(
-    networks: tuple[str, ...],
-    data: str | None,
-    output: str,
-    timesteps: int | None,
-    limit: int,
-    classes: str | None,
-    batch_size: int,
-    device: str,
-    constants: str | None,
-    force: bool,
-    download: bool,
-) -> None:
+@shared.FORCE
+@shared.DOWNLOAD
+@shared.takes(Options)
+def report(asked: Options) -> None:
     """Write a page on NETWORK.snn (by default the only one here): DIR/index.html, and its figures as DIR/report.json.
 
-    Accuracy over time steps beside the network's own ANN, which layer loses what, shortcut scales, spikes and
-    membranes, images that the two disagree on, operation counts and an energy estimate, settings and provenance. The
-    page is one file and needs no network access. With two networks every chart and table shows both, on the same
-    images. A directly trained network has no ANN: what its neurons do is in the place of what layers lose.
+    The page shows accuracy over time steps beside the network's own ANN, which layer loses what, shortcut scales,
+    spikes and membranes, images that the two disagree on, operation counts and an energy estimate, settings and
+    provenance. It is self-contained: one file that needs no network access. With two networks every chart and table
+    shows both, on the same images. For a directly trained network, which has no ANN, it shows what the neurons do
+    instead of what the layers lose.
 
     Needs matplotlib (pip install matplotlib).
 
-    \b
-    DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
-    digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
-    Images that were calibrated on are left out.
+    {DATA}
+    Images that a network was calibrated on are left out.
 
     \b
     Examples:
@@ -83,49 +103,60 @@ def report(
       sresnet report paper.snn phased.snn --data cifar10:/data -o comparison
       sresnet report resnet20.snn --constants my-chip.toml -o page
     """
-    begin(" and ".join(networks) or "the network here")
+    begin(" and ".join(map(str, asked.networks)) or "the network here")
     import s_resnet
 
-    if len(networks) > 2:
-        raise click.UsageError(f"Got {len(networks)} networks. Name one, or two to compare.")
-    s_resnet.runtime.find_device(device)
-    energies = s_resnet.analysis.load_constants(constants) if constants else s_resnet.analysis.Constants()
-    paths = [find_network(name, "report") for name in networks or (None,)]
-    for name in ("index.html", "report.json") if not force else ():
-        if os.path.exists(Path(output) / name):
-            check_output(Path(output) / name)
-    loaded = [s_resnet.load(path) for path in paths]
-    names = _names(paths)
-    spec = data or next((known for snn in loaded if (known := usual_data(snn))), None)
-    used: list[Any] = []
-    asked = Images(spec, limit, batch_size, download, classes)
+    if len(asked.networks) > 2:
+        raise click.UsageError(f"Got {len(asked.networks)} networks. Name one, or two to compare.")
+    s_resnet.runtime.find_device(asked.device)
+    constants = s_resnet.analysis.load_constants(asked.constants) if asked.constants else s_resnet.analysis.Constants()
+    paths = [find_network(name, "report") for name in asked.networks or (None,)]
+    for name in ("index.html", "report.json") if not asked.force else ():
+        if os.path.exists(asked.output / name):
+            check_output(asked.output / name)
+    loaders: list[s_resnet.data.Loader] = []
+    lines: list[str] = []
 
-    def studies() -> Iterator[Any]:
-        steps = [timesteps or timesteps_for(snn, path) for snn, path in zip(loaded, paths, strict=True)]
-        loaders = [
-            image_loader(snn, path, asked, besides=tuple(loaded)) for snn, path in zip(loaded, paths, strict=True)
-        ]
-        for snn, path, name, loader, wanted in zip(loaded, paths, names, loaders, steps, strict=True):
-            yield s_resnet.report.study(
-                *(snn, loader, wanted),
-                network=name,
-                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-                classes=tuple(loader.data.classes),
-                constants=energies,
-                device=device,
+    def studies() -> Iterator[s_resnet.report.Study]:
+        for one in _subjects(paths, asked):
+            study = s_resnet.report.study(
+                one.snn,
+                one.loader,
+                one.timesteps,
+                network=one.name,
+                sha256=hashlib.sha256(one.path.read_bytes()).hexdigest(),
+                classes=tuple(one.loader.data.classes),
+                constants=constants,
+                device=asked.device,
                 progress=True,
             )
-            used.append(loader)
+            yield study
+            loaders.append(one.loader)
+            lines.append(_summary(study))
 
-    written = s_resnet.report.write_page(studies(), output, _command())
-    warn_left_out(*used)
-    for entry in written["networks"]:
-        say(_summary(entry))
-    say(f"Page: {Path(output) / 'index.html'}")
+    s_resnet.report.write_page(studies(), asked.output, _command())
+    warn_left_out(*loaders)
+    for line in lines:
+        say(line)
+    say(f"Page: {asked.output / 'index.html'}")
 
 
-def _names(paths: list[Path]) -> list[str]:
-    """The files' names, or as they were given where two have the same."""
+def _subjects(paths: Sequence[Path], asked: Options) -> list[Subject]:
+    """The networks with the images of each: the same for all, and none that any of them was calibrated on."""
+    import s_resnet
+
+    loaded = [s_resnet.load(path) for path in paths]
+    spec = asked.data or next((known for snn in loaded if (known := usual_data(snn))), None)
+    images = replace(asked, data=spec)
+    steps = [asked.timesteps or timesteps_for(snn, path) for snn, path in zip(loaded, paths, strict=True)]
+    return [
+        Subject(snn, path, name, timesteps, find_images(snn, path, images, loaded).loader(asked.batch_size))
+        for snn, path, name, timesteps in zip(loaded, paths, _names(paths), steps, strict=True)
+    ]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The names of the files, or their paths where two have the same name."""
     short = [path.name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
@@ -135,14 +166,14 @@ def _command() -> str:
     return shlex.join(["sresnet", *sys.argv[1:]])
 
 
-def _summary(entry: dict[str, Any]) -> str:
-    row, ann = entry["evaluation"]["snn"][-1], entry["evaluation"]["ann"]
-    rival = "equal-bit ANN" if ann else "same layers in one dense pass of equal bits"
-    source = f"its ANN {100 * ann['top1']:.1f}%" if ann else f"trained for T = {entry['evaluation']['trained_for']}"
-    energy = entry["energy"]
-    ratio = energy and energy["ratios"]["int8_total"]
-    estimate = "" if ratio is None else f", energy {ratio:.2f} x of the {rival} (estimate)"
+def _summary(study: s_resnet.report.Study) -> str:
+    """Accuracy, steps and energy of one network, on one line."""
+    ann, row = study.report.ann, study.report.snn[-1]
+    rival = "the equal-bit ANN" if ann else "one dense pass through the same layers with equal bits"
+    source = f"its ANN {100 * ann['top1']:.1f}%" if ann else f"trained for T = {study.report.trained_for}"
+    ratio = study.energy.ratios["int8_total"] if study.energy else math.inf
+    estimate = f", energy {ratio:.2f} times that of {rival} (estimate)" if math.isfinite(ratio) else ""
     return (
-        f"{entry['network']}: top-1 {100 * row['top1']:.1f}%, {source}, at "
-        f"T = {row['timesteps']}, {entry['end_to_end_steps']} end-to-end steps{estimate}"
+        f"{study.network}: top-1 {100 * row.top1:.1f}%, {source}, at "
+        f"T = {row.timesteps}, {study.end_to_end_steps} end-to-end steps{estimate}"
     )

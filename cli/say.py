@@ -1,4 +1,4 @@
-"""What the program says: letters, never orders to the terminal; and whoever does not listen stops no work."""
+"""What the program says: text, never control codes for the terminal; and a reader who leaves stops no work."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import sys
 
 import click
 
-_unheard: list[OSError] = []  # what became of standard output since `heard` was last asked
+_unheard: list[OSError] = []  # failures to write standard output since `unheard` was last called
+
+
+def begin(on: object) -> None:
+    """Say on a terminal what is being read: importing torch takes seconds, and an empty screen looks like a fault."""
+    if sys.stderr.isatty() and "torch" not in sys.modules:
+        say(f"Reading {on} ...", err=True)
 
 
 def say(text: str, err: bool = False) -> None:
-    """Print ``text``; what is neither a letter nor the end of a line comes out as ?, escapes above all.
+    """Print ``text``; characters that cannot be printed, such as escapes, come out as ?.
 
-    Where nobody reads any more (``| head``, a full disk), the rest is said to nobody, and :func:`unheard` knows of it:
-    files are written all the same.
+    Once nobody reads any more (``| head``, a full disk), the rest is dropped and :func:`unheard` reports it: files are
+    written all the same.
     """
     stream = sys.stderr if err else sys.stdout
     letters = "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
@@ -27,13 +33,13 @@ def say(text: str, err: bool = False) -> None:
 
 
 def unheard() -> OSError | None:
-    """Why standard output could not be written, if it could not; asked once, at the end."""
+    """The error that kept standard output from being written, or None; called once, at the end."""
     for err in (False, True):
         stream = sys.stderr if err else sys.stdout
         try:
             if stream is not None and not stream.closed:
                 stream.flush()
-        except OSError as error:  # what click has said itself, as for --help
+        except OSError as error:  # of text that click has written itself, such as --help
             _silence(err, error)
     found = _unheard[0] if _unheard else None
     _unheard.clear()
@@ -41,12 +47,12 @@ def unheard() -> OSError | None:
 
 
 def closed(error: OSError) -> bool:
-    """Whether its reader has left on purpose, which is no fault to speak of."""
+    """Whether the reader has left on purpose, which is no fault."""
     return error.errno == errno.EPIPE
 
 
 def _silence(err: bool, error: OSError) -> None:
-    """Let the stream go nowhere from now on: what waits in it would fail again, last when Python ends."""
+    """Discard the stream from now on: what is left in its buffer would fail again, at the latest when Python exits."""
     stream = sys.stderr if err else sys.stdout
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())

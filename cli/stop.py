@@ -1,4 +1,4 @@
-"""Being stopped: by Ctrl-C, by SIGTERM as from a batch system, or with the terminal; in order, and never in vain."""
+"""Being stopped: by Ctrl-C, by SIGTERM (as batch systems do) or by a closed terminal; in order and without fail."""
 
 from __future__ import annotations
 
@@ -9,35 +9,34 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-SOON, LATER = 0.05, 10.0  # seconds until it is tried again: where Python had to ignore it, and where nothing has come
+SOON, LATER = 0.05, 10.0  # seconds until the next attempt: after Python ignored one, and after one had no effect
 
 
 class Stop:
-    """Which signal has come, if any."""
+    """The signal that has arrived, if any."""
 
     def __init__(self) -> None:
         self.number, self.done = int(signal.SIGINT), False
         self._timer: threading.Timer | None = None
 
     def hear(self, number: int, _: object) -> None:
-        """Unwind from wherever the program is, so that no half file stays; until it is over only once."""
+        """Unwind from wherever the program is, once, so that no half-written file stays."""
         if not self.done:
             self.number = number
             self._again(LATER)
             raise KeyboardInterrupt
 
-    def ignored(self, unraisable: Any) -> bool:
-        """Whether it was raised where Python ignores exceptions, such as while a process is forked; then try again."""
+    def ignored(self, unraisable: sys.UnraisableHookArgs) -> bool:
+        """Whether the interrupt was raised where Python ignores exceptions, as in a fork; if so, try again soon."""
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             return False
         self._again(SOON)
         return True
 
     def end(self) -> None:
-        """From now on nothing can be interrupted: the program ends."""
+        """The program ends: nothing can be interrupted any more."""
         self.done = True
         if self._timer is not None:
             self._timer.cancel()
@@ -53,9 +52,9 @@ class Stop:
 
 @contextmanager
 def obeyed() -> Iterator[Stop]:
-    """Within, a signal to stop raises KeyboardInterrupt until the program ends; what is ignored on purpose stays so."""
+    """Have a signal to stop raise KeyboardInterrupt within the block; signals ignored on purpose stay ignored."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # only there signals are handled
+    if threading.current_thread() is not threading.main_thread():  # signals are handled nowhere else
         yield stop
         return
     usual = (signal.SIG_DFL, signal.default_int_handler)
@@ -73,5 +72,5 @@ def obeyed() -> Iterator[Stop]:
         for number, handler in before.items():
             if handler in usual:
                 signal.signal(number, handler)
-        # Impatience while Python takes itself down has no traceback.
+        # A second Ctrl-C while Python shuts down must not print a traceback.
         atexit.register(lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

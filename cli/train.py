@@ -2,121 +2,243 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from .begin import begin
-from .checks import warn_unreadable
+from . import shared
 from .converted import next_step
-from .options import DEVICE, DOWNLOAD, FORCE
+from .notes import warn_unreadable
 from .output import check_output, command
-from .say import say
+from .say import begin, say
+
+if TYPE_CHECKING:
+    import s_resnet
+
+AUGMENTATIONS = ("crop", "resized-crop", "flip", "autoaugment")
+# Settings that only one choice of another setting reads.
+OWNERS = {"momentum": ("optimizer", "sgd"), "gamma": ("schedule", "step"), "step_epochs": ("schedule", "step")}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that are fields of :class:`s_resnet.Training`, by their names there; None where not given."""
+
+    optimizer: str | None
+    lr: float | None
+    momentum: float | None
+    weight_decay: float | None
+    schedule: str | None
+    step_epochs: int | None
+    gamma: float | None
+    warmup: int | None
+    epochs: int | None
+    batch_size: int | None
+    label_smoothing: float | None
+    amp: bool | None
+    recompute: bool
+    seed: int | None
+    augmentation: tuple[str, ...] | None
+    timesteps: int | None
+    size: int | None
+    width: int | None
+    limit: int | None
+    test_limit: int | None
+    validation: int | None
+    activation: str | None
+    levels: int | None
+
+    def given(self) -> list[str]:
+        """The names of the settings that were given."""
+        return [field.name for field in dataclasses.fields(Settings) if getattr(self, field.name) is not None]
+
+    def instead_of(self, usual: s_resnet.Training) -> s_resnet.Training:
+        """The usual settings with the given ones in their place; raises UsageError for one without effect."""
+        chosen = dataclasses.replace(usual, **{name: getattr(self, name) for name in self.given()})
+        for name, (owner, value) in OWNERS.items():
+            if name in self.given() and getattr(chosen, owner) != value:
+                raise click.UsageError(f"{_option(name)} needs --{owner} {value}. Give both, or neither.")
+        return chosen
+
+
+@dataclass(frozen=True)
+class Options(Settings):
+    """What was asked of ``sresnet train``."""
+
+    arch: str | None
+    network: Path | None
+    data: str
+    output: Path
+    preset: str | None
+    device: str
+    workers: int | None
+    tensorboard: Path | None
+    force: bool
+    download: bool
+
+
+def _option(setting: str) -> str:
+    """The option of a setting."""
+    return {"size": "--input-size", "augmentation": "--augment"}.get(setting, f"--{setting.replace('_', '-')}")
 
 
 def _names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Augmentations as crop,flip; none is the empty list."""
+    """Augmentations written crop,flip; none is the empty list."""
     names = () if value in (None, "none") else tuple(part.strip() for part in str(value).split(","))
-    known = ("crop", "resized-crop", "flip", "autoaugment")
     for name in names:
-        if name not in known:
-            raise click.BadParameter(f"{name!r} is none of {', '.join(known)}, or none", param=option)
+        if name not in AUGMENTATIONS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(AUGMENTATIONS)}, or none", param=option)
     return None if value is None else names
 
 
 @click.command()
 @click.argument("arch", required=False)
 @click.option(
-    "--from", "network", metavar="NETWORK.snn", type=click.Path(), help="Fine-tune this converted network instead."
+    "--from",
+    "network",
+    metavar="NETWORK.snn",
+    type=click.Path(path_type=Path),
+    help="Fine-tune this converted network instead.",
 )
-@click.option("--data", metavar="DATA", required=True, help="What to train on; its test images are reported on.")
 @click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, readable=False),
-    required=True,
-    help="The checkpoint, written after every epoch. The same command goes on from it. With --from the tuned .snn.",
+    "--data", metavar="DATA", required=True, help="Images to train on; accuracy is reported on their test split."
 )
-@click.option("--preset", type=click.Choice(["paper"]), help="The recipe of the architecture's paper on these data.")
-@click.option("--epochs", metavar="N", type=click.IntRange(1), help="By default 100.")
-@click.option("--batch-size", metavar="N", type=click.IntRange(1), help="Of all processes together; by default 128.")
-@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="By default sgd.")
-@click.option("--lr", metavar="X", type=float, help="Learning rate; by default 0.1, of adamw 0.001.")
-@click.option("--momentum", metavar="X", type=float, help="Of sgd; by default 0.9.")
-@click.option("--weight-decay", metavar="X", type=float, help="By default 0.0005, of adamw 0.01.")
-@click.option("--schedule", type=click.Choice(["cosine", "step", "constant"]), help="By default cosine, to 0.")
+@shared.output(
+    "Checkpoint to write after every epoch; rerunning the command resumes from it. With --from: the tuned .snn."
+)
+@click.option("--preset", type=click.Choice(["paper"]), help="Settings of the architecture's paper for these data.")
+@click.option("--epochs", metavar="N", type=click.IntRange(1), show_default="100", help="Number of epochs.")
 @click.option(
-    "--step-epochs", metavar="N", type=click.IntRange(1), help="Of step: epochs between drops; by default 40."
+    "--batch-size",
+    metavar="N",
+    type=click.IntRange(1),
+    show_default="128",
+    help="Images per batch, over all processes together.",
 )
-@click.option("--gamma", metavar="X", type=float, help="Of step: the factor of a drop; by default 0.1.")
-@click.option("--warmup", metavar="N", type=click.IntRange(0), help="Epochs of rising learning rate; by default 0.")
-@click.option("--label-smoothing", metavar="X", type=float, help="By default 0.")
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), show_default="sgd", help="Optimizer.")
+@click.option(
+    "--lr", metavar="X", type=float, show_default="0.1 for sgd, 0.001 for adamw", help="Largest learning rate."
+)
+@click.option("--momentum", metavar="X", type=float, show_default="0.9", help="SGD momentum.")
+@click.option(
+    "--weight-decay", metavar="X", type=float, show_default="0.0005 for sgd, 0.01 for adamw", help="Weight decay."
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["cosine", "step", "constant"]),
+    show_default="cosine, down to 0",
+    help="Learning rate schedule.",
+)
+@click.option(
+    "--step-epochs",
+    metavar="N",
+    type=click.IntRange(1),
+    show_default="40",
+    help="Epochs between the drops of --schedule step.",
+)
+@click.option("--gamma", metavar="X", type=float, show_default="0.1", help="Factor of each drop of --schedule step.")
+@click.option("--warmup", metavar="N", type=click.IntRange(0), show_default="0", help="Epochs of rising learning rate.")
+@click.option("--label-smoothing", metavar="X", type=float, show_default="0", help="Label smoothing.")
 @click.option(
     "--augment",
+    "augmentation",
     metavar="NAME,...",
     callback=_names,
-    help="Of crop, resized-crop, flip, autoaugment; or none. By default crop,flip up to 64 pixels, else "
-    "resized-crop,flip, and crop for digits.",
-)
-@click.option("--timesteps", metavar="T", type=click.IntRange(1), help="Of a spiking network; by default its paper's.")
-@click.option(
-    "--width", metavar="N", type=click.IntRange(1), help="Channels of the first stage; by default the paper's."
-)
-@click.option("--input-size", metavar="N", type=click.IntRange(1), help="In pixels; by default the images', or 224.")
-@click.option("--limit", metavar="N", type=click.IntRange(1), help="Train on N images, seeded, over all classes.")
-@click.option("--test-limit", metavar="N", type=click.IntRange(1), help="Report on N test images.")
-@click.option(
-    "--validation", metavar="N", type=click.IntRange(0), help="Keep N training images apart, and report them."
+    show_default="crop,flip up to 64 pixels; resized-crop,flip above; crop for digits",
+    help=f"Augmentations among {', '.join(AUGMENTATIONS)}; or none.",
 )
 @click.option(
-    "--activation", type=click.Choice(["relu", "qcfs"]), help="qcfs: an ANN that is ready for conversion to few steps."
+    "--timesteps",
+    metavar="T",
+    type=click.IntRange(1),
+    show_default="its paper's",
+    help="Number of time steps of a spiking network.",
 )
-@click.option("--levels", metavar="L", type=click.IntRange(1), help="Of qcfs: the T to convert for; by default 8.")
-@click.option("--amp/--no-amp", default=None, help="16-bit arithmetic where it does no harm, or not.")
-@click.option("--recompute", is_flag=True, help="Less memory: blocks are computed again in the backward pass.")
-@click.option("--seed", metavar="N", type=click.IntRange(0), help="Of weights, order, augmentation; by default 0.")
-@DEVICE
-@click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes; the result does not depend.")
-@click.option("--tensorboard", metavar="DIR", type=click.Path(file_okay=False), help="Write curves there as well.")
-@FORCE
-@DOWNLOAD
-def train(
-    arch: str | None,
-    network: str | None,
-    data: str,
-    output: str,
-    preset: str | None,
-    augment: tuple[str, ...] | None,
-    input_size: int | None,
-    device: str,
-    workers: int | None,
-    tensorboard: str | None,
-    force: bool,
-    download: bool,
-    **given: Any,
-) -> None:
-    """Train the network ARCH: a spiking ResNet by surrogate gradients, or an ANN to convert; or fine-tune a network.
+@click.option(
+    "--width",
+    metavar="N",
+    type=click.IntRange(1),
+    show_default="the paper's",
+    help="Number of channels in the first stage.",
+)
+@click.option(
+    "--input-size",
+    "size",
+    metavar="N",
+    type=click.IntRange(1),
+    show_default="the images', or 224",
+    help="Height and width of the images in pixels.",
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Train on only N images, a seeded random subset over all classes.",
+)
+@click.option("--test-limit", metavar="N", type=click.IntRange(1), help="Report accuracy on only N test images.")
+@click.option(
+    "--validation",
+    metavar="N",
+    type=click.IntRange(0),
+    help="Hold out N training images, and report accuracy on them.",
+)
+@click.option(
+    "--activation",
+    type=click.Choice(["relu", "qcfs"]),
+    show_default="relu",
+    help="Activation of an ANN. qcfs prepares it for conversion to few time steps.",
+)
+@click.option(
+    "--levels",
+    metavar="L",
+    type=click.IntRange(1),
+    show_default="8",
+    help="Quantization levels of --activation qcfs: the T to convert for.",
+)
+@click.option("--amp/--no-amp", default=None, help="Use mixed precision.")
+@click.option("--recompute", is_flag=True, help="Save memory by computing blocks again in the backward pass.")
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(0),
+    show_default="0",
+    help="Seed of the weights, the order of the images and their augmentation.",
+)
+@shared.DEVICE
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(0),
+    help="Number of data-loading processes; does not affect the result.",
+)
+@click.option(
+    "--tensorboard", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Also write curves to DIR."
+)
+@shared.FORCE
+@shared.DOWNLOAD
+@shared.takes(Options)
+def train(asked: Options) -> None:
+    """Train the network ARCH: a spiking ResNet with surrogate gradients, or an ANN to convert. Or fine-tune a network.
 
     \b
     ARCH is ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet8, 14, 20 ... 482; ds_resnet14 ... ds_resnet68;
     danet50, danet101, danet152 (our interpretation); sew_resnet18 ...; spiking_resnet20 ... (plain);
     cifar_resnet20 ..., resnet18, resnet34, resnet50 (ANNs).
 
-    With --from a converted network is trained on at T steps, with labels, by its own spikes; images that are kept apart
-    decide whether that was for the better. By default adamw, --lr 0.0003, 5 epochs of batches of 64.
+    With --from, a converted network is trained further at T steps, on labels and its own spikes. Held-out images decide
+    whether it got better. Here the defaults are adamw, --lr 0.0003, and 5 epochs of batches of 64.
 
-    A run that was stopped goes on by the same command from its last finished epoch, and on the CPU ends with the same
-    weights. With schedule step or constant it may be asked for more --epochs; other settings want another -o. Options
-    given beside --preset replace the preset's.
+    Rerunning the command resumes an interrupted run after its last finished epoch; on the CPU it ends with the same
+    weights. With --schedule step or constant a run may be extended to more --epochs. Use a different -o for different
+    settings. Options given beside --preset override the preset.
 
-    \b
-    DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
-    digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR.
+    {DATA}
 
-    Without train and test folders a tenth is kept for testing.
+    Without train and test folders, a tenth of the images is held out for testing.
 
     \b
     Examples:
@@ -129,115 +251,125 @@ def train(
       sresnet train cifar_resnet20 --data cifar10:/data --activation qcfs --levels 4 -o ready.pt
       torchrun --nproc-per-node 4 -m sresnet_cli train ms_resnet34 --data imagenet:/data --preset paper -o ms34.pt
     """
-    begin(data)
+    begin(asked.data)
+    if asked.arch is not None and asked.network is None:
+        _train(asked.arch, asked)
+    elif asked.network is not None and asked.arch is None:
+        _fine_tune(asked.network, asked)
+    else:
+        raise click.UsageError("Train what? Name an architecture, or a converted network with --from.")
+
+
+def _train(arch: str, asked: Options) -> None:
+    """Train from scratch, or resume."""
     import s_resnet
 
-    if (arch is None) == (network is None):
-        raise click.UsageError("Train what? Name an architecture, or a converted network with --from.")
-    given["augmentation"] = augment
-    if network is not None:
-        unfit = {"--preset": preset, "--input-size": input_size, "--recompute": given["recompute"] or None}
-        unfit |= {f"--{name}": given[name] for name in ("width", "activation", "levels")}
-        wrong = [name for name, value in unfit.items() if value is not None]
-        if wrong:
-            raise click.UsageError(f"{', '.join(wrong)} cannot be had with --from. Leave it out.")
-        options = {"device": device, "workers": workers, "progress": True, "tensorboard": tensorboard}
-        check_output(Path(output), Path(network), force=force)
-        _fine_tune(Path(network), data, Path(output), given, download, options)
-        return
-    if force:
-        raise click.UsageError("--force is of --from: a run is never written over another one. Choose another -o.")
-    assert arch is not None
-    with s_resnet.runtime.process_group(device) as (rank, _):
-        s_resnet.runtime.find_device(device)
-        path = Path(output)
-        check_output(path, force=True)  # what is there is gone on from, or refused
+    if asked.force:
+        raise click.UsageError("--force needs --from: a training run never overwrites another. Choose another -o.")
+    with s_resnet.runtime.process_group(asked.device) as (rank, _):
+        s_resnet.runtime.find_device(asked.device)
+        check_output(asked.output, force=True)  # an existing run is resumed, or refused
         with s_resnet.runtime.first_process_first():
-            images = s_resnet.data.open_data(data, "calibration", download)
-            test = s_resnet.data.open_data(data, "evaluation", download)
-        settings = _settings(preset, arch, images, {**given, "size": input_size})
+            images = s_resnet.data.open_data(asked.data, "calibration", asked.download)
+            test = s_resnet.data.open_data(asked.data, "evaluation", asked.download)
+        settings = _settings(arch, images, asked)
         trained = s_resnet.train(
-            *(arch, images, path, settings),
+            arch,
+            images,
+            asked.output,
+            settings,
             test=test,
-            device=device,
-            workers=workers,
+            device=asked.device,
+            workers=asked.workers,
             progress=True,
-            on_note=lambda text: say(text, err=True),
+            on_note=_note,
             on_epoch=lambda entry: say(_line(entry, settings.epochs)),
-            tensorboard=tensorboard,
+            tensorboard=asked.tensorboard,
         )
         if rank == 0:
             warn_unreadable(trained.unreadable)
-            say(_summary(trained, path, data))
+            say(_summary(trained, asked.output, asked.data))
 
 
-def _fine_tune(
-    network: Path, data: str, output: Path, given: Mapping[str, Any], download: bool, options: Mapping[str, Any]
-) -> None:
-    """Fine-tune a network; the state of the run lies beside the output until the end."""
+def _fine_tune(network: Path, asked: Options) -> None:
+    """Fine-tune a network; until the end the state of the run is kept beside the output."""
     import s_resnet
 
-    with s_resnet.runtime.process_group(options["device"]) as (rank, _):
-        s_resnet.runtime.find_device(options["device"])
+    unfit = {"--preset": asked.preset, "--recompute": asked.recompute or None}
+    unfit |= {_option(name): getattr(asked, name) for name in ("size", "width", "activation", "levels")}
+    if wrong := [name for name, value in unfit.items() if value is not None]:
+        raise click.UsageError(f"{', '.join(wrong)} cannot be combined with --from. Leave it out.")
+    check_output(asked.output, network, force=asked.force)
+    with s_resnet.runtime.process_group(asked.device) as (rank, _):
+        s_resnet.runtime.find_device(asked.device)
         snn = s_resnet.load(network)
-        partial = output.with_name(f"{output.name}.partial")
+        partial = asked.output.with_name(f"{asked.output.name}.partial")
         with s_resnet.runtime.first_process_first():
-            images = s_resnet.data.open_data(data, "calibration", download)
-        chosen = {name: value for name, value in given.items() if value is not None}
-        settings = _all_used(s_resnet.training.tuning(**chosen), chosen)
+            images = s_resnet.data.open_data(asked.data, "calibration", asked.download)
+        settings = asked.instead_of(s_resnet.training.tuning())
         tuned = s_resnet.fine_tune(
-            *(snn, images, partial, settings),
-            on_note=lambda text: say(text, err=True),
+            snn,
+            images,
+            partial,
+            settings,
+            device=asked.device,
+            workers=asked.workers,
+            progress=True,
+            on_note=_note,
             on_epoch=lambda entry: say(_line(entry, settings.epochs)),
-            **options,
+            tensorboard=asked.tensorboard,
         )
         if rank:
             return
         if tuned.kept:
-            s_resnet.save(tuned.graph, output)
+            s_resnet.save(tuned.graph, asked.output)
         partial.unlink(missing_ok=True)
+    _tell(tuned, asked.output)
+
+
+def _tell(tuned: s_resnet.training.Tuned, path: Path) -> None:
+    """What fine-tuning achieved; raises SResNetError where that is nothing."""
+    import s_resnet
+
     compared = f"{100 * tuned.before:.2f}% of the held-out images before, {100 * tuned.after:.2f}% after"
     if not tuned.kept:
         raise s_resnet.SResNetError(
-            f"{output}: not written, got {compared}; expected more right answers. Try another --lr, or more --epochs."
+            s_resnet.errors.message(
+                str(path), "not written", compared, "more right answers", "Try another --lr, or more --epochs"
+            )
         )
     timesteps = tuned.graph.provenance["tuning"]["timesteps"]
-    say(f"{output}: fine-tuned at T = {timesteps}, {compared}")
-    say(next_step(tuned.graph, output))
+    say(f"{path}: fine-tuned at T = {timesteps}, {compared}")
+    say(next_step(tuned.graph, path))
 
 
-def _settings(preset: str | None, arch: str, images: Any, given: Mapping[str, Any]) -> Any:
-    """The preset's settings, or the usual ones, with what was given in their place."""
-    import dataclasses
-
+def _settings(
+    arch: str, images: s_resnet.data.ImageData | s_resnet.data.EventData, asked: Options
+) -> s_resnet.Training:
+    """The preset's settings, or the usual ones, with the given ones in their place."""
     import s_resnet
 
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if "levels" in chosen and chosen.get("activation") != "qcfs":
-        raise click.UsageError("--levels is of --activation qcfs. Give both.")
-    if preset:
-        settings = dataclasses.replace(s_resnet.training.preset(arch, images), **chosen)
-    else:
-        usual = {"lr": 0.001, "weight_decay": 0.01} if chosen.get("optimizer") == "adamw" else {}
-        settings = s_resnet.Training(**{**usual, **chosen})
-    return _all_used(settings, chosen)
+    if asked.levels is not None and asked.activation != "qcfs":
+        raise click.UsageError("--levels needs --activation qcfs. Give both.")
+    if asked.preset:
+        return asked.instead_of(s_resnet.training.preset(arch, images))
+    if asked.optimizer == "adamw":
+        return asked.instead_of(s_resnet.Training(lr=0.001, weight_decay=0.01))
+    return asked.instead_of(s_resnet.Training())
 
 
-def _all_used(settings: Any, chosen: Mapping[str, Any]) -> Any:
-    """The settings; raises where one that was given would change nothing."""
-    wanted = {"momentum": ("optimizer", "sgd"), "gamma": ("schedule", "step"), "step_epochs": ("schedule", "step")}
-    for name, (owner, value) in wanted.items():
-        if name in chosen and getattr(settings, owner) != value:
-            raise click.UsageError(f"--{name.replace('_', '-')} is of --{owner} {value}. Give both, or neither.")
-    return settings
+def _note(text: str) -> None:
+    say(text, err=True)
 
 
-def _line(entry: Mapping[str, Any], epochs: int) -> str:
-    parts = [f"epoch {entry['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {entry['loss']:.4f}"]
+def _line(entry: Mapping[str, float], epochs: int) -> str:
+    """One epoch: its loss, accuracies, time, and how long the others will take."""
+    number = int(entry["epoch"])
+    parts = [f"epoch {number:>{len(str(epochs))}}/{epochs}", f"loss {entry['loss']:.4f}"]
     for name in ("train", "validation", "test"):
         if entry[f"{name}_top1"] is not None:
             parts.append(f"{name} {100 * entry[f'{name}_top1']:.2f}%")
-    left = entry["seconds"] * (epochs - entry["epoch"])
+    left = entry["seconds"] * (epochs - number)
     rest = [f"about {_duration(left)} left"] if left else []
     return "  ".join([*parts, f"{entry['seconds']:.1f} s", *rest])
 
@@ -250,7 +382,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _summary(trained: Any, path: Path, data: str) -> str:
+def _summary(trained: s_resnet.training.Trained, path: Path, data: str) -> str:
+    """What was trained, and the command to convert it."""
     last = trained.history[-1]
     test = "" if last["test_top1"] is None else f", test top-1 {100 * last['test_top1']:.2f}%"
     steps = trained.settings.timesteps

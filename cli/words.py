@@ -1,18 +1,17 @@
-"""The library's messages in the words of the command line: it speaks of arguments, the program of options."""
+"""The library's messages for the command line: the library names arguments, the program names options."""
 
 from __future__ import annotations
 
 import re
 
-# Arguments with values in a message, as in recipe="phased", timesteps=8 or download=True.
+# Arguments that messages give a value, such as recipe="phased", timesteps=8 or download=True.
 NAMED = ("amp", "arch", "device", "download", "reconstruct", "recipe", "tie_shortcuts", "timesteps", "warmup",
          "weights")  # fmt: skip
-# What else the library says, and what the program does; the first that fits.
+# Other phrases of the library, and what the program says instead.
 PHRASES = (
     (r"calibration_batches", "--calibration DATA"),
     (r"batch_size", "--batch-size"),
     (r"split_maxpool(=True)?", "--pool host"),
-    (r"passes\.average_maxpool \(measure what that costs\)", "--pool average (which says what that costs)"),
     (r"pass the names of the network's outputs in order", r"\g<0>, one per line (--classes FILE)"),
     (r"match_classes\(data, natural_order\(data\.classes\)\)", "--classes natural"),
     (r"Match them: s_resnet\.data\.match_classes\(data, names\)", "Give it with --classes FILE"),
@@ -33,7 +32,7 @@ _VALUES = rf"\b(?P<name>{'|'.join(NAMED)})=(?P<quote>[\"']?)(?P<value>[\w.-]*\w)
 
 
 def spoken(message: str) -> str:
-    """A message of the library with options in the place of arguments."""
+    """A message of the library with options in place of arguments."""
     for pattern, option in PHRASES:
         message = re.sub(pattern, option, message)
     return re.sub(_VALUES, _option, message)

@@ -207,22 +207,74 @@ LATE = {"torch", "torchvision", "numpy", "matplotlib", "sklearn", "safetensors",
 
 
 def at_import(tree):
-    """The statements that run when a module is imported: all but the bodies of functions."""
+    """The statements that run when a module is imported: all but the bodies of functions, and what is for types."""
     todo = list(tree.body)
     while todo:
         node = todo.pop()
         yield node
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or for_types(node)):
             todo.extend(ast.iter_child_nodes(node))
 
 
-def test_the_command_line_imports_torch_late():
-    assert len(PROGRAM) >= 4
-    for path, text in PROGRAM.items():
-        for node in at_import(ast.parse(text)):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            assert not LATE & {name.split(".")[0] for name in names}, f"{path}: {ast.unparse(node)}"
+def for_types(node):
+    """Whether it is ``if TYPE_CHECKING:`` and imports nothing slow but s_resnet, by ``import s_resnet``."""
+    if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse):
+        return False
+    return not [line for line in ast.walk(node) if slow(line) and ast.unparse(line) != "import s_resnet"]
+
+
+def slow(node):
+    """What a statement imports that takes seconds."""
+    names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+    names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+    return LATE & {name.split(".")[0] for name in names}
+
+
+def imported_early(text):
+    return sorted(set().union(*map(slow, at_import(ast.parse(text)))))
+
+
+@pytest.mark.parametrize("path", PROGRAM)
+def test_the_command_line_imports_torch_late(path):
+    assert not imported_early(PROGRAM[path])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import s_resnet", ["s_resnet"]),
+        ("from s_resnet import Graph", ["s_resnet"]),
+        ("class A:\n    import torch.nn", ["torch"]),
+        ("if TYPE_CHECKING:\n    from torch import Tensor", ["torch"]),
+        ("if TYPE_CHECKING:\n    from s_resnet import Graph", ["s_resnet"]),
+        ("if TYPE_CHECKING:\n    import s_resnet\nelse:\n    import numpy", ["numpy", "s_resnet"]),
+        ("if not TYPE_CHECKING:\n    import s_resnet", ["s_resnet"]),
+        ("if TYPE_CHECKING:\n    import s_resnet\n\n    from .inputs import Data\n    A = s_resnet.Graph", []),
+        ("def f():\n    import torch", []),
+    ],
+)
+def test_the_check_of_late_imports_sees_every_kind(text, found):
+    assert imported_early(text) == found
+
+
+COMMANDS = {"convert", "demo", "evaluate", "export", "inspect", "report", "train", "verify"}
+
+
+def test_commands_share_what_they_share_and_never_import_each_other():
+    """But the demo, which runs three of them, and the group."""
+    assert {f"cli/{name}.py" for name in COMMANDS} <= PROGRAM.keys()
+    found = {
+        path: {name for name in COMMANDS if f"cli.{name}" in imported(path, text)} for path, text in PROGRAM.items()
+    }
+    assert found.pop("cli/__main__.py") == COMMANDS
+    assert found.pop("cli/demo.py") == {"convert", "evaluate", "report"}
+    assert not {path: names for path, names in found.items() if names}
+
+
+@pytest.mark.parametrize("path", PROGRAM)
+def test_the_command_line_is_typed(path):
+    names = {node.id for node in ast.walk(ast.parse(PROGRAM[path])) if isinstance(node, ast.Name)}
+    assert not names & {"Any", "cast"} and "type: ignore" not in PROGRAM[path]
 
 
 def test_importing_the_command_line_does_not_import_torch():

@@ -69,8 +69,8 @@ USAGE = [
     (["--calibration-images", "1"], "x>=2"), (["--calibration-images", "x"], "'x'"),
     (["-o", "photos"], "is a directory"), (["--nonsense"], "--nonsense"), (["other.pth"], "other.pth"),
     (["--recipe", "magic"], "'s-resnet', 's-resnet-released'"), (["--recipe", "calibrate"], "Did you mean calibrated?"),
-    (["--recipe", "calibrated", "--classes", "natural"], "of --calibration"), (["--download"], "of --calibration"),
-    (["--calibration-images", "9"], "of --calibration"), (["--device", "mps"], "not supported"),
+    (["--recipe", "calibrated", "--classes", "natural"], "need --calibration"), (["--download"], "need --calibration"),
+    (["--calibration-images", "9"], "need --calibration"), (["--device", "mps"], "not supported"),
 ]  # fmt: skip
 USAGE_EVALUATE = [
     (["--timesteps", "0"], "x>=1"), (["--timesteps", "-5"], "x>=1"),
@@ -320,9 +320,9 @@ def test_names_that_are_too_long(program, network):
 
 
 def test_nothing_is_written_over_what_was_read(program, network):
-    program.fails("convert", "tiny.pth", "-o", "tiny.pth", code=2, says="over itself")
-    program.fails("evaluate", "tiny.snn", "--timesteps", 1, "--json", "tiny.snn", code=2, says="over itself")
-    program.fails("demo", "-o", "tiny.snn/demo", says="Choose another with -o")
+    program.fails("convert", "tiny.pth", "-o", "tiny.pth", code=2, says="would be overwritten")
+    program.fails("evaluate", "tiny.snn", "--timesteps", 1, "--json", "tiny.snn", code=2, says="would be overwritten")
+    program.fails("demo", "-o", "tiny.snn/demo", says="Choose another one with -o")
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])

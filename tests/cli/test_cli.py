@@ -216,6 +216,7 @@ DEFAULTS = {
     ("report", "--device"): "auto",
     ("train", "--amp"): None,  # a preset may say it
     ("train", "--device"): "auto",
+    ("export", "--limit"): 8,
     ("demo", "-o"): "demo",
 }
 REQUIRED = {"report": ["-o"], "export": ["--format", "-o"], "train": ["--data", "-o"]}
@@ -546,7 +547,7 @@ def test_the_demo_writes_over_nothing_and_learns_first_whether_it_can_draw(progr
     for name in ("accuracy.png", "digits-calibrated-T16.json", "digits.pth"):
         (tmp_path / "demo" / name).write_text("mine")
         code, _, err = program("demo")
-        assert code == 2 and f"demo/{name} is there already" in err and "--force" in err
+        assert code == 2 and f"demo/{name} already exists" in err and "--force" in err
         (tmp_path / "demo" / name).unlink()
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))

@@ -28,7 +28,7 @@ def test_counters_in_a_file_are_left_out_and_said(program):
     model.linear.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
     torch.save({"state_dict": model.state_dict(), "epoch": 3}, "counted.pth")
     code, _, err = program("convert", "counted.pth", "--input-size", SIZE)
-    assert code == 0 and err.splitlines()[0] == "Left out 1 tensor(s) that no layer has: linear.total_ops"
+    assert code == 0 and err.splitlines()[0] == "Left out 1 tensor(s) that belong to no layer: linear.total_ops"
 
 
 def test_a_network_for_gray_images(program):

@@ -88,7 +88,7 @@ def test_names_say_recipe_and_t_and_are_taken_once(program, monkeypatch, options
     with monkeypatch.context() as patch:
         patch.setattr(s_resnet.data, "open_data", lambda *_: pytest.fail("worked for nothing"))
         code, out, err = program("convert", "tiny.pth", *FEW, *options)
-    assert (code, out) == (2, "") and err.startswith(f"Error: {name}.snn is there already. ") and "--force" in err
+    assert (code, out) == (2, "") and err.startswith(f"Error: {name}.snn already exists. ") and "--force" in err
     assert Path(f"{name}.snn").read_text() == "mine"
 
     plain = s_resnet.convert
@@ -135,7 +135,7 @@ def test_nothing_is_written_over_without_being_told(program, monkeypatch, tmp_pa
         monkeypatch.setattr(f"s_resnet.{work}", lambda *_, **__: pytest.fail("worked for nothing"))
     monkeypatch.setattr(sys.modules["sresnet_cli.demo"], "_train", lambda _: pytest.fail("trained for nothing"))
     code, out, err = program(command.strip(), *arguments)
-    assert (code, out) == (2, "") and f"{name} is there already" in err and "--force" in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and f"{name} already exists" in err and "--force" in err and err.count("\n") == 1
     assert Path(name).read_text() == "mine"
 
 
@@ -192,7 +192,7 @@ def test_the_only_network_here_is_meant(program, tmp_path):
 def test_what_is_converted_already_is_not_converted(program, tmp_path):
     put_converted(tmp_path)
     code, _, err = program("convert", "tiny.snn")
-    assert code == 2 and "a spiking network already" in err and err.count("\n") == 1
+    assert code == 2 and "already a spiking network" in err and err.count("\n") == 1
 
 
 # ---- what comes next
@@ -379,8 +379,8 @@ IMPOSSIBLE = {
     "released in int8": (("--recipe", "s-resnet-released", "--weights", "int8"), 1, "choose s-resnet"),
     "released in dyadic": (("--recipe", "s-resnet-released", "--weights", "dyadic"), 1, "choose s-resnet"),
     "reconstructed paper": (("--recipe", "s-resnet", "--reconstruct"), 1, "got nothing to reconstruct for"),
-    "percentile of a fit": (("--percentile", 99), 2, "--percentile is of the paper's recipes; calibrated finds"),
-    "percentile of auto": (("--recipe", "auto", "--percentile", 99), 2, "--percentile is of the paper's recipes"),
+    "percentile of a fit": (("--percentile", 99), 2, "--percentile applies to the paper's recipes; calibrated chooses"),
+    "percentile of auto": (("--recipe", "auto", "--percentile", 99), 2, "--percentile applies to the paper's recipes"),
     "spikes by name": (("--spikes", "signed"), 1, "choose auto"),
     "a drop by name": (("--recipe", "phased", "--target-drop", 1), 1, "choose auto"),
     "a drop and a T": (("--recipe", "auto", "--target-drop", 1, "--timesteps", 4), 1, "one of them"),
@@ -438,7 +438,7 @@ def test_a_network_from_python_says_what_it_lacks_and_can_be_told(program):
     s_resnet.save(snn.with_provenance(preprocessing=prepared), "python.snn")
     assert "24 of 24 images" in program.works("evaluate", "python.snn", "--data", "photos")
     code, _, err = program("evaluate", "python.snn")
-    assert code == 2 and "does not know of any" in err and "--data DATA" in err
+    assert code == 2 and "does not name any" in err and "--data DATA" in err
 
 
 # ---- words
@@ -459,7 +459,7 @@ def test_what_is_no_network_is_called_what_it_is(program, command):
 
 
 def test_a_first_word_before_torch_is_there(monkeypatch, capfd):
-    begin = sys.modules["sresnet_cli.begin"].begin
+    begin = sys.modules["sresnet_cli.say"].begin
     for terminal, late, want in ((True, True, "Reading x.pth ...\n"), (False, True, ""), (True, False, "")):
         with monkeypatch.context() as patch:
             patch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)

@@ -89,7 +89,7 @@ def test_rounding_is_told_from_mistakes(program, network, monkeypatch):
     monkeypatch.setattr(s_resnet.export, "verify_export", fake)
     said = program.works("export", "tiny.snn", *NIR, "--verify", "nir").splitlines()
     assert said[-1].startswith(
-        "in float64 0 of 100 spikes differ: what differs in float32 is rounding at the threshold"
+        "in float64 0 of 100 spikes differ: the differences in float32 are rounding at the threshold"
     )
     wrong["float64"] = 2
     assert program.works("export", "tiny.snn", *NIR, "--verify", "nir").splitlines()[-1] == (
@@ -116,10 +116,6 @@ def test_max_pools(program):
                          "--limit", 2)  # fmt: skip
     assert "2 of 2 images with the same spikes" in said
     assert nir.read("x.nir").metadata["input_node"] == "maxpool"
-    said = program.works(
-        "export", "pooled.snn", "--format", "nir", "-o", "x.nir", "--force", "--pool", "average", "--limit", 3
-    )
-    assert "--pool average, 3 images: top-1 of the ANN " in said and "T = 2" in said
 
 
 @pytest.mark.parametrize(
@@ -129,11 +125,11 @@ def test_max_pools(program):
         (("export", "tiny.snn", "-o", "x.nir"), 2, "--format"),
         (("export", "tiny.snn", "--format", "onnx", "-o", "x.nir"), 2, "onnx"),
         (("export", "tiny.snn", *NIR, "--verify", "brian"), 2, "brian"),
-        (("export", "tiny.snn", "--format", "nir", "-o", "tiny.snn"), 2, "written over itself"),
+        (("export", "tiny.snn", "--format", "nir", "-o", "tiny.snn"), 2, "is an input and would be overwritten"),
         (("export", "tiny.snn", "--format", "nir", "-o", "nowhere/x.nir"), 1, "nowhere"),
         (("export", "none.snn", *NIR), 1, "none.snn"),
         (("export", "tiny.pth", *NIR), 1, "tiny.pth"),
-        (("export", "tiny.snn", *NIR, "--pool", "average"), 2, "no max-pool"),
+        (("export", "tiny.snn", *NIR, "--pool", "average"), 2, "'host'"),
         (("export", "tiny.snn", *NIR, "--pool", "host"), 1, "no max-pool"),
         (("export", "tiny.snn", *NIR, "--verify", "nir", "--data", "nowhere"), 1, "nowhere"),
     ],
@@ -155,7 +151,7 @@ def test_what_is_there_is_not_written_over(program, network):
     for form in module.FORMATS:
         Path("there").write_text("mine")
         code, _, err = program("export", "tiny.snn", "--format", form, "-o", "there")
-        assert code == 2 and "there is there already" in err and Path("there").read_text() == "mine"
+        assert code == 2 and "there already exists" in err and Path("there").read_text() == "mine"
         program.works("export", "--format", form, "-o", "there", "--force")  # of the only network here
         assert Path("there").stat().st_size > 100
 

@@ -202,7 +202,7 @@ def test_a_reconstruction_says_how_to_go_on_and_that_it_does(program, monkeypatc
     assert code == 130 and last.startswith("Interrupted. Repeat it to go on from new.snn.partial: 2 of ")
     assert last.endswith(" parts finished.") and not Path("new.snn").exists()
     code, _, err = program(*asked)
-    assert code == 0 and "new.snn.partial holds 2 finished parts of a reconstruction, to go on from" in err
+    assert code == 0 and "Resuming the reconstruction in new.snn.partial, of which 2 parts are finished" in err
     assert Path("new.snn").exists() and not Path("new.snn.partial").exists()
 
 

@@ -470,7 +470,7 @@ def test_two_commands(folder, tmp_path, recipe):
     assert said.startswith(
         f"tiny.snn: cifar_resnet8, recipe {recipe}, 7 neuron layers, thresholds and weights from 6 images"
     )
-    assert (f"T = 4 steps of input, an answer after {4 + late} steps" in said) == (late > 0)
+    assert (f"T = 4 input steps; the answer comes after {4 + late} steps" in said) == (late > 0)
     assert said.endswith("Next: sresnet evaluate tiny.snn\n")
     folder.works("evaluate", "--timesteps", 4, "--at", "2,4", "--json", "out.json")
     report = figures(tmp_path / "out.json")
@@ -526,12 +526,12 @@ def test_reconstruction_goes_on_after_ctrl_c(folder, tmp_path, monkeypatch):
     other = few_steps("--recipe", "calibrated", "--timesteps", 2, "--reconstruct")
     code, _, err = folder(*other)
     first, error = err.splitlines()
-    assert first == "tiny.snn.partial holds 2 finished parts of a reconstruction, to go on from."
+    assert first == "Resuming the reconstruction in tiny.snn.partial, of which 2 parts are finished."
     assert code == 1 and error.startswith("Error: tiny.snn.partial: got the reconstruction of another network")
     trained.append("no longer interrupted")
     code, said, err = folder(*command)
     assert (code, err.splitlines()) == (0, [first])
-    assert "of 6 parts better, 12 of 2,250 steps, as its 30 minutes were over. More: s_resnet.convert with" in said
+    assert "of 6 parts better, 12 of 2,250 steps, because its 30 minutes ran out. For more time: s_resnet." in said
     assert not Path("tiny.snn.partial").exists()
     assert len(trained) == 3 + 5 + 1 - 2  # five blocks and all together, two of them done
     passes = load("tiny.snn").provenance["recipe"]["passes"]

@@ -332,7 +332,7 @@ def test_convert_says_what_it_found(program, tmp_path):
     assert f"mean confidence {known['confidence']:.2f}" in out
     lines = err.splitlines()
     assert any(line.startswith("Warning: convert: images and network do not fit") for line in lines)
-    assert f"Images and network do not fit, first at {known['batchnorm']['first']}" in out and unexpected(err) == ""
+    assert f"The images do not fit the network, first at {known['batchnorm']['first']}" in out and unexpected(err) == ""
 
 
 def test_what_is_no_image_is_counted(program, tmp_path):
@@ -343,7 +343,7 @@ def test_what_is_no_image_is_counted(program, tmp_path):
     command = ("convert", "tiny.pth", "--calibration", "photos", "--calibration-images", 6, "--input-size", SIZE)
     code, _, err = program(*command, "--timesteps", 2)
     said = "1 .gif, 2 .txt, 1 without a suffix, 1 beside the class folders"
-    assert code == 0 and f"Left out what is no image by its name: {said}" in err
+    assert code == 0 and f"Left out files without an image suffix: {said}" in err
     program("evaluate", "--timesteps", 1, "--json", "out.json")
     assert f'"{said.split(", ")[0]}"' in (tmp_path / "out.json").read_text()
 

@@ -764,7 +764,7 @@ def test_convert_calibrates_on_mean_frames(gestures: Path, tmp_path: Path, monke
     ask = ("convert", tmp_path / "images.pth", "--calibration", f"dvsgesture:{gestures}", "-o", tmp_path / "net.snn")
     with pytest.raises(InvalidData, match=r"\(2, 2, 32, 32\).* channels"):
         run(*ask)
-    with pytest.raises(click.UsageError, match="--mean and --std are of images"):
+    with pytest.raises(click.UsageError, match="--mean and --std apply to images"):
         run(*ask, "--mean", "0,0,0")
     loaded = Checkpoint(two_channels(GESTURES), "cifar_resnet8", GESTURES, 32, "0", "x")
     monkeypatch.setattr(s_resnet, "load_checkpoint", lambda *_: loaded)

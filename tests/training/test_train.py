@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+import typing
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -829,10 +830,22 @@ def test_a_run_may_be_asked_for_more_epochs(program):
 def test_what_is_given_replaces_the_presets(program, tmp_path):
     cli = sys.modules["sresnet_cli.train"]
     images = replace(data(), spec="imagenet:/x")
-    chosen = cli._settings("paper", "ms_resnet34", images, {"lr": 0.2, "amp": False, "epochs": None})
+
+    def settings(**given):
+        unset = {field.name: None for field in fields(cli.Options)} | {"recompute": False}
+        return cli._settings("ms_resnet34", images, cli.Options(**unset | given))
+
+    chosen = settings(preset="paper", lr=0.2, amp=False)
     assert chosen == replace(s_resnet.training.preset("ms_resnet34", images), lr=0.2, amp=False)
-    assert cli._settings(None, "ms_resnet34", images, {"optimizer": "adamw"}).lr == 0.001
-    assert cli._settings(None, "ms_resnet34", images, {"seed": 3}) == Training(seed=3)
+    assert settings(optimizer="adamw").lr == 0.001
+    assert settings(seed=3) == Training(seed=3)
+
+
+def test_the_options_are_the_settings_of_training():
+    """Each of the type that the setting has; which inputs are normalized is the presets' own."""
+    cli = sys.modules["sresnet_cli.train"]
+    asked, there = typing.get_type_hints(cli.Settings), typing.get_type_hints(Training)
+    assert asked == {name: there[name] | None for name in there if name != "normalize_input"} | {"recompute": bool}
 
 
 @pytest.mark.parametrize(
@@ -844,15 +857,15 @@ def test_what_is_given_replaces_the_presets(program, tmp_path):
             "expected 6 n + 2 from 8 to 482, or ms_resnet18, ms_resnet34, ms_resnet104. Choose one, such as 8 or 14.",
         ),
         (("cifar_resnet8", "--timesteps", 2), 1, "timesteps, got 2 for an ANN"),
-        (("cifar_resnet8", "--augment", "crop,cutout"), 2, "'cutout' is none of crop"),
+        (("cifar_resnet8", "--augment", "crop,cutout"), 2, "'cutout' is not one of crop"),
         (("cifar_resnet8", "--lr", "nan"), 1, "train: lr, got nan"),
         (("cifar_resnet8", "--lr", "1e30"), 1, "epoch 1, step 2: loss, got "),
         (("cifar_resnet8", "--preset", "paper"), 1, "whose recipe we do not know"),
         (("cifar_resnet8", "-o", "nowhere/x.pt"), 1, "no folder nowhere"),
         (("cifar_resnet8", "--tensorboard", "board", "--data", "nothing"), 1, "nothing there"),
-        (("cifar_resnet8", "--gamma", 0.5), 2, "--gamma is of --schedule step"),
-        (("cifar_resnet8", "--step-epochs", 5, "--schedule", "constant"), 2, "--step-epochs is of --schedule step"),
-        (("cifar_resnet8", "--momentum", 0.5, "--optimizer", "adamw"), 2, "--momentum is of --optimizer sgd"),
+        (("cifar_resnet8", "--gamma", 0.5), 2, "--gamma needs --schedule step"),
+        (("cifar_resnet8", "--step-epochs", 5, "--schedule", "constant"), 2, "--step-epochs needs --schedule step"),
+        (("cifar_resnet8", "--momentum", 0.5, "--optimizer", "adamw"), 2, "--momentum needs --optimizer sgd"),
         (("cifar_resnet8", "--validation", 5000), 1, "got 1297 and 1297 of them to keep apart"),
         (("cifar_resnet8", "--warmup", 9), 1, "warmup, got 9; expected at most the 2 epochs"),
         (("cifar_resnet8", "--data", "alone.npz"), 1, "got 1; expected at least 2"),

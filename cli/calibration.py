@@ -1,0 +1,95 @@
+"""What a network is converted with: calibration images, their preprocessing, and class names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .inputs import check_classes
+from .say import say
+
+if TYPE_CHECKING:
+    import s_resnet
+
+    from .inputs import Data, Preprocessing
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a network is converted with, besides its weights.
+
+    Attributes:
+        preprocessing: how its images are prepared.
+        batches: the calibration images, or the mean frames of events; None without.
+        origin: what the artifact keeps of them: the entries of its provenance, by name.
+    """
+
+    preprocessing: Preprocessing
+    batches: s_resnet.data.Loader | None
+    origin: dict[str, object]
+
+    @property
+    def input_size(self) -> int | None:
+        """Height and width of the images; None for events."""
+        import s_resnet
+
+        return self.preprocessing.size if isinstance(self.preprocessing, s_resnet.data.Preprocessing) else None
+
+
+def calibration_source(
+    data: Data, count: int, preprocessing: Preprocessing, loaded: s_resnet.frontend.Checkpoint
+) -> Source:
+    """A seeded random subset of the data to calibrate on."""
+    import s_resnet
+
+    names = data.classes
+    if names and len(names) > loaded.num_classes:
+        check_classes(data, loaded.num_classes)
+    indices = s_resnet.data.choose(data, count)
+    if 0 < len(names) < loaded.num_classes:
+        say(
+            f"Labels are not used: the data have {len(names)} classes, the network {loaded.num_classes}, and nothing "
+            "says which ones they are. Name all the network's classes in order with --classes FILE to use them.",
+            err=True,
+        )
+        data, names = s_resnet.data.without_labels(data), ()
+    batches: s_resnet.data.Loader
+    if isinstance(data, s_resnet.data.EventData):
+        preprocessing = data.binning
+        batches = s_resnet.data.EventLoader(data, indices, preprocessing, batch_size=32, mean=True)
+    elif loaded.channels in (1, 3):
+        batches = s_resnet.data.loader_for(data, indices, preprocessing, batch_size=32)
+    else:
+        raise s_resnet.errors.InvalidData(
+            s_resnet.errors.message(
+                f"data {data.spec!r}",
+                "",
+                f"images for a network of {loaded.channels} channels",
+                "one of 3 (RGB) or 1 (gray)",
+                "Convert it from Python, with batches [B, C, H, W] of its own images",
+            )
+        )
+    marks = s_resnet.data.fingerprints(data, indices)
+    origin: dict[str, object] = {
+        "data": {"spec": data.spec, "split": data.split, "images": len(indices), "fingerprints": marks},
+        "preprocessing": s_resnet.data.stored_preprocessing(preprocessing),
+    }
+    return Source(preprocessing, batches, {**origin, "classes": list(names)} if names else origin)
+
+
+def read_class_names(path: str, loaded: s_resnet.frontend.Checkpoint) -> list[str]:
+    """The names of the network's classes from a file."""
+    import s_resnet
+
+    names = s_resnet.data.read_names(path)
+    if len(names) != loaded.num_classes:
+        raise s_resnet.errors.InvalidData(
+            s_resnet.errors.message(
+                f"classes {path!r}",
+                "",
+                f"{len(names)} names for a network of {loaded.num_classes}",
+                "one for each class, one per line",
+                "Correct the file",
+            )
+        )
+    return list(names)

@@ -1,0 +1,123 @@
+"""What several commands have in common: their options, and the forms of DATA."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
+
+import click
+
+P = ParamSpec("P")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
+
+DATA = """\b
+DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
+digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR."""
+
+
+class Option(Protocol):
+    """A decorator that adds an option to a command."""
+
+    def __call__(self, command: F, /) -> F: ...
+
+
+def takes(options: Callable[P, T]) -> Callable[[Callable[[T], None]], Callable[P, None]]:
+    """Make a command take its options as one object; ``{DATA}`` in its docstring becomes the forms of DATA."""
+
+    def decorate(command: Callable[[T], None]) -> Callable[P, None]:
+        @wraps(command)
+        def called(*arguments: P.args, **given: P.kwargs) -> None:
+            command(options(*arguments, **given))
+
+        called.__doc__ = inspect.cleandoc(command.__doc__ or "").replace("{DATA}", DATA)
+        return called
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images were asked for.
+
+    Attributes:
+        data: DATA, or None for the data that the network was calibrated on.
+        limit: how many of them, or None for all.
+        classes: a file of class names, or ``natural``, or None.
+        download: whether absent data may be fetched.
+    """
+
+    data: str | None
+    limit: int | None
+    classes: str | None
+    download: bool
+
+
+def _device(_: click.Context, option: click.Parameter, value: str) -> str:
+    """A name that :func:`s_resnet.runtime.find_device` knows; whether this machine has the device is said there."""
+    if value == "mps":
+        raise click.BadParameter(
+            "mps (the GPU of Macs) is not supported. Leave out --device to run on the CPU", param=option
+        )
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r} is not one of auto, cpu, cuda, cuda:N", param=option)
+    return value
+
+
+def data(use: str) -> Option:
+    """``--data`` of a command that needs images to ``use``, such as "evaluate on"."""
+    default = "the held-out part of the calibration data"
+    return click.option("--data", metavar="DATA", show_default=default, help=f"Images to {use}.")
+
+
+def limit(default: int | None = None) -> Option:
+    """``--limit``; None is for all images."""
+    return click.option(
+        "--limit",
+        metavar="N",
+        type=click.IntRange(1),
+        default=default,
+        help="Use only N images, a seeded random subset over all classes.",
+    )
+
+
+def json_file(help: str = "Also write the results to FILE as JSON.") -> Option:
+    """``--json``."""
+    kind = click.Path(dir_okay=False, readable=False, path_type=Path)
+    return click.option("--json", "json_file", metavar="FILE", type=kind, help=help)
+
+
+def output(help: str, required: bool = True) -> Option:
+    """``-o`` of a command that writes one file."""
+    kind = click.Path(dir_okay=False, readable=False, path_type=Path)
+    return click.option("-o", "--output", metavar="FILE", type=kind, required=required, help=help)
+
+
+BATCH_SIZE = click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Images per batch.")
+TIMESTEPS = click.option(
+    "--timesteps",
+    metavar="T",
+    type=click.IntRange(1),
+    show_default="the T that the network was converted or trained for",
+    help="Number of time steps.",
+)
+FORCE = click.option("--force", is_flag=True, help="Overwrite existing files.")
+NETWORK = click.argument("network", type=click.Path(path_type=Path), required=False)
+CLASSES = click.option(
+    "--classes",
+    metavar="FILE",
+    show_default="those that the network was calibrated with",
+    help="Names of the network's classes in the order of its outputs, one per line; or natural for the names in the "
+    "data, with 2 before 10.",
+)
+DEVICE = click.option(
+    "--device", metavar="[auto|cpu|cuda|cuda:N]", callback=_device, default="auto", help="Device to run on."
+)
+DOWNLOAD = click.option(
+    "--download", is_flag=True, help="Download DATA if absent: cifar10, cifar100, mnist, or events."
+)
