@@ -103,10 +103,7 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@shared.output(
-    "File to write. By default it goes beside CHECKPOINT, named after recipe and T: resnet50-calibrated-T16.snn.",
-    required=False,
-)
+@shared.output("File to write.", default="beside CHECKPOINT, named after recipe and T: resnet50-calibrated-T16.snn")
 @shared.FORCE
 @click.option(
     "--arch",

@@ -54,9 +54,10 @@ class Figures(TypedDict):
 )
 @shared.FORCE
 def demo(folder: Path, force: bool) -> None:
-    """Train a torchvision ResNet-18 on handwritten digits, convert it for few steps and by the paper, and compare.
+    """Train a ResNet, convert it, and compare: offline, in minutes.
 
-    Needs no network access: the images are scikit-learn's. Needs scikit-learn and matplotlib.
+    A torchvision ResNet-18 learns handwritten digits and is converted twice: for few time steps, and as in the paper.
+    Needs scikit-learn, whose images these are, and matplotlib; no network access.
 
     \b
     Examples:

@@ -92,7 +92,9 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
 @shared.DOWNLOAD
 @shared.takes(Options)
 def evaluate(asked: Options) -> None:
-    """Evaluate NETWORK.snn (by default the only one here) and its own ANN on the same images.
+    """Evaluate a network and its own ANN on the same images.
+
+    NETWORK is a .snn file, by default the only one here.
 
     drop is the ANN's accuracy minus the network's, in percentage points. A * marks a T that the network was not fitted
     to. Images that it was calibrated on are never evaluated on; without --data, a test, val or validation folder beside

@@ -100,7 +100,9 @@ FORMATS: Mapping[str, Writer] = {
 @shared.DOWNLOAD
 @shared.takes(Options)
 def export(asked: Options) -> None:
-    """Write NETWORK.snn (by default the only one here) for other engines and machines.
+    """Write a network for other engines and machines.
+
+    NETWORK is a .snn file, by default the only one here.
 
     nir is the Neuromorphic Intermediate Representation (.nir): convolutions and integrate-and-fire nodes in float32,
     with reset by subtraction, v(0) and the readout in its metadata. If the format cannot express a node, the export is
@@ -112,7 +114,7 @@ def export(asked: Options) -> None:
     the two has. Where float32 rounding decided a spike, they are counted again in float64.
 
     {DATA}
-    Images that it was calibrated on are left out.
+    Images that it was calibrated on are left out. --verify takes images, not events.
 
     \b
     Examples:

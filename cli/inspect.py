@@ -14,10 +14,12 @@ from .say import begin, say
 @click.command()
 @shared.NETWORK
 def inspect(network: Path | None) -> None:
-    """Show the graph of NETWORK.snn (by default the only one here): thresholds, shortcut scales, recipe and provenance.
+    """Show the layers, thresholds and provenance of a network.
 
-    For a directly trained network, show instead of the scales what its neurons are: thresholds, decay, reset and the
-    surrogate gradient that they were trained with.
+    NETWORK is a .snn file, by default the only one here.
+
+    For a converted network the scales of its shortcuts are listed as well; for a directly trained one the decay and
+    reset of its neurons and the surrogate gradient that they were trained with.
 
     \b
     Examples:

@@ -83,7 +83,10 @@ class Subject:
 @shared.DOWNLOAD
 @shared.takes(Options)
 def report(asked: Options) -> None:
-    """Write a page on NETWORK.snn (by default the only one here): DIR/index.html, and its figures as DIR/report.json.
+    """Write an HTML page about a network, or about two side by side.
+
+    NETWORK is a .snn file, by default the only one here. The page is DIR/index.html; its figures are in
+    DIR/report.json.
 
     The page shows accuracy over time steps beside the network's own ANN, which layer loses what, shortcut scales,
     spikes and membranes, images that the two disagree on, operation counts and an energy estimate, settings and

@@ -82,6 +82,7 @@ def limit(default: int | None = None) -> Option:
         metavar="N",
         type=click.IntRange(1),
         default=default,
+        show_default="all" if default is None else True,
         help="Use only N images, a seeded random subset over all classes.",
     )
 
@@ -92,10 +93,13 @@ def json_file(help: str = "Also write the results to FILE as JSON.") -> Option:
     return click.option("--json", "json_file", metavar="FILE", type=kind, help=help)
 
 
-def output(help: str, required: bool = True) -> Option:
-    """``-o`` of a command that writes one file."""
+def output(help: str, default: str | None = None) -> Option:
+    """``-o`` of a command that writes one file: required, or with a ``default`` in words that the command knows."""
     kind = click.Path(dir_okay=False, readable=False, path_type=Path)
-    return click.option("-o", "--output", metavar="FILE", type=kind, required=required, help=help)
+    required = default is None
+    return click.option(
+        "-o", "--output", metavar="FILE", type=kind, required=required, show_default=default or True, help=help
+    )
 
 
 BATCH_SIZE = click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Images per batch.")
@@ -111,7 +115,7 @@ NETWORK = click.argument("network", type=click.Path(path_type=Path), required=Fa
 CLASSES = click.option(
     "--classes",
     metavar="FILE",
-    show_default="those that the network was calibrated with",
+    show_default="those that the network knows, else those of the data",
     help="Names of the network's classes in the order of its outputs, one per line; or natural for the names in the "
     "data, with 2 before 10.",
 )

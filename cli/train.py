@@ -222,7 +222,9 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 @shared.DOWNLOAD
 @shared.takes(Options)
 def train(asked: Options) -> None:
-    """Train the network ARCH: a spiking ResNet with surrogate gradients, or an ANN to convert. Or fine-tune a network.
+    """Train a spiking ResNet or an ANN, or fine-tune a network.
+
+    Spiking ResNets are trained with surrogate gradients; ANNs are trained for conversion.
 
     \b
     ARCH is ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet8, 14, 20 ... 482; ds_resnet14 ... ds_resnet68;

@@ -40,10 +40,12 @@ class Options(shared.Images):
 @shared.DOWNLOAD
 @shared.takes(Options)
 def verify(asked: Options) -> None:
-    """Show which layer of NETWORK.snn (by default the only one here) loses what against its ANN, and what would help.
+    """Show which layer of a network loses what, and what would help.
 
-    Both run on the same images, side by side. The distance between a layer's mean output and the ANN's activation is
-    split into four parts, which sum to it neuron by neuron:
+    NETWORK is a .snn file, by default the only one here.
+
+    The network and its ANN run on the same images, side by side. The distance between a layer's mean output and the
+    ANN's activation is split into four parts, which sum to it neuron by neuron:
 
     \b
     uneven      its spikes come too early or too late: the same charge, evenly spread, would give another count

@@ -392,6 +392,33 @@ def test_no_file_is_over_400_lines(path):
     assert len(EVERYTHING[path].splitlines()) <= 400 or path in LONG
 
 
+def oversized(text):
+    """Functions of more than 50 lines, without their docstring, or of more than 6 arguments."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            described = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            lines = node.end_lineno - node.lineno + 1 - (first.end_lineno - first.lineno + 1 if described else 0)
+            count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+            if lines > 50 or count > 6:
+                found.append(f"{node.name}: {lines} lines, {count} arguments")
+    return found
+
+
+@pytest.mark.parametrize("path", PROGRAM)
+def test_functions_of_the_command_line_are_short(path):
+    assert not oversized(PROGRAM[path])
+
+
+def test_the_check_of_functions_sees_long_ones():
+    body = "    x = 1\n" * 49
+    assert not oversized(f'def f(a, b, c, d, e, *, g):\n    """Much\n\n    of it."""\n{body}')
+    assert oversized(f"def f():\n{body}    x = 1\n") and oversized(
+        "class A:\n    def f(self, a, b, c, d, *, e, g): ..."
+    )
+
+
 def unsafe(text):
     """The calls of a file that could run what a file from elsewhere says."""
     found = []

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -257,6 +259,26 @@ def test_help_teaches_without_loading_torch(command):
                      "digits", ".npz"):  # fmt: skip
             assert form in result.stdout, form
         assert command == "export" or "events: cifar10dvs:DIR, dvsgesture:DIR." in result.stdout
+
+
+# An option does something or is something; what it belongs to comes later in the sentence.
+FRAGMENTS = {"of", "by", "for", "in", "on", "with", "to", "from", "where", "what", "which", "how", "no", "only"}
+
+
+@pytest.mark.parametrize("command", FROZEN)
+def test_help_is_whole_sentences_and_click_shows_the_defaults(command):
+    found = sresnet.commands[command]
+    context = click.Context(found, show_default=True)
+    for option in (one for one in found.params if isinstance(one, click.Option)):
+        assert option.help[0].isupper() and option.help.endswith("."), option.opts
+        assert option.help.split()[0].lower() not in FRAGMENTS, option.opts
+        assert "default" not in option.help and "default None" not in option.get_help_record(context)[1], option.opts
+        default = option.to_info_dict()["default"]
+        if default not in (None, False):
+            assert f"[default: {default}" in option.get_help_record(context)[1], option.opts
+    text, first = inspect.cleandoc(found.help), found.get_short_help_str(64)
+    assert first == text.partition("\n\n")[0] and first.endswith("."), "cut off in the list of commands"
+    assert f"\n  sresnet {command}" in text, "no example"
 
 
 def test_alone_it_shows_its_help(program):
