@@ -35,7 +35,7 @@ class Options(shared.Images):
 @shared.CLASSES
 @shared.BATCH_SIZE
 @shared.DEVICE
-@shared.json_file("Also write the results to FILE as JSON, with those of every channel.")
+@shared.json_file("Also write the results to FILE as JSON, including those of every channel.")
 @shared.FORCE
 @shared.DOWNLOAD
 @shared.takes(Options)
