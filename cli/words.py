@@ -23,10 +23,8 @@ PHRASES = (
     (r"a larger percentile in convert", "a larger convert --percentile"),
     (r"s_resnet\.fine_tune", "train --from this network"),
     (r"training with more levels", "training with more --levels"),
-    (r"([Ll])eave out arch\b", r"\1eave out --arch"),
+    (r"\b([Ll]eave out|[Ll]ower) (arch|lr|validation)\b", r"\1 --\2"),
     (r"with another arch, as in", "with --arch, as in"),
-    (r"a lower lr", "a lower --lr"),
-    (r"Lower validation", "Lower --validation"),
 )
 _VALUES = rf"\b(?P<name>{'|'.join(NAMED)})=(?P<quote>[\"']?)(?P<value>[\w.-]*\w)(?P=quote)"
 

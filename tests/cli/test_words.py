@@ -80,6 +80,10 @@ def test_arguments_and_options_have_the_same_names():
         ("a larger T (convert with timesteps=32);", "a larger T (convert with --timesteps 32);"),
         ("Export with split_maxpool=True where", "Export with --pool host where"),
         ("Leave out arch, or leave out arch", "Leave out --arch, or leave out --arch"),
+        (
+            "a lower lr or a larger warmup=2. Lower validation.",
+            "a lower --lr or a larger --warmup 2. Lower --validation.",
+        ),
         ("the batch_size", "the --batch-size"),
         ("T = 4: top-1 is 5, my_recipe=3", "T = 4: top-1 is 5, my_recipe=3"),
     ],
