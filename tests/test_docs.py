@@ -14,6 +14,7 @@ from PIL import Image
 from sresnet_cli.__main__ import sresnet
 from test_event_data import GESTURES, make_gestures, save_network
 
+import s_resnet
 from s_resnet.data import EVENT_BINS
 from s_resnet.models import CifarResNet
 
@@ -154,6 +155,14 @@ def test_files_that_a_page_for_builders_names_are_there(page):
     named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", (ROOT / page).read_text())
     named = [target for target in named if "NAME" not in target]
     assert named and not [t for t in named if not (ROOT / t).exists() and not (ROOT / "s_resnet" / t).exists()]
+
+
+def test_the_version_is_the_same_everywhere():
+    """In the citation with the date of the newest release, above which there is a place for what comes next."""
+    sections = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = dict(re.findall(r"^(version|date-released): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
+    assert sections[:2] == [("Unreleased", ""), (s_resnet.__version__, cited["date-released"])]
+    assert cited["version"] == s_resnet.__version__
 
 
 def test_tables_are_those_of_the_results():
