@@ -2,7 +2,6 @@
 
 from .classes import match_classes, natural_order, network_classes, order_note, read_names
 from .events import EVENT_BINS, Binning, EventData, EventLoader, Events, bin_events
-from .heldout import fingerprints, seen
 from .images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -14,6 +13,7 @@ from .images import (
     preprocessing_for,
     without_labels,
 )
+from .leakage import fingerprints, used_for_calibration
 from .open import held_out_beside, loader_for, open_data, read_preprocessing, stored_preprocessing
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
     "preprocessing_for",
     "read_names",
     "read_preprocessing",
-    "seen",
     "stored_preprocessing",
+    "used_for_calibration",
     "without_labels",
 ]

@@ -29,7 +29,7 @@ def find_device(name: str | torch.device) -> torch.device:
     return torch.device(name)
 
 
-def ahead(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def prefetch(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches on ``device``; a GPU gets the next one while it works on this one."""
     if device.type != "cuda":
         for images, labels in batches:

@@ -1,7 +1,7 @@
 """More than one process: how torchrun's processes share the images, and hear of each other's errors.
 
 Each process evaluates a part of the images; what they tell each other is a few numbers per batch, through
-:func:`exchange` alone. Without a process group there is one process, and everything here does nothing.
+:func:`all_gather` alone. Without a process group there is one process, and everything here does nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def shard(indices: Sequence[T], rank: int, world: int) -> list[T]:
     return list(indices[rank::world])
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """The rank of this process and the number of processes: (0, 1) outside a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -52,7 +52,7 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
     """
     launched = dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
     if not launched or dist.is_initialized():
-        yield place()
+        yield rank_and_world_size()
         return
     if ":" in device:
         raise BackendUnavailable(
@@ -70,8 +70,8 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
         with shared_errors():
             if device != "cpu" and torch.cuda.is_available():
                 _take_gpu(int(os.environ["LOCAL_RANK"]))
-            yield place()
-            exchange(None)  # nobody leaves before all have done their work
+            yield rank_and_world_size()
+            all_gather(None)  # nobody leaves before all have done their work
     finally:
         dist.destroy_process_group()
 
@@ -86,12 +86,12 @@ def _take_gpu(local: int) -> None:
     torch.cuda.set_device(local)
 
 
-def exchange(value: T, error: Exception | None = None) -> list[T]:
+def all_gather(value: T, error: Exception | None = None) -> list[T]:
     """What the processes say to each other, by rank; every process has to call it, and waits for the others.
 
     An error that one of them says is raised in all: its own where it was raised, the first by rank elsewhere.
     """
-    rank, world = place()
+    rank, world = rank_and_world_size()
     said: list[tuple[T, Exception | None]] = [(value, error)] * world
     if world > 1:
         try:
@@ -111,22 +111,22 @@ def exchange(value: T, error: Exception | None = None) -> list[T]:
 
 @contextmanager
 def shared_errors() -> Iterator[None]:
-    """An error in the block is raised in the other processes too, at their next :func:`exchange`."""
+    """An error in the block is raised in the other processes too, at their next :func:`all_gather`."""
     try:
         yield
     except Exception as error:
         if "told" not in vars(error):
-            exchange(None, error)
+            all_gather(None, error)
         raise
 
 
-def in_step(items: Iterable[T]) -> Iterator[T]:
+def in_lockstep_batches(items: Iterable[T]) -> Iterator[T]:
     """The items of this process while any process has some left, so that an error is heard of at the next item."""
     own, end = iter(items), object()
     item: T | object = None
     while True:
         item = end if item is end else next(own, end)
-        if not any(exchange(item is not end)):
+        if not any(all_gather(item is not end)):
             return
         if item is not end:
             yield item  # type: ignore[misc]
@@ -135,13 +135,13 @@ def in_step(items: Iterable[T]) -> Iterator[T]:
 @contextmanager
 def first_process_first() -> Iterator[None]:
     """The first process of each machine runs the block before the others do: for what writes files, as a download."""
-    _, world = place()
+    _, world = rank_and_world_size()
     first = world == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
     if not first:
-        exchange(None)
+        all_gather(None)
     yield
     if first:
-        exchange(None)
+        all_gather(None)
 
 
 def _told(error: Exception) -> Exception:

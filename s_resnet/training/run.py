@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from ..data.events import Binning, EventData
-from ..data.heldout import fingerprints
 from ..data.images import ImageData, Preprocessing, choose, preprocessing_for
+from ..data.leakage import fingerprints
 from ..data.open import stored_preprocessing
 from ..errors import InvalidData, SResNetError
 from ..frontend.qcfs import THRESHOLDS, QCFSModule
 from ..graph.module import GraphModule
 from ..models.catalog import build, timesteps_of
-from ..runtime.processes import exchange
+from ..runtime.processes import all_gather
 from . import saved
 from .images import SMALL, usual_augmentation
 from .processes import Processes, parallel
 from .recompute import recomputing
-from .settings import Training, chance, make_optimizer
+from .settings import Training, derive_seed, make_optimizer
 
 # Of an optimizer: its weights, what every step sets anew, and how it computes, which may differ from torch to torch.
 UNSETTLED = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
@@ -84,7 +84,7 @@ def prepare(
     stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
     settings, preprocessing = _completed(arch, data, settings, preprocessing)
     parts = split(data, test, settings)
-    torch.manual_seed(chance(settings.seed, "weights"))
+    torch.manual_seed(derive_seed(settings.seed, "weights"))
     model: nn.Module = _network(arch, data, settings) if network is None else network
     processes, wrapped = parallel(model.to(device), device)
     stack.callback(processes.leave)
@@ -237,7 +237,7 @@ def digest(network: GraphModule) -> str:
 def resume(run: Run) -> list[Mapping[str, Any]]:
     """The history of what is there; network and optimizer are then where that ended."""
     content = saved.resume(run.output, run.identity)
-    found = exchange((0, "") if content is None else (content["epoch"], content["digest"]))
+    found = all_gather((0, "") if content is None else (content["epoch"], content["digest"]))
     if len(set(found)) > 1:
         epochs = sorted(epoch for epoch, _ in found)
         raise SResNetError(

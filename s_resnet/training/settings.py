@@ -120,7 +120,7 @@ def make_optimizer(settings: Training, parameters: Iterable[nn.Parameter]) -> to
     return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
-def chance(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A seed below 2^63 from what is drawn for: (seed, "image", epoch, index), ...: equal on every platform."""
     text = ":".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -26,7 +26,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from s_resnet.data.heldout import fingerprints
 from s_resnet.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -36,6 +35,7 @@ from s_resnet.data.images import (
     choose,
     preprocessing_for,
 )
+from s_resnet.data.leakage import fingerprints
 from s_resnet.data.open import open_data, read_preprocessing, stored_preprocessing
 from s_resnet.errors import InvalidData
 from s_resnet.training.images import usual_workers

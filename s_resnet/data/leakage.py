@@ -26,12 +26,12 @@ def fingerprints(data: LabeledData, indices: Iterable[int]) -> list[str]:
     return [f"{_stored_size(data, index)}-{_stored_hash(data, index)}" for index in indices]
 
 
-def seen(data: LabeledData, marks: Collection[str]) -> set[str]:
-    """Return the names of the images whose fingerprint is among ``marks``: those that a network was made with."""
-    marks = frozenset(marks)
-    sizes = {mark.partition("-")[0] for mark in marks}  # hashing a data set takes minutes, asking for sizes not
+def used_for_calibration(data: LabeledData, known: Collection[str]) -> set[str]:
+    """Return the names of the images whose fingerprint is among ``known``: those that a network was made with."""
+    known = frozenset(known)
+    sizes = {mark.partition("-")[0] for mark in known}  # hashing a data set takes minutes, asking for sizes not
     alike = [index for index in range(len(data)) if str(_stored_size(data, index)) in sizes]
-    return {data.names[i] for i, mark in zip(alike, fingerprints(data, alike), strict=True) if mark in marks}
+    return {data.names[i] for i, mark in zip(alike, fingerprints(data, alike), strict=True) if mark in known}
 
 
 def origin(batches: Any, classes: int) -> dict[str, Any]:
@@ -80,12 +80,12 @@ def _blake2b() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=8)
 
 
-def image_marks(images: Tensor) -> list[int]:
+def image_fingerprints(images: Tensor) -> list[int]:
     """A number per image, or recording of events, that tells it again in whatever order a loader brings it."""
     images = images.mean(0) if images.ndim == 5 else images
     keys = ordered_key(images).view(len(images), -1).long()
-    marks: list[int] = (keys * torch.arange(1, keys.shape[1] + 1, device=keys.device)).sum(1).tolist()
-    return marks
+    found: list[int] = (keys * torch.arange(1, keys.shape[1] + 1, device=keys.device)).sum(1).tolist()
+    return found
 
 
 def ordered_key(x: Tensor) -> Tensor:
