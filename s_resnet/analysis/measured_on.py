@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..data.classes import plain, same_names
-from ..data.images import Loader
 from ..data.labels import label_notes
 from ..data.leakage import image_fingerprints
+from ..data.loader import Loader
 from ..data.open import TRAINING
 from ..errors import InvalidData
 from ..graph.graph import Graph
