@@ -1,4 +1,4 @@
-"""The runtime: devices and processes."""
+"""Where and how work runs: devices, several processes, progress bars."""
 
 from .device import find_device
 from .processes import all_gather, first_process_first, process_group, shard
