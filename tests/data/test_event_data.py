@@ -680,7 +680,7 @@ def test_named_nodes_give_means_over_the_frames_that_were_simulated() -> None:
 
 @pytest.mark.parametrize("arch", ["ds_resnet14", "ms_resnet20", "sew_resnet20"])
 def test_directly_trained_networks_take_events_as_their_modules_do(arch: str) -> None:
-    model = randomized(build(arch, 4, timesteps=5, channels=2, size=16, width=8))
+    model = randomized(build(arch, 4, timesteps=5, input_shape=(2, 16, 16), width=8))
     events = frames(5, batch=2, size=16).double()
     graph = trace(model, events[0].float()).to(torch.float64)
     with torch.no_grad():

@@ -207,7 +207,7 @@ def test_a_step_changes_the_spiking_network_and_not_the_analog_one(tmp_path, rec
 
 def test_a_directly_trained_network_keeps_its_own_gradient():
     """Against the module that it was traced from, in evaluation: batch normalization is an affine map there."""
-    source = randomized(build("ms_resnet8", 5, timesteps=3, width=4, size=16)).double()
+    source = randomized(build("ms_resnet8", 5, timesteps=3, width=4, input_shape=(3, 16, 16))).double()
     x = images(2, 16).double()
     graph = trace(source.float(), x.float()).to(torch.float64)
     source = source.double()

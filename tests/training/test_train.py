@@ -83,7 +83,7 @@ def test_two_steps_are_those_by_hand(tmp_path):
     result = trained(tmp_path / "x.pt", settings=settings, images=images)
 
     torch.manual_seed(derive_seed(0, "weights"))
-    model = build("cifar_resnet8", 3, size=SIZE, width=4)
+    model = build("cifar_resnet8", 3, input_shape=(3, SIZE, SIZE), width=4)
     x = torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255
     x = (x - torch.tensor(s_resnet.data.IMAGENET_MEAN)[:, None, None]) / torch.tensor(s_resnet.data.IMAGENET_STD)[
         :, None, None
@@ -271,10 +271,10 @@ def test_accuracies_are_those_of_the_network(tmp_path):
 @pytest.mark.parametrize(("arch", "count"), [("cifar_resnet8", 3), ("ms_resnet14", 6), ("danet11", 3), ("resnet18", 8)])
 def test_recomputed_blocks_give_the_same(arch, count):
     torch.manual_seed(0)
-    plain = build(arch, 3, size=SIZE, width=None if arch == "resnet18" else 4)
+    plain = build(arch, 3, input_shape=(3, SIZE, SIZE), width=None if arch == "resnet18" else 4)
     for p in plain.parameters():  # tdBN's last weight starts at 0, which hides what is before it
         torch.nn.init.uniform_(p, 0.1, 0.5) if p.dim() == 1 else None
-    again = build(arch, 3, size=SIZE, width=None if arch == "resnet18" else 4)
+    again = build(arch, 3, input_shape=(3, SIZE, SIZE), width=None if arch == "resnet18" else 4)
     again.load_state_dict(plain.state_dict())
     x, y = (
         torch.randn(4, 3, 32 if arch == "resnet18" else SIZE, 32 if arch == "resnet18" else SIZE),

@@ -45,7 +45,7 @@ def test_a_step_is_that_by_hand(tmp_path):
             if (step := int(t - events["t"].min()) // 30_000) < 3:
                 frames[step, index, p, y // 16, x // 16] += 1
     torch.manual_seed(derive_seed(0, "weights"))
-    model = build("ds_resnet8", 2, timesteps=3, channels=2, size=8, width=4).train()
+    model = build("ds_resnet8", 2, timesteps=3, input_shape=(2, 8, 8), width=4).train()
     loss = F.cross_entropy(model(frames), torch.tensor(data.labels))
     assert result.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     gradients = torch.autograd.grad(loss, model.parameters())
