@@ -108,15 +108,8 @@ def bin_events(events: Events, binning: Binning) -> Tensor:
     _check_events(events)
     (rows, columns), (height, width) = events.sensor, binning.size
     if height > rows or width > columns:
-        raise InvalidData(
-            message(
-                "bin_events",
-                "frames of",
-                f"{height} x {width}",
-                f"at most the sensor's {rows} x {columns}",
-                "Pass a smaller size",
-            )
-        )
+        expected = f"at most the sensor's {rows} x {columns}"
+        raise InvalidData(message("bin_events", "frames of", f"{height} x {width}", expected, "Pass a smaller size"))
     k = torch.div(events.t.long(), binning.microseconds, rounding_mode="floor")
     i, j = events.y.long() * height // rows, events.x.long() * width // columns
     cell = ((k * 2 + events.p.long()) * height + i) * width + j
@@ -133,15 +126,8 @@ def _check_events(events: Events) -> None:
     for name, part, limit in (("x", x, events.sensor[1]), ("y", y, events.sensor[0]), ("p", p, 2)):
         if len(part) and not 0 <= int(part.min()) <= int(part.max()) < limit:
             got = f"{int(part.min())} to {int(part.max())}"
-            raise InvalidData(
-                message(
-                    "bin_events",
-                    name,
-                    got,
-                    f"0 to {limit - 1}",
-                    "Pass the sensor's height and width, and the columns in the order t, x, y, p",
-                )
-            )
+            remedy = "Pass the sensor's height and width, and the columns in the order t, x, y, p"
+            raise InvalidData(message("bin_events", name, got, f"0 to {limit - 1}", remedy))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -346,15 +346,8 @@ def loader_for(
         return ImageLoader(data, indices, preprocessing, batch_size, workers, total)
     kinds = {True: "event recordings", False: "images"}
     got, expected = kinds[isinstance(data, EventData)], kinds[isinstance(preprocessing, Binning)]
-    raise InvalidData(
-        message(
-            f"data '{data.spec}'",
-            "samples",
-            got,
-            f"{expected}, for which the network was made",
-            "Pass data of that kind",
-        )
-    )
+    expected = f"{expected}, for which the network was made"
+    raise InvalidData(message(f"data '{data.spec}'", "samples", got, expected, "Pass data of that kind"))
 
 
 def read_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | Binning:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from ..data.events import EventData
-from ..data.images import ImageData, ImageLoader, Preprocessing
+from ..data.images import ImageData, Preprocessing
 from ..data.leakage import fingerprints
-from ..errors import InvalidData
+from ..data.loader import ImageLoader
+from ..errors import InvalidData, message
 from ..graph.graph import Graph
 from ..graph.module import GraphModule
 from ..runtime.device import find_device, prefetch
@@ -83,16 +84,14 @@ def fine_tune(
     event recordings.
     """
     if isinstance(data, EventData):
-        raise InvalidData(f"fine-tuning: got event recordings in {data.spec!r}; expected images. Name such data.")
+        raise InvalidData(message("fine-tuning", "", f"event recordings in {data.spec!r}", "images", "Name such data"))
     settings, preprocessing, arch = _settled(graph, data, settings or fine_tuning_defaults())
     assert settings.timesteps is not None
     module = GraphModule(graph, settings.timesteps)
     classes = len(list(module.parameters())[-1])
     if classes != len(data.classes):
-        raise InvalidData(
-            f"fine-tuning: got {len(data.classes)} classes in {data.spec!r} for a network of {classes}; expected equal "
-            "numbers. Choose the data that it was made for."
-        )
+        got = f"{len(data.classes)} classes in {data.spec!r} for a network of {classes}"
+        raise InvalidData(message("fine-tuning", "", got, "equal numbers", "Choose the data that it was made for"))
     trained = train(
         *(arch, data, checkpoint, settings),
         test=test,
@@ -122,10 +121,9 @@ def _settled(graph: Graph, data: ImageData, settings: Training) -> tuple[Trainin
     """The settings with T and held-out images, the preprocessing, and what the network is called."""
     stored = graph.provenance.get("preprocessing")
     if stored is None or "mean" not in stored:
-        raise InvalidData(
-            "fine-tuning: got a network that does not say how its images are preprocessed; expected size, mean and "
-            "std. Add preprocessing=vars(s_resnet.data.preprocessing_for(size, mean, std)) by with_provenance."
-        )
+        got = "a network that does not say how its images are preprocessed"
+        remedy = "Add preprocessing=vars(s_resnet.data.preprocessing_for(size, mean, std)) by with_provenance"
+        raise InvalidData(message("fine-tuning", "", got, "size, mean and std", remedy))
     timesteps = settings.timesteps or graph.provenance.get("recipe", {}).get("timesteps")
     if timesteps is None:
         raise InvalidData("fine-tuning: got no timesteps, and a network that does not say any. Give timesteps.")

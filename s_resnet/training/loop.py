@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data.events import Binning, EventData
 from ..data.images import ImageData, Preprocessing
 from ..data.open import loader_for
-from ..errors import BackendUnavailable, TrainingDiverged
+from ..errors import BackendUnavailable, TrainingDiverged, message
 from ..frontend.qcfs import THRESHOLDS
 from ..graph.module import GraphModule
 from ..runtime.device import find_device, prefetch
@@ -285,7 +285,7 @@ def _board(folder: str | os.PathLike[str] | None, done: int, stack: ExitStack) -
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise BackendUnavailable(
-            "tensorboard: got no such package; expected it installed. Run: pip install tensorboard"
+            message("tensorboard", "", "no such package", "it installed", "Run: pip install tensorboard")
         ) from error
     board = SummaryWriter(str(folder), purge_step=done + 1)
     stack.callback(board.close)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..runtime.display import Displayed
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -92,7 +92,7 @@ def _whole(name: str, value: Any, least: int) -> None:
 
 
 def _invalid(name: str, got: object, expected: str) -> InvalidData:
-    return InvalidData(f"train: {name}, got {got}; expected {expected}. Change it.")
+    return InvalidData(message("train", name, got, expected, "Change it"))
 
 
 def learning_rate(settings: Training, step: int, steps: int) -> float:
