@@ -53,7 +53,7 @@ def measure(arch: str, settings: Any, work: Path) -> dict[str, Any]:
     loader = s_resnet.data.ImageLoader(data, range(BATCH), s_resnet.data.preprocessing_for(SIZE), BATCH, workers=0)
     ((images, labels),) = list(loader)
     torch.manual_seed(settings.seed)
-    fresh = build(arch, CLASSES, timesteps=settings.timesteps, size=SIZE, width=settings.width)
+    fresh = build(arch, CLASSES, timesteps=settings.timesteps, input_shape=(3, SIZE, SIZE), width=settings.width)
     before = gradient_norms(fresh, images, labels)
     start = time.perf_counter()
     path = work / f"{arch}.pt"

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import s_resnet
-from s_resnet.models import sew_resnet
+from s_resnet.models import Layout, sew_resnet
 
 RESULTS = Path(__file__).parent / "results" / "training.jsonl"
 CONTENDERS = ("s-resnet", "spikingjelly")
@@ -39,7 +39,7 @@ TIMESTEPS, CLASSES = 4, 10
 
 def ours() -> nn.Module:
     torch.manual_seed(0)
-    return sew_resnet((2, 2, 2, 2), (64, 128, 256, 512), CLASSES, TIMESTEPS, kind="imagenet")
+    return sew_resnet(Layout((2, 2, 2, 2), (64, 128, 256, 512), "imagenet"), CLASSES, TIMESTEPS)
 
 
 class Peer(nn.Module):

@@ -56,7 +56,7 @@ def calibration_source(
     batches: s_resnet.data.Loader
     if isinstance(data, s_resnet.data.EventData):
         preprocessing = data.binning
-        batches = s_resnet.data.EventLoader(data, indices, preprocessing, batch_size=32, mean=True)
+        batches = s_resnet.data.MeanFrameLoader(data, indices, preprocessing, batch_size=32)
     elif loaded.channels in (1, 3):
         batches = s_resnet.data.loader_for(data, indices, preprocessing, batch_size=32)
     else:

@@ -138,8 +138,8 @@ def evaluate(asked: Options) -> None:
             network=path.name,
             progress=True,
         )
-        loader.unreadable = sum(s_resnet.runtime.exchange(loader.unreadable), ())
-        events, outside = zip(*s_resnet.runtime.exchange(loader.events), strict=True)
+        loader.unreadable = sum(s_resnet.runtime.all_gather(loader.unreadable), ())
+        events, outside = zip(*s_resnet.runtime.all_gather(loader.events), strict=True)
         loader.events = sum(events), sum(outside)
         if rank == 0:
             _tell(report, loader, asked.json_file)

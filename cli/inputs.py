@@ -141,6 +141,6 @@ def find_images(snn: s_resnet.Graph, path: Path, asked: Images, others: Sequence
     if classes is not None:  # a network saved from Python may not say; evaluate still checks every label
         check_classes(data, classes)
     marks = {mark for one in (snn, *others) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
-    used = s_resnet.data.seen(data, marks)
+    used = s_resnet.data.used_for_calibration(data, marks)
     indices = s_resnet.data.choose(data, asked.limit, exclude=used)
     return Found(data, indices, len(used), s_resnet.data.read_preprocessing(settings))

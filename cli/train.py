@@ -308,7 +308,7 @@ def _fine_tune(network: Path, asked: Options) -> None:
         partial = asked.output.with_name(f"{asked.output.name}.partial")
         with s_resnet.runtime.first_process_first():
             images = s_resnet.data.open_data(asked.data, "calibration", asked.download)
-        settings = asked.instead_of(s_resnet.training.tuning())
+        settings = asked.instead_of(s_resnet.training.fine_tuning_defaults())
         tuned = s_resnet.fine_tune(
             snn,
             images,
@@ -329,7 +329,7 @@ def _fine_tune(network: Path, asked: Options) -> None:
     _tell(tuned, asked.output)
 
 
-def _tell(tuned: s_resnet.training.Tuned, path: Path) -> None:
+def _tell(tuned: s_resnet.training.FineTuning, path: Path) -> None:
     """What fine-tuning achieved; raises SResNetError where that is nothing."""
     import s_resnet
 
@@ -384,7 +384,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _summary(trained: s_resnet.training.Trained, path: Path, data: str) -> str:
+def _summary(trained: s_resnet.training.TrainingResult, path: Path, data: str) -> str:
     """What was trained, and the command to convert it."""
     last = trained.history[-1]
     test = "" if last["test_top1"] is None else f", test top-1 {100 * last['test_top1']:.2f}%"

@@ -9,12 +9,10 @@
     ├── BackendUnavailable    a device or kernel that is not there
     └── TrainingDiverged      a loss or weight that is NaN or infinite
 
-Beside them SResNetWarning, a warning of Python's: the work goes on, but its result may not mean what it seems to.
+Besides these there is SResNetWarning, a Python warning: the work goes on, but its result may not mean what it seems to.
 
-Every message has one form, so that a reader learns to read it once:
-``<where>: <what>, got X; expected Y. <what to do>.``
-:func:`message` builds it. It is one line of letters that can be printed: names in it come from files, and a terminal
-obeys what it is sent.
+Every message has the same form: ``<where>: <what>, got X; expected Y. <what to do>.`` :func:`message` builds it. It is
+one line of printable letters, since names in it come from files, and a terminal carries out control characters.
 """
 
 import sys
@@ -37,7 +35,7 @@ __all__ = [
 
 
 def printable(text: str) -> str:
-    """Text from elsewhere in one line of letters: what is none comes out as ?."""
+    """``text`` in one line, with a space for white space and ? for letters that cannot be printed."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
@@ -45,17 +43,17 @@ def message(where: str, what: str, got: object, expected: object, remedy: str) -
     """The text of an error: ``<where>: <what>, got X; expected Y. <remedy>.``
 
     Args:
-        where: the file, node or function that it is about.
+        where: the file, node or function.
         what: the argument or part of it; empty where ``where`` says enough.
-        got: what came, in words or numbers.
-        expected: what would have done.
+        got: what was given, in words or numbers.
+        expected: what would have been right.
         remedy: what to do about it, as a sentence with or without its period.
     """
     return f"{where}: {what}{', ' if what else ''}got {got}; expected {expected}. {remedy.removesuffix('.')}."
 
 
 class SResNetError(Exception):
-    """The root: catch this to catch every error that S-ResNet raises on purpose."""
+    """The base class of every error that S-ResNet raises on purpose."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*(printable(said) if isinstance(said, str) else said for said in arguments))
@@ -74,7 +72,7 @@ class InvalidData(SResNetError):
 
 
 class ConversionError(SResNetError):
-    """A pass found nothing to rewrite, or met a graph it cannot rewrite."""
+    """A pass found nothing to rewrite, or met a graph that it cannot rewrite."""
 
 
 class InvalidArtifact(SResNetError):
@@ -82,7 +80,7 @@ class InvalidArtifact(SResNetError):
 
 
 class BackendUnavailable(SResNetError):
-    """A device or kernel asked for by name is not there."""
+    """A device, kernel or package that was asked for is not there."""
 
 
 class TrainingDiverged(SResNetError):
@@ -90,14 +88,14 @@ class TrainingDiverged(SResNetError):
 
 
 class SResNetWarning(UserWarning):
-    """Data or a network that can be worked with, and most probably are not what was meant."""
+    """Data or a network that can be used, but are probably not what was meant."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*(printable(said) if isinstance(said, str) else said for said in arguments))
 
 
 def warn(message: str, category: type[Warning] = SResNetWarning) -> None:
-    """A warning at the line outside of this package that it is about."""
+    """Issue a warning at the line outside of this package that called it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         frame, level = frame.f_back, level + 1

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, under names that no other writer has."""
+"""Files that are written whole or not at all, under temporary names that no other writer uses."""
 
 from __future__ import annotations
 
@@ -28,18 +28,23 @@ from pathlib import Path
 
 import safetensors
 
-from .errors import SResNetError
+from .errors import SResNetError, message
 
 DAY = 86_400  # seconds
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path``; what is written there takes ``path``'s place at the end, synced, or not at all.
+    """Give a temporary file beside ``path``, which is synced and renamed to ``path`` at the end of the block.
 
-    The name is this writer's alone, whatever other threads, processes and machines write there. What writers that were
-    killed have left for ``path`` is removed first. Raises SResNetError when the file cannot be written (disk full, no
-    permission); an old file then survives.
+    No other thread, process or machine uses the same temporary name. Temporary files that killed writers have left for
+    ``path`` are removed first.
+
+    Args:
+        path: the file to write or replace.
+
+    Raises:
+        SResNetError: the file cannot be written (disk full, no permission); an existing file stays as it was.
     """
     path = Path(path)
     temporary = path.parent / f".{path.name}.{_own()}.tmp"
@@ -48,7 +53,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # that of any new file here; safetensors would leave one for the owner's eyes only
+        temporary.chmod(mode)  # that of any new file here; safetensors would leave one that only the owner can read
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -56,42 +61,48 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         cause = _cause(error)
         if cause is None:
             raise
-        raise SResNetError(
-            f"{path}: cannot be written, got {reason(cause)}; expected a writable folder with room. "
-            "Free some space or choose another place."
-        ) from error
+        expected, remedy = "a writable folder with room", "Free some space, or write to another folder"
+        raise SResNetError(message(f"{path}", "cannot be written", reason(cause), expected, remedy)) from error
     finally:
-        with suppress(OSError):  # the reason is already on its way
+        with suppress(OSError):  # the error is already on its way
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def scratch(place: Path) -> Iterator[Path]:
-    """A folder for a while in ``place``, this process's alone; what killed processes have left there is removed."""
+    """Give a temporary folder in ``place`` for the block; folders that killed processes have left there are removed."""
     sweep(place, ".scratch.")
     folder = place / f".scratch.{_own()}.tmp"
     folder.mkdir(mode=0o700)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what stays is swept by the next
+        shutil.rmtree(folder, ignore_errors=True)  # the next call sweeps what stays
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """The system's error that a writer in another language, as torch's, has turned into one of its own."""
+    """The system's error behind a RuntimeError of a writer in another language, such as torch's; None without one."""
     if not isinstance(error, RuntimeError):
         return error
     return next((one for one in (error.__cause__, error.__context__) if isinstance(one, OSError)), None)
 
 
 def read(path: Path, most: int) -> bytes:
-    """The whole of a regular file of at most ``most`` bytes; OSError otherwise."""
+    """The content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or has more than ``most`` bytes.
+    """
     with opened(path, most) as file:
-        return file.read(os.fstat(file.fileno()).st_size)  # Python makes room for what it is asked for
+        return file.read(os.fstat(file.fileno()).st_size)  # Python allocates what it is asked for
 
 
 def opened(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
-    """A regular file of at most ``most`` bytes, to be read; OSError for a pipe, a device or a larger one."""
+    """A regular file, opened for reading.
+
+    Raises:
+        OSError: it cannot be opened, is a pipe or a device, or has more than ``most`` bytes.
+    """
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  # the caller closes it
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
@@ -103,20 +114,21 @@ def opened(path: str | os.PathLike[str], most: int | None = None) -> BufferedRea
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would have it wait for a writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for a writer
 
 
 def sweep(folder: Path, start: str) -> None:
-    """Remove what writers that no longer run have left in ``folder`` under names with that start.
+    """Remove temporary files in ``folder`` whose name begins with ``start`` and whose writer no longer runs.
 
-    Of another machine's, or a container's, nobody can tell: they are gone once nothing was written for a day.
+    Whether a writer on another machine or in another container runs is unknown: its files are removed once they are a
+    day old.
     """
     known = re.compile(re.escape(start) + r"([0-9a-f]{8})-(\d+)-[0-9a-f]+\.tmp")
     for name in os.listdir(folder) if folder.is_dir() else ():
         if (found := known.fullmatch(name)) is None:
             continue
         left = folder / name
-        with suppress(OSError):  # another may be sweeping as well, or may be the only one who is allowed to
+        with suppress(OSError):  # another process may be sweeping too, or may be the only one with the right to
             over = not _running(int(found[2])) if found[1] == _machine() else time.time() - left.lstat().st_mtime > DAY
             if over and left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
@@ -125,19 +137,19 @@ def sweep(folder: Path, start: str) -> None:
 
 
 def _own() -> str:
-    """A part of a name that is this writer's alone."""
+    """A part of a name that no other writer has."""
     return f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line, for the ``got`` of an error."""
+    """What went wrong, in one line, for the "got" of an error."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @cache
 def _machine() -> str:
-    """What tells this machine, since it was started, and this container from others that share a folder."""
+    """An identifier of this machine, its boot and its container, among those that share a folder."""
     known = [platform.node()]
     with suppress(OSError):
         known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -153,6 +165,6 @@ def _running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # another user's, or no number of a process
+    except (OSError, OverflowError):  # another user's process, or not a process number
         return True
     return True

@@ -16,7 +16,9 @@ T, SIZE, CLASSES = 3, 8, 5
 
 def trained(arch, timesteps=T, seed=0, size=SIZE, **settings):
     """The module and its Graph."""
-    model = randomized(catalog.build(arch, CLASSES, timesteps=timesteps, size=size, width=4, **settings), seed)
+    shape = (settings.pop("channels", 3), size, size)
+    model = catalog.build(arch, CLASSES, timesteps=timesteps, input_shape=shape, width=4, **settings)
+    model = randomized(model, seed)
     return model, s_resnet.trace(model, images(2, size))
 
 

@@ -213,7 +213,7 @@ def _trained(given: Networks) -> object:
     x = given.images[:16]
     for arch in TRAINED:
         torch.manual_seed(0)
-        model = s_resnet.models.build(arch, 10, timesteps=4, channels=3, size=x.shape[-1], width=8).eval()
+        model = s_resnet.models.build(arch, 10, timesteps=4, input_shape=tuple(x.shape[-3:]), width=8).eval()
         snn = s_resnet.convert(model, input_size=x.shape[-1])
         want = last(s_resnet.simulate(snn, x.cpu(), 4).spikes)
         for precision in inside.PRECISIONS:

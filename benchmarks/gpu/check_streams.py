@@ -52,7 +52,7 @@ def _side(given: Networks) -> None:
 @check("images that are copied ahead arrive whole", gpu=True)
 def _ahead(given: Networks) -> None:
     batches = [(torch.full((64, 3, 64, 64), float(i)), torch.full((64,), i)) for i in range(12)]
-    for i, (images, labels) in enumerate(inside.ahead(batches, given.device)):
+    for i, (images, labels) in enumerate(inside.prefetch(batches, given.device)):
         torch.cuda._sleep(20_000_000)
         expect(bool((images == i).all()) and bool((labels == i).all()), f"batch {i} is not its own")
         del images, labels

@@ -27,11 +27,11 @@ from s_resnet.kernels.surrogate.fire import fire
 from s_resnet.kernels.surrogate.normalize import normalize_and_fire
 from s_resnet.kernels.surrogate.reference import SURROGATES as SURROGATES_IN_ORDER
 from s_resnet.kernels.surrogate.reference import Firing, fire_reference
-from s_resnet.runtime.device import ahead
+from s_resnet.runtime.device import prefetch
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
-__all__ = ["Conv2d", "Firing", "ahead", "fire", "fire_reference", "normalize_and_fire"]
+__all__ = ["Conv2d", "Firing", "fire", "fire_reference", "normalize_and_fire", "prefetch"]
 PRECISIONS, SURROGATES = ("exact", "fast"), SURROGATES_IN_ORDER
 Instance = tuple[str, str]  # the file of a kernel, and one of its template instances
 

@@ -20,8 +20,8 @@ from ..data.arguments import labeled, probability, whole_number
 from ..data.intervals import difference
 from ..errors import InvalidData
 from ..graph.graph import Graph, check_spiking, count_images
-from ..runtime.device import ahead, find_device, peak_memory
-from ..runtime.processes import exchange, in_step, place, shared_errors
+from ..runtime.device import find_device, peak_memory, prefetch
+from ..runtime.processes import all_gather, in_lockstep_batches, rank_and_world_size, shared_errors
 from ..runtime.progress import Progress
 from ..simulation.closed_form import closed_form
 from ..simulation.simulate import answers, simulate_until_confident, steps_to_report
@@ -97,9 +97,9 @@ def evaluate(
         tally.batches = length_hint(loader, 1)
         if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)
-        progress = progress and place()[0] == 0
+        progress = progress and rank_and_world_size()[0] == 0
         batches = Progress(loader, desc="evaluate", unit="batch", shown=progress)
-        for images, labels in in_step(ahead(labeled(batches, "evaluate"), target)):
+        for images, labels in in_lockstep_batches(prefetch(labeled(batches, "evaluate"), target)):
             tally.add(images, labels, progress)
         return tally.report(network, target, loader, notes)
 
@@ -239,7 +239,7 @@ class _Tally:
         """The report on the images of all processes."""
         left_out = (len(getattr(loader, "unreadable", ())), getattr(loader, "events", (0, 0)))
         own = (self.images, self.calibrated_on, self.ann, self.fixed, self.exit, self.neurons, peak_memory(device))
-        said = exchange((*own, self.classes, self.seen, left_out))
+        said = all_gather((*own, self.classes, self.seen, left_out))
         every, known, anns, fixed, exits, neurons, peaks, classes, seen, unreadable = zip(*said, strict=True)
         images, whole, exit = sum(every), _total(fixed), _total(exits)
         if images == 0:

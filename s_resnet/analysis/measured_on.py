@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..data.classes import plain, same_names
-from ..data.heldout import image_marks
-from ..data.images import Loader
 from ..data.labels import label_notes
+from ..data.leakage import image_fingerprints
+from ..data.loader import Loader
 from ..data.open import TRAINING
 from ..errors import InvalidData
 from ..graph.graph import Graph
@@ -93,7 +93,7 @@ class Seen:
 
     def add(self, images: Tensor, labels: Tensor, answers: Tensor) -> list[int]:
         """Take in a batch, with the classes that the source answers; gives the marks of its images."""
-        marks = image_marks(images)
+        marks = image_fingerprints(images)
         self.marks.append(torch.tensor(marks, dtype=torch.int64))
         self.answers.append(answers.cpu())
         self.labels.append(labels.cpu())

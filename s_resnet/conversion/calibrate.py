@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.arguments import Batches, class_numbers, images_of, real_number
-from ..data.heldout import image_marks, ordered_key
+from ..data.leakage import image_fingerprints, ordered_key
 from ..errors import ConversionError, InvalidData
 from ..graph.graph import Graph
 from ..graph.ops import ReLU
@@ -42,7 +42,7 @@ class Calibration(Displayed):
     layer running T steps is expected to lose, times T: of images the median layer's, else the mean over layers.
     ``samples`` and ``fitting`` are calibration images, for passes that search and for passes that fit,
     ``[B, C, H, W]``; no image is in both, and neither are saved. ``marks`` tell every calibration image again
-    (:func:`image_marks`), so that an evaluation can say how many of its images it has been calibrated on.
+    (:func:`image_fingerprints`), so that an evaluation can say how many of its images it has been calibrated on.
     """
 
     scales: Mapping[str, float]
@@ -137,7 +137,7 @@ def calibrate(
     percentile = check_percentile(percentile)
     check_repeatable(batches)
     samples = _first_images(batches, held_out, graph.device)
-    kept_apart = [] if samples is None else image_marks(samples.images)
+    kept_apart = [] if samples is None else image_fingerprints(samples.images)
     names = calibrated_nodes(graph)
     upper, counted = _count(
         graph, batches, kept_apart, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2
@@ -235,7 +235,7 @@ def _count(
     waiting = Counter(kept_apart)
     for batch in Progress(batches, desc=label, unit="batch", shown=progress):
         x = _images(batch)
-        marks = image_marks(x)
+        marks = image_fingerprints(x)
         seen += marks
         x = x[_not_kept(marks, waiting)]
         images += len(x)
@@ -291,7 +291,7 @@ def _others(batches: Batches, kept_apart: list[int], device: torch.device) -> It
     waiting = Counter(kept_apart)
     for batch in batches:
         images = _images(batch)
-        yield images[_not_kept(image_marks(images), waiting)].to(device)
+        yield images[_not_kept(image_fingerprints(images), waiting)].to(device)
 
 
 def with_scales(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.arguments import Batches, given_images, images_of, whole_number
-from ..data.heldout import origin
+from ..data.leakage import origin
 from ..errors import ConversionError, InvalidData, UnsupportedModel
 from ..frontend.qcfs import QCFSModule
 from ..frontend.trace import SIGNALS, checked, trace

@@ -1,19 +1,18 @@
-"""Data: images, events and their labels, opened, prepared, and kept apart."""
+"""Images, event recordings and their labels: opening, preprocessing, and keeping training and test data apart."""
 
 from .classes import match_classes, natural_order, network_classes, order_note, read_names
-from .events import EVENT_BINS, Binning, EventData, EventLoader, Events, bin_events
-from .heldout import fingerprints, seen
+from .events import EVENT_BINS, Binning, EventData, EventLoader, Events, MeanFrameLoader, bin_events
 from .images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ImageData,
-    ImageLoader,
-    Loader,
     Preprocessing,
     choose,
     preprocessing_for,
     without_labels,
 )
+from .leakage import fingerprints, used_for_calibration
+from .loader import ImageLoader, Loader
 from .open import held_out_beside, loader_for, open_data, read_preprocessing, stored_preprocessing
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
     "ImageData",
     "ImageLoader",
     "Loader",
+    "MeanFrameLoader",
     "Preprocessing",
     "bin_events",
     "choose",
@@ -41,7 +41,7 @@ __all__ = [
     "preprocessing_for",
     "read_names",
     "read_preprocessing",
-    "seen",
     "stored_preprocessing",
+    "used_for_calibration",
     "without_labels",
 ]

@@ -1,4 +1,4 @@
-"""Confidence intervals of shares that were counted on images."""
+"""Confidence intervals of proportions counted on images."""
 
 from __future__ import annotations
 
@@ -8,26 +8,46 @@ Z = 1.959963984540054  # the normal quantile of 95 %
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """The 95 % score interval of a share, of ``right`` in ``images`` >= 1, ``p = right / images``::
+    """The 95 % score interval of a proportion.
+
+    With ``p = right / images``::
 
         (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
-    Unlike the one from the standard error it stays within 0 ... 1 and is right near both ends. Source: Wilson,
-    "Probable inference, the law of succession, and statistical inference", JASA 1927,
+    Unlike the interval from the standard error, it stays within 0 ... 1 and is right near both ends.
+
+    Args:
+        right: how many images are right.
+        images: how many images there are, n >= 1.
+
+    Returns:
+        The lower and the upper bound.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927,
     doi:10.1080/01621459.1927.10502953.
     """
     p, spread = right / images, Z * Z / images
     middle = p + spread / 2
     half = Z * math.sqrt(p * (1 - p) / images + spread / (4 * images))
     low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-    return (0.0 if right == 0 else low), (1.0 if right == images else high)  # exactly, not but for rounding
+    return (0.0 if right == 0 else low), (1.0 if right == images else high)  # exact, whatever rounding would give
 
 
 def difference(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
-    """The 95 % interval of the first's share minus the second's, counted on the same images.
+    """The 95 % interval of the difference of two proportions counted on the same images: the first minus the second.
 
-    both, first, second, neither: how many images both have right, only the first, only the second, neither. Where the
-    two go together, as a network and its conversion do, it is far narrower than what two single intervals tell.
+    Where the two agree on most images, as a network and its conversion do, it is far narrower than two separate
+    intervals suggest.
+
+    Args:
+        both: how many images both have right.
+        first: how many only the first has right.
+        second: how many only the second has right.
+        neither: how many neither has right.
+
+    Returns:
+        The lower and the upper bound.
+
     Source: Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
     data", Statistics in Medicine 1998, method 10 (Wilson intervals and a corrected phi).
     """

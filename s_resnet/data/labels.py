@@ -1,4 +1,4 @@
-"""Labels and answers: whether they can belong to each other."""
+"""Labels and answers: do they fit each other?"""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from torch import Tensor
 
 from .intervals import wilson
 
-OTHERS = 4  # images of a class from which on it tells whether the class is another one's
+OTHERS = 4  # images of a class needed to say that it gets another class's answer
 
 
 def at_chance(right: int, images: int, classes: int) -> bool:
-    """Whether an accuracy is less than a quarter of the way from chance to perfect, and few images are not why."""
+    """Whether an accuracy is less than a quarter of the way from chance to perfect, beyond what few images explain."""
     chance = 1 / max(classes, 2)
     return right / images < chance + 0.25 * (1 - chance) and wilson(right, images)[1] < chance + 0.5 * (1 - chance)
 
 
 def label_notes(answers: Tensor, labels: Tensor | None, classes: int, kind: str = "calibration") -> list[str]:
-    """What to know of labels ``[B]`` that the source network's answers ``[B]`` do not agree with."""
+    """Notes on labels that disagree with the source network's answers: impossible, placeholders, or in another order.
+
+    Args:
+        answers: the network's class numbers, int64 ``[B]``.
+        labels: the class numbers of the data, int64 ``[B]``; None, or -1 for each image, where there are none.
+        classes: how many classes the network has.
+        kind: what the images are for, in the text.
+    """
     if labels is None or bool((labels < 0).all()):
         return []
     low, high, images = int(labels.min()), int(labels.max()), len(labels)
@@ -46,10 +53,10 @@ def label_notes(answers: Tensor, labels: Tensor | None, classes: int, kind: str 
 
 
 def _moved(answers: Tensor, labels: Tensor, classes: int) -> list[tuple[int, int, int, int]]:
-    """Labels of which most images get one other answer and few their own: label, answer, and how many of how many.
+    """Labels whose images mostly get one other answer: label, answer, images with that answer, images in all.
 
-    A wrong order moves two classes at least, and no two to the same answer: a network that always says the same knows
-    nothing of their order.
+    A wrong order moves at least two classes, and no two of them to the same answer. Otherwise the result is empty: a
+    network that always gives the same answer says nothing about the order.
     """
     found = []
     for label in sorted(set(labels.tolist())):

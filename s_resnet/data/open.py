@@ -1,4 +1,4 @@
-"""Opening labeled data by name: files, torchvision's data sets, digits, arrays, event recordings."""
+"""Opening labeled data by name: folders, torchvision's data sets, digits, arrays, event recordings."""
 
 import contextlib
 import math
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidData, message
 from .events import EVENT_BINS, Binning, EventData, EventLoader, open_events
-from .images import ImageData, ImageLoader, Loader, Pixels, Preprocessing, choose, invalid, reason
+from .images import ImageData, Pixels, Preprocessing, choose, reason
+from .loader import ImageLoader, Loader
 
 _TORCHVISION = ("cifar10", "cifar100", "mnist", "imagenet")
 _FORMS = f"a directory of class folders, an .npz file, digits, or {':DIR, '.join((*_TORCHVISION, *EVENT_BINS))}:DIR"
@@ -23,52 +25,65 @@ TRAINING = ("train", "training")
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 _MAX_CLASSES = 100_000
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_MUCH, _DENSEST = 2**28, 100  # bytes, and how many of them one packed byte may be: images do not pack like that
+_MUCH, _DENSEST = 2**28, 100  # bytes that are always accepted, and the highest ratio of compression beyond them
 
 
 def open_data(spec: str, split: str, download: bool = False) -> ImageData | EventData:
-    """Open what ``spec`` names, for ``split`` "calibration" (training images) or "evaluation" (held out).
+    """Open labeled images or event recordings by name.
 
-    ``spec`` is one of the following; the first two have no splits and give every image for either. A directory of class
-    folders. An ``.npz`` with ``x`` uint8 [B, H, W, 3], or gray [B, H, W], and ``y`` integer [B]. Calibration needs no
-    labels: there the directory may hold the images themselves, or the ``.npz`` no ``y``; classes are then empty and all
-    labels -1. A directory with
-    ``train/`` and one of ``test/``, ``val/``, ``validation/`` that hold class folders. ``cifar10:DIR``,
-    ``cifar100:DIR``, ``mnist:DIR``, ``imagenet:DIR`` as torchvision stores them; ``download`` fetches the first three
-    where absent, and means nothing elsewhere. ``digits``: scikit-learn's 1797 images of 8 x 8; write ``./digits`` for
-    a directory. Folders whose name begins with a dot are no classes. Classes are numbered by the order of their names
-    as text, as torchvision's ImageFolder does; :func:`s_resnet.data.match_classes` gives them the numbers of a network.
-    ``cifar10dvs:DIR`` and ``dvsgesture:DIR``: event recordings as tonic stores them in DIR; ``download`` fetches them.
-    Raises InvalidData where the data are missing, incomplete or of another form, BackendUnavailable without tonic.
+    ``spec`` is one of these:
+
+    * a directory of class folders; it has no splits, and gives every image for either;
+    * an ``.npz`` with ``x`` uint8 ``[B, H, W, 3]``, or gray ``[B, H, W]``, and ``y`` integer ``[B]``; no splits either;
+    * a directory with ``train/`` and one of ``test/``, ``val/``, ``validation/``, which hold class folders;
+    * ``cifar10:DIR``, ``cifar100:DIR``, ``mnist:DIR`` or ``imagenet:DIR``, as torchvision stores them in DIR;
+    * ``cifar10dvs:DIR`` or ``dvsgesture:DIR``, event recordings as tonic stores them in DIR;
+    * ``digits``: scikit-learn's 1797 images of 8 x 8 pixels; write ``./digits`` for a directory.
+
+    Calibration needs no labels: for it a directory may hold the images themselves, and an ``.npz`` may lack ``y``. The
+    classes are then empty and every label is -1.
+
+    Classes are numbered in the order of their names as text, as torchvision's ImageFolder does;
+    :func:`s_resnet.data.match_classes` gives them the numbers of a network. Folders named with a leading dot are
+    ignored.
+
+    Args:
+        spec: the name of the data.
+        split: ``"calibration"`` (training images) or ``"evaluation"`` (held-out images).
+        download: fetch what is missing; for CIFAR, MNIST and event recordings only.
+
+    Raises:
+        InvalidData: the data are missing, incomplete or of another form.
+        BackendUnavailable: event recordings without tonic.
     """
     where = f"data {spec!r}"
     if split not in ("calibration", "evaluation"):
-        raise invalid(where, "split", repr(split), "'calibration' or 'evaluation'", "Name one of the two")
+        raise InvalidData(message(where, "split", repr(split), "'calibration' or 'evaluation'", "Pass one of the two"))
     if spec == "digits":
         return _open_digits(split)
     prefix, colon, rest = spec.partition(":")
     if colon and prefix in (*_TORCHVISION, *EVENT_BINS):
         if not rest:
-            raise invalid(where, "directory", "none", f"{prefix}:DIR", "Write it after the colon")
+            raise InvalidData(message(where, "directory", "none", f"{prefix}:DIR", "Write it after the colon"))
         if prefix in EVENT_BINS:
-            return open_events(prefix, _place(where, rest), split, download)
-        return _open_torchvision(prefix, _place(where, rest), split, download)
-    path = _place(where, spec)
+            return open_events(prefix, _path(where, rest), split, download)
+        return _open_torchvision(prefix, _path(where, rest), split, download)
+    path = _path(where, spec)
     if spec and path.is_dir():
         return _open_directory(path, split)
     if path.is_file() and path.suffix.lower() == ".npz":
         return _open_npz(path, split)
-    foreign = colon and len(prefix) > 1 and os.sep not in prefix  # a single letter is a drive
+    foreign = colon and len(prefix) > 1 and os.sep not in prefix  # a single letter is a drive of Windows
     got = f"unknown prefix {prefix!r}" if foreign else "a file" if spec and path.exists() else "nothing there"
-    raise invalid(where, "path", got, _FORMS, "Check the path")
+    raise InvalidData(message(where, "path", got, _FORMS, "Name data that exist"))
 
 
-def _place(where: str, text: str) -> Path:
+def _path(where: str, text: str) -> Path:
     try:
         path = Path(text).expanduser().resolve()
-        path.exists()  # raises where the name is too long or a folder on the way may not be entered
+        path.exists()  # raises where the name is too long or a folder above may not be entered
     except (OSError, RuntimeError, ValueError) as error:
-        raise invalid(where, "path", reason(error), _FORMS, "Check the path") from error
+        raise InvalidData(message(where, "path", reason(error), _FORMS, "Name data that exist")) from error
     return path
 
 
@@ -79,26 +94,30 @@ def _open_directory(path: Path, split: str) -> ImageData:
         nested = [name for name in ("train", *HOLDOUTS) if name in folders and _class_names(path / name)]
         if len(nested) > 1 and nested[0] == "train":
             return _open_folders(path, "train" if split == "calibration" else nested[1])
-        if nested and {"train", *HOLDOUTS}.issuperset(folders):  # taken for classes they give wrong labels
+        if nested and {"train", *HOLDOUTS}.issuperset(folders):  # as classes they would give wrong labels
             got = f"class folders in {nested[0]}/ only"
             expected = "train/ and one of test/, val/, validation/"
-            raise invalid(where, "splits", got, expected, f"Add the other, or name '{path / nested[0]}'")
+            raise InvalidData(message(where, "splits", got, expected, f"Add the other, or name '{path / nested[0]}'"))
         return _open_folders(path, None) if folders else _open_flat(path, split)
     except OSError as error:
-        raise invalid(where, "path", reason(error), "a readable directory", "Check its rights") from error
+        raise InvalidData(
+            message(where, "path", reason(error), "a readable directory", "Give yourself the right to read it")
+        ) from error
 
 
 def _open_flat(folder: Path, split: str) -> ImageData:
-    """The images that lie in a folder themselves: without labels, so for calibration alone."""
+    """The images that lie in the folder itself: they have no labels, so they are for calibration only."""
     where = f"data '{folder}'"
     files = [item for item in os.scandir(folder) if item.is_file() and not item.name.startswith(".")]
     images = sorted(item.path for item in files if item.name.lower().endswith(_EXTENSIONS))
     if not images:
         expected = "one for each class, or images to calibrate on"
-        raise invalid(where, "class folders", "none", expected, "Sort the images into folders")
+        raise InvalidData(message(where, "class folders", "none", expected, "Sort the images into folders"))
     if split == "evaluation":
         advice = "Sort them into folders; without labels they can be calibrated on, not evaluated"
-        raise invalid(where, "class folders", f"{len(images)} images and no folder", "one for each class", advice)
+        raise InvalidData(
+            message(where, "class folders", f"{len(images)} images and no folder", "one for each class", advice)
+        )
     kinds = (os.path.splitext(item.name)[1].lower() for item in files if item.path not in images)
     skipped = tuple(f"{count} {kind or 'without a suffix'}" for kind, count in sorted(Counter(kinds).items()))
     samples = [(path, -1) for path in images]
@@ -111,11 +130,11 @@ def _class_names(path: Path) -> list[str]:
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
-    return os.path.isdir(item.path) if item.is_symlink() else item.is_dir()  # a link to itself is none, and no error
+    return os.path.isdir(item.path) if item.is_symlink() else item.is_dir()  # is_dir() raises for a link to itself
 
 
 def _leads_back(item: os.DirEntry[str]) -> bool:
-    """Whether it is a link to the folder that it is in, or to one above: below it all would be found again."""
+    """Whether it is a link to its own folder or one above, below which everything would be found again."""
     if not item.is_symlink():
         return False
     here, there = os.path.realpath(os.path.dirname(item.path)), os.path.realpath(item.path)
@@ -123,7 +142,7 @@ def _leads_back(item: os.DirEntry[str]) -> bool:
 
 
 def _folders(start: str) -> tuple[list[str], int]:
-    """``start`` and all folders below it, links followed and none twice; how many links lead back or to one again."""
+    """``start`` and all folders below it, each once, links followed; and how many links lead to one of them again."""
     found, waiting, known, again = [], [start], {os.path.realpath(start)}, 0
     while waiting:
         found.append(waiting.pop())
@@ -140,38 +159,38 @@ def _folders(start: str) -> tuple[list[str], int]:
 
 
 def _open_folders(root: Path, split: str | None) -> ImageData:
-    """Read class folders in ``root``, or in ``root/split`` with the labels that ``root/train`` gives them."""
+    """The class folders in ``root``, or in ``root/split`` with the labels that ``root/train`` gives them."""
     folder = root / split if split else root
     where, present = f"data '{folder}'", _class_names(folder)
     classes = _class_names(root / "train") if split else present
     if not present:
-        raise invalid(where, "class folders", "none", "one for each class", "Sort the images into folders")
+        raise InvalidData(message(where, "class folders", "none", "one for each class", "Sort the images into folders"))
     if unknown := sorted(set(present) - set(classes)):
         got = f"{unknown[0]!r}, which train/ has not"
-        raise invalid(where, "class folders", got, "the classes of train/", "Rename or remove the folder")
+        raise InvalidData(message(where, "class folders", got, "the classes of train/", "Rename or remove the folder"))
     wanted = {name: label for label, name in enumerate(classes) if name in present}
     samples, skipped = _list_images(folder, wanted)
     filled = {label for _, label in samples}
     if empty := [name for name, label in wanted.items() if label not in filled]:
         got, expected = f"none in class folder {empty[0]!r}", f"files named {' '.join(_EXTENSIONS)}"
-        raise invalid(where, "images", got, expected, "Fill or remove the folder")
+        raise InvalidData(message(where, "images", got, expected, "Fill or remove the folder"))
     return replace(_from_files(str(root), split or "all", tuple(classes), str(root), samples), skipped=skipped)
 
 
 def _list_images(folder: Path, wanted: Mapping[str, int]) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """Every image in the class folders with its label, as torchvision's ImageFolder lists them; what else lies there.
+    """Every image in the class folders with its label, as torchvision's ImageFolder lists them; and the other files.
 
-    What begins with a dot and is no image by its name is no sample of anybody's, and not mentioned.
+    Other files whose name begins with a dot are not counted.
     """
     samples: list[tuple[str, int]] = []
     others: Counter[str] = Counter()
     for name, label in wanted.items():
-        places, again = _folders(str(folder / name))
+        inside, again = _folders(str(folder / name))
         others["link(s) to a folder above"] += again
-        for place in places:
-            for file in sorted(item.name for item in os.scandir(place) if not _is_folder(item)):
+        for each in inside:
+            for file in sorted(item.name for item in os.scandir(each) if not _is_folder(item)):
                 if file.lower().endswith(_EXTENSIONS):
-                    samples.append((os.path.join(place, file), label))
+                    samples.append((os.path.join(each, file), label))
                 elif not file.startswith("."):
                     others[os.path.splitext(file)[1].lower() or "without a suffix"] += 1
     others["link(s) to a folder above"] += sum(_is_folder(item) and _leads_back(item) for item in os.scandir(folder))
@@ -189,28 +208,35 @@ def _from_files(
 
 
 def held_out_beside(spec: str) -> str | None:
-    """The folder of held-out images of the same classes beside one of training images: ``test`` beside ``train``."""
+    """The folder of held-out images beside a folder of training images of the same classes: ``test`` beside ``train``.
+
+    None where ``spec`` is no such folder, or nothing lies beside it.
+    """
     path = Path(spec)
     if path.name.lower() not in TRAINING or not path.is_dir():
         return None
-    places = [path.parent / name for name in HOLDOUTS]
+    siblings = [path.parent / name for name in HOLDOUTS]
     try:
         classes = set(_class_names(path))
-        found = (place for place in places if place.is_dir() and set(_class_names(place)) & classes)
-        return next((str(place) for place in found if classes.issuperset(_class_names(place))), None)
-    except OSError:  # a folder that may not be read is none that we propose
+        found = (folder for folder in siblings if folder.is_dir() and set(_class_names(folder)) & classes)
+        return next((str(folder) for folder in found if classes.issuperset(_class_names(folder))), None)
+    except OSError:  # a folder that may not be read is not proposed
         return None
 
 
 def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> ImageData:
     from torchvision import datasets
 
-    spec, train, advice = f"{kind}:{root}", split == "calibration", "Check the directory, or pass download=True"
+    spec, train, advice = (
+        f"{kind}:{root}",
+        split == "calibration",
+        "Name the directory that holds it, or pass download=True",
+    )
     if kind == "imagenet":
         advice = "Put the archives from image-net.org there, or name a directory of class folders"
         if download:
             expected = "a dataset that can be downloaded; its license has to be accepted first"
-            raise invalid(f"data '{spec}'", "download", kind, expected, advice)
+            raise InvalidData(message(f"data '{spec}'", "download", kind, expected, advice))
     try:
         if kind == "imagenet":
             part = "train" if train else "val"
@@ -219,12 +245,12 @@ def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> Imag
             samples, skipped = _list_images(Path(images.split_folder), images.wnid_to_idx)
             return replace(_from_files(spec, part, classes, str(root), samples), skipped=skipped)
         dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[kind]
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; some torchvision versions chat
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; some versions of torchvision write to it
             stored = dataset(str(root), train=train, download=download)
     except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:
         got = f"an incomplete one or none ({reason(error).splitlines()[0]})"
         expected = f"the files of {kind} as torchvision stores them"
-        raise invalid(f"data '{spec}'", "dataset", got, expected, advice) from error
+        raise InvalidData(message(f"data '{spec}'", "dataset", got, expected, advice)) from error
     pixels, labels = np.ascontiguousarray(stored.data), tuple(int(label) for label in stored.targets)
     return _from_pixels(spec, "train" if train else "test", tuple(stored.classes), pixels, labels)
 
@@ -238,7 +264,9 @@ def _open_digits(split: str) -> ImageData:
         from sklearn.datasets import load_digits
     except ImportError as error:
         advice = "Run: pip install scikit-learn"
-        raise invalid("data 'digits'", "scikit-learn", "no such package", "it installed", advice) from error
+        raise InvalidData(
+            message("data 'digits'", "scikit-learn", "no such package", "it installed", advice)
+        ) from error
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     labels = tuple(int(label) for label in digits.target)
@@ -252,33 +280,35 @@ def _open_digits(split: str) -> ImageData:
 def _open_npz(path: Path, split: str) -> ImageData:
     where, advice = f"data '{path}'", "Save it with numpy.savez(path, x=images, y=labels)"
     try:
-        if not zipfile.is_zipfile(path):  # else NumPy would take it for one bare array, or a pickle
+        if not zipfile.is_zipfile(path):  # otherwise NumPy takes it for a bare array or a pickle
             raise zipfile.BadZipFile("no archive")
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             found = sorted(file)
             x, y = (file[name] if name in found else None for name in "xy")
-    except Exception as error:  # a damaged archive can make the readers fail in any way, a tokenizer among them
-        raise invalid(where, "file", reason(error), "an .npz archive of plain arrays", advice) from error
+    except Exception as error:  # on a damaged archive the readers can fail in any way
+        raise InvalidData(message(where, "file", reason(error), "an .npz archive of plain arrays", advice)) from error
     if isinstance(x, np.ndarray) and x.ndim and y is None and split == "calibration":
         y = np.full(len(x), -1)
     if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
-        raise invalid(where, "arrays", ", ".join(found) or "none", "x and y", advice)
+        raise InvalidData(message(where, "arrays", ", ".join(found) or "none", "x and y", advice))
     if x.ndim == 4 and x.shape[3] == 1:
         x = x[..., 0]  # gray, as [B, H, W]
     color = x.shape[3:] == (3,) if x.ndim != 3 else x.shape[2] == 3  # [H, W, 3] is one image, not several gray ones
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or color != (x.ndim == 4) or x.size == 0:
-        raise invalid(where, "x", f"{x.dtype} {list(x.shape)}", "uint8 [B, H, W, 3] or [B, H, W], not empty", advice)
+        raise InvalidData(
+            message(where, "x", f"{x.dtype} {list(x.shape)}", "uint8 [B, H, W, 3] or [B, H, W], not empty", advice)
+        )
     if y.dtype.kind not in "iu" or y.shape != (len(x),):
-        raise invalid(where, "y", f"{y.dtype} {list(y.shape)}", f"integer [{len(x)}] as x", advice)
+        raise InvalidData(message(where, "y", f"{y.dtype} {list(y.shape)}", f"integer [{len(x)}] as x", advice))
     if "y" in found and (y.min() < 0 or y.max() >= _MAX_CLASSES):
         got, expected = y.min() if y.min() < 0 else y.max(), f"0 to {_MAX_CLASSES - 1}"
-        raise invalid(where, "label", got, expected, "Number the classes from 0 on")
+        raise InvalidData(message(where, "label", got, expected, "Number the classes from 0 on"))
     return _from_pixels(str(path), "all", tuple(map(str, range(int(y.max()) + 1))), x, tuple(y.tolist()))
 
 
 def _check_sizes(path: Path) -> None:
-    """ValueError where x or y is said to be larger than it is, or unfolds as no images do."""
+    """ValueError where the header of x or y claims more than is stored, or the archive unpacks as images never do."""
     unpacked = 0
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -305,9 +335,10 @@ def loader_for(
     workers: int | None = None,
     total: int | None = None,
 ) -> Loader:
-    """Return an ImageLoader or an EventLoader, whichever the data want; settings as there.
+    """An :class:`ImageLoader` or an :class:`EventLoader`, whichever fits the data; the arguments are the same.
 
-    Raises InvalidData where the preprocessing is of the other kind.
+    Raises:
+        InvalidData: the preprocessing is of the other kind.
     """
     if isinstance(data, EventData) and isinstance(preprocessing, Binning):
         return EventLoader(data, indices, preprocessing, batch_size, workers, total)
@@ -315,25 +346,25 @@ def loader_for(
         return ImageLoader(data, indices, preprocessing, batch_size, workers, total)
     kinds = {True: "event recordings", False: "images"}
     got, expected = kinds[isinstance(data, EventData)], kinds[isinstance(preprocessing, Binning)]
-    raise invalid(
-        f"data '{data.spec}'", "samples", got, f"{expected}, for which the network was made", "Name other data"
-    )
+    expected = f"{expected}, for which the network was made"
+    raise InvalidData(message(f"data '{data.spec}'", "samples", got, expected, "Pass data of that kind"))
 
 
 def read_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | Binning:
-    """Return what a network's provenance keeps as ``preprocessing``: of images, or under ``events`` of recordings.
+    """The preprocessing that a network's provenance keeps: of images, or under ``events`` of recordings.
 
-    Raises InvalidData for settings that are neither.
+    Raises:
+        InvalidData: ``settings`` are neither.
     """
     try:
         return Binning(**settings["events"]) if "events" in settings else Preprocessing(**settings)
-    except TypeError as error:  # a name too many or too few
+    except TypeError as error:  # a key too many or too few
         got, expected = f"{', '.join(map(str, settings)) or 'nothing'}", "size, resize, mean and std, or events"
-        raise invalid("preprocessing", "settings", got, expected, "Convert the network again") from error
+        raise InvalidData(message("preprocessing", "settings", got, expected, "Convert the network again")) from error
 
 
 def stored_preprocessing(preprocessing: Preprocessing | Binning) -> dict[str, Any]:
-    """Return the plain values that `read_preprocessing` reads."""
+    """The plain values that :func:`read_preprocessing` reads."""
     settings = asdict(preprocessing)
     if isinstance(preprocessing, Binning):
         return {"events": settings}

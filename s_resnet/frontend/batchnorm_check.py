@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.graph import Graph
 from ..graph.ops import BatchNorm2d
 from ..runtime.display import Displayed
@@ -147,11 +147,12 @@ def check_statistics(name: str, mean: Tensor, var: Tensor) -> None:
     ):
         if bool(bad.any()):
             kind = "negative" if bool((values[bad] < 0).all()) and bool(torch.isfinite(values).all()) else "not finite"
-            raise InvalidData(
-                f"{name}.{what}: got {int(bad.sum())} of {values.numel()} values {kind}; expected finite numbers"
-                f"{' from 0 on' if what == 'running_var' else ''}, as training keeps them. Take a checkpoint in which "
-                "they are right, or run training images through the model in train() mode."
+            got = f"{int(bad.sum())} of {values.numel()} values {kind}"
+            expected = f"finite numbers{(' from 0 on' if what == 'running_var' else '')}, as training keeps them"
+            remedy = (
+                "Take a checkpoint in which they are right, or run training images through the model in train() mode"
             )
+            raise InvalidData(message(f"{name}.{what}", "", got, expected, remedy))
 
 
 def check_norms(graph: Graph) -> Graph:
@@ -168,10 +169,9 @@ def check_answer(graph: Graph, images: Tensor, answer: Tensor, who: str) -> None
         return
     for name, value in graph.activations(images):
         if not bool(torch.isfinite(value).all()):
-            raise InvalidData(
-                f"{who}: got values that are not finite from {name} on, on the example; expected a finite answer. "
-                "Check its weights, and the scale of the images."
-            )
+            got = f"values that are not finite from {name} on, on the example"
+            remedy = "Check its weights, and the scale of the images"
+            raise InvalidData(message(f"{who}", "", got, "a finite answer", remedy))
 
 
 def all_alike(images: Sequence[Tensor]) -> bool:

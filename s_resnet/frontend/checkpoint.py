@@ -16,13 +16,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidData
+from ..errors import InvalidCheckpoint, InvalidData, message
 from ..graph.provenance import check_provenance
 from ..models.catalog import build
 from ..models.resnet import CifarResNet
 from ..models.torchvision_resnets import TORCHVISION, base_of, build_torchvision
 from ..runtime.display import Displayed
-from .checkpoint_file import SAVE, first, invalid, read
+from .checkpoint_file import SAVE, first, read
 from .qcfs import QCFSModule
 from .state_names import plain_weights, renamed, stripped, without_extras
 
@@ -95,9 +95,11 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
     version, name = content["format"], content["arch"]
     if not isinstance(version, int) or version > FORMAT:
         upgrade = "Upgrade S-ResNet"
-        raise invalid(where, "training checkpoint", f"format {version}", f"at most {FORMAT}", upgrade)
+        raise InvalidCheckpoint(
+            message(where, "training checkpoint", f"format {version}", f"at most {FORMAT}", upgrade)
+        )
     if arch not in (None, name):
-        raise invalid(where, "architecture", repr(name), repr(arch), "Leave out arch")
+        raise InvalidCheckpoint(message(where, "architecture", repr(name), repr(arch), "Leave out arch"))
     try:
         settings, state = content["settings"], _stored(dict(content["state_dict"]), path)
         steps, channels, size, classes = (settings[key] for key in ("timesteps", "channels", "size", "classes"))
@@ -107,7 +109,8 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
             if not optional and (type(settings[key]) is not int or not 1 <= settings[key] <= most):
                 raise ValueError(f"{key} {settings[key]!r}, expected 1 to {most}")
         with torch.device("meta"):
-            model = build(name, classes, timesteps=steps, channels=channels, size=size, **options).float()
+            shape = (channels, size, size)
+            model = build(name, classes, timesteps=steps, input_shape=shape, **options).float()
         said = {name: content[name] for name in ("classes", "preprocessing", "data")}
         check_provenance(said)
         said["classes"] = tuple(said["classes"])
@@ -115,15 +118,17 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
         _, difference = _difference(expected, {key: tuple(tensor.shape) for key, tensor in state.items()})
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, InvalidData) as error:
         got, wanted = f"no network ({error})", "what sresnet train wrote"
-        raise invalid(where, "training checkpoint", got, wanted, again) from None
+        raise InvalidCheckpoint(message(where, "training checkpoint", got, wanted, again)) from None
     if difference:
-        raise invalid(where, "names and shapes", difference, f"exactly those of {name}", again)
+        raise InvalidCheckpoint(message(where, "names and shapes", difference, f"exactly those of {name}", again))
     _fill(model, state, where)
     if "thresholds" in content:
         try:
             model = QCFSModule(model, torch.zeros(2, channels, size, size), settings["levels"], content["thresholds"])
         except (LookupError, TypeError, AttributeError, RuntimeError, InvalidData) as error:
-            raise invalid(where, "thresholds", str(error), "one tensor for each ReLU", again) from None
+            raise InvalidCheckpoint(
+                message(where, "thresholds", str(error), "one tensor for each ReLU", again)
+            ) from None
     return Checkpoint(model.eval(), name, classes, size, digest, path.name, steps, channels, **said)
 
 
@@ -150,21 +155,29 @@ def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str =
         differences.append((count, difference, candidate))
     if arch:
         remedy = f"Leave out arch to have the architecture read from the file, or {PYTHON}"
-        raise invalid(where, "names and shapes", differences[0][1], f"exactly those of {arch}", remedy)
+        raise InvalidCheckpoint(
+            message(where, "names and shapes", differences[0][1], f"exactly those of {arch}", remedy)
+        )
     if differences:
         _, difference, nearest = min(differences)
         got, remedy = f"nearly those of {nearest}: {difference}", f"Build the network in Python and {PYTHON}"
-        raise invalid(where, "names and shapes of no known architecture", got, f"exactly those of {nearest}", remedy)
+        raise InvalidCheckpoint(
+            message(where, "names and shapes of no known architecture", got, f"exactly those of {nearest}", remedy)
+        )
     got = f"stages of {', '.join(map(str, blocks))} blocks" if blocks else f"{len(shapes)} tensors ({first(shapes)})"
     remedy = f"Pass arch=NAME to see in what the file differs from that network, or {PYTHON}"
-    raise invalid(where, "names and shapes of no known architecture", got, f"those of {KNOWN}", remedy)
+    raise InvalidCheckpoint(
+        message(where, "names and shapes of no known architecture", got, f"those of {KNOWN}", remedy)
+    )
 
 
 def _check_arch(arch: str, where: str) -> None:
     depth = re.fullmatch(r"cifar_resnet([1-9]\d{0,3})", arch)
     if base_of(arch) or (depth and int(depth[1]) >= 8 and int(depth[1]) % 6 == 2):
         return
-    raise invalid(where, "unknown architecture", repr(arch), KNOWN, "Pass one of these, or leave out arch")
+    raise InvalidCheckpoint(
+        message(where, "unknown architecture", repr(arch), KNOWN, "Pass one of these, or leave out arch")
+    )
 
 
 # ---- the state dict
@@ -178,7 +191,7 @@ def _find_state(content: object, where: str) -> dict[str, Tensor]:
         if isinstance(content, dict):
             got = f"a dict of {first(map(str, content))}" if content else "an empty dict"
         expected, remedy = "a state dict: tensors by name", f"Load the network in Python and {SAVE}"
-        raise invalid(where, "no tensors", got, expected, remedy)
+        raise InvalidCheckpoint(message(where, "no tensors", got, expected, remedy))
     ranks = {name: rank for rank, name in enumerate((*NESTS, "", *AVERAGES))}
 
     def rank(path: tuple[str, ...]) -> int:
@@ -260,7 +273,7 @@ def _classifier(head: str, features: int, shapes: Mapping[str, Shape], where: st
     if len(matrices) > 1:
         got = f"{len(matrices)} linear layers ({first(f'{head}.{name}' for name in matrices)})"
         remedy = f"The nonlinearity between them is not in the file: {PYTHON}"
-        raise invalid(where, f"classifier {head}", got, "one linear layer", remedy)
+        raise InvalidCheckpoint(message(where, f"classifier {head}", got, "one linear layer", remedy))
     match = re.fullmatch(r"((?:0|[1-9]\d?)\.)?weight", matrices[0]) if matrices else None
     classes = found[matrices[0]][0] if matrices else 0
     prefix = (match and match[1]) or ""
@@ -269,7 +282,9 @@ def _classifier(head: str, features: int, shapes: Mapping[str, Shape], where: st
     if not match or not classes or found != wanted:
         got = first(f"{head}.{name} {shape}" for name, shape in found.items()) or f"no {head}.weight"
         remedy = f"Where the network ends in something else than one linear layer, {PYTHON}"
-        raise invalid(where, f"classifier {head}", got, f"{head}.weight (classes, {features})", remedy)
+        raise InvalidCheckpoint(
+            message(where, f"classifier {head}", got, f"{head}.weight (classes, {features})", remedy)
+        )
     linear = nn.Linear(features, classes, bias=bias, device="meta", dtype=torch.float32)
     if not prefix:
         return linear
@@ -287,12 +302,14 @@ def _stored(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             if isinstance(tensor, Tensor):
                 got = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
             remedy = f"Undo the quantization or compression and {SAVE}"
-            raise invalid(where, f"tensor {name}", got, "dense floating-point weights", remedy)
+            raise InvalidCheckpoint(message(where, f"tensor {name}", got, "dense floating-point weights", remedy))
         held = tensor.untyped_storage().nbytes() // tensor.element_size()
         unfolded += 4 * tensor.numel()
         if not 0 < tensor.numel() <= held or unfolded > 8 * path.stat().st_size:
             got = f"{tuple(tensor.shape)} from {held} stored values"
-            raise invalid(where, f"tensor {name}", got, "weights that are stored one by one", SAVE.capitalize())
+            raise InvalidCheckpoint(
+                message(where, f"tensor {name}", got, "weights that are stored one by one", SAVE.capitalize())
+            )
     return state
 
 
@@ -308,8 +325,8 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         if name.endswith("running_var") and bool((tensor < 0).any()):
             got = f"{int((tensor < 0).sum())} of {tensor.numel()} values negative"
             remedy = "Take a checkpoint in which they are right; averaging models can break them"
-            raise invalid(where, f"tensor {name}", got, "variances from 0 on", remedy)
+            raise InvalidCheckpoint(message(where, f"tensor {name}", got, "variances from 0 on", remedy))
         if not tensor.isfinite().all():
             got = f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values NaN or infinite"
             remedy = "Take a checkpoint from before the training diverged"
-            raise invalid(where, f"tensor {name}", got, "finite float32 weights", remedy)
+            raise InvalidCheckpoint(message(where, f"tensor {name}", got, "finite float32 weights", remedy))

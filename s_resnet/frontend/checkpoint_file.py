@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import safetensors.torch
 import torch
 
-from ..errors import InvalidCheckpoint
+from ..errors import InvalidCheckpoint, message
 from .opcodes import Excess, scan
 
 SAVE = "save its weights with torch.save(model.state_dict(), path)"
@@ -24,15 +24,12 @@ OPTIONS = 2**26  # bytes of the pickle in a zip, beside its tensors
 LEGACY = 5  # pickles one after the other in what torch.save wrote before it wrote zips
 
 
-def invalid(where: str, what: str, got: str, expected: str, remedy: str) -> InvalidCheckpoint:
-    """The error of that text."""
-    return InvalidCheckpoint(f"{where}: {what}, got {got}; expected {expected}. {remedy}.")
-
-
 def damaged(where: str) -> InvalidCheckpoint:
     """The error of a file that ends too soon, or is none of ours."""
     remedy = f"Copy or download the file again, or {SAVE}"
-    return invalid(where, "cannot be read", "truncated, damaged or foreign data", "a whole checkpoint", remedy)
+    return InvalidCheckpoint(
+        message(where, "cannot be read", "truncated, damaged or foreign data", "a whole checkpoint", remedy)
+    )
 
 
 def first(names: Iterable[str]) -> str:
@@ -47,14 +44,20 @@ def read(path: Path) -> tuple[object, str]:
     where = str(path)
     try:
         if not path.exists():
-            raise invalid(where, "checkpoint", "no such file", "a file that exists", "Check the path")
+            raise InvalidCheckpoint(
+                message(where, "checkpoint", "no such file", "a file that exists", "Check the path")
+            )
         if not path.is_file():
             got = "a directory" if path.is_dir() else "no regular file"
-            raise invalid(where, "checkpoint", got, "a .pth or .safetensors file", "Name the file itself")
+            raise InvalidCheckpoint(
+                message(where, "checkpoint", got, "a .pth or .safetensors file", "Name the file itself")
+            )
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > LARGEST:
-                raise invalid(where, "size", f"{size} bytes", f"at most {LARGEST}", f"Load it in Python and {SAVE}")
+                raise InvalidCheckpoint(
+                    message(where, "size", f"{size} bytes", f"at most {LARGEST}", f"Load it in Python and {SAVE}")
+                )
             sha256 = hashlib.sha256()
             while chunk := file.read(PART):
                 sha256.update(chunk)
@@ -63,7 +66,9 @@ def read(path: Path) -> tuple[object, str]:
             return _deserialize(path, file, where), sha256.hexdigest()
     except OSError as error:
         got = error.strerror or type(error).__name__
-        raise invalid(where, "cannot be opened", got, "a readable file", "Check its permissions") from None
+        raise InvalidCheckpoint(
+            message(where, "cannot be opened", got, "a readable file", "Check its permissions")
+        ) from None
 
 
 def _check_format(path: Path, file: BinaryIO, where: str) -> None:
@@ -72,19 +77,19 @@ def _check_format(path: Path, file: BinaryIO, where: str) -> None:
     head = file.read(16)
     expected = "a file that torch.save or safetensors wrote"
     if not head:
-        raise invalid(where, "empty file", "0 bytes", expected, "Copy or download it again")
+        raise InvalidCheckpoint(message(where, "empty file", "0 bytes", expected, "Copy or download it again"))
     if path.suffix == ".safetensors":
         return
     if head.startswith(b"\x89HDF"):
         remedy = "Take the network's PyTorch weights, or train it in PyTorch"
-        raise invalid(where, "not a PyTorch file", "HDF5 (TensorFlow, Keras)", expected, remedy)
+        raise InvalidCheckpoint(message(where, "not a PyTorch file", "HDF5 (TensorFlow, Keras)", expected, remedy))
     if head.startswith(b"PK\x03\x04"):
         _check_zip(file, where)
     elif head.startswith(b"\x80"):  # begins a binary pickle, which is torch.save's older format
         _check_legacy(file, where)
     else:
         got = f"a file beginning with {head!r}"
-        raise invalid(where, "not a checkpoint", got, expected, f"Check the path, or {SAVE}")
+        raise InvalidCheckpoint(message(where, "not a checkpoint", got, expected, f"Check the path, or {SAVE}"))
 
 
 def _check_zip(file: BinaryIO, where: str) -> None:
@@ -100,10 +105,10 @@ def _check_zip(file: BinaryIO, where: str) -> None:
         raise damaged(where) from None
     if "constants.pkl" in names:
         got, remedy = "a program with its weights", f"Load it with torch.jit.load and {SAVE}"
-        raise invalid(where, "TorchScript file", got, "a state dict: tensors by name", remedy)
+        raise InvalidCheckpoint(message(where, "TorchScript file", got, "a state dict: tensors by name", remedy))
     if "data.pkl" not in names:
         got, remedy = f"a zip archive of {first(sorted(names))}", f"Check the path, or {SAVE}"
-        raise invalid(where, "not a checkpoint", got, "a file that torch.save wrote", remedy)
+        raise InvalidCheckpoint(message(where, "not a checkpoint", got, "a file that torch.save wrote", remedy))
 
 
 def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], file: BinaryIO, where: str) -> None:
@@ -131,7 +136,9 @@ def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], fil
             raise damaged(where)
     order = f"{folder}/byteorder"
     if order.lower() in sizes and archive.read(order) != b"little":
-        raise invalid(where, "byte order", "big-endian numbers", "little-endian ones", f"Load it in Python and {SAVE}")
+        raise InvalidCheckpoint(
+            message(where, "byte order", "big-endian numbers", "little-endian ones", f"Load it in Python and {SAVE}")
+        )
 
 
 class _Within:
@@ -163,7 +170,9 @@ def _scanned(pickled: Any, where: str) -> dict[str, int]:
 
 
 def _excess(where: str, got: str) -> InvalidCheckpoint:
-    return invalid(where, "unfolds to too much", got, "weights and a few settings", f"Load it in Python and {SAVE}")
+    return InvalidCheckpoint(
+        message(where, "unfolds to too much", got, "weights and a few settings", f"Load it in Python and {SAVE}")
+    )
 
 
 def _deserialize(path: Path, file: BinaryIO, where: str) -> object:
@@ -180,6 +189,8 @@ def _deserialize(path: Path, file: BinaryIO, where: str) -> object:
             raise damaged(where) from None
         what = "holds Python objects or code (such as a whole pickled module), which are never loaded"
         remedy = f"If you trust its author, load it in Python and {SAVE}"
-        raise invalid(where, what, first([refused[1]]), "a state dict: tensors by name", remedy) from None
+        raise InvalidCheckpoint(
+            message(where, what, first([refused[1]]), "a state dict: tensors by name", remedy)
+        ) from None
     except Exception:  # a damaged file can make the readers fail in any way
         raise damaged(where) from None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidData, UnsupportedModel
+from ..errors import InvalidData, UnsupportedModel, message
 from ..graph.graph import Graph
 from ..graph.module import submodule
 from ..graph.ops import QCFS, BatchNorm2d, Conv2d, Linear, Node, ReLU
@@ -50,13 +50,15 @@ class QCFSModule(nn.Module):
     ) -> None:
         super().__init__()
         if levels < 1:
-            raise InvalidData(f"qcfs: got levels={levels}; expected at least 1. Raise it.")
+            raise InvalidData(message("qcfs", "", f"levels={levels}", "at least 1", "Raise it"))
         dropped = [name for name, m in source.named_modules() if isinstance(m, nn.Dropout | nn.Dropout2d) and m.p > 0]
         if dropped:
-            raise InvalidData(f"{dropped[0]}: got dropout, which qcfs training leaves out; expected none. Set p to 0.")
+            raise InvalidData(
+                message(f"{dropped[0]}", "", "dropout, which qcfs training leaves out", "none", "Set p to 0")
+            )
         self.traced, self.levels = trace(source, example_batch), levels
         if self.traced.neurons:
-            raise InvalidData("qcfs: got a spiking network; expected an ANN with ReLUs. Train it as it is.")
+            raise InvalidData(message("qcfs", "", "a spiking network", "an ANN with ReLUs", "Train it as it is"))
         for name, child in source.named_children():
             self.add_module(name, child)
         self.owners = {node.name: self._owner(node) for node in self.traced.nodes}
@@ -64,7 +66,9 @@ class QCFSModule(nn.Module):
         start = dict.fromkeys(sites, torch.tensor(THRESHOLD)) if thresholds is None else thresholds
         if set(sites) != set(start):
             other = min(set(sites) ^ set(start))
-            raise InvalidData(f"qcfs: got thresholds that differ at {other!r}; expected one for each ReLU. Check them.")
+            raise InvalidData(
+                message("qcfs", "", f"thresholds that differ at {other!r}", "one for each ReLU", "Check them")
+            )
         self.thresholds = nn.Module()
         for name in sites:
             place, _, leaf = name.rpartition(".")
@@ -79,10 +83,9 @@ class QCFSModule(nn.Module):
         for path in (node.name, re.sub(r"_\d+$", "", node.name)):  # _1: its second call
             if isinstance(modules.get(path), nn.Conv2d | nn.Linear | nn.BatchNorm2d) and _plain(modules[path]):
                 return path
-        raise UnsupportedModel(
-            f"{node.name}: got {type(node.op).__name__} that is no module's own; expected nn.Conv2d, nn.Linear or "
-            "nn.BatchNorm2d, with their own forward. Make it a module of the model."
-        )
+        got = f"{type(node.op).__name__} that is no module's own"
+        expected = "nn.Conv2d, nn.Linear or nn.BatchNorm2d, with their own forward"
+        raise UnsupportedModel(message(f"{node.name}", "", got, expected, "Make it a module of the model"))
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits of the quantized ANN."""

@@ -1,4 +1,4 @@
-"""What the layers of directly trained networks are in a Graph."""
+"""The layers of directly trained networks as operations of a Graph."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..errors import UnsupportedModel
+from ..errors import UnsupportedModel, message
 from ..graph.neuron import Neuron, Readout
 from ..graph.ops import BatchNorm2d, Op
 from ..models.layers import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
 
-# Modules that are one operation, or none: a Graph runs one step at a time, so time is not folded there.
+# Modules that become one operation, or none: a Graph runs one step at a time, so Encode and Repeat vanish.
 LAYERS = (SpikingNeuron, TDBatchNorm2d, Encode, Repeat, TimeMean)
 
 
 def layer(module: nn.Module) -> tuple[Op, ...]:
-    """The operations of a module of :data:`LAYERS`; none where it passes its input on."""
+    """The operations of a module of :data:`LAYERS`; empty where it only passes its input on."""
     if isinstance(module, SpikingNeuron):
         return (_neuron(module),)
     if isinstance(module, TDBatchNorm2d):
@@ -26,36 +26,37 @@ def layer(module: nn.Module) -> tuple[Op, ...]:
 
 
 def timesteps(modules: Iterable[nn.Module]) -> int | None:
-    """The T that a network of these modules is for; None of an ANN. Raises UnsupportedModel for layers out of place."""
+    """The T of a network of these modules; None for an ANN.
+
+    Raises:
+        UnsupportedModel: a layer is missing, or layers have different T.
+    """
     timed = [module for module in modules if isinstance(module, Encode | Repeat | SpikingNeuron | TimeMean)]
     if not timed:
         return None
     lacking = [kind.__name__ for kind in (Repeat, TimeMean) if not any(isinstance(module, kind) for module in timed)]
     if lacking:
-        raise UnsupportedModel(
-            f"spiking network: its layers, got none of type {' and '.join(lacking)}; expected neurons between Repeat "
-            "and TimeMean. Add the layer."
-        )
+        got, expected = f"none of type {' and '.join(lacking)}", "neurons between Repeat and TimeMean"
+        raise UnsupportedModel(message("spiking network", "its layers", got, expected, "Add the layer"))
     found = sorted({module.timesteps for module in timed})
     if len(found) > 1:
-        raise UnsupportedModel(
-            f"spiking network: timesteps, got {' and '.join(map(str, found))}; expected the same T in every layer. "
-            "Change the others."
-        )
+        got, expected = " and ".join(map(str, found)), "the same T in every layer"
+        raise UnsupportedModel(message("spiking network", "timesteps", got, expected, "Change the others"))
     return found[0]
 
 
 def _neuron(module: SpikingNeuron) -> Neuron:
-    thresholds = torch.tensor(module.thresholds, dtype=torch.float32)
+    firing = module.firing
+    thresholds = torch.tensor(firing.thresholds, dtype=torch.float32)
     return Neuron(
         thresholds[0].clone(),
-        reset=module.reset,
-        decay=module.decay,
+        reset=firing.reset,
+        decay=firing.decay,
         amplitude=1.0,
         firing=thresholds if len(thresholds) > 1 else None,
-        surrogate=module.surrogate,
-        width=module.width,
-        detach_reset=module.detach_reset,
+        surrogate=firing.surrogate,
+        width=firing.width,
+        detach_reset=firing.detach_reset,
     )
 
 

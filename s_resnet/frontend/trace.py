@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidData, SResNetError, UnsupportedModel
+from ..errors import InvalidData, SResNetError, UnsupportedModel, message
 from ..graph import validate
 from ..graph.graph import Graph
 from . import spiking_layers
@@ -64,16 +64,16 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     check_answer(same, images[0], expected[0], type(model).__name__)
     validate.finite(graph.nodes)  # an infinite weight may hide behind a ReLU
     if not _close(same.run(images[0]), expected[0]):
-        raise UnsupportedModel(
-            f"{type(model).__name__}: got a graph with other outputs on the example; expected the model's own. "
-            "Remove forward hooks, and whatever changes a result outside of forward."
-        )
+        got = "a graph with other outputs on the example"
+        remedy = "Remove forward hooks, and whatever changes a result outside of forward"
+        raise UnsupportedModel(message(f"{type(model).__name__}", "", got, "the model's own", remedy))
     if not _close(same.run(images[1]), expected[1]):
-        raise UnsupportedModel(
-            f"{type(model).__name__}: got a graph with the model's outputs on the example, and others on other images; "
-            "expected the same on all. Keep NumPy, scripted functions and copies outside of torch out of its forward: "
-            "what they compute from the images cannot be followed."
+        got = "a graph with the model's outputs on the example, and others on other images"
+        remedy = (
+            "Keep NumPy, scripted functions and copies outside of torch out of its forward: what they compute from "
+            "the images cannot be followed"
         )
+        raise UnsupportedModel(message(f"{type(model).__name__}", "", got, "the same on all", remedy))
     return graph if _free(same, copied, images[0][:2]) else graph.with_provenance(fixed_size=list(example.shape[2:]))
 
 
@@ -81,18 +81,18 @@ def checked(model: nn.Module) -> nn.Module:
     """The module without its wrappers. Raises UnsupportedModel where it has no weights or no forward to follow."""
     name = type(model).__name__
     if not isinstance(model, nn.Module):
-        raise UnsupportedModel(
-            f"{name}: got no module; expected an nn.Module in which weights are loaded. Build the network, and call "
-            "its load_state_dict; of an exported program take the network that it was exported from."
+        remedy = (
+            "Build the network, and call its load_state_dict; of an exported program take the network that it was "
+            "exported from"
         )
+        raise UnsupportedModel(message(name, "", "no module", "an nn.Module in which weights are loaded", remedy))
     while (inner := _wrapped(model)) is not None:
         model = inner
     for path, part in model.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
-            raise UnsupportedModel(
-                f"{path or name}: got a TorchScript module, which has no forward in Python; expected the nn.Module "
-                "that it was made from. Pass that one."
-            )
+            got = "a TorchScript module, which has no forward in Python"
+            expected = "the nn.Module that it was made from"
+            raise UnsupportedModel(message(f"{path or name}", "", got, expected, "Pass that one"))
     for path, tensor in chain(model.named_parameters(), model.named_buffers()):
         lazy = nn.parameter.is_lazy(tensor)
         if lazy or tensor.is_meta:
@@ -117,7 +117,7 @@ def _example(batch: Tensor) -> Tensor:
         return batch.detach().cpu()
     shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
     remedy = SIGNALS if isinstance(batch, Tensor) and batch.ndim == 3 else "Pass a batch of images"
-    raise InvalidData(f"trace: got an example of {shape}; expected a tensor [B, C, H, W]. {remedy}.")
+    raise InvalidData(message("trace", "", f"an example of {shape}", "a tensor [B, C, H, W]", remedy))
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -128,10 +128,9 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(model, memo).eval()
     except Exception as error:
-        raise UnsupportedModel(
-            f"{type(model).__name__}: cannot be copied, got {first_line(error)}; expected a module that copy.deepcopy "
-            "copies into evaluation mode. Keep what cannot be copied out of it."
-        ) from error
+        got, expected = first_line(error), "a module that copy.deepcopy copies into evaluation mode"
+        remedy = "Keep what cannot be copied out of it"
+        raise UnsupportedModel(message(f"{type(model).__name__}", "cannot be copied", got, expected, remedy)) from error
     for part in list(copied.modules()):
         for name, child in part.named_children():
             setattr(part, name, getattr(child, "_orig_mod", child))
@@ -143,30 +142,24 @@ def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
     inputs = list(inspect.signature(model.forward).parameters.values())[1:]
     needed = [p.name for p in inputs if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if needed:
-        raise UnsupportedModel(
-            f"node {needed[0]}: cannot be converted, got a second input; expected one batch of images. Give it a "
-            "default, or pass a module around the model that does."
-        )
+        expected, remedy = "one batch of images", "Give it a default, or pass a module around the model that does"
+        raise UnsupportedModel(message(f"node {needed[0]}", "cannot be converted", "a second input", expected, remedy))
     try:
         answer = answer_of(model(images.clone()))
     except Exception as error:
         exported = any(kind.__name__ == "GraphModule" for kind in type(model).__mro__)
         remedy = "Pass the nn.Module that it was exported from" if exported else "Check input size and channels"
-        raise InvalidData(
-            f"trace: the model failed on the example, got shape {tuple(given.shape)} and {first_line(error)}; expected "
-            f"images that fit the model. {remedy}."
-        ) from error
+        got, expected = f"shape {tuple(given.shape)} and {first_line(error)}", "images that fit the model"
+        raise InvalidData(message("trace", "the model failed on the example", got, expected, remedy)) from error
     if not isinstance(answer, Tensor):
         kind = type(answer).__name__
-        raise UnsupportedModel(
-            f"node output: cannot be converted, got an output of type {kind}; expected one tensor of logits, or a "
-            "field logits. Pass a module around the model that returns the logits alone."
-        )
+        got, expected = f"an output of type {kind}", "one tensor of logits, or a field logits"
+        remedy = "Pass a module around the model that returns the logits alone"
+        raise UnsupportedModel(message("node output", "cannot be converted", got, expected, remedy))
     if answer.is_floating_point() and answer.dtype != images.dtype:
-        raise UnsupportedModel(
-            f"node output: cannot be converted, got an answer in {_said(answer.dtype)} to images in "
-            f"{_said(images.dtype)}; expected one type throughout. Keep torch.autocast and casts out of its forward."
-        )
+        got = f"an answer in {_said(answer.dtype)} to images in {_said(images.dtype)}"
+        remedy = "Keep torch.autocast and casts out of its forward"
+        raise UnsupportedModel(message("node output", "cannot be converted", got, "one type throughout", remedy))
     return answer
 
 

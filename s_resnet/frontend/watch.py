@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModel
+from ..errors import UnsupportedModel, message
 from ..graph.ops import BatchNorm2d, Node, Op
 from . import spiking_layers
 from .activation import Activation, Value, parts
@@ -46,9 +46,10 @@ def follow(model: nn.Module, example: Tensor) -> tuple[Node, ...]:
     except UnsupportedModel:
         raise
     except Exception as error:
+        got, expected = first_line(error), "a module without control flow on values"
+        remedy = "Make its forward static"
         raise UnsupportedModel(
-            f"{watch.name}{line_of_error(error, OWN)}: its forward cannot be followed, got {first_line(error)}; "
-            "expected a module without control flow on values. Make its forward static."
+            message(f"{watch.name}{line_of_error(error, OWN)}", "its forward cannot be followed", got, expected, remedy)
         ) from error
     return watch.nodes(result)
 
@@ -117,9 +118,16 @@ class _Watch:
         """Run a call of torch, and put what it does into the network."""
         name = _name(function)
         if READS.fullmatch(getattr(function, "__name__", "")):
+            got, expected = f"a question for values ({name})", "a module without control flow on values"
+            remedy = "Make its forward static"
             raise UnsupportedModel(
-                f"{self.name}{line_here(OWN, follow.__name__)}: its forward cannot be followed, got a question for "
-                f"values ({name}); expected a module without control flow on values. Make its forward static."
+                message(
+                    f"{self.name}{line_here(OWN, follow.__name__)}",
+                    "its forward cannot be followed",
+                    got,
+                    expected,
+                    remedy,
+                )
             )
         tensors = [part for part in parts((args, kwargs)) if isinstance(part, Tensor)]
         versions = [_version(tensor) for tensor in tensors]
@@ -222,7 +230,7 @@ class _Watch:
             remedy = "Rewrite this line of the model, or take it out of the converted part"
             if library:
                 remedy = f"The line is one of {library}: choose a network without it, or convert the part before it"
-        return UnsupportedModel(f"node {label}{place}: cannot be converted, got {got}; expected {expected}. {remedy}.")
+        return UnsupportedModel(message(f"node {label}{place}", "cannot be converted", got, expected, remedy))
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -1,17 +1,21 @@
-"""ResNets as plain ``torch.nn.Module``s."""
+"""ResNets as plain ``torch.nn.Module`` objects: the papers' spiking networks, and ANNs to convert."""
 
+from ..kernels.surrogate.reference import Firing
 from .catalog import ARCHITECTURES, build
-from .layers import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
+from .layers import LIF, Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
 from .ms_resnet import MSBlock
 from .resnet import CifarResNet
 from .sew_resnet import sew_resnet
-from .spiking_resnet import PlainBlock
+from .spiking_resnet import Layout, PlainBlock
 from .torchvision_resnets import variants_of
 
 __all__ = [
     "ARCHITECTURES",
+    "LIF",
     "CifarResNet",
     "Encode",
+    "Firing",
+    "Layout",
     "MSBlock",
     "PlainBlock",
     "Repeat",

@@ -1,46 +1,83 @@
-"""The architectures by name: those of the papers, and the ANNs beside them."""
+"""The architectures by name: those of the papers, and ANNs to convert. One row of ``FAMILIES`` is one family."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from .danet import danet
 from .ds_resnet import ds_resnet
 from .layers import lif
 from .ms_resnet import ms_resnet
 from .resnet import CifarResNet
 from .sew_resnet import sew_resnet
-from .spiking_resnet import plain_resnet
+from .spiking_resnet import Layout, plain_resnet
+from .torchvision_resnets import TORCHVISION, build_torchvision
 
 # Blocks per stage, by depth.
-BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BASIC = {depth: TORCHVISION[f"resnet{depth}"] for depth in (18, 34)}
+BOTTLENECK = {depth: TORCHVISION[f"resnet{depth}"] for depth in (50, 101, 152)}
 DEEP = (3, 8, 32, 8)  # MS-ResNet-104
-WIDTHS = (64, 128, 256, 512)
-TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-# The steps a network is trained for where nothing is said: those of the papers' image experiments.
-TIMESTEPS = {"ms_resnet": 6, "ds_resnet": 4, "danet": 4, "sew_resnet": 4, "spiking_resnet": 4}
-SMALL = 64  # pixels, up to which a stem does not halve the image
-LARGEST = 482  # of the depths 6n + 2: the deepest of the papers
-ARCHITECTURES = (
-    *("ms_resnet18", "ms_resnet34", "ms_resnet104", "ms_resnet20", "ms_resnet32", "ms_resnet44", "ms_resnet56"),
-    *("ms_resnet110", "ms_resnet482", "ds_resnet14", "ds_resnet20", "ds_resnet32", "ds_resnet44", "ds_resnet68"),
-    *("danet50", "danet101", "danet152", "danet29", "sew_resnet18", "sew_resnet34", "sew_resnet50", "sew_resnet101"),
-    *("sew_resnet152", "sew_resnet20", "spiking_resnet20", "spiking_resnet110", "cifar_resnet20", "cifar_resnet56"),
-    *TORCHVISION,
-)
-"""Names that :func:`build` knows. Further depths of the same families work too."""
-KNOWN = (
-    "ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet20 ... ms_resnet482, ds_resnet14 ... ds_resnet68, danet50, "
-    "danet101, danet152, danet29 (CIFAR-size; danet is our interpretation), sew_resnet18 ... sew_resnet152, "
-    "sew_resnet20, spiking_resnet20 ... (plain); ANNs: cifar_resnet20 ..., resnet18 ... resnet152 (torchvision)"
-)
+SMALL = 64  # pixels: up to this size a stem does not halve the image
+LARGEST = 482  # of the depths 6n + 2: the deepest network of the papers
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a family is to build; the fields are the arguments of :func:`build`."""
+
+    arch: str
+    depth: int
+    classes: int
+    timesteps: int | None
+    input_shape: tuple[int, int, int]
+    width: int | None
+    normalize_input: bool
+
+    @property
+    def channels(self) -> int:
+        return self.input_shape[0]
+
+    @property
+    def kind(self) -> str:
+        """The stem of a network of four stages."""
+        return "cifar" if self.input_shape[1] <= SMALL else "imagenet"
+
+    def layout(self, blocks: Sequence[int], usual: int, kind: str = "cifar", expansion: int = 1) -> Layout:
+        """Stages whose first has ``width`` channels, or ``usual`` ones, and each other twice as many as before."""
+        first = expansion * (self.width or usual)
+        return Layout(blocks, tuple(first * 2**stage for stage in range(len(blocks))), kind)
+
+    def thirds(self, layers: int = 6) -> Sequence[int]:
+        """Blocks of three stages of a depth ``layers * n + 2``."""
+        if self.depth < layers + 2 or (self.depth - 2) % layers or self.depth > LARGEST:
+            raise _wrong_depth(self.arch, self.depth, layers)
+        return ((self.depth - 2) // layers,) * 3
+
+
+@dataclass(frozen=True)
+class Family:
+    """Architectures that share a builder; their names are ``name`` and a depth.
+
+    Attributes:
+        name: the beginning of the names.
+        timesteps: T of the papers' image experiments, which is the default; None for ANNs.
+        depths: the depths that are listed; a builder may accept others.
+        known: the names in words, for messages.
+        make: the builder.
+    """
+
+    name: str
+    timesteps: int | None
+    depths: tuple[int, ...]
+    known: str
+    make: Callable[[_Wanted], nn.Module]
 
 
 def build(
@@ -48,131 +85,165 @@ def build(
     classes: int,
     *,
     timesteps: int | None = None,
-    channels: int = 3,
-    size: int = 32,
+    input_shape: tuple[int, int, int] = (3, 32, 32),
     width: int | None = None,
     normalize_input: bool = False,
 ) -> nn.Module:
-    """The untrained network of that name: images ``[B, channels, size, size]`` to logits ``[B, classes]``.
+    """The untrained network of that name: images ``[B, C, H, W]`` to logits ``[B, classes]``.
 
-    Spiking families ``ms_resnet``, ``ds_resnet``, ``danet`` (our interpretation), ``sew_resnet`` and ``spiking_resnet``
-    (plain): with depth 18 and 34 (104 of ms_resnet; 50, 101, 152 of danet and sew_resnet) four stages as for ImageNet;
-    with depth 6n + 2 (danet: 9n + 2) three stages as for CIFAR. ANNs: ``cifar_resnet`` with depth 6n + 2, and
-    torchvision's ``resnet18`` ... ``resnet152``.
+    Spiking families are ``ms_resnet``, ``ds_resnet``, ``danet`` (our interpretation), ``sew_resnet`` and
+    ``spiking_resnet`` (plain). With depth 18 and 34 (and 104 for ms_resnet; 50, 101, 152 for danet and sew_resnet) they
+    have four stages as for ImageNet, with depth 6n + 2 (danet: 9n + 2) three stages as for CIFAR. ANNs are
+    ``cifar_resnet`` with depth 6n + 2, and torchvision's ``resnet18`` ... ``resnet152``.
 
     Args:
-        timesteps: T of a spiking network; by default the papers'.
-        size: of the images; up to 64 pixels the stem of a four-stage network does not halve them.
-        width: channels of the first stage, by default the papers'; the others are multiples of it.
-        normalize_input: of ds_resnet, as there.
+        arch: the name of the architecture, such as ``"ms_resnet18"``.
+        classes: N, the number of logits.
+        timesteps: T of a spiking network; by default the paper's.
+        input_shape: ``(C, H, W)`` of an image or frame. Up to 64 pixels the stem of a four-stage network does not halve
+            the image.
+        width: channels of the first stage, by default the paper's; the other stages have multiples of it.
+        normalize_input: as in :func:`s_resnet.models.ds_resnet.ds_resnet`; for that family only.
 
     Raises:
-        InvalidData: no such architecture, or a setting that it does not have.
+        InvalidData: there is no such architecture, or it does not have such a setting.
     """
     if timesteps is not None and timesteps < 1:
-        raise InvalidData(f"{arch}: timesteps, got {timesteps}; expected at least 1. Leave it out for the paper's.")
+        raise InvalidData(message(arch, "timesteps", timesteps, "at least 1", "Leave it out for the paper's"))
     if width is not None and (width < 4 or width % 4):
-        raise InvalidData(f"{arch}: width, got {width}; expected a multiple of 4. Leave it out for the paper's.")
+        raise InvalidData(message(arch, "width", width, "a multiple of 4", "Leave it out for the paper's"))
     if normalize_input and not arch.startswith("ds_resnet"):
-        raise InvalidData(f"{arch}: got normalize_input; expected it for ds_resnet alone. Leave it out.")
-    if arch in TORCHVISION or arch.startswith("cifar_resnet"):
-        return _ann(arch, classes, timesteps, channels, width)
-    found = re.fullmatch(r"(ms_resnet|ds_resnet|danet|sew_resnet|spiking_resnet)([1-9]\d{0,2})", arch)
-    if found is None:
-        raise _unknown(arch)
-    family, depth = found[1], int(found[2])
-    steps = timesteps or TIMESTEPS[family]
-    kind = "cifar" if size <= SMALL else "imagenet"
-    make = _FAMILIES[family](arch, depth, kind, width)
-    return make(
-        classes=classes, timesteps=steps, channels=channels, **({"normalize_input": True} if normalize_input else {})
+        raise InvalidData(message(arch, "", "normalize_input", "it for ds_resnet alone", "Leave it out"))
+    family, depth = _family(arch)
+    return family.make(
+        _Wanted(arch, depth, classes, timesteps or family.timesteps, input_shape, width, normalize_input)
     )
 
 
 def timesteps_of(arch: str) -> int | None:
-    """The T that an architecture is trained for by default; None of an ANN."""
-    return next((steps for family, steps in TIMESTEPS.items() if arch.startswith(family)), None)
+    """The T that an architecture is trained for by default; None for an ANN."""
+    return next((family.timesteps for family in FAMILIES if arch.startswith(family.name)), None)
 
 
-Make = Callable[..., nn.Module]
+def _family(arch: str) -> tuple[Family, int]:
+    """The family and the depth in the name of an architecture."""
+    found = re.fullmatch(r"([a-z_]+)([1-9]\d{0,3})", arch)
+    family = next((family for family in FAMILIES if found and family.name == found[1]), None)
+    if found is None or family is None:
+        raise _unknown(arch)
+    return family, int(found[2])
 
 
 def _unknown(arch: str) -> InvalidData:
     near = difflib.get_close_matches(arch, ARCHITECTURES, 1)
-    advice = f"Did you mean {near[0]}?" if near else "Choose one of them."
-    return InvalidData(f"architecture: got {arch!r}; expected one of {KNOWN}. {advice}")
+    remedy = f"Pass {near[0]!r}, the nearest name" if near else f"Pass one of them, such as {ARCHITECTURES[0]!r}"
+    return InvalidData(message("architecture", "", f"{arch!r}", f"one of {KNOWN}", remedy))
 
 
-def _thirds(arch: str, depth: int, layers: int = 6, largest: int = LARGEST) -> Sequence[int]:
-    """Blocks of three stages of a depth ``layers * n + 2``."""
-    if depth < layers + 2 or (depth - 2) % layers or depth > largest:
-        below = min(largest, max(layers + 2, depth - (depth - 2) % layers))
-        others = [
-            name for name in ARCHITECTURES if re.fullmatch(arch.rstrip("0123456789") + r"(18|34|50|101|104|152)", name)
-        ]
-        named = f", or {', '.join(others)}" if others else ""
-        raise InvalidData(
-            f"{arch}: depth, got {depth}; expected {layers} n + 2 from {layers + 2} to {largest}{named}. Choose one, "
-            f"such as {below}{f' or {below + layers}' if below + layers <= largest else ''}."
-        )
-    return ((depth - 2) // layers,) * 3
+def _wrong_depth(arch: str, depth: int, layers: int) -> InvalidData:
+    """The error for a depth that is not ``layers * n + 2``."""
+    below = min(LARGEST, max(layers + 2, depth - (depth - 2) % layers))
+    others = [
+        name for name in ARCHITECTURES if re.fullmatch(arch.rstrip("0123456789") + r"(18|34|50|101|104|152)", name)
+    ]
+    named = f", or {', '.join(others)}" if others else ""
+    expected = f"{layers} n + 2 from {layers + 2} to {LARGEST}{named}"
+    remedy = f"Choose one, such as {below}{f' or {below + layers}' if below + layers <= LARGEST else ''}"
+    return InvalidData(message(arch, "depth", depth, expected, remedy))
 
 
-def _widths(width: int, count: int) -> Sequence[int]:
-    return tuple(width * 2**stage for stage in range(count))
+# ---- the builders
 
 
-def _ms(arch: str, depth: int, kind: str, width: int | None) -> Make:
-    if depth in BASIC or depth == 104:
-        deep = kind == "imagenet" and depth == 104
-        blocks = DEEP if depth == 104 else BASIC[depth]
-        return partial(ms_resnet, blocks, _widths(width or 64, 4), kind="imagenet-deep" if deep else kind)
-    return partial(ms_resnet, _thirds(arch, depth), _widths(width or 16, 3))
+def _steps(wanted: _Wanted) -> int:
+    assert wanted.timesteps is not None  # a spiking family has a default
+    return wanted.timesteps
 
 
-def _ds(arch: str, depth: int, kind: str, width: int | None) -> Make:
-    return partial(ds_resnet, _thirds(arch, depth), _widths(width or 64, 3))
+def _ms(wanted: _Wanted) -> nn.Module:
+    if wanted.depth in BASIC:
+        layout = wanted.layout(BASIC[wanted.depth], 64, wanted.kind)
+    elif wanted.depth == 104:
+        layout = wanted.layout(DEEP, 64, "imagenet-deep" if wanted.kind == "imagenet" else wanted.kind)
+    else:
+        layout = wanted.layout(wanted.thirds(), 16)
+    return ms_resnet(layout, wanted.classes, _steps(wanted), wanted.channels)
 
 
-def _danet(arch: str, depth: int, kind: str, width: int | None) -> Make:
-    if depth in BOTTLENECK:
-        return partial(danet, BOTTLENECK[depth], _widths(4 * (width or 64), 4), kind=kind)
-    return partial(danet, _thirds(arch, depth, 9), _widths(4 * (width or 16), 3))
+def _ds(wanted: _Wanted) -> nn.Module:
+    layout = wanted.layout(wanted.thirds(), 64)
+    normalize = wanted.normalize_input
+    return ds_resnet(layout, wanted.classes, _steps(wanted), wanted.channels, normalize_input=normalize)
 
 
-def _sew(arch: str, depth: int, kind: str, width: int | None) -> Make:
-    if depth in BOTTLENECK:
-        return partial(sew_resnet, BOTTLENECK[depth], _widths(4 * (width or 64), 4), kind=kind, bottleneck=True)
-    if depth in BASIC:
-        return partial(sew_resnet, BASIC[depth], _widths(width or 64, 4), kind=kind)
-    return partial(sew_resnet, _thirds(arch, depth), _widths(width or 16, 3))
+def _danet(wanted: _Wanted) -> nn.Module:
+    if wanted.depth in BOTTLENECK:
+        layout = wanted.layout(BOTTLENECK[wanted.depth], 64, wanted.kind, expansion=4)
+    else:
+        layout = wanted.layout(wanted.thirds(9), 16, expansion=4)
+    return danet(layout, wanted.classes, _steps(wanted), wanted.channels)
 
 
-def _plain(arch: str, depth: int, kind: str, width: int | None) -> Make:
-    blocks, widths = _thirds(arch, depth), _widths(width or 16, 3)
+def _sew(wanted: _Wanted) -> nn.Module:
+    if wanted.depth in BOTTLENECK:
+        layout = wanted.layout(BOTTLENECK[wanted.depth], 64, wanted.kind, expansion=4)
+    elif wanted.depth in BASIC:
+        layout = wanted.layout(BASIC[wanted.depth], 64, wanted.kind)
+    else:
+        layout = wanted.layout(wanted.thirds(), 16)
+    bottleneck = wanted.depth in BOTTLENECK
+    return sew_resnet(layout, wanted.classes, _steps(wanted), wanted.channels, bottleneck)
 
-    def make(classes: int, timesteps: int, channels: int) -> nn.Module:
-        return plain_resnet(blocks, widths, classes, timesteps, channels, partial(lif, timesteps))
 
-    return make
-
-
-_FAMILIES = {"ms_resnet": _ms, "ds_resnet": _ds, "danet": _danet, "sew_resnet": _sew, "spiking_resnet": _plain}
+def _plain(wanted: _Wanted) -> nn.Module:
+    steps = _steps(wanted)
+    return plain_resnet(wanted.layout(wanted.thirds(), 16), wanted.classes, steps, wanted.channels, partial(lif, steps))
 
 
-def _ann(arch: str, classes: int, timesteps: int | None, channels: int, width: int | None) -> nn.Module:
-    if channels != 3:
-        raise InvalidData(f"{arch}: channels, got {channels}; expected 3, of images. Choose a spiking network.")
-    if timesteps is not None:
-        raise InvalidData(f"{arch}: timesteps, got {timesteps} for an ANN; expected none. Leave it out.")
-    if arch in TORCHVISION:
-        if width is not None:
-            raise InvalidData(f"{arch}: got width={width}; expected torchvision's own. Leave it out.")
-        import torchvision  # late: it takes longer than all else here
+def _cifar(wanted: _Wanted) -> nn.Module:
+    _check_ann(wanted)
+    return CifarResNet(wanted.depth, wanted.classes, wanted.width or 16)
 
-        model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=classes)
-        return model
-    found = re.fullmatch(r"cifar_resnet([1-9]\d{0,3})", arch)
-    if found is None:
-        raise _unknown(arch)
-    return CifarResNet(int(found[1]), classes, width or 16)
+
+def _torchvision(wanted: _Wanted) -> nn.Module:
+    if wanted.arch not in ARCHITECTURES:
+        raise _unknown(wanted.arch)
+    _check_ann(wanted)
+    if wanted.width is not None:
+        raise InvalidData(message(wanted.arch, "", f"width={wanted.width}", "torchvision's own", "Leave it out"))
+    return build_torchvision(wanted.arch, wanted.classes)
+
+
+def _check_ann(wanted: _Wanted) -> None:
+    if wanted.channels != 3:
+        remedy = "Pass images of three channels, or the name of a spiking network"
+        raise InvalidData(message(wanted.arch, "channels", wanted.channels, "3, of images", remedy))
+    if wanted.timesteps is not None:
+        got = f"{wanted.timesteps} for an ANN"
+        raise InvalidData(message(wanted.arch, "timesteps", got, "none", "Leave it out"))
+
+
+FAMILIES = (
+    Family(
+        "ms_resnet",
+        6,
+        (18, 34, 104, 20, 32, 44, 56, 110, 482),
+        "ms_resnet18, ms_resnet34, ms_resnet104, ms_resnet20 ... ms_resnet482",
+        _ms,
+    ),
+    Family("ds_resnet", 4, (14, 20, 32, 44, 68), "ds_resnet14 ... ds_resnet68", _ds),
+    Family(
+        "danet",
+        4,
+        (50, 101, 152, 29),
+        "danet50, danet101, danet152, danet29 (CIFAR-size; danet is our interpretation)",
+        _danet,
+    ),
+    Family("sew_resnet", 4, (18, 34, 50, 101, 152, 20), "sew_resnet18 ... sew_resnet152, sew_resnet20", _sew),
+    Family("spiking_resnet", 4, (20, 110), "spiking_resnet20 ... (plain)", _plain),
+    Family("cifar_resnet", None, (20, 56), "cifar_resnet20 ... (ANNs)", _cifar),
+    Family("resnet", None, (18, 34, 50, 101, 152), "resnet18 ... resnet152 (ANNs of torchvision)", _torchvision),
+)
+ARCHITECTURES = tuple(f"{family.name}{depth}" for family in FAMILIES for depth in family.depths)
+"""Names that :func:`build` knows. Further depths of the same families work too."""
+KNOWN = ", ".join(family.known for family in FAMILIES)

@@ -1,14 +1,14 @@
 """DANet, our interpretation: densely additive connections between the stages of a spiking ResNet.
 
 The paper (Li, Lei and Yang, Neurocomputing 616, 2025, 128950) says that it abstracts the best residual connection into
-a "densely additive connection"; its equations were not published in any source we have. What is built here, and nothing
-else, is **our interpretation**: dense reuse as in DenseNet, by addition instead of concatenation. Within a stage,
-additions of currents unroll to ``U_L = U_0 + sum_k F_k``, each block getting the sum of all before it. Between stages::
+a "densely additive connection"; its equations are in no source that we have. What is built here is **our
+interpretation**: dense reuse as in DenseNet, by addition instead of concatenation. Within a stage, additions of
+currents unroll to ``U_L = U_0 + sum_k F_k``: each block receives the sum of all before it. Between stages::
 
     U^(s) = stage_s(U^(s-1)) + sum_{j < s} D_js(U^(j)),    U^(0) the stem,
     D_js(U) = BN0(conv1x1(pool(LIF(U)))),                  pool: the mean over what the stages between have halved
 
-so that every stage reads the currents of all stages before. All of that wiring is in :class:`DenselyAdditive`.
+so that every stage reads the currents of all stages before. :class:`DenselyAdditive` holds this wiring.
 """
 
 from __future__ import annotations
@@ -18,24 +18,31 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .layers import TDBatchNorm2d, convolution, lif
-from .spiking_resnet import SpikingResNet, stages, stem
+from .spiking_resnet import Layout, SpikingResNet, stages, stem
 
-START = 0.5  # of tdBN's weight: the neurons' threshold
+START = 0.5  # initial weight of tdBN: the neurons' threshold
 
 
 class DABottleneck(nn.Module):
-    """``Sc(U) + F(U)``, F three times LIF, convolution (1x1, 3x3, 1x1) and tdBN, the last one starting at 0.
+    """``Sc(U) + F(U)``; F is three times LIF, convolution (1x1, 3x3, 1x1) and tdBN, the last one starting at weight 0.
 
-    Part of our interpretation of DANet. The inner convolutions have a quarter of ``channels``.
+    ``[T * B, in_channels, H, W] -> [T * B, channels, ceil(H / stride), ceil(W / stride)]``. The inner convolutions have
+    a quarter of ``channels``. Part of our interpretation of DANet.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, timesteps: int) -> None:
         super().__init__()
         inner = channels // 4
         self.branch = nn.Sequential(
-            *(lif(timesteps), convolution(in_channels, inner, 1), TDBatchNorm2d(inner, START)),
-            *(lif(timesteps), convolution(inner, inner, 3, stride), TDBatchNorm2d(inner, START)),
-            *(lif(timesteps), convolution(inner, channels, 1), TDBatchNorm2d(channels, 0.0)),
+            lif(timesteps),
+            convolution(in_channels, inner, 1),
+            TDBatchNorm2d(inner, START),
+            lif(timesteps),
+            convolution(inner, inner, 3, stride),
+            TDBatchNorm2d(inner, START),
+            lif(timesteps),
+            convolution(inner, channels, 1),
+            TDBatchNorm2d(channels, 0.0),
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
@@ -47,9 +54,13 @@ class DABottleneck(nn.Module):
 
 
 class DenselyAdditive(nn.Module):
-    """Stages, each of which adds what 1x1 convolutions make of the spikes of all before: our interpretation of DANet.
+    """Stages to whose sums all earlier currents are added, by 1x1 convolutions of their spikes: our interpretation.
 
-    stages: the modules. channels: of the stem and of each stage. halved: by how much each stage divides the image.
+    Args:
+        stages: the modules.
+        channels: channels of the stem and of each stage.
+        halved: by how much each stage divides the height and width.
+        timesteps: T.
     """
 
     def __init__(self, stages: Sequence[nn.Module], channels: Sequence[int], halved: Sequence[int], timesteps: int):
@@ -79,21 +90,26 @@ class DenselyAdditive(nn.Module):
         return reached[-1]
 
 
-def danet(
-    blocks: Sequence[int], widths: Sequence[int], classes: int, timesteps: int, channels: int = 3, kind: str = "cifar"
-) -> SpikingResNet:
+def danet(layout: Layout, classes: int, timesteps: int, channels: int = 3) -> SpikingResNet:
     """DANet (our interpretation) of bottlenecks: 3, 4, 6, 3 blocks are DANet-50.
 
-    widths: the channels that stages give, four times those inside a bottleneck. Neurons and normalization as in
-    MS-ResNet (:func:`s_resnet.models.ms_resnet.ms_resnet`), since the paper's are not known to us.
+    Neurons and normalization are those of MS-ResNet (:func:`s_resnet.models.ms_resnet.ms_resnet`), since the paper's
+    are not known to us.
+
+    Args:
+        layout: the stages; the widths are four times those inside a bottleneck.
+        classes: N, the number of logits.
+        timesteps: T.
+        channels: C of the images or frames.
     """
-    halving = kind != "cifar"
+    halving = layout.kind != "cifar"
 
     def block(before: int, width: int, stride: int) -> nn.Module:
         return DABottleneck(before, width, stride, timesteps)
 
-    first = widths[0] // 4
-    parts = stages(block, first, widths, blocks, halving)
+    first = layout.widths[0] // 4
+    parts = stages(block, first, layout, halving)
     halved = [2 if index or halving else 1 for index in range(len(parts))]
-    body = nn.Sequential(DenselyAdditive(parts, (first, *widths), halved, timesteps), lif(timesteps))
-    return SpikingResNet(timesteps, stem(channels, first, kind, TDBatchNorm2d(first, START)), body, widths[-1], classes)
+    body = nn.Sequential(DenselyAdditive(parts, (first, *layout.widths), halved, timesteps), lif(timesteps))
+    start = stem(channels, first, layout.kind, TDBatchNorm2d(first, START))
+    return SpikingResNet(timesteps, start, body, layout.widths[-1], classes)

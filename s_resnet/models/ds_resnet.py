@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
 from .layers import TDBatchNorm2d, convolution, fired, mlf
-from .spiking_resnet import Neurons, Norm, SpikingResNet, stages, stem
+from .spiking_resnet import Layout, Neurons, Norm, SpikingResNet, stages, stem
 
-THRESHOLD = 0.6  # the lowest of the neurons, in tdBN
+THRESHOLD = 0.6  # the lowest of the neurons: a factor in tdBN
 
 
 class SpikeAddBlock(nn.Module):
     """Adds spikes: ``neuron(BN(conv(neuron(BN(conv(x)))))) + Sc(x)``.
 
-    Sc is the identity or ``neuron(BN(conv1x1(x)))``.
-
-    ``[T * B, in_channels, H, W] -> [T * B, channels, ceil(H / stride), ceil(W / stride)]``.
+    ``[T * B, in_channels, H, W] -> [T * B, channels, ceil(H / stride), ceil(W / stride)]``. Sc is the identity, or
+    ``neuron(BN(conv1x1(x)))`` where the shape changes.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, neuron: Neurons, norm: Norm) -> None:
@@ -37,18 +35,24 @@ class SpikeAddBlock(nn.Module):
 
 
 def ds_resnet(
-    blocks: Sequence[int],
-    widths: Sequence[int],
+    layout: Layout,
     classes: int,
     timesteps: int,
     channels: int = 3,
     levels: int = 3,
     normalize_input: bool = False,
 ) -> SpikingResNet:
-    """The spiking DS-ResNet with multi-level firing of ``levels`` thresholds: 3, 3, 3 blocks are DS-ResNet-20.
+    """The spiking DS-ResNet with multi-level firing: 3, 3, 3 blocks are DS-ResNet-20.
 
-    Its tdBN adds eps to the root, and has the lowest threshold as a factor. normalize_input: batch normalization
-    without weights before the stem, as for DVS-Gesture.
+    Its tdBN adds eps to the root, and has the lowest threshold as a factor.
+
+    Args:
+        layout: the stages; the stem is that of ``"cifar"``.
+        classes: N, the number of logits.
+        timesteps: T.
+        channels: C of the images or frames.
+        levels: how many thresholds a neuron has.
+        normalize_input: put a batch normalization without weights before the stem, as for DVS-Gesture.
 
     Source: arXiv:2210.06386 and its released code (3 levels; widths 64, 128, 256 for CIFAR-10, 32, 64, 128 for
     CIFAR10-DVS, 16, 32, 64 for DVS-Gesture).
@@ -59,8 +63,9 @@ def ds_resnet(
     def block(before: int, width: int, stride: int) -> nn.Module:
         return SpikeAddBlock(before, width, stride, neuron, norm)
 
-    start = stem(channels, widths[0], "cifar", norm(widths[0]))
+    first = layout.widths[0]
+    start = stem(channels, first, "cifar", norm(first))
     if normalize_input:
         start = nn.Sequential(nn.BatchNorm2d(channels, affine=False), *start)
-    body = nn.Sequential(neuron(), *stages(block, widths[0], widths, blocks, halving=False))
-    return SpikingResNet(timesteps, start, body, widths[-1], classes)
+    body = nn.Sequential(neuron(), *stages(block, first, layout, halving=False))
+    return SpikingResNet(timesteps, start, body, layout.widths[-1], classes)

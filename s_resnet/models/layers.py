@@ -1,80 +1,64 @@
-"""The layers of directly trained spiking networks: neurons with a surrogate gradient, tdBN, time in the batch.
+"""The layers of directly trained spiking networks: neurons with a surrogate gradient, tdBN, and time in the batch.
 
-Between :class:`Repeat` and :class:`TimeMean` activations are ``[T * B, ...]``, time outermost: convolutions and batch
-normalization see one large batch, as they do in the simulator, and neurons alone know the time.
+Between :class:`Repeat` and :class:`TimeMean` activations are ``[T * B, ...]``, time outermost. Convolutions and batch
+normalization see one large batch, as they do in the simulator; only neurons know the time.
 """
 
 from __future__ import annotations
 
 import sys
-from functools import partial
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..kernels.surrogate.fire import fire
 from ..kernels.surrogate.normalize import normalize, normalize_and_fire
 from ..kernels.surrogate.reference import Firing
 
+LIF = Firing((0.5,), decay=0.25, reset="zero", surrogate="rectangle", width=1.0)
+"""Leaky integrate-and-fire as in MS-ResNet (arXiv:2112.08954, released code): hard reset, detached."""
+
 
 class SpikingNeuron(nn.Module):
-    """A layer of neurons over ``timesteps`` steps, ``[T * B, *] -> [T * B, *]``, trainable by a surrogate gradient.
+    """A layer of neurons over T steps, ``[T * B, *] -> [T * B, *]``, trainable by a surrogate gradient.
 
-    The equation is that of :func:`s_resnet.kernels.surrogate.fire.fire`: for each of K thresholds a membrane of its
-    own, and the sum of the K spikes, 0 ... K, goes on. State is fresh in every call.
+    The equation is that of :func:`s_resnet.kernels.surrogate.fire.fire`. There is one membrane for each of K
+    thresholds, and the layer sends the sum of their spikes, 0 ... K. The state is fresh in every call.
 
-    thresholds: K of them. decay: of the membrane per step. reset: ``"zero"`` or ``"subtract"``. surrogate, width:
-    ``"rectangle"`` or ``"triangle"`` of that width, ``"arctan"`` or ``"sigmoid"`` of that steepness. detach_reset:
-    whether no gradient flows through the reset. By default the neuron of MS-ResNet (:data:`lif`). Raises InvalidData
-    for settings that are not possible.
+    Args:
+        timesteps: T.
+        firing: thresholds, decay, reset and surrogate; by default :data:`LIF`.
+
+    Raises:
+        InvalidData: ``timesteps`` is below 1, or neurons do not start at potential 0.
     """
 
-    def __init__(
-        self,
-        timesteps: int,
-        thresholds: tuple[float, ...] = (0.5,),
-        decay: float = 0.25,
-        reset: str = "zero",
-        surrogate: str = "rectangle",
-        width: float = 1.0,
-        detach_reset: bool = True,
-    ) -> None:
+    def __init__(self, timesteps: int, firing: Firing = LIF) -> None:
         super().__init__()
-        self.timesteps, self.decay, self.reset = _steps(timesteps), decay, reset
-        # As float32 has them, so that they are the same in any precision.
-        self.thresholds = tuple(torch.tensor(thresholds, dtype=torch.float32, device="cpu").tolist())
-        self.surrogate, self.width, self.detach_reset = surrogate, width, detach_reset
-        _ = self.firing  # refuses what is not possible
-
-    @property
-    def firing(self) -> Firing:
-        """The settings, as kernels take them."""
-        how = (self.thresholds, self.decay, self.reset, self.surrogate, self.width, self.detach_reset)
-        return Firing(*how)
+        self.timesteps = _steps(timesteps)
+        if firing.initial:
+            raise InvalidData(message("spiking layer", "initial", firing.initial, "0", "Leave it out"))
+        # Thresholds rounded to float32, so that they are the same in every precision.
+        thresholds = torch.tensor(firing.thresholds, dtype=torch.float32, device="cpu").tolist()
+        self.firing = replace(firing, thresholds=tuple(thresholds))
 
     def forward(self, current: Tensor) -> Tensor:
-        spikes = fire(
-            in_time(current, self.timesteps),
-            thresholds=self.thresholds,
-            decay=self.decay,
-            reset=self.reset,
-            surrogate=self.surrogate,
-            width=self.width,
-            detach_reset=self.detach_reset,
-        )
-        return spikes.flatten(0, 1)
+        return fire(in_time(current, self.timesteps), **vars(self.firing)).flatten(0, 1)
 
     def extra_repr(self) -> str:
+        firing = self.firing
         return (
-            f"timesteps={self.timesteps}, thresholds={[round(theta, 6) for theta in self.thresholds]}, "
-            f"decay={self.decay}, reset={self.reset!r}, surrogate={self.surrogate!r}, width={self.width}"
+            f"timesteps={self.timesteps}, thresholds={[round(theta, 6) for theta in firing.thresholds]}, "
+            f"decay={firing.decay}, reset={firing.reset!r}, surrogate={firing.surrogate!r}, width={firing.width}"
         )
 
 
-# Leaky integrate-and-fire as in MS-ResNet (arXiv:2112.08954, released code): hard reset, detached.
-lif = partial(SpikingNeuron, thresholds=(0.5,), decay=0.25, reset="zero", surrogate="rectangle", width=1.0)
+def lif(timesteps: int) -> SpikingNeuron:
+    """The neurons of MS-ResNet, :data:`LIF`."""
+    return SpikingNeuron(timesteps, LIF)
 
 
 def mlf(timesteps: int, levels: int = 3) -> SpikingNeuron:
@@ -84,20 +68,29 @@ def mlf(timesteps: int, levels: int = 3) -> SpikingNeuron:
     (arXiv:2210.06386), released code.
     """
     thresholds = tuple(0.6 + level for level in range(levels))
-    return SpikingNeuron(timesteps, thresholds, 0.25, "zero", "rectangle", 1.0, detach_reset=False)
+    return SpikingNeuron(timesteps, Firing(thresholds, 0.25, "zero", "rectangle", 1.0, detach_reset=False))
 
 
 class TDBatchNorm2d(nn.BatchNorm2d):
     """Threshold-dependent batch normalization of ``[T * B, C, H, W]``: statistics over time, batch and space.
 
-    ``y = weight * threshold * (x - mean) / sqrt(var + eps) + bias``, or with ``eps_outside``
-    ``y = weight * threshold * (x - mean) / (sqrt(var) + eps) + bias``, which is the form of the released code of
-    multi-level firing (arXiv:2210.06386). MS-ResNet's code has the threshold in the weight's start: ``threshold`` is 1
-    there, and ``start`` 0.5, or 0 for the last normalization of a residual branch.
+    The equation is::
 
-    start: of the weight. ``sync(group)`` has the statistics of training be those of all processes of a group, on any
-    device. Source: Zheng et al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks"
-    (arXiv:2011.05280).
+        y = weight * threshold * (x - mean) / sqrt(var + eps) + bias
+        y = weight * threshold * (x - mean) / (sqrt(var) + eps) + bias      (with eps_outside)
+
+    The second form is that of the released code of multi-level firing (arXiv:2210.06386). MS-ResNet's code has the
+    threshold in the initial weight: there ``threshold`` is 1 and ``start`` 0.5, or 0 for the last normalization of a
+    residual branch.
+
+    Args:
+        channels: C.
+        start: initial weight.
+        threshold: factor of the weight.
+        eps_outside: add eps to the root, not under it.
+        eps: as in ``nn.BatchNorm2d``.
+
+    Source: Zheng et al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks" (arXiv:2011.05280).
     """
 
     def __init__(
@@ -109,15 +102,15 @@ class TDBatchNorm2d(nn.BatchNorm2d):
         self.group: distributed.ProcessGroup | None = None
 
     def sync(self, group: distributed.ProcessGroup | None) -> None:
-        """Share the statistics of training with a process group; None: with nobody."""
+        """Share the statistics of training with all processes of a group, on any device; None shares with nobody."""
         self.group = group
 
     def root(self) -> tuple[Tensor, float]:
-        """The variance and eps of evaluation, both inside the root: ``sqrt(var) + eps`` is the root of its square."""
+        """Variance and eps for evaluation, both under the root; ``sqrt(var) + eps`` is the root of its square."""
         assert self.running_var is not None
         outside = self.eps_outside
         var, eps = ((self.running_var.sqrt() + self.eps) ** 2, 0.0) if outside else (self.running_var, self.eps)
-        return var, eps or sys.float_info.min  # torch 2.11 refuses 0; so small a number changes no bit of a variance
+        return var, eps or sys.float_info.min  # torch 2.11 refuses 0; this changes no bit of a variance
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.threshold == 1.0 else self.weight * self.threshold
@@ -130,15 +123,14 @@ class TDBatchNorm2d(nn.BatchNorm2d):
         if not self.eps_outside and self.group is None:
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, weight, self.bias, True, self.momentum, self.eps)
-        current, statistics = normalize(
-            *(x, weight, self.bias), eps=self.eps, eps_outside=self.eps_outside, group=self.group
-        )
+        outside, group = self.eps_outside, self.group
+        current, statistics = normalize(x, weight, self.bias, eps=self.eps, eps_outside=outside, group=group)
         _observe(self, *statistics)
         return current
 
 
 def fired(norm: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
-    """``neuron(norm(x))``; in training as one operation, which keeps ``x`` alone for the backward pass."""
+    """``neuron(norm(x))``; in training one fused operation, which keeps only ``x`` for the backward pass."""
     plain = type(norm) in (nn.BatchNorm2d, TDBatchNorm2d) and isinstance(neuron, SpikingNeuron)
     if not (plain and norm.training):
         spikes: Tensor = neuron(norm(x))
@@ -149,8 +141,9 @@ def fired(norm: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
     if isinstance(norm, TDBatchNorm2d):
         weight = weight if norm.threshold == 1.0 else weight * norm.threshold
         outside, group = norm.eps_outside, norm.group
+    steps = neuron.timesteps
     spikes, statistics = normalize_and_fire(
-        *(x, weight, norm.bias, neuron.firing, neuron.timesteps), eps=norm.eps, eps_outside=outside, group=group
+        x, weight, norm.bias, neuron.firing, steps, eps=norm.eps, eps_outside=outside, group=group
     )
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
@@ -159,7 +152,7 @@ def fired(norm: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
 
 
 def _observe(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> None:
-    """Let running statistics follow those of a batch; the variance as one without bias."""
+    """Move the running statistics toward those of a batch, with its unbiased variance."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     with torch.no_grad():
         norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
@@ -168,7 +161,7 @@ def _observe(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> 
 
 
 class Encode(nn.Module):
-    """Images ``[B, C, H, W]`` as they are, events ``[T, B, C, H, W]`` as ``[T * B, C, H, W]``; in channels_last."""
+    """Images ``[B, C, H, W]`` unchanged, events ``[T, B, C, H, W]`` as ``[T * B, C, H, W]``; both in channels_last."""
 
     def __init__(self, timesteps: int) -> None:
         super().__init__()
@@ -178,15 +171,14 @@ class Encode(nn.Module):
         if images.ndim == 4:
             return images.contiguous(memory_format=torch.channels_last)
         if images.ndim != 5 or len(images) != self.timesteps:
-            raise InvalidData(
-                f"spiking network: input, got {list(images.shape)}; expected images [B, C, H, W] or events "
-                f"[{self.timesteps}, B, C, H, W]. Bin the events into as many steps as the network has."
-            )
+            expected = f"images [B, C, H, W] or events [{self.timesteps}, B, C, H, W]"
+            remedy = "Bin the events into as many steps as the network has"
+            raise InvalidData(message("spiking network", "input", list(images.shape), expected, remedy))
         return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 class Repeat(nn.Module):
-    """A constant current at each step, ``[B, *] -> [T * B, *]``; what came from events is in time already."""
+    """The same current at each step, ``[B, *] -> [T * B, *]``; currents of events already are ``[T * B, *]``."""
 
     def __init__(self, timesteps: int) -> None:
         super().__init__()
@@ -195,7 +187,7 @@ class Repeat(nn.Module):
     def forward(self, current: Tensor, images: Tensor) -> Tensor:
         if images.ndim == 5:
             return current
-        return torch.cat([current] * self.timesteps)  # unlike a repetition it keeps channels_last
+        return torch.cat([current] * self.timesteps)  # unlike Tensor.repeat it keeps channels_last
 
 
 class TimeMean(nn.Module):
@@ -211,22 +203,27 @@ class TimeMean(nn.Module):
 
 def _steps(timesteps: int) -> int:
     if not isinstance(timesteps, int) or timesteps < 1:
-        raise InvalidData(f"spiking layer: timesteps, got {timesteps!r}; expected a whole number >= 1. Change it.")
+        raise InvalidData(
+            message("spiking layer", "timesteps", f"{timesteps!r}", "a whole number >= 1", "Pass such a T")
+        )
     return timesteps
 
 
 def in_time(values: Tensor, timesteps: int) -> Tensor:
-    """``[T * B, *]`` as ``[T, B, *]``. Raises InvalidData where T does not divide the batch."""
+    """``[T * B, *]`` as ``[T, B, *]``.
+
+    Raises:
+        InvalidData: T does not divide the batch.
+    """
     if len(values) % timesteps:
-        raise InvalidData(
-            f"spiking layer: batch, got {len(values)}; expected a multiple of {timesteps} time steps. Put the layer "
-            "between Repeat and TimeMean of the same number of steps."
-        )
+        expected = f"a multiple of {timesteps} time steps"
+        remedy = "Put the layer between Repeat and TimeMean of the same number of steps"
+        raise InvalidData(message("spiking layer", "batch", len(values), expected, remedy))
     return values.view(timesteps, len(values) // timesteps, *values.shape[1:])
 
 
 def convolution(channels: int, to: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the size at stride 1, started as He et al. (arXiv:1502.01852) do."""
+    """A convolution that keeps the size at stride 1, initialized as in He et al. (arXiv:1502.01852)."""
     layer = nn.Conv2d(channels, to, kernel, stride, kernel // 2, bias=bias)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer.to(memory_format=torch.channels_last)

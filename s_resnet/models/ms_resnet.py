@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from .layers import TDBatchNorm2d, convolution, fired, lif
-from .spiking_resnet import SpikingResNet, stages, stem
+from .spiking_resnet import Layout, SpikingResNet, stages, stem
 
-START = 0.5  # of tdBN's weight: the neurons' threshold
+START = 0.5  # initial weight of tdBN: the neurons' threshold
 
 
 class MSBlock(nn.Module):
     """``Sc(U) + BN0(conv(LIF(BN(conv(LIF(U))))))``: a sum of currents, on which the next block's neurons fire.
 
     ``[T * B, in_channels, H, W] -> [T * B, channels, ceil(H / stride), ceil(W / stride)]``. ``BN0`` starts at weight 0,
-    so that a block starts as its shortcut: the identity, or ``BN(conv1x1(U))`` where the shape changes. pooled: that
-    halves by average pooling before its convolution, as in MS-ResNet-104.
+    so that a block starts as its shortcut: the identity, or ``BN(conv1x1(U))`` where the shape changes.
+
+    Args:
+        in_channels: channels of U.
+        channels: channels of the result.
+        stride: of the first convolution.
+        timesteps: T.
+        pooled: halve the shortcut by average pooling before its convolution, as in MS-ResNet-104.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, timesteps: int, pooled: bool = False) -> None:
@@ -38,25 +42,27 @@ class MSBlock(nn.Module):
         return total
 
 
-def ms_resnet(
-    blocks: Sequence[int], widths: Sequence[int], classes: int, timesteps: int, channels: int = 3, kind: str = "cifar"
-) -> SpikingResNet:
-    """MS-ResNet: a stem without neurons, :class:`MSBlock` in stages, and neurons before the pooling.
+def ms_resnet(layout: Layout, classes: int, timesteps: int, channels: int = 3) -> SpikingResNet:
+    """MS-ResNet: a stem without neurons, stages of :class:`MSBlock`, and neurons before the pooling.
 
-    Neurons: LIF with decay 0.25, hard reset, threshold 0.5, rectangular surrogate, detached reset.
+    The neurons are LIF with decay 0.25, threshold 0.5, hard and detached reset, and a rectangular surrogate.
 
     Args:
-        blocks, widths: per stage; 2, 2, 2, 2 blocks are MS-ResNet-18, 3, 8, 32, 8 are MS-ResNet-104.
-        kind: of stem. ``"imagenet"``, where every stage halves and nothing is pooled; ``"imagenet-deep"``, three
-            convolutions without anything between them, pooled shortcuts and dropout 0.2 (MS-ResNet-104); ``"cifar"``.
+        layout: the stages; 2, 2, 2, 2 blocks are MS-ResNet-18, 3, 8, 32, 8 are MS-ResNet-104. With kind ``"imagenet"``
+            every stage halves the image, and nothing is pooled; ``"imagenet-deep"`` (MS-ResNet-104) has nothing
+            between the three convolutions of its stem, pooled shortcuts, and dropout 0.2.
+        classes: N, the number of logits.
+        timesteps: T.
+        channels: C of the images or frames.
 
-    Source: arXiv:2112.08954 and its released code. It averages over time before the linear layer, which is the same.
+    Source: arXiv:2112.08954 and its released code, which averages over time before the linear layer. The result is the
+    same.
     """
-    deep = kind == "imagenet-deep"
+    deep, first = layout.kind == "imagenet-deep", layout.widths[0]
 
     def block(before: int, width: int, stride: int) -> nn.Module:
         return MSBlock(before, width, stride, timesteps, pooled=deep)
 
-    body = nn.Sequential(*stages(block, widths[0], widths, blocks, halving=kind != "cifar"), lif(timesteps))
-    start = stem(channels, widths[0], kind, TDBatchNorm2d(widths[0], START))
-    return SpikingResNet(timesteps, start, body, widths[-1], classes, dropout=0.2 if deep else 0.0)
+    body = nn.Sequential(*stages(block, first, layout, halving=layout.kind != "cifar"), lif(timesteps))
+    start = stem(channels, first, layout.kind, TDBatchNorm2d(first, START))
+    return SpikingResNet(timesteps, start, body, layout.widths[-1], classes, dropout=0.2 if deep else 0.0)

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 
 
 class ZeroPadding(nn.Module):
     """Shortcut option A, without parameters: every second pixel, and channels of zeros.
 
-    ``[B, C, H, W] -> [B, C + extra, ceil(H / 2), ceil(W / 2)]``. The paper does not say where the zeros go:
-    half of them stand before the channels and half after, as published CIFAR checkpoints expect.
+    ``[B, C, H, W] -> [B, C + extra, ceil(H / 2), ceil(W / 2)]``. The paper does not say where the zeros go. Here half
+    of them stand before the channels and half after, as published CIFAR checkpoints expect.
     """
 
     def __init__(self, extra: int) -> None:
@@ -28,8 +28,8 @@ class ZeroPadding(nn.Module):
 class CifarBlock(nn.Module):
     """``ReLU(BN(conv(ReLU(BN(conv(x))))) + shortcut(x))`` with 3x3 convolutions, the first one strided.
 
-    ``[B, in_channels, H, W] -> [B, channels, ceil(H / stride), ceil(W / stride)]``. The shortcut is a strided
-    1x1 convolution with BN where `project` is true, else zero padding at stride 2 and identity at stride 1.
+    ``[B, in_channels, H, W] -> [B, channels, ceil(H / stride), ceil(W / stride)]``. With ``project`` the shortcut is a
+    strided 1x1 convolution with BN; otherwise it is :class:`ZeroPadding` at stride 2 and the identity at stride 1.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, project: bool) -> None:
@@ -54,14 +54,23 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A ResNet of `depth` = 6n + 2 weighted layers for 32 x 32 images: ``[B, 3, H, W] -> [B, num_classes]``.
+    """The ResNet for images of 32 x 32 pixels: ``[B, 3, H, W] -> [B, num_classes]``.
 
-    A 3x3 stem of `width` channels; three stages of n blocks with `width`, 2 `width` and 4 `width` channels,
-    of which the second and third halve the image; global average pooling; one linear layer. `shortcut` is the
-    paper's option where a stage halves the image: ``"A"`` zero padding, ``"B"`` projection. `project_first`
-    puts a projection on the first block of stage 1 too, so that every stage begins with one, as in S-ResNet.
+    It has a 3x3 stem; three stages of n blocks with ``width``, ``2 width`` and ``4 width`` channels, of which the
+    second and third halve the image; global average pooling; and one linear layer.
 
-    Source: arXiv:1512.03385, section 4.2. Raises `InvalidData` where the arguments describe no network.
+    Args:
+        depth: the number of weighted layers, 6n + 2.
+        num_classes: the number of logits.
+        width: channels of the stem and the first stage.
+        shortcut: the paper's option where a stage halves the image: ``"A"`` zero padding, ``"B"`` projection.
+        project_first: put a projection on the first block of stage 1 too, so that every stage begins with one, as in
+            S-ResNet; only with ``shortcut="B"``.
+
+    Raises:
+        InvalidData: the arguments describe no network.
+
+    Source: arXiv:1512.03385, section 4.2.
     """
 
     def __init__(
@@ -74,11 +83,11 @@ class CifarResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise InvalidData(f"CifarResNet: depth, got {depth}; expected 6n + 2. Choose 8, 14, 20, 26 or so on.")
+            raise InvalidData(message("CifarResNet", "depth", depth, "6n + 2", "Pass 8, 14, 20, 26 or so on"))
         if shortcut not in ("A", "B"):
-            raise InvalidData(f"CifarResNet: shortcut, got {shortcut!r}; expected 'A' or 'B'. Choose one.")
+            raise InvalidData(message("CifarResNet", "shortcut", f"{shortcut!r}", "'A' or 'B'", "Pass one of the two"))
         if project_first and shortcut == "A":
-            raise InvalidData("CifarResNet: project_first, got shortcut 'A'; expected 'B'. Set shortcut='B'.")
+            raise InvalidData(message("CifarResNet", "project_first", "shortcut 'A'", "'B'", "Set shortcut='B'"))
         blocks = (depth - 2) // 6
         project = shortcut == "B"
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
@@ -103,6 +112,6 @@ class CifarResNet(nn.Module):
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int, project: bool) -> nn.Sequential:
-    """`blocks` blocks, of which the first changes the shape and may have a projection."""
+    """``blocks`` blocks, of which the first changes the shape and may have a projection."""
     first = CifarBlock(in_channels, channels, stride, project)
     return nn.Sequential(first, *(CifarBlock(channels, channels, 1, False) for _ in range(blocks - 1)))

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
+from ..kernels.surrogate.reference import Firing
 from .ds_resnet import SpikeAddBlock
 from .layers import SpikingNeuron, convolution
-from .spiking_resnet import Neurons, Norm, SpikingResNet, stages, stem
+from .spiking_resnet import Layout, Neurons, Norm, SpikingResNet, stages, stem
 
-# Integrate-and-fire, threshold 1, hard and detached reset, arctan surrogate of steepness 2: as in its released code.
-integrate_and_fire = partial(SpikingNeuron, thresholds=(1.0,), decay=1.0, surrogate="arctan", width=2.0)
+# Integrate-and-fire with threshold 1, hard and detached reset, arctan surrogate of steepness 2, as in the released
+# code.
+IF = Firing((1.0,), decay=1.0, reset="zero", surrogate="arctan", width=2.0)
 
 
 class SpikeAddBottleneck(nn.Module):
-    """A bottleneck of 1x1, 3x3 and 1x1 convolutions, each normalized and fired, whose spikes are added to ``Sc(x)``.
+    """Adds the spikes of a bottleneck, ``neuron(BN(conv(...)))`` with 1x1, 3x3 and 1x1 convolutions, to ``Sc(x)``.
 
-    The 1x1 convolutions have a quarter of ``channels``; Sc is the identity or ``neuron(BN(conv1x1(x)))``.
+    ``[T * B, in_channels, H, W] -> [T * B, channels, ceil(H / stride), ceil(W / stride)]``. The inner convolutions have
+    a quarter of ``channels``. Sc is the identity, or ``neuron(BN(conv1x1(x)))`` where the shape changes.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, neuron: Neurons, norm: Norm) -> None:
         super().__init__()
         inner = channels // 4
         self.branch = nn.Sequential(
-            *(convolution(in_channels, inner, 1), norm(inner), neuron()),
-            *(convolution(inner, inner, 3, stride), norm(inner), neuron()),
-            *(convolution(inner, channels, 1), norm(channels), neuron()),
+            convolution(in_channels, inner, 1),
+            norm(inner),
+            neuron(),
+            convolution(inner, inner, 3, stride),
+            norm(inner),
+            neuron(),
+            convolution(inner, channels, 1),
+            norm(channels),
+            neuron(),
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
@@ -39,27 +47,28 @@ class SpikeAddBottleneck(nn.Module):
 
 
 def sew_resnet(
-    blocks: Sequence[int],
-    widths: Sequence[int],
-    classes: int,
-    timesteps: int,
-    channels: int = 3,
-    kind: str = "cifar",
-    bottleneck: bool = False,
+    layout: Layout, classes: int, timesteps: int, channels: int = 3, bottleneck: bool = False
 ) -> SpikingResNet:
-    """SEW-ResNet: 2, 2, 2, 2 blocks are SEW-ResNet-18; bottlenecks of 3, 4, 6, 3 blocks SEW-ResNet-50.
+    """SEW-ResNet: 2, 2, 2, 2 blocks are SEW-ResNet-18; bottlenecks of 3, 4, 6, 3 blocks are SEW-ResNet-50.
 
-    widths: the channels that stages give, four times those inside a bottleneck. kind ``"imagenet"``: a 7x7 stem and a
-    3x3 max-pool of its spikes, each of stride 2, and all stages but the first halve; ``"cifar"``: a 3x3 stem.
+    Args:
+        layout: the stages; the widths are four times those inside a bottleneck. With kind ``"imagenet"`` a 3x3 max-pool
+            of stride 2 follows the stem's spikes. All stages but the first halve the image.
+        classes: N, the number of logits.
+        timesteps: T.
+        channels: C of the images or frames.
+        bottleneck: build the blocks of :class:`SpikeAddBottleneck`.
+
     Source: Fang et al., "Deep Residual Learning in Spiking Neural Networks" (arXiv:2102.04159) and its released code.
     """
-    neuron = partial(integrate_and_fire, timesteps)
+    neuron = partial(SpikingNeuron, timesteps, IF)
     make = SpikeAddBottleneck if bottleneck else SpikeAddBlock
 
     def block(before: int, width: int, stride: int) -> nn.Module:
         return make(before, width, stride, neuron, nn.BatchNorm2d)
 
-    first = widths[0] // 4 if bottleneck else widths[0]
-    pool = [nn.MaxPool2d(3, 2, 1)] if kind == "imagenet" else []
-    body = nn.Sequential(neuron(), *pool, *stages(block, first, widths, blocks, halving=False))
-    return SpikingResNet(timesteps, stem(channels, first, kind, nn.BatchNorm2d(first)), body, widths[-1], classes)
+    first = layout.widths[0] // 4 if bottleneck else layout.widths[0]
+    pool = [nn.MaxPool2d(3, 2, 1)] if layout.kind == "imagenet" else []
+    body = nn.Sequential(neuron(), *pool, *stages(block, first, layout, halving=False))
+    start = stem(channels, first, layout.kind, nn.BatchNorm2d(first))
+    return SpikingResNet(timesteps, start, body, layout.widths[-1], classes)

@@ -1,8 +1,9 @@
-"""What all spiking ResNets share, from images to logits; and the plain one, whose blocks fire after the addition."""
+"""The parts that all spiking ResNets share; and the plain one, whose blocks fire after the addition."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -10,18 +11,42 @@ from torch import Tensor, nn
 
 from .layers import Encode, Repeat, TDBatchNorm2d, TimeMean, convolution, fired
 
-# A residual block by its channels in, channels out and stride; a layer of neurons; a normalization by its channels.
+# Builders: a residual block from its channels in, channels out and stride; a layer of neurons; a normalization from its
+# channels.
 Block = Callable[[int, int, int], nn.Module]
 Neurons = Callable[[], nn.Module]
 Norm = Callable[[int], nn.Module]
 
 
-class SpikingResNet(nn.Module):
-    """A spiking network over ``timesteps`` steps: images ``[B, C, H, W]`` or events ``[T, B, C, H, W]`` to ``[B, N]``.
+@dataclass(frozen=True)
+class Layout:
+    """The stages of a ResNet.
 
-    stem: the convolution and its normalization, computed once for an image, which is the same at every step. body: what
-    follows up to the spikes ``[T * B, features, H', W']`` that are averaged over space, classified by a linear layer
-    and averaged over time.
+    Attributes:
+        blocks: how many residual blocks each stage has.
+        widths: the channels of each stage's output.
+        kind: the stem: ``"cifar"``, a 3x3 convolution; ``"imagenet"``, 7x7 of stride 2; ``"imagenet-deep"``, three 3x3,
+            the first of stride 2.
+    """
+
+    blocks: Sequence[int]
+    widths: Sequence[int]
+    kind: str = "cifar"
+
+
+class SpikingResNet(nn.Module):
+    """A spiking network over T steps: images ``[B, C, H, W]`` or events ``[T, B, C, H, W]`` to logits ``[B, N]``.
+
+    The spikes of ``body`` are averaged over space, classified by a linear layer, and averaged over time.
+
+    Args:
+        timesteps: T.
+        stem: the first convolution and its normalization. Of an image, which is the same at every step, it is computed
+            once.
+        body: the network from the stem to spikes ``[T * B, features, H', W']``.
+        features: channels of these spikes.
+        classes: N.
+        dropout: rate before the linear layer.
     """
 
     def __init__(
@@ -42,28 +67,28 @@ class SpikingResNet(nn.Module):
 
 
 def stem(channels: int, width: int, kind: str, norm: nn.Module) -> nn.Sequential:
-    """A 3x3 convolution; for ``"imagenet"`` 7x7 of stride 2, for ``"imagenet-deep"`` three 3x3, the first of 2."""
+    """The first convolution, or three of them, with its normalization; ``kind`` is that of :class:`Layout`."""
     if kind == "imagenet-deep":
         rest = (convolution(width, width, bias=True) for _ in range(2))
         return nn.Sequential(convolution(channels, width, 3, 2, bias=True), *rest, norm)
     return nn.Sequential(convolution(channels, width, *((7, 2) if kind == "imagenet" else (3, 1))), norm)
 
 
-def stages(block: Block, first: int, widths: Sequence[int], blocks: Sequence[int], halving: bool) -> list[nn.Module]:
-    """Stages of ``blocks[i]`` blocks with ``widths[i]`` channels; each halves the image, the first if ``halving``."""
+def stages(block: Block, first: int, layout: Layout, halving: bool) -> list[nn.Module]:
+    """The stages behind a stem of ``first`` channels; each halves the image, the first one only if ``halving``."""
     found: list[nn.Module] = []
-    for index, (before, width) in enumerate(pairwise((first, *widths))):
+    for index, (before, width) in enumerate(pairwise((first, *layout.widths))):
         entry = block(before, width, 2 if index or halving else 1)
-        found.append(nn.Sequential(entry, *(block(width, width, 1) for _ in range(blocks[index] - 1))))
+        found.append(nn.Sequential(entry, *(block(width, width, 1) for _ in range(layout.blocks[index] - 1))))
     return found
 
 
 class PlainBlock(nn.Module):
     """Fires after the addition: ``neuron(BN(conv(neuron(BN(conv(x))))) + Sc(x))``.
 
-    Sc is the identity or ``BN(conv1x1(x))``.
-
-    The direct translation of the ResNet's block, which the residual blocks of the papers are compared with.
+    ``[T * B, in_channels, H, W] -> [T * B, channels, ceil(H / stride), ceil(W / stride)]``. Sc is the identity, or
+    ``BN(conv1x1(x))`` where the shape changes. This is the direct translation of a ResNet's block, with which the
+    residual blocks of the papers are compared.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, neuron: Neurons, norm: Norm) -> None:
@@ -80,10 +105,16 @@ class PlainBlock(nn.Module):
         return spikes
 
 
-def plain_resnet(
-    blocks: Sequence[int], widths: Sequence[int], classes: int, timesteps: int, channels: int, neuron: Neurons
-) -> SpikingResNet:
-    """The plain spiking ResNet with a CIFAR stem; normalizations start at 0.5 as MS-ResNet's do."""
+def plain_resnet(layout: Layout, classes: int, timesteps: int, channels: int, neuron: Neurons) -> SpikingResNet:
+    """The plain spiking ResNet with a CIFAR stem; weights of normalizations start at 0.5, as MS-ResNet's do.
+
+    Args:
+        layout: the stages.
+        classes: N, the number of logits.
+        timesteps: T.
+        channels: C of the images or frames.
+        neuron: builds a layer of neurons over T steps.
+    """
 
     def norm(width: int) -> nn.Module:
         return TDBatchNorm2d(width, 0.5)
@@ -91,5 +122,6 @@ def plain_resnet(
     def block(before: int, width: int, stride: int) -> nn.Module:
         return PlainBlock(before, width, stride, neuron, norm)
 
-    body = nn.Sequential(neuron(), *stages(block, widths[0], widths, blocks, halving=False))
-    return SpikingResNet(timesteps, stem(channels, widths[0], "cifar", norm(widths[0])), body, widths[-1], classes)
+    first = layout.widths[0]
+    body = nn.Sequential(neuron(), *stages(block, first, layout, halving=False))
+    return SpikingResNet(timesteps, stem(channels, first, "cifar", norm(first)), body, layout.widths[-1], classes)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-# Blocks per stage: only the networks with a file's own numbers need to be built and compared with it.
+# Blocks per stage. Of these networks only those with the numbers of a file are built and compared with it.
 TORCHVISION: dict[str, tuple[int, ...]] = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -38,20 +38,20 @@ def _v1(model: nn.Module) -> None:
             first.stride, second.stride = second.stride, first.stride
 
 
-# nomaxpool: without the max-pool of the stem, and stem1: its convolution with stride 1, both common for small images.
-# v1: a bottleneck halves the image in its first convolution, as in the paper; torchvision does in its second.
+# nomaxpool has no max-pool in the stem, and the convolution of stem1 has stride 1: both are common for small images. v1
+# halves the image in the first convolution of a bottleneck, as the paper does; torchvision does in the second.
 VARIANTS: Mapping[str, Callable[[nn.Module], None]] = {"nomaxpool": _nomaxpool, "stem1": _stem1, "v1": _v1}
 
 
 def base_of(arch: str) -> str | None:
-    """torchvision's name of ``arch``, such as resnet18 of ``resnet18-nomaxpool``; None of what is none of these."""
+    """torchvision's name in ``arch``: ``resnet18`` for ``resnet18-nomaxpool``. None where it has no such name."""
     base, *variants = arch.split("-")
     fits = all(name in VARIANTS and not (name == "v1" and base in BASIC) for name in variants)
     return base if base in TORCHVISION and fits and len(set(variants)) == len(variants) else None
 
 
 def variants_of(arch: str) -> tuple[str, ...]:
-    """The other networks with the same names and shapes; empty for what is none of these."""
+    """The other architectures with the same names and shapes of weights; empty for an unknown ``arch``."""
     base = base_of(arch)
     if base is None:
         return ()
@@ -59,12 +59,12 @@ def variants_of(arch: str) -> tuple[str, ...]:
     return tuple(name for name in (*found, *(() if base in BASIC else (f"{base}-v1",))) if name != arch)
 
 
-def build_torchvision(arch: str) -> nn.Module:
+def build_torchvision(arch: str, classes: int = 1000) -> nn.Module:
     """The untrained network of a name that :func:`base_of` knows."""
-    import torchvision  # late: it takes longer than all else here
+    import torchvision  # late: importing it takes longer than all else here
 
     base, *variants = arch.split("-")
-    model: nn.Module = torchvision.models.get_model(base, weights=None)
+    model: nn.Module = torchvision.models.get_model(base, weights=None, num_classes=classes)
     for name in variants:
         VARIANTS[name](model)
     return model

@@ -1,4 +1,4 @@
-"""Where a network runs: which device, its peak memory, and images on their way to it."""
+"""Devices: finding one, copying batches to it, and its peak memory."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, message
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of that name, such as ``"cuda:1"``; ``"auto"`` takes a GPU if there is one. Or BackendUnavailable."""
+    """The device of that name.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` and so on; ``"auto"`` takes a GPU if there is one.
+
+    Raises:
+        BackendUnavailable: there is no such device.
+    """
     name = str(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise BackendUnavailable(f"device: got {name!r}; expected auto, cpu, cuda or cuda:N. Choose one of them.")
+        raise BackendUnavailable(message("device", "", f"{name!r}", "auto, cpu, cuda or cuda:N", 'Pass "auto" for any'))
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name != "cpu" and int(name[5:] or 0) >= usable:
-        raise BackendUnavailable(
-            f"device: got {name!r} on a machine with {usable} usable CUDA devices; expected one that is there. "
-            'Use device="cpu" or device="auto".'
-        )
+        got = f"{name!r} on a machine with {usable} usable CUDA devices"
+        raise BackendUnavailable(message("device", "", got, "one that is there", 'Use device="cpu" or device="auto"'))
     return torch.device(name)
 
 
-def ahead(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches on ``device``; a GPU gets the next one while it works on this one."""
+def prefetch(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches on ``device``; the next one is copied to a GPU while it works on this one."""
     if device.type != "cuda":
         for images, labels in batches:
             yield images.to(device), labels.to(device)
@@ -51,7 +56,7 @@ def ahead(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Ite
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory in use so far: the GPU's tensors, or the whole process; 0 where the system does not tell."""
+    """The peak memory so far, in bytes: of the GPU's tensors or of the whole process; 0 where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if importlib.util.find_spec("resource") is None:

@@ -1,4 +1,4 @@
-"""How results show themselves: a few lines in a console, a table in a notebook, a text table, and plain JSON values."""
+"""How results are shown: a few lines in a console, a table in a notebook, a text table, and plain JSON values."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ import torch
 
 from ..files import replacing
 
-LINES, WIDTH = 5, 240  # of what a console shows
-ROWS = 100  # of a table in a notebook; the text has them all
-CELL, ITEMS = 72, 6  # letters of a field's value, and items of a list in it
+LINES, WIDTH = 5, 240  # lines and letters per line in a console
+ROWS = 100  # of a table in a notebook; the text table has them all
+CELL, ITEMS = 72, 6  # letters of a field's value, and items shown of a list in it
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under titles. The first ``texts`` columns start at the left, as words do; others end at the right.
+    """Rows of cells under titles.
 
-    gap: spaces between columns. width: of every column but the first, at least.
+    Attributes:
+        titles: the head of each column.
+        rows: the cells.
+        texts: how many of the first columns are aligned to the left, as words are; the others are aligned to the right.
+        gap: spaces between columns.
+        width: least width of every column but the first.
     """
 
     titles: tuple[str, ...]
@@ -48,7 +53,7 @@ class Table:
         )
 
     def html(self) -> str:
-        """The first rows as an HTML table, and how many are left out."""
+        """The first rows as an HTML table, with the number of those left out."""
         head, body = self._row("th", self.titles), "".join(self._row("td", row) for row in self.rows[:ROWS])
         if len(self.rows) > ROWS:
             more = f"{len(self.rows) - ROWS:,} more rows: print(_.table()) shows them"
@@ -64,18 +69,18 @@ class Table:
 
 
 class Displayed:
-    """What people look at. ``repr`` is five lines at most; a notebook shows the table.
+    """A result that people look at: ``repr`` has at most five lines, and a notebook shows the table.
 
-    Its dataclasses are made with ``repr=False``. They say in ``_lines`` what a console shows and in ``_parts`` what the
-    table holds; by default both are the fields, without what is long in them.
+    Dataclasses that inherit from it are made with ``repr=False``. ``_lines`` gives what a console shows, ``_parts``
+    what the table holds; by default both are the fields, shortened.
     """
 
     def table(self) -> str:
-        """Everything that there is to read, as text: what the command line prints."""
+        """The whole result as text, as the command line prints it."""
         return "\n\n".join(part.text() if isinstance(part, Table) else printable(part) for part in self._parts())
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values: null for a figure that is not finite, type and shape of a tensor."""
+        """The fields as plain JSON values: null for a figure that is not finite, dtype and shape for a tensor."""
         return {name: plain(value) for name, value in _fields(self).items()}
 
     def _lines(self) -> Iterable[str]:
@@ -94,16 +99,20 @@ class Displayed:
 
 
 class Figures(Displayed):
-    """Figures that are kept as JSON."""
+    """A result that can be saved as JSON."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_dict` as JSON, whole or not at all. Raises SResNetError when it cannot be written."""
+        """Write :meth:`to_dict` as JSON, whole or not at all.
+
+        Raises:
+            SResNetError: the file cannot be written.
+        """
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
 
 class Entries(dict[str, Any], Displayed):
-    """Named plain JSON values, such as a network's provenance: a dict that shows itself in a few lines."""
+    """Named plain JSON values, such as a network's provenance: a dict with a short ``repr``."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__({name: Entries(value) if type(value) is dict else value for name, value in values.items()})
@@ -127,7 +136,7 @@ class Entries(dict[str, Any], Displayed):
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON knows it; what is no data by the name of its type."""
+    """``value`` as plain JSON; anything that is not data becomes the name of its type."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -148,7 +157,7 @@ def plain(value: Any) -> Any:
 
 
 def brief(value: Any, room: int = CELL) -> str:
-    """``value`` on one line of so many letters."""
+    """``value`` on one line of at most ``room`` letters."""
     if isinstance(value, str):
         said = value
     elif isinstance(value, float):
@@ -170,12 +179,15 @@ def brief(value: Any, room: int = CELL) -> str:
 
 
 def printable(text: str, besides: str = "\n") -> str:
-    """``text`` with ? for what is neither a letter nor in ``besides``: names come from files, a terminal obeys."""
+    """``text`` with ? for letters that cannot be printed and are not in ``besides``.
+
+    Names come from files, and control characters in them would be carried out by a terminal.
+    """
     return "".join(letter if letter.isprintable() or letter in besides else "?" for letter in text)
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share as 12.3%; nothing of None."""
+    """A proportion as 12.3%; an empty string for None."""
     return "" if share is None else f"{100 * share:.{digits}f}%"
 
 
@@ -212,7 +224,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _told(value: Any) -> dict[str, Any]:
-    """The fields that are not as they are by default."""
+    """The fields that differ from their defaults."""
     usual = {field.name: field.default for field in dataclasses.fields(value)}
     return {
         name: part for name, part in _fields(value).items() if part is not usual[name] and not _same(part, usual[name])
@@ -224,7 +236,7 @@ def _same(value: Any, usual: Any) -> bool:
 
 
 def _leaves(entries: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Every value with its dotted name; long lists in short."""
+    """Every value with its dotted name; long lists are shortened."""
     for name, value in entries.items():
         if isinstance(value, Mapping) and value and len(value) <= 3 * ITEMS:
             yield from _leaves(value, f"{above}{name}.")

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal or in a notebook; elsewhere, as in a log, a line every 30 seconds."""
+"""Progress of long work: a bar on a terminal or in a notebook; elsewhere, as in a log, a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-EVERY = 30.0  # seconds between two lines, whichever work they are about
+EVERY = 30.0  # seconds between two lines, of all work together
 
 
 class Progress(Generic[T]):
-    """Goes through ``items``, or counts what ``update`` is told, and shows how far it is on stderr.
+    """Iterates over ``items``, or counts the calls of ``update``, and shows the progress on stderr.
 
-    total: how many there are, where ``items`` do not tell. initial: how many were done before. Work within
-    other work is named behind it.
+    Lines about work within other work begin with the outer one.
+
+    Args:
+        items: what to iterate over.
+        total: the number of items, where ``items`` has no length.
+        desc: what is being done.
+        unit: what is counted.
+        shown: whether to show anything.
+        initial: how many were done before.
     """
 
-    _under_way: list[Progress[Any]] = []  # noqa: RUF012 (of all of them, the outermost first)
-    _told = _seen = 0.0  # when the last line was written, and when there last was work
+    _under_way: list[Progress[Any]] = []  # noqa: RUF012 (shared by all, the outermost first)
+    _told = _active = 0.0  # times of the last line and of the last update
 
     def __init__(
         self,
@@ -36,7 +43,7 @@ class Progress(Generic[T]):
         self._items, self._desc, self._done, self._initial = items, desc, initial, initial
         self._total = len(items) if isinstance(items, Sized) else total
         self._figures: dict[str, str] = {}
-        from tqdm import auto  # late: in a notebook without ipywidgets it warns, which is for the first bar to do
+        from tqdm import auto  # late: in a notebook without ipywidgets the import warns
 
         drawn = shown and (auto.notebook_tqdm is not auto.std_tqdm or _terminal())
         self._lines = shown and not drawn
@@ -53,9 +60,9 @@ class Progress(Generic[T]):
     def __enter__(self) -> Progress[T]:
         self._started = time.monotonic()
         if self._lines:
-            if self._started - Progress._seen >= EVERY:
+            if self._started - Progress._active >= EVERY:
                 Progress._told = self._started  # the first line comes after 30 seconds of work
-            Progress._seen = self._started
+            Progress._active = self._started
             self._under_way.append(self)
         return self
 
@@ -65,21 +72,21 @@ class Progress(Generic[T]):
             self._under_way.remove(self)
 
     def update(self, count: int = 1) -> None:
-        """Say that so much more is done."""
+        """Count ``count`` more as done."""
         if count == 0:
             return
         self._done += count
         self._bar.update(count)
         if not self._lines:
             return
-        now = Progress._seen = time.monotonic()
+        now = Progress._active = time.monotonic()
         if now - Progress._told >= EVERY:
             Progress._told = now
-            with suppress(OSError):  # whoever has closed the log does not mean to stop the work
+            with suppress(OSError):  # a closed log must not stop the work
                 print(self._line(now), file=sys.stderr, flush=True)
 
     def show(self, now: bool = False, **figures: str) -> None:
-        """Show these beside the count, from now on or from the next update on."""
+        """Show ``figures`` beside the count: at once if ``now``, otherwise from the next update on."""
         self._figures = figures
         self._bar.set_postfix(figures, refresh=now)
 
@@ -99,7 +106,12 @@ class Progress(Generic[T]):
 
 @contextmanager
 def repeatable(path: str | os.PathLike[str] | None, finished: Callable[[], str]) -> Iterator[None]:
-    """Whoever interrupts what is within is told from which file its repetition goes on, if anything is finished."""
+    """Tell whoever interrupts the block from which file a repetition resumes, if anything is finished.
+
+    Args:
+        path: the file with the state; None where nothing is kept.
+        finished: says what is finished, or an empty string.
+    """
     try:
         yield
     except KeyboardInterrupt as stopped:

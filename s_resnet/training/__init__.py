@@ -1,8 +1,18 @@
-"""Training and fine-tuning: settings, the papers' recipes, augmentation, checkpoints to go on from, and the loop."""
+"""Training and fine-tuning: settings, the papers' presets, augmentation, checkpoints to resume from, and the loop."""
 
-from .loop import Trained, train
+from .fine_tuning import FineTuning, fine_tune, fine_tuning_defaults
+from .loop import TrainingResult, train
 from .presets import PRESETS, Preset, preset
 from .settings import Training
-from .tuning import Tuned, fine_tune, tuning
 
-__all__ = ["PRESETS", "Preset", "Trained", "Training", "Tuned", "fine_tune", "preset", "train", "tuning"]
+__all__ = [
+    "PRESETS",
+    "FineTuning",
+    "Preset",
+    "Training",
+    "TrainingResult",
+    "fine_tune",
+    "fine_tuning_defaults",
+    "preset",
+    "train",
+]

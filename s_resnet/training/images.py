@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.events import Binning, EventData, EventLoader
-from ..data.images import ImageData, Preprocessing, forks, started
-from ..errors import InvalidData
-from .settings import Training, chance
+from ..data.images import ImageData, Preprocessing
+from ..data.loader import forks, started
+from ..errors import InvalidData, message
+from .settings import Training, derive_seed
 
 SMALL = 64  # pixels per side up to which images are cropped with padding and not from a random part
 
@@ -73,7 +74,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor, str]]):
     def _draw(self, index: int) -> Any:
         image: Image.Image = self.data.image(index)
         before = torch.default_generator.get_state()  # torchvision's transforms draw from it alone
-        torch.default_generator.manual_seed(chance(self.seed, "image", self.epoch, index))
+        torch.default_generator.manual_seed(derive_seed(self.seed, "image", self.epoch, index))
         try:
             return np.asarray(self.transform(image))
         finally:
@@ -87,11 +88,10 @@ def epoch_order(indices: Sequence[int], settings: Training, epoch: int, world: i
     """
     size = min(settings.batch_size, len(indices)) // world * world
     if not size:
-        raise InvalidData(
-            f"train: batch, got {min(settings.batch_size, len(indices))} images for {world} processes; expected at "
-            "least one for each. Give a larger batch_size, more images, or fewer processes."
-        )
-    generator = torch.Generator().manual_seed(chance(settings.seed, "order", epoch))
+        got = f"{min(settings.batch_size, len(indices))} images for {world} processes"
+        remedy = "Give a larger batch_size, more images, or fewer processes"
+        raise InvalidData(message("train", "batch", got, "at least one for each", remedy))
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, "order", epoch))
     order = [indices[at] for at in torch.randperm(len(indices), generator=generator).tolist()]
     return [order[at : at + size] for at in range(0, len(order) - size + 1, size)]
 

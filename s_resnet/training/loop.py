@@ -17,24 +17,24 @@ from torch import Tensor, nn
 from ..data.events import Binning, EventData
 from ..data.images import ImageData, Preprocessing
 from ..data.open import loader_for
-from ..errors import BackendUnavailable, TrainingDiverged
+from ..errors import BackendUnavailable, TrainingDiverged, message
 from ..frontend.qcfs import THRESHOLDS
 from ..graph.module import GraphModule
-from ..runtime.device import ahead, find_device
+from ..runtime.device import find_device, prefetch
 from ..runtime.display import Displayed, Table, brief, percent
-from ..runtime.processes import exchange, in_step, place, process_group, shard
+from ..runtime.processes import all_gather, in_lockstep_batches, process_group, rank_and_world_size, shard
 from ..runtime.progress import Progress, repeatable
 from . import saved
 from .images import epoch_loader, epoch_order, usual_workers
 from .run import Run, half_type, prepare, resume
-from .settings import Training, chance, learning_rate
+from .settings import Training, derive_seed, learning_rate
 
 # How many steps of a GPU go unchecked: looking at a loss has the GPU wait.
 UNCHECKED = 20
 
 
 @dataclass(frozen=True, repr=False)
-class Trained(Displayed):
+class TrainingResult(Displayed):
     """A finished run: its network in eval mode, one entry per epoch, and what it was trained with.
 
     history: ``epoch``, ``loss``, ``train_top1`` (of augmented images, while learning), ``validation_top1`` and
@@ -84,7 +84,7 @@ def train(
     on_note: Callable[[str], None] | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
     network: GraphModule | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train the architecture ``arch`` of the catalog on ``data``; a checkpoint is written after every epoch.
 
     The same call goes on where a run that was killed left its checkpoint, and on the CPU, with as many threads and
@@ -124,8 +124,8 @@ def train(
                     _tell(board, entry)
                     if on_epoch:
                         on_epoch(entry)
-            exchange(None)
-    return Trained(run.model.eval(), arch, run.settings, tuple(history), resumed, tuple(run.unreadable))
+            all_gather(None)
+    return TrainingResult(run.model.eval(), arch, run.settings, tuple(history), resumed, tuple(run.unreadable))
 
 
 def _state(run: Run) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _epoch(run: Run, epoch: int) -> dict[str, Any]:
 
 def _learn(run: Run, epoch: int) -> tuple[float, float]:
     """One epoch of steps: the mean loss and the share of right answers, over all processes."""
-    rank, world = place()
+    rank, world = rank_and_world_size()
     settings, device = run.settings, run.device
     batches = epoch_order(run.parts.train, settings, epoch, world)
     mine = [shard(batch, rank, world) for batch in batches]
@@ -200,9 +200,9 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
     every = UNCHECKED if device.type == "cuda" else 1
     title = f"epoch {epoch + 1}/{settings.epochs}"
     with Progress[None](total=len(mine), desc=title, unit="batch", shown=run.progress) as bar:
-        for step, (images, labels) in enumerate(_together(ahead(loader, device))):
+        for step, (images, labels) in enumerate(_together(prefetch(loader, device))):
             lr = learning_rate(settings, epoch * len(mine) + step, len(mine))
-            torch.manual_seed(chance(settings.seed, "step", epoch, step, rank))  # dropout's
+            torch.manual_seed(derive_seed(settings.seed, "step", epoch, step, rank))  # dropout's
             loss, logits = _step(run, images, labels, lr)
             losses.append(loss)
             right += (logits.argmax(1) == labels).sum()
@@ -214,14 +214,14 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
                 checked = len(losses)
                 bar.show(loss=f"{values[-1]:.3f}", top1=f"{right.item() / (checked * len(labels)):.1%}")
     count = sum(map(len, mine))
-    every_process = exchange((float(torch.stack(losses).double().mean()) * count, float(right), count))
+    every_process = all_gather((float(torch.stack(losses).double().mean()) * count, float(right), count))
     total, hits, images_seen = (sum(part) for part in zip(*every_process, strict=True))
     return total / images_seen, hits / images_seen
 
 
 def _together(batches: Any) -> Any:
     """Several processes learn of each other's errors before each step; none waits for one that has failed."""
-    return in_step(batches) if place()[1] > 1 else batches
+    return in_lockstep_batches(batches) if rank_and_world_size()[1] > 1 else batches
 
 
 def _step(run: Run, images: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
@@ -260,17 +260,17 @@ def _accuracy(run: Run, data: ImageData | EventData, indices: list[int]) -> floa
     """The share of right answers in eval mode; None without images."""
     if not indices:
         return None
-    rank, world = place()
+    rank, world = rank_and_world_size()
     part = shard(indices, rank, world)
     loader = loader_for(data, part, run.preprocessing, run.settings.batch_size, run.workers, total=len(indices))
     run.model.eval()
     right = count = 0
     bar = Progress(loader, desc="accuracy", unit="batch", shown=run.progress)
     with torch.no_grad(), _autocast(run):
-        for images, labels in ahead(bar, run.device):
+        for images, labels in prefetch(bar, run.device):
             right += int((run.model(images).argmax(1) == labels).sum())
             count += len(labels)
-    told = exchange((right, count, loader.unreadable))
+    told = all_gather((right, count, loader.unreadable))
     run.unreadable.update(dict.fromkeys(name for *_, names in told for name in names))
     return sum(hits for hits, *_ in told) / max(1, sum(seen for _, seen, _ in told))
 
@@ -285,7 +285,7 @@ def _board(folder: str | os.PathLike[str] | None, done: int, stack: ExitStack) -
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise BackendUnavailable(
-            "tensorboard: got no such package; expected it installed. Run: pip install tensorboard"
+            message("tensorboard", "", "no such package", "it installed", "Run: pip install tensorboard")
         ) from error
     board = SummaryWriter(str(folder), purge_step=done + 1)
     stack.callback(board.close)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.images import LabeledData
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..runtime.display import Displayed
 from .settings import Training
 
@@ -103,10 +103,8 @@ def preset(arch: str, data: LabeledData) -> Training:
         if re.fullmatch(known.architectures, arch) and known.data == kind:
             return Training(**known.settings)
     there = ", ".join(f"{_plain(known.architectures)} on {known.data}" for known in PRESETS)
-    raise InvalidData(
-        f"preset paper: got {arch} on data {data.spec!r}, whose recipe we do not know; expected one of: {there}. "
-        "Give your own settings in its place."
-    )
+    got = f"{arch} on data {data.spec!r}, whose recipe we do not know"
+    raise InvalidData(message("preset paper", "", got, f"one of: {there}", "Give your own settings in its place"))
 
 
 def _plain(pattern: str) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..runtime.processes import place
+from ..runtime.processes import rank_and_world_size
 
 # A process that fails within a step keeps the others waiting for so long.
 PATIENCE = timedelta(minutes=10)
@@ -43,7 +43,7 @@ def parallel(model: nn.Module, device: torch.device) -> tuple[Processes, nn.Modu
 
     Layers with a method ``sync`` share their statistics on any device; torch's own share them on GPUs alone.
     """
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return Processes(), model
     group = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     apart = _synchronize(model, group, device)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 
 
 def residual_blocks(model: nn.Module) -> list[nn.Module]:
@@ -35,7 +35,7 @@ def recomputing(model: nn.Module) -> Iterator[None]:
     blocks = residual_blocks(model)
     if not blocks:
         raise InvalidData(
-            f"train: recompute, got no residual blocks in {type(model).__name__}; expected a ResNet's. Leave it out."
+            message("train", "recompute", f"no residual blocks in {type(model).__name__}", "a ResNet's", "Leave it out")
         )
     for block in blocks:
         block.forward = _checkpointed(block, block.forward)

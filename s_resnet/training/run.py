@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from ..data.events import Binning, EventData
-from ..data.heldout import fingerprints
 from ..data.images import ImageData, Preprocessing, choose, preprocessing_for
+from ..data.leakage import fingerprints
 from ..data.open import stored_preprocessing
-from ..errors import InvalidData, SResNetError
+from ..errors import InvalidData, SResNetError, message
 from ..frontend.qcfs import THRESHOLDS, QCFSModule
 from ..graph.module import GraphModule
 from ..models.catalog import build, timesteps_of
-from ..runtime.processes import exchange
+from ..runtime.processes import all_gather
 from . import saved
 from .images import SMALL, usual_augmentation
 from .processes import Processes, parallel
 from .recompute import recomputing
-from .settings import Training, chance, make_optimizer
+from .settings import Training, derive_seed, make_optimizer
 
 # Of an optimizer: its weights, what every step sets anew, and how it computes, which may differ from torch to torch.
 UNSETTLED = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
@@ -84,7 +84,7 @@ def prepare(
     stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
     settings, preprocessing = _completed(arch, data, settings, preprocessing)
     parts = split(data, test, settings)
-    torch.manual_seed(chance(settings.seed, "weights"))
+    torch.manual_seed(derive_seed(settings.seed, "weights"))
     model: nn.Module = _network(arch, data, settings) if network is None else network
     processes, wrapped = parallel(model.to(device), device)
     stack.callback(processes.leave)
@@ -111,15 +111,14 @@ def _network(arch: str, data: ImageData | EventData, settings: Training) -> nn.M
         arch,
         len(data.classes),
         timesteps=settings.timesteps,
-        channels=channels,
-        size=size,
+        input_shape=(channels, size, size),
         width=settings.width,
         normalize_input=settings.normalize_input,
     )
     if settings.activation == "relu":
         return model
     if settings.recompute:
-        raise InvalidData("train: recompute, got it with activation qcfs; expected one of the two. Leave one out.")
+        raise InvalidData(message("train", "recompute", "it with activation qcfs", "one of the two", "Leave one out"))
     return QCFSModule(model, torch.zeros(2, channels, size, size), settings.levels)
 
 
@@ -138,9 +137,8 @@ def _completed(
     """
     if isinstance(data, EventData):
         if settings.augmentation:
-            raise InvalidData(
-                f"train: augmentation, got {', '.join(settings.augmentation)} for events; expected none. Leave it out."
-            )
+            got = f"{', '.join(settings.augmentation)} for events"
+            raise InvalidData(message("train", "augmentation", got, "none", "Leave it out"))
         usual = data.binning
         size = usual.size if settings.size is None else (settings.size, settings.size)
         preprocessing = preprocessing or Binning(settings.timesteps or usual.bins, usual.microseconds, size)
@@ -159,7 +157,7 @@ def _completed(
 
 
 def _unfit(data: ImageData | EventData, got: str, expected: str) -> InvalidData:
-    return InvalidData(f"train: preprocessing of {data.spec!r}, got {got}; expected {expected}. Leave it out.")
+    return InvalidData(message("train", f"preprocessing of {data.spec!r}", got, expected, "Leave it out"))
 
 
 def _channels(data: ImageData | EventData) -> int:
@@ -175,15 +173,11 @@ def _side(data: ImageData) -> int:
 def split(data: ImageData | EventData, test: ImageData | EventData | None, settings: Training) -> Parts:
     """The images of a run: no image is in two parts. Where ``data`` have no split, a tenth of them is tested on."""
     if test is not None and test.classes != data.classes:
-        raise InvalidData(
-            f"train: test data {test.spec!r}, got other classes than those of {data.spec!r}; expected the same. "
-            "Name the test images of the same data set."
-        )
+        got, remedy = f"other classes than those of {data.spec!r}", "Name the test images of the same data set"
+        raise InvalidData(message("train", f"test data {test.spec!r}", got, "the same", remedy))
     if len(data.classes) < 2:
-        raise InvalidData(
-            f"train: classes of {data.spec!r}, got {len(data.classes)}; expected at least 2. Name the folder "
-            "that holds one folder for each class."
-        )
+        remedy = "Name the folder that holds one folder for each class"
+        raise InvalidData(message("train", f"classes of {data.spec!r}", len(data.classes), "at least 2", remedy))
     apart: set[str] = set()
     tested, testing = test or data, []
     if data.split == "all" and (test is None or test.spec == data.spec):
@@ -198,10 +192,9 @@ def split(data: ImageData | EventData, test: ImageData | EventData | None, setti
         validation = choose(data, settings.validation, seed=settings.seed, exclude=apart)
         apart |= {data.names[index] for index in validation}
     if len(apart) >= len(data):
-        raise InvalidData(
-            f"train: images of {data.spec!r}, got {len(data)} and {len(apart)} of them to keep apart; expected some to "
-            "learn from. Lower validation, or give more images for each class."
-        )
+        got = f"{len(data)} and {len(apart)} of them to keep apart"
+        remedy = "Lower validation, or give more images for each class"
+        raise InvalidData(message("train", f"images of {data.spec!r}", got, "some to learn from", remedy))
     learned = choose(data, settings.limit, seed=settings.seed, exclude=apart)
     return Parts(sorted(learned), validation, testing, tested)
 
@@ -237,13 +230,11 @@ def digest(network: GraphModule) -> str:
 def resume(run: Run) -> list[Mapping[str, Any]]:
     """The history of what is there; network and optimizer are then where that ended."""
     content = saved.resume(run.output, run.identity)
-    found = exchange((0, "") if content is None else (content["epoch"], content["digest"]))
+    found = all_gather((0, "") if content is None else (content["epoch"], content["digest"]))
     if len(set(found)) > 1:
         epochs = sorted(epoch for epoch, _ in found)
-        raise SResNetError(
-            f"{run.output}: got other checkpoints, of epochs {epochs}, in different processes; expected one file "
-            "that all can read. Put it on a shared file system."
-        )
+        got, remedy = f"other checkpoints, of epochs {epochs}, in different processes", "Put it on a shared file system"
+        raise SResNetError(message(f"{run.output}", "", got, "one file that all can read", remedy))
     if content is None:
         return []
     try:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidCheckpoint, SResNetError
+from ..errors import InvalidCheckpoint, SResNetError, message
 from ..files import replacing, sweep
 from ..frontend.checkpoint import FORMAT
 from ..frontend.checkpoint_file import read
@@ -99,7 +99,7 @@ def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         listed = ", ".join(f"{name} {_text(now.get(name))} (there {_text(then.get(name))})" for name in differing)
         if differing == ["epochs"] and now["schedule"] == "cosine":
             listed += ", for which a cosine schedule has other learning rates from the start"
-        raise SResNetError(f"{path}: holds another run, got {listed}; expected the same settings to go on. {ADVICE}.")
+        raise SResNetError(message(f"{path}", "holds another run", listed, "the same settings to go on", ADVICE))
     if not whole:
         raise foreign(path, "a checkpoint whose epochs, history and scale do not fit together")
     if not as_left:
@@ -109,7 +109,7 @@ def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def foreign(path: Path, got: str) -> SResNetError:
     """The error of a file that a run can neither go on from nor replace."""
-    return SResNetError(f"{path}: is there, got {got}; expected nothing, or a checkpoint of this run. {ADVICE}.")
+    return SResNetError(message(f"{path}", "is there", got, "nothing, or a checkpoint of this run", ADVICE))
 
 
 def _whole(content: Mapping[str, Any]) -> bool:

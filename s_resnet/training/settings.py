@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..runtime.display import Displayed
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -92,7 +92,7 @@ def _whole(name: str, value: Any, least: int) -> None:
 
 
 def _invalid(name: str, got: object, expected: str) -> InvalidData:
-    return InvalidData(f"train: {name}, got {got}; expected {expected}. Change it.")
+    return InvalidData(message("train", name, got, expected, "Change it"))
 
 
 def learning_rate(settings: Training, step: int, steps: int) -> float:
@@ -120,7 +120,7 @@ def make_optimizer(settings: Training, parameters: Iterable[nn.Parameter]) -> to
     return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
-def chance(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A seed below 2^63 from what is drawn for: (seed, "image", epoch, index), ...: equal on every platform."""
     text = ":".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

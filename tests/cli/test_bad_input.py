@@ -103,7 +103,7 @@ def test_evaluate_refuses_senseless_options(program, network, options, says):
         (("--arch", "resnet18"), "expected exactly those of resnet18"),
         (("--arch", "vgg16"), "cifar_resnet20"),
         (("--calibration", "nope:photos"), "unknown prefix 'nope'"),
-        (("--calibration", "nowhere"), "Check the path"),
+        (("--calibration", "nowhere"), "Name data that exist"),
         (("--calibration", "tiny.pth"), "a directory of class folders"),
         (("--calibration", "cifar10:nowhere"), "--download"),
         (("--std", "0,1,1"), "above 0"),

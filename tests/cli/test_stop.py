@@ -15,7 +15,7 @@ from test_train import trained
 
 from s_resnet import files
 from s_resnet.conversion import recipes
-from s_resnet.data import images
+from s_resnet.data import loader as loading
 from s_resnet.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +132,7 @@ def test_what_comes_while_workers_start_is_raised_when_they_have(number):
     loader, before = Starting(number), signal.signal(number, raising)
     try:
         with pytest.raises(KeyboardInterrupt) as caught:
-            images.started(loader)
+            loading.started(loader)
         assert loader.started and caught.value.args == (number,)
         assert signal.getsignal(number) is raising
     finally:
@@ -145,7 +145,7 @@ def test_a_thread_starts_workers_as_ever():
             return iter([1, 2])
 
     found = []
-    thread = threading.Thread(target=lambda: found.extend(images.started(Quiet(0))))
+    thread = threading.Thread(target=lambda: found.extend(loading.started(Quiet(0))))
     thread.start()
     thread.join()
     assert found == [1, 2]

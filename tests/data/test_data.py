@@ -26,16 +26,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from s_resnet.data.heldout import fingerprints
 from s_resnet.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ImageData,
-    ImageLoader,
     Preprocessing,
     choose,
     preprocessing_for,
 )
+from s_resnet.data.leakage import fingerprints
+from s_resnet.data.loader import ImageLoader
 from s_resnet.data.open import open_data, read_preprocessing, stored_preprocessing
 from s_resnet.errors import InvalidData
 from s_resnet.training.images import usual_workers
@@ -680,7 +680,7 @@ def test_few_samples_have_no_workers(monkeypatch: pytest.MonkeyPatch, count: int
             started.append(num_workers)
             super().__init__(*given, num_workers=0, **named)
 
-    monkeypatch.setattr("s_resnet.data.images.DataLoader", Watched)
+    monkeypatch.setattr("s_resnet.data.loader.DataLoader", Watched)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     loader = ImageLoader(in_memory([0] * count), range(count), preprocessing_for(4), batch_size)
     assert sum(len(labels) for _, labels in loader) == count and started == [want]
@@ -821,7 +821,8 @@ def test_what_workers_are_given_can_be_pickled() -> None:
 
 SCRIPT = """
 import signal, sys
-from s_resnet.data.images import ImageLoader, preprocessing_for
+from s_resnet.data.images import preprocessing_for
+from s_resnet.data.loader import ImageLoader
 from s_resnet.data.open import open_data, read_preprocessing, stored_preprocessing
 from s_resnet.training.images import usual_workers
 

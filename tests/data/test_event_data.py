@@ -29,6 +29,7 @@ from s_resnet.data import (
     EventLoader,
     Events,
     ImageData,
+    MeanFrameLoader,
     bin_events,
     choose,
     fingerprints,
@@ -36,8 +37,8 @@ from s_resnet.data import (
     open_data,
     preprocessing_for,
     read_preprocessing,
-    seen,
     stored_preprocessing,
+    used_for_calibration,
 )
 from s_resnet.errors import BackendUnavailable, InvalidData
 from s_resnet.frontend import Checkpoint
@@ -169,8 +170,8 @@ def binned(
 def test_bins_are_those_of_a_loop_over_the_events(size: tuple[int, int]) -> None:
     events = some_events(3, count=3000)
     events["t"] = np.random.default_rng(4).integers(-2500, 12_000, 3000)  # in any order, before and after the bins
-    tensors = [torch.from_numpy(events[name]) for name in "txyp"]
-    frames = bin_events(*tensors, bins=7, microseconds=999, sensor=(128, 128), size=size)
+    recording = Events(**{name: torch.from_numpy(events[name]) for name in "txyp"}, sensor=(128, 128))
+    frames = bin_events(recording, Binning(7, 999, size))
     assert frames.shape == (7, 2, *size) and frames.dtype == torch.float32
     assert torch.equal(frames, binned(events, 7, 999, size))
     assert frames.sum() == ((events["t"] >= 0) & (events["t"] < 7 * 999)).sum()
@@ -178,13 +179,12 @@ def test_bins_are_those_of_a_loop_over_the_events(size: tuple[int, int]) -> None
 
 def test_the_edges_of_bins_and_pixels() -> None:
     t, x = torch.tensor([0, 9, 10, 19, 20]), torch.tensor([0, 3, 4, 127, 127])
-    frames = bin_events(
-        t, x, x, torch.tensor([1, 1, 0, 0, 1]), bins=2, microseconds=10, sensor=(128, 128), size=(42, 42)
-    )
+    events = Events(t, x, x, torch.tensor([1, 1, 0, 0, 1]), sensor=(128, 128))
+    frames = bin_events(events, Binning(2, 10, (42, 42)))
     assert frames.nonzero().tolist() == [[0, 1, 0, 0], [1, 0, 1, 1], [1, 0, 41, 41]]  # 3 * 42 // 128 = 0, 4: 1
     assert frames[0, 1, 0, 0] == 2
     one = torch.tensor([0])
-    wide = bin_events(one, one + 5, one + 2, one, bins=1, microseconds=1, sensor=(4, 6), size=(4, 6))
+    wide = bin_events(Events(one, one + 5, one + 2, one, sensor=(4, 6)), Binning(1, 1, (4, 6)))
     assert wide.nonzero().tolist() == [[0, 0, 2, 5]]  # rows are y, columns x
 
 
@@ -197,15 +197,17 @@ def test_the_edges_of_bins_and_pixels() -> None:
         ({"t": torch.tensor([1.5])}, "integers"),
         ({"t": torch.tensor([1, 2])}, "integers"),
         ({"bins": 0}, "bins"),
-        ({"microseconds": 0}, "bins"),
-        ({"size": (129, 8)}, "bins"),
+        ({"microseconds": 0}, "microseconds"),
+        ({"size": (129, 8)}, "frames of"),
     ],
 )
 def test_binning_refuses(change: dict[str, object], word: str) -> None:
     one = torch.tensor([1])
     given = {**dict.fromkeys("txyp", one), "bins": 2, "microseconds": 5, "sensor": (128, 128), "size": (8, 8)}
     with pytest.raises(InvalidData, match=word):
-        bin_events(**{**given, **change})
+        settings = {**given, **change}
+        binning = Binning(*(settings.pop(name) for name in ("bins", "microseconds", "size")))
+        bin_events(Events(**settings), binning)
 
 
 def test_the_papers_bins_and_what_makes_no_sense() -> None:
@@ -266,8 +268,8 @@ def test_choice_fingerprints_and_shards_are_those_of_images(gestures: Path) -> N
     assert sorted(data.labels[i] for i in chosen) == list(range(GESTURES)) and chosen == choose(data, 11)
     assert shard(chosen, 1, 2) == chosen[1::2]
     marks = fingerprints(data, chosen)
-    assert len(set(marks)) == 11 and seen(data, marks) == {data.names[i] for i in chosen}
-    assert not seen(open_data(f"dvsgesture:{gestures}", "evaluation"), marks)
+    assert len(set(marks)) == 11 and used_for_calibration(data, marks) == {data.names[i] for i in chosen}
+    assert not used_for_calibration(open_data(f"dvsgesture:{gestures}", "evaluation"), marks)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -281,7 +283,7 @@ def test_loader_gives_time_first(gestures: Path, workers: int) -> None:
     for place, index in enumerate((3, 1)):
         oracle = some_events(2400 + index)
         assert torch.equal(events[:, place], binned(oracle, 4, 1000, (8, 8), oracle["t"].min()))
-    means = list(EventLoader(data, [3, 1, 2], SMALL, 2, workers, mean=True))
+    means = list(MeanFrameLoader(data, [3, 1, 2], SMALL, 2, workers))
     assert torch.equal(means[0][0], events.mean(0)) and means[0][1].tolist() == [3, 1]
 
 
@@ -452,7 +454,7 @@ def test_what_tonic_does_not_expect_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=r"label, got 11; expected 0 to 10\. Remove 11\.npy"):
         open_data(f"dvsgesture:{tmp_path}", "evaluation")
     (folder / "11.npy").rename(folder / "notes.npy")
-    with pytest.raises(InvalidData, match=r"tonic cannot open \(ValueError: .*notes.*Keep no other files"):
+    with pytest.raises(InvalidData, match=r"tonic cannot open \(ValueError: .*notes.*Remove other files"):
         open_data(f"dvsgesture:{tmp_path}", "evaluation")
     (tmp_path / "CIFAR10DVS" / "lion").mkdir(parents=True)
     (tmp_path / "CIFAR10DVS" / "lion" / "1.aedat4").write_bytes(b"")
@@ -462,7 +464,7 @@ def test_what_tonic_does_not_expect_is_named(tmp_path: Path) -> None:
 
 def test_download_is_asked_for_and_its_failure_told(tmp_path: Path, offline: list[object]) -> None:
     needs_tonic()
-    with pytest.raises(InvalidData, match=r"URLError: .*no network here.* Check the connection"):
+    with pytest.raises(InvalidData, match=r"URLError: .*no network here.* Repeat it with a connection"):
         open_data(f"dvsgesture:{tmp_path}", "evaluation", download=True)
     assert offline
 
@@ -678,7 +680,7 @@ def test_named_nodes_give_means_over_the_frames_that_were_simulated() -> None:
 
 @pytest.mark.parametrize("arch", ["ds_resnet14", "ms_resnet20", "sew_resnet20"])
 def test_directly_trained_networks_take_events_as_their_modules_do(arch: str) -> None:
-    model = randomized(build(arch, 4, timesteps=5, channels=2, size=16, width=8))
+    model = randomized(build(arch, 4, timesteps=5, input_shape=(2, 16, 16), width=8))
     events = frames(5, batch=2, size=16).double()
     graph = trace(model, events[0].float()).to(torch.float64)
     with torch.no_grad():

@@ -208,7 +208,7 @@ def test_bad_modules_are_refused():
             Net(lambda self, x: self.head(self.drop(self.relu(self.conv1(x)))), drop=nn.Dropout(0.5)), images(2, 8)
         )
     with pytest.raises(InvalidData, match="a spiking network"):
-        QCFSModule(build("ms_resnet8", 5, timesteps=2, width=4, size=16), images(2, 16))
+        QCFSModule(build("ms_resnet8", 5, timesteps=2, width=4, input_shape=(3, 16, 16)), images(2, 16))
     module = QCFSModule(net, images(2, 8))
     with torch.no_grad():
         next(module.thresholds.parameters()).zero_()
@@ -240,7 +240,7 @@ def test_training_learns_thresholds_and_goes_on_to_the_same_end(tmp_path):
     thresholds = kept["thresholds"]
     assert thresholds.keys() == result.model.learned_thresholds().keys() and len(thresholds) == 7
     assert all(value != 4 and torch.equal(value, content(stopped)["thresholds"][n]) for n, value in thresholds.items())
-    plain = build("cifar_resnet8", 3, size=8, width=4)
+    plain = build("cifar_resnet8", 3, input_shape=(3, 8, 8), width=4)
     plain.load_state_dict(kept["state_dict"])
     x = images(4, 8)
     again = load_checkpoint(whole).model

@@ -207,7 +207,7 @@ def test_a_step_changes_the_spiking_network_and_not_the_analog_one(tmp_path, rec
 
 def test_a_directly_trained_network_keeps_its_own_gradient():
     """Against the module that it was traced from, in evaluation: batch normalization is an affine map there."""
-    source = randomized(build("ms_resnet8", 5, timesteps=3, width=4, size=16)).double()
+    source = randomized(build("ms_resnet8", 5, timesteps=3, width=4, input_shape=(3, 16, 16))).double()
     x = images(2, 16).double()
     graph = trace(source.float(), x.float()).to(torch.float64)
     source = source.double()
@@ -263,7 +263,7 @@ def test_other_networks_are_refused():
 
 # ---- fine-tuning ----
 
-BRIEF = s_resnet.training.tuning(epochs=10, batch_size=8, validation=6, lr=0.003, timesteps=3)
+BRIEF = s_resnet.training.fine_tuning_defaults(epochs=10, batch_size=8, validation=6, lr=0.003, timesteps=3)
 
 
 def told(split="train", count=30):
@@ -322,14 +322,17 @@ def test_data_without_a_split_tell_every_image_that_was_seen(tmp_path):
 def test_what_is_no_better_is_not_kept(tmp_path):
     snn, images = told()
     result = tune(
-        tmp_path / "x.pt", snn, images, s_resnet.training.tuning(epochs=1, lr=1e-12, batch_size=8, timesteps=3)
+        tmp_path / "x.pt",
+        snn,
+        images,
+        s_resnet.training.fine_tuning_defaults(epochs=1, lr=1e-12, batch_size=8, timesteps=3),
     )
     assert not result.kept and result.graph is snn and result.before == result.after
 
 
 def test_another_network_is_not_gone_on_with(tmp_path):
     snn, images = told()
-    one = s_resnet.training.tuning(epochs=1, batch_size=8, timesteps=3)
+    one = s_resnet.training.fine_tuning_defaults(epochs=1, batch_size=8, timesteps=3)
     tune(tmp_path / "x.pt", snn, images, one)
     other = GraphModule(snn, 3)
     with torch.no_grad():
@@ -350,7 +353,7 @@ def test_networks_and_data_that_do_not_fit_are_refused(tmp_path):
             tmp_path / "x.pt",
             bare.with_provenance(preprocessing=snn.provenance["preprocessing"]),
             images,
-            s_resnet.training.tuning(),
+            s_resnet.training.fine_tuning_defaults(),
         )
 
 

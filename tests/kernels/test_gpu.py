@@ -307,7 +307,7 @@ def test_a_training_step_is_the_cpus(arch, amp):
     found = {}
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        model = s_resnet.models.build(arch, 5, timesteps=2, size=16, width=4).to(device).train()
+        model = s_resnet.models.build(arch, 5, timesteps=2, input_shape=(3, 16, 16), width=4).to(device).train()
         with torch.autocast(device, torch.bfloat16, enabled=amp):
             loss = F.cross_entropy(model(images(8, 16).to(device)).float(), torch.arange(8, device=device) % 5)
         loss.backward()

@@ -3,6 +3,7 @@
 import copy
 import functools
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +11,18 @@ import torch.nn.functional as F
 from torch import nn
 
 import s_resnet
-from s_resnet.models.catalog import ARCHITECTURES, build, timesteps_of
+from s_resnet.models import LIF, Firing, catalog
+from s_resnet.models.catalog import ARCHITECTURES, timesteps_of
 from s_resnet.models.danet import DenselyAdditive
 from s_resnet.models.ds_resnet import SpikeAddBlock
 from s_resnet.models.layers import SpikingNeuron, TDBatchNorm2d, lif, mlf
 from s_resnet.models.ms_resnet import MSBlock
 from s_resnet.models.sew_resnet import SpikeAddBottleneck
 from s_resnet.models.spiking_resnet import PlainBlock
+
+
+def build(arch, classes, *, size=32, channels=3, **settings):
+    return catalog.build(arch, classes, input_shape=(channels, size, size), **settings)
 
 
 def parameters(arch, classes, **settings):
@@ -199,7 +205,8 @@ def test_spikes_are_the_module_s_on_dyadic_weights(arch, settings):
                 module.weight.fill_(1.0)
                 module.bias.copy_((module.bias * 64).round() / 64)
             if isinstance(module, SpikingNeuron):
-                module.thresholds = tuple(round(theta * 4) / 4 for theta in module.thresholds)
+                thresholds = tuple(round(theta * 4) / 4 for theta in module.firing.thresholds)
+                module.firing = replace(module.firing, thresholds=thresholds)
                 module.register_forward_hook(lambda m, i, out, name=name: seen.update({name: out}))
         expected = model(images)
         for module in model.modules():
@@ -494,7 +501,7 @@ class Own(nn.Module):
         super().__init__()
         self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
         self.repeat = s_resnet.models.Repeat(start) if start else None
-        self.fire = s_resnet.models.SpikingNeuron(fire, surrogate="arctan", width=2.0)
+        self.fire = s_resnet.models.SpikingNeuron(fire, replace(LIF, surrogate="arctan", width=2.0))
         self.mean = s_resnet.models.TimeMean(end) if end else None
 
     def forward(self, images):
@@ -526,7 +533,7 @@ def test_neurons_of_a_built_network_take_another_surrogate():
         model, images = build("ds_resnet8", 5, timesteps=3, width=4), torch.randn(4, 3, 8, 8)
         for layer in model.modules():
             if isinstance(layer, SpikingNeuron):
-                layer.surrogate = surrogate
+                layer.firing = replace(layer.firing, surrogate=surrogate)
         model(images).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.body.parameters()]))
     assert not torch.allclose(*gradients)
@@ -561,4 +568,4 @@ def test_layers_out_of_place_are_told(settings, says):
 )
 def test_neurons_that_cannot_be_are_refused_when_made(settings, says):
     with pytest.raises(s_resnet.errors.InvalidData, match=says):
-        SpikingNeuron(**{"timesteps": 4, **settings})
+        SpikingNeuron(settings.pop("timesteps", 4), Firing(**{**vars(LIF), **settings}))

@@ -228,14 +228,14 @@ with s_resnet.runtime.first_process_first():
     said["time"] = time.time()
 whole = [(images[:6], labels[:6]), (images[6:], labels[6:])]  # in both processes
 said["twice"] = s_resnet.evaluate(snn, whole, 2, device="cpu").to_dict()
-said["ranks"] = s_resnet.runtime.exchange(rank)  # errors have not put the processes out of step
+said["ranks"] = s_resnet.runtime.all_gather(rank)  # errors have not put the processes out of step
 if rank == 1:
     dist.monitored_barrier()
     os.write(1, (json.dumps(said) + "\\n").encode())
     os._exit(0)
 dist.monitored_barrier()
 try:
-    s_resnet.runtime.exchange(None)
+    s_resnet.runtime.all_gather(None)
 except s_resnet.SResNetError as error:
     said["gone"] = str(error)
 os.write(1, (json.dumps(said) + "\\n").encode())
@@ -279,10 +279,10 @@ def test_alone_there_is_nothing_to_join(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # some machines set it for other reasons: torchrun was not there
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with process_group() as place:
-        assert place == (0, 1) == processes.place()
+        assert place == (0, 1) == processes.rank_and_world_size()
         with processes.first_process_first():
-            assert s_resnet.runtime.exchange("a") == ["a"]
-    assert list(processes.in_step([1, None, 3])) == [1, None, 3]
+            assert s_resnet.runtime.all_gather("a") == ["a"]
+    assert list(processes.in_lockstep_batches([1, None, 3])) == [1, None, 3]
     with pytest.raises(KeyError, match="x"), process_group():
         raise KeyError("x")
 

@@ -32,7 +32,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(progress, "time", found)
     monkeypatch.setattr(progress, "EVERY", EVERY)
     monkeypatch.setattr(Progress, "_told", 0.0)
-    monkeypatch.setattr(Progress, "_seen", 0.0)
+    monkeypatch.setattr(Progress, "_active", 0.0)
     return found
 
 

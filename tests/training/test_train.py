@@ -29,7 +29,7 @@ from s_resnet.models.catalog import build
 from s_resnet.training import loop, processes, run, saved
 from s_resnet.training.images import EpochLoader, epoch_order, usual_augmentation
 from s_resnet.training.recompute import recomputing, residual_blocks
-from s_resnet.training.settings import chance, learning_rate
+from s_resnet.training.settings import derive_seed, learning_rate
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -82,8 +82,8 @@ def test_two_steps_are_those_by_hand(tmp_path):
     settings = replace(BRIEF, epochs=2, batch_size=20, lr=0.1, label_smoothing=0.2, weight_decay=0.01, augmentation=())
     result = trained(tmp_path / "x.pt", settings=settings, images=images)
 
-    torch.manual_seed(chance(0, "weights"))
-    model = build("cifar_resnet8", 3, size=SIZE, width=4)
+    torch.manual_seed(derive_seed(0, "weights"))
+    model = build("cifar_resnet8", 3, input_shape=(3, SIZE, SIZE), width=4)
     x = torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255
     x = (x - torch.tensor(s_resnet.data.IMAGENET_MEAN)[:, None, None]) / torch.tensor(s_resnet.data.IMAGENET_STD)[
         :, None, None
@@ -271,10 +271,10 @@ def test_accuracies_are_those_of_the_network(tmp_path):
 @pytest.mark.parametrize(("arch", "count"), [("cifar_resnet8", 3), ("ms_resnet14", 6), ("danet11", 3), ("resnet18", 8)])
 def test_recomputed_blocks_give_the_same(arch, count):
     torch.manual_seed(0)
-    plain = build(arch, 3, size=SIZE, width=None if arch == "resnet18" else 4)
+    plain = build(arch, 3, input_shape=(3, SIZE, SIZE), width=None if arch == "resnet18" else 4)
     for p in plain.parameters():  # tdBN's last weight starts at 0, which hides what is before it
         torch.nn.init.uniform_(p, 0.1, 0.5) if p.dim() == 1 else None
-    again = build(arch, 3, size=SIZE, width=None if arch == "resnet18" else 4)
+    again = build(arch, 3, input_shape=(3, SIZE, SIZE), width=None if arch == "resnet18" else 4)
     again.load_state_dict(plain.state_dict())
     x, y = (
         torch.randn(4, 3, 32 if arch == "resnet18" else SIZE, 32 if arch == "resnet18" else SIZE),
@@ -584,7 +584,7 @@ def test_data_without_a_split_tell_what_was_learned_from(tmp_path):
     trained(tmp_path / "x.pt", settings=replace(BRIEF, epochs=1), images=images)
     marks = s_resnet.load_checkpoint(tmp_path / "x.pt").data["fingerprints"]
     learned = {images.names[index] for index in run.split(images, None, BRIEF).train}
-    assert s_resnet.data.seen(images, marks) == learned and len(learned) == 36
+    assert s_resnet.data.used_for_calibration(images, marks) == learned and len(learned) == 36
 
 
 @pytest.mark.parametrize(
@@ -688,7 +688,7 @@ with s_resnet.runtime.process_group("cpu") as (rank, world):
                 trained(f"{name}.pt", settings=settings, images=images)
         except s_resnet.SResNetError as error:
             said[name] = [type(error).__name__, str(error)]
-    said["together"] = s_resnet.runtime.exchange(rank)  # errors have not put the processes out of step
+    said["together"] = s_resnet.runtime.all_gather(rank)  # errors have not put the processes out of step
 os.write(1, (json.dumps([rank, said]) + "\\n").encode())
 """
 

@@ -13,7 +13,7 @@ from s_resnet import Training, train
 from s_resnet.data import Binning, EventData
 from s_resnet.errors import InvalidData
 from s_resnet.models.catalog import build
-from s_resnet.training.settings import chance
+from s_resnet.training.settings import derive_seed
 
 BRIEF = Training(epochs=2, batch_size=8, width=4, lr=0.05, timesteps=3, size=8)
 
@@ -44,8 +44,8 @@ def test_a_step_is_that_by_hand(tmp_path):
         for t, x, y, p in zip(*(events[name] for name in "txyp"), strict=True):
             if (step := int(t - events["t"].min()) // 30_000) < 3:
                 frames[step, index, p, y // 16, x // 16] += 1
-    torch.manual_seed(chance(0, "weights"))
-    model = build("ds_resnet8", 2, timesteps=3, channels=2, size=8, width=4).train()
+    torch.manual_seed(derive_seed(0, "weights"))
+    model = build("ds_resnet8", 2, timesteps=3, input_shape=(2, 8, 8), width=4).train()
     loss = F.cross_entropy(model(frames), torch.tensor(data.labels))
     assert result.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     gradients = torch.autograd.grad(loss, model.parameters())

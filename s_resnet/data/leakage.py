@@ -1,4 +1,9 @@
-"""Held-out data: which images or recordings a network has been made with, wherever their files have moved to."""
+"""Guards against leakage: was a network calibrated or trained on the images that it is evaluated on?
+
+There are two fingerprints. :func:`fingerprints` are of stored files, and tell an image before it is decoded, wherever
+its file has moved. :func:`image_fingerprints` are of tensors, and tell an image from any loader that prepares it in the
+same way. A network keeps the first as ``data.fingerprints`` and the second as ``calibration.marks``.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +20,41 @@ from ..errors import InvalidData
 from ..files import opened
 from ..runtime.display import plain
 from .events import Binning
-from .images import ImageData, LabeledData, Loader, Preprocessing
+from .images import ImageData, LabeledData, Preprocessing
+from .loader import Loader
 from .open import stored_preprocessing
 
-LARGEST = 2**32  # bytes of a file that are gone through: no image or recording has as many
+LARGEST = 2**32  # bytes of a file that is hashed: no image or recording is larger
 
 
 def fingerprints(data: LabeledData, indices: Iterable[int]) -> list[str]:
-    """Size and hash of each image's stored bytes: they tell an image again wherever its file has moved to."""
+    """Size and hash of the stored bytes of each sample, as ``"<size>-<hash>"``; they do not depend on its path."""
     return [f"{_stored_size(data, index)}-{_stored_hash(data, index)}" for index in indices]
 
 
-def seen(data: LabeledData, marks: Collection[str]) -> set[str]:
-    """Return the names of the images whose fingerprint is among ``marks``: those that a network was made with."""
-    marks = frozenset(marks)
-    sizes = {mark.partition("-")[0] for mark in marks}  # hashing a data set takes minutes, asking for sizes not
+def used_for_calibration(data: LabeledData, known: Collection[str]) -> set[str]:
+    """The names of the samples whose fingerprint is among ``known``.
+
+    Args:
+        data: the samples to look through.
+        known: the :func:`fingerprints` of the samples that a network was made with.
+    """
+    known = frozenset(known)
+    sizes = {one.partition("-")[0] for one in known}  # hashing a data set takes minutes, asking for sizes does not
     alike = [index for index in range(len(data)) if str(_stored_size(data, index)) in sizes]
-    return {data.names[i] for i, mark in zip(alike, fingerprints(data, alike), strict=True) if mark in marks}
+    return {data.names[i] for i, one in zip(alike, fingerprints(data, alike), strict=True) if one in known}
 
 
 def origin(batches: Any, classes: int) -> dict[str, Any]:
-    """What a network's provenance says of the batches that it was converted with, for a network of so many classes.
+    """What can be recorded in a network's provenance about the batches that it was converted with.
 
-    Of a :class:`s_resnet.data.ImageLoader` or EventLoader which images they are, how they were prepared and the names
-    of their classes. Of a DataLoader whose data set is transformed as torchvision's weights say, how they were
-    prepared.
+    A :class:`s_resnet.data.ImageLoader` or :class:`s_resnet.data.EventLoader` tells which samples they are, their
+    preprocessing and the names of their classes. A DataLoader with the transform of torchvision's weights tells the
+    preprocessing. Any other iterable tells nothing.
+
+    Args:
+        batches: what the network was calibrated on.
+        classes: the number of the network's outputs; names of another number of classes are not recorded.
     """
     if isinstance(batches, Loader):
         data = batches.data
@@ -62,7 +77,7 @@ def _stored_size(data: LabeledData, index: int) -> int:
         return int(data.pixels[index].nbytes)
     try:
         return Path(data.root, data.names[index]).stat().st_size
-    except OSError:  # gone or not ours to read: the loader names it
+    except OSError:  # gone or not readable: the loader reports it
         return -1
 
 
@@ -80,15 +95,22 @@ def _blake2b() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=8)
 
 
-def image_marks(images: Tensor) -> list[int]:
-    """A number per image, or recording of events, that tells it again in whatever order a loader brings it."""
+def image_fingerprints(images: Tensor) -> list[int]:
+    """A fingerprint per image, which does not depend on the order of the images.
+
+    Args:
+        images: ``[B, C, H, W]``, or events ``[T, B, C, H, W]``, of which the mean over time counts.
+
+    Returns:
+        B numbers of 64 bits.
+    """
     images = images.mean(0) if images.ndim == 5 else images
     keys = ordered_key(images).view(len(images), -1).long()
-    marks: list[int] = (keys * torch.arange(1, keys.shape[1] + 1, device=keys.device)).sum(1).tolist()
-    return marks
+    found: list[int] = (keys * torch.arange(1, keys.shape[1] + 1, device=keys.device)).sum(1).tolist()
+    return found
 
 
 def ordered_key(x: Tensor) -> Tensor:
-    """The bits of float32 values as int32 that sort as the values do."""
+    """The bits of float32 values as int32, flat, in an order that is that of the values."""
     bits = x.float().flatten().view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -13,7 +13,7 @@ from conftest import images, randomized
 from test_cli import CALIBRATED, SIZE, Program, figures, make_checkpoint, make_photos, record_loaders, tiny
 
 import s_resnet
-from s_resnet.data import ImageData, fingerprints, heldout, open_data, seen
+from s_resnet.data import ImageData, fingerprints, leakage, open_data, used_for_calibration
 
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
 pytestmark = [
@@ -86,7 +86,7 @@ def test_seen_is_what_brute_force_finds(tmp_path, kind, seed):
     assert len(marks) == 20
     for data in (first, second):
         expected = {name for name, content in zip(data.names, stored(data), strict=True) if content in marked}
-        assert seen(data, marks) == seen(data, set(marks)) == expected
+        assert used_for_calibration(data, marks) == used_for_calibration(data, set(marks)) == expected
         assert 0 < len(expected) < 60
 
 
@@ -113,10 +113,10 @@ def test_content_is_read_only_where_the_size_is_right(tmp_path, monkeypatch):
     sizes = [len(content) for content in stored(data)]
     marks = fingerprints(data, [sizes.index(4)])
     read = []
-    monkeypatch.setattr(heldout, "opened", lambda *given, real=heldout.opened: read.append(given) or real(*given))
-    assert seen(data, marks) and len(read) == sizes.count(4) < 60
+    monkeypatch.setattr(leakage, "opened", lambda *given, real=leakage.opened: read.append(given) or real(*given))
+    assert used_for_calibration(data, marks) and len(read) == sizes.count(4) < 60
     read.clear()
-    assert seen(data, ()) == set() and not read
+    assert used_for_calibration(data, ()) == set() and not read
 
 
 def test_a_file_that_cannot_be_read_is_no_other_and_no_crash(tmp_path):
@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_read_is_no_other_and_no_crash(tmp_path):
     empty = {name for name in data.names if (tmp_path / "files" / name).is_file() and
              (tmp_path / "files" / name).stat().st_size == 0}  # fmt: skip
     assert len(damaged) == 3
-    assert seen(data, fingerprints(data, damaged)) <= empty | {data.names[index] for index in damaged}
+    assert used_for_calibration(data, fingerprints(data, damaged)) <= empty | {data.names[index] for index in damaged}
 
 
 # ---- through the program

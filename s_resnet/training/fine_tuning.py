@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from ..data.events import EventData
-from ..data.heldout import fingerprints
-from ..data.images import ImageData, ImageLoader, Preprocessing
-from ..errors import InvalidData
+from ..data.images import ImageData, Preprocessing
+from ..data.leakage import fingerprints
+from ..data.loader import ImageLoader
+from ..errors import InvalidData, message
 from ..graph.graph import Graph
 from ..graph.module import GraphModule
-from ..runtime.device import ahead, find_device
+from ..runtime.device import find_device, prefetch
 from ..runtime.display import Displayed, Table, percent
-from .loop import Trained, epochs, train
+from .loop import TrainingResult, epochs, train
 from .run import Parts, split
 from .settings import Training
 
@@ -26,10 +27,10 @@ HELD_OUT = 256  # at most, and an eighth of the images at most
 
 
 @dataclass(frozen=True, repr=False)
-class Tuned(Displayed):
+class FineTuning(Displayed):
     """A fine-tuned network, or the one before where held-out images say that it was no worse.
 
-    before, after: its top-1 at T on the held-out images. history: one entry per epoch, as of :class:`Trained`.
+    before, after: its top-1 at T on the held-out images. history: one entry per epoch, as of :class:`TrainingResult`.
     """
 
     graph: Graph
@@ -62,7 +63,7 @@ def fine_tune(
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
-) -> Tuned:
+) -> FineTuning:
     """Train the spiking weights and corrections of a converted network at ``settings.timesteps`` steps, with labels.
 
     The loss is the cross entropy of the answer, the gradient that of :class:`s_resnet.graph.GraphModule`. The rest is
@@ -76,22 +77,21 @@ def fine_tune(
         graph: a converted network, from a file or from convert, that says its preprocessing.
         data: training images with labels.
         checkpoint: where the state of the run goes.
-        settings: by default those of :func:`s_resnet.training.tuning`, at the T that the network was converted for.
+        settings: by default those of :func:`s_resnet.training.fine_tuning_defaults`, at the T that the network was
+            converted for.
 
     Raises as :func:`s_resnet.train`, and InvalidData for a network that cannot be tuned or has other classes, and for
     event recordings.
     """
     if isinstance(data, EventData):
-        raise InvalidData(f"fine-tuning: got event recordings in {data.spec!r}; expected images. Name such data.")
-    settings, preprocessing, arch = _settled(graph, data, settings or tuning())
+        raise InvalidData(message("fine-tuning", "", f"event recordings in {data.spec!r}", "images", "Name such data"))
+    settings, preprocessing, arch = _settled(graph, data, settings or fine_tuning_defaults())
     assert settings.timesteps is not None
     module = GraphModule(graph, settings.timesteps)
     classes = len(list(module.parameters())[-1])
     if classes != len(data.classes):
-        raise InvalidData(
-            f"fine-tuning: got {len(data.classes)} classes in {data.spec!r} for a network of {classes}; expected equal "
-            "numbers. Choose the data that it was made for."
-        )
+        got = f"{len(data.classes)} classes in {data.spec!r} for a network of {classes}"
+        raise InvalidData(message("fine-tuning", "", got, "equal numbers", "Choose the data that it was made for"))
     trained = train(
         *(arch, data, checkpoint, settings),
         test=test,
@@ -109,10 +109,10 @@ def fine_tune(
     before, after = (_score(m, held_out, device) for m in (GraphModule(graph, settings.timesteps), trained.model))
     kept = after > before
     tuned = _documented(graph, module.graph(), trained, data, parts, before[0], after[0]) if kept else graph
-    return Tuned(tuned, kept, before[0], after[0], trained.history)
+    return FineTuning(tuned, kept, before[0], after[0], trained.history)
 
 
-def tuning(**changes: Any) -> Training:
+def fine_tuning_defaults(**changes: Any) -> Training:
     """The usual settings of fine-tuning, with these changed: AdamW, 0.0003 falling to 0, 5 epochs of batches of 64."""
     return replace(Training("adamw", lr=3e-4, weight_decay=0.0, epochs=5, batch_size=64), **changes)
 
@@ -121,10 +121,9 @@ def _settled(graph: Graph, data: ImageData, settings: Training) -> tuple[Trainin
     """The settings with T and held-out images, the preprocessing, and what the network is called."""
     stored = graph.provenance.get("preprocessing")
     if stored is None or "mean" not in stored:
-        raise InvalidData(
-            "fine-tuning: got a network that does not say how its images are preprocessed; expected size, mean and "
-            "std. Add preprocessing=vars(s_resnet.data.preprocessing_for(size, mean, std)) by with_provenance."
-        )
+        got = "a network that does not say how its images are preprocessed"
+        remedy = "Add preprocessing=vars(s_resnet.data.preprocessing_for(size, mean, std)) by with_provenance"
+        raise InvalidData(message("fine-tuning", "", got, "size, mean and std", remedy))
     timesteps = settings.timesteps or graph.provenance.get("recipe", {}).get("timesteps")
     if timesteps is None:
         raise InvalidData("fine-tuning: got no timesteps, and a network that does not say any. Give timesteps.")
@@ -140,7 +139,7 @@ def _score(module: torch.nn.Module, images: ImageLoader, device: str) -> tuple[f
     module = module.to(found).eval()
     right = loss = count = 0.0
     with torch.no_grad():
-        for x, y in ahead(images, found):
+        for x, y in prefetch(images, found):
             logits = module(x).float()
             right += float((logits.argmax(1) == y).sum())
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
@@ -149,7 +148,7 @@ def _score(module: torch.nn.Module, images: ImageLoader, device: str) -> tuple[f
 
 
 def _documented(
-    before: Graph, graph: Graph, trained: Trained, data: ImageData, parts: Parts, old: float, new: float
+    before: Graph, graph: Graph, trained: TrainingResult, data: ImageData, parts: Parts, old: float, new: float
 ) -> Graph:
     """The tuned network with what was done to it, and what it has seen."""
     settings, used = trained.settings, [*parts.train, *parts.validation]
