@@ -72,7 +72,7 @@ PROGRAM = sources(CLI)
 MODULES = {path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in OURS}
 # They measure parts that nobody else should touch.
 INSIDE = {"benchmarks/contenders.py", "benchmarks/events.py", "benchmarks/gpu/inside.py"}
-EVERYTHING = {**OURS, **PROGRAM, **sources(ROOT / "benchmarks")}
+EVERYTHING = {**OURS, **PROGRAM, **sources(ROOT / "benchmarks", ROOT / "examples")}
 
 
 def imported(path, text, modules=MODULES):
