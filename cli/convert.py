@@ -245,7 +245,9 @@ def _request(asked: Options) -> s_resnet.conversion.Request:
     )
     given = click.get_current_context().get_parameter_source("calibration_images") == ParameterSource.COMMANDLINE
     if not asked.calibration and (asked.classes == "natural" or given or asked.download):
-        raise click.UsageError("--calibration-images, --download and --classes natural need --calibration. Give both.")
+        raise click.UsageError(
+            "--calibration-images, --download and --classes natural need --calibration. Add it, or leave them out."
+        )
     return request
 
 

@@ -300,7 +300,7 @@ def _fine_tune(network: Path, asked: Options) -> None:
     unfit = {"--preset": asked.preset, "--recompute": asked.recompute or None}
     unfit |= {_option(name): getattr(asked, name) for name in ("size", "width", "activation", "levels")}
     if wrong := [name for name, value in unfit.items() if value is not None]:
-        raise click.UsageError(f"{', '.join(wrong)} cannot be combined with --from. Leave it out.")
+        raise click.UsageError(f"{', '.join(wrong)} cannot be combined with --from. Leave out one or the other.")
     check_output(asked.output, network, force=asked.force)
     with s_resnet.runtime.process_group(asked.device) as (rank, _):
         s_resnet.runtime.find_device(asked.device)

@@ -54,7 +54,9 @@ def arguments():
     """The parameters of all public functions."""
     rooms = [importlib.import_module(f"s_resnet.{space}") for space in SPACES]
     functions = [getattr(room, name) for room in rooms for name in room.__all__]
-    usable = [one for one in functions if inspect.isfunction(one) or dataclasses.is_dataclass(one)]
+    usable = [
+        one for one in functions if inspect.isfunction(one) or (inspect.isclass(one) and dataclasses.is_dataclass(one))
+    ]
     return {name for function in usable for name in inspect.signature(function).parameters}
 
 
