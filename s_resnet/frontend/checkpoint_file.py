@@ -71,7 +71,7 @@ def read(path: Path) -> tuple[object, str]:
     except OSError as error:
         got = error.strerror or type(error).__name__
         raise InvalidCheckpoint(
-            message(where, "cannot be opened", got, "a readable file", "Give yourself the right to read it")
+            message(where, "cannot be opened", got, "a readable file", "Change its permissions so that you can read it")
         ) from None
 
 
