@@ -101,7 +101,9 @@ def _open_directory(path: Path, split: str) -> ImageData:
         return _open_folders(path, None) if folders else _open_flat(path, split)
     except OSError as error:
         raise InvalidData(
-            message(where, "path", reason(error), "a readable directory", "Give yourself the right to read it")
+            message(
+                where, "path", reason(error), "a readable directory", "Change its permissions so that you can read it"
+            )
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The frontend: a file or a module of PyTorch becomes a Graph."""
+"""The frontend: from a checkpoint or a module of PyTorch to a Graph."""
 
 from .checkpoint import Checkpoint, load_checkpoint
 from .qcfs import QCFSModule

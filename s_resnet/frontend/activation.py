@@ -1,4 +1,4 @@
-"""A tensor that tells who runs the model of every call of torch that it takes part in."""
+"""A tensor that reports every call of torch in which it takes part."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from ..errors import UnsupportedModel
 
 @dataclass(frozen=True)
 class Value:
-    """Where the Graph has a value: a node, and its shape on the example, ``[B, C, H, W]`` or ``[B, F]``.
+    """A value of the Graph. The module may see it as ``[B, C, L]`` with ``L = H W``, or flattened.
 
-    The module may see it as ``[B, C, L]`` with ``L = H W``, or flattened; ``flat`` names the Flatten that would be.
+    Attributes:
+        node: the name of its node.
+        shape: its shape on the example, ``[B, C, H, W]`` or ``[B, F]``.
+        flat: the name of its Flatten node, should one be needed.
     """
 
     node: str
@@ -25,15 +28,18 @@ class Value:
 
 
 class Watcher(Protocol):
-    """What an activation reports to."""
+    """The receiver of an activation's reports."""
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any: ...
 
 
 class Activation(Tensor):
-    """A value that depends on the images, on the example.
+    """A tensor of the example that depends on the images.
 
-    value: where the Graph has it; None where it has not, for the reason in ``refusal``.
+    Attributes:
+        watcher: the receiver of its reports.
+        value: its counterpart in the Graph; None where there is none.
+        refusal: why there is none.
     """
 
     watcher: Watcher
@@ -42,7 +48,7 @@ class Activation(Tensor):
 
     @classmethod
     def of(cls, tensor: Tensor, watcher: Watcher, value: Value | None, refusal: UnsupportedModel | None) -> Activation:
-        """``tensor``, watched from now on."""
+        """``tensor`` as an activation."""
         activation = tensor.as_subclass(cls)
         activation.watcher, activation.value, activation.refusal = watcher, value, refusal
         return activation
@@ -51,7 +57,7 @@ class Activation(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Have the watcher run a call of torch; within it activations are plain tensors."""
+        """Have the watcher run a call of torch, during which activations are plain tensors."""
         kwargs = kwargs or {}
         first = next(part for part in parts((args, kwargs)) if isinstance(part, Activation))
         with torch._C.DisableTorchFunctionSubclass():

@@ -11,7 +11,7 @@ from ..graph import ops
 from .activation import Activation, Value
 from .network import Call
 
-GATE = "Attention, squeeze-and-excitation and other gates have no spiking form here: choose a network without"
+GATE = "Attention, squeeze-and-excitation and other gates have no spiking form here: use a network without them"
 
 
 def add(call: Call) -> Value:
@@ -35,7 +35,7 @@ def negative(call: Call) -> Value:
 
 
 def multiply(call: Call) -> Value | None:
-    """A factor per channel; None for zero, which makes a constant."""
+    """A factor per channel; None for the factor zero, which makes a constant."""
     x, other = call.take(other=None)
     if isinstance(x, Activation) and isinstance(other, Activation):
         raise call.refuse("a product of two activations", "a factor that does not depend on the images", GATE)
@@ -67,7 +67,7 @@ def _sum(call: Call, x: Any, other: Any, a: float, b: float) -> Value:
 
 
 def affine(call: Call, x: Any, factor: Any, shift: Any, part: str = "") -> Value:
-    """``factor x + shift``, both constants: the value itself where that changes nothing."""
+    """``factor x + shift`` with constants; the value itself where they are 1 and 0."""
     value = call.of(x)
     weight, bias = (per_channel(call, constant, x, value.shape[1]) for constant in (factor, shift))
     if bool((weight == 1).all()) and bool((bias == 0).all()):
@@ -76,7 +76,11 @@ def affine(call: Call, x: Any, factor: Any, shift: Any, part: str = "") -> Value
 
 
 def per_channel(call: Call, constant: Any, x: Tensor, channels: int) -> Tensor:
-    """The constant ``[C]`` that ``constant`` is for an activation. Refuses one that differs within a channel."""
+    """``constant``, as broadcast against the activation ``x``, in the form ``[C]``.
+
+    Raises:
+        UnsupportedModel: it differs within a channel.
+    """
     numbers = torch.as_tensor(constant).detach().to(torch.float64)
     shape = tuple(numbers.shape)
     if numbers.ndim > x.ndim or any(n not in (1, m) for n, m in zip(shape[::-1], tuple(x.shape)[::-1], strict=False)):
@@ -88,7 +92,7 @@ def per_channel(call: Call, constant: Any, x: Tensor, channels: int) -> Tensor:
 
 
 def concatenate(call: Call) -> Value:
-    """Channels beside channels: each activation padded with zeros to its place, and their sum."""
+    """A concatenation of channels, as a sum of activations that are padded with zero channels."""
     tensors, dim = call.take(dim=0)
     if dim not in (1, 1 - call.result.ndim):
         raise call.refuse(f"a concatenation along axis {dim}", "one along the channels, axis 1")

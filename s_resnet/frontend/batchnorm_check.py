@@ -1,7 +1,8 @@
-"""BatchNorm remembers the images and the network that it was trained with: do these images and this network fit them?
+"""Do images and network fit the running statistics of BatchNorm, which remember the training?
 
-A checkpoint holds neither max-pools, strides and nonlinearities nor how images were prepared. What was guessed wrong
-shows in the running statistics, since the activations before every BatchNorm are then others than in training.
+A checkpoint does not say where max-pools, strides and nonlinearities are, nor how images were preprocessed. A wrong
+guess shows in the running statistics, since the activations before a BatchNorm are then different from those in
+training.
 """
 
 from __future__ import annotations
@@ -19,23 +20,28 @@ from ..graph.graph import Graph
 from ..graph.ops import BatchNorm2d
 from ..runtime.display import Displayed
 
-# Limits that right and wrong pairs of network and images were measured against: docs/explanation/batchnorm-check.md.
+# Limits from measurements of right and wrong pairs of network and images: docs/explanation/batchnorm-check.md.
 SPREAD, SHIFT = 0.15, 0.3
-NOTABLE = (0.25, 0.2)  # spread and shift of a single layer that is named as the first
-FEW, SOME = 16, 32  # images below which nothing can be told, and below which right pairs differ by a quarter more
-UNUSUAL = 9.0  # times the power of the median image: an image that a layer answers with so much is left out
+NOTABLE = (0.25, 0.2)  # spread and shift from which on a single layer is named as the first
+FEW, SOME = 16, 32  # with fewer images nothing can be told; with fewer than SOME right pairs differ by a quarter more
+UNUSUAL = 9.0  # times the median power: images with more in a layer are left out
 
 
 @dataclass(frozen=True, repr=False)
 class LayerFit(Displayed):
-    """How far the activations before a BatchNorm are from its running statistics, in the median of its channels.
+    """How far the activations before a BatchNorm are from its running statistics.
 
-    With the running mean and variance m and s^2, and mean and variance n and u^2 over images and pixels::
+    For each channel, with running mean and variance ``m`` and ``s^2``, and mean and variance ``n`` and ``u^2`` over
+    images and pixels::
 
         spread = |log(u / s)|,   shift = |n - m| / s        (both variances with BatchNorm's eps)
 
-    distance: the mean over channels of min(spread^2, 1) + min(shift^2, 1), which tells more where two networks are
-    compared on the same images (:mod:`.rivals`).
+    Attributes:
+        name: the layer.
+        spread: the median of the spreads of its channels.
+        shift: the median of their shifts.
+        distance: the mean over channels of ``min(spread^2, 1) + min(shift^2, 1)``, which says more where two networks
+            are compared on the same images.
     """
 
     name: str
@@ -46,17 +52,22 @@ class LayerFit(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class Fit(Displayed):
-    """All of a network's :class:`LayerFit`, in execution order, over ``images`` images."""
+    """How well images and network fit.
+
+    Attributes:
+        layers: a :class:`LayerFit` for each BatchNorm, in execution order.
+        images: the number of images.
+    """
 
     layers: tuple[LayerFit, ...]
     images: int
 
     @property
     def score(self) -> float:
-        """Above 1 where images and network do not fit: the larger of two deviations, each relative to its limit.
+        """Above 1 where images and network do not fit: the larger of two deviations, each divided by its limit.
 
-        They are the spread of the median layer and the shift of the worst. (The spread of the worst layer tells less: a
-        few unusual images can make up most of a late layer's variance.)
+        They are the spread of the median layer and the shift of the worst one. The spread of the worst layer says less,
+        since a few unusual images can make up most of a late layer's variance.
         """
         if not self.layers:
             return 0.0
@@ -65,23 +76,26 @@ class Fit(Displayed):
 
     @property
     def fits(self) -> bool:
-        """Whether images and network fit; also where there are too few images to tell."""
+        """Whether images and network fit; True where there are too few images to tell."""
         return self.images < FEW or self.score <= (1 if self.images >= SOME else 1.25)
 
     @property
     def first(self) -> LayerFit | None:
-        """The first layer that is notably off: the cause lies between the one before and it. Else the one most off."""
+        """The first layer that deviates notably, or else the worst one.
+
+        The cause lies between the layer before it and this one.
+        """
         off = (layer for layer in self.layers if layer.spread > NOTABLE[0] or layer.shift > NOTABLE[1])
         return next(off, self.worst)
 
     @property
     def worst(self) -> LayerFit | None:
-        """The layer that is most off."""
+        """The layer that deviates most."""
         return max(self.layers, key=lambda at: max(at.spread / NOTABLE[0], at.shift / NOTABLE[1]), default=None)
 
 
 class Moments:
-    """Mean and variance over pixels of what every BatchNorm of a graph reads, per image and channel."""
+    """Mean and variance over pixels of the input of every BatchNorm of a graph, per image and channel."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.images = graph, 0
@@ -89,17 +103,17 @@ class Moments:
         self.found: dict[str, list[Tensor]] = {graph[name].inputs[0]: [] for name in self.norms}  # [2, B, C] per batch
 
     def watch(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The graph's activations on a batch, taken in on the way."""
+        """The graph's activations on a batch by name, recorded as they pass."""
         self.images += len(images)
         for name, value in self.graph.activations(images):
             if name in self.found:
-                places = value.flatten(2) if value.ndim > 2 else value.unsqueeze(2)  # features are of one place
-                variance, mean = torch.var_mean(places, 2, correction=0)
+                pixels = value.flatten(2) if value.ndim > 2 else value.unsqueeze(2)  # features have one pixel
+                variance, mean = torch.var_mean(pixels, 2, correction=0)
                 self.found[name].append(torch.stack([variance, mean]).double())
             yield name, value
 
     def fit(self, images: int | None = None) -> Fit:
-        """How well they, or the first ``images`` of them, agree with the running statistics."""
+        """How well all images, or the first ``images`` of them, agree with the running statistics."""
         layers = []
         for name, op in self.norms.items():
             variance, mean = torch.cat(self.found[self.graph[name].inputs[0]], 1)[:, :images]
@@ -108,7 +122,7 @@ class Moments:
 
 
 def _layer_fit(name: str, variance: Tensor, mean: Tensor, op: BatchNorm2d) -> LayerFit:
-    """Of variances and means over pixels ``[B, C]``; a few images that are far from all others do not count."""
+    """The fit of a layer from variances and means over pixels ``[B, C]``, without images far from all others."""
     usual = op.var.double() + op.eps
     power = ((variance + (mean - op.mean) ** 2) / usual).mean(1)
     kept = power <= UNUSUAL * power.median()
@@ -121,7 +135,7 @@ def _layer_fit(name: str, variance: Tensor, mean: Tensor, op: BatchNorm2d) -> La
 
 
 def explain(fit: Fit) -> str:
-    """In a sentence, where and how far images and network are apart."""
+    """Where and how far images and network deviate, in words."""
     first, worst = fit.first, fit.worst
     assert first is not None and worst is not None
     said = f"first at {first.name} ({_distance(first)})"
@@ -134,13 +148,17 @@ def _distance(layer: LayerFit) -> str:
 
 
 def untouched(graph: Graph) -> list[str]:
-    """The BatchNorm layers that have mean 0 and variance 1 in every channel, as before any training."""
+    """The BatchNorm layers with mean 0 and variance 1 in every channel, as before training."""
     norms = ((node.name, node.op) for node in graph.nodes if isinstance(node.op, BatchNorm2d))
     return [name for name, op in norms if bool((op.mean == 0).all()) and bool((op.var == 1).all())]
 
 
 def check_statistics(name: str, mean: Tensor, var: Tensor) -> None:
-    """Raise InvalidData for running statistics that no training gives: negative variances, NaN, infinity."""
+    """Check the running statistics of a layer.
+
+    Raises:
+        InvalidData: a variance is negative, or a number is not finite.
+    """
     for what, values, bad in (
         ("running_var", var, ~(var >= 0) | ~torch.isfinite(var)),
         ("running_mean", mean, ~torch.isfinite(mean)),
@@ -156,7 +174,11 @@ def check_statistics(name: str, mean: Tensor, var: Tensor) -> None:
 
 
 def check_norms(graph: Graph) -> Graph:
-    """Itself, or InvalidData for running statistics as :func:`check_statistics` says, by the layer's name."""
+    """The same graph, after :func:`check_statistics` of every BatchNorm.
+
+    Raises:
+        InvalidData: as there; the message names the layer.
+    """
     for node in graph.nodes:
         if isinstance(node.op, BatchNorm2d):
             check_statistics(node.name, node.op.mean, node.op.var)
@@ -164,17 +186,27 @@ def check_norms(graph: Graph) -> Graph:
 
 
 def check_answer(graph: Graph, images: Tensor, answer: Tensor, who: str) -> None:
-    """Raise InvalidData, naming the first layer, where the network's answer on these images is not finite."""
+    """Check that the answer of a network is finite.
+
+    Args:
+        graph: the network, to find the first layer with a value that is not finite.
+        images: ``[B, C, H, W]``.
+        answer: its logits for them.
+        who: what to call it in the message.
+
+    Raises:
+        InvalidData: the answer is not finite; the message names the first such layer.
+    """
     if bool(torch.isfinite(answer).all()):
         return
     for name, value in graph.activations(images):
         if not bool(torch.isfinite(value).all()):
             got = f"values that are not finite from {name} on, on the example"
-            remedy = "Check its weights, and the scale of the images"
-            raise InvalidData(message(f"{who}", "", got, "a finite answer", remedy))
+            remedy = "Load its weights again, and pass images preprocessed as in training"
+            raise InvalidData(message(who, "", got, "a finite answer", remedy))
 
 
 def all_alike(images: Sequence[Tensor]) -> bool:
-    """Whether every image of these batches is the same."""
+    """Whether all images of these batches are the same."""
     first = images[0][:1]
     return sum(map(len, images)) > 1 and all(bool((part == first).all()) for part in images)

@@ -1,9 +1,9 @@
 """Reading a trained network from a checkpoint file: weights only, never code.
 
-A checkpoint holds tensors by name and no network, so the architecture is recognized: candidates are built
-without memory (on the meta device), and their whole set of names and shapes is compared with the file's. What
-shapes cannot tell (strides, padding, max-pools, nonlinearities) is as in torchvision and in `s_resnet.models.resnet`,
-or of the variant that ``arch`` names.
+A checkpoint holds tensors by name and no network, so the architecture has to be recognized: candidates are built
+without memory (on the meta device), and all their names and shapes are compared with those of the file. What shapes do
+not tell (strides, padding, max-pools, nonlinearities) is as in torchvision and in :mod:`s_resnet.models.resnet`, or as
+in the variant that ``arch`` names.
 """
 
 import os
@@ -29,48 +29,71 @@ from .state_names import plain_weights, renamed, stripped, without_extras
 Shape: TypeAlias = tuple[int, ...]
 
 KNOWN = ", ".join(TORCHVISION) + ", or cifar_resnet20, cifar_resnet56, ... (depth 6n + 2)"
-SMALL_STEM = "nomaxpool"  # the variant whose networks are for images of 32 pixels
+SMALL_STEM = "nomaxpool"  # the variant for images of 32 pixels
 
-# Where training scripts put the weights, best first. Averages come last: a recipe reports the plain weights.
+# Where training scripts put the weights, the best place first. Averages come last: papers report the plain weights.
 NESTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params")
 AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 
-FORMAT = 1  # of what `sresnet train` writes
+FORMAT = 1  # the version of what ``sresnet train`` writes
 COUNTER = ".num_batches_tracked"
-# Of the settings of a training checkpoint: the largest that make sense, so that nothing is built of a size without any.
+# The largest sensible settings of a training checkpoint, so that no file makes us build an enormous network.
 MOST = {"timesteps": 2**16, "channels": 2**10, "size": 2**10, "classes": 2**20, "width": 2**16, "levels": 2**16}
-DEEPEST = 100  # dicts in each other
+DEEPEST = 100  # nested dicts
 PYTHON = "use s_resnet.convert(model) from Python"
 
 
 @dataclass(frozen=True, repr=False)
 class Checkpoint(Displayed):
-    """A trained network as read from a file, and where it came from."""
+    """A trained network that was read from a file.
 
-    model: nn.Module  # float32, eval mode, [B, 3, H, W] -> [B, num_classes]
-    arch: str  # torchvision's name, also as resnet18-nomaxpool; "cifar_resnet<depth>"; what `sresnet train` knows
+    Attributes:
+        model: ``[B, C, H, W] -> [B, num_classes]``, in float32 and evaluation mode.
+        arch: torchvision's name, also with a variant as in ``resnet18-nomaxpool``; ``cifar_resnet<depth>``; or a name
+            of :func:`s_resnet.models.build`.
+        num_classes: the number of logits.
+        input_size: the side of the images that the architecture was made for, in pixels: 224 for torchvision, 32 for
+            CIFAR.
+        digest: SHA-256 of the file in hexadecimal.
+        name: the file's name without its folder.
+        timesteps: T of a spiking network; None for an ANN.
+        channels: C of the images.
+        classes: the names of the classes, where ``sresnet train`` wrote the file.
+        preprocessing: what :func:`s_resnet.data.read_preprocessing` reads, where ``sresnet train`` wrote the file.
+        data: what it was trained on, where ``sresnet train`` wrote the file.
+        left_out: tensors of the file that belong to no layer.
+    """
+
+    model: nn.Module
+    arch: str
     num_classes: int
-    input_size: int  # pixels per side that the architecture was made for: torchvision 224, CIFAR 32
-    digest: str  # sha256 of the file, in hexadecimal
-    name: str  # the file's name without its folder
-    timesteps: int | None = None  # of a spiking network; None of an ANN
+    input_size: int
+    digest: str
+    name: str
+    timesteps: int | None = None
     channels: int = 3
-    classes: tuple[str, ...] = ()  # their names, where `sresnet train` wrote the file, as for what follows
-    preprocessing: Mapping[str, Any] | None = None  # what s_resnet.data.read_preprocessing reads
-    data: Mapping[str, Any] | None = None  # what it was trained on
-    left_out: tuple[str, ...] = ()  # tensors of the file that no layer has
+    classes: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] | None = None
+    data: Mapping[str, Any] | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Checkpoint:
     """Read a ResNet from a file of ``torch.save`` or ``.safetensors``; no code in the file is ever run.
 
-    The architecture is recognized from names and shapes: torchvision's ResNets, ResNeXts and wide ResNets,
-    and `CifarResNet`, with any number of classes and of channels. Counters of operations, and tensors of losses and
-    metrics, are left out; weight and spectral normalization are computed. `arch` says instead which one the file
-    has to fit. Weights of half or double precision become float32, and share no memory with what was read. Raises
-    `InvalidCheckpoint` where the file cannot be read or holds no such network, or a weight is not finite.
+    The architecture is recognized from names and shapes: torchvision's ResNets, ResNeXts and wide ResNets, and
+    :class:`s_resnet.models.CifarResNet`, with any number of classes and channels. Files of ``sresnet train`` say
+    themselves which network of :func:`s_resnet.models.build` they hold.
 
-    What `sresnet train` wrote says itself which network of the catalog it is, spiking ones among them.
+    Counters of operations, and tensors of losses and metrics, are left out. Weight and spectral normalization are
+    computed. Weights in half or double precision become float32.
+
+    Args:
+        path: the file.
+        arch: the architecture that the file must hold; by default any known one.
+
+    Raises:
+        InvalidCheckpoint: the file cannot be read, holds no such network, or has a weight that is not finite.
     """
     path = Path(path)
     where = str(path)
@@ -84,13 +107,13 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Ch
     arch, model = recognize({name: tuple(tensor.shape) for name, tensor in state.items()}, arch, where)
     _fill(model, state, where)
     (classifier,) = (module for module in model.modules() if isinstance(module, nn.Linear))
-    input_size = 224 if base_of(arch) and SMALL_STEM not in arch else 32
-    own = (model.eval(), arch, classifier.out_features, input_size, digest, path.name)
-    return Checkpoint(*own, channels=state["conv1.weight"].shape[1], left_out=left_out)
+    size, channels = 224 if base_of(arch) and SMALL_STEM not in arch else 32, state["conv1.weight"].shape[1]
+    classes, model = classifier.out_features, model.eval()
+    return Checkpoint(model, arch, classes, size, digest, path.name, channels=channels, left_out=left_out)
 
 
 def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Path) -> Checkpoint:
-    """The network that `sresnet train` wrote, after whichever epoch."""
+    """The network in a file of ``sresnet train``, after whichever epoch."""
     where, again = str(path), "Train it again, or copy the file again"
     version, name = content["format"], content["arch"]
     if not isinstance(version, int) or version > FORMAT:
@@ -133,11 +156,18 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
 
 
 def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str = "checkpoint") -> tuple[str, nn.Module]:
-    """The architecture with exactly these names and shapes (`arch`, if given), and its module on ``meta``.
+    """The architecture with exactly these names and shapes, and its module on the meta device.
 
-    BatchNorm's counters (``num_batches_tracked``) may be missing. The classifier may have any number of
-    classes, lack its bias, or be the only layer with weights in a Sequential. Raises `InvalidCheckpoint`,
-    whose message begins with `where`, on anything else.
+    BatchNorm's counters (``num_batches_tracked``) may be missing. The classifier may have any number of classes, lack
+    its bias, or be the only layer with weights in a Sequential.
+
+    Args:
+        shapes: the shapes of the tensors by name.
+        arch: the architecture that they must fit; by default any known one.
+        where: the file, for the message.
+
+    Raises:
+        InvalidCheckpoint: no known architecture has these names and shapes.
     """
     blocks = _blocks_per_stage(shapes)
     candidates = [arch] if arch else [name for name, known in TORCHVISION.items() if known == blocks]
@@ -184,7 +214,7 @@ def _check_arch(arch: str, where: str) -> None:
 
 
 def _find_state(content: object, where: str) -> dict[str, Tensor]:
-    """The weights in what was saved: the dict of tensors under the best-known name, else the largest one."""
+    """The weights in the saved object: the dict of tensors under the best-known name, or else the largest one."""
     found = sorted(_dicts_of_tensors(content), key=lambda candidate: len(candidate[1]))
     if not found:
         got = f"a {type(content).__name__}"
@@ -197,15 +227,15 @@ def _find_state(content: object, where: str) -> dict[str, Tensor]:
     def rank(path: tuple[str, ...]) -> int:
         return max(ranks.get(name, ranks[""]) for name in path or ("",))
 
-    # A tensor or two beside the weights, such as a step counter, is no state dict.
+    # A few tensors beside the weights, such as a step counter, are not a state dict.
     large = [(path, state) for path, state in found if 10 * len(state) >= len(found[-1][1])]
     return min(large, key=lambda candidate: (rank(candidate[0]), -len(candidate[1])))[1]
 
 
 def _dicts_of_tensors(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Every dict that has tensors by name, however deep, with the names that lead to it."""
+    """Every dict with tensors by name, at any depth, with the keys that lead to it."""
     queue: list[tuple[tuple[str, ...], object]] = [((), content)]
-    seen: set[int] = set()  # a pickle can hold itself
+    seen: set[int] = set()  # a pickle can contain itself
     for path, value in queue:
         if not isinstance(value, dict) or id(value) in seen or len(path) > DEEPEST:
             continue
@@ -226,7 +256,7 @@ def _blocks_per_stage(shapes: Mapping[str, Shape]) -> Shape:
 
 
 def _build(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
-    """The architecture without memory, for images of as many channels as the file's first convolution."""
+    """The architecture on the meta device, with as many channels in the first convolution as the file."""
     model = _built(arch, shapes)
     stem, found = model.get_submodule("conv1"), shapes.get("conv1.weight", ())
     assert isinstance(stem, nn.Conv2d)
@@ -237,7 +267,7 @@ def _build(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
 
 
 def _built(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
-    """The width and shortcuts of a CIFAR network are those of the file."""
+    """The architecture on the meta device; a CIFAR network has the width and shortcuts of the file."""
     with torch.device("meta"):
         if base_of(arch):
             return build_torchvision(arch).float()
@@ -255,7 +285,7 @@ def _without(head: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def _difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> tuple[int, str]:
-    """In how many tensors `found` differs, and in words in what."""
+    """In how many tensors ``found`` differs from ``expected``, and how, in words."""
     both = [name for name in expected if name in found]
     parts = {
         "missing": [name for name in expected if name not in found and not name.endswith(COUNTER)],
@@ -267,7 +297,7 @@ def _difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> tu
 
 
 def _classifier(head: str, features: int, shapes: Mapping[str, Shape], where: str) -> nn.Module:
-    """The linear layer of the file, in a Sequential where the file has it in one; on the meta device."""
+    """The linear layer of the file on the meta device, in a Sequential if it is in one there."""
     found = {name.removeprefix(f"{head}."): shapes[name] for name in shapes if name.startswith(f"{head}.")}
     matrices = [name for name, shape in found.items() if len(shape) == 2]
     if len(matrices) > 1:
@@ -288,12 +318,12 @@ def _classifier(head: str, features: int, shapes: Mapping[str, Shape], where: st
     linear = nn.Linear(features, classes, bias=bias, device="meta", dtype=torch.float32)
     if not prefix:
         return linear
-    # What stands before the layer without weights is dropout in practice, and that rests in eval mode.
+    # Layers without weights before it are dropout in practice, which does nothing in evaluation mode.
     return nn.Sequential(*(nn.Identity() for _ in range(int(prefix[:-1]))), linear)
 
 
 def _stored(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same; InvalidCheckpoint where weights are no dense numbers, or unfold to more than the file holds."""
+    """The same tensors, after a check that they are dense numbers, of no more bytes than the file can hold."""
     where, unfolded = str(path), 0
     for name, tensor in state.items():
         dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
@@ -314,17 +344,17 @@ def _stored(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Give a module on the meta device its own memory and copy the weights there."""
+    """Give a module on the meta device its own memory, and copy the weights there."""
     model.to_empty(device="cpu")
     weights = {name: state.get(name, torch.zeros(())) for name in model.state_dict()}
     for name, tensor in weights.items():
         if name.endswith(COUNTER) and not tensor.isfinite():
-            weights[name] = torch.zeros(())  # half precision overflows at 65,504; inference never reads it
+            weights[name] = torch.zeros(())  # half precision overflows at 65,504; inference never reads the counter
     model.load_state_dict(weights)
     for name, tensor in model.state_dict().items():
         if name.endswith("running_var") and bool((tensor < 0).any()):
             got = f"{int((tensor < 0).sum())} of {tensor.numel()} values negative"
-            remedy = "Take a checkpoint in which they are right; averaging models can break them"
+            remedy = "Take a checkpoint in which they are right; averaging models can make them negative"
             raise InvalidCheckpoint(message(where, f"tensor {name}", got, "variances from 0 on", remedy))
         if not tensor.isfinite().all():
             got = f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values NaN or infinite"

@@ -1,4 +1,4 @@
-"""The file of a checkpoint: read whole, as data alone, and only what its own checksums and sizes bear out."""
+"""Reading the file of a checkpoint: as data only, and only as far as its checksums and sizes agree."""
 
 import argparse
 import hashlib
@@ -21,11 +21,11 @@ SAVE = "save its weights with torch.save(model.state_dict(), path)"
 LARGEST = 2**33  # bytes of a file
 PART = 2**20  # bytes read at a time
 OPTIONS = 2**26  # bytes of the pickle in a zip, beside its tensors
-LEGACY = 5  # pickles one after the other in what torch.save wrote before it wrote zips
+LEGACY = 5  # consecutive pickles in the format that torch.save wrote before zip archives
 
 
 def damaged(where: str) -> InvalidCheckpoint:
-    """The error of a file that ends too soon, or is none of ours."""
+    """The error for a file that is truncated, or of another kind."""
     remedy = f"Copy or download the file again, or {SAVE}"
     return InvalidCheckpoint(
         message(where, "cannot be read", "truncated, damaged or foreign data", "a whole checkpoint", remedy)
@@ -33,19 +33,23 @@ def damaged(where: str) -> InvalidCheckpoint:
 
 
 def first(names: Iterable[str]) -> str:
-    """The first few of these names."""
+    """The first few of these names, in words."""
     names = list(names)
     shown = ", ".join(name if len(name) <= 80 else name[:77] + "..." for name in names[:3])
     return shown + (", ..." if len(names) > 3 else "")
 
 
 def read(path: Path) -> tuple[object, str]:
-    """What the file holds, and its sha256. Raises `InvalidCheckpoint` where it cannot be read."""
+    """The content of the file, and its SHA-256.
+
+    Raises:
+        InvalidCheckpoint: the file cannot be read.
+    """
     where = str(path)
     try:
         if not path.exists():
             raise InvalidCheckpoint(
-                message(where, "checkpoint", "no such file", "a file that exists", "Check the path")
+                message(where, "checkpoint", "no such file", "a file that exists", "Pass the path of one")
             )
         if not path.is_file():
             got = "a directory" if path.is_dir() else "no regular file"
@@ -67,12 +71,12 @@ def read(path: Path) -> tuple[object, str]:
     except OSError as error:
         got = error.strerror or type(error).__name__
         raise InvalidCheckpoint(
-            message(where, "cannot be opened", got, "a readable file", "Check its permissions")
+            message(where, "cannot be opened", got, "a readable file", "Change its permissions so that you can read it")
         ) from None
 
 
 def _check_format(path: Path, file: BinaryIO, where: str) -> None:
-    """Turn away by their first bytes the files that `torch.load` would warn or write paragraphs about."""
+    """Refuse, by its first bytes, a file about which ``torch.load`` would warn or write paragraphs."""
     file.seek(0)
     head = file.read(16)
     expected = "a file that torch.save or safetensors wrote"
@@ -85,11 +89,11 @@ def _check_format(path: Path, file: BinaryIO, where: str) -> None:
         raise InvalidCheckpoint(message(where, "not a PyTorch file", "HDF5 (TensorFlow, Keras)", expected, remedy))
     if head.startswith(b"PK\x03\x04"):
         _check_zip(file, where)
-    elif head.startswith(b"\x80"):  # begins a binary pickle, which is torch.save's older format
+    elif head.startswith(b"\x80"):  # the beginning of a binary pickle, torch.save's older format
         _check_legacy(file, where)
     else:
         got = f"a file beginning with {head!r}"
-        raise InvalidCheckpoint(message(where, "not a checkpoint", got, expected, f"Check the path, or {SAVE}"))
+        raise InvalidCheckpoint(message(where, "not a checkpoint", got, expected, f"Pass another file, or {SAVE}"))
 
 
 def _check_zip(file: BinaryIO, where: str) -> None:
@@ -101,31 +105,31 @@ def _check_zip(file: BinaryIO, where: str) -> None:
                 _check_members(archive, members, file, where)
     except InvalidCheckpoint:
         raise
-    except Exception:  # a damaged directory fails as BadZipFile, and in the decoding of its names; a flipped bit as CRC
+    except Exception:  # a damaged directory can fail in any way, a flipped bit by its checksum
         raise damaged(where) from None
     if "constants.pkl" in names:
         got, remedy = "a program with its weights", f"Load it with torch.jit.load and {SAVE}"
         raise InvalidCheckpoint(message(where, "TorchScript file", got, "a state dict: tensors by name", remedy))
     if "data.pkl" not in names:
-        got, remedy = f"a zip archive of {first(sorted(names))}", f"Check the path, or {SAVE}"
+        got, remedy = f"a zip archive of {first(sorted(names))}", f"Pass another file, or {SAVE}"
         raise InvalidCheckpoint(message(where, "not a checkpoint", got, "a file that torch.save wrote", remedy))
 
 
 def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], file: BinaryIO, where: str) -> None:
-    """The sizes of a zip against the file's, its checksums, and what its pickle says of its storages."""
+    """Check the sizes in a zip archive against the file's, its checksums, and the sizes that its pickle claims."""
     size = os.fstat(file.fileno()).st_size
     unpacked = sum(member.file_size for member in members)
     if unpacked > 2 * size:  # torch.save does not compress
         raise _excess(where, f"{unpacked} bytes packed into {size}")
-    # torch looks names up without regard to case, below the folder of the first.
+    # torch ignores case in names, and looks for them in the folder of the first member.
     folder = members[0].filename.partition("/")[0]
     sizes = {member.filename.lower(): member.file_size for member in members}
     if len(sizes) != len(members) or sizes.get(f"{folder}/data.pkl".lower(), OPTIONS + 1) > OPTIONS:
         raise damaged(where)
-    checked = any(member.CRC for member in members)  # torch.save can be told to leave checksums out
+    checked = any(member.CRC for member in members)  # torch.save can leave checksums out
     for member in members:
         if not checked:
-            member.CRC = None  # type: ignore[assignment]  # nor does zipfile ask for them then
+            member.CRC = None  # type: ignore[assignment]  # so that zipfile does not check it
             continue
         with archive.open(member) as part:
             while part.read(PART):
@@ -142,7 +146,7 @@ def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], fil
 
 
 class _Within:
-    """A file that is never asked for more than it has: Python makes room for what it is asked for."""
+    """A file that is never asked for more bytes than it has, since Python would allocate them."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.size, self.tell, self.readline = os.fstat(file.fileno()).st_size, file.tell, file.readline
@@ -158,7 +162,7 @@ def _check_legacy(file: BinaryIO, where: str) -> None:
     for _ in range(LEGACY):
         try:
             _scanned(within, where)
-        except ValueError:  # the reader, which comes to the same place, says what is wrong
+        except ValueError:  # the reader fails at the same place, and says why
             return
 
 
@@ -179,9 +183,9 @@ def _deserialize(path: Path, file: BinaryIO, where: str) -> object:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(file.read())
-        # Training scripts, torchvision's among them, save their options too: plain attributes, no code.
+        # Training scripts such as torchvision's also save their options, a Namespace of plain values.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # what torch remarks on an old format does not concern the user
+            warnings.simplefilter("ignore")  # remarks about old formats do not concern the user
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
@@ -192,5 +196,5 @@ def _deserialize(path: Path, file: BinaryIO, where: str) -> object:
         raise InvalidCheckpoint(
             message(where, what, first([refused[1]]), "a state dict: tensors by name", remedy)
         ) from None
-    except Exception:  # a damaged file can make the readers fail in any way
+    except Exception:  # on a damaged file the readers can fail in any way
         raise damaged(where) from None

@@ -1,10 +1,10 @@
-"""Rules of layers: convolutions, linear layers, batch normalization, rectifiers and pools."""
+"""Rules for layers: convolutions, linear layers, batch normalization, rectifiers and pools."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ RETRAIN = "Train the network with nn.ReLU in its place"
 
 
 def convolution(call: Call) -> Value:
-    """Over maps; over ``[B, C, L]`` with a kernel of height or width 1."""
+    """A convolution of maps; one of ``[B, C, L]`` becomes a kernel of height or width 1."""
     x, weight, bias, stride, padding, dilation, groups = call.take(
         weight=None, bias=None, stride=1, padding=0, dilation=1, groups=1
     )
@@ -76,7 +76,7 @@ def _matrix(call: Call, x: Any, weight: Tensor, bias: Tensor | None) -> Value:
 
 
 def batch_norm(call: Call) -> Value:
-    """Of torch.nn.functional, or of torch itself, which has another order."""
+    """``torch.nn.functional.batch_norm``, or ``torch.batch_norm``, whose arguments have another order."""
     if inspect.isfunction(call.function):
         names = dict.fromkeys(("running_mean", "running_var", "weight", "bias"))
     else:
@@ -85,16 +85,16 @@ def batch_norm(call: Call) -> Value:
     known = dict(zip(names, tensors, strict=True))
     if training or known["running_mean"] is None or known["running_var"] is None:
         raise call.refuse("batch normalization without running statistics", "track_running_stats=True")
-    return _normalized(call, x, known["running_mean"], known["running_var"], known["weight"], known["bias"], eps)
+    return _normalized(call, x, known, eps)
 
 
 def instance_norm(call: Call) -> Value:
-    x, mean, var, weight, bias, own, _, eps = call.take(
-        running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
-    )
-    if own or mean is None:
+    names = dict.fromkeys(("running_mean", "running_var", "weight", "bias"))
+    x, *tensors, own, _, eps = call.take(**names, use_input_stats=True, momentum=0.1, eps=1e-5)
+    known = dict(zip(names, tensors, strict=True))
+    if own or known["running_mean"] is None:
         raise call.refuse("statistics of each image", *BATCH_NORM)
-    return _normalized(call, x, mean, var, weight, bias, eps)
+    return _normalized(call, x, known, eps)
 
 
 BATCH_NORM = (
@@ -103,9 +103,10 @@ BATCH_NORM = (
 )
 
 
-def _normalized(
-    call: Call, x: Any, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Value:
+def _normalized(call: Call, x: Any, known: Mapping[str, Tensor | None], eps: float) -> Value:
+    """The normalization with these tensors, by their names in torch; weight and bias may be None."""
+    mean, var, weight, bias = (known[name] for name in ("running_mean", "running_var", "weight", "bias"))
+    assert mean is not None and var is not None
     ones = torch.ones_like(var)
     weight, bias = ones if weight is None else weight, torch.zeros_like(ones) if bias is None else bias
     weight, bias, mean, var = (tensor.detach().clone() for tensor in (weight, bias, mean, var))
@@ -142,13 +143,13 @@ def threshold(call: Call) -> Value:
 
 
 def leaky_relu(call: Call) -> Value:
-    """Those of slope 0."""
+    """A leaky ReLU of slope 0."""
     x, slope = call.take(negative_slope=0.01)
     return _rectified_if(call, x, 0 if bool((torch.as_tensor(slope) == 0).all()) else None, None)
 
 
 def maximum(call: Call) -> Value:
-    """Of an activation and zeros."""
+    """The maximum of an activation and zeros."""
     if not isinstance(call.result, Tensor) or call.result.ndim == 0:
         raise call.refuse("a maximum over an axis", "a max-pool", "Write it as F.max_pool2d(x, kernel_size)")
     x, other = call.take(other=None)
@@ -157,7 +158,7 @@ def maximum(call: Call) -> Value:
 
 
 def _rectified_if(call: Call, x: Any, low: Any, high: Any) -> Value:
-    """The ReLU that a clip to low ... high is, if it is one."""
+    """A clip to ``low`` ... ``high`` as a ReLU; refused where it is something else."""
     open_above = high is None or high == math.inf
     if low is None or not open_above or not bool((torch.as_tensor(low) == 0).all()):
         raise call.refuse("", RECTIFIER, RETRAIN)
@@ -205,12 +206,12 @@ def adaptive_avg_pool(call: Call) -> Value:
 
 
 def mean(call: Call) -> Value:
-    """Over height and width: a global average pool. Over one of them the other keeps its size."""
+    """The mean over height and width, a global average pool; or over one of them."""
     return _mean(call)[0]
 
 
 def total(call: Call) -> Value:
-    """The mean, times the pixels that it is over."""
+    """The sum over height and width: the mean, times the number of pixels."""
     value, pixels = _mean(call)
     weight = torch.full((value.shape[1],), float(pixels), dtype=call.result.dtype)
     return call.named(call.add(ops.Affine(weight, torch.zeros_like(weight)), value, shape=value.shape))
@@ -224,7 +225,7 @@ def _mean(call: Call) -> tuple[Value, int]:
         raise call.refuse(f"a mean of {tuple(x.shape)} to {tuple(call.result.shape)}", "the mean over height and width")
     value = call.of(x)
     _, _, height, width = value.shape
-    # The axes of [B, C, H, W]; the last one of [B, C, L] is what of H and W is more than 1.
+    # Axes of [B, C, H, W]. The last axis of [B, C, L] is H or W, whichever is more than 1.
     over = axes if x.ndim == 4 else {2, 3}
     size = (1 if 2 in over or height == 1 else height, 1 if 3 in over or width == 1 else width)
     shape = (*value.shape[:2], *size)
@@ -238,13 +239,13 @@ def _mean(call: Call) -> tuple[Value, int]:
 
 
 def _mapped(call: Call, x: Tensor) -> tuple[int, ...]:
-    """The Graph's shape of the result: that of the call, with height or width 1 where it has one length."""
+    """The shape of the result in the Graph: that of the call, with a height or width of 1 added to ``[B, C, L]``."""
     shape = tuple(call.result.shape)
     return shape if x.ndim == 4 else (*shape[:2], *_beside(call.along(x), shape[2:], 1))
 
 
 def _windows(call: Call, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[tuple[int, int]]:
-    """Kernel, stride, padding and dilation over height and width."""
+    """Kernel, stride, padding and dilation, each as a pair for height and width."""
     spatial = x.ndim - 2
     settings = [
         (_sizes(value, spatial), rest) for value, rest in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))

@@ -1,4 +1,4 @@
-"""The nodes of a Graph in the making, and a call of torch as a rule sees it."""
+"""A Graph under construction, and a call of torch as a rule sees it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from ..errors import UnsupportedModel
 from ..graph.ops import Flatten, Input, Node, Op
 from .activation import Activation, Value, parts
 
-# Settings of calls that change nothing here: where the result goes, what only training reads, how memory is laid out.
+# Arguments without effect here: where the result goes, what only training reads, the memory format.
 IDLE = frozenset({"inplace", "momentum", "_stacklevel", "memory_format"})
 
 
 class Network:
-    """Nodes in order, each under a name of its own."""
+    """The nodes so far, in order, each under its own name.
+
+    Attributes:
+        flattened: the Flatten of a node, by the node's name.
+        pooled: what a mean over height or width is of, by the name of the mean's node.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.taken: set[str] = set()
-        self.flattened: dict[str, Value] = {}  # a node -> its Flatten
-        self.pooled: dict[str, Value] = {}  # a mean over height or width -> what it is of
+        self.flattened: dict[str, Value] = {}
+        self.pooled: dict[str, Value] = {}
 
     def start(self, shape: tuple[int, ...]) -> Value:
-        """The images."""
+        """The node of the images."""
         return self.add("input", Input(), (), shape)
 
     def add(self, label: str, op: Op, inputs: tuple[Value, ...], shape: tuple[int, ...]) -> Value:
-        """A new node; a second one of the same label is ``label_1``."""
+        """A new node; the second one of the same label is named ``label_1``."""
         name, count = label, 0
         while name in self.taken:
             count += 1
@@ -40,7 +45,7 @@ class Network:
         return Value(name, shape)
 
     def flat(self, value: Value) -> Value:
-        """The value as ``[B, F]``, by a Flatten if need be: one for all who read it."""
+        """The value as ``[B, F]``; its readers share one Flatten."""
         if len(value.shape) == 2:
             return value
         if value.node not in self.flattened:
@@ -49,7 +54,7 @@ class Network:
         return self.flattened[value.node]
 
     def reaching(self, output: str) -> tuple[Node, ...]:
-        """The nodes that the output depends on, the output last; what a model computes and drops is left out."""
+        """The nodes on which the output depends, the output last."""
         needed = {output, self.nodes[0].name}
         for node in reversed(self.nodes):
             if node.name in needed:
@@ -60,10 +65,18 @@ class Network:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of torch with activations, and what it gave on the example.
+    """A call of torch with activations, and its result on the example.
 
-    label: what its node is to be called. changed: whether it changed an activation in place. refuse: makes the error of
-    what cannot be converted from what was got, what is expected and, in place of the usual advice, what to do.
+    Attributes:
+        network: the nodes so far.
+        function: what was called.
+        args: its arguments by position.
+        kwargs: its arguments by name.
+        result: its result on the example.
+        label: the name for its node.
+        changed: whether it changed an activation in place.
+        refuse: builds the error of a call that cannot be converted, from what was got, what is expected and, instead of
+            the usual advice, what to do.
     """
 
     network: Network
@@ -76,14 +89,18 @@ class Call:
     refuse: Callable[..., UnsupportedModel]
 
     def take(self, **defaults: Any) -> tuple[Any, ...]:
-        """The input and the settings of the call, by position or name; those not given as in ``defaults``."""
+        """The input and the other arguments of the call, in the order of ``defaults``.
+
+        Raises:
+            UnsupportedModel: an argument is not in ``defaults``, or depends on the images.
+        """
         names = ("input", *defaults)
         values: dict[str, Any] = {"input": None, **defaults}
         given = {"input" if name in ("self", "tensors") else name: value for name, value in self.kwargs.items()}
         given |= dict(zip(names, self.args, strict=False))
         unknown = [name for name in given if name not in values and name not in IDLE]
         if unknown or len(self.args) > len(names):
-            raise self.refuse(f"the argument {unknown[0] if unknown else self.args[len(names)]!r}", "none such")
+            raise self.refuse(f"the argument {unknown[0] if unknown else self.args[len(names)]!r}", "a call without it")
         values |= {name: value for name, value in given.items() if name in values}
         for name in defaults:
             if name != "other" and any(isinstance(part, Activation) for part in parts(values[name])):
@@ -91,26 +108,30 @@ class Call:
         return tuple(values[name] for name in names)
 
     def of(self, x: Any) -> Value:
-        """The value of an operand, as the module sees it: flattened if it is ``[B, F]`` there."""
+        """The value of an operand as the module sees it: flattened where that is ``[B, F]``."""
         if not isinstance(x, Activation):
             raise self.refuse(f"the operand {_said(x)}", "an activation of the network")
         assert x.value is not None
         return self.network.flat(x.value) if x.ndim == 2 else x.value
 
     def along(self, x: Tensor) -> int:
-        """Which axis of the Graph's ``[B, C, H, W]`` the last one of ``[B, C, L]`` is. Refuses H and W in one."""
+        """Which axis of the Graph's ``[B, C, H, W]`` is the last one of ``[B, C, L]``.
+
+        Raises:
+            UnsupportedModel: it is both height and width.
+        """
         shape = self.of(x).shape
         if len(shape) != 4 or (shape[2] != 1 and shape[3] != 1):
             raise self.refuse(f"an operation along height and width in one, {tuple(x.shape)}", "maps [B, C, H, W]")
         return 3 if shape[2] == 1 else 2
 
     def add(self, op: Op, *inputs: Value, shape: tuple[int, ...] | None = None, part: str = "") -> Value:
-        """A node of this call; ``part`` names it where it is not the result."""
+        """A new node of this call; ``part`` is appended to its name where it is not the result."""
         shape = tuple(self.result.shape) if shape is None else shape
         return self.network.add(f"{self.label}.{part}" if part else self.label, op, inputs, shape)
 
     def named(self, value: Value) -> Value:
-        """The same value, whose Flatten would be named after this call."""
+        """The same value, whose Flatten is named after this call."""
         return replace(value, flat=self.label)
 
 

@@ -1,7 +1,7 @@
-"""What a pickle would make, read from its opcodes without making it: how much, how deep, and of which storages.
+"""A look at a pickle's opcodes before it is read: how many objects it makes, how deep, and from which storages.
 
-The reader of weights runs no code, yet a few bytes can have it make objects without end: a tuple that holds another one
-twice, thirty times over, takes minutes to hash.
+The reader of weights runs no code, but a few bytes can make it build objects without end: a tuple that holds another
+one twice, thirty times over, takes minutes to hash.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import pickletools
 from dataclasses import dataclass
 from typing import Any
 
-DEEPEST = 100  # containers in each other
-LARGEST = 10**7  # objects, those that are there twice counted twice
+DEEPEST = 100  # nested containers
+LARGEST = 10**7  # objects; one that occurs twice counts twice
 BYTES = {"Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Float": 4, "Int": 4, "QInt32": 4} | {
     "Half": 2,
     "BFloat16": 2,
     "Short": 2,
     **dict.fromkeys(("Byte", "Char", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4", "Untyped"), 1),
 }
-# What the reader of weights knows and no weights need: called with a number or a view, it makes as much as that says.
+# Functions that the reader of weights allows and no weights need. They allocate as much as their argument says.
 MAKERS = (
     "builtins bytearray",
     "__builtin__ bytearray",
@@ -28,12 +28,18 @@ MAKERS = (
 
 
 class Excess(Exception):
-    """A pickle that would make too much."""
+    """A pickle that would make too many objects."""
 
 
 @dataclass(eq=False)
 class _Item:
-    """One object on the stack: how many it stands for, how deep it goes, and what it is where it is small."""
+    """An object on the stack.
+
+    Attributes:
+        weight: how many objects it contains, itself included.
+        depth: how many containers are nested in it.
+        value: the object itself, where it is small.
+    """
 
     weight: int = 1
     depth: int = 0
@@ -42,16 +48,21 @@ class _Item:
 
 _MARK = _Item()
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_INTO = {"APPEND": 1, "SETITEM": 2}  # what is put into the container below
+_INTO = {"APPEND": 1, "SETITEM": 2}  # how many items go into the container below them
 _INTO_MARKED = ("APPENDS", "SETITEMS", "ADDITEMS")
 _KEEP = ("BINPUT", "LONG_BINPUT", "PUT")
 _GET = ("BINGET", "LONG_BINGET", "GET")
 
 
 def scan(file: Any) -> dict[str, int]:
-    """The bytes that a pickle, in bytes or what has ``read``, claims of each storage, by the storage's key.
+    """The number of bytes that a pickle claims of each storage, by the storage's key.
 
-    Raises Excess where it would make too much, and ValueError where it is no pickle.
+    Args:
+        file: bytes, or a file.
+
+    Raises:
+        Excess: it would make too many objects, or nest them too deep.
+        ValueError: it is not a pickle.
     """
     return _Scan().run(file)
 
@@ -92,14 +103,14 @@ class _Scan:
             self._storage(stack.pop())
             stack.append(_Item())
         elif name == "GLOBAL" and argument in MAKERS:
-            raise Excess(f"{argument.split()[1]}, which makes as much as it is told")
+            raise Excess(f"{argument.split()[1]}, which allocates whatever it is told")
         else:
             self._other(opcode, argument)
         if stack and (stack[-1].weight > LARGEST or stack[-1].depth > DEEPEST):
             raise Excess(f"objects nested {stack[-1].depth} deep, {stack[-1].weight} in all")
 
     def _other(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Any other opcode, as its own description says."""
+        """Any other opcode, by its description in ``pickletools``."""
         before, after = opcode.stack_before, opcode.stack_after
         parts = self._marked() if pickletools.markobject in before else []
         if pickletools.markobject in before:
@@ -124,7 +135,7 @@ class _Scan:
         return parts
 
     def _storage(self, item: _Item) -> None:
-        """Note what is claimed of a storage: ("storage", its class, its key, where it was, its length)."""
+        """Record the claim of a persistent id, ``("storage", class, key, location, length)``."""
         value = item.value
         if not isinstance(value, tuple) or len(value) < 5 or not isinstance(value[1], str):
             raise ValueError("no storage that torch.save wrote")
@@ -136,7 +147,7 @@ class _Scan:
 
 
 def _joined(parts: list[_Item], with_values: bool = False) -> _Item:
-    """A container of these."""
+    """A container of these items."""
     values = tuple(part.value for part in parts) if with_values and len(parts) <= 8 else None
     weight, depth = 1 + sum(part.weight for part in parts), 1 + max((part.depth for part in parts), default=0)
     return _Item(weight, depth, values)

@@ -1,4 +1,4 @@
-"""An ANN that is trained to be converted: its ReLUs quantize as T steps of spikes do, with learned thresholds."""
+"""An ANN that is trained for conversion: its ReLUs quantize as T steps of spikes do, with learned thresholds."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from ..graph.ops import QCFS, BatchNorm2d, Conv2d, Linear, Node, ReLU
 from ..kernels.surrogate.qcfs import qcfs
 from .trace import trace
 
-THRESHOLDS = "thresholds."  # what their names in a state dict begin with
-THRESHOLD = 4.0  # at the start: what batch normalization makes is seldom above
+THRESHOLDS = "thresholds."  # the beginning of their names in a state dict
+THRESHOLD = 4.0  # the initial one: outputs of batch normalization are seldom larger
 
 
 class QCFSModule(nn.Module):
-    """The ANN ``source`` with a QCFS activation of ``levels`` levels in place of every call of a ReLU.
+    """The ANN ``source`` with a QCFS activation in place of every call of a ReLU, ``[B, C, H, W] -> [B, N]``.
 
-    ``[B, C, H, W] -> [B, N]``. Each call site has a learned threshold of its own, also where the source calls one
-    module at several places. The parts of the source are taken over, not copied: they are trained here, under the names
-    that they have there, so that the state dict is the source's with ``thresholds.<node>`` besides. Constants outside
-    of convolutions, linear layers and batch normalization, such as a scale per branch, stay as they are.
+    Each call site has its own learned threshold, also where the source calls one module at several sites. The modules
+    of the source are used, not copied: they are trained under the names that they have there, and the state dict is
+    that of the source with ``thresholds.<node>`` added. Constants outside of convolutions, linear layers and batch
+    normalization, such as a scale per branch, are not trained.
 
     Args:
         source: a network that :func:`s_resnet.trace` follows, with batch normalization as modules of its own.
-        example_batch: ``[B, C, H, W]``, to trace it.
+        example_batch: ``[B, C, H, W]``, for tracing.
         levels: L, the T that the spiking network will need.
-        thresholds: by node name, to go on from; by default 4 everywhere.
+        thresholds: initial thresholds by node name; by default 4 everywhere.
+
+    Raises:
+        InvalidData: a spiking network, dropout, thresholds of other nodes, or ``levels`` below 1.
+        UnsupportedModel: as :func:`s_resnet.trace`.
 
     Source: Bu et al., ICLR 2022 (arXiv:2303.04347).
-
-    Raises InvalidData for a spiking network, for dropout, thresholds of other nodes and levels below 1;
-    UnsupportedModel as trace does.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class QCFSModule(nn.Module):
     ) -> None:
         super().__init__()
         if levels < 1:
-            raise InvalidData(message("qcfs", "", f"levels={levels}", "at least 1", "Raise it"))
+            raise InvalidData(message("qcfs", "", f"levels={levels}", "at least 1", "Pass the T to convert for"))
         dropped = [name for name, m in source.named_modules() if isinstance(m, nn.Dropout | nn.Dropout2d) and m.p > 0]
         if dropped:
             raise InvalidData(
@@ -66,21 +67,20 @@ class QCFSModule(nn.Module):
         start = dict.fromkeys(sites, torch.tensor(THRESHOLD)) if thresholds is None else thresholds
         if set(sites) != set(start):
             other = min(set(sites) ^ set(start))
-            raise InvalidData(
-                message("qcfs", "", f"thresholds that differ at {other!r}", "one for each ReLU", "Check them")
-            )
+            got = f"thresholds that differ at {other!r}"
+            raise InvalidData(message("qcfs", "", got, "one for each ReLU", "Pass those of this network"))
         self.thresholds = nn.Module()
         for name in sites:
-            place, _, leaf = name.rpartition(".")
-            parent = submodule(self.thresholds, place) if place else self.thresholds
+            path, _, leaf = name.rpartition(".")
+            parent = submodule(self.thresholds, path) if path else self.thresholds
             parent.register_parameter(leaf, nn.Parameter(start[name].detach().clone()))
 
     def _owner(self, node: Node) -> str | None:
-        """The path of the module that a node is a call of, for what is learned."""
+        """The path of the module that a node with learned tensors calls; None for other nodes."""
         if not isinstance(node.op, Conv2d | Linear | BatchNorm2d):
             return None
         modules = dict(self.named_modules())
-        for path in (node.name, re.sub(r"_\d+$", "", node.name)):  # _1: its second call
+        for path in (node.name, re.sub(r"_\d+$", "", node.name)):  # "_1" is its second call
             if isinstance(modules.get(path), nn.Conv2d | nn.Linear | nn.BatchNorm2d) and _plain(modules[path]):
                 return path
         got = f"{type(node.op).__name__} that is no module's own"
@@ -102,11 +102,11 @@ class QCFSModule(nn.Module):
         return values[self.traced.nodes[-1].name]
 
     def learned_thresholds(self) -> dict[str, Tensor]:
-        """The thresholds by node name; where one has become negative its size counts."""
+        """The thresholds by node name; the absolute value of a negative one counts."""
         return dict(self.thresholds.named_parameters())
 
     def graph(self) -> Graph:
-        """The analog Graph as it is now, QCFS activations in it: what :func:`s_resnet.convert` converts."""
+        """The analog Graph with QCFS activations and the present weights, which :func:`s_resnet.convert` converts."""
         learned = self.learned_thresholds()
 
         def op(node: Node) -> Any:

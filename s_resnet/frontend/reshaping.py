@@ -1,4 +1,4 @@
-"""Rules of what moves values: reshapes, slices, padding, copies of channels."""
+"""Rules for calls that only move values: reshapes, slices, padding, copies of channels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHOLE: Part = (None, None, None)
 
 
 def reshape(call: Call) -> Value:
-    """view, reshape, flatten, squeeze, unsqueeze, told apart by what they did to the example's shape."""
+    """``view``, ``reshape``, ``flatten``, ``squeeze`` and ``unsqueeze``, by their effect on the example's shape."""
     value = _input(call)
     if call.result.dtype != torch.float32 and call.result.dtype != torch.float64:
         raise call.refuse(f"a view as {call.result.dtype}", "floating point throughout")
@@ -26,7 +26,7 @@ def reshape(call: Call) -> Value:
 
 
 def _input(call: Call) -> Value:
-    """The value as the Graph has it, flattened or not; settings are not looked at."""
+    """The input as it is in the Graph, flattened or not, whatever the other arguments."""
     x = call.args[0] if call.args else call.kwargs.get("input", call.kwargs.get("self"))
     if not isinstance(x, Activation) or x.value is None:
         raise call.refuse("a reshape by what depends on the images", "one by sizes")
@@ -34,7 +34,7 @@ def _input(call: Call) -> Value:
 
 
 def _reshaped(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
-    """The value that the module sees in this shape. Values keep their order, so equal sizes are the same axes."""
+    """The value in the shape that the module sees. The order of numbers is kept, so equal sizes are equal axes."""
     before = value.shape
     pixels = 1 if len(before) == 2 else before[2] * before[3]
     same = shape == before
@@ -47,14 +47,14 @@ def _reshaped(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
 
 
 def index(call: Call) -> Value:
-    """Slices, numbers along what then has size 1, and channels by their numbers."""
+    """Slices, single indices, and lists of channels."""
     x, key = call.take(index=None)
     key = key if isinstance(key, tuple) else (key,)
     if len(key) > 1 and isinstance(key[1], list | Tensor) and all(_is_whole(part) for part in (key[0], *key[2:])):
         return _chosen(call, key[1])
     plain = [part for part in key if part is not None and part is not Ellipsis]
     numbers = all(isinstance(part, int | slice) and not isinstance(part, bool) for part in plain)
-    at = [place for place, part in enumerate(key) if part is Ellipsis] or [len(key)]
+    at = [position for position, part in enumerate(key) if part is Ellipsis] or [len(key)]
     if not numbers or len(at) > 1:
         raise _no_slices(call, key)
     rest: tuple[Any, ...] = (slice(None),) * (x.ndim - len(plain))
@@ -83,7 +83,7 @@ def _slice(part: int | slice, size: int) -> Part:
 
 
 def _sliced(call: Call, x: Tensor, slices: list[Part]) -> Value:
-    """One slice per axis after the batch; as few as there need to be."""
+    """A slice for each axis after the batch; trailing whole ones are left out."""
     if all(part == WHOLE for part in slices):
         return _input(call)
     value = call.of(x)
@@ -96,7 +96,7 @@ def _sliced(call: Call, x: Tensor, slices: list[Part]) -> Value:
 
 
 def split(call: Call) -> tuple[Value, ...]:
-    """chunk and split: one slice for each part."""
+    """``chunk`` and ``split``: a slice for each part."""
     x = call.args[0] if call.args else call.kwargs["input"]
     axis = call.kwargs.get("dim", call.args[2] if len(call.args) > 2 else 0) % x.ndim
     if axis == 0:
@@ -127,7 +127,7 @@ def pad(call: Call) -> Value:
 
 
 def repeat(call: Call) -> Value:
-    """expand and repeat: the shape as it is, or one channel several times, as gray images for a network of three."""
+    """``expand`` and ``repeat``: no change, or copies of a single channel, as of gray images for a network of three."""
     value, shape = _input(call), tuple(call.result.shape)
     if shape == value.shape:
         return value
@@ -137,7 +137,7 @@ def repeat(call: Call) -> Value:
 
 
 def flip(call: Call) -> Value:
-    """Of the channels, as from blue, green, red to red, green, blue."""
+    """A reversed order of channels, as from BGR to RGB."""
     x, dims = call.take(dims=None)
     if [d % x.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))] != [1]:
         raise call.refuse(f"a flip of axes {dims}", "one of the channels, axis 1")
@@ -145,7 +145,7 @@ def flip(call: Call) -> Value:
 
 
 def select(call: Call) -> Value:
-    """Channels by their numbers."""
+    """Channels by their indices."""
     x, dim, numbers = call.take(dim=None, index=None)
     if dim % x.ndim != 1:
         raise call.refuse(f"a selection along axis {dim}", "one of channels, axis 1")
@@ -153,13 +153,13 @@ def select(call: Call) -> Value:
 
 
 def shuffle(call: Call) -> Value:
-    """Channels of all groups in turn."""
+    """A channel shuffle: one channel from each group in turn."""
     x, groups = call.take(groups=None)
     return _chosen(call, torch.arange(x.shape[1]).view(groups, -1).T.flatten())
 
 
 def _chosen(call: Call, numbers: Any) -> Value:
-    """The channels of these numbers, in their order: a convolution of one pixel, each of whose rows has a single 1."""
+    """The channels with these indices, as a 1x1 convolution with a single 1 for each output."""
     value, numbers = _input(call), torch.as_tensor(numbers)
     if len(value.shape) != 4 or numbers.ndim != 1 or numbers.dtype == torch.bool:
         raise call.refuse(f"a selection from {value.shape} by {tuple(numbers.shape)}", "numbers of channels of maps")
@@ -168,7 +168,7 @@ def _chosen(call: Call, numbers: Any) -> Value:
 
 
 def keep(call: Call) -> Value:
-    """clone, detach and the like: the value as it is. Another type of number is not."""
+    """``clone``, ``detach`` and the like, which change nothing; casts to another dtype are refused."""
     x = call.args[0] if call.args else call.kwargs.get("input")
     if not isinstance(x, Activation) or x.value is None or call.result.dtype != x.dtype:
         raise call.refuse(f"a cast to {call.result.dtype}", "float32 throughout")
@@ -176,7 +176,7 @@ def keep(call: Call) -> Value:
 
 
 def dropout(call: Call) -> Value:
-    """The identity in evaluation mode."""
+    """Dropout, which is the identity in evaluation mode."""
     x = call.args[0] if call.args else call.kwargs.get("input")
     on = call.kwargs.get("training", call.kwargs.get("train", call.args[2] if len(call.args) > 2 else True))
     if on or not isinstance(x, Activation) or x.value is None:

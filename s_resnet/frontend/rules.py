@@ -1,4 +1,4 @@
-"""Which rule a call of torch has, by its name, and what to say of those that have none."""
+"""The rules for calls of torch by name, and advice about calls that have none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import arithmetic, layers, reshaping
 from .layers import BATCH_NORM, RECTIFIER, RETRAIN
 from .network import Call
 
-# A rule gives the value of the call's result, or of each of its results; None where that is a constant.
+# A rule returns the value of the call's result, or of each of its results; None for a constant.
 Rule = Callable[[Call], Any]
 _NAMES: dict[Rule, str] = {
     layers.convolution: "conv1d conv2d",
@@ -54,12 +54,12 @@ EXPECTED = (
     "a convolution, linear layer, BatchNorm, ReLU, sum, constant per channel, average or max-pool, zero padding, "
     "slice, concatenation of channels or flatten"
 )
-# By name what is expected in place of a call without a rule, and what to do.
+# By name of a call without a rule: what is expected instead, and what to do.
 _ADVICE: dict[str, tuple[str, str]] = {
     "relu6 rrelu elu selu celu gelu silu mish hardswish hardshrink softshrink": (RECTIFIER, RETRAIN),
     "tanhshrink softplus softsign tanh logsigmoid glu": (RECTIFIER, RETRAIN),
     "softmax log_softmax": (
-        "logits: what ends a model in probabilities has no spiking form",
+        "logits: probabilities at the end of a model have no spiking form",
         "Leave it out: the largest logit is the most probable class",
     ),
     "sigmoid hardsigmoid": (

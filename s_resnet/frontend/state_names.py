@@ -1,4 +1,4 @@
-"""Names in a state dict that stand for no layer, and layers whose weight is not in it but computed from what is."""
+"""Names in a state dict that belong to no layer, and weights that are computed from several of its tensors."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# What tools that count operations leave in every layer.
+# Tensors that tools for counting operations leave in every layer.
 COUNTED = re.compile(r"(.*\.)?(total_ops|total_params)")
-# Parts of a training program that are no part of the network: losses and metrics, by the name of their module.
+# Losses and metrics of a training program, by the name of their module: they are not part of the network.
 BESIDE = re.compile(
     r"(\w+_)?(criterion|criteria|loss|losses|loss_fn|loss_func|metric|metrics|acc|accuracy|auroc|f1|f1score|precision|"
     r"recall|confmat|confusion_matrix)(_\w+|\d+)?(\..*)?",
     re.IGNORECASE,
 )
-# The pairs from which weight normalization computes a weight, as a parametrization and as the older hook.
+# Pairs from which weight normalization computes a weight: as a parametrization, and as the older hook.
 PAIRS = (
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
     ("weight_g", "weight_v"),
 )
-# What spectral normalization keeps: the weight before, and its two singular vectors.
+# Triples of spectral normalization: the weight before it, and two singular vectors.
 SPECTRAL = (
     ("parametrizations.weight.original", "parametrizations.weight.0._u", "parametrizations.weight.0._v"),
     ("weight_orig", "weight_u", "weight_v"),
@@ -29,19 +29,19 @@ SPECTRAL = (
 
 
 def without_extras(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict without what no layer of the network has, and the names that were left out.
+    """The state dict without tensors that no layer has, and the names of these.
 
     They are counters of operations (``total_ops``, ``total_params``), and tensors of losses and metrics beside the
-    network, as Lightning keeps them (``criterion.weight`` beside ``model.conv1.weight``).
+    network, as Lightning saves them (``criterion.weight`` beside ``model.conv1.weight``).
     """
     left = [name for name in state if COUNTED.fullmatch(name) or ("." in name and BESIDE.fullmatch(name))]
     return {name: tensor for name, tensor in state.items() if name not in left}, tuple(left)
 
 
 def stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wrappers put before every name: ``module.``, ``_orig_mod.``, ``backbone.``, ...
+    """The state dict without the prefixes of wrappers: ``module.``, ``_orig_mod.``, ``backbone.``, ...
 
-    What lies beside the network, under another name, stays as it is: it is for others to say what that is.
+    Names that do not begin with the network's prefix are kept.
     """
     state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}  # torch's AveragedModel
     while len(prefixes := {name.partition(".")[0] for name in state}) == 1:
@@ -56,21 +56,25 @@ def stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`CifarResNet`'s names in a network of three stages, where some files have torchvision's."""
+    """The state dict with the names of ``CifarResNet``, where a network of three stages has torchvision's."""
     if any(name.startswith("layer4.") for name in state):
         return dict(state)
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         new = re.sub(r"^fc\.", "linear.", name).replace(".downsample.", ".shortcut.")
-        found[name if new in state else new] = tensor  # with both names it is another network: let it show
+        found[name if new in state else new] = tensor  # a file with both names is another network
     return found
 
 
 def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with the weights that layers of weight or spectral normalization have in evaluation mode.
+    """The state dict with the weights of weight and spectral normalization in evaluation mode.
 
-    ``W = g v / |v|`` with one norm for each number of g; ``W = W_orig / (u^T W_orig v)``. What does not fit together
-    stays as it is.
+    The equations are::
+
+        W = g v / |v|                   (one norm for each number of g)
+        W = W_orig / (u^T W_orig v)
+
+    Tensors that do not fit together are kept.
     """
     plain = dict(state)
     for name in state:
@@ -88,7 +92,7 @@ def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _computed(tensors: list[Tensor]) -> Tensor | None:
-    """The weight of one of the two normalizations, in double precision; None where the shapes do not fit."""
+    """The weight of either normalization, in double precision; None where the shapes do not fit."""
     if not all(tensor.is_floating_point() and tensor.numel() for tensor in tensors):
         return None
     if len(tensors) == 2:

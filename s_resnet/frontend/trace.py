@@ -1,4 +1,4 @@
-"""From an ``nn.Module`` to an analog Graph. Neurons belong to call sites: every call is a node."""
+"""From an ``nn.Module`` to a Graph. Every call is a node, since neurons belong to call sites."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ SIGNALS = (
     "Of signals [B, C, L] make images of height 1, x.unsqueeze(2), and pass a module around the model whose forward "
     "begins with x.squeeze(2); of a single image make a batch, x.unsqueeze(0)"
 )
-FEW = 1e-3  # of the largest logit: beyond it two answers are not the same
+FEW = 1e-3  # of the largest logit: a larger difference makes two answers different
 
 
 def trace(model: nn.Module, example_batch: Tensor) -> Graph:
-    """The Graph of ``model``, analog or, of a directly trained one, spiking; ``graph.run(x)`` equals it in evaluation.
+    """The Graph of ``model``, analog or, for a directly trained network, spiking.
 
-    Its forward is run on the example, and every call of torch is written down; in float32, or in float64 where model
-    and example are. What it computes from its weights alone is a constant, and so is what it multiplies with or adds
-    per channel.
+    ``graph.run(x)`` equals the model in evaluation mode. The model's forward is run on the example, and every call of
+    torch is recorded, in float32, or in float64 where model and example are. Whatever it computes from its weights
+    alone is a constant; so is whatever it multiplies with or adds per channel.
 
     Args:
         model: any module whose forward does not depend on the values of the images. It is not changed: tensors are
-            copied and its training flags stay. ``DataParallel`` and ``torch.compile`` are unwrapped. What it returns
-            may have the logits in a field of that name.
-        example_batch: ``[B, C, H, W]``, two images or more: sizes (``F.avg_pool2d(x, x.size()[3])``), and branches that
-            depend on them, are as these have them; a network that is the model at their size only says so in its
-            provenance as ``fixed_size`` ``[H, W]``, and takes no images of another.
+            copied, and its training flags are kept. ``DataParallel`` and ``torch.compile`` are unwrapped. It returns
+            the logits, or an object with a field ``logits``.
+        example_batch: ``[B, C, H, W]``, two images or more. Sizes such as ``x.size()[3]``, and branches that depend on
+            them, are those of the example. A Graph that equals the model only at this size records that in its
+            provenance as ``fixed_size`` ``[H, W]``, and refuses images of another.
 
     Raises:
-        UnsupportedModel: an operation cannot be converted (named with its node and source line), the forward
+        UnsupportedModel: an operation cannot be converted (the message names its node and source line), the forward
             depends on the values of its input, or the module has no weights or no forward in Python.
         InvalidData: the example does not fit the model, or its answer, weights or BatchNorm statistics are not finite.
     """
@@ -52,17 +52,17 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
     dtype = torch.float64 if example.dtype == torch.float64 and own == {torch.float64} else torch.float32
     example = example.to(dtype) if example.is_floating_point() else example
     copied = _copied(model).to(dtype)
-    with torch.inference_mode(False), torch.no_grad():  # inference mode does not tell what is changed in place
+    with torch.inference_mode(False), torch.no_grad():  # in inference mode changes in place cannot be seen
         images = [example, example.flip(-1) + torch.linspace(-1, 1, example.shape[-1])]
         expected = [_answer(copied, batch, example_batch) for batch in images]
         graph = same = check_norms(_graph(copied, example))
-        if graph.trained:  # a spike more or less, by rounding, would make other logits: in float64 that does not happen
+        if graph.trained:  # in float32 rounding can add or remove a spike, and so change the logits; not in float64
             images = [batch.double() for batch in images]
             copied = copied.double()
             expected = [_answer(copied, batch, example_batch) for batch in images]
             same = _graph(copied, images[0]).to(torch.float64)
     check_answer(same, images[0], expected[0], type(model).__name__)
-    validate.finite(graph.nodes)  # an infinite weight may hide behind a ReLU
+    validate.finite(graph.nodes)  # a ReLU can hide an infinite weight
     if not _close(same.run(images[0]), expected[0]):
         got = "a graph with other outputs on the example"
         remedy = "Remove forward hooks, and whatever changes a result outside of forward"
@@ -78,7 +78,11 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
 
 
 def checked(model: nn.Module) -> nn.Module:
-    """The module without its wrappers. Raises UnsupportedModel where it has no weights or no forward to follow."""
+    """The module without its wrappers.
+
+    Raises:
+        UnsupportedModel: it is no module, has no weights yet, or has no forward in Python.
+    """
     name = type(model).__name__
     if not isinstance(model, nn.Module):
         remedy = (
@@ -96,23 +100,21 @@ def checked(model: nn.Module) -> nn.Module:
     for path, tensor in chain(model.named_parameters(), model.named_buffers()):
         lazy = nn.parameter.is_lazy(tensor)
         if lazy or tensor.is_meta:
-            where = "a lazy layer that was never run" if lazy else "on the meta device"
-            raise UnsupportedModel(
-                f"{name}: {path} has no weights yet, got {where}; expected numbers. "
-                + ("Run the model once." if lazy else "Call to_empty(device='cpu') and load_state_dict first.")
-            )
+            got = "a lazy layer that was never run" if lazy else "on the meta device"
+            remedy = "Run the model once" if lazy else "Call to_empty(device='cpu') and load_state_dict first"
+            raise UnsupportedModel(message(name, f"{path} has no weights yet", got, "numbers", remedy))
     return model
 
 
 def _wrapped(model: nn.Module) -> nn.Module | None:
-    """What DataParallel or torch.compile has made a module around."""
+    """The module inside DataParallel or torch.compile; None where ``model`` is neither."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return model.module  # type: ignore[no-any-return]
     return getattr(model, "_orig_mod", None)
 
 
 def _example(batch: Tensor) -> Tensor:
-    """The example on the CPU."""
+    """The example on the CPU, checked."""
     if isinstance(batch, Tensor) and batch.ndim == 4:
         return batch.detach().cpu()
     shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
@@ -122,7 +124,7 @@ def _example(batch: Tensor) -> Tensor:
 
 def _copied(model: nn.Module) -> nn.Module:
     """A copy of the module in evaluation mode, on the CPU, without gradients."""
-    # What a hook computed from weights in training cannot be copied otherwise.
+    # deepcopy refuses tensors that a hook computed from weights, so they are copied here.
     held = (tensor for part in model.modules() for tensor in vars(part).values() if isinstance(tensor, Tensor))
     memo = {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
     try:
@@ -138,7 +140,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
-    """What the module itself answers. Raises InvalidData where it cannot."""
+    """The answer of the module itself."""
     inputs = list(inspect.signature(model.forward).parameters.values())[1:]
     needed = [p.name for p in inputs if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if needed:
@@ -148,7 +150,7 @@ def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
         answer = answer_of(model(images.clone()))
     except Exception as error:
         exported = any(kind.__name__ == "GraphModule" for kind in type(model).__mro__)
-        remedy = "Pass the nn.Module that it was exported from" if exported else "Check input size and channels"
+        remedy = "Pass the nn.Module that it was exported from" if exported else "Pass images of its size and channels"
         got, expected = f"shape {tuple(given.shape)} and {first_line(error)}", "images that fit the model"
         raise InvalidData(message("trace", "the model failed on the example", got, expected, remedy)) from error
     if not isinstance(answer, Tensor):
@@ -174,7 +176,7 @@ def _graph(model: nn.Module, example: Tensor) -> Graph:
 
 
 def _free(graph: Graph, model: nn.Module, images: Tensor) -> bool:
-    """Whether the graph is the model for images of another size, too: one at which the last map is a pixel larger."""
+    """Whether the graph equals the model at another size too, at which the last map is a pixel larger."""
     maps = [value.shape[2:] for _, value in graph.activations(images) if value.ndim == 4]
     last = [images.shape[2:], *(size for size in maps if size.numel() > 1)][-1]
     larger = [n if n == 1 else n + math.ceil(n / small) for n, small in zip(images.shape[2:], last, strict=True)]
@@ -182,7 +184,7 @@ def _free(graph: Graph, model: nn.Module, images: Tensor) -> bool:
     try:
         expected = _answer(model, other, other)
         return _close(graph.run(other), expected)
-    except (SResNetError, RuntimeError):  # one of them takes no such images
+    except (SResNetError, RuntimeError):  # one of them refuses this size
         return False
 
 

@@ -1,4 +1,4 @@
-"""Running a model's forward once, so that every call of torch becomes nodes of a Graph."""
+"""Runs a model's forward once and turns every call of torch into nodes of a Graph."""
 
 from __future__ import annotations
 
@@ -21,23 +21,28 @@ from .network import Call, Network
 from .rules import EXPECTED, HINTS, RULES
 from .source_lines import first_line, library_of, line_here, line_of_error
 
-OWN = str(Path(__file__).parent)  # whose lines are none of the model's
-# Calls whose results are values of an activation: what a model does with them cannot be followed.
+OWN = str(Path(__file__).parent)  # lines of this folder are not the model's
+# Calls that read the values of an activation: what a model does with these cannot be followed.
 READS = re.compile(
     "item|tolist|numpy|__(bool|float|int|index|complex|contains|array|dlpack)__|equal|allclose|is_nonzero|"
     "storage|untyped_storage"
 )
-# Calls whose results have sizes of an activation, and values of their own.
+# Calls whose results have the size of an activation but not its values.
 FRESH = re.compile("(zeros|ones|full|empty)_like|new_(zeros|ones|full|empty|tensor)")
 
 
 def follow(model: nn.Module, example: Tensor) -> tuple[Node, ...]:
-    """The nodes of what ``model`` computes for images such as ``example``, the answer last.
+    """The nodes of the computation of ``model``, the answer last.
 
-    Sizes, and branches that depend on them, are as the example has them. Hooks after a forward are not followed.
+    Sizes, and branches that depend on them, are those of the example. Forward hooks are not followed.
 
-    Raises UnsupportedModel for an operation without a rule that the answer depends on, with its line, and for a forward
-    that asks for values.
+    Args:
+        model: the module.
+        example: images ``[B, C, H, W]``.
+
+    Raises:
+        UnsupportedModel: the answer depends on an operation without a rule, or the forward reads values of an
+            activation; the message names the line.
     """
     watch = _Watch(type(model).__name__)
     try:
@@ -46,23 +51,26 @@ def follow(model: nn.Module, example: Tensor) -> tuple[Node, ...]:
     except UnsupportedModel:
         raise
     except Exception as error:
-        got, expected = first_line(error), "a module without control flow on values"
-        remedy = "Make its forward static"
-        raise UnsupportedModel(
-            message(f"{watch.name}{line_of_error(error, OWN)}", "its forward cannot be followed", got, expected, remedy)
-        ) from error
+        raise watch.lost(line_of_error(error, OWN), first_line(error)) from error
     return watch.nodes(result)
 
 
 def answer_of(result: Any) -> Any:
-    """The logits in what a model returns: the tensor itself, or as models of Hugging Face have it."""
+    """The logits in the result of a model: the tensor itself, or the entry ``logits``, as in models of Hugging Face."""
     if isinstance(result, Tensor):
         return result
     return result.get("logits", result) if isinstance(result, Mapping) else getattr(result, "logits", result)
 
 
 class _Watch:
-    """The network so far, and where in the model the forward is."""
+    """Records a forward.
+
+    Attributes:
+        name: the type of the model, for messages.
+        network: the nodes so far.
+        stack: paths and modules whose forward is running, the outermost first.
+        alive: the activations that still exist.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -72,7 +80,7 @@ class _Watch:
 
     @contextmanager
     def modules(self, model: nn.Module) -> Iterator[None]:
-        """Every module says when its forward begins and ends; hooks after it are off."""
+        """In the block every module reports the begin and end of its forward, and forward hooks are off."""
         kept = []
         for path, module in model.named_modules():
             hooks = dict(module._forward_hooks)
@@ -89,7 +97,7 @@ class _Watch:
                 module._forward_hooks.update(hooks)
 
     def within(self, path: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A module's forward."""
+        """Run a module's forward."""
         self.stack.append((path, module))
         try:
             images = [part for part in parts((args, kwargs)) if isinstance(part, Activation)]
@@ -106,7 +114,7 @@ class _Watch:
         return self.watched(example, self.network.start(tuple(example.shape)), None)
 
     def chain(self, x: Activation, ops: tuple[Op, ...], result: Tensor) -> Any:
-        """A module that is known as a whole."""
+        """The result of a module that becomes ``ops`` as a whole."""
         if x.value is None:
             return self.watched(result, None, x.refusal)
         value, shape = self.network.flat(x.value) if x.ndim == 2 else x.value, tuple(result.shape)
@@ -115,20 +123,10 @@ class _Watch:
         return self.watched(result, Value(value.node, shape), None)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run a call of torch, and put what it does into the network."""
+        """Run a call of torch, and add it to the network."""
         name = _name(function)
         if READS.fullmatch(getattr(function, "__name__", "")):
-            got, expected = f"a question for values ({name})", "a module without control flow on values"
-            remedy = "Make its forward static"
-            raise UnsupportedModel(
-                message(
-                    f"{self.name}{line_here(OWN, follow.__name__)}",
-                    "its forward cannot be followed",
-                    got,
-                    expected,
-                    remedy,
-                )
-            )
+            raise self.lost(line_here(OWN, follow.__name__), f"a question for values ({name})")
         tensors = [part for part in parts((args, kwargs)) if isinstance(part, Tensor)]
         versions = [_version(tensor) for tensor in tensors]
         result = function(*args, **kwargs)
@@ -136,7 +134,7 @@ class _Watch:
         found = [part for part in parts(result) if isinstance(part, Tensor)]
         unchanged = isinstance(result, Activation) and not changed
         if not found or FRESH.fullmatch(name) or unchanged:
-            return result  # a size, a fresh tensor, or the very activation that was given
+            return result  # a size, a new tensor, or an activation that was passed in
         label = self.label(name)
         refuse = functools.partial(self.refuse, label, name)
         values, refusal = self.convert(
@@ -145,7 +143,7 @@ class _Watch:
             [tensor for tensor in tensors if isinstance(tensor, Activation)],
         )
         if refusal is None and values == (None,):
-            return result  # zeros
+            return result  # a constant, zero
         for tensor in changed:
             self.overwrite(tensor, values[0], refusal, refuse)
         if isinstance(result, Tensor):
@@ -157,7 +155,7 @@ class _Watch:
     def convert(
         self, call: Call, name: str, activations: list[Activation]
     ) -> tuple[tuple[Value | None, ...], UnsupportedModel | None]:
-        """The values of the results by their rule, or why there are none."""
+        """The values of the results by the call's rule, or why there are none."""
         refusal = next((activation.refusal for activation in activations if activation.value is None), None)
         if refusal is not None:
             return (None,), refusal
@@ -179,7 +177,7 @@ class _Watch:
     def overwrite(
         self, changed: Tensor, value: Value | None, refusal: UnsupportedModel | None, refuse: Callable[..., Any]
     ) -> None:
-        """After a change in place: who shares the memory has the new value, or what nobody can follow."""
+        """Give the activations that share memory with a tensor changed in place its new value, or a refusal."""
         if not isinstance(changed, Activation):
             raise refuse("an in-place operation on a constant of the model", "a copy")
         for other in (reference() for reference in self.alive):
@@ -195,7 +193,7 @@ class _Watch:
                 )
 
     def nodes(self, result: Any) -> tuple[Node, ...]:
-        """The network that ends in what the model returned."""
+        """The nodes of the network that ends in the model's result."""
         answer = answer_of(result)
         if not isinstance(answer, Activation):
             kind = "constant" if isinstance(answer, Tensor) else type(result).__name__
@@ -210,8 +208,13 @@ class _Watch:
             raise self.refuse("output", "", f"an output of shape {shape}", "[B, N] or [B, N, H, W]")
         return self.network.reaching(value.node)
 
+    def lost(self, line: str, got: str) -> UnsupportedModel:
+        """The error for a forward that depends on values."""
+        what, expected = "its forward cannot be followed", "a module without control flow on values"
+        return UnsupportedModel(message(f"{self.name}{line}", what, got, expected, "Make its forward static"))
+
     def label(self, name: str) -> str:
-        """The module's path; with the call's name where the module is not one layer."""
+        """The path of the running module, with the call's name where the module is not a single layer."""
         path, module = self.stack[-1] if self.stack else ("", None)
         if path and module is not None and _is_layer(module):
             return path
@@ -220,21 +223,21 @@ class _Watch:
     def refuse(
         self, label: str, name: str, got: str, expected: str = EXPECTED, remedy: str | None = None
     ) -> UnsupportedModel:
-        """The error of an operation at the line where the model is now."""
-        place = line_here(OWN, follow.__name__) if self.stack else ""
+        """The error for an operation at the model's current line."""
+        line = line_here(OWN, follow.__name__) if self.stack else ""
         if not got:
             module = self.stack[-1][1] if self.stack else None
             got = f"module {type(module).__name__}" if module is not None and _is_layer(module) else f"operation {name}"
         if remedy is None:
-            library = library_of(place)
-            remedy = "Rewrite this line of the model, or take it out of the converted part"
+            library = library_of(line)
+            remedy = "Rewrite this line of the model, or leave it out of the converted part"
             if library:
-                remedy = f"The line is one of {library}: choose a network without it, or convert the part before it"
-        return UnsupportedModel(message(f"node {label}{place}", "cannot be converted", got, expected, remedy))
+                remedy = f"The line is in {library}: use a network without it, or convert the part before it"
+        return UnsupportedModel(message(f"node {label}{line}", "cannot be converted", got, expected, remedy))
 
 
 def _name(function: Callable[..., Any]) -> str:
-    """The plain name of a function, method, operator or attribute of torch."""
+    """The plain name of a function, method, operator or property of torch."""
     name = getattr(function, "__name__", "")
     if name in ("__get__", "__set__"):
         name = function.__self__.__name__  # type: ignore[attr-defined]
@@ -242,19 +245,19 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often it was changed in place; of an inference tensor nobody counts."""
+    """How often a tensor was changed in place; 0 for inference tensors, which do not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of torch's layers, also with another forward, and no container of layers."""
+    """Whether a module is one of torch's layers, or a subclass of one, and not a container."""
     homes = {kind.__module__ for kind in type(module).__mro__ if kind is not nn.Module}
     layer = any(home.startswith("torch.nn.modules.") for home in homes) and "torch.nn.modules.container" not in homes
     return layer or isinstance(module, spiking_layers.LAYERS)
 
 
 def _whole(module: nn.Module) -> tuple[Op, ...] | None:
-    """The operations of a module that is not looked into: layers of trained spiking networks, a frozen BatchNorm."""
+    """The operations of a module that is converted as a whole: a spiking layer or a frozen BatchNorm."""
     if isinstance(module, spiking_layers.LAYERS):
         return spiking_layers.layer(module)
     kind = type(module)

@@ -492,7 +492,7 @@ def test_a_line_of_a_library_is_not_to_be_rewritten(tmp_path, monkeypatch):
     import resnets
 
     with pytest.raises(
-        UnsupportedModel, match=r"__init__\.py, line 7: return x\.flip\(3\)\).*one of resnets: choose a network without"
+        UnsupportedModel, match=r"__init__\.py, line 7: return x\.flip\(3\)\).*in resnets: use a network without"
     ):
         trace(Net(lambda s, x: s.head(resnets.up(s.conv1(x)))), images())
     sys.modules.pop("resnets")
