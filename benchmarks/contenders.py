@@ -86,15 +86,15 @@ class Setting:
         loader = s_resnet.data.ImageLoader(data, s_resnet.data.choose(data, number), preprocessing, batch, workers=0)
         return [images for images, _ in loader]
 
-    def converted(self, **settings: Any) -> s_resnet.Graph:
+    def converted(self, weights: str = "float32") -> s_resnet.Graph:
         """Our network; converted once for all runs that find it in the work folder."""
-        named = "-".join(str(value) for value in (self.network, self.size, s_resnet.__version__, *settings.values()))
+        kind = () if weights == "float32" else (weights,)
+        named = "-".join(str(value) for value in (self.network, self.size, s_resnet.__version__, *kind))
         file = self.work / f"speed-{named}{'' if self.fixtures else '-random'}.snn"
         if not file.exists():
             model = self.model.cpu()
-            snn = s_resnet.convert(
-                model, self.calibration, timesteps=256, input_size=self.size, **{"recipe": "s-resnet", **settings}
-            )
+            recipe = s_resnet.RECIPES["s-resnet"].at(256).with_weights(weights)
+            snn = s_resnet.convert(model, self.calibration or (3, self.size, self.size), recipe)
             s_resnet.save(snn, file)
             self.placed(model)
         return s_resnet.load(file).to(self.device)
@@ -177,11 +177,11 @@ def ann(setting: Setting) -> Runner:
     return Runner(run)
 
 
-def ours(compiler: bool = True, convert: dict[str, Any] | None = None, **settings: Any) -> Callable[[Setting], Runner]:
-    """Our simulator; ``settings`` go to `s_resnet.simulate`, ``convert`` to `s_resnet.convert`."""
+def ours(compiler: bool = True, weights: str = "float32", **settings: Any) -> Callable[[Setting], Runner]:
+    """Our simulator; ``settings`` go to `s_resnet.simulate`."""
 
     def build(setting: Setting) -> Runner:
-        snn = setting.converted(**(convert or {}))
+        snn = setting.converted(weights)
         missing = mock.patch.object(native, "compiled", lambda: (None, "left out"))
 
         def simulate(steps: int, state: s_resnet.graph.State | None) -> s_resnet.Simulation:
@@ -321,7 +321,7 @@ CONTENDERS = {
     "ann": Contender(ann),
     "ours exact": Contender(ours(), on_cuda="float32 as two in TF32"),
     "ours fast": Contender(ours(precision="fast"), on_cpu="16 bits", on_cuda="float16"),
-    "ours int8": Contender(ours(convert={"weights": "int8"}), on_cpu="int8", on_cuda="TF32"),
+    "ours int8": Contender(ours(weights="int8"), on_cpu="int8", on_cuda="TF32"),
     "ours exact without compiler": Contender(ours(compiler=False), ("cpu",)),
     "spikingjelly eager": Contender(spikingjelly(), PEER),
     "spikingjelly compiled": Contender(spikingjelly(compiled=True), PEER),

@@ -25,6 +25,7 @@ from conversion import LOSSLESS
 
 import s_resnet
 from s_resnet import Graph
+from s_resnet.conversion import Context
 from s_resnet.conversion.passes import dyadic_weights
 from s_resnet.graph import Neuron
 
@@ -38,13 +39,13 @@ def network(checkpoint: Path, timesteps: int, start: float, weights: str) -> Gra
     """ResNet-20 as the paper's recipe makes it without data, with v(0) = start."""
     recipe = s_resnet.RECIPES["s-resnet"].without("compensate")
     model = s_resnet.load_checkpoint(checkpoint).model
-    snn = s_resnet.convert(model, None, recipe, timesteps=timesteps, input_size=32)
+    snn = s_resnet.convert(model, (3, 32, 32), recipe, timesteps=timesteps)
     nodes = (
         replace(node, op=replace(node.op, initial_potential=start) if isinstance(node.op, Neuron) else node.op)
         for node in snn.nodes
     )
     snn = replace(snn, nodes=tuple(nodes))
-    return dyadic_weights(snn, None) if weights == "dyadic" else snn  # type: ignore[arg-type]
+    return dyadic_weights(snn, Context()) if weights == "dyadic" else snn  # type: ignore[arg-type]
 
 
 def measure(fixtures: Path, engine: str, timesteps: int) -> Iterator[dict[str, Any]]:

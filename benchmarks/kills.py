@@ -41,7 +41,7 @@ import sys, s_resnet
 model, data = s_resnet.load_checkpoint(sys.argv[1]).model, s_resnet.data.open_data(sys.argv[2], "calibration")
 chosen, preprocessing = s_resnet.data.choose(data, 32), s_resnet.data.preprocessing_for(32)
 images = s_resnet.data.ImageLoader(data, chosen, preprocessing, 32, workers=0)
-recipe = s_resnet.RECIPES["phased"].reconstructed().set("reconstruct", steps=4, joint=8, resume="out.snn.partial")
+recipe = s_resnet.RECIPES["phased"].reconstructed(steps=4, joint=8, resume="out.snn.partial")
 s_resnet.save(s_resnet.convert(model, images, recipe, timesteps=4), "out.snn")
 """
 
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         known = cases(got.fixtures.resolve(), base)
         model = s_resnet.load_checkpoint(got.fixtures / "checkpoints" / "resnet20-12fca82f.th").model
         stored = s_resnet.data.stored_preprocessing(s_resnet.data.preprocessing_for(32))
-        s_resnet.save(s_resnet.convert(model, input_size=32).with_provenance(preprocessing=stored), base)
+        s_resnet.save(s_resnet.convert(model, (3, 32, 32)).with_provenance(preprocessing=stored), base)
         chosen = got.commands or list(known)
         references, seconds = {}, {}
         for command in chosen:

@@ -17,12 +17,15 @@ from .converted import left_out, next_step, suggestion, summary
 from .inputs import check_checkpoint, open_matched
 from .notes import shown_warnings, warn_left_out
 from .output import check_output, network_path
+from .recipe import RecipeOptions
 from .say import begin, say
 
 if TYPE_CHECKING:
     import s_resnet
 
     from .inputs import Preprocessing
+
+    Wished = s_resnet.Recipe | s_resnet.conversion.Auto
 
 Triple = tuple[float, float, float]
 # The names in s_resnet.RECIPES, which takes seconds to import, and auto.
@@ -208,20 +211,21 @@ def convert(asked: Options) -> None:
 
     check_checkpoint(asked.checkpoint)
     s_resnet.runtime.find_device(asked.device)
-    request = _request(asked)
+    options = _recipe_options(asked)
+    built = options.build(bool(asked.calibration))
     loaded = s_resnet.load_checkpoint(asked.checkpoint, asked.arch)
     if loaded.timesteps is not None and (asked.calibration or asked.preprocessed):
         raise click.UsageError(
             f"{asked.checkpoint} was trained as a spiking network and says on what. Leave out --calibration, "
             "--input-size, --mean and --std."
         )
-    usual = network_path(asked.checkpoint, *_described(loaded, request, bool(asked.calibration)))
-    target = asked.output or usual
+    recipe, words = _for_network(loaded, asked.checkpoint, options, built)
+    target = asked.output or network_path(asked.checkpoint, *words)
     check_output(target, asked.checkpoint, force=asked.force)
     if loaded.left_out:
         say(left_out(loaded.left_out), err=True)
     source = _source(loaded, asked)
-    snn = _converted(loaded, source, request, target, asked.device)
+    snn = _converted(loaded, source, recipe, target, asked.device)
     if source.batches is not None:
         warn_left_out(source.batches)
     say(summary(snn, target, source.batches, usual=asked.recipe is None))
@@ -230,11 +234,14 @@ def convert(asked: Options) -> None:
     say(next_step(snn, target))
 
 
-def _request(asked: Options) -> s_resnet.conversion.Request:
-    """The settings of the conversion; raises where they make no sense whatever the network is."""
-    import s_resnet
-
-    request = s_resnet.conversion.Request(
+def _recipe_options(asked: Options) -> RecipeOptions:
+    """The options that make the recipe; raises for those that need others."""
+    given = click.get_current_context().get_parameter_source("calibration_images") == ParameterSource.COMMANDLINE
+    if not asked.calibration and (asked.classes == "natural" or given or asked.download):
+        raise click.UsageError(
+            "--calibration-images, --download and --classes natural need --calibration. Add it, or leave them out."
+        )
+    return RecipeOptions(
         recipe=asked.recipe,
         timesteps=asked.timesteps,
         percentile=asked.percentile,
@@ -243,44 +250,40 @@ def _request(asked: Options) -> s_resnet.conversion.Request:
         spikes=asked.spikes,
         target_drop=asked.target_drop,
     )
-    given = click.get_current_context().get_parameter_source("calibration_images") == ParameterSource.COMMANDLINE
-    if not asked.calibration and (asked.classes == "natural" or given or asked.download):
-        raise click.UsageError(
-            "--calibration-images, --download and --classes natural need --calibration. Add it, or leave them out."
-        )
-    return request
+
+
+def _for_network(
+    loaded: s_resnet.frontend.Checkpoint, checkpoint: Path, options: RecipeOptions, built: Wished
+) -> tuple[Wished | None, list[str]]:
+    """The recipe for this network, and the words of its file's name."""
+    import s_resnet
+
+    if loaded.timesteps is not None:
+        options.check_trained(checkpoint)
+        return None, options.words("trained", loaded.timesteps)
+    if not isinstance(loaded.model, s_resnet.frontend.QCFSModule):
+        return built, options.words(built.name, built.timesteps or 16)
+    steps = options.timesteps or loaded.model.levels
+    name = f"qcfs-{'phased' if built.name == 'phased' else 'streaming'}"
+    return built.at(steps) if isinstance(built, s_resnet.Recipe) else built, options.words(name, steps)
 
 
 def _converted(
-    loaded: s_resnet.frontend.Checkpoint,
-    source: Source,
-    request: s_resnet.conversion.Request,
-    target: Path,
-    device: str,
+    loaded: s_resnet.frontend.Checkpoint, source: Source, recipe: Wished | None, target: Path, device: str
 ) -> s_resnet.Graph:
     """Convert and save."""
     import s_resnet
 
-    partial = Path(f"{target}.partial") if request.reconstruct else None
-    if partial is not None and os.path.exists(partial):
-        say(_resumed(partial), err=True)
+    partial = None
+    if isinstance(recipe, s_resnet.Recipe) and recipe.reconstructs:
+        partial = Path(f"{target}.partial")
+        recipe = recipe.set("reconstruct", resume=partial)
+        if os.path.exists(partial):
+            say(_resumed(partial), err=True)
     size = source.input_size if loaded.timesteps is None and source.input_size else loaded.input_size
+    images = (loaded.channels, size, size) if source.batches is None else source.batches
     with shown_warnings():
-        snn = s_resnet.convert(
-            loaded.model,
-            source.batches,
-            request.recipe,
-            timesteps=request.timesteps,
-            percentile=request.percentile,
-            input_size=size,
-            weights=request.weights,
-            reconstruct=request.reconstruct,
-            resume=partial,
-            spikes=request.spikes,
-            target_drop=request.target_drop,
-            device=device,
-            progress=True,
-        )
+        snn = s_resnet.convert(loaded.model, images, recipe, device=device, progress=True)
     if snn.provenance["calibration"]["source"] == "batchnorm":
         say("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     snn = snn.with_provenance(source=_checkpoint(loaded), **source.origin)
@@ -288,35 +291,6 @@ def _converted(
     if partial is not None:
         partial.unlink(missing_ok=True)
     return snn
-
-
-def _described(
-    loaded: s_resnet.frontend.Checkpoint, request: s_resnet.conversion.Request, with_images: bool
-) -> list[str]:
-    """Recipe, T and the other settings, as words of the network's file name; raises where they do not fit together."""
-    import s_resnet
-
-    recipe, steps = request.recipe, request.timesteps
-    if loaded.timesteps is not None:
-        recipe, steps = "trained", loaded.timesteps
-    elif isinstance(loaded.model, s_resnet.frontend.QCFSModule):
-        recipe, steps = f"qcfs-{'phased' if recipe == 'phased' else 'streaming'}", steps or loaded.model.levels
-    else:
-        plan = request.plan(with_images)
-        if request.percentile is not None and (plan is None or plan.fits):
-            raise click.UsageError(
-                f"--percentile applies to the paper's recipes; {recipe or 'calibrated'} chooses its thresholds by "
-                "their error. Leave it out, or choose --recipe s-resnet."
-            )
-        if plan is not None:
-            recipe, steps = plan.name, steps or plan.timesteps
-    words = [str(recipe)]
-    if request.spikes is not None:
-        words.append(request.spikes)
-    words.append(f"T{steps or 16}" if request.target_drop is None else f"drop{request.target_drop:g}")
-    if request.weights != "float32":
-        words.append(request.weights)
-    return [*words, "reconstructed"] if request.reconstruct else words
 
 
 def _resumed(partial: Path) -> str:

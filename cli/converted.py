@@ -150,6 +150,6 @@ def _reconstructed(snn: s_resnet.Graph) -> str:
     if steps < asked["total"]:
         result += (
             f", because its {asked['minutes']:g} minutes ran out. For more time: s_resnet.convert with the recipe's "
-            '.reconstructed().set("reconstruct", minutes=...)'
+            ".reconstructed(minutes=...)"
         )
     return f"{result}."

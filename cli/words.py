@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 # Arguments that messages give a value, such as recipe="phased", timesteps=8 or download=True.
-NAMED = ("amp", "arch", "device", "download", "reconstruct", "recipe", "tie_shortcuts", "timesteps", "warmup",
-         "weights")  # fmt: skip
+NAMED = ("amp", "arch", "device", "download", "recipe", "tie_shortcuts", "timesteps", "warmup")
 # Other phrases of the library, and what the program says instead.
 PHRASES = (
     (r"calibration_batches", "--calibration DATA"),
@@ -21,6 +20,8 @@ PHRASES = (
     (r"were taken from the architecture", r"\g<0> (--arch)"),
     (r"(?<=what would help: )more calibration images", r"\g<0> (convert --calibration-images)"),
     (r"a larger percentile in convert", "a larger convert --percentile"),
+    (r"recipe\.reconstructed\(\)", "--reconstruct"),
+    (r'recipe\.with_weights\("(\w+)"\)', r"--weights \1"),
     (r"s_resnet\.fine_tune", "train --from this network"),
     (r"training with more levels", "training with more --levels"),
     (r"\b([Ll]eave out|[Ll]ower) (arch|lr|validation)\b", r"\1 --\2"),

@@ -26,7 +26,7 @@ def network(name):
     recipe, weights = ROUNDED.get(name, (name, "float32"))
     model = randomized(s_resnet.models.CifarResNet(8, width=8, shortcut="B"))
     calibration = [images(16, SIZE, seed=seed) for seed in (2, 3)]
-    return s_resnet.convert(model, calibration, recipe=recipe, weights=weights, timesteps=STEPS)
+    return s_resnet.convert(model, calibration, s_resnet.RECIPES[recipe].at(STEPS).with_weights(weights))
 
 
 def chunk(graph):

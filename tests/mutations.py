@@ -434,7 +434,9 @@ def networks() -> dict[str, s_resnet.Graph]:
     found["projected"] = s_resnet.convert(projected, batches, timesteps=T)
     found["pooled"] = s_resnet.convert(Pooled(), batches, "s-resnet-released", timesteps=T)
     for weights, recipe in (("int8", "s-resnet"), ("int8", "phased"), ("dyadic", "calibrated"), ("dyadic", "signed")):
-        found[f"{recipe}, {weights}"] = s_resnet.convert(model, batches, recipe, timesteps=T, weights=weights)
+        found[f"{recipe}, {weights}"] = s_resnet.convert(
+            model, batches, s_resnet.RECIPES[recipe].at(T).with_weights(weights)
+        )
     said = {
         "preprocessing": s_resnet.data.stored_preprocessing(s_resnet.data.preprocessing_for(SIZE)),
         "classes": list("abcde"),

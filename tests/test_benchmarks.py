@@ -144,7 +144,7 @@ def test_a_case_converts_once_and_gives_a_line_for_each_data_set(monkeypatch, tm
     calls = []
     said = [{"block": "relu", "steps": 250, "better": True}, {"block": "all together", "steps": 7, "better": False}]
     made = {"asked": {"steps": 250, "joint": 1000, "total": 1250, "minutes": 30}, "blocks": said, "taken": True}
-    graph = s_resnet.convert(randomized(s_resnet.models.CifarResNet(8, width=2)), input_size=8)
+    graph = s_resnet.convert(randomized(s_resnet.models.CifarResNet(8, width=2)), (3, 8, 8))
     converted = graph.with_provenance(reconstruction=made)
 
     def sresnet(*arguments):

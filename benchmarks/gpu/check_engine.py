@@ -214,7 +214,7 @@ def _trained(given: Networks) -> object:
     for arch in TRAINED:
         torch.manual_seed(0)
         model = s_resnet.models.build(arch, 10, timesteps=4, input_shape=tuple(x.shape[-3:]), width=8).eval()
-        snn = s_resnet.convert(model, input_size=x.shape[-1])
+        snn = s_resnet.convert(model, tuple(x.shape[-3:]))
         want = last(s_resnet.simulate(snn, x.cpu(), 4).spikes)
         for precision in inside.PRECISIONS:
             got = s_resnet.simulate(snn.to(given.device), x, 4, precision=precision)

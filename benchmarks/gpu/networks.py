@@ -104,7 +104,8 @@ def make(folder: Path, source: Source, longest: int = LONGEST) -> None:
     for name in NAMES:
         recipe, weights = WEIGHTS.get(name, (name, "float32"))
         steps = min(longest, s_resnet.RECIPES[recipe].timesteps)
-        snn = s_resnet.convert(source.model, source.calibration, recipe, timesteps=steps, weights=weights)
+        asked = s_resnet.RECIPES[recipe].at(steps).with_weights(weights)
+        snn = s_resnet.convert(source.model, source.calibration, asked)
         s_resnet.save(snn, folder / f"{name}.snn")
         got = s_resnet.simulate(snn, source.images, steps)
         spikes = {layer: counts[-1].clone() for layer, counts in got.spikes.items()}

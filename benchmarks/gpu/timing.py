@@ -100,4 +100,4 @@ def network(quick: bool, recipe: s_resnet.Recipe | str = "s-resnet") -> tuple[s_
     """A converted ResNet-50 with random weights on the CPU, and its image size; of a dry run a small network."""
     torch.manual_seed(0)
     model, size = (s_resnet.models.CifarResNet(8), 16) if quick else (torchvision.models.resnet50(), 224)
-    return s_resnet.convert(model.eval(), recipe=recipe, input_size=size), size
+    return s_resnet.convert(model.eval(), (3, size, size), recipe), size

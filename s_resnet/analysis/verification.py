@@ -37,7 +37,7 @@ _ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("a larger percentile in convert", _FITTED),
         ('recipe="calibrated", whose thresholds are fitted to T', _FITTED),
     ),
-    "inherited": (("reconstruct=True, with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
+    "inherited": (("recipe.reconstructed(), with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
 }
 # Of networks trained with QCFS, which other recipes would take the thresholds of.
 _TUNING = ("s_resnet.fine_tune, which tunes it on the spikes that come", ())

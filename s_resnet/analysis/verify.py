@@ -68,7 +68,9 @@ def _check(snn: Graph) -> None:
     if last != "Readout":
         raise InvalidData(message("verify", "", f"a network that ends in {last}", "a readout", "Call convert first"))
     if snn.integer:
-        remedy = 'Verify the same network converted with weights="float32", and compare the two with evaluate'
+        remedy = (
+            'Verify the same network converted with recipe.with_weights("float32"), and compare the two with evaluate'
+        )
         raise InvalidData(message("verify", "", "an integer network", "floating-point weights", remedy))
     for node in snn.neurons if snn.trained else ():
         check_trained(node)

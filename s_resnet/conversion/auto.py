@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 
+from ..data.arguments import whole_number
 from ..data.intervals import wilson
-from ..errors import ConversionError, InvalidData
+from ..errors import ConversionError, InvalidData, message
 from ..graph.graph import Graph
 from ..runtime.display import Displayed
 from ..runtime.progress import Progress
-from .apply_recipe import apply_recipe
 from .calibrate import Calibration
+from .context import Context
 from .recipes import RECIPES, Recipe
 
 # What each alphabet allows, the plainest first: a target that can send signed spikes can send binary ones.
@@ -32,7 +33,14 @@ BATCH = 32
 class Trial(Displayed):
     """A recipe at a T: its agreement with the ANN on the images kept apart, one standard error of it, its latency.
 
-    disagreement_interval: the 95 % interval of the share that it answers otherwise than the ANN, of ``images``.
+    Attributes:
+        recipe: its name.
+        timesteps: T.
+        end_to_end_steps: from the first input to the answer.
+        agreement: the share of images that it answers as the ANN does.
+        standard_error: of the agreement.
+        images: how many it was measured on.
+        disagreement_interval: the 95 % interval of the share that it answers otherwise.
     """
 
     recipe: str
@@ -44,32 +52,83 @@ class Trial(Displayed):
     disagreement_interval: tuple[float, float]
 
 
-def check_wishes(spikes: str | None, target_drop: float | None, timesteps: int | None) -> None:
-    """Raise InvalidData for an unknown alphabet, or a drop or a T that is none."""
-    if spikes is not None and spikes not in ALPHABETS:
-        raise InvalidData(f"auto: got spikes {spikes!r}; expected one of {', '.join(ALPHABETS)}. Choose one of them.")
-    if target_drop is not None and not 0 < target_drop < 100:
-        raise InvalidData(
-            f"auto: got target_drop={target_drop}; expected points between 0 and 100. Pass one such as 1."
-        )
-    if timesteps is not None and timesteps < 1:
-        raise InvalidData(f"auto: got timesteps={timesteps}; expected at least 1. Leave it out for 16.")
-    if target_drop is not None and timesteps is not None:
-        raise InvalidData(
-            "auto: got timesteps and target_drop; expected one of them, to find the other. Leave one out."
-        )
+@dataclass(frozen=True, repr=False)
+class Auto(Displayed):
+    """What to choose a recipe by. It goes where a recipe goes: ``convert(model, batches, Auto("signed").at(8))``.
+
+    Attributes:
+        spikes: what the target can send: ``"binary"``, ``"signed"`` or ``"levels"``.
+        target_drop: the percentage of held-out calibration images that the network may answer otherwise than the ANN,
+            to choose T by; None where T is given.
+        timesteps: T; None for 16, or where a drop is given.
+        weights: of every recipe that is tried, as :meth:`Recipe.with_weights` takes them.
+        reconstruction: the settings of :meth:`Recipe.reconstructed` for every recipe that is tried; None for none.
+
+    Raises:
+        InvalidData: an unknown alphabet or weights, a drop or a T out of range, or both.
+        ConversionError: a recipe that is tried cannot have the weights.
+    """
+
+    spikes: str = "binary"
+    target_drop: float | None = None
+    timesteps: int | None = None
+    weights: str = "float32"
+    reconstruction: Mapping[str, object] | None = None
+
+    name: ClassVar[str] = "auto"
+    fits: ClassVar[bool] = True
+    counts_spikes: ClassVar[bool] = False
+    percentile: ClassVar[None] = None
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether every recipe that is tried is reconstructed."""
+        return self.reconstruction is not None
+
+    def __post_init__(self) -> None:
+        drop = self.target_drop
+        if self.spikes not in ALPHABETS:
+            expected = f"one of {', '.join(ALPHABETS)}"
+            raise InvalidData(message("auto", "", f"spikes {self.spikes!r}", expected, "Choose one of them"))
+        if drop is not None and not 0 < drop < 100:
+            raise InvalidData(
+                message("auto", "", f"target_drop={drop}", "points between 0 and 100", "Pass one such as 1")
+            )
+        if self.timesteps is not None:
+            object.__setattr__(self, "timesteps", whole_number(self.timesteps, "auto", "timesteps"))
+        if drop is not None and self.timesteps is not None:
+            expected = "one of them, to find the other"
+            raise InvalidData(message("auto", "", "timesteps and target_drop", expected, "Leave one out"))
+        if self.reconstruction and "resume" in self.reconstruction:
+            expected = "none, as it reconstructs with several recipes"
+            raise InvalidData(message("auto", "", "a file to resume from", expected, "Leave it out"))
+        self.recipes()
+
+    def at(self, timesteps: int) -> Auto:
+        """The same wishes for this T."""
+        return replace(self, timesteps=timesteps)
+
+    def with_weights(self, weights: str) -> Auto:
+        """The same wishes with weights ``"float32"``, ``"dyadic"`` or ``"int8"``."""
+        return replace(self, weights=weights)
+
+    def reconstructed(self, **settings: object) -> Auto:
+        """The same wishes with every recipe reconstructed, as by :meth:`Recipe.reconstructed`."""
+        return replace(self, reconstruction=settings)
+
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Those that are tried, the plainest first."""
+        found = [RECIPES[name].with_weights(self.weights) for name in ALPHABETS[self.spikes]]
+        if self.reconstruction is None:
+            return tuple(found)
+        return tuple(recipe.reconstructed(**self.reconstruction) for recipe in found)
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        """The network of the recipe that :func:`choose_recipe` chooses."""
+        return choose_recipe(graph, context, self)
 
 
-def choose_recipe(
-    graph: Graph,
-    calibration: Calibration,
-    spikes: str = "binary",
-    timesteps: int | None = None,
-    target_drop: float | None = None,
-    *,
-    complete: Callable[[Recipe], Recipe] = lambda recipe: recipe,
-    progress: bool = False,
-) -> Graph:
+def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) -> Graph:
     """Convert with every recipe that the alphabet allows, and keep the one that serves best.
 
     Their agreement with the ANN is measured on calibration images that no pass has fitted to, without labels. The share
@@ -84,34 +143,35 @@ def choose_recipe(
     The trials, the choice and the reason go into the provenance as ``choice``.
 
     Args:
-        spikes: ``"binary"``, ``"signed"`` or ``"levels"``.
-        complete: applied to a recipe before it is tried.
+        graph: the source network.
+        context: with calibration images kept apart.
+        wishes: by default ``Auto()``.
 
-    Raises ConversionError without calibration images, InvalidData for wishes that do not fit.
+    Raises:
+        ConversionError: there are no calibration images.
     """
-    check_wishes(spikes, target_drop, timesteps)
-    if calibration.samples is None:
-        raise ConversionError(
-            "auto: got no calibration images to choose by; expected some. Pass calibration_batches, or choose s-resnet."
-        )
-    windows = (timesteps or 16,) if target_drop is None else WINDOWS
-    trials: list[Trial] = []
+    wishes = wishes or Auto()
+    if context.calibration.samples is None:
+        remedy = "Pass calibration_batches, or choose s-resnet"
+        raise ConversionError(message("auto", "", "no calibration images to choose by", "some", remedy))
+    windows = (wishes.timesteps or 16,) if wishes.target_drop is None else WINDOWS
+    recipes, trials = wishes.recipes(), list[Trial]()
     best: tuple[Trial, Graph] | None = None
-    names = ALPHABETS[spikes]
-    with Progress[None](total=len(names) * len(windows), desc="auto", unit="recipe", shown=progress) as bar:
+    total = len(recipes) * len(windows)
+    with Progress[None](total=total, desc="auto", unit="recipe", shown=context.progress) as bar:
         for window in windows:
             tried: list[tuple[Trial, Graph]] = []
-            for name in names:
-                snn = apply_recipe(graph, calibration, complete(RECIPES[name]), window, progress)
-                tried.append((_trial(name, snn, calibration, window), snn))
+            for recipe in recipes:
+                snn = recipe.apply(graph, replace(context, timesteps=window))
+                tried.append((_trial(recipe.name, snn, context.calibration, window), snn))
                 bar.update()
             trials += [trial for trial, _ in tried]
-            best, enough = _best(tried, target_drop)
+            best, enough = _best(tried, wishes.target_drop)
             if enough:
                 break
     assert best is not None
-    reason = _reason(best[0], trials, target_drop)
-    said = {"spikes": spikes, "reason": reason, "trials": [_plain(trial) for trial in trials]}
+    reason = _reason(best[0], trials, wishes.target_drop)
+    said = {"spikes": wishes.spikes, "reason": reason, "trials": [_plain(trial) for trial in trials]}
     return best[1].with_provenance(choice=said)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.arguments import Batches, class_numbers, images_of, real_number
 from ..data.leakage import image_fingerprints, ordered_key
-from ..errors import ConversionError, InvalidData
+from ..errors import InvalidData
 from ..graph.graph import Graph
 from ..graph.ops import ReLU
 from ..runtime.display import Displayed, Table, brief
@@ -57,6 +57,8 @@ class Calibration(Displayed):
 
     def _lines(self) -> Iterator[str]:
         yield self._head()
+        if not self.scales:
+            return
         low, high = min(self.scales.values()), max(self.scales.values())
         yield f"lambda {low:.4g} to {high:.4g} over {len(self.scales)} layers"
         if self.silent:
@@ -88,14 +90,8 @@ class Calibration(Displayed):
         }
 
 
-def fitting_images(calibration: Calibration, where: str) -> Tensor | Spill:
-    """The images to fit to. Raises ConversionError where there are none."""
-    if calibration.fitting is None or len(calibration.fitting) == 0:
-        raise ConversionError(
-            f"{where}: got no calibration images; expected 256 to 1,024. Pass calibration_batches, or choose the "
-            "recipe s-resnet, which can do without."
-        )
-    return calibration.fitting
+# For passes that ask for no statistics, and networks that bring what they need from their training.
+NO_CALIBRATION = Calibration({}, 100.0, 0, "training")
 
 
 def calibrated_nodes(graph: Graph) -> list[str]:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ..data.arguments import Batches, given_images, images_of, whole_number
+from ..data.arguments import Batches, given_images, images_of
 from ..data.leakage import origin
-from ..errors import ConversionError, InvalidData, UnsupportedModel
+from ..errors import ConversionError, InvalidData, UnsupportedModel, message
 from ..frontend.qcfs import QCFSModule
 from ..frontend.trace import SIGNALS, checked, trace
 from ..graph.graph import Graph
 from ..graph.ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
 from ..runtime.device import find_device
 from ..version import __version__
-from .apply_recipe import apply_recipe
-from .auto import choose_recipe
+from .auto import Auto
 from .batchnorm import calibrate_from_batchnorm
-from .calibrate import Calibration, calibrate
+from .calibrate import NO_CALIBRATION, Calibration, calibrate
+from .context import Context
 from .passes import compensate
-from .recipes import QUANTIZED, TRAINED, Recipe
-from .request import Request
+from .recipes import QUANTIZED, RECIPES, TRAINED, Recipe, default_recipe
 from .source_check import check_source, untouched_note, warn
 
+Shape = tuple[int, int, int]
 HELD_OUT = 32  # at most, for the search of the compensation; calibrate keeps at least half for the statistics
 WATCHED = 256  # at most, held out for recipe "auto" to choose by
 IMAGENET_SIZED = 128  # pixels; from here on the percentile's default is the paper's for ImageNet
@@ -34,17 +32,10 @@ IMAGENET_SIZED = 128  # pixels; from here on the percentile's default is the pap
 
 def convert(
     model: nn.Module | Graph,
-    calibration_batches: Batches | None = None,
-    recipe: str | Recipe | None = None,
+    calibration_batches: Batches | Shape | None = None,
+    recipe: str | Recipe | Auto | None = None,
     *,
     timesteps: int | None = None,
-    percentile: float | None = None,
-    input_size: int | None = None,
-    weights: str = "float32",
-    reconstruct: bool = False,
-    resume: str | os.PathLike[str] | None = None,
-    spikes: str | None = None,
-    target_drop: float | None = None,
     device: str = "auto",
     progress: bool = False,
 ) -> Graph:
@@ -52,8 +43,8 @@ def convert(
 
     Of a model that ends in features, one number or scores ``[B, N, 1, 1]`` it gives those, in the same shape.
 
-    A directly trained spiking network stays what it is: its batch normalization is folded, and none of the settings
-    below apply. A :class:`s_resnet.frontend.QCFSModule` brings its thresholds, and takes no calibration: by default all
+    A directly trained spiking network stays what it is: its batch normalization is folded, and it takes neither recipe
+    nor T. A :class:`s_resnet.frontend.QCFSModule` brings its thresholds, and takes no calibration: by default all
     layers run at once for T = L steps; with recipe ``"phased"`` the spike counts are the ANN's own.
 
     Args:
@@ -61,26 +52,19 @@ def convert(
         calibration_batches: images ``[B, C, H, W]`` as the model wants them, alone or as (images, labels); a list or a
             DataLoader, without random augmentation, all of which are used. For recipes with a compensation the first
             32 images (at most half) are kept for its search, the others give the percentiles. Labels are not looked
-            at. None takes both from the BatchNorm statistics.
-        recipe: a name in :data:`s_resnet.RECIPES`, ``"auto"``, or a Recipe. By default ``"calibrated"`` with
-            calibration batches, and without ``"s-resnet"``, the paper's, which can do without.
-        timesteps: the T to tune for; by default the recipe's (16 for calibrated, 350, the paper's, for s-resnet).
-        percentile: of the activations, in percent; by default 99.9, and 99.99 from 128 pixels on. Recipes
-            that are fitted to images find their thresholds by the error, and do not look at it.
-        input_size: height and width, used without calibration batches; by default 224 for a network with a max-pool
-            stem, else 32.
-        reconstruct: also reconstruct weights and biases on the calibration images, block by block
-            (:func:`s_resnet.conversion.passes.reconstruct`); for recipes that fit to images.
-        resume: a file for the reconstruction to go on from after an interruption.
-        spikes, target_drop: for recipe ``"auto"``: the alphabet allowed (``"binary"``, ``"signed"`` or ``"levels"``),
-            and the percentage of held-out calibration images that the network may answer otherwise than the ANN, to
-            choose T by; see :func:`s_resnet.conversion.choose_recipe`.
-        weights: ``"float32"``; ``"dyadic"``, so that every engine gives the same spikes
-            (:func:`s_resnet.conversion.passes.dyadic_weights`); or ``"int8"`` for an integer network
-            (:func:`s_resnet.conversion.passes.quantize_weights`).
+            at. Without images thresholds and compensation come from the BatchNorm statistics, and the shape
+            ``(C, H, W)`` of an image may stand here; by default H and W are 224 for a network with a max-pool stem,
+            else 32.
+        recipe: a name in :data:`s_resnet.RECIPES` or ``"auto"``; or a :class:`Recipe` or :class:`Auto` with all that is
+            wished for: ``RECIPES["phased"].reconstructed(minutes=10).with_weights("int8")``. By default
+            ``"calibrated"`` with calibration batches, and without ``"s-resnet"``, the paper's, which can do without.
+        timesteps: the T to tune for, in place of the recipe's (16 for calibrated, 350, the paper's, for s-resnet).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: where to calibrate, fit and reconstruct. The result
             is on the CPU.
         progress: show bars on stderr when it is a terminal.
+
+    Returns:
+        The spiking network, with where it is from as its ``provenance``.
 
     Raises:
         UnsupportedModel, InvalidData, ConversionError: each says where, what it got, and what to do.
@@ -88,36 +72,56 @@ def convert(
 
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352.
     """
-    request = Request(recipe, timesteps, percentile, weights, reconstruct, spikes, target_drop)
+    batches, shape = _told_apart(calibration_batches)
+    wished = _wished(recipe, batches is not None)
+    wished = wished if timesteps is None else wished.at(timesteps)
     where = find_device(device)
     if isinstance(model, QCFSModule):
         model = model.graph()
     model = model if isinstance(model, Graph) else checked(model)
-    example = _example(model, calibration_batches, input_size)
+    example = _example(model, batches, shape)
     graph = (model if isinstance(model, Graph) else trace(model, example)).to(where)
     if graph.trained:
-        wishes: dict[str, object] = {**vars(request), "weights": weights != "float32"}
-        return _trained(graph, example, _given(wishes))
-    graph, said = _scores(graph, example, request.named(calibration_batches is not None))
+        return _trained(graph, example, _given(recipe=recipe, timesteps=timesteps))
+    graph, said = _scores(graph, example, wished)
     if any(isinstance(node.op, QCFS) for node in graph.nodes):
-        refused = _given({"calibration": calibration_batches, "percentile": percentile, "reconstruct": reconstruct})
-        return _quantized(graph, example, request, refused).with_provenance(**said)
-    fixed = request.plan(calibration_batches is not None, resume)
-    graph = _checked(graph, calibration_batches)
-    calibration = _calibrated(graph, calibration_batches, percentile, example.shape[-1], fixed, progress)
-    if fixed is not None:
-        snn = apply_recipe(graph, calibration, fixed, request.timesteps or fixed.timesteps, progress)
-    else:
-        snn = choose_recipe(
-            *(graph, calibration, spikes or "binary", request.timesteps, target_drop),
-            complete=request.completed,
-            progress=progress,
-        )
-    known = origin(calibration_batches, graph.run(example.to(where)).shape[1])
+        return _quantized(graph, example, recipe, timesteps, batches).with_provenance(**said)
+    if wished.fits and batches is None:
+        remedy = "Pass calibration_batches, or choose s-resnet, which can do without"
+        expected = "some, which it is fitted to"
+        raise ConversionError(message(f"recipe {wished.name}", "", "no calibration images", expected, remedy))
+    graph = _checked(graph, batches)
+    calibration = _calibrated(graph, batches, wished, example.shape[-1], progress)
+    snn = wished.apply(graph, Context(calibration, progress=progress))
+    known = origin(batches, graph.run(example.to(where)).shape[1])
     return _documented(snn, calibration, example).with_provenance(**said, **known)
 
 
-def _scores(graph: Graph, example: Tensor, recipe: Recipe | None) -> tuple[Graph, dict[str, list[int]]]:
+def _told_apart(given: Batches | Shape | None) -> tuple[Batches | None, Shape | None]:
+    """Calibration batches, or the shape that stands in their place. Raises InvalidData for what is no shape."""
+    if not isinstance(given, tuple | list) or not given or not isinstance(given[0], int):
+        return given, None
+    if len(given) != 3 or any(type(size) is not int or size < 1 for size in given):
+        expected = "(C, H, W), whole numbers above 0"
+        raise InvalidData(message("convert", "", f"an image shape {given!r}", expected, "Pass one such as (3, 32, 32)"))
+    return None, (given[0], given[1], given[2])
+
+
+def _wished(recipe: str | Recipe | Auto | None, with_images: bool) -> Recipe | Auto:
+    """The recipe of that name, the default one, or ``recipe`` itself. Raises ConversionError for an unknown name."""
+    if recipe is None:
+        return default_recipe(with_images)
+    if not isinstance(recipe, str):
+        return recipe
+    if recipe == Auto.name:
+        return Auto()
+    if recipe not in RECIPES:
+        expected = f"one of {', '.join(RECIPES)} or auto"
+        raise ConversionError(message("recipe", "", repr(recipe), expected, "Choose one"))
+    return RECIPES[recipe]
+
+
+def _scores(graph: Graph, example: Tensor, recipe: Recipe | Auto) -> tuple[Graph, dict[str, list[int]]]:
     """The network with an answer ``[B, N]`` inside, and what its provenance says where the source's is not so.
 
     Raises UnsupportedModel for a source network without a ReLU, and for one that answers with maps; ConversionError for
@@ -134,7 +138,7 @@ def _scores(graph: Graph, example: Tensor, recipe: Recipe | None) -> tuple[Graph
         )
     numbers = next(value for node in graph.nodes for value in vars(node.op).values() if isinstance(value, Tensor))
     *_, (name, answer) = graph.activations(example.to(numbers))
-    if answer.shape[1] == 1 and recipe and any(step.settings.get("mode") == "spikes" for step in recipe.steps):
+    if answer.shape[1] == 1 and recipe.counts_spikes:
         raise ConversionError(
             f"convert: got recipe {recipe.name}, which scores classes by their spikes, for a network that answers one "
             "number; expected a recipe that reads currents. Choose s-resnet or calibrated."
@@ -152,7 +156,7 @@ def _scores(graph: Graph, example: Tensor, recipe: Recipe | None) -> tuple[Graph
     return replace(graph, nodes=(*graph.nodes, flat)), {"answer_shape": shape}
 
 
-def _given(wishes: Mapping[str, object]) -> list[str]:
+def _given(**wishes: object) -> list[str]:
     """The names of what was asked for."""
     return [name for name, value in wishes.items() if value is not None and value is not False]
 
@@ -167,15 +171,14 @@ def _checked(graph: Graph, batches: Batches | None) -> Graph:
     return graph.with_provenance(check=check.summary())
 
 
-def _calibrated(
-    graph: Graph, batches: Batches | None, percentile: float | None, size: int, recipe: Recipe | None, progress: bool
-) -> Calibration:
+def _calibrated(graph: Graph, batches: Batches | None, recipe: Recipe | Auto, size: int, progress: bool) -> Calibration:
     """The statistics that a recipe, or the choice among recipes, needs; from BatchNorm where there are no images."""
+    percentile = recipe.percentile
     if percentile is None:
         percentile = 99.99 if size >= IMAGENET_SIZED else 99.9
     if batches is None:
         return calibrate_from_batchnorm(graph, percentile)
-    if recipe is None:
+    if isinstance(recipe, Auto):
         return calibrate(graph, batches, percentile, WATCHED, progress, fitting=True)
     searched = any(step.run is compensate for step in recipe.steps)
     return calibrate(graph, batches, percentile, HELD_OUT if searched else 0, progress, recipe.fits)
@@ -193,41 +196,44 @@ def _documented(snn: Graph, calibration: Calibration, example: Tensor) -> Graph:
 def _trained(graph: Graph, example: Tensor, asked: list[str]) -> Graph:
     """A directly trained network with its batch normalization folded."""
     if asked:
-        raise InvalidData(
-            f"convert: got {', '.join(asked)} for a network that was trained as a spiking one; expected none of these. "
-            "Leave them out; evaluate takes any T."
-        )
-    nothing = Calibration({}, 100.0, 0, "training")
-    return _documented(apply_recipe(graph, nothing, TRAINED, graph.trained_for), nothing, example)
+        got = f"{', '.join(asked)} for a network that was trained as a spiking one"
+        remedy = "Leave them out; evaluate takes any T"
+        raise InvalidData(message("convert", "", got, "none of these", remedy))
+    snn = TRAINED.at(graph.trained_for).apply(graph, Context())
+    return _documented(snn, NO_CALIBRATION, example)
 
 
-def _quantized(graph: Graph, example: Tensor, request: Request, refused: list[str]) -> Graph:
+def _quantized(
+    graph: Graph,
+    example: Tensor,
+    recipe: str | Recipe | Auto | None,
+    timesteps: int | None,
+    batches: Batches | None,
+) -> Graph:
     """A network with the thresholds and levels that it was trained with."""
-    named = request.named(with_images=False)
-    name = "auto" if named is None else named.name
-    if name not in ("s-resnet", "phased"):
-        refused = [*refused, f"recipe {name}"]
-    if refused or named is None:
-        raise InvalidData(
-            f"convert: got {', '.join(refused)} for a network trained with QCFS activations, which bring thresholds "
-            "and levels; expected none, or recipe phased. Leave them out."
-        )
-    extra = request.completed(named).steps[len(named.steps) :]  # of --weights
-    schedule = "phased" if name == "phased" else "streaming"
-    chosen = QUANTIZED.set("relu_to_neuron", schedule=schedule)
-    chosen = replace(chosen, name=f"qcfs-{schedule}", steps=(*chosen.steps, *extra))
+    wished = _wished(recipe, with_images=False)
+    refused = _given(calibration=batches, percentile=wished.percentile, reconstruct=wished.reconstructs)
+    if wished.name not in ("s-resnet", "phased"):
+        refused.append(f"recipe {wished.name}")
+    if refused:
+        got = f"{', '.join(refused)} for a network trained with QCFS activations, which bring thresholds and levels"
+        raise InvalidData(message("convert", "", got, "none, or recipe phased", "Leave them out"))
     ops = {node.name: node.op for node in graph.nodes if isinstance(node.op, QCFS)}
     scales = {name: float(op.threshold) for name, op in ops.items()}
     for node, scale in scales.items():
         if not scale > 0:
-            raise InvalidData(f"{node}: got threshold {scale}; expected a positive one. Train with a lower rate.")
+            raise InvalidData(message(node, "", f"threshold {scale}", "a positive one", "Train with a lower rate"))
+    if timesteps is None:  # a recipe of the caller's own brings its T
+        timesteps = recipe.timesteps if isinstance(recipe, Recipe) else max(op.levels for op in ops.values())
+    schedule = "phased" if wished.name == "phased" else "streaming"
+    chosen = QUANTIZED.set("relu_to_neuron", schedule=schedule).at(timesteps).with_weights(wished.weights)
     known = Calibration(scales, 100.0, 0, "training")
-    steps = request.timesteps or max(op.levels for op in ops.values())
-    return _documented(apply_recipe(graph, known, chosen, steps), known, example)
+    snn = replace(chosen, name=f"qcfs-{schedule}").apply(graph, Context(known))
+    return _documented(snn, known, example)
 
 
-def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int | None) -> Tensor:
-    """Two calibration images, or zeros of a plausible shape."""
+def _example(model: nn.Module | Graph, batches: Batches | None, shape: Shape | None) -> Tensor:
+    """Two calibration images, or zeros of the given or a plausible shape."""
     if isinstance(model, Graph):
         convs = [node.op.weight.shape[1] * node.op.groups for node in model.nodes if isinstance(node.op, Conv2d)]
         pooled = any(isinstance(node.op, MaxPool2d) for node in model.nodes)
@@ -237,11 +243,14 @@ def _example(model: nn.Module | Graph, batches: Batches | None, input_size: int 
     if batches is not None:
         return _first_images(batches, convs[:1])
     if not convs:
-        raise InvalidData(f"convert: got {type(model).__name__} without a convolution; expected a ResNet. Check it.")
+        got = f"{type(model).__name__} without a convolution"
+        raise InvalidData(message("convert", "", got, "a ResNet", "Check it"))
     size = 224 if pooled else 32
-    if input_size is not None:
-        size = whole_number(input_size, "convert", "input_size")
-    return torch.zeros(2, convs[0], size, size)
+    shape = shape or (convs[0], size, size)
+    if shape[0] != convs[0]:
+        got, expected = f"an image shape {shape} for a network of {convs[0]} channels", f"({convs[0]}, H, W)"
+        raise InvalidData(message("convert", "", got, expected, "Channels come first"))
+    return torch.zeros(2, *shape)
 
 
 def _first_images(batches: Batches, channels: list[int]) -> Tensor:

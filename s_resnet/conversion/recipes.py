@@ -1,45 +1,117 @@
-"""Recipes: named tuples of passes with settings. Data only; :func:`s_resnet.convert` runs them."""
+"""Recipes: passes with settings, in order, and what else a conversion is asked for. Plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from ..errors import ConversionError
+from ..data.arguments import whole_number
+from ..errors import ConversionError, InvalidData, message
+from ..graph import validate
 from ..graph.graph import Graph
 from ..runtime.display import Displayed, Table, brief
+from ..runtime.progress import Progress
 from . import passes
+from .calibrate import check_percentile
+from .context import Context
 
-FITS = ("fit_thresholds", "calibrate_neurons", "reconstruct", "fit_readout")
+FITS = ("fit_thresholds", "calibrate_neurons", "reconstruct", "fit_readout")  # to calibration images
+TUNED = ("compensate", *FITS)  # for T
+ROUNDING: Mapping[str, Callable[..., Graph]] = {"dyadic": passes.dyadic_weights, "int8": passes.quantize_weights}
+WEIGHTS = ("float32", *ROUNDING)
 
 
 @dataclass(frozen=True, repr=False)
 class Step(Displayed):
-    """One pass with its settings; ``optional`` when a network may have nothing for it to do."""
+    """One pass with its settings.
+
+    Attributes:
+        run: the pass, ``(graph, context, **settings) -> graph``.
+        settings: numbers and words, as JSON knows them.
+        optional: whether a network may have nothing for it to do.
+    """
 
     run: Callable[..., Graph]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     optional: bool = False
 
     @property
     def name(self) -> str:
+        """The pass's."""
         return self.run.__name__
+
+    def told(self, timesteps: int) -> dict[str, object]:
+        """What an artifact keeps of it."""
+        tuned = {"timesteps": timesteps} if self.name in TUNED else {}
+        kept = {name: value for name, value in self.settings.items() if name != "resume"}
+        return {"pass": self.name, **tuned, **kept}
 
 
 @dataclass(frozen=True, repr=False)
 class Recipe(Displayed):
-    """A way to convert: steps in order, and the number of time steps it is meant for."""
+    """A way to convert, and all that it is asked for: ``RECIPES["phased"].at(8).with_weights("int8")``.
+
+    It is never changed; every method gives another one. What cannot be combined is refused at once.
+
+    Attributes:
+        name: in :data:`s_resnet.RECIPES`.
+        about: a line that tells it from others.
+        timesteps: the T to tune for.
+        steps: its passes, in order.
+        percentile: of the activations, in percent, for thresholds that are not found by their error; None for the usual
+            one: 99.9, and 99.99 from 128 pixels on.
+
+    Raises:
+        InvalidData: T or the percentile is out of range.
+        ConversionError: the steps, or a step and the percentile, do not go together.
+    """
 
     name: str
     about: str
     timesteps: int
     steps: tuple[Step, ...]
+    percentile: float | None = None
+
+    def __post_init__(self) -> None:
+        where = f"recipe {self.name}"
+        object.__setattr__(self, "timesteps", whole_number(self.timesteps, where, "timesteps"))
+        if self.percentile is not None:
+            object.__setattr__(self, "percentile", check_percentile(self.percentile))
+            if self.fits:
+                expected = "none, as it finds its thresholds by their error"
+                raise ConversionError(
+                    message(where, "", "a percentile", expected, "Leave it out, or choose the recipe s-resnet")
+                )
+        if self.weights == "int8" and _more_than_binary(self):
+            binary = [other.name for other in RECIPES.values() if other.fits and not _more_than_binary(other)]
+            remedy = f"Leave weights as they are, or choose one of {', '.join(binary)}"
+            got = "weights int8 with signed or multi-level spikes"
+            raise ConversionError(message(where, "", got, "spikes in {0, 1}", remedy))
+        if self.weights != "float32" and self.counts_spikes:
+            got = f"weights {self.weights} for neurons behind pools and classifier"
+            remedy = "Leave weights as they are, or choose s-resnet"
+            raise ConversionError(message(where, "", got, "them behind convolutions", remedy))
 
     @property
     def fits(self) -> bool:
         """Whether a step is fitted to calibration images, without which the recipe cannot do."""
         return any(step.name in FITS for step in self.steps)
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether weights and biases are reconstructed block by block."""
+        return any(step.run is passes.reconstruct for step in self.steps)
+
+    @property
+    def counts_spikes(self) -> bool:
+        """Whether classes are scored by their spikes."""
+        return any(step.settings.get("mode") == "spikes" for step in self.steps)
+
+    @property
+    def weights(self) -> str:
+        """``"float32"``, ``"dyadic"`` or ``"int8"``."""
+        runs = [step.run for step in self.steps]
+        return next((kind for kind, rounding in ROUNDING.items() if rounding in runs), "float32")
 
     def _lines(self) -> Iterator[str]:
         yield f"Recipe {self.name}, T = {self.timesteps}: {self.about}"
@@ -47,38 +119,123 @@ class Recipe(Displayed):
 
     def _parts(self) -> Iterator[str | Table]:
         fits = "   fitted to calibration images" if self.fits else ""
-        yield f"{self.name}   T = {self.timesteps}{fits}\n{self.about}"
+        percentile = "" if self.percentile is None else f"   percentile {self.percentile:g}"
+        yield f"{self.name}   T = {self.timesteps}{percentile}{fits}\n{self.about}"
         rows = ((step.name, brief(step.settings)[1:-1], "optional" * step.optional) for step in self.steps)
         yield Table(("step", "settings", ""), tuple(rows), texts=3)
+
+    def at(self, timesteps: int) -> Recipe:
+        """The same recipe, tuned for another T.
+
+        Raises:
+            InvalidData: it is not a whole number, or below 1.
+        """
+        return replace(self, timesteps=timesteps)
+
+    def with_percentile(self, percentile: float) -> Recipe:
+        """The same recipe with thresholds at another percentile of the activations.
+
+        Raises:
+            InvalidData: it is not above 0 and at most 100.
+            ConversionError: the recipe does not look at a percentile.
+        """
+        return replace(self, percentile=percentile)
+
+    def with_weights(self, weights: str) -> Recipe:
+        """The same recipe with weights ``"float32"``, ``"dyadic"`` or ``"int8"``.
+
+        Dyadic weights give the same spikes on every engine (:func:`s_resnet.conversion.passes.dyadic_weights`), int8
+        makes an integer network (:func:`s_resnet.conversion.passes.quantize_weights`).
+
+        Raises:
+            InvalidData: there are no such weights.
+            ConversionError: the recipe cannot have them.
+        """
+        check_weights(weights)
+        plain = self.without(*(rounding.__name__ for rounding in ROUNDING.values()))
+        rounded = tuple(Step(rounding) for kind, rounding in ROUNDING.items() if kind == weights)
+        return replace(plain, steps=(*plain.steps, *rounded))
+
+    def reconstructed(self, **settings: object) -> Recipe:
+        """The same recipe with weights and biases reconstructed block by block after its neurons are calibrated.
+
+        Args:
+            **settings: of :func:`s_resnet.conversion.passes.reconstruct`: ``minutes`` that it may take, by default 30,
+                ``resume``, a file to go on from after an interruption, ``steps`` and ``joint``.
+
+        Raises:
+            ConversionError: the recipe does not calibrate neurons.
+        """
+        plain = self.without("reconstruct")
+        names = [step.name for step in plain.steps]
+        if "calibrate_neurons" not in names:
+            fitting = ", ".join(recipe.name for recipe in RECIPES.values() if recipe.fits)
+            where, expected = f"recipe {self.name}", f"one of {fitting}"
+            raise ConversionError(message(where, "", "nothing to reconstruct for", expected, "Choose one of them"))
+        at = names.index("calibrate_neurons") + 1
+        return replace(plain, steps=(*plain.steps[:at], Step(passes.reconstruct, settings), *plain.steps[at:]))
 
     def without(self, *steps: str) -> Recipe:
         """The same recipe without the steps of these names."""
         return replace(self, steps=tuple(step for step in self.steps if step.name not in steps))
 
-    def reconstructed(self) -> Recipe:
-        """The same recipe with weights and biases reconstructed block by block after its neurons are calibrated.
-
-        Raises ConversionError for a recipe that does not calibrate neurons.
-        """
-        names = [step.name for step in self.steps]
-        if "calibrate_neurons" not in names:
-            fitting = ", ".join(recipe.name for recipe in RECIPES.values() if recipe.fits)
-            raise ConversionError(
-                f"recipe {self.name}: got nothing to reconstruct for; expected one of {fitting}. Choose one of them."
-            )
-        at = names.index("calibrate_neurons") + 1
-        return replace(self, steps=(*self.steps[:at], Step(passes.reconstruct), *self.steps[at:]))
-
-    def set(self, step: str, **settings: Any) -> Recipe:
+    def set(self, step: str, **settings: object) -> Recipe:
         """The same recipe with other settings of one step: ``recipe.set("relu_to_neuron", reset="zero")``.
 
-        Raises ConversionError when the recipe has no such step.
+        Raises:
+            ConversionError: the recipe has no such step.
         """
-        if step not in [s.name for s in self.steps]:
-            have = ", ".join(s.name for s in self.steps)
-            raise ConversionError(f"recipe {self.name}: got step {step!r}; expected one of {have}. Choose one of them.")
+        have = [s.name for s in self.steps]
+        if step not in have:
+            where, expected = f"recipe {self.name}", f"one of {', '.join(have)}"
+            raise ConversionError(message(where, "", f"step {step!r}", expected, "Choose one of them"))
         steps = (replace(s, settings={**s.settings, **settings}) if s.name == step else s for s in self.steps)
         return replace(self, steps=tuple(steps))
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        """Run the passes on an analog graph, and validate the result.
+
+        Args:
+            graph: the source network.
+            context: the calibration; T where it is to be another than the recipe's.
+
+        Raises:
+            ConversionError: a pass that is not optional finds nothing to rewrite.
+        """
+        timesteps = self.timesteps if context.timesteps is None else context.timesteps
+        context = replace(context, timesteps=timesteps)
+        applied: list[dict[str, object]] = []
+        title = f"{self.name}, T = {timesteps}"
+        with Progress[None](total=len(self.steps), desc=title, unit="step", shown=context.progress) as bar:
+            for step in self.steps:
+                bar.show(now=True, step=step.name)
+                before = graph
+                graph = step.run(graph, context, **step.settings)
+                bar.update()
+                if graph is not before:
+                    applied.append(step.told(timesteps))
+                elif not step.optional:
+                    expected = f"something, as recipe {self.name} needs it"
+                    remedy = "Mark the step optional if that is right"
+                    raise ConversionError(
+                        message(step.name, "", "nothing to rewrite in this network", expected, remedy)
+                    )
+        graph = graph.to(graph.dtype)  # of a source in double precision what the passes add is not yet
+        validate.finite(graph.nodes)
+        told = {"name": self.name, "timesteps": timesteps, "passes": applied}
+        return graph.validate().with_provenance(recipe=told)
+
+
+def _more_than_binary(recipe: Recipe) -> bool:
+    """Whether neurons send other spikes than 0 and 1."""
+    neurons = next((step.settings for step in recipe.steps if step.name == "relu_to_neuron"), {})
+    return neurons.get("spikes", "unsigned") != "unsigned" or neurons.get("amplitudes", 1) != 1
+
+
+def check_weights(weights: str) -> None:
+    """Raise InvalidData for weights that there are not."""
+    if weights not in WEIGHTS:
+        raise InvalidData(message("convert", "", f"weights {weights!r}", ", ".join(WEIGHTS), "Choose one of them"))
 
 
 def _recipe(name: str, about: str, initial_potential: float, compensated: bool, readout: str) -> Recipe:
@@ -94,7 +251,7 @@ def _recipe(name: str, about: str, initial_potential: float, compensated: bool, 
     return Recipe(name, about, 350, tuple(steps))
 
 
-def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, Any], **calibrated: Any) -> Recipe:
+def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, object], **calibrated: object) -> Recipe:
     """A recipe for few steps: neurons that round, thresholds per channel for that T, synapses fitted to real spikes."""
     return Recipe(
         name,
@@ -153,13 +310,13 @@ RECIPES: Mapping[str, Recipe] = {
             "signed",
             "spikes in {-1, 0, 1}: a neuron takes back what it fired too early; one step of lag per layer",
             16,
-            {"schedule": "lagged", "signed": True},
+            {"schedule": "lagged", "spikes": "signed"},
         ),
         _fitted(
             "multilevel",
             "spikes of amplitude 1, 2, 4, 8 and their negatives, for 2 to 8 steps",
             4,
-            {"signed": True, "levels": 4},
+            {"spikes": "signed", "amplitudes": 4},
         ),
     )
 }
@@ -185,17 +342,10 @@ QUANTIZED = Recipe(
 )
 
 
-def usual(with_images: bool) -> Recipe:
+def default_recipe(with_images: bool) -> Recipe:
     """The recipe that is taken where none is named.
 
     With calibration images ``calibrated``: on training images that it was not fitted to the best of those that plain
     neurons run, in a tenth of the paper's steps (docs/explanation/latency.md). Without, the paper's.
     """
     return RECIPES["calibrated" if with_images else "s-resnet"]
-
-
-def find(name: str) -> Recipe:
-    """The recipe of that name; ConversionError lists those there are."""
-    if name not in RECIPES:
-        raise ConversionError(f"recipe: got {name!r}; expected one of {', '.join(RECIPES)} or auto. Choose one.")
-    return RECIPES[name]

@@ -83,7 +83,7 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_ma
     if snn.integer:
         raise ConversionError(
             "export: got an integer network; expected float32 weights, as the format has no integer arithmetic. "
-            'Convert with weights="float32".'
+            'Convert with recipe.with_weights("float32").'
         )
     if split_maxpool and not any(_splits(snn, node) for node in snn.nodes):
         raise _no_pool()
@@ -342,7 +342,7 @@ def _refused(node: Node) -> ConversionError:
         return ConversionError(
             f"{node.name}: got a max-pool; expected convolutions, average pools and neurons, as the format has no "
             "max-pool. Export with split_maxpool=True where it is in the stem (the part up to it stays at the host, "
-            "exactly), with passes.average_maxpool (measure what that costs), or train the model with average pooling."
+            "exactly), or train the model with average pooling."
         )
     return ConversionError(
         f"{node.name}: got {type(node.op).__name__}; expected convolutions, linear layers, average pools, shortcuts "

@@ -481,7 +481,7 @@ def test_macs_of_torchvision_networks_are_the_published_ones(build, published):
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(x)
-    operations = count_operations(convert(model, input_size=224), [x], 1)
+    operations = count_operations(convert(model, (3, 224, 224)), [x], 1)
     ann = operations.total.ann
     assert ann.dense_macs == counter.get_total_flops() / 2
     assert round(ann.dense_macs / 1e9, 3) == published
@@ -514,7 +514,7 @@ def test_spikes_are_those_of_the_simulation(model, recipe):
 
 def test_an_integer_network_moves_bytes(model):
     batches = [images(6, 8)]
-    snn = convert(model, batches, "calibrated", timesteps=T, weights="int8")
+    snn = convert(model, batches, RECIPES["calibrated"].at(T).with_weights("int8"))
     operations = count_operations(snn, batches, T)
     run = simulate(snn, batches[0], T).spikes
     spikes = {layer.name: layer.spikes for layer in operations.layers if layer.op == "Neuron"}

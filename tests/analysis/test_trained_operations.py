@@ -9,7 +9,7 @@ from trained_networks import CLASSES, FAMILIES, SIZE, T, fed, trained, watched
 
 from s_resnet import Graph
 from s_resnet.analysis import count_operations, energy
-from s_resnet.conversion import passes
+from s_resnet.conversion import Context, passes
 from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.ops import Add, Conv2d, Flatten, Input, Linear, MaxPool2d
 
@@ -33,7 +33,7 @@ def whole(values):
 def test_synapses_and_spikes_are_those_of_the_module(arch, folded):
     """A convolution over spikes adds once for each of them, one over currents multiplies, the stem once an image."""
     model, graph = trained(arch)
-    graph = passes.fold_batchnorm(graph, {}) if folded else graph
+    graph = passes.fold_batchnorm(graph, Context()) if folded else graph
     layers = {layer.name: layer for layer in count_operations(graph, [X], T).layers}
     modules, kinds = dict(model.named_modules()), set()
     for name, given in fed(model, X, T).items():

@@ -6,7 +6,7 @@ from conftest import images
 from trained_networks import CLASSES, FAMILIES, SIZE, T, over, trained, watched
 
 from s_resnet import evaluate
-from s_resnet.conversion import passes
+from s_resnet.conversion import Context, passes
 from s_resnet.errors import InvalidData
 from s_resnet.simulation import closed_form
 
@@ -21,7 +21,7 @@ def batches(count=12, batch=5, seed=3):
 def test_figures_are_those_of_the_module(arch, folded):
     """At every T accuracy, agreement with the module's own answer after the T it was trained for, and its spikes."""
     model, graph = trained(arch)
-    graph = passes.fold_batchnorm(graph, {}) if folded else graph
+    graph = passes.fold_batchnorm(graph, Context()) if folded else graph
     report = evaluate(graph, batches(), 5, at=(1, T, 5))
     x, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     own = watched(model, x, T)[0].argmax(1)

@@ -9,7 +9,7 @@ from conftest import images
 from trained_networks import CLASSES, FAMILIES, SIZE, T, trained, watched
 
 from s_resnet import Graph, evaluate, verify
-from s_resnet.conversion import passes
+from s_resnet.conversion import Context, passes
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
@@ -43,7 +43,7 @@ def channels(values):
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_layers_are_those_of_the_module(arch, folded):
     model, graph = trained(arch)
-    graph = passes.fold_batchnorm(graph, {}) if folded else graph
+    graph = passes.fold_batchnorm(graph, Context()) if folded else graph
     modules = dict(model.named_modules())
     for steps in (1, T, 2 * T - 1):
         found = verify(graph, [X[:4], X[4:]], steps)

@@ -13,7 +13,7 @@ from conftest import randomized
 from sresnet_cli.__main__ import main
 from sresnet_cli.words import spoken
 
-from s_resnet import Graph, convert, save, simulate, verify
+from s_resnet import RECIPES, Graph, convert, save, simulate, verify
 from s_resnet.analysis.losses import MEASURES, PARTS, split
 from s_resnet.errors import InvalidData
 from s_resnet.graph.neuron import Neuron, Readout, SpikingMaxPool2d
@@ -141,10 +141,10 @@ def test_the_layer_weighs_its_channels_in_the_units_of_the_source():
 # ---- a residual network
 
 
-def residual(recipe="s-resnet", **settings):
+def residual(recipe="s-resnet", weights="float32"):
     """A small residual network and a few images, those that it was calibrated on."""
     x = noise(12, 8)
-    return convert(randomized(CifarResNet(8, width=4)), [x], recipe, timesteps=6, **settings), x
+    return convert(randomized(CifarResNet(8, width=4)), [x], RECIPES[recipe].at(6).with_weights(weights)), x
 
 
 @pytest.mark.parametrize("recipe", ["s-resnet", "s-resnet-released", "phased", "signed", "multilevel"])
@@ -291,7 +291,7 @@ def test_the_first_layer_that_breaks_is_named_with_its_cause():
         (one(), 0.3, "quantization", ("timesteps=8", "multilevel")),
         (one(), 1.5, "clipping", ("more calibration images", "percentile")),
         (uneven(), 0.25, "unevenness", ('recipe="phased"', 'recipe="signed"')),
-        (one(), 0.25, "inherited", ("reconstruct=True",)),
+        (one(), 0.25, "inherited", ("recipe.reconstructed()",)),
     ],
 )
 def test_the_advice_follows_the_cause(network, value, cause, said):
@@ -360,7 +360,7 @@ def test_json_has_every_channel_and_no_infinity(tmp_path):
         (None, 4, [torch.zeros(1, 3, 1, 1)], "expected 1 channels"),
         (lambda g: replace(g, nodes=g.nodes[:-1]), 4, [scalar(1.0)], "ends in Linear"),
         (lambda g: replace(g, nodes=g.nodes[:2]), 4, [scalar(1.0)], "without neurons"),
-        (lambda g: convert(randomized(CifarResNet(8, width=4)), weights="int8"), 4, [noise(1)], "integer network"),
+        (lambda g: residual(weights="int8")[0], 4, [noise(1)], "integer network"),
     ],
 )
 def test_what_cannot_be_verified_is_refused(change, timesteps, batches, said):

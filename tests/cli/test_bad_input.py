@@ -291,7 +291,7 @@ def test_which_network_and_which_data(program, network):
     program("convert", *PLAIN, "-o", "two.snn")
     line = program.fails("evaluate", "--timesteps", 4, code=2, says="one.snn, two.snn")
     assert "sresnet evaluate NETWORK.snn" in line
-    s_resnet.save(s_resnet.convert(tiny(), input_size=SIZE), "python.snn")
+    s_resnet.save(s_resnet.convert(tiny(), (3, SIZE, SIZE)), "python.snn")
     program.fails("evaluate", "python.snn", "--timesteps", 4, "--data", "photos", says="from Python")
 
 

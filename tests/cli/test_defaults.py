@@ -58,8 +58,8 @@ def test_with_images_few_steps_and_without_the_paper(program):
 def test_python_takes_the_same():
     model, x = randomized(CifarResNet(8, width=4)), images(16, 8)
     for batches, name in (([x], "calibrated"), (None, "s-resnet")):
-        snn = s_resnet.convert(model, batches, input_size=8)
-        assert snn.provenance["recipe"]["name"] == name == s_resnet.conversion.Request().named(batches is not None).name
+        snn = s_resnet.convert(model, batches or (3, 8, 8))
+        assert snn.provenance["recipe"]["name"] == name == s_resnet.conversion.default_recipe(batches is not None).name
         assert snn.provenance["recipe"]["timesteps"] == RECIPES[name].timesteps
 
 
@@ -94,7 +94,7 @@ def test_names_say_recipe_and_t_and_are_taken_once(program, monkeypatch, options
     plain = s_resnet.convert
 
     def quick(model, batches, recipe, **settings):  # the name is what is tested
-        return plain(model, None, "s-resnet", timesteps=2, input_size=SIZE)
+        return plain(model, (3, SIZE, SIZE), "s-resnet", timesteps=2)
 
     monkeypatch.setattr(s_resnet, "convert", quick)
     assert program("convert", "tiny.pth", *FEW, *options, "--force")[0] == 0
@@ -283,6 +283,16 @@ def test_the_next_command_after_training(program):
         assert code == 0 and command[0] == "evaluate" and "two words" in said
 
 
+def test_what_a_trained_network_does_not_take_is_named(program):
+    quick = ("--data", "photos", "--width", 4, "--epochs", 1, "--batch-size", 8, "--workers", 0)
+    assert program("train", "ms_resnet8", *quick, "--timesteps", 2, "-o", "x.pt")[0] == 0
+    for options in (("--weights", "int8"), ("--recipe", "phased"), ("--timesteps", 2), ("--percentile", 99)):
+        code, out, err = program("convert", "x.pt", *options)
+        assert (code, out) == (2, "") and err.count("\n") == 1, err
+        assert f"x.pt was trained as a spiking network, to which {options[0]} cannot be applied" in err
+    assert made() == []
+
+
 # ---- a part of the classes
 
 
@@ -403,7 +413,7 @@ def test_what_is_fitted_to_images_wants_some_at_once(program, monkeypatch, recip
             sys.modules["s_resnet.conversion.convert"], work, lambda *_: pytest.fail("worked for nothing")
         )
     with pytest.raises(s_resnet.errors.ConversionError, match=rf"^recipe {recipe}: got no calibration images"):
-        s_resnet.convert(tiny(), recipe=recipe, input_size=SIZE)
+        s_resnet.convert(tiny(), (3, SIZE, SIZE), recipe)
     code, out, err = program("convert", "tiny.pth", "--recipe", recipe)
     assert (code, out) == (1, "") and "--calibration DATA" in err and err.count("\n") == 1
 
@@ -415,12 +425,10 @@ def test_what_is_not_refused_can_be_had(weights):
     converted = 0
     for name in RECIPES:
         try:
-            s_resnet.conversion.Request(name, weights=weights).plan(with_images=True)
+            recipe = RECIPES[name].at(2).with_weights(weights)
         except s_resnet.errors.ConversionError:
-            with pytest.raises(s_resnet.errors.ConversionError):
-                s_resnet.convert(model, batches, name, timesteps=2, weights=weights)
             continue
-        assert s_resnet.convert(model, batches, name, timesteps=2, weights=weights).integer == (weights == "int8")
+        assert s_resnet.convert(model, batches, recipe).integer == (weights == "int8")
         converted += 1
     assert converted == {"float32": 7, "dyadic": 6, "int8": 4}[weights]
 

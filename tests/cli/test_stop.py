@@ -194,7 +194,7 @@ def test_a_reconstruction_says_how_to_go_on_and_that_it_does(program, monkeypatc
     asked = ("convert", "tiny.pth", "--calibration", "photos", "--calibration-images", 6, "--input-size", 8)
     asked = (*asked, "--recipe", "phased", "--timesteps", 2, "--reconstruct", "-o", "new.snn")
     short = recipes.Recipe.reconstructed
-    monkeypatch.setattr(recipes.Recipe, "reconstructed", lambda self: short(self).set("reconstruct", steps=1, joint=1))
+    monkeypatch.setattr(recipes.Recipe, "reconstructed", lambda self: short(self, steps=1, joint=1))
     with monkeypatch.context() as patch:
         patch.setattr(module._Block, "train", stopped_at(3, module._Block.train))
         code, _, err = program(*asked)

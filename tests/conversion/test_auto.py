@@ -14,7 +14,7 @@ from test_cli import CALIBRATED, SIZE, figures, make_checkpoint, make_photos
 from test_cli import program as program  # the fixture
 
 from s_resnet import RECIPES, Graph, convert, evaluate, load, save, simulate
-from s_resnet.conversion import auto, choose_recipe
+from s_resnet.conversion import Auto, Context, Recipe, auto, choose_recipe
 from s_resnet.conversion.auto import ALPHABETS, WINDOWS, Trial
 from s_resnet.conversion.calibrate import Calibration, Samples
 from s_resnet.data.intervals import wilson
@@ -211,19 +211,19 @@ def trials(monkeypatch, table, **wishes):
     """What is chosen where conversions give these figures: agreement, its error and latency by recipe and T."""
     tried = []
 
-    def apply(graph, calibration, recipe, timesteps, progress=False):
-        tried.append((recipe.name, timesteps))
-        return Graph((Node("input", Input(), ()),), {"who": (recipe.name, timesteps)})
+    def apply(recipe, graph, context):
+        tried.append((recipe.name, context.timesteps))
+        return Graph((Node("input", Input(), ()),), {"who": tried[-1]})
 
     def trial(name, snn, calibration, timesteps):
         assert snn.provenance["who"] == (name, timesteps)
         agreement, error, latency = table(name, timesteps)
         return Trial(name, timesteps, latency, agreement, error, 200, (0.005, 0.03))
 
-    monkeypatch.setattr(auto, "apply_recipe", apply)
+    monkeypatch.setattr(Recipe, "apply", apply)
     monkeypatch.setattr(auto, "_trial", trial)
     calibration = Calibration({}, 100, 1, "data", samples=Samples(images(4), None))
-    snn = choose_recipe(Graph(()), calibration, **wishes)
+    snn = choose_recipe(Graph(()), Context(calibration), Auto(**wishes))
     choice = snn.provenance["choice"]
     assert [(t["recipe"], t["timesteps"]) for t in choice["trials"]] == tried
     assert choice["spikes"] == wishes.get("spikes", "binary")
@@ -333,7 +333,7 @@ def test_a_trial_counts_agreement_on_the_images_held_out(networks):
 
 @pytest.mark.parametrize("spikes", ["binary", "levels"])
 def test_the_choice_is_one_of_the_networks_it_chose_among(model, batches, networks, spikes):
-    snn = convert(model, batches, "auto", timesteps=4, spikes=spikes)
+    snn = convert(model, batches, Auto(spikes), timesteps=4)
     choice = snn.provenance["choice"]
     assert [trial["recipe"] for trial in choice["trials"]] == list(ALPHABETS[spikes])
     chosen = snn.provenance["recipe"]["name"]
@@ -347,7 +347,7 @@ def test_the_choice_is_one_of_the_networks_it_chose_among(model, batches, networ
 
 
 def test_a_target_drop_for_real(model, batches):
-    snn = convert(model, batches, "auto", target_drop=40.0, spikes="signed")
+    snn = convert(model, batches, Auto("signed", 40.0))
     trials = snn.provenance["choice"]["trials"]
     kept = [t for t in trials if 100 * (1 - t["agreement"]) <= 40]
     steps = snn.provenance["recipe"]["timesteps"]
@@ -412,22 +412,22 @@ WISHES = {
 
 
 @pytest.mark.parametrize("name", WISHES)
-def test_wishes_that_do_not_fit_are_refused(model, batches, name):
+def test_wishes_that_do_not_fit_are_refused(name):
     wishes, message = WISHES[name]
+    with pytest.raises(InvalidData, match=message) as caught:
+        Auto(**wishes)
+    assert "\n" not in str(caught.value)
+
+
+def test_steps_and_a_drop_are_refused_wherever_the_steps_are_said(model, batches):
     for call in (
-        lambda: convert(model, batches, "auto", **wishes),
-        lambda: choose_recipe(Graph(()), Calibration({}, 100, 1, "data"), **wishes),
+        lambda: Auto(target_drop=1.0).at(8),
+        lambda: convert(model, batches, Auto(target_drop=1.0), timesteps=8),
     ):
-        with pytest.raises(InvalidData, match=message) as caught:
+        with pytest.raises(InvalidData, match=r"auto: got timesteps and target_drop; expected one of them"):
             call()
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("wish", [{"spikes": "signed"}, {"target_drop": 1.0}, {"spikes": "binary", "target_drop": 2.0}])
-@pytest.mark.parametrize("recipe", ["phased", "s-resnet", RECIPES["signed"]], ids=["phased", "s-resnet", "a recipe"])
-def test_wishes_are_for_auto(model, batches, wish, recipe):
-    with pytest.raises(InvalidData, match=r"with recipe 'auto'"):
-        convert(model, batches, recipe, **wish)
+    with pytest.raises(InvalidData, match=r"^auto: got a file to resume from; expected none"):
+        Auto().reconstructed(resume="net.partial")
 
 
 def test_auto_needs_images(model):
@@ -439,12 +439,12 @@ def test_auto_needs_images(model):
 
 def test_auto_completes_what_it_tries(monkeypatch, model, batches):
     """With int8 weights the alphabet is binary; with reconstruction every trial has it."""
-    snn = convert(model, batches, "auto", timesteps=2, weights="int8")
+    snn = convert(model, batches, Auto().with_weights("int8"), timesteps=2)
     assert snn.integer and snn.provenance["recipe"]["passes"][-1] == {"pass": "quantize_weights"}
     with pytest.raises(ConversionError, match=r"signed or multi-level spikes"):
-        convert(model, batches, "auto", timesteps=2, weights="int8", spikes="signed")
+        Auto("signed").with_weights("int8")
     monkeypatch.setattr(reconstructing._Block, "train", lambda self, *rest: (self.nodes, {"steps": 0, "better": False}))
-    snn = convert(model, batches, "auto", timesteps=2, reconstruct=True)
+    snn = convert(model, batches, Auto(timesteps=2).reconstructed())
     assert "reconstruct" in [step["pass"] for step in snn.provenance["recipe"]["passes"]]
 
 
@@ -511,11 +511,11 @@ def test_auto_says_why(folder):
 def test_reconstruction_goes_on_after_ctrl_c(folder, tmp_path, monkeypatch):
     trained, plain = [], reconstructing._Block.train
 
-    def train(self, steps, seconds, drop, bar):
+    def train(self, steps, *rest):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(self)
-        return plain(self, 2, seconds, drop, bar)
+        return plain(self, 2, *rest)
 
     monkeypatch.setattr(reconstructing._Block, "train", train)
     command = few_steps("--recipe", "phased", "--timesteps", 2, "--reconstruct")

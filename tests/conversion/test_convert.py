@@ -14,7 +14,7 @@ from conftest import Net, images, randomized
 from torch import nn
 
 from s_resnet import Graph, Simulation, convert, simulate, trace
-from s_resnet.conversion import passes
+from s_resnet.conversion import Context, passes
 from s_resnet.conversion.batchnorm import calibrate_from_batchnorm
 from s_resnet.conversion.calibrate import Calibration, Samples
 from s_resnet.conversion.passes import attach_readout, compensate, normalize, relu_to_neuron
@@ -59,7 +59,11 @@ def converted_up_to_readout(body, mode, **modules):
     model = Net(body, **modules)
     graph = trace(model, images())
     calibration = Calibration({node.name: 3.0 for node in graph.nodes}, 100, 1, "data")
-    return model, calibration, attach_readout(relu_to_neuron(graph, calibration), calibration, mode, 0.5).validate()
+    return (
+        model,
+        calibration,
+        attach_readout(relu_to_neuron(graph, Context(calibration)), Context(calibration), mode, 0.5).validate(),
+    )
 
 
 @pytest.mark.parametrize("body", [by_adaptive_pool, by_whole_pool, by_mean])
@@ -76,7 +80,7 @@ def test_the_readout_keeps_the_analog_run_and_spikes_add_a_neuron_after_the_pool
         (reader,) = (node for node in graph.nodes if node.inputs == (pool.name,))
         assert isinstance(reader.op, Neuron)
         assert (float(reader.op.threshold), reader.op.initial_potential) == (3.0, 0.5)
-        scales = [node for node in normalize(graph, calibration).nodes if isinstance(node.op, ops.Scale)]
+        scales = [node for node in normalize(graph, Context(calibration)).nodes if isinstance(node.op, ops.Scale)]
         assert scales == []  # its threshold is that of the ReLU before, so nothing is rescaled
 
 
@@ -107,7 +111,7 @@ def test_answers_by_hand(mode):
     for name, op in (*names, ("fc", fc)):
         nodes.append(Node(name, op, (nodes[-1].name,)))
     calibration = Calibration({"relu": 1.0, "fc": 2.0}, 100, 1, "data")
-    graph = normalize(attach_readout(Graph(tuple(nodes)), calibration, mode, 0.5), calibration)
+    graph = normalize(attach_readout(Graph(tuple(nodes)), Context(calibration), mode, 0.5), Context(calibration))
     got = simulate(graph, torch.ones(1, 1, 1, 1), 4, at=range(1, 5)).outputs[:, 0]
     if mode == "current":
         assert torch.allclose(got, torch.tensor([[0.8, -0.4]]).expand(4, 2))
@@ -128,13 +132,15 @@ def prepared(labels=None, count=12, rounding=None):
     x = images(count, seed=5)
     scales = {name: float(value.max()) for name, value in graph.activations(x)}
     calibration = Calibration(scales, 100, 1, "data", samples=Samples(x, labels), rounding=rounding)
-    graph = attach_readout(relu_to_neuron(passes.fold_batchnorm(graph, calibration), calibration), calibration)
-    return graph, normalize(graph, calibration), calibration
+    graph = attach_readout(
+        relu_to_neuron(passes.fold_batchnorm(graph, Context(calibration)), Context(calibration)), Context(calibration)
+    )
+    return graph, normalize(graph, Context(calibration)), calibration
 
 
 def test_the_factor_is_on_every_weight_and_on_no_bias():
     _, graph, calibration = prepared()
-    result = compensate(graph, calibration, timesteps=6)
+    result = compensate(graph, Context(calibration, 6))
     factor = result.provenance["compensation"]["factor"]
     assert factor > 1  # v(0) = 0: six steps round a lot of charge away
     synapses = [node for node in result.nodes if hasattr(node.op, "gain")]
@@ -153,7 +159,7 @@ def test_the_factor_is_on_every_weight_and_on_no_bias():
 @pytest.mark.parametrize("rounding", [None, 1.5])
 def test_the_recorded_curve_is_the_networks_own(rounding):
     _, graph, calibration = prepared(rounding=rounding)
-    found = compensate(graph, calibration, timesteps=5).provenance["compensation"]
+    found = compensate(graph, Context(calibration, 5)).provenance["compensation"]
     x, logits = calibration.samples.images, graph.run(calibration.samples.images)
     assert found["criterion"] == "logit error"
     assert (found["timesteps"], found["images"]) == (5, 12)
@@ -208,7 +214,7 @@ def searched(monkeypatch, answer, rounding=None):
         return Simulation((steps,), answer(tried[-1], logits)[None], {}, None)
 
     monkeypatch.setattr(module, "simulate", fake)
-    return tried, compensate(graph, calibration, timesteps=100).provenance["compensation"]
+    return tried, compensate(graph, Context(calibration, 100)).provenance["compensation"]
 
 
 @pytest.mark.parametrize("rounding", [None, 1.0, 3.0, 8.0])
@@ -248,14 +254,14 @@ def test_one_wins_where_nothing_is_lost():
         nodes.append(Node(name, op, (nodes[-1].name,)))
     nodes.append(Node("readout", Readout(torch.ones(())), ("fc",)))
     calibration = Calibration({}, 100, 1, "data", samples=Samples(x, None))
-    found = compensate(Graph(tuple(nodes)), calibration, timesteps=8).provenance["compensation"]
+    found = compensate(Graph(tuple(nodes)), Context(calibration, 8)).provenance["compensation"]
     assert found["factor"] == 1.0
     assert found["curve"][0] == {"factor": 1.0, "logit_error": 0.0}
 
 
 def test_without_samples_the_factor_is_one_with_a_reason():
     _, graph, calibration = prepared()
-    result = compensate(graph, replace(calibration, samples=None))
+    result = compensate(graph, Context(replace(calibration, samples=None), 350))
     found = result.provenance["compensation"]
     assert (found["factor"], found["curve"], found["reason"]) == (1.0, [], "no calibration images")
     assert all(node.op.gain == 1 for node in result.nodes if hasattr(node.op, "gain"))
@@ -279,7 +285,7 @@ def test_all_held_out_images_are_searched_with(monkeypatch, size):
 
 def test_a_network_without_synapses_is_given_back():
     graph = Graph((Node("input", ops.Input(), ()), Node("relu", Neuron(torch.ones(())), ("input",))))
-    assert compensate(graph, Calibration({}, 100, 1, "data")) is graph
+    assert compensate(graph, Context(Calibration({}, 100, 1, "data"))) is graph
 
 
 # ---- convert ----
@@ -299,10 +305,10 @@ def batches():
 def test_end_to_end(model, batches, recipe):
     before = copy.deepcopy(model.state_dict())
     fits = RECIPES[recipe].fits
-    settings = {"timesteps": 48} if fits else {"timesteps": 256, "percentile": 100}
-    steps = settings["timesteps"]
+    asked = RECIPES[recipe].at(48) if fits else RECIPES[recipe].at(256).with_percentile(100)
+    steps = asked.timesteps
     model.train()
-    snn = convert(model, batches, recipe, **settings)
+    snn = convert(model, batches, asked)
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     x, expected = images(4, seed=9), analog(model.eval(), images(4, seed=9))
@@ -311,11 +317,11 @@ def test_end_to_end(model, batches, recipe):
     assert errors[2] < errors[1] < errors[0]
     assert errors[2] < (0.05 if recipe == "s-resnet" else 1)  # counts of spikes cannot be negative
     assert all(torch.equal(node.op.threshold, torch.ones(())) for node in snn.neurons)
-    assert torch.equal(convert(model, batches, recipe, **settings)(x, 8), snn(x, 8))
+    assert torch.equal(convert(model, batches, asked)(x, 8), snn(x, 8))
 
 
 def test_provenance_is_json_and_tells_what_was_done(model, batches):
-    provenance = convert(model, batches, RECIPES["s-resnet"], timesteps=4, percentile=99).provenance
+    provenance = convert(model, batches, RECIPES["s-resnet"].at(4).with_percentile(99)).provenance
     assert json.loads(json.dumps(provenance, allow_nan=False)) == provenance
     assert provenance["recipe"]["name"] == "s-resnet"
     assert provenance["recipe"]["timesteps"] == 4
@@ -340,11 +346,12 @@ def test_images_are_held_out_where_something_is_searched(model, recipe, held_out
 
 
 def test_a_recipe_can_be_set(model, batches):
-    recipe = RECIPES["s-resnet"].set("relu_to_neuron", reset="zero").set("compensate", timesteps=2)
-    snn = convert(model, batches, recipe, timesteps=3)
+    recipe = RECIPES["s-resnet"].set("relu_to_neuron", reset="zero").at(2)
+    snn = convert(model, batches, recipe)
     assert all(node.op.reset == "zero" for node in snn.neurons)
-    assert snn.provenance["compensation"]["timesteps"] == 2
-    assert RECIPES["s-resnet"].steps[1].settings["reset"] == "subtract"
+    assert snn.provenance["compensation"]["timesteps"] == snn.provenance["recipe"]["timesteps"] == 2
+    assert RECIPES["s-resnet"].steps[1].settings["reset"] == "subtract" and RECIPES["s-resnet"].timesteps == 350
+    assert convert(model, batches, recipe, timesteps=3).provenance["compensation"]["timesteps"] == 3
     with pytest.raises(ConversionError, match=r"recipe s-resnet: got step 'prune'; expected one of fold_batchnorm"):
         recipe.set("prune")
 
@@ -355,18 +362,25 @@ def test_an_unknown_recipe_is_refused(model):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("setting", "message"),
     [
-        ({"timesteps": 0}, "convert: got timesteps=0; expected at least 1"),
-        ({"timesteps": -5}, "got timesteps=-5"),
-        ({"percentile": 0}, "got percentile 0"),
-        ({"percentile": 101.0}, "got percentile 101"),
+        (lambda recipe: recipe.at(0), "recipe s-resnet: got timesteps=0; expected at least 1"),
+        (lambda recipe: recipe.at(-5), "got timesteps=-5"),
+        (lambda recipe: recipe.at(2.5), "got timesteps=2.5; expected a whole number"),
+        (lambda recipe: recipe.with_percentile(0), "got percentile 0"),
+        (lambda recipe: recipe.with_percentile(101.0), "got percentile 101"),
+        (lambda recipe: recipe.with_weights("int4"), "got weights 'int4'; expected float32, dyadic, int8"),
     ],
 )
-@pytest.mark.parametrize("with_images", [True, False])
-def test_settings_out_of_range_are_refused(model, batches, settings, message, with_images):
+def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(InvalidData, match=message):
-        convert(model, batches if with_images else None, "s-resnet", **settings)
+        setting(RECIPES["s-resnet"])
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_steps_out_of_range_are_refused(model, batches, with_images):
+    with pytest.raises(InvalidData, match="recipe s-resnet: got timesteps=0; expected at least 1"):
+        convert(model, batches if with_images else None, "s-resnet", timesteps=0)
 
 
 @pytest.mark.parametrize("given", ["module", "graph"])
@@ -388,7 +402,7 @@ def test_without_images_the_input_size_is_guessed_or_given():
         return s.head(F.relu(s.bn1(s.conv1(s.pool(x)))))
 
     with_pool = Net(body, pool=nn.MaxPool2d(8))
-    found = [convert(with_pool, **given).provenance for given in ({}, {"input_size": 96})]
+    found = [convert(with_pool, **given).provenance for given in ({}, {"calibration_batches": (3, 96, 96)})]
     assert [p["input_shape"] for p in found] == [[3, 224, 224], [3, 96, 96]]
     assert [p["calibration"]["percentile"] for p in found] == [99.99, 99.9]
     squeezing = Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(F.relu(s.bn1(s.conv1(x))), 1).squeeze()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from s_resnet import RECIPES, Graph, convert, kernels, trace
+from s_resnet.conversion import Auto
 from s_resnet.errors import BackendUnavailable
 from s_resnet.frontend import QCFSModule
 from s_resnet.kernels.membrane import cuda, reference
@@ -76,29 +77,29 @@ def same(one: Graph, other: Graph) -> None:
 
 
 def reconstructed(name):
-    return RECIPES[name].reconstructed().set("reconstruct", **BRIEF)
+    return RECIPES[name].reconstructed(**BRIEF)
 
 
 CASES = {
-    **{name: (name, {}) for name in RECIPES},
-    "auto": ("auto", {}),
-    "int8": ("calibrated", {"weights": "int8"}),
-    "reconstructed": (reconstructed("calibrated"), {}),
-    "reconstructed in one pass, dyadic": (reconstructed("signed"), {"weights": "dyadic"}),
+    **RECIPES,
+    "auto": Auto(),
+    "int8": RECIPES["calibrated"].with_weights("int8"),
+    "reconstructed": reconstructed("calibrated"),
+    "reconstructed in one pass, dyadic": reconstructed("signed").with_weights("dyadic"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_recipe_is_fitted_there_and_comes_back(model, elsewhere, case):
-    recipe, settings = CASES[case]
+    recipe = CASES[case].at(STEPS)
     with elsewhere:
         trace(model, batches()[0][0][:2])
         tracing = elsewhere.here["convolution"]
-        found = convert(model, batches(), recipe, timesteps=STEPS, device="cuda", **settings)
+        found = convert(model, batches(), recipe, device="cuda")
     assert elsewhere.launches or case in ("s-resnet-released", "phased")  # which look at no spikes, or only at counts
     assert elsewhere.there["convolution"] > 0 and elsewhere.here["convolution"] == 2 * tracing > 0
     assert all(type(x) is not There for node in found.nodes for x in vars(node.op).values())
-    same(found, convert(model, batches(), recipe, timesteps=STEPS, device="cpu", **settings))
+    same(found, convert(model, batches(), recipe, device="cpu"))
 
 
 def test_networks_and_images_may_be_anywhere(model, elsewhere):
@@ -119,15 +120,15 @@ def test_networks_and_images_may_be_anywhere(model, elsewhere):
 
 def test_without_images_with_qcfs_and_directly_trained(model, elsewhere):
     sources = {
-        "no images": (model, {"recipe": "s-resnet"}),
-        "int8": (model, {"weights": "int8"}),
-        "qcfs": (QCFSModule(model, images(2, 8), 4), {"recipe": "phased", "weights": "int8"}),
-        "trained": (build("ds_resnet8", 10, width=4).eval(), {}),
+        "no images": (model, "s-resnet"),
+        "int8": (model, RECIPES["s-resnet"].with_weights("int8")),
+        "qcfs": (QCFSModule(model, images(2, 8), 4), RECIPES["phased"].at(4).with_weights("int8")),
+        "trained": (build("ds_resnet8", 10, width=4).eval(), None),
     }
-    for source, settings in sources.values():
+    for source, recipe in sources.values():
         with elsewhere:
-            found = convert(source, device="cuda", **settings)
-        same(found, convert(source, device="cpu", **settings))
+            found = convert(source, recipe=recipe, device="cuda")
+        same(found, convert(source, recipe=recipe, device="cpu"))
 
 
 def test_an_interrupted_reconstruction_goes_on_there(model, elsewhere, tmp_path, monkeypatch):

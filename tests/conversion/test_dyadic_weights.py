@@ -12,6 +12,7 @@ from test_engine import by_steps
 from test_fitting import model
 
 from s_resnet import RECIPES, convert, load, save, simulate
+from s_resnet.conversion import Context
 from s_resnet.conversion.passes import dyadic_weights
 from s_resnet.errors import ConversionError
 from s_resnet.export import export_nir, export_npz, export_torch, verify_export
@@ -75,7 +76,7 @@ def test_channels_in_another_order_give_the_same_spikes(given):
     """On plain weights they do not: what rounding decides depends on the order."""
     x, converted = given
     plain = converted("s-resnet")[0]
-    rounded = dyadic_weights(plain, None)
+    rounded = dyadic_weights(plain, Context())
     (ours, answers), (theirs, others) = trains(rounded, x, 64), trains(shuffled(rounded), x, 64)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert sum(int(a.sum()) for a in ours) > 10_000
@@ -96,7 +97,7 @@ def convolved(graph, x):
 def test_float32_spikes_as_float64(given, recipe):
     x, converted = given
     snn, steps = converted(recipe)
-    rounded = dyadic_weights(snn, None)
+    rounded = dyadic_weights(snn, Context())
     (single, answers), (double, exact) = trains(rounded, x, steps), trains(in_double(rounded), x.double(), steps)
     assert all(torch.equal(a, b) for a, b in zip(single, double, strict=True))
     torch.testing.assert_close(answers.double(), exact, rtol=1e-5, atol=1e-5)
@@ -106,7 +107,7 @@ def test_float32_spikes_as_float64(given, recipe):
 def test_everything_that_a_layer_sums_is_on_its_grid_and_the_grid_is_the_finest(given):
     converted, coarser, checked = given[1], 0, 0
     for recipe in ("s-resnet", "calibrated", "multilevel"):
-        rounded = dyadic_weights(converted(recipe)[0], None)
+        rounded = dyadic_weights(converted(recipe)[0], Context())
         assert rounded.nodes[0].op.grid == 64
         for node in rounded.neurons:
             op, values, first = node.op, [], False
@@ -141,7 +142,7 @@ def test_everything_that_a_layer_sums_is_on_its_grid_and_the_grid_is_the_finest(
 def test_the_source_stays_and_the_answer_hardly_changes(given):
     x, converted = given
     snn, _ = converted("s-resnet")
-    rounded = dyadic_weights(snn, None)
+    rounded = dyadic_weights(snn, Context())
     for old, new in zip(snn.nodes, rounded.nodes, strict=True):
         if isinstance(old.op, Conv2d):
             assert torch.equal(old.op.weight, new.op.weight)
@@ -156,7 +157,7 @@ def test_the_source_stays_and_the_answer_hardly_changes(given):
 def test_inputs_that_change_at_every_step(given, coding):
     """They count in steps of a 64th too; the loop of the engine's tests gets them rounded."""
     x, converted = given
-    rounded = dyadic_weights(converted("s-resnet")[0], None)
+    rounded = dyadic_weights(converted("s-resnet")[0], Context())
     frames = 2 * images(T * 4, 16, seed=8).view(T, 4, 3, 16, 16)
     if coding == "poisson":
         frames = encoder(x[:4], "poisson", 3, 0)(T)
@@ -172,7 +173,7 @@ def test_inputs_that_change_at_every_step(given, coding):
 
 def test_images_count_in_steps_of_a_64th_within_8(given):
     x, converted = given
-    rounded = dyadic_weights(converted("s-resnet")[0], None)
+    rounded = dyadic_weights(converted("s-resnet")[0], Context())
     near = (x * 64).round() / 64
     assert torch.equal(rounded(x, T), rounded(near, T)) and not torch.equal(rounded(x, T), rounded(near + 1 / 64, T))
     huge = torch.full_like(x, 8.0)
@@ -181,7 +182,7 @@ def test_images_count_in_steps_of_a_64th_within_8(given):
 
 def test_the_closed_form_counts_the_same(given):
     x, converted = given
-    rounded = dyadic_weights(converted("phased")[0], None)
+    rounded = dyadic_weights(converted("phased")[0], Context())
     closed, run = closed_form(rounded, x, 8), simulate(rounded, x, 8)  # rates of eighths are dyadic too
     assert all(torch.equal(closed.spikes[name], run.spikes[name]) for name in run.spikes)
 
@@ -189,7 +190,7 @@ def test_the_closed_form_counts_the_same(given):
 def test_pools_and_projections_of_a_stem(given):
     """A max-pool and a projection with a batch norm: the network of the fitting tests."""
     x = images(16, 10, seed=3)
-    rounded = dyadic_weights(convert(model(), [x], timesteps=T), None)
+    rounded = dyadic_weights(convert(model(), [x], timesteps=T), Context())
     (single, _), (double, _) = trains(rounded, x, T), trains(in_double(rounded), x.double(), T)
     assert all(torch.equal(a, b) for a, b in zip(single, double, strict=True))
 
@@ -200,7 +201,7 @@ def test_pools_and_projections_of_a_stem(given):
 def test_it_is_saved_and_exported_as_it_is(given, tmp_path):
     x, converted = given
     snn, _ = converted("s-resnet")
-    rounded = dyadic_weights(snn, None)
+    rounded = dyadic_weights(snn, Context())
     save(rounded, tmp_path / "x.snn")
     assert torch.equal(load(tmp_path / "x.snn")(x, T), rounded(x, T))
     export_torch(rounded, tmp_path / "x.pt2", 4, (3, 16, 16))
@@ -212,7 +213,7 @@ def test_it_is_saved_and_exported_as_it_is(given, tmp_path):
 def test_nir_files_take_whole_numbers_for_images(given, tmp_path):
     nir = pytest.importorskip("nir", reason="nir is not installed: pip install 's-resnet[nir]'")
     x, converted = given
-    rounded = dyadic_weights(converted("s-resnet")[0], None)
+    rounded = dyadic_weights(converted("s-resnet")[0], Context())
     export_nir(rounded, tmp_path / "x.nir", input_shape=(3, 16, 16))
     assert "clip(round(64 x), -512, 512)" in str(nir.read(str(tmp_path / "x.nir")).metadata["input"])
     found = verify_export(tmp_path / "x.nir", rounded, x, T)
@@ -224,7 +225,7 @@ def test_pooled_images_count_in_steps_too():
     head = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5))
     network = torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), *head)
     snn = convert(randomized(network), [x], timesteps=T)
-    apart = dyadic_weights(snn, None)(x, 64) - snn(x, 64)
+    apart = dyadic_weights(snn, Context())(x, 64) - snn(x, 64)
     assert float(apart.abs().max()) < 0.05 * float(snn(x, 64).abs().max())
 
 
@@ -234,7 +235,7 @@ def test_pooled_images_count_in_steps_too():
 def test_without_neurons_nothing_changes():
     steps = ("relu_to_neuron", "normalize", "compensate", "attach_readout")
     graph = convert(CifarResNet(8).eval(), recipe=RECIPES["s-resnet"].without(*steps))
-    assert dyadic_weights(graph, None) is graph
+    assert dyadic_weights(graph, Context()) is graph
 
 
 @pytest.mark.parametrize(
@@ -246,12 +247,12 @@ def test_other_neurons_are_refused_by_name(given, change):
         replace(node, op=replace(node.op, **change)) if isinstance(node.op, Neuron) else node for node in snn.nodes
     )
     with pytest.raises(ConversionError, match=r"^relu: got a threshold other than 1, a leak or differential"):
-        dyadic_weights(replace(snn, nodes=nodes), None)
+        dyadic_weights(replace(snn, nodes=nodes), Context())
 
 
 def test_neurons_behind_pools_are_refused_by_name():
     with pytest.raises(ConversionError, match=r"AdaptiveAvgPool2d.*[Ll]eave weights"):
-        dyadic_weights(convert(CifarResNet(8).eval(), recipe="s-resnet-released"), None)
+        dyadic_weights(convert(CifarResNet(8).eval(), recipe="s-resnet-released"), Context())
 
 
 def test_the_program_converts_and_evaluates(tmp_path):

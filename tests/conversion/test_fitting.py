@@ -12,6 +12,7 @@ from test_schedules import dyadic, recorded
 from torch import nn
 
 from s_resnet import Graph, calibrate, trace
+from s_resnet.conversion import Context
 from s_resnet.conversion.calibrate import Calibration
 from s_resnet.conversion.passes import (
     attach_readout,
@@ -32,7 +33,16 @@ fitting = importlib.import_module(
 )  # the package has the function under this name
 readouts = importlib.import_module("s_resnet.conversion.passes.fit_readout")
 WINDOWED = {"streaming": {}, "lagged": {"schedule": "lagged"}, "phased": {"schedule": "phased"}}
-ALPHABETS = {**WINDOWED, "signed": {"schedule": "lagged", "signed": True}, "levels": {"signed": True, "levels": 3}}
+ALPHABETS = {
+    **WINDOWED,
+    "signed": {"schedule": "lagged", "spikes": "signed"},
+    "levels": {"spikes": "signed", "amplitudes": 3},
+}
+NEURONS = {
+    **WINDOWED,
+    "signed": {"schedule": "lagged", "signed": True},
+    "levels": {"signed": True, "levels": 3},
+}  # as they are
 
 
 def body(s, x):
@@ -60,8 +70,10 @@ def given():
 def spiking(given, **neuron):
     """Neurons that start at 1/2, up to the fitting passes."""
     graph, calibration = given
-    graph = relu_to_neuron(fold_batchnorm(graph, calibration), calibration, initial_potential=0.5, **neuron)
-    return attach_readout(move_maxpool(graph, calibration), calibration)
+    graph = relu_to_neuron(
+        fold_batchnorm(graph, Context(calibration)), Context(calibration), initial_potential=0.5, **neuron
+    )
+    return attach_readout(move_maxpool(graph, Context(calibration)), Context(calibration))
 
 
 def activations(graph, x):
@@ -88,13 +100,15 @@ FITS = [fit_thresholds, calibrate_neurons, fit_readout]
 def test_without_images_there_is_nothing_to_fit_to(given, fit):
     graph = spiking(given)
     with pytest.raises(ConversionError, match=rf"^{fit.__name__}: got no calibration images.*calibration_batches"):
-        fit(graph, replace(given[1], fitting=None), timesteps=4)
+        fit(graph, Context(replace(given[1], fitting=None), 4))
+    with pytest.raises(ConversionError, match=rf"^{fit.__name__}: got no T to fit to.*timesteps=16"):
+        fit(graph, Context(given[1]))
 
 
 @pytest.mark.parametrize("fit", FITS)
 def test_a_network_without_neurons_is_given_back(given, fit):
     graph, calibration = given
-    assert fit(graph, calibration, timesteps=4) is graph
+    assert fit(graph, Context(calibration, 4)) is graph
 
 
 @pytest.mark.parametrize("name", ["lagged", "phased", "levels"])
@@ -102,10 +116,10 @@ def test_a_network_without_neurons_is_given_back(given, fit):
 def test_the_analog_run_stays_bit_for_bit_and_the_fit_is_the_same_again(given, fit, name):
     graph, (_, calibration), x = spiking(given, **ALPHABETS[name]), given, images(4, 16, seed=8)
     settings = {"time_indexed": True} if fit is calibrate_neurons else {}
-    fitted = fit(graph, calibration, timesteps=4, **settings)
+    fitted = fit(graph, Context(calibration, 4), **settings)
     assert fitted is not graph and torch.equal(fitted.run(x), graph.run(x))
     assert not torch.equal(fitted(x, 4), graph(x, 4))
-    assert same(fitted, fit(graph, calibration, timesteps=4, **settings))
+    assert same(fitted, fit(graph, Context(calibration, 4), **settings))
 
 
 # ---- fit_thresholds ----
@@ -127,8 +141,10 @@ def errors_by_search(values, timesteps, most, start):
 def test_every_threshold_is_the_best_of_the_grid(given, timesteps, levels, start):
     """The pass looks at a histogram; by the activations themselves its choice is as good as the best, nearly."""
     graph, calibration = given
-    graph = relu_to_neuron(fold_batchnorm(graph, calibration), calibration, initial_potential=start, levels=levels)
-    fitted = fit_thresholds(graph, calibration, timesteps)
+    graph = relu_to_neuron(
+        fold_batchnorm(graph, Context(calibration)), Context(calibration), initial_potential=start, amplitudes=levels
+    )
+    fitted = fit_thresholds(graph, Context(calibration, timesteps))
     values, most = activations(graph, calibration.fitting), 2**levels - 1
     for node in fitted.neurons:
         assert node.op.threshold.shape == (8,)
@@ -150,7 +166,7 @@ def test_on_the_bins_themselves_it_is_the_best_exactly():
     values = np.concatenate([middles, [1.0, -3.0, 0.0]])  # the largest is 1, and falls in the last bin
     x = torch.from_numpy(values).view(-1, 1, 1, 1)
     nodes = (Node("input", Input(), ()), Node("n", Neuron(torch.tensor(9.0), 0.5), ("input",)))
-    fitted = fit_thresholds(Graph(nodes), Calibration({}, 100, 1, "data", fitting=x), timesteps=5)
+    fitted = fit_thresholds(Graph(nodes), Context(Calibration({}, 100, 1, "data", fitting=x), 5))
     kept = np.concatenate([middles, [1023.5 / 1024]])
     errors = []
     for scale in GRID:
@@ -165,12 +181,12 @@ def test_dead_and_almost_dead_channels_get_a_threshold_from_the_others():
     x[:, 2] *= 1e-9  # noise
     nodes = (Node("input", Input(), ()), Node("n", Neuron(torch.ones(()), 0.5, levels=2), ("input",)))
     calibration = Calibration({}, 100, 1, "data", fitting=x)
-    threshold = fit_thresholds(Graph(nodes), calibration, timesteps=4)["n"].op.threshold * 3
+    threshold = fit_thresholds(Graph(nodes), Context(calibration, 4))["n"].op.threshold * 3
     alive = sorted(threshold[[0, 2, 3, 4]].tolist())
     noise = float(GRID.min() * x[:, 2].max())
     assert threshold[1] == pytest.approx(sorted([noise, *threshold[[0, 3, 4]].tolist()])[1], rel=1e-6)  # their median
     assert threshold[2] == pytest.approx(1e-3 * float(threshold[1]), rel=1e-6) and alive[0] > noise
-    silent = fit_thresholds(Graph(nodes), replace(calibration, fitting=-x), timesteps=4)["n"].op.threshold
+    silent = fit_thresholds(Graph(nodes), Context(replace(calibration, fitting=-x), 4))["n"].op.threshold
     assert silent.tolist() == [pytest.approx(1 / 3)] * 5
 
 
@@ -185,8 +201,8 @@ def channel_means(value):
 def test_every_channels_mean_output_is_the_anns(monkeypatch, given, name):
     """In a simulation spike by spike, of the layers as they have become, on the images that were fitted to."""
     (_, calibration), steps = given, 8
-    before = fit_thresholds(spiking(given, **ALPHABETS[name]), calibration, steps)
-    after = calibrate_neurons(before, calibration, steps)
+    before = fit_thresholds(spiking(given, **ALPHABETS[name]), Context(calibration, steps))
+    after = calibrate_neurons(before, Context(calibration, steps))
     want, apart = activations(before, calibration.fitting), {}
     for graph in (before, after):
         trains, _ = recorded(
@@ -204,7 +220,7 @@ def test_every_channels_mean_output_is_the_anns(monkeypatch, given, name):
 def test_a_residual_sum_is_corrected_once(given, name):
     """By the one neuron that integrates both branches; nothing else changes."""
     graph, (_, calibration) = spiking(given, **ALPHABETS[name]), given
-    fitted = calibrate_neurons(graph, calibration, timesteps=4)
+    fitted = calibrate_neurons(graph, Context(calibration, 4))
     for node in fitted.neurons:
         assert node.op.correction.shape == (8,) and bool((node.op.correction != 0).all())
     assert [len(node.inputs) for node in fitted.neurons] == [1, 2, 2, 2]
@@ -217,9 +233,9 @@ def test_a_residual_sum_is_corrected_once(given, name):
 
 def test_a_correction_by_step_has_a_row_per_step(given):
     graph, (_, calibration) = spiking(given, schedule="lagged"), given
-    fitted = calibrate_neurons(graph, calibration, timesteps=5, time_indexed=True)
+    fitted = calibrate_neurons(graph, Context(calibration, 5), time_indexed=True)
     assert [tuple(node.op.correction.shape) for node in fitted.neurons] == [(8,), (5, 8), (5, 8), (5, 8)]
-    counted = calibrate_neurons(spiking(given, schedule="phased"), calibration, timesteps=5, time_indexed=True)
+    counted = calibrate_neurons(spiking(given, schedule="phased"), Context(calibration, 5), time_indexed=True)
     assert all(node.op.correction.shape == (8,) for node in counted.neurons)  # where only counts matter
 
 
@@ -253,7 +269,7 @@ def test_one_sweep_by_hand(monkeypatch, before, time_indexed):
     graph, x = two_layers(before)
     monkeypatch.setattr(fitting, "SWEEPS", 1)
     calibration = Calibration({}, 100, 30, "data", fitting=x)
-    fitted = calibrate_neurons(graph, calibration, timesteps=6, time_indexed=time_indexed)
+    fitted = calibrate_neurons(graph, Context(calibration, 6), time_indexed=time_indexed)
     x, shape, theta = x.double(), (3, 1, 1), torch.tensor(0.75)
     first = theta * spikes_by_loop(0.5 * theta, x.expand(6, *x.shape), theta)
     correction = 0.5 * (channel_means(x.relu()) - channel_means(first.mean(0)))
@@ -293,8 +309,8 @@ def currents_of(monkeypatch, graph, x, steps):
 def test_the_weights_solve_the_constrained_least_squares(monkeypatch, given, name):
     """By the conditions of Karush, Kuhn and Tucker, on the problem as the docstring states it."""
     (_, calibration), steps = given, 9
-    graph = fit_thresholds(spiking(given, **ALPHABETS[name]), calibration, steps)
-    readout = fit_readout(graph, calibration, steps).nodes[-1].op
+    graph = fit_thresholds(spiking(given, **ALPHABETS[name]), Context(calibration, steps))
+    readout = fit_readout(graph, Context(calibration, steps)).nodes[-1].op
     currents = currents_of(monkeypatch, graph, calibration.fitting, steps).numpy()
     logits = graph.run(calibration.fitting).double().numpy()
     x = (currents - currents.mean(1, keepdims=True)).reshape(steps, -1)
@@ -336,7 +352,7 @@ def test_constant_currents_weigh_alike():
 
 def test_one_image_tells_nothing_about_weights(given):
     graph, calibration = spiking(given), replace(given[1], fitting=given[1].fitting[:1])
-    weights = fit_readout(graph, calibration, timesteps=5).nodes[-1].op.weights
+    weights = fit_readout(graph, Context(calibration, 5)).nodes[-1].op.weights
     assert weights.tolist() == [pytest.approx(0.2)] * 5
 
 
@@ -362,8 +378,8 @@ def test_many_random_problems_are_solved():
 @pytest.mark.parametrize("weighted", [True, False])
 def test_the_mean_answer_is_the_anns(given, name, weighted):
     (_, calibration), steps = given, 6
-    graph = fit_thresholds(spiking(given, **ALPHABETS[name]), calibration, steps)
-    fitted = fit_readout(graph, calibration, steps, weighted=weighted)
+    graph = fit_thresholds(spiking(given, **ALPHABETS[name]), Context(calibration, steps))
+    fitted = fit_readout(graph, Context(calibration, steps), weighted=weighted)
     readout = fitted.nodes[-1].op
     assert (readout.weights is None) == (not weighted or name == "phased")
     logits = graph.run(calibration.fitting)
@@ -373,8 +389,13 @@ def test_the_mean_answer_is_the_anns(given, name, weighted):
 
 def test_a_readout_that_counts_spikes_is_not_fitted(given):
     graph, calibration = given
-    graph = attach_readout(relu_to_neuron(fold_batchnorm(graph, calibration), calibration), calibration, "spikes", 0.5)
-    assert fit_readout(graph, calibration, timesteps=4) is graph
+    graph = attach_readout(
+        relu_to_neuron(fold_batchnorm(graph, Context(calibration)), Context(calibration)),
+        Context(calibration),
+        "spikes",
+        0.5,
+    )
+    assert fit_readout(graph, Context(calibration, 4)) is graph
 
 
 # ---- normalize ----
@@ -415,8 +436,8 @@ def fitted_by_hand(steps, **neuron):
 @pytest.mark.parametrize("name", ALPHABETS)
 def test_normalizing_keeps_every_spike_of_a_fitted_network(monkeypatch, name):
     steps, x = 6, dyadic(30, 3, 3, 8, 8, scale=8)
-    graph = fitted_by_hand(steps, **ALPHABETS[name])
-    result = normalize(graph, Calibration({"fc": 4.0}, 100, 1, "data")).validate()
+    graph = fitted_by_hand(steps, **NEURONS[name])
+    result = normalize(graph, Context(Calibration({"fc": 4.0}, 100, 1, "data"))).validate()
     settings = {} if graph.windowed else {"chunk": steps}
     trains, chunk = recorded(monkeypatch, graph, x, steps, **settings)
     others, other = recorded(monkeypatch, result, x, steps, **settings)
@@ -435,7 +456,7 @@ def test_normalizing_keeps_every_spike_of_a_fitted_network(monkeypatch, name):
 
 def test_normalizing_rescales_both_weights(given):
     graph = fitted_by_hand(4)
-    result = normalize(graph, Calibration({}, 100, 1, "data"))
+    result = normalize(graph, Context(Calibration({}, 100, 1, "data")))
     source, target = graph["n1"].op.threshold, graph["n2"].op.threshold
     for name in ("weight", "spiking_weight"):
         want = getattr(graph["b"].op, name) * source.view(1, 4, 1, 1) / target.view(4, 1, 1, 1)
@@ -447,13 +468,15 @@ def test_normalizing_rescales_both_weights(given):
 def test_a_fitted_network_of_any_threshold_keeps_its_answers(given):
     """Not powers of two: the same up to rounding, so that hardly a spike moves."""
     _, calibration = given
-    graph = calibrate_neurons(fit_thresholds(spiking(given), calibration, 6), calibration, 6, time_indexed=True)
-    graph = fit_readout(graph, calibration, 6)
-    result, x = normalize(graph, calibration), images(8, 16, seed=9)
+    graph = calibrate_neurons(
+        fit_thresholds(spiking(given), Context(calibration, 6)), Context(calibration, 6), time_indexed=True
+    )
+    graph = fit_readout(graph, Context(calibration, 6))
+    result, x = normalize(graph, Context(calibration)), images(8, 16, seed=9)
     assert torch.allclose(result.run(x), graph.run(x), rtol=1e-4, atol=1e-5)
     assert float((result(x, 6) - graph(x, 6)).abs().mean() / graph(x, 6).abs().mean()) < 1e-3
 
 
 def test_levels_out_of_range_are_refused(given):
     with pytest.raises(InvalidData, match=r"levels=9; expected 1 ... 8"):
-        spiking(given, levels=9)
+        spiking(given, amplitudes=9)

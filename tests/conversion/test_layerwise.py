@@ -13,7 +13,7 @@ from test_fitting import ALPHABETS, channel_means, model, same, spiking
 from test_schedules import PLANS, dyadic, network
 
 from s_resnet import calibrate, convert, trace
-from s_resnet.conversion import layerwise, least_squares, spill
+from s_resnet.conversion import Context, layerwise, least_squares, spill
 from s_resnet.conversion.kept import Kept
 from s_resnet.conversion.layerwise import fit_layers, parts_of
 from s_resnet.conversion.passes import calibrate_neurons, fit_readout, fit_thresholds
@@ -165,7 +165,7 @@ def test_every_part_is_what_the_whole_is(monkeypatch, name):
 
 def test_layers_fire_as_they_were_fitted(small, given):
     """A later layer sees the earlier ones as they have become."""
-    graph = fit_thresholds(spiking(given, schedule="lagged"), given[1], STEPS)
+    graph = fit_thresholds(spiking(given, schedule="lagged"), Context(given[1], STEPS))
 
     def double(node, pairs):
         return replace(node.op, threshold=2 * node.op.threshold) if node.name == graph.neurons[0].name else node.op
@@ -203,9 +203,9 @@ def test_all_images_are_in_the_parts_once(given, count, room):
 
 @pytest.mark.parametrize("name", ALPHABETS)
 def test_in_parts_every_channels_mean_output_is_the_anns_too(small, given, name):
-    graph = fit_thresholds(spiking(given, **ALPHABETS[name]), given[1], STEPS)
+    graph = fit_thresholds(spiking(given, **ALPHABETS[name]), Context(given[1], STEPS))
     apart = []
-    for network_ in (graph, calibrate_neurons(graph, given[1], STEPS)):
+    for network_ in (graph, calibrate_neurons(graph, Context(given[1], STEPS))):
         worst = []
 
         def compare(node, currents, target, worst=worst):
@@ -228,8 +228,8 @@ def test_thresholds_and_readout_do_not_depend_on_the_parts(monkeypatch, given, n
         monkeypatch.setattr(spill, "ROOM", room)
         parted = replace(calibration, fitting=gather(iter(calibration.fitting.split(7))))
         assert isinstance(parted.fitting, Spill) == (room == 10**4)
-        graph = fit_thresholds(spiking(given, **ALPHABETS[name]), parted, STEPS)
-        fitted.append(fit_readout(graph, parted, STEPS))
+        graph = fit_thresholds(spiking(given, **ALPHABETS[name]), Context(parted, STEPS))
+        fitted.append(fit_readout(graph, Context(parted, STEPS)))
     whole, parts = fitted
     for a, b in zip(whole.neurons, parts.neurons, strict=True):
         torch.testing.assert_close(a.op.threshold, b.op.threshold)

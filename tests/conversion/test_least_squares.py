@@ -11,7 +11,7 @@ from conftest import Net, images
 from torch import nn
 
 from s_resnet import RECIPES, Graph, calibrate, trace
-from s_resnet.conversion import least_squares
+from s_resnet.conversion import Context, least_squares
 from s_resnet.conversion.layerwise import fit_layers
 from s_resnet.conversion.least_squares import PENALTIES
 from s_resnet.conversion.passes import attach_readout, calibrate_neurons, fit_thresholds, fold_batchnorm, relu_to_neuron
@@ -247,17 +247,19 @@ def given():
 @pytest.mark.parametrize("schedule", ["phased", "lagged"])
 def test_fitted_synapses_bring_the_network_closer_to_its_source_on_other_images(given, schedule):
     graph, calibration = given
-    graph = relu_to_neuron(fold_batchnorm(graph, calibration), calibration, initial_potential=0.5, schedule=schedule)
-    graph = fit_thresholds(attach_readout(graph, calibration), calibration, timesteps=4)
+    graph = relu_to_neuron(
+        fold_batchnorm(graph, Context(calibration)), Context(calibration), initial_potential=0.5, schedule=schedule
+    )
+    graph = fit_thresholds(attach_readout(graph, Context(calibration)), Context(calibration, 4))
     x = images(64, 16, seed=11)
-    fitted = [calibrate_neurons(graph, calibration, timesteps=4, weights=weights) for weights in (False, True)]
+    fitted = [calibrate_neurons(graph, Context(calibration, 4), weights=weights) for weights in (False, True)]
     errors = [float((snn(x, 4) - graph.run(x)).pow(2).mean()) for snn in fitted]
     assert errors[1] < 0.95 * errors[0]
     assert torch.equal(fitted[1].run(x), graph.run(x))  # the source network is still there
     changed = {node.name for node in fitted[1].nodes if getattr(node.op, "spiking_weight", None) is not None}
     synapses = {node.name: node for node in graph.nodes if isinstance(node.op, Conv2d | Linear)}
     assert changed and all(not set(synapses[name].inputs) <= graph.static for name in changed)
-    again = calibrate_neurons(graph, calibration, timesteps=4, weights=True)
+    again = calibrate_neurons(graph, Context(calibration, 4), weights=True)
     assert torch.equal(again(x, 4), fitted[1](x, 4))
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from s_resnet import Calibration, Graph, simulate, trace
+from s_resnet.conversion import Context
 from s_resnet.conversion.calibrate import calibrated_nodes
 from s_resnet.conversion.passes import attach_readout, fold_batchnorm, move_maxpool, normalize, relu_to_neuron
 from s_resnet.errors import ConversionError
@@ -32,8 +33,8 @@ def given_scales(graph, *values):
 
 def spiking(graph, calibration, **neuron):
     """The passes up to the last, which is left to the test."""
-    graph = relu_to_neuron(fold_batchnorm(graph, calibration), calibration, **neuron)
-    return attach_readout(move_maxpool(graph, calibration), calibration)
+    graph = relu_to_neuron(fold_batchnorm(graph, Context(calibration)), Context(calibration), **neuron)
+    return attach_readout(move_maxpool(graph, Context(calibration)), Context(calibration))
 
 
 def kinds(graph, kind):
@@ -84,19 +85,19 @@ def test_folding_is_exact(body, before, after):
     x = images().double()
     graph = trace(model, x)
     assert len(kinds(graph, ops.Conv2d)) == before
-    folded = fold_batchnorm(graph, NONE).validate()
+    folded = fold_batchnorm(graph, Context()).validate()
     assert not kinds(folded, ops.BatchNorm2d)
     assert len(kinds(folded, ops.Conv2d)) == after
     with torch.no_grad():
         assert apart(folded.run(x), model(x)) <= 1e-12
-    assert fold_batchnorm(folded, NONE) is folded
+    assert fold_batchnorm(folded, Context()) is folded
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d"])
 def test_folding_whole_networks_is_exact(arch):
     model = randomized(torchvision.models.get_model(arch, num_classes=10)).double()
     x = images(size=32).double()
-    folded = fold_batchnorm(trace(model, x), NONE)
+    folded = fold_batchnorm(trace(model, x), Context())
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     assert len(folded.nodes) == len(trace(model, x).nodes) - norms
     with torch.no_grad():
@@ -111,7 +112,7 @@ def one_neuron(threshold, **setting):
     nodes = (Node("input", ops.Input(), ()), Node("relu", ops.ReLU(), ("input",)))
     graph = Graph((*nodes, Node("flatten", ops.Flatten(), ("relu",))))
     calibration = Calibration({"relu": threshold, "flatten": 1.0}, 100, 1, "data")
-    return attach_readout(relu_to_neuron(graph, calibration, **setting), calibration), calibration
+    return attach_readout(relu_to_neuron(graph, Context(calibration), **setting), Context(calibration)), calibration
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.7, 3.0])
@@ -119,7 +120,7 @@ def one_neuron(threshold, **setting):
 @pytest.mark.parametrize("normalized", [False, True])
 def test_the_mean_output_is_the_clipped_input_up_to_one_spike(threshold, initial_potential, normalized):
     graph, calibration = one_neuron(threshold, initial_potential=initial_potential)
-    graph = normalize(graph, calibration) if normalized else graph
+    graph = normalize(graph, Context(calibration)) if normalized else graph
     x = torch.cat([torch.linspace(-2, 5, 701), torch.linspace(0, threshold, 97)])
     steps = (1, 2, 3, 7, 64, 100)
     result = simulate(graph, x.view(1, -1, 1, 1), 100, at=steps)
@@ -144,7 +145,7 @@ def test_the_neuron_does_the_additions_that_only_it_reads():
 
     model = Net(body, relu=nn.ReLU())
     graph = trace(model, images())
-    result = relu_to_neuron(graph, given_scales(graph, 0.3, 0.7)).validate()
+    result = relu_to_neuron(graph, Context(given_scales(graph, 0.3, 0.7))).validate()
     assert {name: float(node.op.threshold) for name, node in kinds(result, Neuron).items()} == pytest.approx(
         {"relu": 0.3, "relu_1": 0.7}
     )
@@ -152,7 +153,7 @@ def test_the_neuron_does_the_additions_that_only_it_reads():
     assert set(kinds(result, ops.Add)) == {"add", "add_3"}
     with torch.no_grad():
         assert apart(result.run(images()), model(images())) <= 1e-6
-    assert relu_to_neuron(result, NONE) is result
+    assert relu_to_neuron(result, Context()) is result
 
 
 @pytest.mark.parametrize("setting", [{"reset": "hard"}, {"initial_potential": 1.0}, {"initial_potential": -0.1}])
@@ -164,7 +165,7 @@ def test_neuron_settings_out_of_range_are_refused(setting):
 def test_a_calibration_of_another_graph_is_refused():
     graph = trace(Net(resnext, grouped=nn.Identity(), norm=nn.Identity(), biased=nn.Conv2d(8, 8, 1)), images())
     with pytest.raises(ConversionError, match=r"^relu: got no calibrated scale"):
-        relu_to_neuron(graph, NONE)
+        relu_to_neuron(graph, Context())
 
 
 # ---- move_maxpool ----
@@ -180,7 +181,7 @@ def test_relu_and_max_commute(x, pool):
     nodes = [Node("input", ops.Input(), ()), Node("relu", ops.ReLU(), ("input",))]
     nodes.append(Node("pool", ops.MaxPool2d((kernel,) * 2, (stride,) * 2, (padding,) * 2), ("relu",)))
     graph = Graph((*nodes, Node("flatten", ops.Flatten(), ("pool",))))
-    moved = move_maxpool(relu_to_neuron(graph, given_scales(graph, 1.0)), NONE)
+    moved = move_maxpool(relu_to_neuron(graph, Context(given_scales(graph, 1.0))), Context())
     assert [node.name for node in moved.nodes] == ["input", "pool", "relu", "flatten"]
     x = torch.from_numpy(x)
     assert torch.equal(moved.run(x), F.max_pool2d(F.relu(x), kernel, stride, padding).flatten(1))
@@ -235,7 +236,7 @@ def test_a_pool_over_spikes_is_gated(body):
     with torch.no_grad():
         expected = model(images())
     assert apart(result.run(images()), expected) <= 1e-6
-    assert apart(normalize(result, given_scales(graph, 16.0, 16.0, 2.0))(images(), 1000), expected) <= 0.02
+    assert apart(normalize(result, Context(given_scales(graph, 16.0, 16.0, 2.0)))(images(), 1000), expected) <= 0.02
 
 
 @pytest.mark.parametrize("after", [lambda s, y, x: s.bn2(y), lambda s, y, x: y + F.max_pool2d(x, 2)])
@@ -251,8 +252,8 @@ def test_a_deep_pool_over_currents_whose_sign_matters_is_refused(after):
 
 def test_a_pool_over_the_images_stays():
     graph = trace(Net(lambda s, x: s.head(F.relu(s.conv1(F.max_pool2d(x, 2))))), images())
-    graph = relu_to_neuron(graph, given_scales(graph, 1.0))
-    assert move_maxpool(graph, NONE) is graph
+    graph = relu_to_neuron(graph, Context(given_scales(graph, 1.0)))
+    assert move_maxpool(graph, Context()) is graph
 
 
 # ---- normalize ----
@@ -292,7 +293,7 @@ def test_normalizing_keeps_every_spike(channels):
     graph = spiking(graph, calibration, initial_potential=0.5)
     if channels:
         graph = with_channel_thresholds(graph, x, lambda c: 2.0 ** (torch.arange(c) % 4 - 1))
-    result = normalize(graph, calibration).validate()
+    result = normalize(graph, Context(calibration)).validate()
     before, after = (simulate(g, x, 40, at=range(1, 41)) for g in (graph, result))
     assert len(before.spikes) == 7
     for name, counts in before.spikes.items():
@@ -345,7 +346,7 @@ def test_normalizing_keeps_the_analog_run(name, channels):
     graph = spiking(graph, calibration)
     if channels:
         graph = with_channel_thresholds(graph, x, lambda c: torch.linspace(0.3, 2.9, c, dtype=torch.float64))
-    result = normalize(graph, calibration).validate()
+    result = normalize(graph, Context(calibration)).validate()
     assert all(torch.equal(node.op.threshold, torch.ones(())) for node in result.neurons)
     with torch.no_grad():
         assert apart(result.run(x), model(x)) <= (1e-12 if channels else 1e-6)  # scales of layers are float32
@@ -358,7 +359,7 @@ def test_the_table_of_a_basic_block():
     graph = trace(model, images())
     li, lm, lo, lm2, lo2, logits = 0.5, 0.3, 0.5, 1.7, 2.2, 7.0
     calibration = given_scales(graph, li, lm, lo, lm2, lo2, logits)
-    got = normalize(spiking(graph, calibration), calibration)
+    got = normalize(spiking(graph, calibration), Context(calibration))
     table = {  # synapse: the BatchNorm behind it, lambda in, lambda out
         "conv1": (None, 1.0, li),
         "one.conv1": (model.one.bn1, li, lm),

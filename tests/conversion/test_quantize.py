@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from sresnet_cli.__main__ import sresnet
 
-from s_resnet import convert, load, save, simulate
+from s_resnet import RECIPES, convert, load, save, simulate
+from s_resnet.conversion import Context
 from s_resnet.conversion.passes import quantize_weights
 from s_resnet.errors import ConversionError, InvalidData
 from s_resnet.graph.neuron import Neuron
@@ -28,8 +29,8 @@ def networks():
         for _ in range(3):
             model(images)
     model.eval()
-    snn = convert(model, [images], "s-resnet", timesteps=32, percentile=99.9)
-    return snn, images[:6], quantize_weights(snn, None)
+    snn = convert(model, [images], RECIPES["s-resnet"].with_percentile(99.9), timesteps=32)
+    return snn, images[:6], quantize_weights(snn, Context())
 
 
 def integer_loop(graph, images, steps):
@@ -164,12 +165,12 @@ def test_poisson_coding_is_refused(networks):
 
 def test_unknown_weights_are_refused():
     with pytest.raises(InvalidData, match=r"int4.*float32, dyadic, int8"):
-        convert(CifarResNet(8), weights="int4")
+        RECIPES["s-resnet"].with_weights("int4")
 
 
 def test_neurons_behind_pools_are_refused_by_name():
     with pytest.raises(ConversionError, match=r"AdaptiveAvgPool2d.*s-resnet"):
-        quantize_weights(convert(CifarResNet(8).eval(), recipe="s-resnet-released"), None)
+        quantize_weights(convert(CifarResNet(8).eval(), recipe="s-resnet-released"), Context())
 
 
 def test_thresholds_other_than_one_are_refused(networks):
@@ -179,7 +180,7 @@ def test_thresholds_other_than_one_are_refused(networks):
         for node in snn.nodes
     )
     with pytest.raises(ConversionError, match=r"^relu: got a threshold other than 1.*normalize"):
-        quantize_weights(replace(snn, nodes=nodes), None)
+        quantize_weights(replace(snn, nodes=nodes), Context())
 
 
 def test_the_program_converts_evaluates_and_inspects(tmp_path):

@@ -13,8 +13,7 @@ from test_fitting import ALPHABETS, activations, model, same, spiking
 from test_schedules import changed, dyadic, recorded
 
 from s_resnet import RECIPES, Graph, calibrate, convert, load, save, trace
-from s_resnet.conversion import spill
-from s_resnet.conversion.apply_recipe import apply_recipe
+from s_resnet.conversion import Context, spill
 from s_resnet.conversion.calibrate import Calibration
 from s_resnet.conversion.passes import calibrate_neurons, fit_thresholds, reconstruct
 from s_resnet.errors import ConversionError, InvalidArtifact
@@ -42,7 +41,7 @@ def given():
 
 def prepared(given, name):
     """Fitted thresholds, but membranes that start at 0, which rounds every rate down: something to be learned."""
-    graph = fit_thresholds(spiking(given, **ALPHABETS[name]), given[1], STEPS)
+    graph = fit_thresholds(spiking(given, **ALPHABETS[name]), Context(given[1], STEPS))
     for node in graph.neurons:
         rows = torch.zeros(STEPS, 8) if name == "lagged" and node.name != "relu" else None
         graph = changed(graph, node.name, initial_potential=0.0, correction=rows)
@@ -98,7 +97,7 @@ def one_block(spiking, analog):
 def test_the_loss_and_its_gradient_on_real_spikes_by_hand():
     spiking, analog = dyadic(4, 6, 5, 2, 3, 3, scale=8), dyadic(5, 5, 2, 3, 3, scale=8)
     block, chosen = one_block(spiking, analog), torch.tensor([0, 3, 4])
-    loss = block._loss(chosen, 0.0, None)
+    loss = block._loss(chosen, None)
     loss.backward()
     loss = loss.detach()
     conv, neuron = (node.op for node in block.nodes)
@@ -126,18 +125,6 @@ def test_the_loss_and_its_gradient_on_real_spikes_by_hand():
     assert torch.allclose(b.grad.double(), (down * inside).sum((0, 2, 3)), atol=1e-6)
     grad_theta = (down * (rate / theta - u * inside)).sum((0, 2, 3))
     assert torch.allclose(log_theta.grad.double(), grad_theta * theta.flatten(), atol=1e-6)
-
-
-def test_what_is_dropped_is_the_sources_own():
-    spiking, analog = dyadic(4, 6, 16, 2, 3, 3, scale=8), dyadic(5, 16, 2, 3, 3, scale=8)
-    every = torch.arange(16)
-    given, clean = one_block(spiking, analog), one_block(analog.expand(6, *analog.shape).clone(), analog)
-    with torch.no_grad():
-        none, half, again, all_of_it = (
-            float(given._loss(every, drop, torch.Generator().manual_seed(0))) for drop in (0.0, 0.5, 0.5, 1.0)
-        )
-        assert all_of_it == float(clean._loss(every, 0.0, None))
-    assert all_of_it < half < none and half == again
 
 
 # ---- images mirrored and shifted ----
@@ -178,8 +165,9 @@ def test_the_whole_learns_what_the_source_says_about_the_varied_images(monkeypat
         return values, target
 
     monkeypatch.setattr(module._Block, "_entering", entering)
-    reconstruct(before, given[1], STEPS, steps=2, joint=4)
-    assert [learning for learning, *_ in seen] == [False, True, True, True, True, False]
+    reconstruct(before, Context(given[1], STEPS), steps=2, joint=4)
+    trying, steps = [True] * 2, [True] * 4
+    assert [learning for learning, *_ in seen] == [*trying, False, *steps, False]
     for learning, chosen, images_in, target in seen:
         assert torch.allclose(target, before.run(images_in.analog), atol=1e-5)
         assert torch.equal(images_in.spiking[0], images_in.analog)
@@ -206,8 +194,8 @@ def test_blocks_end_where_everything_passes_through_one_neuron_layer(given):
 @pytest.mark.parametrize("name", ["lagged", "phased", "signed", "levels"])
 def test_every_block_comes_closer_on_images_that_it_has_not_seen(monkeypatch, given, name):
     before = prepared(given, name)
-    after = reconstruct(before, given[1], STEPS, steps=40, joint=0)
-    whole = reconstruct(before, given[1], STEPS, steps=0, joint=60)
+    after = reconstruct(before, Context(given[1], STEPS), steps=40, joint=0)
+    whole = reconstruct(before, Context(given[1], STEPS), steps=0, joint=60)
     fresh = images(48, 10, seed=77)
     want = activations(before, fresh)
     errors = []
@@ -225,7 +213,7 @@ def test_every_block_comes_closer_on_images_that_it_has_not_seen(monkeypatch, gi
 
 def test_what_the_source_is_made_of_stays(given):
     before, x = prepared(given, "lagged"), images(4, 10, seed=8)
-    after = reconstruct(before, given[1], STEPS, steps=20, joint=20)
+    after = reconstruct(before, Context(given[1], STEPS), steps=20, joint=20)
     assert torch.equal(after.run(x), before.run(x)) and not torch.equal(after(x, STEPS), before(x, STEPS))
     learned = 0
     for old, new in zip(before.nodes, after.nodes, strict=True):
@@ -248,7 +236,7 @@ def test_what_is_no_better_on_the_images_kept_apart_stays_as_it_was(monkeypatch,
     for rate in ("WEIGHT", "CORRECTION", "THRESHOLD"):
         monkeypatch.setattr(module, rate, 30.0)  # learns nonsense
     before = prepared(given, "phased")
-    after = reconstruct(before, given[1], STEPS, steps=4, joint=4)
+    after = reconstruct(before, Context(given[1], STEPS), steps=4, joint=4)
     assert same(before, after)
     names = ["relu", "relu_1", "relu_2", "relu_3", "readout", "all together"]
     want = [{"block": name, "steps": 4, "better": False} for name in names]
@@ -259,30 +247,30 @@ def test_images_kept_apart_are_not_trained_on(monkeypatch, given):
     """One in eight: what it is changed to changes no step, only the decision."""
     seen, plain = [], module._Block._loss
 
-    def loss(self, chosen, drop, generator):
+    def loss(self, chosen, generator):
         seen.append((set(chosen.tolist()), torch.is_grad_enabled()))
-        return plain(self, chosen, drop, generator)
+        return plain(self, chosen, generator)
 
     monkeypatch.setattr(module._Block, "_loss", loss)
-    reconstruct(prepared(given, "phased"), given[1], STEPS, steps=9, joint=9)
+    reconstruct(prepared(given, "phased"), Context(given[1], STEPS), steps=9, joint=9)
     trained = set().union(*(chosen for chosen, learning in seen if learning))
     checked = set().union(*(chosen for chosen, learning in seen if not learning))
     assert checked == set(range(0, 64, 8)) and not trained & checked and len(trained) > 50
-    assert sum(learning for _, learning in seen) == 5 * 9 + 9
+    assert sum(learning for _, learning in seen) == 5 * 9 + 9 + 2  # two to see how long a step takes
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_hardly_any_images_do(given, count):
     graph, calibration = given
     calibration = replace(calibration, fitting=calibration.fitting[:count])
-    before = fit_thresholds(spiking((graph, calibration)), calibration, STEPS)
-    assert torch.isfinite(reconstruct(before, calibration, STEPS, **SHORT)(images(2, 10), STEPS)).all()
+    before = fit_thresholds(spiking((graph, calibration)), Context(calibration, STEPS))
+    assert torch.isfinite(reconstruct(before, Context(calibration, STEPS), **SHORT)(images(2, 10), STEPS)).all()
 
 
 def test_one_threshold_per_layer_does(given):
     """Right after relu_to_neuron: a threshold for the layer, and no correction."""
     before = spiking(given, schedule="lagged")
-    after = reconstruct(before, given[1], STEPS, steps=30, joint=30)
+    after = reconstruct(before, Context(given[1], STEPS), steps=30, joint=30)
     assert any(
         not torch.equal(a.op.threshold, b.op.threshold) for a, b in zip(after.neurons, before.neurons, strict=True)
     )
@@ -293,9 +281,9 @@ def test_one_threshold_per_layer_does(given):
 
 def test_it_needs_images_and_neurons(given):
     graph, calibration = given
-    assert reconstruct(graph, calibration, STEPS) is graph
+    assert reconstruct(graph, Context(calibration, STEPS)) is graph
     with pytest.raises(ConversionError, match=r"^reconstruct: got no calibration images"):
-        reconstruct(spiking(given), replace(calibration, fitting=None), STEPS)
+        reconstruct(spiking(given), Context(replace(calibration, fitting=None), STEPS))
 
 
 # ---- signed networks, whose counts nearly depend on the total charge alone ----
@@ -318,7 +306,7 @@ def test_signed_networks_learn_in_one_pass_and_are_judged_by_their_spikes(monkey
 
     monkeypatch.setattr(module, "respond", respond)
     before = prepared(given, "signed")
-    reconstruct(before, given[1], STEPS, **SHORT)
+    reconstruct(before, Context(given[1], STEPS), **SHORT)
     layers = len(before.neurons)
     assert {steps for steps, _ in seen[: -2 * layers]} == {1}
     assert [steps for steps, _ in seen[-2 * layers :]] == [STEPS] * 2 * layers
@@ -329,16 +317,16 @@ def test_images_that_do_not_fit_in_memory_are_all_learned_from(monkeypatch, give
     """In parts, from files: the same steps on the same images, but for rounding."""
     before, learned, plain = prepared(given, name), [], module._Block._loss
 
-    def loss(self, chosen, drop, generator):
+    def loss(self, chosen, generator):
         learned.append((chosen.tolist(), generator is not None))
-        return plain(self, chosen, drop, generator)
+        return plain(self, chosen, generator)
 
     monkeypatch.setattr(module._Block, "_loss", loss)
     made = []
     for room in (2**25, 5000):
         monkeypatch.setattr(module, "PART", room)
         monkeypatch.setattr(spill, "ROOM", room)
-        made.append((reconstruct(before, given[1], STEPS, steps=6, joint=6), learned))
+        made.append((reconstruct(before, Context(given[1], STEPS), steps=6, joint=6), learned))
         learned = []
     (whole, some), (parted, others) = made
     assert whole.provenance == parted.provenance
@@ -360,36 +348,69 @@ def test_a_signed_network_whose_spikes_come_no_closer_stays_as_it_was(given, bet
 
 def test_a_reconstruction_that_was_not_taken_is_no_error(monkeypatch, given):
     monkeypatch.setattr(module, "_closer", lambda before, *_: before)
-    recipe = RECIPES["signed"].reconstructed().set("reconstruct", **SHORT)
-    plain, tried = (apply_recipe(*given, asked, STEPS) for asked in (RECIPES["signed"], recipe))
+    recipe = RECIPES["signed"].reconstructed(**SHORT)
+    plain, tried = (asked.apply(given[0], Context(given[1], STEPS)) for asked in (RECIPES["signed"], recipe))
     assert same(plain, tried) and tried.provenance["reconstruction"]["taken"] is False
 
 
 # ---- bounded, and resumed ----
 
 
-@pytest.mark.parametrize("minutes", [0.5, 2.0])
-def test_it_takes_no_longer_than_it_may(monkeypatch, given, minutes):
-    """On a clock that goes on by a second with every look at it."""
-    now, steps = [0.0], [0]
+class Clock:
+    """Goes on by a second with every gradient."""
 
-    def monotonic():
-        now[0] += 1.0
-        return now[0]
+    def __init__(self, monkeypatch):
+        self.now, plain = 0.0, module._Block._backward
 
-    class Adam(torch.optim.Adam):
-        def step(self, *rest):
-            steps[0] += 1
-            return super().step(*rest)
+        def backward(block, *rest):
+            self.now += 1.0
+            return plain(block, *rest)
 
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic))
-    monkeypatch.setattr(torch.optim, "Adam", Adam)
-    after = reconstruct(prepared(given, "phased"), given[1], STEPS, steps=10**9, joint=10**9, minutes=minutes)
-    assert 0.5 * 60 * minutes < steps[0] <= 60 * minutes
-    assert now[0] <= 60 * minutes + 20
+        monkeypatch.setattr(module._Block, "_backward", backward)
+        monkeypatch.setattr(module, "time", self)
+
+    def monotonic(self):
+        return self.now
+
+
+def parts_of(monkeypatch, before, context, **settings):
+    """The network, and the steps that each part of it got, on a clock that counts these."""
+    with monkeypatch.context() as patch:
+        clock = Clock(patch)
+        after = reconstruct(before, context, **settings)
     said = after.provenance["reconstruction"]
-    assert said["asked"] == {"steps": 10**9, "joint": 10**9, "total": 6 * 10**9, "minutes": minutes}
-    assert sum(block["steps"] for block in said["blocks"]) == steps[0] and len(said["blocks"]) == 6
+    return after, [part["steps"] for part in said["blocks"]], clock.now, said
+
+
+@pytest.mark.parametrize("blocks_done", [1, 2, 4])
+def test_a_block_under_way_is_finished_and_the_others_stay_as_they_were(monkeypatch, given, blocks_done):
+    """Whatever the time: it decides which parts are done, and nothing else."""
+    before, context = prepared(given, "lagged"), Context(given[1], STEPS)
+    ends = []
+    for seconds in (
+        4 * blocks_done - 3.5,
+        4 * blocks_done - 0.5,
+    ):  # shortly after the last one's start, and before its end
+        after, steps, spent, said = parts_of(monkeypatch, before, context, steps=4, joint=6, minutes=seconds / 60)
+        assert steps == [4] * blocks_done + [0] * (6 - blocks_done) and spent == 4 * blocks_done
+        assert said["asked"]["total"] == 26 and len(said["blocks"]) == 6
+        ends.append(after)
+    whole = reconstruct(before, context, steps=4, joint=0)
+    last = [block["block"] for block in said["blocks"]][blocks_done - 1]
+    names = [node.name for node in before.nodes]
+    for name in names:
+        like = whole if names.index(name) <= names.index(last) else before
+        assert same(*(replace(like, nodes=(graph[name],)) for graph in (ends[0], like))), name
+    assert same(*ends)
+
+
+@pytest.mark.parametrize(("seconds", "fitting"), [(23, 1), (25, 3), (28.5, 6), (29, 7), (60, 7)])
+def test_all_together_get_the_steps_that_fit(monkeypatch, given, seconds, fitting):
+    """Counted after 20 seconds of blocks and two of trying, and then made as if no more had been asked for."""
+    before, context = prepared(given, "phased"), Context(given[1], STEPS)
+    after, steps, spent, said = parts_of(monkeypatch, before, context, steps=4, joint=7, minutes=seconds / 60)
+    assert steps == [4] * 5 + [fitting] and spent == 22 + fitting and said["asked"]["joint"] == 7
+    assert same(after, reconstruct(before, context, steps=4, joint=fitting))
 
 
 def test_with_time_enough_the_clock_changes_nothing(monkeypatch, given):
@@ -398,13 +419,13 @@ def test_with_time_enough_the_clock_changes_nothing(monkeypatch, given):
     for tick in (0.0, 1.0):
         clock = itertools.count(0.0, tick)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.__next__))
-        found.append(reconstruct(prepared(given, "lagged"), given[1], STEPS, **SHORT))
+        found.append(reconstruct(prepared(given, "lagged"), Context(given[1], STEPS), **SHORT))
     assert same(*found)
 
 
 def test_no_time_at_all_changes_nothing(given):
     before = prepared(given, "phased")
-    assert same(before, reconstruct(before, given[1], STEPS, minutes=0.0))
+    assert same(before, reconstruct(before, Context(given[1], STEPS), minutes=0.0))
 
 
 class Stopped(KeyboardInterrupt):
@@ -416,7 +437,7 @@ class Stopped(KeyboardInterrupt):
 def test_after_an_interruption_the_same_comes_out(monkeypatch, tmp_path, given, name, block):
     """Bit for bit what an undisturbed call gives; finished blocks are not trained again. Block 5 is all together."""
     before, path = prepared(given, name), tmp_path / "net.snn.partial"
-    undisturbed = reconstruct(before, given[1], STEPS, **SHORT)
+    undisturbed = reconstruct(before, Context(given[1], STEPS), **SHORT)
     trained, plain = [], module._Block.train
 
     def train(self, *rest):
@@ -428,7 +449,7 @@ def test_after_an_interruption_the_same_comes_out(monkeypatch, tmp_path, given, 
     with monkeypatch.context() as patched:
         patched.setattr(module._Block, "train", train)
         with pytest.raises(Stopped):
-            reconstruct(before, given[1], STEPS, resume=path, **SHORT)
+            reconstruct(before, Context(given[1], STEPS), resume=path, **SHORT)
     assert path.exists() == (block > 0) and len(trained) == block
     trained.append("no longer stopped")
 
@@ -437,10 +458,10 @@ def test_after_an_interruption_the_same_comes_out(monkeypatch, tmp_path, given, 
         return plain(self, *rest)
 
     monkeypatch.setattr(module._Block, "train", count)
-    again = reconstruct(before, given[1], STEPS, resume=path, **SHORT)
+    again = reconstruct(before, Context(given[1], STEPS), resume=path, **SHORT)
     assert same(again, undisturbed) and again.provenance == undisturbed.provenance
     assert len(trained) == 1 + 6
-    once_more = reconstruct(before, given[1], STEPS, resume=path, **SHORT)  # all is there
+    once_more = reconstruct(before, Context(given[1], STEPS), resume=path, **SHORT)  # all is there
     assert same(once_more, undisturbed) and len(trained) == 1 + 6
 
 
@@ -463,18 +484,19 @@ class Counted(progress.Progress[progress.T]):
         self.parts.append(figures["part"])
 
 
-@pytest.mark.parametrize("minutes", [30.0, 0.0])
+@pytest.mark.parametrize("minutes", [30.0, 0.0])  # which is over before the first
 def test_the_bar_counts_steps(monkeypatch, tmp_path, given, minutes):
     """Those that there was no time for count as well: what is left is never more than what is to come."""
     monkeypatch.setattr(module, "Progress", Counted)
     monkeypatch.setattr(Counted, "made", [])
     path, before = tmp_path / "net.partial", prepared(given, "phased")
-    for first in (0, 5 * SHORT["steps"] + SHORT["joint"]):  # and again, when all is there
-        reconstruct(before, given[1], STEPS, resume=path, minutes=minutes, **SHORT)
+    for again in (False, True):
+        first = 5 * SHORT["steps"] + SHORT["joint"] if again and minutes else 0
+        reconstruct(before, Context(given[1], STEPS), resume=path, minutes=minutes, **SHORT)
         bar = Counted.made[-1]
         assert bar._total == 5 * SHORT["steps"] + SHORT["joint"] and bar.first == first
         assert bar.first + sum(bar.steps) == bar._total == bar._done
-        assert bar.parts == ([] if first else [f"{part}/6" for part in range(1, 7)])
+        assert bar.parts == ([f"{part}/6" for part in range(1, 7)] if minutes and not again else [])
     if minutes:
         assert Counted.made[0].steps.count(1) == 5 * SHORT["steps"] + SHORT["joint"]
 
@@ -487,7 +509,6 @@ FOREIGN = {
     "images": (lambda graph: graph, {}, -1),
     "steps": (lambda graph: graph, {"steps": 4}, None),
     "joint": (lambda graph: graph, {"joint": 4}, None),
-    "drop": (lambda graph: graph, {"drop": 0.5}, None),
     "timesteps": (lambda graph: graph, {"timesteps": 5}, None),
     "another schedule": (other_schedule, {}, None),
     "another alphabet": (lambda graph: changed(graph, "relu_1", signed=True), {}, None),
@@ -502,11 +523,12 @@ def test_a_file_of_another_reconstruction_is_refused(tmp_path, given, name):
     change, settings, images = FOREIGN[name]
     calibration, path = given[1], tmp_path / "net.snn.partial"
     before = prepared(given, "lagged")
-    reconstruct(before, calibration, resume=path, **{"timesteps": STEPS, **SHORT})
+    reconstruct(before, Context(calibration, STEPS), resume=path, **SHORT)
     kept = path.read_bytes()
     calibration = replace(calibration, fitting=calibration.fitting[:images])
     with pytest.raises(InvalidArtifact, match=r"another network, other images or other settings") as caught:
-        reconstruct(change(before), calibration, resume=path, **{"timesteps": STEPS, **SHORT, **settings})
+        asked = {"timesteps": STEPS, **SHORT, **settings}
+        reconstruct(change(before), Context(calibration, asked.pop("timesteps")), resume=path, **asked)
     assert str(caught.value).startswith(f"{path}: ") and path.read_bytes() == kept
 
 
@@ -518,7 +540,7 @@ def test_what_is_no_reconstruction_is_refused(tmp_path, given, content):
     else:
         save(before, path)
     with pytest.raises(InvalidArtifact, match=str(path)):
-        reconstruct(before, given[1], STEPS, resume=path, **SHORT)
+        reconstruct(before, Context(given[1], STEPS), resume=path, **SHORT)
 
 
 # ---- with the recipes ----
@@ -529,7 +551,7 @@ FITTED = [name for name, recipe in RECIPES.items() if recipe.fits]
 @pytest.mark.parametrize("name", FITTED)
 def test_it_composes_with_every_recipe_that_fits(tmp_path, name):
     source, batches = randomized(CifarResNet(8, width=4, shortcut="B")), [images(40, 8, seed=s) for s in range(2)]
-    recipe = RECIPES[name].reconstructed().set("reconstruct", resume=str(tmp_path / "partial"), **SHORT)
+    recipe = RECIPES[name].reconstructed(resume=tmp_path / "partial", **SHORT)
     snn, plain = (convert(source, batches, each, timesteps=3) for each in (recipe, RECIPES[name]))
     x = images(6, 8, seed=9)
     assert torch.equal(snn.run(x), convert(source, batches, recipe, timesteps=3).run(x))
@@ -563,7 +585,7 @@ def test_flat_networks_reconstruct_too():
     )
     x = dyadic(6, 32, 3, 2, 2, scale=8)
     graph, calibration = Graph(nodes).validate(), Calibration({}, 100, 32, "data", fitting=x)
-    graph = calibrate_neurons(fit_thresholds(graph, calibration, 4), calibration, 4)
-    after = reconstruct(graph, calibration, 4, steps=20, joint=20)
+    graph = calibrate_neurons(fit_thresholds(graph, Context(calibration, 4)), Context(calibration, 4))
+    after = reconstruct(graph, Context(calibration, 4), steps=20, joint=20)
     assert torch.equal(after.run(x), graph.run(x)) and torch.isfinite(after["b"].op.correction).all()
     assert after["b"].op.correction.shape == (5,) and lockstep.blocks(after)[-1][-1].name == "last"

@@ -160,12 +160,12 @@ def test_statistics_from_before_training_are_named():
         with pytest.warns(
             SResNetWarning, match=r"all 7 BatchNorm layers \(bn1 is the first\) have mean 0 and variance 1"
         ):
-            convert(model, batches, timesteps=2, input_size=16)
+            convert(model, batches, timesteps=2)
     settled(model, images(16, 16))
     with torch.no_grad():
         model.layer2[0].bn1.reset_running_stats()
     with pytest.warns(SResNetWarning, match=r"1 of 7 BatchNorm layers \(layer2.0.bn1"):
-        convert(model, timesteps=2, input_size=16)
+        convert(model, (3, 16, 16), timesteps=2)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(-0.01, "negative"), (math.nan, "not finite"), (math.inf, "not finite")])
@@ -174,7 +174,7 @@ def test_statistics_that_no_training_gives_are_named(value, kind, tmp_path):
     model.layer1[0].bn2.running_var[:3] = value
     for batches in (None, [images(2, 16)]):
         with pytest.raises(InvalidData, match=rf"^layer1.0.bn2.running_var: got 3 of 4 values {kind}"):
-            convert(model, batches, input_size=16)
+            convert(model, batches)
     torch.save(model.state_dict(), tmp_path / "net.pth")
     with pytest.raises(InvalidCheckpoint, match=r"tensor layer1.0.bn2.running_var, got 3 of 4 values"):
         s_resnet.load_checkpoint(tmp_path / "net.pth")

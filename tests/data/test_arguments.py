@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import Net, images, randomized
 
-from s_resnet import convert, evaluate, save, simulate, verify
+from s_resnet import RECIPES, convert, evaluate, save, simulate, verify
 from s_resnet.analysis import count_operations
 from s_resnet.data.arguments import class_numbers, images_of, labeled, whole_number
 from s_resnet.errors import InvalidData
@@ -180,9 +180,8 @@ def test_confidences_and_percentiles_are_numbers(snn, value):
         with pytest.raises(InvalidData, match=r"confidence=.*; expected 0 < P < 1"):
             call()
     if not isinstance(value, torch.Tensor) and value not in (None, 1, 2):
-        for batches in ([X], None):
-            with pytest.raises(InvalidData, match=r"got percentile .*; expected above 0"):
-                convert(randomized(CifarResNet(8, width=4)), batches, percentile=value, timesteps=4)
+        with pytest.raises(InvalidData, match=r"got percentile .*; expected above 0"):
+            RECIPES["s-resnet"].with_percentile(value)
 
 
 def test_numbers_of_other_libraries_are_numbers():
@@ -190,7 +189,9 @@ def test_numbers_of_other_libraries_are_numbers():
     one, other = (simulate_until_confident(streaming, X, 4, p).steps for p in (0.5, np.float32(0.5)))
     assert torch.equal(one, other)
     made = [
-        convert(randomized(CifarResNet(8, width=4)), [X, X], percentile=p, timesteps=4).provenance["calibration"]
+        convert(randomized(CifarResNet(8, width=4)), [X, X], RECIPES["s-resnet"].at(4).with_percentile(p)).provenance[
+            "calibration"
+        ]
         for p in (99.0, torch.tensor(99.0), np.float64(99))
     ]
     assert made[0]["scales"] == made[1]["scales"] == made[2]["scales"]
@@ -198,8 +199,8 @@ def test_numbers_of_other_libraries_are_numbers():
 
 @pytest.mark.parametrize("value", [16.0, "16", 0, -1, True])
 def test_an_input_size_is_a_whole_number(value):
-    with pytest.raises(InvalidData, match="convert: got input_size="):
-        convert(randomized(CifarResNet(8, width=4)), None, input_size=value)
+    with pytest.raises(InvalidData, match=r"convert: got an image shape \(3, "):
+        convert(randomized(CifarResNet(8, width=4)), (3, value, value))
 
 
 def test_images_that_are_not_finite_are_not_simulated(snn):

@@ -20,7 +20,7 @@ from sresnet_cli.__main__ import sresnet
 from torch import Tensor, nn
 
 import s_resnet
-from s_resnet import Graph, convert, evaluate, save, simulate, trace, verify
+from s_resnet import RECIPES, Graph, convert, evaluate, save, simulate, trace, verify
 from s_resnet.analysis import count_operations
 from s_resnet.data import (
     EVENT_BINS,
@@ -711,7 +711,7 @@ def test_what_does_not_fit_is_refused(resnet) -> None:
         simulate(resnet, events, 4, state=simulate(resnet, events[:, :2], 2).state)
     with pytest.raises(InvalidData, match="labels of shape"):
         evaluate(resnet, [(events, torch.zeros(12, dtype=torch.int64))], 12)
-    whole = convert(two_channels(), [events.mean(0)], timesteps=4, weights="int8")
+    whole = convert(two_channels(), [events.mean(0)], RECIPES["calibrated"].at(4).with_weights("int8"))
     with pytest.raises(InvalidData, match="events for an integer network"):
         simulate(whole, events, 4)
 

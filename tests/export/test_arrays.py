@@ -12,7 +12,7 @@ from conftest import images, randomized
 from test_program import TINY, X, tiny
 from test_schedules import PLANS, network, pictures, recorded
 
-from s_resnet import Graph, SResNetError, convert, simulate
+from s_resnet import RECIPES, Graph, SResNetError, convert, simulate
 from s_resnet.errors import InvalidData
 from s_resnet.export import arrays, export_npz
 from s_resnet.graph import Neuron, Node, Readout
@@ -67,7 +67,7 @@ def test_and_for_every_alphabet_reset_and_readout(monkeypatch, tmp_path, documen
 def integers():
     model = randomized(CifarResNet(8, width=4, shortcut="A"))
     batches = [(images(20, 8), torch.arange(20) % 10)]
-    return convert(model, batches, "calibrated", timesteps=4, weights="int8")
+    return convert(model, batches, RECIPES["calibrated"].at(4).with_weights("int8"))
 
 
 def test_an_integer_network_spike_for_spike(monkeypatch, tmp_path, documented, integers):

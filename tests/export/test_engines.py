@@ -9,6 +9,7 @@ from conftest import FIXTURES, needs_fixtures
 from torch import Tensor
 
 from s_resnet import RECIPES, Graph, convert, load_checkpoint, simulate
+from s_resnet.conversion import Context
 from s_resnet.conversion.passes import dyadic_weights
 from s_resnet.data import IMAGENET_MEAN, IMAGENET_STD, ImageLoader, choose, open_data, preprocessing_for
 from s_resnet.errors import BackendUnavailable, InvalidData
@@ -37,7 +38,7 @@ def needs(module):
 def resnet20():
     """The network with thresholds from the BatchNorm statistics, and 8 test images."""
     model = load_checkpoint(FIXTURES / "checkpoints" / "resnet20-12fca82f.th").model
-    snn = convert(model, None, RECIPES["s-resnet"].without("compensate"), timesteps=T, input_size=32)
+    snn = convert(model, (3, 32, 32), RECIPES["s-resnet"].without("compensate"), timesteps=T)
     data = open_data(str(FIXTURES / "cifar10"), "evaluation")
     settings = preprocessing_for(32, IMAGENET_MEAN, IMAGENET_STD)
     images, _ = next(iter(ImageLoader(data, choose(data, IMAGES), settings, IMAGES, workers=0)))
@@ -89,7 +90,7 @@ def test_trained_weights_give_the_same_spikes(resnet20, tmp_path, engine, start,
 @pytest.mark.parametrize("engine", MODULES)
 def test_trained_weights_made_dyadic_give_the_same_spikes_in_float32(resnet20, tmp_path, engine, start):
     needs(MODULES[engine])
-    snn, images = dyadic_weights(started(resnet20[0], start, False), None), resnet20[1]
+    snn, images = dyadic_weights(started(resnet20[0], start, False), Context()), resnet20[1]
     export_nir(snn, tmp_path / "x.nir")
     found = verify_export(tmp_path / "x.nir", snn, images, T, engine)
     assert found.spikes > 1_000_000 and len(found.layers) == 19

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from conftest import Net, randomized
 
 from s_resnet import RECIPES, Graph, SResNetError, convert
-from s_resnet.conversion import passes
 from s_resnet.errors import BackendUnavailable, ConversionError, InvalidArtifact, InvalidData
 from s_resnet.export import export_nir, host_input, verify_export
 from s_resnet.export.engines import _settled
@@ -383,7 +382,7 @@ def pooled(kernel=3):
 
 
 def test_a_maxpool_is_refused_and_says_what_to_do(tmp_path):
-    with pytest.raises(ConversionError, match=r"^pool: got a max-pool.*split_maxpool.*average_maxpool"):
+    with pytest.raises(ConversionError, match=r"^pool: got a max-pool.*split_maxpool.*average pooling"):
         export_nir(pooled()[0], tmp_path / "x.nir")
 
 
@@ -403,35 +402,12 @@ def test_the_split_at_the_host_is_exact(tmp_path):
         host_input(block("scaled"), pictures())
 
 
-def test_average_pooling_averages_spikes(tmp_path):
-    """The neurons go back before the pool; the analog run is that of the model with nn.AvgPool2d."""
-    snn, x = pooled(2)
-    averaged = passes.average_maxpool(snn)
-    assert [n.name for n in averaged.nodes[:4]] == ["input", "conv1", "relu", "pool"]
-    model = Net(
-        lambda net, x: net.head(net.relu(net.bn2(net.conv2(net.pool(net.relu(net.bn1(net.conv1(x)))))))),
-        pool=torch.nn.AvgPool2d(2, 2, 1),
-    )
-    torch.testing.assert_close(averaged.run(x), model(x).detach(), rtol=1e-4, atol=1e-4)
-    assert verify_export(saved(tmp_path, averaged), averaged, x, 8, dtype="float64").mismatches == 0
-    plain = block("scaled")
-    assert passes.average_maxpool(plain) is plain
-
-
-def test_gates_deeper_in_are_averaged_in_place():
+def test_gates_deeper_in_are_refused():
     snn = block("scaled")
     gate = Node("gate", SpikingMaxPool2d((2, 2), (2, 2)), ("z",))
     snn = replace(snn, nodes=(*snn.nodes[:-4], gate, replace(snn["pool"], inputs=("gate",)), *snn.nodes[-3:]))
     with pytest.raises(ConversionError, match=r"^gate: got a max-pool"):
         lower(snn.validate(), SHAPE)
-    averaged = passes.average_maxpool(snn.validate())
-    op = averaged["gate"].op
-    assert isinstance(op, AvgPool2d) and (op.kernel, op.stride, op.padding) == ((2, 2), (2, 2), (0, 0))
-    assert averaged["gate"].inputs == ("z",)
-    for wrong in ({"dilation": (2, 2)}, {"ceil_mode": True}):
-        nodes = tuple(replace(n, op=replace(n.op, **wrong)) if n.name == "gate" else n for n in snn.nodes)
-        with pytest.raises(ConversionError, match=r"^gate: "):
-            passes.average_maxpool(replace(snn, nodes=nodes))
 
 
 # ---- what is refused

@@ -12,6 +12,7 @@ from conftest import images, load_program, randomized
 from test_schedules import PLANS, dyadic, network, pictures
 
 from s_resnet import Graph, SResNetError, convert, simulate
+from s_resnet.conversion import Context
 from s_resnet.conversion.passes import quantize_weights
 from s_resnet.errors import InvalidData
 from s_resnet.export import export_torch, program
@@ -111,7 +112,7 @@ def agrees(answers, graph, x, steps):
 
 CASES = {
     **{name: (tiny(**settings), X, 3) for name, settings in TINY.items()},  # every alphabet
-    "integers": (quantize_weights(tiny(), None), X, 3),
+    "integers": (quantize_weights(tiny(), Context()), X, 3),
     # Every schedule, shortcuts and a gated pool.
     **{name: (network(PLANS[name], weighed=True), pictures(), 2) for name in ("mixed", "lagged")},
 }
@@ -181,7 +182,7 @@ def test_refusals_say_what_to_do(tmp_path):
     with pytest.raises(InvalidData, match="fc: got Linear as the last node; expected a readout"):
         export_torch(replace(tiny(), nodes=tiny().nodes[:-1]), path, 4, (3, 4, 4))
     with pytest.raises(InvalidData, match=r"overflow|at most 256"):
-        export_torch(quantize_weights(tiny(), None), path, 2**30, (3, 4, 4))
+        export_torch(quantize_weights(tiny(), Context()), path, 2**30, (3, 4, 4))
     with pytest.raises(SResNetError, match="cannot be written"):
         export_torch(tiny(), tmp_path / "nowhere" / "net.pt2", 1, (3, 4, 4))
     assert not list(tmp_path.iterdir())

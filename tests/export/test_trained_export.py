@@ -10,7 +10,7 @@ from test_arrays import documented as documented  # the fixture
 from test_program import agrees, reloaded
 from trained_networks import FAMILIES, T, dyadic, dyadic_images, trained, watched
 
-from s_resnet.conversion import passes
+from s_resnet.conversion import Context, passes
 from s_resnet.export import export_npz
 
 X = dyadic_images()
@@ -47,7 +47,7 @@ def test_format_and_fields(tmp_path):
     for arch, format in (("ds_resnet8", 2), ("ms_resnet8", 1)):
         _, graph = trained(arch)
         export_npz(graph, tmp_path / "traced.npz")
-        export_npz(passes.fold_batchnorm(graph, {}), tmp_path / "x.npz")
+        export_npz(passes.fold_batchnorm(graph, Context()), tmp_path / "x.npz")
         for name in ("traced", "x"):
             with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as file:
                 header = json.loads(bytes(file["graph"]))

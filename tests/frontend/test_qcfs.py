@@ -11,7 +11,7 @@ from test_cli import program as program
 from test_train import BRIEF, content, same_end, trained
 from torch import nn
 
-from s_resnet import convert, load, load_checkpoint, save
+from s_resnet import RECIPES, convert, load, load_checkpoint, save
 from s_resnet.errors import ConversionError, InvalidCheckpoint, InvalidData
 from s_resnet.frontend import QCFSModule
 from s_resnet.graph.neuron import Neuron
@@ -136,7 +136,7 @@ def test_phased_counts_are_those_of_the_ann(pooled, levels):
     )
     module, x = quantized(randomized(net) if pooled else None, levels)
     graph = module.graph()
-    snn = convert(module, recipe="phased", input_size=16)
+    snn = convert(module, (3, 16, 16), "phased")
     assert snn.provenance["recipe"]["name"] == "qcfs-phased" and snn.provenance["recipe"]["timesteps"] == levels
     names = [node.name for node in snn.neurons]
     rates = features(snn, x, levels, [*names, snn.nodes[-1].name])
@@ -156,7 +156,7 @@ def test_phased_counts_are_those_of_the_ann(pooled, levels):
 
 def test_the_first_layer_is_exact_when_all_layers_run_at_once():
     module, x = quantized()
-    snn = convert(module, input_size=16)
+    snn = convert(module, (3, 16, 16))
     first = snn.neurons[0].name
     rates = features(snn, x, 4, [first])[first]
     assert torch.allclose(rates, dict(module.graph().activations(x))[first], atol=1e-9)
@@ -165,7 +165,7 @@ def test_the_first_layer_is_exact_when_all_layers_run_at_once():
 
 def test_the_analog_run_is_the_quantized_ann_also_from_a_file(tmp_path):
     module, x = quantized()
-    snn = convert(module, input_size=16)
+    snn = convert(module, (3, 16, 16))
     expected = module(x)
     assert torch.allclose(snn.run(x), expected, atol=1e-9)
     assert not torch.allclose(module.traced.to(torch.float64).run(x), expected, atol=1e-3), "the same as with ReLU"
@@ -178,7 +178,7 @@ def test_the_analog_run_is_the_quantized_ann_also_from_a_file(tmp_path):
 
 def test_integer_weights_and_other_T_are_possible():
     module, x = quantized()
-    snn = convert(module.float(), weights="int8", timesteps=6, input_size=16)
+    snn = convert(module.float(), (3, 16, 16), RECIPES["s-resnet"].with_weights("int8"), timesteps=6)
     assert snn.integer and snn.provenance["recipe"]["timesteps"] == 6
     assert snn(x.float(), 6).isfinite().all()
 
@@ -187,12 +187,12 @@ def test_integer_weights_and_other_T_are_possible():
 
 
 @pytest.mark.parametrize(
-    "asked", [{"recipe": "signed"}, {"recipe": "auto"}, {"percentile": 99.0}, {"reconstruct": True, "recipe": "phased"}]
+    "asked", ["signed", "auto", RECIPES["s-resnet"].with_percentile(99.0), RECIPES["phased"].reconstructed()]
 )
 def test_what_the_training_has_settled_is_refused(asked):
     module, _ = quantized()
     with pytest.raises(InvalidData, match="QCFS"):
-        convert(module, input_size=16, **asked)
+        convert(module, (3, 16, 16), asked)
     with pytest.raises(InvalidData, match="calibration"):
         convert(module.float(), [images(4, 16)])
 
@@ -213,7 +213,7 @@ def test_bad_modules_are_refused():
     with torch.no_grad():
         next(module.thresholds.parameters()).zero_()
     with pytest.raises((InvalidData, ConversionError), match="relu: got threshold 0"):
-        convert(module, input_size=8)
+        convert(module, (3, 8, 8))
 
 
 # ---- training, and the program ----

@@ -11,7 +11,8 @@ from test_train import content, data, same_end
 from torch import nn
 
 import s_resnet
-from s_resnet import Graph, convert, load, save, trace
+from s_resnet import RECIPES, Graph, convert, load, save, trace
+from s_resnet.conversion import Context
 from s_resnet.conversion.passes import dyadic_weights
 from s_resnet.errors import InvalidData
 from s_resnet.graph import GraphModule, Neuron, Node, Readout
@@ -44,12 +45,13 @@ def network(recipe="calibrated-streaming", timesteps=4, model=None, batch=6):
     """A converted network whose layers all fire, and its images."""
     x = images(batch, 16)
     model = model or randomized(CifarResNet(8, num_classes=5, width=4))
-    snn = convert(model, [x], recipe, timesteps=timesteps, percentile=90)
+    asked = RECIPES[recipe].at(timesteps)
+    snn = convert(model, [x], asked if asked.fits else asked.with_percentile(90))
     return snn, x
 
 
 def dyadic(snn, x):
-    return dyadic_weights(snn, None), (64 * x).round() / 64
+    return dyadic_weights(snn, Context()), (64 * x).round() / 64
 
 
 # ---- the forward pass ----

@@ -19,7 +19,7 @@ from test_cli import Program
 from trained_networks import trained
 
 import s_resnet
-from s_resnet import Graph, convert, evaluate, load, save, simulate
+from s_resnet import RECIPES, Graph, convert, evaluate, load, save, simulate
 from s_resnet.errors import ConversionError, InvalidArtifact, InvalidData
 from s_resnet.graph import Neuron, Node, Readout, inputs, neuron, ops, validate
 from s_resnet.graph.shapes import MOST, image_of, shapes
@@ -36,9 +36,10 @@ needs_compiler = pytest.mark.skipif(compiler.compiled()[0] is None, reason=compi
 SIZE, T = mutations.SIZE, mutations.T
 
 
-def converted(recipe="s-resnet", **options):
+def converted(recipe="s-resnet", weights="float32"):
     model = randomized(CifarResNet(8, 5, 4))
-    return convert(model, [images(8, SIZE, seed=seed) for seed in range(2)], recipe, timesteps=T, **options)
+    asked = RECIPES[recipe].at(T).with_weights(weights)
+    return convert(model, [images(8, SIZE, seed=seed) for seed in range(2)], asked)
 
 
 @pytest.fixture(scope="module")

@@ -241,7 +241,9 @@ def converted(name):
     """A ResNet-8 and the CPU's simulation of it."""
     recipe, weights = WEIGHTS.get(name, (name, "float32"))
     model = randomized(s_resnet.models.CifarResNet(8, num_classes=5, width=8))
-    snn = s_resnet.convert(model, [images(16, 16, seed=i) for i in range(4)], recipe, timesteps=STEPS, weights=weights)
+    snn = s_resnet.convert(
+        model, [images(16, 16, seed=i) for i in range(4)], s_resnet.RECIPES[recipe].at(STEPS).with_weights(weights)
+    )
     return snn, s_resnet.simulate(snn, images(8, 16), STEPS)
 
 

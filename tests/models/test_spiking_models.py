@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import s_resnet
+from s_resnet.conversion import Context
 from s_resnet.models import LIF, Firing, catalog
 from s_resnet.models.catalog import ARCHITECTURES, timesteps_of
 from s_resnet.models.danet import DenselyAdditive
@@ -413,7 +414,7 @@ def test_folding_tdbn_is_exact(outside):
             for node in graph.nodes
         )
     )
-    folded = s_resnet.conversion.passes.fold_batchnorm(exact, nothing)
+    folded = s_resnet.conversion.passes.fold_batchnorm(exact, Context(nothing))
     assert [type(node.op).__name__ for node in folded.nodes] == ["Input", "Conv2d"]
     torch.testing.assert_close(folded.run(images), expected, rtol=1e-12, atol=1e-12)
 

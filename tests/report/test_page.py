@@ -22,7 +22,7 @@ from test_cli import program as program
 from test_verify import build, conv, scalar
 
 import s_resnet
-from s_resnet import SResNetError, convert
+from s_resnet import RECIPES, SResNetError, convert
 from s_resnet.analysis import count_operations, energy
 from s_resnet.data.intervals import Z, difference, wilson
 from s_resnet.errors import InvalidData
@@ -76,9 +76,9 @@ def batches(count=20, size=8, classes=5, batch=8, seed=3):
     return list(zip(images(count, size, seed=seed).split(batch), labels.split(batch), strict=True))
 
 
-def small(recipe="s-resnet", timesteps=4, seed=0, classes=5, **settings):
+def small(recipe="s-resnet", timesteps=4, seed=0, classes=5, weights="float32"):
     model = randomized(CifarResNet(8, num_classes=classes, width=4), seed)
-    snn = convert(model, [images(16, 8)], recipe, timesteps=timesteps, **settings)
+    snn = convert(model, [images(16, 8)], RECIPES[recipe].at(timesteps).with_weights(weights))
     preprocessing = {"size": 8, "resize": 8, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
     return snn.with_provenance(preprocessing=preprocessing, classes=[f"kind {index}" for index in range(classes)])
 

@@ -11,6 +11,7 @@ from test_program import TINY, X, tiny
 from test_schedules import PLANS, THETA, network, pictures, recorded
 
 from s_resnet import RECIPES, Graph, convert, trace
+from s_resnet.conversion import Context
 from s_resnet.conversion.passes import quantize_weights
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout
@@ -92,7 +93,7 @@ def test_rates_approach_every_relu_as_the_steps_grow():
     """No activation is above its scale: thresholds are the maxima of these very images."""
     model = Net(lambda self, x: self.head(self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))))
     x = images(8, 8, seed=3)
-    snn = convert(model, [x], "s-resnet", percentile=100.0)
+    snn = convert(model, [x], RECIPES["s-resnet"].with_percentile(100.0))
     expected = {name: value for name, value in activations(model, x).items() if name.startswith("relu")}
     assert list(expected) == ["relu", "relu_1"] == [node.name for node in snn.neurons]
     errors = []
@@ -126,7 +127,7 @@ def test_a_constant_current_is_that_of_the_module_at_any_step(model, batches):
     snn, x = convert(model, batches, "calibrated", timesteps=4), images(2, 8, seed=4)
     with torch.no_grad():
         assert torch.allclose(features(snn, x, 3, ["conv1"])["conv1"], model.bn1(model.conv1(x)), atol=1e-4)
-    whole = quantize_weights(snn, None)
+    whole = quantize_weights(snn, Context())
     coarse = features(whole, x, 3, ["conv1", "input"])
     with torch.no_grad():
         expected = model.bn1(model.conv1(x))
@@ -163,7 +164,7 @@ def test_rates_and_currents_are_the_mean_of_what_was_sent(monkeypatch, name, ste
 @pytest.mark.parametrize("name", TINY)
 def test_every_alphabet_and_what_spiking_runs_multiply_with(monkeypatch, name):
     graph = tiny(**TINY[name])
-    for snn in [graph, quantize_weights(graph, None)] if name == "binary" else [graph]:
+    for snn in [graph, quantize_weights(graph, Context())] if name == "binary" else [graph]:
         sent = recorded(monkeypatch, snn, X, 6)[0]
         found = features(snn, X, 6, ["n1", "n0", "conv"])
         assert list(found) == ["n1", "n0", "conv"]

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from conftest import images
 from test_schedules import PLANS, dyadic, network, pictures, recorded
 
-from s_resnet import Graph, convert, simulate
+from s_resnet import RECIPES, Graph, simulate
 from s_resnet.errors import ConversionError
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear
-from s_resnet.models import CifarResNet
 from s_resnet.simulation import simulate_until_confident
 
 ONE = torch.ones(())
@@ -367,4 +366,4 @@ def test_an_integer_network_is_binary(recipe):
     with pytest.raises(
         ConversionError, match=r"^recipe .*: got .* signed or multi-level spikes; expected spikes in \{0, 1\}"
     ):
-        convert(CifarResNet(8, width=4).eval(), [images(8, 8)], recipe, timesteps=2, weights="int8")
+        RECIPES[recipe].at(2).with_weights("int8")

@@ -5,7 +5,7 @@ import torch
 from conftest import images, randomized
 from test_verify import build, conv, one, scalar, uneven
 
-from s_resnet import convert, simulate
+from s_resnet import RECIPES, convert, simulate
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron
 from s_resnet.models import CifarResNet
@@ -90,9 +90,9 @@ def test_neurons_are_spread_over_those_that_fire():
 # ---- against the engine
 
 
-def network(recipe, timesteps=4, **settings):
+def network(recipe, timesteps=4, weights="float32"):
     model = randomized(CifarResNet(8, num_classes=5, width=4))
-    return convert(model, [images(16, 8)], recipe, timesteps=timesteps, **settings)
+    return convert(model, [images(16, 8)], RECIPES[recipe].at(timesteps).with_weights(weights))
 
 
 @pytest.mark.parametrize("recipe", ["s-resnet", "calibrated", "phased", "signed", "multilevel"])

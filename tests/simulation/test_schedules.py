@@ -487,7 +487,7 @@ def test_an_integer_network_counts_in_whole_numbers(monkeypatch, model, schedule
     """Fitted to 5 steps, run for 5 and for 7; a phased one also in closed form."""
     recipe = RECIPES["phased"].set("relu_to_neuron", schedule=schedule)
     recipe = recipe.set("calibrate_neurons", time_indexed=time_indexed)
-    graph = convert(model, [images(24, 12, seed=5)], recipe, timesteps=5, weights="int8")
+    graph = convert(model, [images(24, 12, seed=5)], RECIPES[recipe].at(5).with_weights("int8"))
     tables = [node.op.integer_correction for node in graph.neurons]
     by_step = time_indexed and schedule != "phased"
     assert [table.ndim for table in tables] == [1, *[2 if by_step else 1] * 6]

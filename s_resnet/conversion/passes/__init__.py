@@ -1,10 +1,9 @@
-"""Passes: functions ``(graph, calibration, **settings) -> graph``, one per file, each stating what it preserves.
+"""Passes: functions ``(graph, context, **settings) -> graph``, one per file, each stating what it preserves.
 
 A pass that finds nothing to rewrite returns the very graph it was given.
 """
 
 from .attach_readout import attach_readout
-from .average_maxpool import average_maxpool
 from .calibrate_neurons import calibrate_neurons
 from .compensate import compensate
 from .dyadic_weights import dyadic_weights
@@ -19,7 +18,6 @@ from .relu_to_neuron import relu_to_neuron
 
 __all__ = [
     "attach_readout",
-    "average_maxpool",
     "calibrate_neurons",
     "compensate",
     "dyadic_weights",

@@ -11,11 +11,10 @@ from ...graph.graph import Graph
 from ...graph.neuron import Neuron, Readout
 from ...graph.ops import AdaptiveAvgPool2d, Node
 from ..calibrate import Calibration
+from ..context import Context
 
 
-def attach_readout(
-    graph: Graph, calibration: Calibration, mode: str = "current", initial_potential: float = 0.0
-) -> Graph:
+def attach_readout(graph: Graph, context: Context, mode: str = "current", initial_potential: float = 0.0) -> Graph:
     """Append a readout after the classifier; the analog run is preserved exactly.
 
     mode ``"current"``: the mean classifier current so far, in the units of the logits.
@@ -30,7 +29,7 @@ def attach_readout(
         raise ConversionError(f"attach_readout: got mode {mode!r}; expected 'current' or 'spikes'. Change the recipe.")
     nodes = list(graph.nodes)
     if mode == "spikes":
-        nodes = _with_pool_neuron(graph, calibration, initial_potential)
+        nodes = _with_pool_neuron(graph, context.calibration, initial_potential)
     last = nodes[-1].name
     name = "readout"
     while any(node.name == name for node in nodes):

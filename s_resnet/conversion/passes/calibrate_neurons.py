@@ -12,7 +12,7 @@ from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import Conv2d, Linear, Node, Op
 from ...simulation.lockstep import respond
-from ..calibrate import Calibration, fitting_images
+from ..context import Context
 from ..layerwise import Pairs, fit_layers
 from ..least_squares import refit
 
@@ -20,14 +20,7 @@ SWEEPS = 8
 RATE = 0.5  # of the distance to the source's mean that one sweep corrects
 
 
-def calibrate_neurons(
-    graph: Graph,
-    calibration: Calibration,
-    timesteps: int = 16,
-    weights: bool = False,
-    time_indexed: bool = False,
-    progress: bool = False,
-) -> Graph:
+def calibrate_neurons(graph: Graph, context: Context, weights: bool = False, time_indexed: bool = False) -> Graph:
     """Correct neuron layers one after the other, each on the spikes that the corrected ones before it really send.
 
     Eight times ``b += (E[a] - E[r]) / 2`` per channel, r being its mean output over T steps and a the source network's
@@ -48,11 +41,11 @@ def calibrate_neurons(
     Source: Li et al., ICML 2021 (arXiv:2106.06984), bias calibration; Wu et al., ECCV 2024 (arXiv:2403.18388),
     forward temporal bias correction.
 
-    Raises ConversionError without calibration images.
+    Raises ConversionError without calibration images or T.
     """
     if not graph.neurons:
         return graph
-    images = fitting_images(calibration, "calibrate_neurons")
+    images, timesteps = context.fitting_images("calibrate_neurons"), context.fitting_steps("calibrate_neurons")
 
     def fit(node: Node, parts: Pairs) -> Op:
         assert isinstance(node.op, Neuron)
@@ -64,7 +57,7 @@ def calibrate_neurons(
         exact = all(name in graph.static for name in node.inputs)  # what reads the images lacks nothing
         return node.op if exact else refit(node.op, parts, len(images))
 
-    label = "calibrate_neurons" if progress else ""
+    label = "calibrate_neurons" if context.progress else ""
     return fit_layers(graph, images, timesteps, fit, refitted if weights else None, label)
 
 

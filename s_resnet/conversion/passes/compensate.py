@@ -10,12 +10,12 @@ from ...graph.graph import Graph
 from ...graph.ops import SYNAPSES, Node
 from ...runtime.progress import Progress
 from ...simulation.simulate import simulate
-from ..calibrate import Calibration
+from ..context import Context
 
 EVALUATIONS = 6
 
 
-def compensate(graph: Graph, calibration: Calibration, timesteps: int = 350, progress: bool = False) -> Graph:
+def compensate(graph: Graph, context: Context) -> Graph:
     """Set ``gain = c`` on every synapse, shortcut synapses included; biases and the analog run stay as they are.
 
     A neuron's rate is its current rounded down to the grid 1/T, and layer after layer the loss adds up::
@@ -39,13 +39,14 @@ def compensate(graph: Graph, calibration: Calibration, timesteps: int = 350, pro
     synapses = [node for node in graph.nodes if isinstance(node.op, SYNAPSES)]
     if not synapses:
         return graph
+    calibration, timesteps = context.calibration, context.fitting_steps("compensate")
     expected = 1.0 + (calibration.rounding or 0.0) / timesteps
     if calibration.samples is None:
         reason = "no calibration images" if calibration.rounding is None else "expected rounding"
         return _with_gain(graph, expected).with_provenance(
             compensation={"factor": expected, "timesteps": timesteps, "curve": [], "reason": reason}
         )
-    objective = _Objective(graph, calibration.samples.images, timesteps, progress)
+    objective = _Objective(graph, calibration.samples.images, timesteps, context.progress)
     _search(objective, (expected - 1.0) / 2 if expected > 1.0 else 2.0 / timesteps)
     best = objective.nearest(expected)
     curve = [{"factor": factor, "logit_error": objective(factor)} for factor in sorted(objective.errors)]

@@ -28,7 +28,7 @@ from ...graph.ops import (
     Slice,
     compensated,
 )
-from ..calibrate import Calibration
+from ..context import Context
 
 FINEST = 16  # binary digits behind the point, at most
 EXACT = 24  # binary digits that float32 adds exactly
@@ -37,7 +37,7 @@ MOVES = (MaxPool2d, SpikingMaxPool2d, Flatten, Pad, Slice)  # what gives values 
 MIXES = (Flatten, Pad, Slice)  # and may give channels other places
 
 
-def dyadic_weights(graph: Graph, calibration: Calibration) -> Graph:
+def dyadic_weights(graph: Graph, context: Context) -> Graph:
     """Round the weights, biases, corrections and v(0) of a neuron layer to multiples of ``2^-k``; thresholds are 1.
 
     k is one number for all that a channel of a neuron layer sums, at most 16 and such that with

@@ -12,16 +12,14 @@ from ...graph.neuron import Readout
 from ...graph.ops import Node, Op
 from ...runtime.progress import Progress
 from ...simulation.lockstep import lockstep, steps_of
-from ..calibrate import Calibration, fitting_images
+from ..context import Context
 from ..layerwise import parts_of
 
 LEAST = 1e-3  # of the mean weight: an answer exists at every step
 RIDGE = 1e-2  # of the currents' own variance, towards equal weights
 
 
-def fit_readout(
-    graph: Graph, calibration: Calibration, timesteps: int = 16, weighted: bool = True, progress: bool = False
-) -> Graph:
+def fit_readout(graph: Graph, context: Context, weighted: bool = True) -> Graph:
     """Weigh the classifier's currents by step, and add what the answer lacks on average, without labels.
 
     With ``I[t]`` the classifier's current and z the source's logits, both centered per class, the weights minimize::
@@ -35,11 +33,11 @@ def fit_readout(
 
     The analog run is preserved. Source: delayed readout, Bu et al., CVPR 2025 (arXiv:2502.17671); the weights are ours.
 
-    Raises ConversionError without calibration images.
+    Raises ConversionError without calibration images or T.
     """
     if not any(isinstance(node.op, Readout) and node.op.mode == "current" for node in graph.nodes):
         return graph
-    images = fitting_images(calibration, "fit_readout")
+    images, timesteps = context.fitting_images("fit_readout"), context.fitting_steps("fit_readout")
     sums: list[_Sums] = []
 
     def visit(node: Node, currents: Tensor, target: Tensor) -> Op:
@@ -48,7 +46,7 @@ def fit_readout(
         return node.op
 
     parts = parts_of(graph, images, steps_of(graph, timesteps))
-    for part in Progress(parts, desc="fit_readout", unit="part", shown=progress):
+    for part in Progress(parts, desc="fit_readout", unit="part", shown=context.progress):
         lockstep(graph, images[part], timesteps, visit)
         sums = [sums[0] if len(sums) == 1 else sums[0].plus(sums[1])]
     nodes = (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
-from ..calibrate import Calibration, fitting_images
+from ..context import Context
 from ..layerwise import parts_of
 from ..spill import Spill
 
@@ -20,7 +20,7 @@ LEAST = 1e-3  # of the layer's median threshold: a channel that is almost silent
 ROOM = 2**24  # activations of a layer that are in memory at a time
 
 
-def fit_thresholds(graph: Graph, calibration: Calibration, timesteps: int = 16) -> Graph:
+def fit_thresholds(graph: Graph, context: Context) -> Graph:
     """Set every threshold, per channel, to the least mean squared error of the quantizer that T steps are.
 
     A neuron layer that starts at ``v(0) = p threshold`` and answers a constant current x in T steps of up to L
@@ -35,11 +35,12 @@ def fit_thresholds(graph: Graph, calibration: Calibration, timesteps: int = 16) 
     The analog run is preserved. Source: the grid search of Li et al., ICML 2021 (arXiv:2106.06984), with the quantizer
     that rounds where v(0) is half the threshold.
 
-    Raises ConversionError without calibration images.
+    Raises ConversionError without calibration images or T.
     """
     if not graph.neurons:
         return graph
-    histograms = _histograms(graph, fitting_images(calibration, "fit_thresholds"))
+    images, timesteps = context.fitting_images("fit_thresholds"), context.fitting_steps("fit_thresholds")
+    histograms = _histograms(graph, images)
     nodes = tuple(
         replace(node, op=_fitted(node.op, *histograms[node.name], timesteps)) if isinstance(node.op, Neuron) else node
         for node in graph.nodes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ...graph.fold import folded
 from ...graph.graph import Graph
-from ..calibrate import Calibration
+from ..context import Context
 
 
-def fold_batchnorm(graph: Graph, calibration: Calibration) -> Graph:
+def fold_batchnorm(graph: Graph, context: Context) -> Graph:
     """Fold every BatchNorm and every affine map per channel; the function is preserved (to 1e-12 in float64).
 
     Both are ``y = f x + s``, of a BatchNorm ``f = gamma / sqrt(var + eps)`` and ``s = beta - f mean``. Per output

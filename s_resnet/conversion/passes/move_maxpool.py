@@ -8,10 +8,10 @@ from ...errors import ConversionError
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron, SpikingMaxPool2d
 from ...graph.ops import UNIT_PRESERVING, MaxPool2d, Node
-from ..calibrate import Calibration
+from ..context import Context
 
 
-def move_maxpool(graph: Graph, calibration: Calibration) -> Graph:
+def move_maxpool(graph: Graph, context: Context) -> Graph:
     """Move a max-pool before its neuron where that is exact, and gate it by spike counts elsewhere.
 
     ReLU and max commute, ``max(relu(x)) = relu(max(x))``, so a pool over the neurons of a layer whose input current is

@@ -25,9 +25,10 @@ from ...graph.ops import (
     carried,
 )
 from ..calibrate import Calibration
+from ..context import Context
 
 
-def normalize(graph: Graph, calibration: Calibration) -> Graph:
+def normalize(graph: Graph, context: Context) -> Graph:
     """Threshold 1 everywhere: ``W * lambda_in / lambda_out``, ``b / lambda_out``, and the shortcut conversion model.
 
     lambda_out of a synapse is the threshold of the neuron that integrates it (for the last convolution of a residual
@@ -43,7 +44,7 @@ def normalize(graph: Graph, calibration: Calibration) -> Graph:
     """
     if not graph.neurons:
         return graph
-    work = _Work(graph, calibration)
+    work = _Work(graph, context.calibration)
     for node in graph.nodes:
         work.rewrite(node)
     return replace(graph, nodes=tuple(work.nodes))

@@ -11,14 +11,14 @@ from ...errors import ConversionError
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron, SpikingMaxPool2d
 from ...graph.ops import GRID, Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale, compensated
-from ..calibrate import Calibration
+from ..context import Context
 
 LARGEST = 127  # of int8, used symmetrically
 THRESHOLDS = 2**15  # the largest: finer than that the weights are not
 EXACT = 2**24  # sums of whole numbers below it are exact in float32, in any order
 
 
-def quantize_weights(graph: Graph, calibration: Calibration) -> Graph:
+def quantize_weights(graph: Graph, context: Context) -> Graph:
     """Give every synapse whole numbers besides its own, which a spiking run then uses; the analog run is unchanged.
 
     Per output channel k the threshold becomes ``theta_k = floor(127 / max |c W_k|)``, the maximum over all

@@ -19,7 +19,7 @@ from ...graph.ops import Conv2d, Input, Linear, Node, Op, compensated
 from ...kernels import per_channel
 from ...runtime.progress import Progress, repeatable
 from ...simulation.lockstep import Both, blocks, nearly_order_free, order_free, propagate, respond, walk
-from ..calibrate import Calibration, fitting_images
+from ..context import Context
 from ..kept import Kept, Shown, Values
 from ..layerwise import PART, in_memory
 from ..resume import Done, kept_at, key_of, resumed
@@ -35,14 +35,11 @@ CHECKED = 8  # one image of so many is not trained on, but decides whether the b
 
 def reconstruct(
     graph: Graph,
-    calibration: Calibration,
-    timesteps: int = 16,
+    context: Context,
     steps: int = 250,
     joint: int = 1000,
     minutes: float = 30.0,
-    drop: float = 0.0,
     resume: str | os.PathLike[str] | None = None,
-    progress: bool = False,
 ) -> Graph:
     """Train each block's spiking weights, corrections and thresholds to give what the source network's block gives.
 
@@ -55,9 +52,8 @@ def reconstruct(
     get ``joint`` such steps towards the source's logits, at 0.15 of the rates, on images mirrored and shifted at
     random, for which the source is asked anew. The gradient goes straight through the spikes: with
     ``u = clip(z / threshold, 0, L)`` of the mean current z, and N the real count, the backward pass sees
-    ``r = threshold (u + (N / T - u).detach())``, so that weights, corrections and thresholds learn. A share ``drop`` of
-    the values that enter a block can be replaced by the source's own, at random. One image of eight is kept apart: a
-    block that is no better on those, and the whole that is no better, stays as it was.
+    ``r = threshold (u + (N / T - u).detach())``, so that weights, corrections and thresholds learn. One image of eight
+    is kept apart: a block that is no better on those, and the whole that is no better, stays as it was.
 
     Where counts depend on nothing but the total charge (recipe phased), and where they nearly do (recipe signed), one
     pass over mean currents gives them, T times cheaper. Of the latter the whole is held against what it was by its real
@@ -68,54 +64,68 @@ def reconstruct(
     steps it got and whether it is better for them, and whether the outcome was taken.
 
     Args:
-        minutes: the most that it may take, half of it for the blocks in equal shares, the rest for all together; what
-            would take longer gets fewer steps.
-        resume: a file that keeps finished blocks, from which the same call goes on after an interruption.
-
-    Source: block reconstruction, Li et al., ICLR 2021 (arXiv:2102.05426); random dropping of quantization, Wei et al.,
-    ICLR 2022 (arXiv:2203.05740); threshold gradient, Esser et al., ICLR 2020 (arXiv:1902.08153).
+        graph: the network after :func:`calibrate_neurons`.
+        context: with calibration images to fit to, and T.
+        steps: for each block.
+        joint: for all blocks together.
+        minutes: the time that it may take. The block under way when it is over is finished; the blocks after it stay as
+            they were calibrated, and got 0 steps. All together get as many steps as fit in what the blocks leave. So
+            the result depends on nothing but the numbers of steps that the provenance tells.
+        resume: a file that keeps finished blocks, from which the same call goes on after an interruption, with all its
+            minutes.
 
     Raises:
-        ConversionError: there are no calibration images.
+        ConversionError: there are no calibration images, or no T.
         InvalidArtifact: ``resume`` belongs to another network, other images or other settings.
+
+    Source: block reconstruction, Li et al., ICLR 2021 (arXiv:2102.05426); threshold gradient, Esser et al., ICLR 2020
+    (arXiv:1902.08153).
     """
     if not graph.neurons:
         return graph
-    images = fitting_images(calibration, "reconstruct")
+    images, timesteps = context.fitting_images("reconstruct"), context.fitting_steps("reconstruct")
+    key = key_of(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint})
+    before, (graph, said) = graph, resumed(graph, resume, key)
     rounds = 1 if nearly_order_free(graph) else timesteps
-    before, room = graph, in_memory(graph, images, rounds, PART)
-    key = key_of(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint, "drop": drop})
-    graph, said = resumed(graph, resume, key)
+    room = in_memory(graph, images, rounds, PART)
     entered: dict[str, Values] = {graph.nodes[0].name: _shown(graph, images, rounds)}
     values, parts = entered, blocks(graph)
-    start = time.monotonic()
+    names = [part[-1].name for part in parts] + ["all together"] * (joint > 0)
     total = steps * len(parts) + joint
-    finished = min(steps * len(said), total - joint) + joint * (len(said) > len(parts))
-    bar = Progress[None](total=total, desc="reconstruct", unit="step", shown=progress, initial=finished)
+    finished = _credited(len(said), len(parts), steps, joint)
+    bar = Progress[None](total=total, desc="reconstruct", unit="step", shown=context.progress, initial=finished)
     kept = repeatable(resume, lambda: f"{len(said)} of {len(parts) + 1} parts" if said else "")
+    end = time.monotonic() + 60 * minutes
     with bar, arithmetic(images[:1], tf32=False), kept:
         for index, part in enumerate(parts):
             if index >= len(said):
+                if time.monotonic() >= end:
+                    break
                 bar.show(part=f"{index + 1}/{len(parts) + 1}")
-                block = _Block(part, values, timesteps, 1.0, room=room)
-                part, done = block.train(steps, 30 * minutes / len(parts), drop, bar)
-                said.append({"block": part[-1].name, **done})
+                part, done = _Block(part, values, timesteps, 1.0, room=room).train(steps, bar)
+                said.append({"block": names[index], **done})
                 graph = kept_at(_replaced(graph, part), resume, key, said)
             if index < len(parts) - 1:
                 values = _sent(part, values, timesteps, room)
-        if joint and len(said) == len(parts):
+        if len(parts) == len(said) < len(names) and time.monotonic() < end:
             bar.show(part=f"{len(parts) + 1}/{len(parts) + 1}")
-            left = 60 * minutes - (time.monotonic() - start)
             together = _Block(graph.nodes, entered, timesteps, JOINT, varied=True, room=room)
-            whole, done = together.train(joint, left, 0.0, bar)
-            said.append({"block": "all together", **done})
+            whole, done = together.train(joint, bar, end)
+            said.append({"block": names[-1], **done})
             graph = kept_at(_replaced(graph, whole), resume, key, said)
+        bar.update(total - _credited(len(said), len(parts), steps, joint))  # of those that there was no time for
         sure = order_free(graph) or rounds > 1
         taken = graph if sure else _closer(before, graph, images, timesteps)
+    said += [{"block": name, "steps": 0, "better": False} for name in names[len(said) :]]
     asked = {"steps": steps, "joint": joint, "total": total, "minutes": minutes}
     return taken.with_provenance(
         reconstruction={"asked": asked, "images": len(images), "blocks": said, "taken": taken is graph}
     )
+
+
+def _credited(count: int, blocks: int, steps: int, joint: int) -> int:
+    """The steps that so many finished parts stand for: the blocks, and then all of them together."""
+    return steps * min(count, blocks) + joint * (count > blocks)
 
 
 def _shown(graph: Graph, images: Tensor | Spill, steps: int) -> Shown:
@@ -222,54 +232,60 @@ class _Block:
             return replace(op, threshold=threshold.exp(), correction=correction)
         return op
 
-    def train(self, steps: int, seconds: float, drop: float, bar: Progress[None]) -> tuple[tuple[Node, ...], Done]:
-        """The nodes after ``steps`` steps, or as many as fit in ``seconds``; unchanged where that is no better."""
+    def _fitting(self, chosen: Tensor, steps: int, end: float) -> int:
+        """How many of these steps fit in the time until ``end``, at the pace of a second try of one; at least one.
+
+        They are counted before they are made, and not cut off: what they learn depends on their number alone.
+        """
+        start = end
+        for _ in range(2):  # the first warms up
+            start = time.monotonic()
+            float(self._backward(chosen, torch.Generator().manual_seed(0)))  # waits for a GPU
+        now = time.monotonic()
+        return max(1, min(steps, int((end - now) / max(now - start, 1e-9))))
+
+    def train(self, steps: int, bar: Progress[None], end: float | None = None) -> tuple[tuple[Node, ...], Done]:
+        """The nodes after ``steps`` steps, or as many as fit before ``end``; unchanged where that is no better."""
         count = len(self.target)
         checked = torch.arange(0, count, CHECKED)
         learned = torch.tensor([i for i in range(count) if i % CHECKED] or [0])
+        if end is not None:
+            asked, steps = steps, self._fitting(learned[:BATCH], steps, end)
+            bar.update(asked - steps)
         before = self.error(checked)
         generator = torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(self.groups)
         rates = [group["lr"] for group in optimizer.param_groups]
-        start, done = time.monotonic(), 0
-        while done < steps:
-            spent = (time.monotonic() - start) / max(seconds, 1e-9)
-            if spent >= 1:
-                break
-            # Before the first step nobody knows whether time is short; on a slow machine rates must not depend on it.
-            share = max(done / steps, spent) if done else 0.0
+        for step in range(steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
+                group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
             chosen = learned[torch.randint(len(learned), (BATCH,), generator=generator)]
             optimizer.zero_grad()
-            for part in torch.split(chosen, self.room):
-                loss = self._loss(part, drop, generator) * (len(part) / len(chosen))
-                loss.backward()  # type: ignore[no-untyped-call]
+            self._backward(chosen, generator)
             optimizer.step()
-            done += 1
             bar.update()
-        bar.update(steps - done)  # those that there was no time for
         better = self.error(checked) < before
-        return self.trained() if better else self.nodes, {"steps": done, "better": better}
+        return self.trained() if better else self.nodes, {"steps": steps, "better": better}
+
+    def _backward(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """Add the gradient of the mean loss of the chosen images to that of the leaves; the last part's share of it."""
+        for part in torch.split(chosen, self.room):
+            loss = self._loss(part, generator) * (len(part) / len(chosen))
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def error(self, chosen: Tensor) -> float:
         with torch.no_grad():
             parts = torch.split(chosen, self.room)
-            return sum(float(self._loss(part, 0.0, None)) * len(part) for part in parts) / len(chosen)
+            return sum(float(self._loss(part, None)) * len(part) for part in parts) / len(chosen)
 
-    def _loss(self, chosen: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:
+    def _loss(self, chosen: Tensor, generator: torch.Generator | None) -> Tensor:
         """The mean squared distance to the source on the chosen images, relative to the source's mean square."""
         mean: dict[str, Tensor] = {}
         real: dict[str, Tensor] = {}
         values, target = self._entering(chosen, generator)
         for name, value in values.items():
-            analog = value.analog
-            spiking = value.spiking
-            if drop and not value.constant:
-                # The same places at every step, so that what enters is a rate that the source could send.
-                dropped = torch.rand(analog.shape, generator=generator).to(analog.device) < drop
-                spiking = torch.where(dropped, analog, spiking)
-            real[name], mean[name] = spiking, spiking.mean(0)
+            real[name], mean[name] = value.spiking, value.spiking.mean(0)
         for node in self.nodes:
             if node.inputs:
                 self._forward(node, mean, real)

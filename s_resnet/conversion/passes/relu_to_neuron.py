@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypedDict, Unpack
 
 import torch
+from torch import Tensor
 
-from ...errors import ConversionError
+from ...errors import ConversionError, message
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import QCFS, Add, Node, ReLU
-from ..calibrate import Calibration
+from ..context import Context
+
+SPIKES = ("unsigned", "signed", "differential")
 
 
-def relu_to_neuron(
-    graph: Graph,
-    calibration: Calibration,
-    initial_potential: float = 0.0,
-    reset: str = "subtract",
-    schedule: str = "streaming",
-    levels: int = 1,
-    signed: bool = False,
-    differential: bool = False,
-) -> Graph:
+class NeuronSettings(TypedDict, total=False):
+    """The settings of :func:`relu_to_neuron`, plain data that a recipe holds and a file tells.
+
+    Attributes:
+        initial_potential: v(0) as a share of the threshold, in [0, 1); 0, the default, is the paper's theory, 0.5 its
+            released code.
+        reset: ``"subtract"``, the default, or ``"zero"``.
+        schedule: ``"streaming"``, the default, ``"lagged"`` or ``"phased"``, as in :class:`s_resnet.graph.Neuron`. A
+            layer with no neuron before it sees a constant current, which has no unevenness to wait for: its schedule is
+            ``"streaming"`` in any case.
+        spikes: ``"unsigned"``, the default; ``"signed"``, for neurons that take back what they sent too early; or
+            ``"differential"``, for those that send changes of their mean.
+        amplitudes: how many amplitudes 1, 2, 4, ... a spike may have; by default 1.
+    """
+
+    initial_potential: float
+    reset: str
+    schedule: str
+    spikes: str
+    amplitudes: int
+
+
+def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSettings]) -> Graph:
     """Replace every ReLU by a neuron that emits up to the calibrated scale of that activation per step.
 
     A QCFS activation brings the scale that it was trained with, and stays what the analog run has.
@@ -32,22 +49,16 @@ def relu_to_neuron(
     satisfies ``|mean output - clip(x, 0, most threshold)| <= threshold / T``.
 
     Args:
-        initial_potential: v(0) as a share of the threshold; 0 is the paper's theory, 0.5 its released code.
-        reset: ``"subtract"`` or ``"zero"``.
-        schedule, levels, signed, differential: as in :class:`s_resnet.graph.Neuron`. A layer with no neuron before it
-            sees a
-            constant current, which has no unevenness to wait for: its schedule is ``"streaming"`` in any case.
+        graph: the analog network, its batch normalization folded.
+        context: with a calibrated scale of every ReLU.
+        **settings: of the neurons, see :class:`NeuronSettings`.
 
     Raises:
         ConversionError: the calibration lacks a ReLU of this graph, or a setting is out of range.
 
     Source: arXiv:1805.01352: "sum layer is no longer needed", the neuron adds by integration.
     """
-    if reset not in ("subtract", "zero") or not 0 <= initial_potential < 1:
-        raise ConversionError(
-            f"relu_to_neuron: got reset={reset!r}, initial_potential={initial_potential}; expected 'subtract' or "
-            "'zero', and a share of the threshold in [0, 1). Change the recipe."
-        )
+    like = _neuron(settings)
     absorbed: set[str] = set()
     spiking: set[str] = set()  # nodes with a neuron before them
     nodes: list[Node] = []
@@ -58,26 +69,56 @@ def relu_to_neuron(
         if not isinstance(node.op, ReLU | QCFS):
             nodes.append(node)
             continue
-        if isinstance(node.op, ReLU) and node.name not in calibration.scales:
-            raise ConversionError(
-                f"{node.name}: got no calibrated scale; expected one per ReLU. Calibrate this very graph."
-            )
-        trained = node.op if isinstance(node.op, QCFS) else None
-        neuron = Neuron(
-            trained.threshold if trained else torch.tensor(calibration.scales[node.name], device=graph.device),
-            initial_potential,
-            reset,
-            schedule=schedule if later else "streaming",
-            levels=levels,
-            signed=signed,
-            differential=differential,
-            quantization=trained.levels if trained else 0,
+        neuron = replace(
+            like,
+            threshold=_scale(node, context, graph.device) / like.most,
+            schedule=like.schedule if later else "streaming",
+            quantization=node.op.levels if isinstance(node.op, QCFS) else 0,
         )
-        neuron = replace(neuron, threshold=neuron.threshold / neuron.most)
         nodes.append(Node(node.name, neuron, _summands(graph, node, absorbed)))
     if not any(isinstance(node.op, ReLU | QCFS) for node in graph.nodes):
         return graph
     return replace(graph, nodes=tuple(node for node in nodes if node.name not in absorbed))
+
+
+def _neuron(settings: NeuronSettings) -> Neuron:
+    """A neuron of threshold 1 with these settings."""
+    reset, start = settings.get("reset", "subtract"), settings.get("initial_potential", 0.0)
+    if reset not in ("subtract", "zero") or not 0 <= start < 1:
+        raise ConversionError(
+            message(
+                "relu_to_neuron",
+                "",
+                f"reset={reset!r}, initial_potential={start}",
+                "'subtract' or 'zero', and a share of the threshold in [0, 1)",
+                "Change the recipe",
+            )
+        )
+    spikes = settings.get("spikes", "unsigned")
+    if spikes not in SPIKES:
+        raise ConversionError(
+            message("relu_to_neuron", "", f"spikes={spikes!r}", f"one of {', '.join(SPIKES)}", "Change the recipe")
+        )
+    return Neuron(
+        torch.ones(()),
+        start,
+        reset,
+        schedule=settings.get("schedule", "streaming"),
+        levels=settings.get("amplitudes", 1),
+        signed=spikes == "signed",
+        differential=spikes == "differential",
+    )
+
+
+def _scale(node: Node, context: Context, device: torch.device) -> Tensor:
+    """The scale of an activation: the one that it was trained with, or the calibrated one."""
+    if isinstance(node.op, QCFS):
+        return node.op.threshold
+    if node.name not in context.calibration.scales:
+        raise ConversionError(
+            message(node.name, "", "no calibrated scale", "one per ReLU", "Calibrate this very graph")
+        )
+    return torch.tensor(context.calibration.scales[node.name], device=device)
 
 
 def _summands(graph: Graph, node: Node, absorbed: set[str]) -> tuple[str, ...]:

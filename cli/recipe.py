@@ -1,0 +1,75 @@
+"""The options of ``sresnet convert`` that make a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import s_resnet
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What was asked for, by the names of the options; None for what was left out."""
+
+    recipe: str | None
+    timesteps: int | None
+    percentile: float | None
+    weights: str
+    reconstruct: bool
+    spikes: str | None
+    target_drop: float | None
+
+    def build(self, with_images: bool) -> s_resnet.Recipe | s_resnet.conversion.Auto:
+        """The recipe that they make together.
+
+        Raises:
+            click.UsageError: a percentile for a recipe that does not look at it.
+            InvalidData, ConversionError: they cannot be combined.
+        """
+        import s_resnet
+
+        built: s_resnet.Recipe | s_resnet.conversion.Auto
+        if self.recipe == "auto":
+            built = s_resnet.conversion.Auto(self.spikes or "binary", self.target_drop)
+        elif self.spikes is not None or self.target_drop is not None:
+            expected = "them with recipe 'auto', which chooses by them"
+            remedy = "Leave them out, or choose auto"
+            raise s_resnet.errors.InvalidData(
+                s_resnet.errors.message("convert", "", "spikes or target_drop with a recipe by name", expected, remedy)
+            )
+        else:
+            built = s_resnet.RECIPES[self.recipe] if self.recipe else s_resnet.conversion.default_recipe(with_images)
+        if self.timesteps is not None:
+            built = built.at(self.timesteps)
+        if self.percentile is not None:
+            if not isinstance(built, s_resnet.Recipe) or built.fits:
+                raise click.UsageError(
+                    f"--percentile applies to the paper's recipes; {built.name} chooses its thresholds by their error. "
+                    "Leave it out, or choose --recipe s-resnet."
+                )
+            built = built.with_percentile(self.percentile)
+        built = built.with_weights(self.weights)
+        return built.reconstructed() if self.reconstruct else built
+
+    def check_trained(self, checkpoint: Path | str) -> None:
+        """Raise click.UsageError for options that do not apply to a directly trained network."""
+        asked = replace(self, weights="") if self.weights == "float32" else self
+        given = [f"--{name.replace('_', '-')}" for name, value in vars(asked).items() if value]
+        if given:
+            raise click.UsageError(
+                f"{checkpoint} was trained as a spiking network, to which {', '.join(given)} cannot be applied. Leave "
+                "it out; evaluate takes any T."
+            )
+
+    def words(self, name: str, timesteps: int) -> list[str]:
+        """Recipe, T and the other settings, as words of the network's file name."""
+        steps = f"T{timesteps}" if self.target_drop is None else f"drop{self.target_drop:g}"
+        words = [name, *([self.spikes] if self.spikes else []), steps]
+        words += [self.weights] if self.weights != "float32" else []
+        return [*words, "reconstructed"] if self.reconstruct else words
