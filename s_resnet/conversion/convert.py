@@ -222,7 +222,7 @@ def _quantized(graph: Graph, example: Tensor, request: Request, refused: list[st
         if not scale > 0:
             raise InvalidData(f"{node}: got threshold {scale}; expected a positive one. Train with a lower rate.")
     known = Calibration(scales, 100.0, 0, "training")
-    steps = request.timesteps or max(op.levels for op in ops.values())
+    steps = request.timesteps or max(op.quantization_levels for op in ops.values())
     return _documented(apply_recipe(graph, known, chosen, steps), known, example)
 
 

@@ -74,9 +74,9 @@ def _pass(graph: Graph, images: Tensor, timesteps: int) -> tuple[Tensor, dict[st
     def visit(node: Node, current: Tensor, target: Tensor) -> Op:
         op = node.op
         if isinstance(op, Neuron):
-            correction = op.correct(0, 1, current.ndim)
+            correction = op.bias_current(0, 1, current.ndim)
             mean = current[0] if correction is None else current[0] + correction
-            counts[node.name] = op.settled(mean * timesteps, timesteps).flatten(1).sum(1, dtype=torch.float64)
+            counts[node.name] = op.quantize(mean * timesteps, timesteps).flatten(1).sum(1, dtype=torch.float64)
         elif isinstance(op, Readout):
             answers.append(op.advance([current], None)[0][0])
         return op

@@ -202,7 +202,7 @@ class _Block:
         elif isinstance(op, Neuron):
             threshold = op.threshold.log().clone()
             correction = torch.zeros_like(threshold) if op.correction is None else op.correction.clone()
-            full = float(op.threshold.mean()) * op.most
+            full = float(op.threshold.mean()) * op.max_emission
             self._add(node, (threshold, THRESHOLD), (correction, CORRECTION * full))
 
     def _add(self, node: Node, *leaves: tuple[Tensor, float]) -> None:
@@ -341,7 +341,8 @@ def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
     correction = op.correction if op.correction.ndim < 2 else op.correction.mean(0)
     fixed = threshold.detach()
     z = (total + per_channel(correction, total.ndim)) / threshold
-    u = F.hardtanh(z, 0.0, float(op.most))  # clamp has a gradient of 1 at both ends in torch 2.11, and of 0 in 2.14
+    # Unlike clamp, whose gradient at both ends is 1 in torch 2.11, and 0 in 2.14.
+    u = F.hardtanh(z, 0.0, float(op.max_emission))
     # The rate to the last bit, so that the layers behind count as they will; then what has a gradient and no value.
     return rate + (threshold - fixed) * (rate / fixed) + fixed * (u - u.detach())
 

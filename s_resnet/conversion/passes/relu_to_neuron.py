@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from ...errors import ConversionError
+from ...graph.alphabet import Differential, power_of_two
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import QCFS, Add, Node, ReLU
@@ -48,6 +49,7 @@ def relu_to_neuron(
             f"relu_to_neuron: got reset={reset!r}, initial_potential={initial_potential}; expected 'subtract' or "
             "'zero', and a share of the threshold in [0, 1). Change the recipe."
         )
+    alphabet = Differential(levels) if differential else power_of_two(levels, signed)
     absorbed: set[str] = set()
     spiking: set[str] = set()  # nodes with a neuron before them
     nodes: list[Node] = []
@@ -68,12 +70,10 @@ def relu_to_neuron(
             initial_potential,
             reset,
             schedule=schedule if later else "streaming",
-            levels=levels,
-            signed=signed,
-            differential=differential,
-            quantization=trained.levels if trained else 0,
+            spikes=alphabet,
+            quantization_levels=trained.quantization_levels if trained else 0,
         )
-        neuron = replace(neuron, threshold=neuron.threshold / neuron.most)
+        neuron = replace(neuron, threshold=neuron.threshold / neuron.max_emission)
         nodes.append(Node(node.name, neuron, _summands(graph, node, absorbed)))
     if not any(isinstance(node.op, ReLU | QCFS) for node in graph.nodes):
         return graph

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import InvalidData
 from ...kernels import events, narrow_dtype
+from ..alphabet import Differential
 from ..neuron import Neuron
 from ..ops import SYNAPSES, Conv2d, Input, Node, Op, Scale, channels_last, compensated, whole
 from .replay import Replays
@@ -95,7 +96,7 @@ def prepare(
         raise InvalidData(f"simulate: got precision {precision!r}; expected exact or fast. Choose one of them.")
     neurons = {node.name: node.op for node in nodes if isinstance(node.op, Neuron)}
     integer = any(op.integer is not None for op in neurons.values())
-    unit = frozenset(name for name, op in neurons.items() if integer or op.unit)
+    unit = frozenset(name for name, op in neurons.items() if integer or op.emits_unit_spikes)
     ops = {node.name: whole(node.op) if integer else _prepared(node.op) for node in nodes}
     weights = [op.weight for op in ops.values() if isinstance(op, Conv2d)]
     single = bool(weights) and weights[0].dtype == torch.float32 and not integer
@@ -132,7 +133,7 @@ def prepare(
 
 def _holds(dtype: torch.dtype, op: Neuron) -> bool:
     """Whether a type has every number that the layer emits, in units of its threshold."""
-    return not op.differential and op.most <= 2 / torch.finfo(dtype).eps
+    return not isinstance(op.spikes, Differential) and op.max_emission <= 2 / torch.finfo(dtype).eps
 
 
 def _biases(
@@ -199,4 +200,4 @@ def freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str
 
 def windowed(nodes: tuple[Node, ...]) -> bool:
     """Whether a layer waits for a part of its window, so that all steps go through it at once."""
-    return any(isinstance(node.op, Neuron) and node.op.schedule != "streaming" for node in nodes)
+    return any(isinstance(node.op, Neuron) and node.op.waits for node in nodes)
