@@ -89,11 +89,13 @@ def load(path: str | os.PathLike[str]) -> Graph:
         version = header["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _edited(path, "a header that is not ours") from error
-    if not isinstance(version, int) or not 1 <= version <= FORMAT:
+    if not isinstance(version, int) or version > FORMAT:
         raise InvalidArtifact(f"{path}: got format version {version}; expected at most {FORMAT}. Upgrade S-ResNet.")
     try:
         if header.get("digest") != _digest(header, held):
             raise _edited(path, "a digest that does not match the content")
+        if version < 1:
+            raise _edited(path, f"format {version}")
         if version < FORMAT:
             header, held = upgraded(header, held)
         nodes = tuple(_unpack(entry, held) for entry in header["nodes"])

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from s_resnet import Graph, SResNetError, load, save
 from s_resnet.errors import InvalidArtifact
 from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d, artifact, neuron, ops
+from s_resnet.graph.alphabet import Amplitudes, Differential
 from s_resnet.graph.artifact import FORMAT
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -56,8 +57,16 @@ def every_op():
         ("sum", ops.Add(), "pad", "quantized"),
         ("avg", ops.AvgPool2d((2, 2), (1, 1), (1, 0), True, False), "sum"),
         ("mixed", ops.Conv2d(rand(6, 6, 1, 1), None, spiking_weight=rand(6, 6, 1, 1)), "avg"),
-        ("third", Neuron(half, correction=rand(9, 6), schedule="lagged", levels=3, signed=True, scale=one), "mixed"),
-        ("fourth", Neuron(half, correction=rand(6), schedule="phased", differential=True, scale=rand(6) ** 2), "third"),
+        (
+            "third",
+            Neuron(half, correction=rand(9, 6), schedule="lagged", spikes=Amplitudes(3, True), scale=one),
+            "mixed",
+        ),
+        (
+            "fourth",
+            Neuron(half, correction=rand(6), schedule="phased", spikes=Differential(), scale=rand(6) ** 2),
+            "third",
+        ),
         ("adaptive", ops.AdaptiveAvgPool2d((2, 1)), "fourth"),
         ("flat", ops.Flatten(), "adaptive"),
         ("fc", ops.Linear(rand(5, 12), rand(5), 1.125, spiking_weight=rand(5, 12)), "flat"),

@@ -304,7 +304,7 @@ def test_values_in_brief():
     assert brief(list(range(10))) == "[0, 1, 2, 3, 4, 5, ... 10 in all]" and brief((1,)) == "(1,)"
     assert brief({"a": None}) == "{a: None}" and len(brief("x" * 999)) == display.CELL
     assert brief(s_resnet.Training(epochs=3)) == "Training(epochs=3)"
-    assert repr(s_resnet.graph.Neuron(torch.ones(4), levels=2)) == "Neuron(threshold=float32 [4], levels=2)"
+    assert repr(s_resnet.graph.Neuron(torch.ones(4), decay=0.5)) == "Neuron(threshold=float32 [4], decay=0.5)"
     assert isinstance(Entries({"a": {"b": 1}})["a"], Entries)
 
 

@@ -65,7 +65,7 @@ class Plan:
     freed: list[list[str]]
     unit: frozenset[str]  # neuron layers whose spikes are sent on as they are
     binary: frozenset[str]  # those of them that emit {0, 1}
-    counted: frozenset[str]  # those of them whose spikes are whole numbers that the readers' type holds
+    counted: frozenset[str]  # those of them whose spikes are whole numbers
     bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
     spiking: Mapping[str, str]  # a convolution whose input is such whole numbers -> the neuron layer it reads
     fused: frozenset[str]  # those that one neuron layer alone reads, which can take the currents as they arise
@@ -102,7 +102,8 @@ def prepare(
     single = bool(weights) and weights[0].dtype == torch.float32 and not integer
     dtype = weights[0].dtype if weights else torch.float32
     narrow = narrow_dtype(weights[0].device) if single and precision == "fast" else None
-    counted = frozenset(name for name in unit if _holds(narrow or dtype, neurons[name]))
+    # Whole numbers, of which every alphabet has so few that bfloat16 holds them; means are none.
+    counted = frozenset(name for name in unit if not isinstance(neurons[name].spikes, Differential))
     # A shortcut synapse that only neurons read is applied inside the membrane kernel, without a pass of its own.
     deferred = {
         node.name: node.inputs[0]
@@ -129,11 +130,6 @@ def prepare(
         reach=_reach(nodes) if integer else 0,
         packed=Recent(SIZES * len(spiking)),
     )
-
-
-def _holds(dtype: torch.dtype, op: Neuron) -> bool:
-    """Whether a type has every number that the layer emits, in units of its threshold."""
-    return not isinstance(op.spikes, Differential) and op.max_emission <= 2 / torch.finfo(dtype).eps
 
 
 def _biases(
