@@ -35,8 +35,8 @@ readouts = importlib.import_module("s_resnet.conversion.passes.fit_readout")
 WINDOWED = {"streaming": {}, "lagged": {"schedule": "lagged"}, "phased": {"schedule": "phased"}}
 ALPHABETS = {
     **WINDOWED,
-    "signed": {"schedule": "lagged", "spikes": Signed()},
-    "levels": {"spikes": Amplitudes(3, True)},
+    "signed": {"schedule": "lagged", "signed": True},
+    "levels": {"signed": True, "levels": 3},
 }
 
 
