@@ -13,8 +13,9 @@ from ..errors import InvalidData, message
 from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic
 from ..graph.graph import Graph, check_spiking, count_images
-from ..graph.neuron import Neuron, Readout
+from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op, whole
+from ..graph.readout import Readout
 from ..runtime.progress import Progress
 from ..simulation.lockstep import Both, affordable, lockstep, steps_of, walk
 from .activity import activity, check_trained

@@ -17,7 +17,7 @@ from ..graph import engine
 from ..graph.alphabet import Differential, MultiThreshold
 from ..graph.fold import folded
 from ..graph.graph import Graph, check_spiking
-from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.neuron import Neuron
 from ..graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -37,6 +37,7 @@ from ..graph.ops import (
     Slice,
     compensated,
 )
+from ..graph.readout import Readout, SpikingMaxPool2d
 from ..version import __version__
 
 FORMAT, FIRING = 1, 2  # 2 where a neuron has several firing levels, which readers of 1 do not know

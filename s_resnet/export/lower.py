@@ -17,7 +17,7 @@ from ..graph.alphabet import MultiThreshold
 from ..graph.engine import constants, prepare
 from ..graph.fold import folded
 from ..graph.graph import Graph
-from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.neuron import Neuron
 from ..graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -34,6 +34,7 @@ from ..graph.ops import (
     Slice,
     compensated,
 )
+from ..graph.readout import Readout, SpikingMaxPool2d
 from .fold import Shape, affine, as_convolution, is_identity, shape_after, ungrouped
 
 # What has no node of its own: it is folded into one convolution with what it is next to.

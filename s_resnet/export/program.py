@@ -19,8 +19,9 @@ from ..graph import engine
 from ..graph.alphabet import Binary, Differential, MultiThreshold
 from ..graph.graph import Graph, check_spiking
 from ..graph.inputs import check_size
-from ..graph.neuron import STATEFUL, Neuron, Readout, SpikingMaxPool2d
+from ..graph.neuron import Neuron
 from ..graph.ops import Conv2d, Op
+from ..graph.readout import STATEFUL, Readout, SpikingMaxPool2d
 from ..kernels import per_channel
 from ..version import __version__
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from ..errors import UnsupportedModel, message
 from ..graph.alphabet import Binary, MultiThreshold, Surrogate
-from ..graph.neuron import Neuron, Readout
+from ..graph.neuron import Neuron
 from ..graph.ops import BatchNorm2d, Op
+from ..graph.readout import Readout
 from ..models.layers import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
 
 # Modules that become one operation, or none: a Graph runs one step at a time, so Encode and Repeat vanish.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InvalidArtifact, InvalidData, SResNetError
 from ..files import read, reason, replacing
-from . import neuron, ops, validate
+from . import ops, readout, validate
 from .formats import upgraded
 from .graph import Graph, check_spiking
 from .ops import Node, Op
@@ -34,7 +34,7 @@ _OPS = {
     for kind in (
         *(ops.Input, ops.Conv2d, ops.Linear, ops.Scale, ops.Affine, ops.BatchNorm2d, ops.ReLU, ops.QCFS, ops.Add),
         *(ops.MaxPool2d, ops.AvgPool2d, ops.AdaptiveAvgPool2d, ops.Flatten, ops.Pad, ops.Slice),
-        *(neuron.Neuron, neuron.SpikingMaxPool2d, neuron.Readout),
+        *readout.STATEFUL,
     )
 }
 

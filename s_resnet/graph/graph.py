@@ -17,10 +17,11 @@ from ..runtime.display import Displayed, Entries, Table
 from . import engine, network_table, validate
 from .alphabet import Differential, MultiThreshold
 from .inputs import check_images, check_size, finite_answers, marked, presented
-from .neuron import STATEFUL, Memory, Neuron
+from .neuron import Memory, Neuron
 from .ops import Input, Node
 from .parts import mapped, tensors
 from .provenance import check_provenance
+from .readout import STATEFUL
 from .shapes import check_state
 
 

@@ -15,8 +15,9 @@ from ..kernels.surrogate.fire import fire
 from .alphabet import Binary, MultiThreshold
 from .engine import freed
 from .graph import Graph, check_spiking
-from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .neuron import Neuron
 from .ops import SYNAPSES, Affine, BatchNorm2d, Conv2d, Linear, Node, Op, Scale, compensated, whole
+from .readout import Readout, SpikingMaxPool2d
 
 TUNABLE = "s-resnet, calibrated, calibrated-streaming or phased"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InvalidData
 from .alphabet import Differential, MultiThreshold
-from .neuron import STATEFUL, Memory, Neuron, Readout, SpikingMaxPool2d
+from .neuron import Memory, Neuron
 from .ops import (
     QCFS,
     AdaptiveAvgPool2d,
@@ -34,6 +34,7 @@ from .ops import (
     Scale,
     Slice,
 )
+from .readout import STATEFUL, Readout, SpikingMaxPool2d
 
 Shape = tuple[int | None, ...]
 # The most values that all layers together may have for one image: so many, or so many for each pixel of a larger image.

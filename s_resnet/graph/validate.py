@@ -14,7 +14,7 @@ from ..errors import InvalidData
 from ..kernels.membrane.reference import SCHEDULES
 from ..kernels.surrogate.reference import SURROGATES
 from .alphabet import MOST, SPIKES, Amplitudes, Binary, Differential, MultiThreshold, Signed, Surrogate
-from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .neuron import Neuron
 from .ops import (
     QCFS,
     SYNAPSES,
@@ -34,6 +34,7 @@ from .ops import (
     compensated,
 )
 from .parts import tensors
+from .readout import Readout, SpikingMaxPool2d
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIDE = 2**16  # what counts pixels or steps is below it

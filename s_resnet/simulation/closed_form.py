@@ -10,8 +10,9 @@ from torch import Tensor
 from ..data.arguments import whole_number
 from ..errors import InvalidData
 from ..graph.graph import Graph, State
-from ..graph.neuron import Neuron, Readout
+from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op
+from ..graph.readout import Readout
 from .lockstep import lockstep, order_free
 from .simulate import Simulation
 

@@ -18,8 +18,9 @@ from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic, together
 from ..graph.engine.run import DENSE
 from ..graph.graph import Graph, count_images
-from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.neuron import Neuron
 from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op, compensated, whole
+from ..graph.readout import Readout, SpikingMaxPool2d
 from ..kernels import events
 from ..runtime.progress import Progress
 

@@ -17,8 +17,9 @@ from s_resnet import Graph, convert, save, simulate, verify
 from s_resnet.analysis.losses import MEASURES, PARTS, split
 from s_resnet.errors import InvalidData
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
-from s_resnet.graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from s_resnet.graph.neuron import Neuron
 from s_resnet.graph.ops import SYNAPSES, Conv2d, Flatten, Input, Linear, Node
+from s_resnet.graph.readout import Readout, SpikingMaxPool2d
 from s_resnet.models import CifarResNet
 from s_resnet.simulation.lockstep import lockstep, order_free, respond
 

@@ -17,7 +17,7 @@ from s_resnet.export.engines import _settled
 from s_resnet.export.execute import read_nir
 from s_resnet.export.lower import lower
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
-from s_resnet.graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from s_resnet.graph.neuron import Neuron
 from s_resnet.graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -33,6 +33,7 @@ from s_resnet.graph.ops import (
     Scale,
     Slice,
 )
+from s_resnet.graph.readout import Readout, SpikingMaxPool2d
 from s_resnet.models import CifarResNet
 
 nir = pytest.importorskip("nir", reason="nir is not installed: pip install 's-resnet[nir]'")

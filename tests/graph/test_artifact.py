@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from s_resnet import Graph, SResNetError, load, save
 from s_resnet.errors import InvalidArtifact
-from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d, artifact, neuron, ops
+from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d, artifact, neuron, ops, readout
 from s_resnet.graph.alphabet import Amplitudes, Differential
 from s_resnet.graph.artifact import FORMAT
 
@@ -113,7 +113,7 @@ def refused(path):
 def test_the_network_above_has_every_operation():
     known = {
         kind
-        for module in (ops, neuron)
+        for module in (ops, neuron, readout)
         for _, kind in inspect.getmembers(module, is_dataclass)
         if kind.__module__ == module.__name__ and "run" in vars(kind) and not kind.__name__.startswith("_")
     }

@@ -21,7 +21,7 @@ from trained_networks import trained
 import s_resnet
 from s_resnet import Graph, convert, evaluate, load, save, simulate
 from s_resnet.errors import ConversionError, InvalidArtifact, InvalidData
-from s_resnet.graph import Neuron, Node, Readout, alphabet, inputs, neuron, ops, validate
+from s_resnet.graph import Neuron, Node, Readout, alphabet, inputs, neuron, ops, readout, validate
 from s_resnet.graph.shapes import MOST, image_of, shapes
 from s_resnet.kernels import check, events
 from s_resnet.kernels.build import compiler
@@ -196,7 +196,7 @@ def test_the_file_itself_is_loaded(tmp_path, file, graphs):
 
 
 def test_every_setting_of_every_operation_has_a_rule():
-    kinds = [*vars(ops).values(), *vars(neuron).values()]
+    kinds = [*vars(ops).values(), *vars(neuron).values(), *vars(readout).values()]
     known = {kind for kind in kinds if dataclasses.is_dataclass(kind) and hasattr(kind, "run")}
     known |= {part for kind in known for name in validate._RULES.get(kind, {}) for part in validate.parts(kind, name)}
     assert {*alphabet.SPIKES, alphabet.Surrogate} <= known

@@ -64,8 +64,9 @@ def public_dataclasses():
                 function = getattr(member, "fget", None) or getattr(member, "func", member)
                 todo += returned(function) if inspect.isfunction(function) and not name.startswith("_") else ()
     # What a node may hold is said by a protocol, which no annotation leads on from.
-    operations = [kind for room in (s_resnet.graph.ops, s_resnet.graph.neuron) for kind in vars(room).values()]
-    rooms = (s_resnet.graph.ops.__name__, s_resnet.graph.neuron.__name__)
+    modules = (s_resnet.graph.ops, s_resnet.graph.neuron, s_resnet.graph.readout, s_resnet.graph.alphabet)
+    rooms = {module.__name__ for module in modules}
+    operations = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
     return found | {op for op in operations if dataclasses.is_dataclass(op) and op.__module__ in rooms}
 
 

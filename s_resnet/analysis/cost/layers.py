@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from ...graph.alphabet import Differential
-from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -52,6 +52,7 @@ from ...graph.ops import (
     Scale,
     Slice,
 )
+from ...graph.readout import Readout, SpikingMaxPool2d
 from ...runtime.display import Displayed
 from .fan_out import Shape, fan_out, synapses
 from .wiring import Watch, Wiring

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...errors import InvalidData
 from ...graph.alphabet import Differential, MultiThreshold
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -23,6 +23,7 @@ from ...graph.ops import (
     Scale,
     Slice,
 )
+from ...graph.readout import Readout, SpikingMaxPool2d
 from ...kernels.membrane.reference import amplitudes
 
 _MOVED = (Flatten, Pad, Slice)  # what only renames the neurons that spikes come from

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from ...errors import ConversionError
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import AvgPool2d, MaxPool2d, Node
+from ...graph.readout import SpikingMaxPool2d
 from ..calibrate import Calibration
 
 

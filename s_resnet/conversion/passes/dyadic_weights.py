@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import ConversionError
 from ...graph.alphabet import Differential
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import (
     GRID,
     SYNAPSES,
@@ -29,6 +29,7 @@ from ...graph.ops import (
     Slice,
     compensated,
 )
+from ...graph.readout import SpikingMaxPool2d
 from ..calibrate import Calibration
 
 FINEST = 16  # binary digits behind the point, at most

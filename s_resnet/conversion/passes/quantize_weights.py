@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ...errors import ConversionError
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import GRID, Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale, compensated
+from ...graph.readout import SpikingMaxPool2d
 from ..calibrate import Calibration
 
 LARGEST = 127  # of int8, used symmetrically

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...graph.engine import arithmetic
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import Conv2d, Input, Linear, Node, Op, compensated
+from ...graph.readout import Readout, SpikingMaxPool2d
 from ...kernels import per_channel
 from ...runtime.progress import Progress, repeatable
 from ...simulation.lockstep import Both, blocks, nearly_order_free, order_free, propagate, respond, walk

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ...kernels import events, tf32
-from ..neuron import Memory, Neuron, Readout, SpikingMaxPool2d
+from ..neuron import Memory, Neuron
 from ..ops import Conv2d, Input, Node, Op, Scale, channels_last
+from ..readout import Readout, SpikingMaxPool2d
 from .plan import Plan
 from .precision import arithmetic
 
