@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,12 +247,21 @@ ALLOWED: dict[str, list[Any]] = {
     "reset": ["subtract", "zero"],
     "decay": [0.0, 0.5, 1.0, 1e-30],
     "schedule": ["streaming", "lagged", "phased"],
-    "levels": [1, 2, 3, 8],
+    "kind": ["Binary", "Signed", "Amplitudes", "Differential", "MultiThreshold", "Surrogate"],
+    "spikes": [
+        {"kind": "Binary"},
+        {"kind": "Signed"},
+        {"kind": "Amplitudes", "count": 3, "signed": True},
+        {"kind": "Differential", "count": 2},
+    ],
+    "count": [1, 2, 3, 8],
     "signed": [True, False],
+    "levels": [1, 2, 3, 8],  # as formats up to 5 have it
     "differential": [True, False],
     "amplitude": [None, 1.0, 0.0, -1.0, 1e-30, 1e19],
-    "quantization": [0, 1, 4, 65536],
-    "surrogate": [None, "rectangle", "triangle", "sigmoid", "arctan"],
+    "quantization_levels": [0, 1, 4, 65536],
+    "surrogate": [None, {"kind": "Surrogate", "shape": "arctan"}, "arctan"],
+    "shape": ["rectangle", "triangle", "sigmoid", "arctan"],
     "width": [1e-19, 1.0, 1e19],
     "detach_reset": [True, False],
     "mode": ["current", "spikes"],
@@ -267,8 +276,8 @@ ALLOWED: dict[str, list[Any]] = {
 
 def _extreme(header: dict[str, Any], tensors: dict[str, torch.Tensor], chance: Chance) -> None:
     """A value that may be: another setting of its kind, or numbers that are very large, very small or negative."""
-    nodes = [node for node in header["nodes"] if isinstance(node, dict) and isinstance(node.get("settings"), dict)]
-    known = [(node["settings"], name) for node in nodes for name in sorted(node["settings"]) if name in ALLOWED]
+    parts = [part for node in header["nodes"] for _, part in _parts(node)]
+    known = [(part, name) for part in parts for name in sorted(part) if name in ALLOWED]
     if known and (not tensors or chance.random() < 0.5):
         settings, name = chance.choice(known)
         settings[name] = copy.deepcopy(chance.choice(ALLOWED[name]))
@@ -285,18 +294,28 @@ def _extreme(header: dict[str, Any], tensors: dict[str, torch.Tensor], chance: C
     tensors[name] = value.to(tensors[name].dtype)
 
 
+def _parts(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The settings of a node and of the parts inside it, with how the names of their tensors begin."""
+    if isinstance(node, dict) and isinstance(node.get("settings"), dict):
+        todo = [(f"{node.get('name')}/", node["settings"])]
+        while todo:
+            where, settings = todo.pop()
+            yield where, settings
+            todo += [(f"{where}{name}.", value) for name, value in settings.items() if isinstance(value, dict)]
+
+
 def _setting(header: dict[str, Any], tensors: dict[str, torch.Tensor], chance: Chance) -> None:
-    node = chance.choice(header["nodes"] or [None])
-    if not isinstance(node, dict) or not isinstance(node.get("settings"), dict):
+    parts = list(_parts(chance.choice(header["nodes"] or [None])))
+    if not parts:
         return
-    settings = node["settings"]
+    where, settings = chance.choice(parts)
     name = chance.choice([*sorted(settings), "speed"])
     kind = chance.randrange(10)
     if kind == 0:
         settings.pop(name, None)
     elif kind == 1 and tensors:
         settings.pop(name, None)
-        tensors[f"{node['name']}/{name}"] = odd_tensor(tensors[chance.choice(sorted(tensors))], chance)
+        tensors[f"{where}{name}"] = odd_tensor(tensors[chance.choice(sorted(tensors))], chance)
     else:
         settings[name] = odd(chance, settings.get(name))
 
@@ -468,6 +487,9 @@ def snn(folder: Path, kept: dict[str, s_resnet.Graph] | None = None) -> Reader:
     for graph in (kept or networks()).values():
         s_resnet.save(graph, folder / "base.snn")
         bases.append((folder / "base.snn").read_bytes())
+    earlier = sorted((Path(__file__).parent / "graph" / "formats").glob("*.snn"))
+    assert earlier
+    bases += [path.read_bytes() for path in earlier]
     return Reader(".snn", bases, mutate_snn, use_snn)
 
 

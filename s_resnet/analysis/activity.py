@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidData, message
+from ..graph.alphabet import Binary, MultiThreshold
 from ..graph.neuron import Neuron
 from ..graph.ops import Node
 from ..kernels import per_channel
@@ -20,8 +21,8 @@ def check_trained(node: Node) -> None:
     """Raise InvalidData for a neuron layer that no directly trained network has."""
     op = node.op
     assert isinstance(op, Neuron)
-    if op.surrogate is None or op.levels > 1 or op.signed or op.differential or op.schedule != "streaming":
-        what = f"a converted, waiting, signed or {op.levels}-level neuron in a trained network"
+    if op.surrogate is None or op.waits or not isinstance(op.spikes, Binary | MultiThreshold):
+        what = f"a converted, waiting or {op.alphabet} neuron in a trained network"
         expected = "neurons with a surrogate gradient alone"
         raise InvalidData(
             message(
@@ -49,8 +50,8 @@ def activity(op: Neuron, currents: Tensor, timesteps: int, trained_for: int) -> 
     """
     memory = op.start(currents[0])
     wide = memory[0].dtype
-    thresholds = [per_channel(level, memory[0].ndim).to(wide) for level in _levels(op)]
-    correction = op.correct(0, len(currents), currents.ndim)
+    thresholds = [per_channel(level, memory[0].ndim).to(wide) for level in op.thresholds]
+    correction = op.bias_current(0, len(currents), currents.ndim)
     awake = torch.zeros_like(memory[0], dtype=torch.bool)
     full = torch.ones_like(awake)
     sent = torch.zeros_like(memory[0], dtype=torch.float64)
@@ -61,7 +62,7 @@ def activity(op: Neuron, currents: Tensor, timesteps: int, trained_for: int) -> 
         if step < timesteps:
             for v, threshold in zip(before, thresholds, strict=True):
                 awake |= _in_window(op, op.decay * v + now - threshold)
-            full &= spikes[0] == op.most
+            full &= spikes[0] == op.max_emission
         sent += spikes[0]
         if step + 1 in (timesteps, trained_for):
             after[step + 1] = sent.clone()
@@ -73,14 +74,9 @@ def activity(op: Neuron, currents: Tensor, timesteps: int, trained_for: int) -> 
     yield "signal", trained**2
 
 
-def _levels(op: Neuron) -> list[Tensor]:
-    """The thresholds of its membranes."""
-    return [op.threshold] if op.firing is None else list(op.firing)
-
-
 def _in_window(op: Neuron, above: Tensor) -> Tensor:
     """Whether a gradient passes at a membrane that is ``above`` its threshold by so much."""
     assert op.surrogate is not None
-    if op.surrogate in EVERYWHERE:
+    if op.surrogate.shape in EVERYWHERE:
         return torch.ones_like(above, dtype=torch.bool)
-    return slope(above, Firing((1.0,), surrogate=op.surrogate, width=op.width)) > 0
+    return slope(above, Firing((1.0,), surrogate=op.surrogate.shape, width=op.surrogate.width)) > 0

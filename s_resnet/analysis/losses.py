@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidData, message
+from ..graph.alphabet import Differential
 from ..graph.neuron import Neuron
 from ..kernels import per_channel
 from ..simulation.lockstep import respond
@@ -54,7 +55,7 @@ def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split
               + [Q(z) - clip(z, 0, R)]       quantization: T steps know T most + 1 values
               + [clip(z, 0, R) - ReLU(z)]    clipping: no more than R can be said
               + [ReLU(z) - a]                inherited: from the layers before; also what corrections change on purpose
-        Q(z) = threshold / T * settled(T z)
+        Q(z) = threshold / T * quantize(T z)
 
     What a decay or a reset to zero loses counts as unevenness. A differential layer has no such Q: it is taken as
     ``Q(z) = r``, so quantization stands for both, and R is the most that it can reach.
@@ -68,12 +69,12 @@ def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split
     threshold = per_channel(op.threshold, source.ndim).double()
     charge = _charge(op, currents, timesteps)
     emitted = respond(op, currents, timesteps).sum(0).double() * (timesteps / len(currents)) / threshold
-    if op.differential:
+    if isinstance(op.spikes, Differential):
         counts = worth = emitted
-        cap = timesteps * op.most * sum(1 / t for t in range(1, timesteps + 1))
+        cap = timesteps * op.max_emission * sum(1 / t for t in range(1, timesteps + 1))
     else:
-        counts, worth = emitted.round(), op.settled(charge, timesteps).double()
-        cap = float(timesteps * op.most)
+        counts, worth = emitted.round(), op.quantize(charge, timesteps).double()
+        cap = float(timesteps * op.max_emission)
     unit, mean, a = threshold / timesteps, charge.double() / timesteps, source.double()
     rectified = mean.clamp_min(0)
     clipped = torch.minimum(rectified, unit * cap)
@@ -92,7 +93,7 @@ def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split
 
 def _charge(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
     """T z: all that arrives within T steps, ``[B, *]``; for S = 1 < T in the arithmetic in which the layer counts."""
-    bias = op.correct(0, len(currents), currents.ndim)
+    bias = op.bias_current(0, len(currents), currents.ndim)
     if len(currents) == 1 < timesteps:
         return (currents[0] if bias is None else currents[0] + bias) * timesteps
     charge = torch.zeros_like(currents[0], dtype=torch.float64)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ..data.arguments import Batches, images_of, labels_of, whole_number
 from ..errors import InvalidData, message
+from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic
 from ..graph.graph import Graph, check_spiking, count_images
-from ..graph.neuron import Neuron, Readout
+from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op, whole
+from ..graph.readout import Readout
 from ..runtime.progress import Progress
 from ..simulation.lockstep import Both, affordable, lockstep, steps_of, walk
 from .activity import activity, check_trained
@@ -213,7 +215,7 @@ class _Sums:
             dead=tuple((silent if "dormant" in sums else silent & (signal > 0)).nonzero()[:, 0].tolist()),
             saturated=tuple((stuck > SATURATED).nonzero()[:, 0].tolist()),
             channels={},
-            differential=node.op.differential,
+            differential=isinstance(node.op.spikes, Differential),
         )
         if "dormant" in sums:
             channels["dormant"] = sums["dormant"] / self.neurons

@@ -224,7 +224,8 @@ def _quantized(
         if not scale > 0:
             raise InvalidData(message(node, "", f"threshold {scale}", "a positive one", "Train with a lower rate"))
     if timesteps is None:  # a recipe of the caller's own brings its T
-        timesteps = recipe.timesteps if isinstance(recipe, Recipe) else max(op.levels for op in ops.values())
+        most = max(op.quantization_levels for op in ops.values())
+        timesteps = recipe.timesteps if isinstance(recipe, Recipe) else most
     schedule = "phased" if wished.name == "phased" else "streaming"
     chosen = QUANTIZED.set("relu_to_neuron", schedule=schedule).at(timesteps).with_weights(wished.weights)
     known = Calibration(scales, 100.0, 0, "training")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..graph.alphabet import Differential
 from ..graph.neuron import Neuron
 from ..graph.ops import Input, whole
 from ..simulation.lockstep import Both
@@ -57,13 +58,17 @@ class Kept:
         spikes = _channels_before(spikes.flatten(0, 1))
         if self._mean:
             spikes = spikes / self._timesteps
-        emitted = spikes if self._op.differential else self._op.emit(spikes)
+        emitted = spikes if self._differential else self._op.scale_output(spikes)
         return Both(emitted.view(self._steps, len(analog), *self._shape), analog)
+
+    @property
+    def _differential(self) -> bool:
+        return isinstance(self._op.spikes, Differential)
 
     @property
     def _mean(self) -> bool:
         """Whether counts over T steps are kept, as mean rates."""
-        return self._steps < self._timesteps and not self._op.differential
+        return self._steps < self._timesteps and not self._differential
 
     @property
     def _bits(self) -> bool:
@@ -75,11 +80,11 @@ class Kept:
         if self._bits:
             bits = (spiking != 0).transpose(0, 1).flatten(1)
             return torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=1))
-        if self._op.differential:
+        if self._differential:
             return spiking.transpose(0, 1).contiguous()
-        one = _channels_behind(self._op.emit(torch.ones_like(value.analog[:1]))).flatten(1)
+        one = _channels_behind(self._op.scale_output(torch.ones_like(value.analog[:1]))).flatten(1)
         counts = (spiking / one * (self._timesteps if self._mean else 1)).round()
-        largest = self._op.most * (self._timesteps if self._mean else 1)
+        largest = self._op.max_emission * (self._timesteps if self._mean else 1)
         fits = next(kind for kind in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(kind).max)
         return counts.to(fits).transpose(0, 1).contiguous()
 

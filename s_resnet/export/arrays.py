@@ -14,9 +14,10 @@ from torch import Tensor
 from ..errors import InvalidData
 from ..files import replacing
 from ..graph import engine
+from ..graph.alphabet import Differential, MultiThreshold
 from ..graph.fold import folded
 from ..graph.graph import Graph, check_spiking
-from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.neuron import Neuron
 from ..graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -36,6 +37,7 @@ from ..graph.ops import (
     Slice,
     compensated,
 )
+from ..graph.readout import Readout, SpikingMaxPool2d
 from ..version import __version__
 
 FORMAT, FIRING = 1, 2  # 2 where a neuron has several firing levels, which readers of 1 do not know
@@ -190,11 +192,12 @@ def _neuron(op: Op) -> Entry:
     start = op.initial_potential * threshold
     correction = op.correction if op.integer is None else op.integer_correction
     rows = correction if correction is not None and correction.ndim == 2 else None
-    after = None if rows is None else op.correct(len(rows), 1, 3)
-    emission = torch.ones_like(op.threshold) if op.integer is not None else op.emit(torch.ones_like(op.threshold))
+    after = None if rows is None else op.bias_current(len(rows), 1, 3)
+    one = torch.ones_like(op.threshold)
+    emission = one if op.integer is not None else op.scale_output(one)
     arrays = {
         "threshold": threshold,
-        "firing": op.firing,
+        "firing": op.spikes.thresholds if isinstance(op.spikes, MultiThreshold) else None,
         "v0": start if op.integer is None else start.round().to(torch.int32),
         "emission": emission.reshape(-1),
         "scale": None if op.scale is None else op.scale.reshape(-1),
@@ -202,8 +205,10 @@ def _neuron(op: Op) -> Entry:
         "correction_rows": rows,
         "correction_after": None if after is None else after.reshape(-1),
     }
-    names = ("reset", "decay", "schedule", "levels", "signed", "differential", "initial_potential")
-    return {name: getattr(op, name) for name in names}, arrays
+    settings = {name: getattr(op, name) for name in ("reset", "decay", "schedule", "initial_potential")}
+    differential = isinstance(op.spikes, Differential)
+    alphabet = {"levels": op.spikes.amplitudes, "signed": op.spikes.signed, "differential": differential}
+    return settings | alphabet, arrays
 
 
 def _readout(op: Op) -> Entry:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..errors import InvalidData
 from ..graph.fold import folded
 from ..graph.graph import Graph
 from ..graph.ops import SYNAPSES, Op, compensated, whole
+from ..graph.parts import mapped
 from ..runtime.display import Displayed, Table
 from .execute import Layer, Step, integrate_and_fire, read_nir
 from .lower import host_input
@@ -289,9 +290,7 @@ def _settled(snn: Graph, dtype: torch.dtype) -> Graph:
 
     def settle(op: Op) -> Op:
         op = compensated(op) if isinstance(op, SYNAPSES) else op
-        values = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(op, **{k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()})  # type: ignore[type-var]
+        return mapped(op, lambda value: value.to(dtype) if value.is_floating_point() else value)
 
     return replace(snn, nodes=tuple(replace(node, op=settle(node.op)) for node in snn.nodes))
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConversionError
+from ..graph.alphabet import MultiThreshold
 from ..graph.engine import constants, prepare
 from ..graph.fold import folded
 from ..graph.graph import Graph
-from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.neuron import Neuron
 from ..graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -33,6 +34,7 @@ from ..graph.ops import (
     Slice,
     compensated,
 )
+from ..graph.readout import Readout, SpikingMaxPool2d
 from .fold import Shape, affine, as_convolution, is_identity, shape_after, ungrouped
 
 # What has no node of its own: it is folded into one convolution with what it is next to.
@@ -316,15 +318,15 @@ def _check_neuron(node: Node, op: Neuron) -> None:
     """ConversionError for a neuron that is not integrate-and-fire of spikes 1, or leaky with a reset to zero."""
     again = 'Convert with recipe="calibrated-streaming" or recipe="s-resnet".'
     wrong = ""
-    if op.firing is not None:
-        wrong, again = f"{op.most} firing levels", "Save it as an artifact, or train with one threshold (ms_resnet)."
-    elif not op.unit:
+    if isinstance(op.spikes, MultiThreshold):
+        wrong = f"{op.max_emission} firing levels"
+        again = "Save it as an artifact, or train with one threshold (ms_resnet)."
+    elif not op.emits_unit_spikes:
         wrong, again = f"threshold {float(op.threshold.max()):g}", "Run passes.normalize on the network."
-    elif op.schedule != "streaming":
+    elif op.waits:
         wrong = f"schedule {op.schedule!r}"
     elif not op.binary:
-        what = "differential" if op.differential else "signed" if op.signed else f"{op.levels}-level"
-        wrong = f"{what} spikes"
+        wrong = f"{op.alphabet} spikes"
     elif op.decay != 1.0 and op.reset != "zero":
         wrong, again = f"decay {op.decay:g} and reset by subtraction", "Convert without decay."
     elif op.correction is not None and op.correction.ndim > 1:

@@ -16,10 +16,12 @@ from torch._higher_order_ops.while_loop import while_loop
 from ..errors import InvalidData
 from ..files import replacing
 from ..graph import engine
+from ..graph.alphabet import Binary, Differential, MultiThreshold
 from ..graph.graph import Graph, check_spiking
 from ..graph.inputs import check_size
-from ..graph.neuron import STATEFUL, Neuron, Readout, SpikingMaxPool2d
+from ..graph.neuron import Neuron
 from ..graph.ops import Conv2d, Op
+from ..graph.readout import STATEFUL, Readout, SpikingMaxPool2d
 from ..kernels import per_channel
 from ..version import __version__
 
@@ -190,7 +192,7 @@ def _rows(op: Neuron) -> Tensor | None:
     table = op.correction if op.integer is None else op.integer_correction
     if table is None or table.ndim < 2:
         return None
-    after = op.correct(len(table), 1, 3)
+    after = op.bias_current(len(table), 1, 3)
     assert after is not None
     return torch.cat([table, after.view(1, -1)])
 
@@ -229,7 +231,7 @@ class _Run:
                     currents = _total(op, parts, self.bias[node.name], rows, steps)
                     spikes, after[node.name] = _fire(op, currents, before)
                     value = spikes.flatten(0, 1)
-                    value = value if node.name in self.plan.unit else op.emit(value)
+                    value = value if node.name in self.plan.unit else op.scale_output(value)
                     values[node.name] = value.to(self.plan.dtype)
                 elif isinstance(op, SpikingMaxPool2d):
                     value, after[node.name] = _gate(op, parts[0].expand(steps, *parts[0].shape[1:]), before)
@@ -279,9 +281,10 @@ def _membrane(op: Neuron) -> torch.dtype:
 
 def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
     """Spikes ``[S, B, *]`` of a layer and its memory after: the equation of the reference kernel, without in-place."""
-    if op.firing is not None:  # each level a layer of its own, on the same currents
-        held = [None] * len(op.firing) if memory is None else [(v,) for v in memory]
-        levels = [replace(op, threshold=op.firing[k], firing=None) for k in range(len(op.firing))]
+    if isinstance(op.spikes, MultiThreshold):  # each threshold a layer of its own, on the same currents
+        thresholds = op.spikes.thresholds
+        held = [None] * len(thresholds) if memory is None else [(v,) for v in memory]
+        levels = [replace(op, threshold=thresholds[k], spikes=Binary()) for k in range(len(thresholds))]
         fired = [_fire(level, current, v) for level, v in zip(levels, held, strict=True)]
         return torch.stack([spikes for spikes, _ in fired]).sum(0), tuple(v for _, (v,) in fired)
     theta = per_channel(op.threshold if op.integer is None else op.integer, current.ndim - 1).to(current.dtype)
@@ -293,7 +296,7 @@ def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, M
         v, currents = v + current.sum(0, dtype=v.dtype), [None] * len(currents)
     spikes = []
     for now in currents:
-        if op.differential:
+        if isinstance(op.spikes, Differential):
             spike, v, rest = _differential(op, theta, v, now, rest)
         else:
             u = v if op.decay == 1.0 else op.decay * v
@@ -310,7 +313,8 @@ def _emission(op: Neuron, theta: Tensor, u: Tensor, rest: list[Tensor]) -> Tenso
     if op.binary:
         return (u >= theta).to(u.dtype)
     k = torch.div(u, theta, rounding_mode="floor") if u.dtype == torch.int32 else torch.floor(u / theta)
-    return (torch.maximum(k, -rest[0].clamp(max=op.most)) if rest else k.clamp_min(0)).clamp_max(op.most)
+    most = op.max_emission
+    return (torch.maximum(k, -rest[0].clamp(max=most)) if rest else k.clamp_min(0)).clamp_max(most)
 
 
 def _differential(
@@ -320,7 +324,7 @@ def _differential(
     total, step = rest
     mean = total / step.clamp_min(1)
     u = (v if now is None else v + now) - theta * mean
-    k = torch.floor(u / theta).clamp(-op.most, op.most)
+    k = torch.floor(u / theta).clamp(-op.max_emission, op.max_emission)
     k = torch.maximum(k, torch.ceil(-(total + mean)))
     return mean + k, u - theta * k, [total + mean + k, step + 1]
 

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedModel, message
-from ..graph.neuron import Neuron, Readout
+from ..graph.alphabet import Binary, MultiThreshold, Surrogate
+from ..graph.neuron import Neuron
 from ..graph.ops import BatchNorm2d, Op
+from ..graph.readout import Readout
 from ..models.layers import Encode, Repeat, SpikingNeuron, TDBatchNorm2d, TimeMean
 
 # Modules that become one operation, or none: a Graph runs one step at a time, so Encode and Repeat vanish.
@@ -53,10 +55,8 @@ def _neuron(module: SpikingNeuron) -> Neuron:
         reset=firing.reset,
         decay=firing.decay,
         amplitude=1.0,
-        firing=thresholds if len(thresholds) > 1 else None,
-        surrogate=firing.surrogate,
-        width=firing.width,
-        detach_reset=firing.detach_reset,
+        spikes=MultiThreshold(thresholds) if len(thresholds) > 1 else Binary(),
+        surrogate=Surrogate(firing.surrogate, firing.width, firing.detach_reset),
     )
 
 

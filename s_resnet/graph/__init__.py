@@ -4,8 +4,9 @@ from . import ops
 from .artifact import load, save
 from .graph import Graph, State
 from .module import GraphModule
-from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .neuron import Neuron
 from .ops import Node, Scale
+from .readout import Readout, SpikingMaxPool2d
 from .shortcuts import Shortcut, scales, shortcuts
 
 __all__ = [

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ..errors import InvalidArtifact, InvalidData, SResNetError
 from ..files import read, reason, replacing
-from . import neuron, ops, validate
+from . import ops, readout, validate
+from .formats import upgraded
 from .graph import Graph, check_spiking
 from .ops import Node, Op
+from .parts import tensors
 from .provenance import check_provenance
 from .shapes import image_of, shapes
 
-# 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what spiking runs alone use. 4: also for
-# shortcuts. 5: neurons that were trained.
-FORMAT = 5
+FORMAT = 6  # what earlier ones lacked: s_resnet/graph/formats.py
 _KEY = "s_resnet"
 LARGEST = 2**32  # bytes of a file
 LONGEST = 2**25  # letters of its JSON, which unfolds to twenty times as much
@@ -34,7 +34,7 @@ _OPS = {
     for kind in (
         *(ops.Input, ops.Conv2d, ops.Linear, ops.Scale, ops.Affine, ops.BatchNorm2d, ops.ReLU, ops.QCFS, ops.Add),
         *(ops.MaxPool2d, ops.AvgPool2d, ops.AdaptiveAvgPool2d, ops.Flatten, ops.Pad, ops.Slice),
-        *(neuron.Neuron, neuron.SpikingMaxPool2d, neuron.Readout),
+        *readout.STATEFUL,
     )
 }
 
@@ -48,7 +48,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     if not isinstance(graph, Graph):
         check_spiking(graph, "save")
     check(graph.validate())
-    tensors, nodes = _pack(graph)
+    held, nodes = _pack(graph)
     header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": dict(graph.provenance)}
     try:
         header = json.loads(json.dumps(header))  # as it will be read: keys are texts, tuples are lists
@@ -57,7 +57,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
             f"{path}: cannot be written, got provenance that is not JSON ({error}); expected "
             "texts, numbers, lists and dicts. Change what with_provenance was given."
         ) from error
-    header["digest"] = _digest(header, tensors)
+    header["digest"] = _digest(header, held)
     text = json.dumps(header, sort_keys=True)
     if len(text) > LONGEST:
         raise SResNetError(
@@ -65,7 +65,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
             f"{LONGEST}. Shorten the provenance."
         )
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {_KEY: text})
+        save_file(held, temporary, {_KEY: text})
 
 
 def load(path: str | os.PathLike[str]) -> Graph:
@@ -79,7 +79,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
     path = Path(path)
     if not os.path.exists(path):
         raise InvalidArtifact(f"{path}: got no such file; expected a .snn file. Check the path.")
-    text, tensors = _read(path)
+    text, held = _read(path)
     if text is None:
         raise InvalidArtifact(
             f"{path}: got a safetensors file without a network; expected a .snn file. Run `sresnet convert` on it."
@@ -92,11 +92,15 @@ def load(path: str | os.PathLike[str]) -> Graph:
     if not isinstance(version, int) or version > FORMAT:
         raise InvalidArtifact(f"{path}: got format version {version}; expected at most {FORMAT}. Upgrade S-ResNet.")
     try:
-        if header.get("digest") != _digest(header, tensors):
+        if header.get("digest") != _digest(header, held):
             raise _edited(path, "a digest that does not match the content")
-        nodes = tuple(_unpack(entry, tensors) for entry in header["nodes"])
-        if tensors:
-            raise _edited(path, f"tensors that no node has ({next(iter(tensors))})")
+        if version < 1:
+            raise _edited(path, f"format {version}")
+        if version < FORMAT:
+            header, held = upgraded(header, held)
+        nodes = tuple(_unpack(entry, held) for entry in header["nodes"])
+        if held:
+            raise _edited(path, f"tensors that no node has ({next(iter(held))})")
         if not isinstance(header["provenance"], dict):
             raise _edited(path, "a provenance that is no dict")
         return check(Graph(nodes, header["provenance"]).validate())
@@ -151,30 +155,47 @@ def _edited(path: Path, got: str) -> InvalidArtifact:
 
 def _pack(graph: Graph) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The tensors by ``node/field``, and everything else as JSON."""
-    tensors: dict[str, Tensor] = {}
+    held: dict[str, Tensor] = {}
     nodes = []
     for node in graph.nodes:
-        settings: dict[str, Any] = {}
-        for field in fields(node.op):  # type: ignore[arg-type]
-            value = getattr(node.op, field.name)
-            if isinstance(value, Tensor):
-                tensors[f"{node.name}/{field.name}"] = value.detach().cpu().contiguous().clone()
-            else:
-                settings[field.name] = value
-        nodes.append({"name": node.name, "op": type(node.op).__name__, "inputs": node.inputs, "settings": settings})
-    return tensors, nodes
+        held |= {f"{node.name}/{name}": value.detach().cpu().contiguous().clone() for name, value in tensors(node.op)}
+        said = {"name": node.name, "op": type(node.op).__name__, "inputs": node.inputs}
+        nodes.append({**said, "settings": _settings(node.op)})
+    return held, nodes
 
 
-def _unpack(entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> Node:
-    """A node; its tensors are taken out of ``tensors``."""
-    kind = _OPS[entry["op"]]
-    values = {name: _tuples(value) for name, value in entry["settings"].items()}
-    for field in fields(kind):
-        key = f"{entry['name']}/{field.name}"
-        if key in tensors and "Tensor" in str(field.type):
-            values[field.name] = tensors.pop(key)
-    op: Op = kind(**values)
+def _settings(part: Any) -> dict[str, Any]:
+    """The fields that are no tensors; a part inside it as its kind and its own."""
+    found = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if is_dataclass(value):
+            found[field.name] = {"kind": type(value).__name__, **_settings(value)}
+        elif not isinstance(value, Tensor):
+            found[field.name] = value
+    return found
+
+
+def _unpack(entry: Mapping[str, Any], held: dict[str, Tensor]) -> Node:
+    """A node; its tensors are taken out of ``held``."""
+    op: Op = _built(_OPS[entry["op"]], entry["settings"], f"{entry['name']}/", held)
     return Node(entry["name"], op, tuple(entry["inputs"]))
+
+
+def _built(kind: type, settings: Mapping[str, Any], where: str, held: dict[str, Tensor]) -> Any:
+    """An operation, or a part of one, from its settings and from the tensors whose names begin with ``where``."""
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        kinds = {known.__name__: known for known in validate.parts(kind, name)}
+        if kinds and value is not None:
+            rest = {key: own for key, own in value.items() if key != "kind"}
+            values[name] = _built(kinds[value["kind"]], rest, f"{where}{name}.", held)
+        else:
+            values[name] = _tuples(value)
+    for field in fields(kind):
+        if f"{where}{field.name}" in held and "Tensor" in str(field.type):
+            values[field.name] = held.pop(f"{where}{field.name}")
+    return kind(**values)
 
 
 def _tuples(value: Any) -> Any:

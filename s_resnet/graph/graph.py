@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -15,10 +15,13 @@ from ..data.arguments import check_dense, whole_number
 from ..errors import ConversionError, InvalidData
 from ..runtime.display import Displayed, Entries, Table
 from . import engine, network_table, validate
+from .alphabet import Differential, MultiThreshold
 from .inputs import check_images, check_size, finite_answers, marked, presented
-from .neuron import STATEFUL, Memory, Neuron
-from .ops import Input, Node, Op
+from .neuron import Memory, Neuron
+from .ops import Input, Node
+from .parts import mapped, tensors
 from .provenance import check_provenance
+from .readout import STATEFUL
 from .shapes import check_state
 
 
@@ -117,8 +120,7 @@ class Graph(Displayed):
         return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
 
     def _tensors(self) -> Iterator[Tensor]:
-        values = (getattr(node.op, f.name) for node in self.nodes for f in fields(node.op))  # type: ignore[arg-type]
-        return (value for value in values if isinstance(value, Tensor))
+        return (value for node in self.nodes for _, value in tensors(node.op))
 
     @property
     def device(self) -> torch.device:
@@ -160,8 +162,8 @@ class Graph(Displayed):
         """By how many steps each node's values are later than the input: what its longest path waits."""
         waited: dict[str, int] = {}
         for node in self.nodes:
-            lag = node.op.lag(timesteps) if isinstance(node.op, Neuron) else 0
-            waited[node.name] = lag + max((waited[name] for name in node.inputs), default=0)
+            delay = node.op.delay(timesteps) if isinstance(node.op, Neuron) else 0
+            waited[node.name] = delay + max((waited[name] for name in node.inputs), default=0)
         return waited
 
     @property
@@ -171,11 +173,12 @@ class Graph(Displayed):
         Of multi-level firing ``"3 firing levels"``.
         """
         ops = [node.op for node in self.nodes if isinstance(node.op, Neuron)]
-        levels = max((op.levels for op in ops), default=1)
-        words = ["signed"] if any(op.signed or op.differential for op in ops) else []
-        words += [f"{levels} levels"] if levels > 1 else []
-        words += [f"{op.most} firing levels" for op in ops if op.firing is not None][:1]
-        words += ["differential"] if any(op.differential for op in ops) else []
+        differential = any(isinstance(op.spikes, Differential) for op in ops)
+        amplitudes = max((op.spikes.amplitudes for op in ops), default=1)
+        words = ["signed"] if differential or any(op.spikes.signed for op in ops) else []
+        words += [f"{amplitudes} levels"] if amplitudes > 1 else []
+        words += [f"{op.max_emission} firing levels" for op in ops if isinstance(op.spikes, MultiThreshold)][:1]
+        words += ["differential"] if differential else []
         return ", ".join(words) or "binary"
 
     @property
@@ -194,14 +197,10 @@ class Graph(Displayed):
     def to(self, target: torch.device | str | torch.dtype) -> Graph:
         """The same network with its tensors on a device, or its floating-point numbers in another such type."""
 
-        def moves(value: Any) -> bool:
-            return isinstance(value, Tensor) and (value.is_floating_point() or not isinstance(target, torch.dtype))
+        def move(value: Tensor) -> Tensor:
+            return value.to(target) if value.is_floating_point() or not isinstance(target, torch.dtype) else value
 
-        def move(op: Op) -> Op:
-            values = {f.name: getattr(op, f.name) for f in fields(op)}  # type: ignore[arg-type]
-            return replace(op, **{name: v.to(target) for name, v in values.items() if moves(v)})  # type: ignore[type-var]
-
-        return replace(self, nodes=tuple(replace(node, op=move(node.op)) for node in self.nodes))
+        return replace(self, nodes=tuple(replace(node, op=mapped(node.op, move)) for node in self.nodes))
 
     def validate(self) -> Graph:
         """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ..data.arguments import whole_number
 from ..errors import InvalidData
 from ..kernels.surrogate.fire import fire
+from .alphabet import Binary, MultiThreshold
 from .engine import freed
 from .graph import Graph, check_spiking
-from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .neuron import Neuron
 from .ops import SYNAPSES, Affine, BatchNorm2d, Conv2d, Linear, Node, Op, Scale, compensated, whole
+from .readout import Readout, SpikingMaxPool2d
 
 TUNABLE = "s-resnet, calibrated, calibrated-streaming or phased"
 
@@ -113,14 +115,15 @@ class GraphModule(nn.Module):
         total = currents[0]
         for current in currents[1:]:
             total = total + current
-        correction = op.correct(0, self.timesteps, total.ndim)
+        correction = op.bias_current(0, self.timesteps, total.ndim)
         if correction is not None:
             total = total + correction
         total = _delayed(op.schedule, total.expand(self.timesteps, *total.shape[1:]))
         thresholds = _thresholds(op)
         gradient = self.gradient
         if op.surrogate is not None:
-            gradient = {"surrogate": op.surrogate, "width": op.width, "detach_reset": op.detach_reset}
+            shape, width, detach_reset = op.surrogate.shape, op.surrogate.width, op.surrogate.detach_reset
+            gradient = {"surrogate": shape, "width": width, "detach_reset": detach_reset}
         spikes = fire(
             total,
             thresholds=thresholds,
@@ -175,13 +178,12 @@ def _check(name: str, op: Op) -> None:
         problem = None
         if op.integer is not None:
             problem = "an integer network", f"recipe {TUNABLE}, in float32"
-        elif op.signed or op.differential or op.levels > 1:
-            kind = "signed" if op.signed else "differential" if op.differential else "multi-level"
-            problem = f"a {kind} neuron", f"spikes of 0 and 1, by recipe {TUNABLE}"
+        elif not isinstance(op.spikes, Binary | MultiThreshold):
+            problem = f"a {op.alphabet} neuron", f"spikes of 0 and 1, by recipe {TUNABLE}"
         elif bool((op.threshold != op.threshold.flatten()[0]).any()):
             problem = "thresholds that differ by channel", "a normalized network, as convert makes it"
-        elif op.firing is not None and op.initial_potential:
-            problem = f"multi-level firing from v(0) = {op.initial_potential}", "v(0) = 0"
+        elif isinstance(op.spikes, MultiThreshold) and op.initial_potential:
+            problem = f"several thresholds from v(0) = {op.initial_potential}", "v(0) = 0"
         if problem:
             raise InvalidData(f"{name}: cannot be fine-tuned, got {problem[0]}; expected {problem[1]}. Convert so.")
     elif isinstance(op, Readout) and op.mode != "current":
@@ -234,7 +236,7 @@ def _before(graph: Graph, name: str) -> Conv2d | Linear:
 
 def _thresholds(op: Neuron) -> tuple[float, ...]:
     """Numbers, so they stay on the CPU: looking at one would have a GPU wait."""
-    return tuple((op.threshold.flatten()[:1] if op.firing is None else op.firing).tolist())
+    return tuple(float(threshold.flatten()[0]) for threshold in op.thresholds)
 
 
 def _delayed(schedule: str, current: Tensor) -> Tensor:

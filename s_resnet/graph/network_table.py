@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..runtime.display import Table, plain
 from . import shortcuts
+from .alphabet import Differential, Surrogate
 from .neuron import Neuron
 from .ops import Node, Op
 
@@ -113,8 +114,7 @@ def _threshold(op: Op) -> str:
         return ""
     if op.integer is not None:
         return f"{int(op.integer.min())} ... {int(op.integer.max())}"
-    levels: Sequence[Tensor] = [op.threshold.max()] if op.firing is None else list(op.firing)
-    return ", ".join(f"{float(level):g}" for level in levels)
+    return ", ".join(f"{float(threshold.max()):g}" for threshold in op.thresholds)
 
 
 def _range(scale: Tensor | None) -> str:
@@ -127,14 +127,19 @@ def _range(scale: Tensor | None) -> str:
 
 def _kind(op: Neuron) -> str:
     """What is special about a neuron layer."""
-    words = [op.schedule] if op.schedule != "streaming" else []
-    words += ["signed"] if op.signed else []
-    words += [f"{op.levels} levels"] if op.levels > 1 else []
-    words += ["differential"] if op.differential else []
+    words = [op.schedule] if op.waits else []
+    words += ["signed"] if op.spikes.signed else []
+    words += [f"{op.spikes.amplitudes} levels"] if op.spikes.amplitudes > 1 else []
+    words += ["differential"] if isinstance(op.spikes, Differential) else []
     if op.surrogate is not None:  # directly trained
         words += [f"decay {op.decay:g}", "reset to zero" if op.reset == "zero" else "reset by subtraction"]
-        words += [f"{op.surrogate} of {'steepness' if op.surrogate in STEEP else 'width'} {op.width:g}"]
+        words += [_gradient(op.surrogate)]
     return f" ({', '.join(words)})" if words else ""
+
+
+def _gradient(surrogate: Surrogate) -> str:
+    measure = "steepness" if surrogate.shape in STEEP else "width"
+    return f"{surrogate.shape} of {measure} {surrogate.width:g}"
 
 
 def _numbers(weight: Tensor | None) -> int:

@@ -1,8 +1,8 @@
-"""The operations with memory: the integrate-and-fire neuron, the gated max-pool and the readout.
+"""The integrate-and-fire neuron.
 
-``run`` is their analog meaning (ReLU, max-pool, identity). ``advance`` takes a chunk of ``S`` steps ``[S, B, *]`` and
-the memory, and returns the chunk's output and the new memory; the memory passed in is left as it is, unless a neuron is
-told that it may write there.
+Like every operation with memory it has two meanings. ``run`` is the analog one, ReLU. ``advance`` takes a chunk of
+``S`` steps ``[S, B, *]`` and the memory, and returns the chunk's output and the new memory; the memory passed in is
+left as it is, unless the neuron is told that it may write there.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..kernels import events, per_channel
 from ..kernels.events import Currents
 from ..kernels.membrane import differential
 from ..kernels.membrane.reference import SCHEDULES, delay
 from ..kernels.surrogate.qcfs import qcfs
 from ..runtime.display import Displayed
+from .alphabet import SPIKES, Amplitudes, Binary, Differential, MultiThreshold, Signed, Spikes, Surrogate
 
 Memory = tuple[Tensor, ...]
 Pair = tuple[int, int]
+BINARY = Binary()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,74 +38,109 @@ class Neuron(Displayed):
     :func:`s_resnet.kernels.membrane.reference.integrate_and_fire`. It sums all its inputs, so a residual addition is
     implicit.
 
-    threshold: positive, 0-dimensional (one for the layer) or ``[C]``.
-    integer: the threshold in int32 ``[C]`` of an integer network: its runs count currents and membrane in whole units
-    of 1 / integer of the threshold.
-    correction: current added in spiking runs only, so that the analog run stays the source network: 0-dimensional or
-    ``[C]`` at every step, or ``[T, C]``, one row per step, and after step T their mean (a time-indexed bias).
-    integer_correction: the same in units of the integer threshold, int32.
-    schedule: when the layer fires within a window of T steps of input. ``"streaming"``: as it integrates.
-    ``"lagged"``: one step later, so that it has seen one step more than it has answered; ``"phased"``: T steps later,
-    when it has seen all. Everything downstream, shortcuts included, is later by as much, so values that meet belong to
-    the same step. Both take the whole window at once.
-    levels: n power-of-two amplitudes 1, 2, ... 2^(n-1) thresholds; a step emits up to :attr:`most` thresholds.
-    signed: it also takes back, down to ``-most`` a step, what it has emitted in excess, and no more than that.
-    differential: a step stands for the mean of all steps before plus what it emits
-    (:func:`s_resnet.kernels.membrane.differential.integrate_and_fire`).
-    scale: what one spike stands for in the units of the source network, 0-dimensional or ``[C]``; set by normalize.
-    amplitude: what a spike sends on; None: the threshold.
-    firing: ``[K]`` ascending thresholds of multi-level firing, the first of them ``threshold``: K membranes integrate
-    the same current, each fires and resets by itself, and the sum of their spikes, 0 ... K, goes on.
-    quantization: the levels L of a network trained with :class:`s_resnet.graph.ops.QCFS`; ``run`` is then that; 0:
-    ReLU.
-    surrogate, width, detach_reset: the gradient that a directly trained neuron was trained with
-    (:func:`s_resnet.kernels.surrogate.fire.fire`); None for a converted one. Of a trained neuron ``run`` is its first
-    step.
-    Source: arXiv:1805.01352 (Hu, Tang, Pan): integrate-and-fire, reset by subtraction; arXiv:2210.06386 (Feng et al.):
-    multi-level firing.
+    Attributes:
+        threshold: positive, 0-dimensional (one for the layer) or ``[C]``.
+        initial_potential: v(0), in thresholds.
+        reset: ``"subtract"`` or ``"zero"``.
+        decay: factor on the membrane per step; 1 is the integrate-and-fire neuron.
+        schedule: when the layer fires within a window of T steps of input. ``"streaming"``: as it integrates.
+            ``"lagged"``: one step later, so that it has seen one step more than it has answered. ``"phased"``: T steps
+            later, when it has seen all. Everything downstream, shortcuts included, is later by as much, so values that
+            meet belong to the same step. The last two take the whole window at once.
+        spikes: what a step may send (:mod:`s_resnet.graph.alphabet`).
+        correction: current added in spiking runs only, so that the analog run stays the source network: 0-dimensional
+            or ``[C]`` at every step, or ``[T, C]``, one row per step, and after step T their mean (a time-indexed
+            bias).
+        scale: what one spike stands for in the units of the source network, 0-dimensional or ``[C]``; set by normalize.
+        amplitude: what a spike sends on; None: the threshold.
+        quantization_levels: L of a network trained with :class:`s_resnet.graph.ops.QCFS`; ``run`` is then that; 0:
+            ReLU.
+        surrogate: the gradient of a directly trained neuron; None for a converted one. The ``run`` of a trained neuron
+            is its first step.
+        integer: the threshold in int32 ``[C]`` of an integer network: its runs count currents and membrane in whole
+            units of 1 / integer of the threshold.
+        integer_correction: ``correction`` in units of the integer threshold, int32.
+
+    Raises:
+        InvalidData: these settings are of no neuron that a kernel has.
+
+    Source: arXiv:1805.01352 (Hu, Tang, Pan): integrate-and-fire, reset by subtraction.
     """
 
     threshold: Tensor
     initial_potential: float = 0.0
     reset: str = "subtract"
     decay: float = 1.0
-    integer: Tensor | None = None
-    correction: Tensor | None = None
-    integer_correction: Tensor | None = None
     schedule: str = "streaming"
-    levels: int = 1
-    signed: bool = False
-    differential: bool = False
+    spikes: Spikes = BINARY
+    correction: Tensor | None = None
     scale: Tensor | None = None
     amplitude: float | None = None
-    firing: Tensor | None = None
-    quantization: int = 0
-    surrogate: str | None = None
-    width: float = 1.0
-    detach_reset: bool = True
+    quantization_levels: int = 0
+    surrogate: Surrogate | None = None
+    integer: Tensor | None = None
+    integer_correction: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _one_of("neuron: reset", self.reset, "subtract", "zero")
-        _one_of("neuron: schedule", self.schedule, *SCHEDULES)
-        if not 1 <= self.levels <= 8:
-            raise InvalidData(f"neuron: got levels={self.levels}; expected 1 ... 8. Choose fewer steps or more levels.")
+        _one_of("reset", self.reset, "subtract", "zero")
+        _one_of("schedule", self.schedule, *SCHEDULES)
+        if not isinstance(self.spikes, SPIKES):
+            raise _invalid("spikes", self.spikes, f"one of {', '.join(kind.__name__ for kind in SPIKES)}")
+        single = isinstance(self.spikes, Binary | MultiThreshold)
+        if self.reset == "zero" and not single:
+            raise _invalid("reset", f"'zero' for {self.alphabet} spikes", "'subtract'")
+        if isinstance(self.spikes, MultiThreshold):
+            if self.schedule != "streaming":
+                raise _invalid("schedule", f"{self.schedule!r} for several thresholds", "'streaming'")
+            if self.threshold.ndim:
+                raise _invalid("threshold", f"{list(self.threshold.shape)} for several", "one number, the first")
+        if self.integer is not None and not self.binary:
+            raise _invalid("integer", f"whole numbers for {self.alphabet} spikes", "spikes in {0, 1}")
+        if self.decay != 1 and (self.integer is not None or self.waits or isinstance(self.spikes, Differential)):
+            got = f"{self.decay} for a neuron that waits, sends means or counts in whole numbers"
+            raise _invalid("decay", got, "1")
 
     @property
-    def most(self) -> int:
-        """The most that a step emits: ``2^levels - 1`` thresholds, or K spikes of multi-level firing."""
-        return (1 << self.levels) - 1 if self.firing is None else len(self.firing)
+    def max_emission(self) -> int:
+        """The most that a step emits: thresholds, or spikes of several thresholds."""
+        return self.spikes.max_emission
+
+    @property
+    def thresholds(self) -> tuple[Tensor, ...]:
+        """Those of its membranes: K of several, else the one."""
+        return tuple(self.spikes.thresholds) if isinstance(self.spikes, MultiThreshold) else (self.threshold,)
 
     @property
     def binary(self) -> bool:
         """Whether a step's spike is 0 or 1."""
-        return self.levels == 1 and self.firing is None and not self.signed and not self.differential
+        return isinstance(self.spikes, Binary)
 
     @property
-    def unit(self) -> bool:
+    def waits(self) -> bool:
+        """Whether it fires later than its input comes, so that it takes its window of T steps at once."""
+        return self.schedule != "streaming"
+
+    @property
+    def alphabet(self) -> str:
+        """What it sends, in words: ``"binary"``, ``"signed"``, ``"signed 2-level"``, ``"differential"``..."""
+        match self.spikes:
+            case Binary():
+                return "binary"
+            case Signed():
+                return "signed"
+            case Amplitudes(count, signed):
+                return f"{'signed ' if signed else ''}{count}-level"
+            case Differential():
+                return "differential"
+            case MultiThreshold(thresholds):
+                return f"{len(thresholds)}-threshold"
+
+    @property
+    def emits_unit_spikes(self) -> bool:
         """Whether its spikes are sent on as they are."""
         return bool((self.threshold == 1).all()) if self.amplitude is None else self.amplitude == 1
 
-    def lag(self, timesteps: int) -> int:
+    def delay(self, timesteps: int) -> int:
         """Steps from the start of its input to its first chance to fire, beyond the streaming neuron's."""
         return delay(self.schedule, timesteps)
 
@@ -112,22 +149,23 @@ class Neuron(Displayed):
         total = inputs[0]
         for other in inputs[1:]:
             total = total + other
-        if self.quantization:
-            return qcfs(total, per_channel(self.threshold * self.most, total.ndim), self.quantization)
+        if self.quantization_levels:
+            full = per_channel(self.threshold * self.max_emission, total.ndim)
+            return qcfs(total, full, self.quantization_levels)
         if self.surrogate is None:
             return F.relu(total)
         spikes, _ = self.advance([total[None]], None)
-        return self.emit(spikes[0])
+        return self.scale_output(spikes[0])
 
-    def settled(self, charge: Tensor, timesteps: int) -> Tensor:
+    def quantize(self, charge: Tensor, timesteps: int) -> Tensor:
         """What it has emitted, in thresholds, once it has answered a total charge ``[B, *]`` of T steps exactly.
 
         ``N = clip(floor(v(0) / threshold + charge / threshold), 0, T most)``: the (T most + 1)-level quantizer.
         """
         count = torch.floor(self.initial_potential + charge / per_channel(self.threshold, charge.ndim))
-        return count.clamp(0, timesteps * self.most)
+        return count.clamp(0, timesteps * self.max_emission)
 
-    def correct(self, first: int, steps: int, ndim: int) -> Tensor | None:
+    def bias_current(self, first: int, steps: int, ndim: int) -> Tensor | None:
         """The correction in steps ``first + 1 ... first + steps``, for currents ``[S, B, C, *]`` of ``ndim`` axes.
 
         ``[C, ...]`` where it is the same in all of them, else ``[S, 1, C, ...]``.
@@ -147,7 +185,7 @@ class Neuron(Displayed):
     def start(self, example: Tensor) -> Memory:
         """The memory before the first step, laid out as ``example`` ``[B, *]``: float32 or wider, or int32.
 
-        The membrane, one for each level of multi-level firing; of a signed neuron also the thresholds it has emitted.
+        The membrane, one for each of several thresholds; of a signed neuron also the thresholds it has emitted.
         """
         threshold = per_channel(self.threshold if self.integer is None else self.integer, example.ndim)
         if self.integer is not None:
@@ -155,11 +193,11 @@ class Neuron(Displayed):
         else:
             start = self.initial_potential * threshold.to(torch.promote_types(threshold.dtype, torch.float32))
         v = torch.zeros_like(example, dtype=start.dtype) + start
-        if self.firing is not None:
-            return tuple(v + self.initial_potential * (level - self.threshold) for level in self.firing)
-        if self.differential:
+        if isinstance(self.spikes, MultiThreshold):
+            return tuple(v + self.initial_potential * (level - self.threshold) for level in self.spikes.thresholds)
+        if isinstance(self.spikes, Differential):
             return v, torch.zeros_like(v), v.new_zeros(())
-        return (v, torch.zeros_like(v)) if self.signed else (v,)
+        return (v, torch.zeros_like(v)) if self.spikes.signed else (v,)
 
     def advance(
         self,
@@ -180,16 +218,15 @@ class Neuron(Displayed):
         """
         in_place = in_place or memory is None
         threshold = self.threshold if self.integer is None else self.integer
-        if self.firing is not None or self.differential:
+        if isinstance(self.spikes, MultiThreshold | Differential):
             parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
             v, *rest = self.start(parts[0][0]) if memory is None else memory
             total = _total(parts, shortcut, bias, v.dtype)
-            if self.firing is not None:
-                return self._advance_levels(total, (v, *rest), spike_dtype, counts, in_place)
+            if isinstance(self.spikes, MultiThreshold):
+                return self._advance_levels(self.spikes, total, (v, *rest), spike_dtype, counts, in_place)
             v, total = _delayed(self.schedule, v, total)
-            return differential.integrate_and_fire(
-                *(total, (v, *rest)), threshold=per_channel(threshold, v.ndim), levels=self.levels, counts=counts
-            )
+            theta, levels = per_channel(threshold, v.ndim), self.spikes.amplitudes
+            return differential.integrate_and_fire(total, (v, *rest), threshold=theta, levels=levels, counts=counts)
         pending = next((current for current in inputs if isinstance(current, Currents)), None)
         others = [x.tensor() if isinstance(x, Currents) else x for x in inputs if x is not pending]
         first = pending if pending is not None else others.pop(0)
@@ -203,7 +240,7 @@ class Neuron(Displayed):
             branch = others.pop()
         for other in others:
             first = (first.tensor() if isinstance(first, Currents) else first).to(memory[0].dtype) + other
-        v, emitted = memory if self.signed else (memory[0], None)
+        v, emitted = memory if self.spikes.signed else (memory[0], None)
         emitted_after = emitted if emitted is None or in_place else torch.empty_like(v)
         if isinstance(first, Currents):
             update: Callable[..., tuple[Tensor, Tensor]] = partial(events.integrate_and_fire, first)
@@ -219,7 +256,7 @@ class Neuron(Displayed):
             shortcut_scale=scale,
             spike_dtype=spike_dtype,
             counts=counts,
-            levels=self.levels,
+            levels=self.spikes.amplitudes,
             emitted=emitted,
             schedule=self.schedule,
             after=v if in_place else None,
@@ -228,12 +265,17 @@ class Neuron(Displayed):
         return spikes, (v,) if emitted_after is None else (v, emitted_after)
 
     def _advance_levels(
-        self, total: Tensor, memory: Memory, spike_dtype: torch.dtype | None, counts: Tensor | None, in_place: bool
+        self,
+        several: MultiThreshold,
+        total: Tensor,
+        memory: Memory,
+        spike_dtype: torch.dtype | None,
+        counts: Tensor | None,
+        in_place: bool,
     ) -> tuple[Tensor, Memory]:
-        """Multi-level firing: the same currents into K membranes."""
-        assert self.firing is not None
+        """Multi-threshold firing: the same currents into K membranes."""
         spikes, after = [], []
-        for threshold, v in zip(self.firing, memory, strict=True):
+        for threshold, v in zip(several.thresholds, memory, strict=True):
             fired, v = _kernel(v)(
                 *(total, v),
                 threshold=threshold,
@@ -250,7 +292,7 @@ class Neuron(Displayed):
             spikes[0] = spikes[0].add_(fired)
         return spikes[0], tuple(after)
 
-    def emit(self, spikes: Tensor) -> Tensor:
+    def scale_output(self, spikes: Tensor) -> Tensor:
         """What the layer sends on, ``threshold * spike`` or ``amplitude * spike``, for spikes shaped ``[B, *]``."""
         if self.amplitude is not None:
             return spikes if self.amplitude == 1 else spikes * self.amplitude
@@ -291,105 +333,10 @@ def _delayed(schedule: str, v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]
     return v, current
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SpikingMaxPool2d(Displayed):
-    """The paper's max-pool gate for spikes: an output keeps up with the largest spike count in its window.
-
-    With ``C_in`` the spike counts of the inputs and ``C_out`` those of the outputs, per step::
-
-        C_in += s;  z = maxpool(C_in);  o = z - C_out;  C_out += o
-
-    For spikes in {0, 1} that is the paper's gate (``maxpool(s)`` where ``z > C_out``, else 0), since the largest count
-    grows by one at most; for signed and multi-level spikes it is the same idea. Inputs of one channel share one
-    amplitude. Source: the SPooling layer of the released code of arXiv:1805.01352.
-    """
-
-    kernel: Pair
-    stride: Pair
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    ceil_mode: bool = False
-
-    def run(self, *inputs: Tensor) -> Tensor:
-        """The analog meaning: max-pool."""
-        return F.max_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-    def advance(self, inputs: list[Tensor], memory: Memory | None) -> tuple[Tensor, Memory]:
-        """Gate ``[S, B, C, H, W]`` spikes; memory is the pair of counts (``C_in``, ``C_out``)."""
-        (spikes,) = inputs
-        pooled = []
-        if memory is None:
-            memory = (torch.zeros_like(spikes[0]), torch.zeros_like(self.run(spikes[0])))
-        count_in, count_out = memory
-        for s in spikes:
-            count_in = count_in + s
-            highest = self.run(count_in)
-            pooled.append(highest - count_out)
-            count_out = highest
-        return torch.stack(pooled), (count_in, count_out)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Readout(Displayed):
-    """The answer after t steps, in the units of the source network's logits; ``I`` is the classifier's current.
-
-    mode ``"current"``: ``scale * sum(w[j] I[j]) / sum(w[j]) + correction`` over ``j = 1 ... t``: the mean classifier
-    current, weighted. Weights that are small at first make a delayed readout.
-    mode ``"spikes"``: an integrate-and-fire layer of threshold 1 after the classifier, ``scale / t * (spike count +
-    softmax(membrane))``, the score of the released code of arXiv:1805.01352; the softmax (< 1) only breaks ties.
-
-    weights: ``[T]``, positive, the last one for the steps beyond; None weighs all steps alike.
-    correction: ``[N]``, of spiking runs only, or None.
-    """
-
-    scale: Tensor
-    mode: str = "current"
-    initial_potential: float = 0.0
-    weights: Tensor | None = None
-    correction: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        _one_of("readout: mode", self.mode, "current", "spikes")
-
-    def run(self, *inputs: Tensor) -> Tensor:
-        """The analog meaning: the logits."""
-        return inputs[0] * self.scale
-
-    def advance(self, inputs: list[Tensor], memory: Memory | None) -> tuple[Tensor, Memory]:
-        """``[S, B, N]`` currents to ``[S, B, N]`` answers.
-
-        Memory: the step count, the sum or count, the membrane, the sum of the weights.
-        """
-        (current,) = inputs
-        if memory is None:
-            zero = torch.zeros_like(current[0], dtype=torch.float64)
-            memory = (zero.new_zeros(()), zero, zero + self.initial_potential, zero.new_zeros(()))
-        step, total, v, weighed = memory
-        answers = []
-        for now, weight in zip(current, self._weights(step, len(current)), strict=True):
-            step = step + 1
-            if self.mode == "current":
-                total, weighed = total + weight * now, weighed + weight
-                answer = total / weighed * self.scale
-                answers.append(answer if self.correction is None else answer + self.correction)
-                continue
-            v = v + now
-            fired = v >= 1.0
-            v, total = v - fired.to(v), total + fired
-            answers.append((total + v.softmax(-1)) / step * self.scale)
-        return torch.stack(answers).to(current.dtype), (step, total, v, weighed)
-
-    def _weights(self, step: Tensor, steps: int) -> Tensor:
-        """The weights of the next steps, float64 ``[S]``; looked up on the device, so that nothing waits for it."""
-        if self.weights is None:
-            return torch.ones(steps, dtype=torch.float64, device=step.device)
-        at = (step.to(torch.int64) + torch.arange(steps, device=step.device)).clamp_max(len(self.weights) - 1)
-        return self.weights.to(torch.float64)[at]
-
-
-def _one_of(where: str, got: str, *expected: str) -> None:
+def _one_of(what: str, got: str, *expected: str) -> None:
     if got not in expected:
-        raise InvalidData(f"{where}, got {got!r}; expected one of {', '.join(expected)}. Choose one of them.")
+        raise _invalid(what, repr(got), f"one of {', '.join(expected)}")
 
 
-STATEFUL = (Neuron, SpikingMaxPool2d, Readout)
+def _invalid(what: str, got: object, expected: str) -> InvalidData:
+    return InvalidData(message("neuron", what, got, expected, "Change the settings of the neuron"))

@@ -154,14 +154,16 @@ class ReLU(Displayed):
 class QCFS(Displayed):
     """The ReLU of an ANN trained for conversion: :func:`s_resnet.kernels.surrogate.qcfs.qcfs`.
 
-    Threshold 0-dimensional.
+    Attributes:
+        threshold: 0-dimensional.
+        quantization_levels: L.
     """
 
     threshold: Tensor
-    levels: int
+    quantization_levels: int
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return qcfs(inputs[0], self.threshold, self.levels)
+        return qcfs(inputs[0], self.threshold, self.quantization_levels)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidData
-from .neuron import STATEFUL, Memory, Neuron, Readout, SpikingMaxPool2d
+from .alphabet import Differential, MultiThreshold
+from .neuron import Memory, Neuron
 from .ops import (
     QCFS,
     AdaptiveAvgPool2d,
@@ -33,6 +34,7 @@ from .ops import (
     Scale,
     Slice,
 )
+from .readout import STATEFUL, Readout, SpikingMaxPool2d
 
 Shape = tuple[int | None, ...]
 # The most values that all layers together may have for one image: so many, or so many for each pixel of a larger image.
@@ -107,9 +109,12 @@ def _memory(node: Node, found: Mapping[str, Shape]) -> list[Shape | None]:
     """The shapes that a node remembers, None being one number for all images."""
     op, own = node.op, found[node.name]
     if isinstance(op, Neuron):
-        if op.differential:
-            return [own, own, None]
-        return [own] * (len(op.firing) if op.firing is not None else 2 if op.signed else 1)
+        match op.spikes:
+            case Differential():
+                return [own, own, None]
+            case MultiThreshold(thresholds):
+                return [own] * len(thresholds)
+        return [own] * (2 if op.spikes.signed else 1)
     if isinstance(op, SpikingMaxPool2d):
         return [found[node.inputs[0]], own]
     return [None, own, own, None]

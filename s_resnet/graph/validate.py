@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from ..errors import InvalidData
 from ..kernels.membrane.reference import SCHEDULES
 from ..kernels.surrogate.reference import SURROGATES
-from .neuron import Neuron, Readout, SpikingMaxPool2d
+from .alphabet import MOST, SPIKES, Amplitudes, Binary, Differential, MultiThreshold, Signed, Surrogate
+from .neuron import Neuron
 from .ops import (
     QCFS,
     SYNAPSES,
@@ -32,6 +33,8 @@ from .ops import (
     Slice,
     compensated,
 )
+from .parts import tensors
+from .readout import Readout, SpikingMaxPool2d
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIDE = 2**16  # what counts pixels or steps is below it
@@ -51,12 +54,9 @@ def check(nodes: Sequence[Node]) -> None:
     """
     finite(nodes)
     for node in nodes:
-        for name, rule in _RULES.get(type(node.op), {}).items():
-            value = getattr(node.op, name)
-            if not rule.fits(value):
-                raise _invalid(node, name, _shown(value), rule.expected)
-        if isinstance(node.op, Neuron):
-            _check_alphabet(node, node.op)
+        _check_settings(node, node.op, "")
+        if isinstance(node.op, Neuron) and isinstance(node.op.spikes, MultiThreshold):
+            _check_thresholds(node, node.op.spikes)
         if isinstance(node.op, Conv2d | Linear):
             _check_weights(node, node.op)
         if isinstance(node.op, BatchNorm2d) and not bool((node.op.var + node.op.eps > 1 / LARGE).all()):
@@ -64,11 +64,27 @@ def check(nodes: Sequence[Node]) -> None:
     _check_types(nodes)
 
 
+def _check_settings(node: Node, part: object, above: str) -> None:
+    """Every setting of an operation, and of the parts inside it, by itself."""
+    for name, rule in _RULES.get(type(part), {}).items():
+        value = getattr(part, name)
+        if not rule.fits(value):
+            raise _invalid(node, f"{above}{name}", _shown(value), rule.expected)
+        if rule.kinds and value is not None:
+            _check_settings(node, value, f"{above}{name}.")
+
+
+def parts(kind: type, name: str) -> tuple[type, ...]:
+    """The kinds of part that a field of an operation, or of a part of one, may hold; none where it holds a value."""
+    rule = _RULES.get(kind, {}).get(name)
+    return () if rule is None else rule.kinds
+
+
 def finite(nodes: Sequence[Node]) -> None:
     """Raise InvalidData, which names the node, where a number of these is NaN, infinite or too large."""
     for node in nodes:
-        for name, value in _tensors(node.op):
-            power = 2 if name == "var" else 1  # of a variance the root counts
+        for name, value in tensors(node.op):
+            value, power = value.detach(), 2 if name == "var" else 1  # of a variance the root counts
             # The largest of numbers of which one is NaN is NaN.
             if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGE**power:
                 bad = int((~(value.abs() <= LARGE**power)).sum())
@@ -79,22 +95,16 @@ def finite(nodes: Sequence[Node]) -> None:
                 )
 
 
-def _tensors(op: Op) -> Iterator[tuple[str, Tensor]]:
-    for field in fields(op):  # type: ignore[arg-type]
-        value = getattr(op, field.name)
-        if isinstance(value, Tensor):
-            yield field.name, value.detach()
-
-
 # ---- each setting by itself ----
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """Whether a value is what its field holds, and that in words."""
+    """Whether a value is what its field holds, and that in words; ``kinds`` of the part that it holds."""
 
     expected: str
     fits: Callable[[Any], bool]
+    kinds: tuple[type, ...] = ()
 
 
 def _whole(least: int, most: int = SIDE) -> _Rule:
@@ -143,8 +153,12 @@ def _is_tensor(value: Any, dtypes: Sequence[torch.dtype], ndims: Sequence[int]) 
     return isinstance(value, Tensor) and value.dtype in dtypes and value.ndim in ndims and value.numel() > 0
 
 
+def _part(*kinds: type) -> _Rule:
+    return _Rule(" or ".join(kind.__name__ for kind in kinds), lambda value: isinstance(value, kinds), kinds)
+
+
 def _or_none(rule: _Rule) -> _Rule:
-    return _Rule(f"{rule.expected}, or None", lambda value: value is None or rule.fits(value))
+    return _Rule(f"{rule.expected}, or None", lambda value: value is None or rule.fits(value), rule.kinds)
 
 
 def _is_padding(value: Any) -> bool:
@@ -198,7 +212,7 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
         "var": _floats(1, least=0),
         "eps": _number(0, 1),
     },
-    QCFS: {"threshold": _floats(0, least=_POSITIVE), "levels": _whole(1)},
+    QCFS: {"threshold": _floats(0, least=_POSITIVE), "quantization_levels": _whole(1)},
     MaxPool2d: {**_WINDOWS, "dilation": _pair(1)},
     SpikingMaxPool2d: {**_WINDOWS, "dilation": _pair(1)},
     AvgPool2d: {**_WINDOWS, "count_include_pad": _FLAG},
@@ -214,17 +228,18 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
         "correction": _or_none(_floats(0, 1, 2)),
         "integer_correction": _or_none(_whole_numbers(torch.int32, 0, 1, 2)),
         "schedule": _choice(*SCHEDULES),
-        "levels": _whole(1, 8),
-        "signed": _FLAG,
-        "differential": _FLAG,
-        "detach_reset": _FLAG,
         "scale": _or_none(_floats(0, 1, least=_POSITIVE)),
         "amplitude": _or_none(_number()),
-        "firing": _or_none(_floats(1, least=_POSITIVE)),
-        "quantization": _whole(0),
-        "surrogate": _or_none(_choice(*SURROGATES)),
-        "width": _number(_POSITIVE),
+        "quantization_levels": _whole(0),
+        "spikes": _part(*SPIKES),
+        "surrogate": _or_none(_part(Surrogate)),
     },
+    Binary: {},
+    Signed: {},
+    Amplitudes: {"count": _whole(2, MOST), "signed": _FLAG},
+    Differential: {"count": _whole(1, MOST)},
+    MultiThreshold: {"thresholds": _floats(1, least=_POSITIVE)},
+    Surrogate: {"shape": _choice(*SURROGATES), "width": _number(_POSITIVE), "detach_reset": _FLAG},
     Readout: {
         "scale": _floats(0, 1),
         "mode": _choice("current", "spikes"),
@@ -238,25 +253,9 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
 # ---- what has to go together ----
 
 
-def _check_alphabet(node: Node, op: Neuron) -> None:
-    """That some kernel has neurons of this kind."""
-    several = op.signed or op.levels > 1
-    if op.reset == "zero" and (several or op.differential):
-        raise _invalid(node, "reset", "'zero' for signed or multi-level spikes", "'subtract'")
-    if op.decay != 1 and (op.schedule != "streaming" or op.differential or op.integer is not None):
-        raise _invalid(node, "decay", f"{op.decay} for neurons that wait, send means or count in whole numbers", "1")
-    if op.differential and (op.signed or op.integer is not None or op.firing is not None):
-        raise _invalid(node, "differential", "it with signs, whole numbers or firing levels", "it alone")
-    if op.firing is not None:
-        if several or op.differential or op.integer is not None or op.schedule != "streaming":
-            got = "firing levels with signs, amplitudes, whole numbers or a wait"
-            raise _invalid(node, "firing", got, "them alone")
-        if op.threshold.ndim:
-            raise _invalid(node, "threshold", f"{list(op.threshold.shape)} with firing levels", "one number, the first")
-        if len(op.firing) > 8 or not bool((op.firing.diff() > 0).all()):
-            raise _invalid(node, "firing", f"{op.firing.tolist()[:9]}", "1 to 8 ascending thresholds")
-    if op.integer is not None and several:
-        raise _invalid(node, "integer", "it with signed or multi-level spikes", "spikes in {0, 1}")
+def _check_thresholds(node: Node, spikes: MultiThreshold) -> None:
+    if not bool((spikes.thresholds.diff() > 0).all()):
+        raise _invalid(node, "spikes.thresholds", f"{spikes.thresholds.tolist()}", "ascending ones")
 
 
 def _check_weights(node: Node, op: Conv2d | Linear) -> None:
@@ -275,7 +274,7 @@ def _check_types(nodes: Sequence[Node]) -> None:
     """One type of floating-point numbers; whole numbers in all layers or in none; one grid."""
     found: dict[torch.dtype, str] = {}
     for node in nodes:
-        for name, value in _tensors(node.op):
+        for name, value in tensors(node.op):
             if value.is_floating_point():
                 found.setdefault(value.dtype, f"{node.name}.{name}")
     if len(found) > 1:
@@ -350,7 +349,8 @@ def _reach(op: Op, below: float) -> float:
         return float((slope * (below + op.mean.double().abs()) + op.bias.double().abs()).max())
     if isinstance(op, Neuron):
         sent = float(op.threshold.max()) if op.amplitude is None else abs(op.amplitude)
-        return op.most * sent * (64 if op.differential else 1)  # a mean of T steps grows with log T
+        mean = 64 if isinstance(op.spikes, Differential) else 1  # of T steps, which grows with log T
+        return op.max_emission * sent * mean
     return float(op.threshold) if isinstance(op, QCFS) else below
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..data.arguments import whole_number
 from ..errors import InvalidData
 from ..graph.graph import Graph, State
-from ..graph.neuron import Neuron, Readout
+from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op
+from ..graph.readout import Readout
 from .lockstep import lockstep, order_free
 from .simulate import Simulation
 
@@ -74,9 +75,9 @@ def _pass(graph: Graph, images: Tensor, timesteps: int) -> tuple[Tensor, dict[st
     def visit(node: Node, current: Tensor, target: Tensor) -> Op:
         op = node.op
         if isinstance(op, Neuron):
-            correction = op.correct(0, 1, current.ndim)
+            correction = op.bias_current(0, 1, current.ndim)
             mean = current[0] if correction is None else current[0] + correction
-            counts[node.name] = op.settled(mean * timesteps, timesteps).flatten(1).sum(1, dtype=torch.float64)
+            counts[node.name] = op.quantize(mean * timesteps, timesteps).flatten(1).sum(1, dtype=torch.float64)
         elif isinstance(op, Readout):
             answers.append(op.advance([current], None)[0][0])
         return op

@@ -13,7 +13,7 @@ from ..data.arguments import whole_number
 from ..errors import InvalidData, message
 from ..graph.engine import Whole, arithmetic
 from ..graph.graph import Graph, check_spiking, count_images
-from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.neuron import Neuron
 from ..graph.ops import (
     SYNAPSES,
     UNIT_PRESERVING,
@@ -31,6 +31,7 @@ from ..graph.ops import (
     compensated,
     whole,
 )
+from ..graph.readout import Readout, SpikingMaxPool2d
 from ..kernels import per_channel
 
 # The mean over the steps of what these give is what they give for the means of their inputs.

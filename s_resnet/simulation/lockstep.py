@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidData
+from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic, together
 from ..graph.engine.run import DENSE
 from ..graph.graph import Graph, count_images
-from ..graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ..graph.neuron import Neuron
 from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op, compensated, whole
+from ..graph.readout import Readout, SpikingMaxPool2d
 from ..kernels import events
 from ..runtime.progress import Progress
 
@@ -93,7 +95,7 @@ def _order_free(graph: Graph, node: Node) -> bool:
     op = node.op
     assert isinstance(op, Neuron)
     constant = all(name in graph.static for name in node.inputs)
-    plain = op.reset == "subtract" and op.decay == 1.0 and not op.differential
+    plain = op.reset == "subtract" and op.decay == 1.0 and not isinstance(op.spikes, Differential)
     unindexed = op.correction is None or op.correction.ndim == 1
     return plain and unindexed and (op.schedule == "phased" or constant)
 
@@ -108,7 +110,7 @@ def nearly_order_free(graph: Graph) -> bool:
     def settles(node: Node) -> bool:
         op = node.op
         assert isinstance(op, Neuron)
-        taken_back = op.signed and op.schedule == "lagged"
+        taken_back = op.spikes.signed and op.schedule == "lagged"
         return _order_free(graph, replace(node, op=replace(op, schedule="phased")) if taken_back else node)
 
     return bool(graph.neurons) and all(settles(node) for node in graph.neurons)
@@ -205,19 +207,19 @@ def _by_events(op: Conv2d, values: Tensor, sender: Neuron) -> Tensor | None:
     spikes = (values != 0).to(torch.uint8)
     if int(spikes.count_nonzero()) > DENSE * spikes.numel():
         return None
-    one = sender.emit(torch.ones_like(values[:1, :, :1, :1]))
+    one = sender.scale_output(torch.ones_like(values[:1, :, :1, :1]))
     found = events.conv2d(events.find(spikes), events.pack(op.weight * one, op.stride, op.padding, (height, width)))
     return found if op.bias is None else found.add_(op.bias.view(-1, 1, 1))
 
 
 def respond(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
     """What a neuron layer sends on, ``[S, B, *]``, for currents without its correction; for S = 1 < T mean rates."""
-    bias = op.correct(0, len(currents), currents.ndim)
+    bias = op.bias_current(0, len(currents), currents.ndim)
     if len(currents) == 1 < timesteps:
         mean = currents[0] if bias is None else currents[0] + bias
-        return op.emit(op.settled(mean * timesteps, timesteps) / timesteps)[None]
+        return op.scale_output(op.quantize(mean * timesteps, timesteps) / timesteps)[None]
     spikes, _ = op.advance([currents], None, bias=bias)
-    return op.emit(spikes.flatten(0, 1)).view(spikes.shape)
+    return op.scale_output(spikes.flatten(0, 1)).view(spikes.shape)
 
 
 def blocks(graph: Graph) -> list[tuple[Node, ...]]:

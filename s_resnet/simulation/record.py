@@ -25,7 +25,7 @@ class Trace(Displayed):
 
     neurons: their positions in the layer's flattened ``[C, H, W]``, the most active first.
     begins: steps from the first input of the network to the first of this layer, which waits for those before.
-    lag: steps that the layer itself waits (:meth:`Neuron.lag`).
+    lag: steps that the layer itself waits (:meth:`Neuron.delay`).
     spikes: ``[T, n]``, thresholds emitted at t, negative where taken back, of directly trained neurons spikes; row t is
         step ``begins + lag + t``.
     membrane: ``[lag + T, n]``, v after each step from ``begins + 1`` on, in thresholds; of multi-level firing that of
@@ -95,8 +95,8 @@ def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], c
         Trace(
             layer=name,
             neurons=tuple(chosen[name].tolist()),
-            begins=waited[name] - ops[name].lag(timesteps),
-            lag=ops[name].lag(timesteps),
+            begins=waited[name] - ops[name].delay(timesteps),
+            lag=ops[name].delay(timesteps),
             spikes=spikes[name],
             membrane=membranes.get(name),
         )
@@ -141,7 +141,7 @@ def _waiting(
 
     def visit(node: Node, currents: Tensor, _: Tensor) -> Op:
         if node.name in chosen and isinstance(node.op, Neuron):
-            bias = node.op.correct(0, timesteps, currents.ndim)
+            bias = node.op.bias_current(0, timesteps, currents.ndim)
             total = currents if bias is None else currents + bias
             unit = _threshold(node, currents[0], chosen[node.name])
             arrived = _at(total.flatten(0, 1), chosen[node.name]) / unit
@@ -161,7 +161,7 @@ def membrane(op: Neuron, arrived: Tensor, emitted: Tensor) -> Tensor:
     Over the lag charge is summed up; then, with ``I[t]`` zero beyond T and k the spikes, ``v[t] = decay v[t-1] + I[t] -
     k[t]``, or 0 after a spike where the reset is to zero.
     """
-    timesteps, lag = len(arrived), op.lag(len(arrived))
+    timesteps, lag = len(arrived), op.delay(len(arrived))
     v = torch.full_like(arrived[0], op.initial_potential)
     path = []
     for step in range(lag + timesteps):

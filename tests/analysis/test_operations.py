@@ -16,6 +16,7 @@ from s_resnet.analysis import count_operations
 from s_resnet.analysis.cost.fan_out import fan_out, synapses
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
+from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
 from s_resnet.graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -88,7 +89,7 @@ def sent(graph, node, values):
     while isinstance(graph[name].op, Flatten | Pad | Slice | SpikingMaxPool2d):
         name = graph[name].inputs[0]
     if isinstance(graph[name].op, Neuron):
-        differential = graph[name].op.differential
+        differential = isinstance(graph[name].op.spikes, Differential)
     places = list(itertools.product(*map(range, values[node.name].shape[2:])))
     for image in values[node.name].flatten(2).permute(1, 2, 0).tolist():
         for place, train in zip(places, image, strict=True):
@@ -272,9 +273,9 @@ BODIES = {
 }
 ALPHABETS = {
     "binary": {},
-    "signed": {"signed": True},
-    "levels": {"levels": 3},
-    "signed levels": {"signed": True, "levels": 2},
+    "signed": {"spikes": Signed()},
+    "levels": {"spikes": Amplitudes(3)},
+    "signed levels": {"spikes": Amplitudes(2, True)},
 }
 
 
@@ -288,7 +289,7 @@ def test_every_spike_and_every_synapse(body, alphabet):
 
 @pytest.mark.parametrize("schedule", ["streaming", "lagged", "phased"])
 @pytest.mark.parametrize("body", ["shortcut", "three deep", "max, deeper", "average"])
-@pytest.mark.parametrize("settings", [{}, {"signed": True, "levels": 2}, {"reset": "zero"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"spikes": Amplitudes(2, True)}, {"reset": "zero"}], ids=str)
 def test_every_schedule(schedule, body, settings):
     graph = network(*BODIES[body], schedule=schedule, **settings)
     operations = same(graph, [grid()])
@@ -300,7 +301,7 @@ def test_every_schedule(schedule, body, settings):
 
 
 def test_differential_spikes_are_the_increments():
-    graph = network(*BODIES["shortcut"], differential=True, levels=2)
+    graph = network(*BODIES["shortcut"], spikes=Differential(2))
     operations = same(graph, [grid(2), grid(1, seed=4)], but=("n1", "mean"))
     layers = {layer.name: layer for layer in operations.layers}
     # The receivers keep means: n1 of its currents, the pool of the spikes, so that the classifier reads no increments.
@@ -311,7 +312,7 @@ def test_differential_spikes_are_the_increments():
 
 
 def test_the_cases_above_hold_what_they_are_about():
-    graph = network(*BODIES["max, deeper"], signed=True, levels=2)
+    graph = network(*BODIES["max, deeper"], spikes=Amplitudes(2, True))
     values = trains(graph, grid(2) * 2, T)
     for name in ("n1", "p"):
         assert {-1.0, 2.0, 3.0} <= set(values[name].unique().tolist())
@@ -424,7 +425,7 @@ def test_a_stem_with_a_pool_is_computed_once():
 
 
 def test_traffic_by_hand():
-    graph = network(*BODIES["shortcut"], signed=True)
+    graph = network(*BODIES["shortcut"], spikes=Signed())
     operations = count_operations(graph, [grid(1)], T)
     layers = {layer.name: layer for layer in operations.layers}
     n0, n1, c, s = (layers[name] for name in ("n0", "n1", "c", "s"))
@@ -524,7 +525,7 @@ def test_an_integer_network_moves_bytes(model):
 
 
 def test_parts_and_chunks_and_batches_change_nothing(monkeypatch):
-    graph = network(*BODIES["three deep"], schedule="lagged", signed=True)
+    graph = network(*BODIES["three deep"], schedule="lagged", spikes=Signed())
     x = grid(5)
     whole = count_operations(graph, [x], T)
     apart = count_operations(graph, x.split(2), T, progress=True)
@@ -566,7 +567,7 @@ def test_the_json_and_the_table(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("body", ["shortcut", "three deep", "max, deeper", "average"])
 def test_a_gpu_counts_the_same(body):
-    graph = network(*BODIES[body], signed=True, levels=2)
+    graph = network(*BODIES[body], spikes=Amplitudes(2, True))
     assert count_operations(graph.to("cuda"), [grid()], 40) == count_operations(graph, [grid()], 40)
 
 
@@ -580,7 +581,7 @@ def test_mistakes_are_one_line():
     def wrong(op, reads="n0", **neuron):
         return network(("odd", op, reads), ("n1", "neuron", "odd n0"), **neuron)
 
-    heavy = Neuron(torch.tensor(2.0), signed=True)
+    heavy = Neuron(torch.tensor(2.0), spikes=Signed())
     for arguments, words in [
         ((analog, [images()], T), "without neurons"),
         ((graph, [x], 0), "timesteps=0"),
@@ -590,7 +591,7 @@ def test_mistakes_are_one_line():
         ((graph, [grid(channels=3)], T), "stem: "),
         ((wrong(ReLU()), [x], T), "odd: got ReLU"),
         ((wrong(heavy), [x], T), "odd: got Neuron of threshold 2"),
-        ((wrong(SpikingMaxPool2d((1, 1), (1, 1)), differential=True), [x], T), "odd: got SpikingMaxPool2d"),
+        ((wrong(SpikingMaxPool2d((1, 1), (1, 1)), spikes=Differential()), [x], T), "odd: got SpikingMaxPool2d"),
         ((wrong(SpikingMaxPool2d((1, 1), (1, 1)), "stem"), [x], T), "odd: got SpikingMaxPool2d"),
     ]:
         with pytest.raises(InvalidData) as error:

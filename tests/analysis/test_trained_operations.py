@@ -11,6 +11,7 @@ from s_resnet import Graph
 from s_resnet.analysis import count_operations, energy
 from s_resnet.conversion import Context, passes
 from s_resnet.graph import Neuron, Node, Readout
+from s_resnet.graph.alphabet import Surrogate
 from s_resnet.graph.ops import Add, Conv2d, Flatten, Input, Linear, MaxPool2d
 
 X = images(3, SIZE)
@@ -102,7 +103,7 @@ def test_the_dense_pass_is_labeled_so():
 
 def test_a_max_pool_of_spikes_is_an_or():
     """SEW-ResNet's stem: each spike reaches the windows that hold it, and what they send on are spikes."""
-    fire = Neuron(torch.tensor(1.0), reset="zero", amplitude=1.0, surrogate="arctan")
+    fire = Neuron(torch.tensor(1.0), reset="zero", amplitude=1.0, surrogate=Surrogate("arctan"))
     weight = torch.randint(-6, 9, (2, 3, 3, 3), generator=torch.Generator().manual_seed(1)) / 8
     nodes = (
         Node("input", Input(), ()),
@@ -133,11 +134,15 @@ def test_a_max_pool_of_spikes_is_an_or():
 
 def test_a_sum_of_spikes_that_a_neuron_reads_is_added_by_it():
     """Two layers on the image, their spikes summed, a third on the sum: as many additions as spikes."""
-    fire = Neuron(torch.tensor(0.5), reset="zero", decay=0.25, amplitude=1.0, surrogate="rectangle")
+    fire = Neuron(torch.tensor(0.5), reset="zero", decay=0.25, amplitude=1.0, surrogate=Surrogate("rectangle"))
     nodes = (
         Node("input", Input(), ()),
         Node("one", fire, ("input",)),
-        Node("other", Neuron(torch.tensor(0.75), reset="zero", amplitude=1.0, surrogate="rectangle"), ("input",)),
+        Node(
+            "other",
+            Neuron(torch.tensor(0.75), reset="zero", amplitude=1.0, surrogate=Surrogate("rectangle")),
+            ("input",),
+        ),
         Node("sum", Add(), ("one", "other")),
         Node("last", fire, ("sum",)),
         Node("flat", Flatten(), ("last",)),

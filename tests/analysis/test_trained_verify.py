@@ -12,6 +12,7 @@ from s_resnet import Graph, evaluate, verify
 from s_resnet.conversion import Context, passes
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout
+from s_resnet.graph.alphabet import MultiThreshold, Signed, Surrogate
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
 from s_resnet.kernels.surrogate.reference import fire_reference
 
@@ -69,7 +70,7 @@ def test_layers_are_those_of_the_module(arch, folded):
 
 def one(**neuron):
     """A single neuron that the image itself drives, trained for 4 steps."""
-    op = Neuron(torch.tensor(0.5), decay=0.25, reset="zero", amplitude=1.0, surrogate="rectangle")
+    op = Neuron(torch.tensor(0.5), decay=0.25, reset="zero", amplitude=1.0, surrogate=Surrogate("rectangle"))
     nodes = (
         Node("input", Input(), ()),
         Node("conv", Conv2d(torch.ones(1, 1, 1, 1), None), ("input",)),
@@ -90,12 +91,14 @@ def test_by_hand():
     assert layer_of(one(), 0.4).rate == 0.5 and layer_of(one(), 0.4).dormant == 0
     asleep = layer_of(one(), -1.0, 1.0, 0.25)
     assert asleep.dormant == 2 / 3 and asleep.rate == 1 / 3 and asleep.saturated == (0,)
-    assert layer_of(one(width=2.5), -0.5, 1.0).dormant == 0
-    assert layer_of(one(surrogate="triangle"), -0.75, 1.0).dormant == 1 / 2  # the triangle's reach is (-0.5, 1.5)
-    assert layer_of(one(surrogate="arctan"), -9.0, 9.0).dormant == 0
+    assert layer_of(one(surrogate=Surrogate("rectangle", 2.5)), -0.5, 1.0).dormant == 0
+    assert (
+        layer_of(one(surrogate=Surrogate("triangle")), -0.75, 1.0).dormant == 1 / 2
+    )  # the triangle's reach is (-0.5, 1.5)
+    assert layer_of(one(surrogate=Surrogate("arctan")), -9.0, 9.0).dormant == 0
     # Three levels: 1.2 lies in the second window, fires the first at once, 1.2 + 0.3 + 0.075 ... never the second.
     levels = torch.tensor([0.6, 1.6, 2.6])
-    several = one(threshold=levels[0], firing=levels)
+    several = one(threshold=levels[0], spikes=MultiThreshold(levels))
     assert layer_of(several, 1.2).rate == 1 and layer_of(several, 9.0).saturated == (0,)
     assert layer_of(several, 9.0).dormant == 1 and layer_of(several, 1.2, 9.0).dormant == 1 / 2
     assert layer_of(several, 9.0).rate == 3
@@ -161,7 +164,10 @@ def test_what_people_do_wrong():
         verify(graph, [], 2)
     with pytest.raises(InvalidData, match="label 9"):
         verify(graph, [(X, torch.full((len(X),), 9))], 2)
-    mixed = [replace(n, op=replace(n.op, signed=True)) if n.name == "body.3" else n for n in graph.nodes]
+    mixed = [
+        replace(n, op=replace(n.op, reset="subtract", spikes=Signed())) if n.name == "body.3" else n
+        for n in graph.nodes
+    ]
     with pytest.raises(InvalidData, match=r"body\.3"):
         verify(replace(graph, nodes=tuple(mixed)), [X], 2)
 

@@ -16,8 +16,10 @@ from sresnet_cli.words import spoken
 from s_resnet import RECIPES, Graph, convert, save, simulate, verify
 from s_resnet.analysis.losses import MEASURES, PARTS, split
 from s_resnet.errors import InvalidData
-from s_resnet.graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
+from s_resnet.graph.neuron import Neuron
 from s_resnet.graph.ops import SYNAPSES, Conv2d, Flatten, Input, Linear, Node
+from s_resnet.graph.readout import Readout, SpikingMaxPool2d
 from s_resnet.models import CifarResNet
 from s_resnet.simulation.lockstep import lockstep, order_free, respond
 
@@ -90,7 +92,7 @@ def test_quantization_alone():
 def test_clipping_alone():
     """A step says 1 at most; with two levels 3."""
     assert alone(one(), "clipping", 0.5, 1.5) == pytest.approx(0.5 / math.hypot(0.5, 1.5))
-    assert alone(one(levels=2), "clipping", 1.5, 3.5) == pytest.approx(0.5 / math.hypot(1.5, 3.5))
+    assert alone(one(spikes=Amplitudes(2)), "clipping", 1.5, 3.5) == pytest.approx(0.5 / math.hypot(1.5, 3.5))
 
 
 def test_unevenness_alone():
@@ -98,7 +100,7 @@ def test_unevenness_alone():
     assert alone(uneven(), "unevenness", 0.25) == pytest.approx(1.0)
     layer = verify(uneven(), [scalar(0.25)], 4).layers[-1]
     assert (layer.rate, layer.unsettled) == (0.5, 1.0)
-    for exact in ({"signed": True}, {"schedule": "phased"}):
+    for exact in ({"spikes": Signed()}, {"schedule": "phased"}):
         layer = verify(uneven(**exact), [scalar(0.25)], 4).layers[-1]
         assert (layer.rate, layer.unsettled, layer.errors["total"]) == (0.25, 0.0, 0.0)
 
@@ -116,7 +118,7 @@ def test_a_reset_to_zero_loses_charge_unevenly():
 
 
 def test_a_differential_layer_says_both_as_one():
-    network = one(initial_potential=0.5, signed=True, levels=2, differential=True)
+    network = one(initial_potential=0.5, spikes=Differential(2))
     result = verify(network, [scalar(0.3, 1.1, 20.0)], 4)
     (layer,) = result.layers
     assert layer.differential and layer.errors["unevenness"] == layer.unsettled == 0.0

@@ -8,6 +8,7 @@ from trained_networks import T, trained
 
 import s_resnet
 from s_resnet.graph import network_table
+from s_resnet.graph.alphabet import Surrogate
 
 
 def shown(monkeypatch, arch):
@@ -36,6 +37,6 @@ def test_neurons_say_what_they_are(monkeypatch, arch, threshold, words):
 
 
 def test_another_reset_is_told_and_converted_neurons_stay_as_they_are():
-    words = network_table._kind(s_resnet.graph.Neuron(torch.ones(()), surrogate="sigmoid", width=4.0))
+    words = network_table._kind(s_resnet.graph.Neuron(torch.ones(()), surrogate=Surrogate("sigmoid", 4.0)))
     assert words == " (decay 1, reset by subtraction, sigmoid of steepness 4)"
     assert network_table._kind(s_resnet.graph.Neuron(torch.ones(()))) == ""

@@ -21,7 +21,8 @@ from s_resnet.conversion.passes import attach_readout, compensate, normalize, re
 from s_resnet.conversion.recipes import RECIPES, Recipe, Step
 from s_resnet.errors import ConversionError, InvalidData, UnsupportedModel
 from s_resnet.graph import Node, ops
-from s_resnet.graph.neuron import Neuron, Readout
+from s_resnet.graph.neuron import Neuron
+from s_resnet.graph.readout import Readout
 from s_resnet.models import CifarResNet
 
 module = importlib.import_module(

@@ -17,6 +17,7 @@ from s_resnet.conversion.passes import dyadic_weights
 from s_resnet.errors import ConversionError
 from s_resnet.export import export_nir, export_npz, export_torch, verify_export
 from s_resnet.graph import Neuron
+from s_resnet.graph.alphabet import Differential
 from s_resnet.graph.ops import Conv2d, Scale
 from s_resnet.models import CifarResNet
 from s_resnet.simulation import closed_form
@@ -120,7 +121,7 @@ def test_everything_that_a_layer_sums_is_on_its_grid_and_the_grid_is_the_finest(
                 of_images = rounded[name].inputs == ("input",)
                 first |= of_images
                 values.append(weight * 64 if of_images else weight)
-                reach += (8 * 64 if of_images else op.most) * weight.abs().sum(1)
+                reach += (8 * 64 if of_images else op.max_emission) * weight.abs().sum(1)
                 if not isinstance(source, Scale):
                     values.append(source.bias.view(-1, 1))
                     reach += source.bias.abs()
@@ -239,7 +240,9 @@ def test_without_neurons_nothing_changes():
 
 
 @pytest.mark.parametrize(
-    "change", [{"threshold": torch.tensor(2.0)}, {"decay": 0.5}, {"differential": True}], ids=lambda c: next(iter(c))
+    "change",
+    [{"threshold": torch.tensor(2.0)}, {"decay": 0.5}, {"spikes": Differential()}],
+    ids=lambda c: next(iter(c)),
 )
 def test_other_neurons_are_refused_by_name(given, change):
     snn, _ = given[1]("s-resnet")

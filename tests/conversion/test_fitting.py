@@ -26,6 +26,7 @@ from s_resnet.conversion.passes import (
 )
 from s_resnet.errors import ConversionError, InvalidData
 from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d
+from s_resnet.graph.alphabet import Amplitudes, power_of_two
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear
 
 fitting = importlib.import_module(
@@ -179,7 +180,7 @@ def test_dead_and_almost_dead_channels_get_a_threshold_from_the_others():
     x = images(6, 8, channels=5, seed=4).abs()
     x[:, 1] = -1.0  # never active
     x[:, 2] *= 1e-9  # noise
-    nodes = (Node("input", Input(), ()), Node("n", Neuron(torch.ones(()), 0.5, levels=2), ("input",)))
+    nodes = (Node("input", Input(), ()), Node("n", Neuron(torch.ones(()), 0.5, spikes=Amplitudes(2)), ("input",)))
     calibration = Calibration({}, 100, 1, "data", fitting=x)
     threshold = fit_thresholds(Graph(nodes), Context(calibration, 4))["n"].op.threshold * 3
     alive = sorted(threshold[[0, 2, 3, 4]].tolist())
@@ -405,12 +406,13 @@ def powers(seed, *shape):
     return 2.0 ** torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def fitted_by_hand(steps, **neuron):
+def fitted_by_hand(steps, levels=1, signed=False, **neuron):
     """Thresholds by channel, powers of two; corrections, also by step; weights of spiking runs; a gate; a flat end."""
 
     def op(seed, channels, rows=None):
         correction = dyadic(seed, channels) if rows is None else dyadic(seed, rows, channels)
-        return Neuron(powers(seed, channels), 0.5, correction=correction, **neuron)
+        spikes = power_of_two(levels, signed)
+        return Neuron(powers(seed, channels), 0.5, spikes=spikes, correction=correction, **neuron)
 
     first, a1 = replace(op(1, 4), schedule="streaming"), dyadic(14, 6, 2, 3, 3)
     nodes = (
@@ -478,5 +480,5 @@ def test_a_fitted_network_of_any_threshold_keeps_its_answers(given):
 
 
 def test_levels_out_of_range_are_refused(given):
-    with pytest.raises(InvalidData, match=r"levels=9; expected 1 ... 8"):
+    with pytest.raises(InvalidData, match="amplitudes, got 9; expected a whole number from 2 to 8"):
         spiking(given, amplitudes=9)

@@ -20,6 +20,7 @@ from s_resnet.conversion.passes import calibrate_neurons, fit_readout, fit_thres
 from s_resnet.conversion.spill import Spill, gather
 from s_resnet.errors import ConversionError
 from s_resnet.graph import Neuron
+from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
 from s_resnet.models import CifarResNet
 from s_resnet.simulation.lockstep import Both, lockstep, respond
 
@@ -102,10 +103,10 @@ def test_without_a_place_for_files_it_is_said_in_a_line(monkeypatch):
 OPS = {
     "plain": {},
     "channels": {"threshold": torch.tensor([0.3, 1.7, 0.9])},
-    "signed": {"signed": True},
-    "levels": {"signed": True, "levels": 8},
+    "signed": {"spikes": Signed()},
+    "levels": {"spikes": Amplitudes(8, True)},
     "amplitude": {"amplitude": 0.7},
-    "differential": {"levels": 2, "differential": True},
+    "differential": {"spikes": Differential(2)},
 }
 
 

@@ -18,6 +18,7 @@ from s_resnet.conversion.calibrate import Calibration
 from s_resnet.conversion.passes import calibrate_neurons, fit_thresholds, reconstruct
 from s_resnet.errors import ConversionError, InvalidArtifact
 from s_resnet.graph import Neuron, Node
+from s_resnet.graph.alphabet import Signed, power_of_two
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
 from s_resnet.models import CifarResNet
 from s_resnet.runtime import progress
@@ -62,7 +63,7 @@ def test_the_gradient_goes_straight_through_the_spikes(levels, rows):
     z = torch.tensor([[[-1.0, 0.125, 0.5, 9.0]] * 2]).requires_grad_()
     other = torch.full_like(z, 0.0625).requires_grad_()
     rate = torch.tensor([[[0.0, 0.25, 0.5, 0.5 * most], [0.0, 0.0, 1.0, 2.0 * most]]])
-    op = Neuron(theta, 0.5, levels=levels, correction=b)
+    op = Neuron(theta, 0.5, spikes=power_of_two(levels), correction=b)
     got = module._through_spikes(op, [z, other], rate)
     assert torch.equal(got, rate)  # forward it is the real rate
     weigh = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]])
@@ -511,7 +512,7 @@ FOREIGN = {
     "joint": (lambda graph: graph, {"joint": 4}, None),
     "timesteps": (lambda graph: graph, {"timesteps": 5}, None),
     "another schedule": (other_schedule, {}, None),
-    "another alphabet": (lambda graph: changed(graph, "relu_1", signed=True), {}, None),
+    "another alphabet": (lambda graph: changed(graph, "relu_1", spikes=Signed()), {}, None),
     "another start": (lambda graph: changed(graph, "relu_1", initial_potential=0.25), {}, None),
     "another correction": (lambda graph: changed(graph, "relu_1", correction=torch.ones(8)), {}, None),
     "another weight": (lambda graph: changed(graph, "conv4", weight=torch.ones(8, 8, 3, 3)), {}, None),

@@ -15,7 +15,8 @@ from s_resnet.export import export_nir, host_input, verify_export
 from s_resnet.export.engines import _settled
 from s_resnet.export.execute import read_nir
 from s_resnet.export.lower import lower
-from s_resnet.graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
+from s_resnet.graph.neuron import Neuron
 from s_resnet.graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -31,6 +32,7 @@ from s_resnet.graph.ops import (
     Scale,
     Slice,
 )
+from s_resnet.graph.readout import Readout, SpikingMaxPool2d
 from s_resnet.models import CifarResNet
 
 nir = pytest.importorskip("nir", reason="nir is not installed: pip install 's-resnet[nir]'")
@@ -428,9 +430,9 @@ def swapped(name, op, inputs=None):
 REFUSED = {
     "lagged": (lambda: changed("b", schedule="lagged"), r"^b: got a neuron with schedule 'lagged'"),
     "phased": (lambda: changed("b", schedule="phased"), r"^b: got a neuron with schedule 'phased'"),
-    "signed": (lambda: changed("z", signed=True), r"^z: got a neuron with signed spikes"),
-    "levels": (lambda: changed("z", levels=4), r"^z: got a neuron with 4-level spikes"),
-    "differential": (lambda: changed("z", differential=True), r"^z: got a neuron with differential spikes"),
+    "signed": (lambda: changed("z", spikes=Signed()), r"^z: got a neuron with signed spikes"),
+    "levels": (lambda: changed("z", spikes=Amplitudes(4)), r"^z: got a neuron with 4-level spikes"),
+    "differential": (lambda: changed("z", spikes=Differential()), r"^z: got a neuron with differential spikes"),
     "decay": (lambda: changed("a", decay=0.5), r"^a: got a neuron with decay 0.5"),
     "threshold": (lambda: changed("a", threshold=ONE * 2), r"^a: got a neuron with threshold 2"),
     "time-indexed": (lambda: changed("b", correction=torch.ones(T, 4)), r"^b: got a neuron with a correction for ev"),

@@ -17,6 +17,7 @@ from s_resnet.conversion.passes import quantize_weights
 from s_resnet.errors import InvalidData
 from s_resnet.export import export_torch, program
 from s_resnet.graph import Neuron, Node, Readout, Scale
+from s_resnet.graph.alphabet import Amplitudes, Differential, MultiThreshold, Signed
 from s_resnet.graph.ops import AdaptiveAvgPool2d, Conv2d, Flatten, Input, Linear
 from s_resnet.models import CifarResNet
 
@@ -59,12 +60,12 @@ WEIGHTED = Readout(torch.tensor(2.0), weights=torch.tensor([0.25, 0.5, 2.0]), co
 TINY = {
     "binary": {},
     "leaky, reset to zero": {"decay": 0.5, "reset": "zero"},
-    "signed": {"signed": True},
-    "levels, weighted readout": {"levels": 3, "readout": WEIGHTED},
-    "differential": {"levels": 2, "differential": True, "start": 0.0},
+    "signed": {"spikes": Signed()},
+    "levels, weighted readout": {"spikes": Amplitudes(3), "readout": WEIGHTED},
+    "differential": {"spikes": Differential(2), "start": 0.0},
     "spikes readout": {"readout": Readout(torch.tensor(2.0), "spikes", 0.25)},
     "corrected": {"correction": dyadic(78, 2, 4)},  # fewer rows than steps
-    "multi-level firing": {"firing": torch.tensor([1.0, 1.5, 2.5])},
+    "multi-level firing": {"spikes": MultiThreshold(torch.tensor([1.0, 1.5, 2.5]))},
 }
 LOADED = """
 import sys
@@ -133,7 +134,7 @@ def test_it_runs_without_this_package_for_any_batch(tmp_path):
 def test_many_steps_are_a_loop(tmp_path):
     sizes = []
     for steps in (70, 700):
-        export_torch(tiny(signed=True), tmp_path / "net.pt2", steps, X.shape[1:])
+        export_torch(tiny(spikes=Signed()), tmp_path / "net.pt2", steps, X.shape[1:])
         sizes.append((tmp_path / "net.pt2").stat().st_size)
     assert sizes[1] < 1.1 * sizes[0]
 
@@ -152,7 +153,7 @@ def test_a_converted_network_answers_the_same_within_rounding(tmp_path):
 
 
 def test_it_holds_nothing_but_operations_of_torch_and_says_what_it_is(tmp_path):
-    snn = tiny(signed=True).with_provenance(input_shape=[3, 4, 4], classes=["a", "b"])
+    snn = tiny(spikes=Signed()).with_provenance(input_shape=[3, 4, 4], classes=["a", "b"])
     export_torch(snn, tmp_path / "net.pt2", 3)
     extra = {"s_resnet.json": ""}
     loaded = load_program(tmp_path / "net.pt2", extra_files=extra)

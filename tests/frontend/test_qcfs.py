@@ -74,7 +74,7 @@ def test_constant_currents_give_exactly_the_activation_as_spike_counts():
     """One neuron, T = L: the paper's theorem for the first layer."""
     x = torch.arange(-40, 60).view(1, 1, 1, -1) / 32
     for levels in (1, 3, 4, 8):
-        neuron = Neuron(torch.ones(()), 0.5, quantization=levels)
+        neuron = Neuron(torch.ones(()), 0.5, quantization_levels=levels)
         spikes, _ = neuron.advance([x.expand(levels, *x.shape)], None)
         assert torch.equal(spikes.sum(0) / levels, h(x, torch.ones(()), levels))
         assert torch.equal(neuron.run(x), h(x, torch.ones(()), levels))

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from s_resnet import Graph, SResNetError, load, save
 from s_resnet.errors import InvalidArtifact
-from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d, artifact, neuron, ops
+from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d, artifact, neuron, ops, readout
+from s_resnet.graph.alphabet import Amplitudes, Differential
 from s_resnet.graph.artifact import FORMAT
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -56,8 +57,16 @@ def every_op():
         ("sum", ops.Add(), "pad", "quantized"),
         ("avg", ops.AvgPool2d((2, 2), (1, 1), (1, 0), True, False), "sum"),
         ("mixed", ops.Conv2d(rand(6, 6, 1, 1), None, spiking_weight=rand(6, 6, 1, 1)), "avg"),
-        ("third", Neuron(half, correction=rand(9, 6), schedule="lagged", levels=3, signed=True, scale=one), "mixed"),
-        ("fourth", Neuron(half, correction=rand(6), schedule="phased", differential=True, scale=rand(6) ** 2), "third"),
+        (
+            "third",
+            Neuron(half, correction=rand(9, 6), schedule="lagged", spikes=Amplitudes(3, True), scale=one),
+            "mixed",
+        ),
+        (
+            "fourth",
+            Neuron(half, correction=rand(6), schedule="phased", spikes=Differential(), scale=rand(6) ** 2),
+            "third",
+        ),
         ("adaptive", ops.AdaptiveAvgPool2d((2, 1)), "fourth"),
         ("flat", ops.Flatten(), "adaptive"),
         ("fc", ops.Linear(rand(5, 12), rand(5), 1.125, spiking_weight=rand(5, 12)), "flat"),
@@ -104,7 +113,7 @@ def refused(path):
 def test_the_network_above_has_every_operation():
     known = {
         kind
-        for module in (ops, neuron)
+        for module in (ops, neuron, readout)
         for _, kind in inspect.getmembers(module, is_dataclass)
         if kind.__module__ == module.__name__ and "run" in vars(kind) and not kind.__name__.startswith("_")
     }

@@ -14,6 +14,7 @@ from s_resnet import Graph, convert
 from s_resnet.conversion.recipes import RECIPES
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
+from s_resnet.graph.alphabet import Amplitudes, Binary, Differential, MultiThreshold, Signed
 from s_resnet.graph.engine.plan import SIZES, Recent
 from s_resnet.graph.engine.run import DENSE
 from s_resnet.graph.ops import AdaptiveAvgPool2d, Add, AvgPool2d, Conv2d, Flatten, Input, Linear, compensated
@@ -401,8 +402,13 @@ def test_fast_by_events_does_not_depend_on_chunk_and_batch(monkeypatch, name):
 
 # ---- alphabets in 16 bits ----
 
-SMALL = {"levels 3": {"levels": 3}, "signed": {"signed": True}, "both": {"levels": 4, "signed": True}}
-SMALL |= {"firing": {"firing": torch.tensor([1.0, 1.5, 2.0])}, "binary": {}}
+SMALL = {
+    "levels 3": Amplitudes(3),
+    "signed": Signed(),
+    "both": Amplitudes(4, True),
+    "firing": MultiThreshold(torch.tensor([1.0, 1.5, 2.0])),
+    "binary": Binary(),
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -416,7 +422,7 @@ def test_every_alphabet_of_whole_numbers_travels_in_16_bits(monkeypatch, name):
         seen.append((x.dtype, weight.dtype, float(x.max())))
         return dense(x, weight, *rest)
 
-    neuron = Neuron(ONE, 0.5, **SMALL[name])
+    neuron = Neuron(ONE, 0.5, spikes=SMALL[name])
     snn = chain(conv(3, 8, 8), neuron, conv(5, 8, 8), neuron, conv(7, 8, 8), neuron=neuron)
     images = 3 * pictures(3)
     exact = run(snn, images, chunk=4)
@@ -432,12 +438,11 @@ def test_every_alphabet_of_whole_numbers_travels_in_16_bits(monkeypatch, name):
     ("settings", "types"),
     [
         ({}, "float32 float16 bfloat16"),
-        ({"levels": 8, "signed": True}, "float32 float16 bfloat16"),
-        ({"firing": torch.arange(1, 258.0)}, "float32 float16"),
-        ({"firing": torch.arange(1, 2050.0)}, "float32"),
-        ({"differential": True}, ""),
+        ({"spikes": Amplitudes(8, True)}, "float32 float16 bfloat16"),
+        ({"spikes": MultiThreshold(torch.arange(1, 9.0))}, "float32 float16 bfloat16"),
+        ({"spikes": Differential()}, ""),
     ],
-    ids=["binary", "255", "257", "2049", "differential"],
+    ids=["binary", "255", "8 thresholds", "differential"],
 )
 def test_a_type_takes_an_alphabet_that_it_has_every_number_of(monkeypatch, settings, types):
     snn = chain(conv(3, 8, 8), Neuron(ONE, 0.5, **settings), conv(5, 8, 8))
@@ -445,9 +450,9 @@ def test_a_type_takes_an_alphabet_that_it_has_every_number_of(monkeypatch, setti
         monkeypatch.setattr("s_resnet.graph.engine.plan.narrow_dtype", lambda device: dtype)  # noqa: B023
         plan = replace(snn)._plan("fast")
         assert ("m1" in plan.counted) == ("m2" in plan.spiking) == (str(dtype)[6:] in types.split()), dtype
-        numbers = torch.arange(Neuron(ONE, **settings).most + 1)
+        numbers = torch.arange(Neuron(ONE, **settings).max_emission + 1)
         every = torch.equal(numbers.to(dtype).long(), numbers)
-        assert every == (str(dtype)[6:] in types.split()) or "differential" in settings
+        assert every == (str(dtype)[6:] in types.split()) or not types
 
 
 @pytest.mark.parametrize("precision", ["double", "", None])

@@ -79,7 +79,7 @@ def test_every_recipe_gives_the_references_spikes(name):
         assert all(count.sum() > 0 for count in want.spikes.values()), "a layer never fires: nothing was compared"
         for layer, memory in want.state.memory.items():
             assert all(map(torch.equal, got.state.memory[layer], memory)), (precision, layer)
-        membranes = sum(len(node.op.firing) if node.op.firing is not None else 1 for node in network(name).neurons)
+        membranes = sum(len(node.op.thresholds) for node in network(name).neurons)
         assert calls == launched and len(calls) == membranes * chunks(network(name))
 
 

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import s_resnet
 from s_resnet import kernels
 from s_resnet.graph import Neuron, validate
+from s_resnet.graph.alphabet import Binary, MultiThreshold
 from s_resnet.kernels.membrane import cuda
 from s_resnet.kernels.membrane.eager import empty_steps
 from s_resnet.simulation import features
@@ -42,7 +43,7 @@ def planned(monkeypatch):
     monkeypatch.setattr(cuda, "unavailable", lambda device: None)
     monkeypatch.setattr(cuda, "_aligned", lambda tensor: True)  # which no address says
     # Read once from real numbers, while a network is prepared.
-    monkeypatch.setattr(Neuron, "unit", property(lambda op: op.amplitude in (None, 1)))
+    monkeypatch.setattr(Neuron, "emits_unit_spikes", property(lambda op: op.amplitude in (None, 1)))
     everywhere(monkeypatch, "_reach", lambda *_: 100)
     monkeypatch.setattr(validate, "finite", lambda nodes: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (60 * 2**30, 80 * 2**30))
@@ -59,7 +60,7 @@ def planned(monkeypatch):
 
 def layers(graph):
     """Membranes that the kernel advances: K of them where a layer fires at several levels."""
-    return sum(1 if node.op.firing is None else len(node.op.firing) for node in graph.neurons)
+    return sum(len(node.op.thresholds) for node in graph.neurons)
 
 
 def on_gpu(name):
@@ -134,7 +135,9 @@ def test_a_layer_that_streams_may_have_corrections_by_step(by_step, planned):
 def test_double_precision_is_the_references(planned, firing):
     """The CUDA source has no such membranes."""
     wide = {"dtype": torch.float64, "device": "cuda"}
-    op = Neuron(torch.ones((), **wide), firing=None if firing is None else torch.tensor(firing, **wide))
+    op = Neuron(
+        torch.ones((), **wide), spikes=Binary() if firing is None else MultiThreshold(torch.tensor(firing, **wide))
+    )
     spikes, memory = op.advance([torch.empty(STEPS, BATCH, 8, 4, 4, **wide)], None)
     assert spikes.dtype == memory[0].dtype == torch.float64 and spikes.is_cuda and not planned
     op.advance([torch.empty(STEPS, BATCH, 8, 4, 4, device="cuda")], tuple(v.float() for v in memory))

@@ -17,6 +17,7 @@ from s_resnet.conversion.passes import dyadic_weights
 from s_resnet.errors import InvalidData
 from s_resnet.graph import GraphModule, Neuron, Node, Readout
 from s_resnet.graph import module as room
+from s_resnet.graph.alphabet import Amplitudes, Differential, MultiThreshold, Signed
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
 from s_resnet.kernels.surrogate.reference import fire_reference
 from s_resnet.models import CifarResNet
@@ -241,12 +242,12 @@ def with_neuron(graph, **changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"signed": True}, "signed"),
-        ({"levels": 2}, "multi-level"),
-        ({"differential": True}, "differential"),
+        ({"spikes": Signed()}, "signed"),
+        ({"spikes": Amplitudes(2)}, "2-level"),
+        ({"spikes": Differential()}, "differential"),
         ({"integer": torch.ones(4, dtype=torch.int32)}, "integer"),
         ({"threshold": torch.tensor([1.0, 2.0, 1.0, 1.0])}, "normalized"),
-        ({"firing": torch.tensor([1.0, 2.0])}, "multi-level firing"),
+        ({"spikes": MultiThreshold(torch.tensor([1.0, 2.0]))}, "several thresholds"),
     ],
 )
 def test_other_neurons_are_refused_by_name(changes, said):

@@ -21,7 +21,7 @@ from trained_networks import trained
 import s_resnet
 from s_resnet import RECIPES, Graph, convert, evaluate, load, save, simulate
 from s_resnet.errors import ConversionError, InvalidArtifact, InvalidData
-from s_resnet.graph import Neuron, Node, Readout, inputs, neuron, ops, validate
+from s_resnet.graph import Neuron, Node, Readout, alphabet, inputs, neuron, ops, readout, validate
 from s_resnet.graph.shapes import MOST, image_of, shapes
 from s_resnet.kernels import check, events
 from s_resnet.kernels.build import compiler
@@ -75,6 +75,24 @@ def put(tmp_path, file, edit):
 
 # ---- the abstract run ----
 
+
+def spikes(**settings):
+    return lambda s, t, h: s["relu"].update(spikes=settings)
+
+
+def surrogate(**settings):
+    return lambda s, t, h: s["relu"].update(surrogate={"kind": "Surrogate", **settings})
+
+
+def thresholds(settings, tensors, values):
+    settings["relu"].update(spikes={"kind": "MultiThreshold"})
+    tensors["relu/spikes.thresholds"] = torch.tensor(values)
+
+
+def again(tensors, name):
+    tensors[f"relu/{name}"] = tensors["relu/threshold"]
+
+
 SETTINGS = {
     "fewer channels than come": lambda s, t, h: t.update({"layer1.0.conv2/weight": t["layer1.0.conv2/weight"][:, :1]}),
     "more channels than come": lambda s, t, h: t.update(
@@ -95,14 +113,48 @@ SETTINGS = {
     "a gain that is none": lambda s, t, h: s["conv1"].update(gain=float("nan")),
     "a decay above one": lambda s, t, h: s["relu"].update(decay=1.5),
     "a true decay": lambda s, t, h: s["relu"].update(decay=True),
-    "levels in a text": lambda s, t, h: s["relu"].update(levels="8"),
-    "levels with reset to zero": lambda s, t, h: s["relu"].update(levels=2, reset="zero"),
-    "signs with means": lambda s, t, h: s["relu"].update(signed=True, differential=True),
-    "firing levels with thresholds by channel": lambda s, t, h: t.update(
-        {"relu/firing": torch.tensor([1.0, 2.0]), "relu/threshold": torch.ones(4)}
+    "amplitudes in a text": spikes(kind="Amplitudes", count="8"),
+    "nine amplitudes": spikes(kind="Amplitudes", count=9),
+    "true amplitudes": spikes(kind="Amplitudes", count=True),
+    "a sign of two": spikes(kind="Amplitudes", count=2, signed=2),
+    "no means": spikes(kind="Differential", count=0),
+    "amplitudes with reset to zero": lambda s, t, h: s["relu"].update(
+        spikes={"kind": "Amplitudes", "count": 2}, reset="zero"
     ),
-    "firing levels in no order": lambda s, t, h: t.update({"relu/firing": torch.tensor([2.0, 1.0])}),
-    "nine firing levels": lambda s, t, h: t.update({"relu/firing": torch.arange(1.0, 10.0)}),
+    "means with a decay": lambda s, t, h: s["relu"].update(spikes={"kind": "Differential"}, decay=0.5),
+    "a wait with a decay": lambda s, t, h: s["relu"].update(schedule="lagged", decay=0.5),
+    "signs with means": spikes(kind="Differential", signed=True),
+    "spikes in a text": lambda s, t, h: s["relu"].update(spikes="Binary"),
+    "spikes in a list": lambda s, t, h: s["relu"].update(spikes=["Binary"]),
+    "no spikes": lambda s, t, h: s["relu"].update(spikes=None),
+    "spikes of no kind": spikes(),
+    "spikes of a kind that is none": spikes(kind="Odd"),
+    "spikes of a kind that is a list": spikes(kind=["Binary"]),
+    "an operation for spikes": spikes(kind="ReLU"),
+    "a neuron in a neuron": lambda s, t, h: [
+        s["relu"].update(spikes={"kind": "Neuron"}),
+        again(t, "spikes.threshold"),
+    ],
+    "a part of another field": spikes(kind="Surrogate", shape="arctan"),
+    "a part of a part": spikes(kind="Amplitudes", count=2, more={"kind": "Binary"}),
+    "a part for a number": lambda s, t, h: s["relu"].update(decay={"kind": "Binary"}),
+    "thresholds without a tensor": spikes(kind="MultiThreshold"),
+    "thresholds in a list": spikes(kind="MultiThreshold", thresholds=[1.0, 2.0]),
+    "thresholds with thresholds by channel": lambda s, t, h: [
+        thresholds(s, t, [1.0, 2.0]),
+        t.update({"relu/threshold": torch.ones(4)}),
+    ],
+    "thresholds in no order": lambda s, t, h: thresholds(s, t, [2.0, 1.0]),
+    "nine thresholds": lambda s, t, h: thresholds(s, t, [float(k) for k in range(1, 10)]),
+    "no thresholds": lambda s, t, h: thresholds(s, t, []),
+    "thresholds of another type": lambda s, t, h: thresholds(s, t, [1, 2]),
+    "thresholds that wait": lambda s, t, h: [thresholds(s, t, [1.0, 2.0]), s["relu"].update(schedule="phased")],
+    "thresholds that none has": lambda s, t, h: t.update({"relu/spikes.thresholds": torch.tensor([1.0, 2.0])}),
+    "a surrogate in a text": lambda s, t, h: s["relu"].update(surrogate="arctan"),
+    "a surrogate that is none": surrogate(shape="boxcar"),
+    "a surrogate without width": surrogate(shape="arctan", width=0),
+    "a surrogate of a width without end": surrogate(shape="arctan", width=1e30),
+    "a surrogate that detaches twice": surrogate(shape="arctan", detach_reset=2),
     "whole numbers in one layer": lambda s, t, h: t.update({"relu/integer": torch.ones(4, dtype=torch.int32)}),
     "a weight in another type": lambda s, t, h: t.update({"conv1/weight": t["conv1/weight"].double()}),
     "a complex weight": lambda s, t, h: t.update({"conv1/weight": t["conv1/weight"].to(torch.complex64)}),
@@ -118,7 +170,8 @@ SETTINGS = {
     "an integer as a name": lambda s, t, h: h["nodes"][0].update(name=3),
     "images of another shape": lambda s, t, h: h["provenance"].update(input_shape=[4, 8, 8]),
     "images without end": lambda s, t, h: h["provenance"].update(input_shape=[3, 0, 8]),
-    "a deep list": lambda s, t, h: s["relu"].update(levels=json.loads("[" * 900 + "]" * 900)),
+    "a deep list": lambda s, t, h: s["relu"].update(spikes=json.loads("[" * 900 + "]" * 900)),
+    "a deep part": lambda s, t, h: s["relu"].update(spikes=json.loads('{"kind":' * 900 + "1" + "}" * 900)),
     "a scale of zero": lambda s, t, h: t["relu/scale"].zero_(),
     "a scale of zero in words": lambda s, t, h: h["provenance"]["calibration"]["scales"].update(relu=0),
     "a look at the source in a text": lambda s, t, h: h["provenance"].update(check="fine"),
@@ -144,8 +197,10 @@ def test_the_file_itself_is_loaded(tmp_path, file, graphs):
 
 
 def test_every_setting_of_every_operation_has_a_rule():
-    kinds = [*vars(ops).values(), *vars(neuron).values()]
+    kinds = [*vars(ops).values(), *vars(neuron).values(), *vars(readout).values()]
     known = {kind for kind in kinds if dataclasses.is_dataclass(kind) and hasattr(kind, "run")}
+    known |= {part for kind in known for name in validate._RULES.get(kind, {}) for part in validate.parts(kind, name)}
+    assert {*alphabet.SPIKES, alphabet.Surrogate} <= known
     known = {kind for kind in known if kind.__name__[0] != "_"}
     assert len(known) >= 16
     for kind in known - {ops.Op}:

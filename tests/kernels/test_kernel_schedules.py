@@ -14,6 +14,7 @@ from test_cuda import needs_compiler
 
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron
+from s_resnet.graph.alphabet import Amplitudes, Binary, Differential, MultiThreshold, Signed
 from s_resnet.kernels import events
 from s_resnet.kernels.build import compiler
 from s_resnet.kernels.membrane import cpp, eager, reference
@@ -259,10 +260,10 @@ OPS = {
     "plain": Neuron(torch.tensor([0.5, 1.0, 2.0]), 0.5),
     "lagged": Neuron(torch.tensor([0.5, 1.0, 2.0]), 0.5, schedule="lagged"),
     "phased": Neuron(torch.tensor(0.75), 0.5, schedule="phased"),
-    "signed": Neuron(torch.tensor(0.75), 0.5, schedule="lagged", signed=True),
-    "levels": Neuron(torch.tensor(0.75), 0.5, signed=True, levels=3),
-    "firing": Neuron(torch.tensor(0.5), firing=torch.tensor([0.5, 1.0, 1.5])),
-    "differential": Neuron(torch.tensor(0.5), 0.5, levels=3, differential=True),
+    "signed": Neuron(torch.tensor(0.75), 0.5, schedule="lagged", spikes=Signed()),
+    "levels": Neuron(torch.tensor(0.75), 0.5, spikes=Amplitudes(3, True)),
+    "firing": Neuron(torch.tensor(0.5), spikes=MultiThreshold(torch.tensor([0.5, 1.0, 1.5]))),
+    "differential": Neuron(torch.tensor(0.5), 0.5, spikes=Differential(3)),
 }
 
 
@@ -279,15 +280,14 @@ def test_memory_is_left_alone_or_overwritten_as_one_asks(name):
     assert not any(a is b for a, b in zip(memory, end, strict=True))
     again, over = op.advance([current], memory, bias=rows, in_place=True)
     assert torch.equal(again, more) and all(map(torch.equal, over, end))
-    if not op.differential:
+    if name != "differential":
         assert all(a is b for a, b in zip(memory, over, strict=True))
 
 
-@pytest.mark.parametrize("schedule", ["lagged", "phased"])
-def test_multi_level_firing_waits_as_each_of_its_membranes_does(schedule):
-    op = replace(OPS["firing"], schedule=schedule)
+def test_each_membrane_of_several_thresholds_fires_as_it_would_alone():
+    op = OPS["firing"]
     current = torch.randint(-40, 80, (5, 2, 3, 4, 4), generator=torch.Generator().manual_seed(3)) / 32
     spikes, memory = op.advance([current], None)
-    alone = [replace(op, threshold=level, firing=None).advance([current], None) for level in op.firing]
+    alone = [replace(op, threshold=one, spikes=Binary()).advance([current], None) for one in op.thresholds]
     assert torch.equal(spikes, sum(part for part, _ in alone))
     assert all(torch.equal(v, mine) for v, (_, (mine,)) in zip(memory, alone, strict=True))

@@ -64,8 +64,9 @@ def public_dataclasses():
                 function = getattr(member, "fget", None) or getattr(member, "func", member)
                 todo += returned(function) if inspect.isfunction(function) and not name.startswith("_") else ()
     # What a node may hold is said by a protocol, which no annotation leads on from.
-    operations = [kind for room in (s_resnet.graph.ops, s_resnet.graph.neuron) for kind in vars(room).values()]
-    rooms = (s_resnet.graph.ops.__name__, s_resnet.graph.neuron.__name__)
+    modules = (s_resnet.graph.ops, s_resnet.graph.neuron, s_resnet.graph.readout, s_resnet.graph.alphabet)
+    rooms = {module.__name__ for module in modules}
+    operations = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
     return found | {op for op in operations if dataclasses.is_dataclass(op) and op.__module__ in rooms}
 
 
@@ -305,7 +306,7 @@ def test_values_in_brief():
     assert brief(list(range(10))) == "[0, 1, 2, 3, 4, 5, ... 10 in all]" and brief((1,)) == "(1,)"
     assert brief({"a": None}) == "{a: None}" and len(brief("x" * 999)) == display.CELL
     assert brief(s_resnet.Training(epochs=3)) == "Training(epochs=3)"
-    assert repr(s_resnet.graph.Neuron(torch.ones(4), levels=2)) == "Neuron(threshold=float32 [4], levels=2)"
+    assert repr(s_resnet.graph.Neuron(torch.ones(4), decay=0.5)) == "Neuron(threshold=float32 [4], decay=0.5)"
     assert isinstance(Entries({"a": {"b": 1}})["a"], Entries)
 
 

@@ -12,6 +12,7 @@ from test_schedules import PLANS, dyadic, network, pictures, recorded
 from s_resnet import RECIPES, Graph, simulate
 from s_resnet.errors import ConversionError
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
+from s_resnet.graph.alphabet import Amplitudes, Differential, Signed, power_of_two
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear
 from s_resnet.simulation import simulate_until_confident
 
@@ -34,10 +35,10 @@ TRACES = {
     "streaming": ({}, [1, 0, 0, 0], -0.25),
     "lagged": ({"schedule": "lagged"}, [1, 0, 0, 0], -0.25),
     "phased": ({"schedule": "phased"}, [0, 0, 0, 0], 0.75),
-    "signed": ({"signed": True}, [1, 0, -1, 0], 0.75),
-    "signed lagged": ({"schedule": "lagged", "signed": True}, [1, -1, 0, 0], 0.75),
-    "signed phased": ({"schedule": "phased", "signed": True}, [0, 0, 0, 0], 0.75),
-    "2 levels": ({"levels": 2, "schedule": "lagged"}, [1, 0, 0, 0], -0.25),
+    "signed": ({"spikes": Signed()}, [1, 0, -1, 0], 0.75),
+    "signed lagged": ({"schedule": "lagged", "spikes": Signed()}, [1, -1, 0, 0], 0.75),
+    "signed phased": ({"schedule": "phased", "spikes": Signed()}, [0, 0, 0, 0], 0.75),
+    "2 levels": ({"spikes": Amplitudes(2), "schedule": "lagged"}, [1, 0, 0, 0], -0.25),
 }
 
 
@@ -60,7 +61,7 @@ def test_a_neuron_by_hand(name):
 )
 def test_a_differential_neuron_by_hand(currents, emissions, rest, bits):
     counts = torch.zeros(len(currents), 1, dtype=torch.int32)
-    op = Neuron(ONE, 0.5, levels=2, differential=True)
+    op = Neuron(ONE, 0.5, spikes=Differential(2))
     sent, (v, total, step) = op.advance([column(currents)], None, counts=counts)
     assert sent.flatten().tolist() == emissions
     assert (v.item(), total.item(), step.item()) == (rest, sum(emissions), len(currents))
@@ -74,14 +75,14 @@ def test_a_differential_neuron_by_hand(currents, emissions, rest, bits):
 @pytest.mark.parametrize("theta", [torch.tensor(0.75), torch.tensor([0.5, 1.0, 2.0])], ids=["layer", "channels"])
 def test_a_signed_neuron_ends_at_the_quantizer_of_all_it_got(levels, theta):
     """With a shortcut, a bias and a correction by step, once nothing arrives any more; an unsigned one does not."""
-    op = Neuron(theta, 0.5, signed=True, levels=levels, correction=dyadic(1, 4, 3))
+    op = Neuron(theta, 0.5, spikes=power_of_two(levels, True), correction=dyadic(1, 4, 3))
     currents, branch, bias = dyadic(2, 9, 2, 3, 4, 4), dyadic(3, 9, 2, 3, 4, 4), dyadic(4, 3, 1, 1)
-    rows = bias + op.correct(0, 9, 5)
+    rows = bias + op.bias_current(0, 9, 5)
     charge = (currents + 0.5 * branch + rows).double().sum(0)
     exact = torch.floor(0.5 + charge / theta.double().view(-1, 1, 1)).clamp_min(0)
     idle = torch.zeros(40, 2, 3, 4, 4)
     sums = []
-    for kind in (op, replace(op, signed=False)):
+    for kind in (op, replace(op, spikes=power_of_two(levels))):
         shortcut = (branch, torch.tensor(0.5))
         first, memory = kind.advance([currents], None, shortcut, bias=rows)
         rest, (v, *emitted) = replace(kind, correction=None).advance([idle], memory)
@@ -183,7 +184,7 @@ SHORT = 0.8  # weight of the shortcut
 def differential_network(levels):
     def neuron(name, *reads):
         correction = STEADY if name == "n1" else None
-        return Node(name, Neuron(GRID[name], 0.5, levels=levels, differential=True, correction=correction), reads)
+        return Node(name, Neuron(GRID[name], 0.5, spikes=Differential(levels), correction=correction), reads)
 
     nodes = (
         Node("input", Input(), ()),
@@ -277,7 +278,7 @@ def test_differential_neurons_reach_what_one_step_cannot_send():
     plain = []
     for n in graph.nodes:
         spiking = isinstance(n.op, Neuron)
-        plain.append(replace(n, op=replace(n.op, differential=False, signed=True)) if spiking else n)
+        plain.append(replace(n, op=replace(n.op, spikes=power_of_two(n.op.spikes.amplitudes, True))) if spiking else n)
     want = graph.run(x) + 2 * lacking(graph, x)
     errors = []
     for kind in (graph, replace(graph, nodes=tuple(plain))):

@@ -8,6 +8,7 @@ from test_verify import build, conv, one, scalar, uneven
 from s_resnet import RECIPES, convert, simulate
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron
+from s_resnet.graph.alphabet import Amplitudes, Signed
 from s_resnet.models import CifarResNet
 from s_resnet.simulation import record
 
@@ -45,14 +46,14 @@ def test_a_neuron_by_hand(name):
 def test_a_layer_that_takes_back_by_hand():
     """It gets 1, 1, 0, -1: streaming it fires twice and keeps -1; signed it takes one back."""
     assert trace(uneven(), 0.25, 4, "last")[2:] == ([1, 1, 0, 0], [0, 0, 0, -1])
-    assert trace(uneven(signed=True), 0.25, 4, "last")[2:] == ([1, 1, 0, -1], [0, 0, 0, 0])
-    late = trace(uneven(signed=True, schedule="lagged"), 0.25, 4, "last")
+    assert trace(uneven(spikes=Signed()), 0.25, 4, "last")[2:] == ([1, 1, 0, -1], [0, 0, 0, 0])
+    late = trace(uneven(spikes=Signed(), schedule="lagged"), 0.25, 4, "last")
     assert late == (0, 1, [1, 1, -1, 0], [1, 1, 0, 0, 0])
 
 
 def test_several_amplitudes_and_thresholds_by_hand():
     """7/4 a step from 1/2: floor(2.25) = 2, floor(2) = 2, floor(1.75) = 1; in thresholds of 2 half as many."""
-    assert trace(one(levels=2, initial_potential=0.5), 1.75, 3)[2:] == ([2, 2, 1], [0.25, 0.0, 0.75])
+    assert trace(one(spikes=Amplitudes(2), initial_potential=0.5), 1.75, 3)[2:] == ([2, 2, 1], [0.25, 0.0, 0.75])
     network = build(("conv", conv(1.0)), ("neuron", Neuron(torch.tensor(2.0))))
     assert trace(network, 1.5, 4)[2:] == ([0, 1, 1, 1], [0.75, 0.5, 0.25, 0.0])
 
@@ -105,7 +106,7 @@ def test_every_neuron_of_every_layer_is_as_the_engine_leaves_it(recipe):
     counts = simulate(snn, x, 4).spikes
     for one_layer in found:
         op = snn[one_layer.layer].op
-        bits = sum(((one_layer.spikes.abs().long() >> level) & 1).sum() for level in range(op.levels))
+        bits = sum(((one_layer.spikes.abs().long() >> level) & 1).sum() for level in range(op.spikes.amplitudes))
         assert int(bits) == int(counts[one_layer.layer].sum()) > 0
         last = chunk.state.memory[one_layer.layer][0].flatten()[list(one_layer.neurons)]
         torch.testing.assert_close(one_layer.membrane[-1], last / op.threshold, atol=1e-4, rtol=0)

@@ -18,6 +18,7 @@ from PIL import Image
 from s_resnet import RECIPES, Graph, convert, load_checkpoint, simulate
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
+from s_resnet.graph.alphabet import Differential, power_of_two
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear, MaxPool2d, Pad, Slice
 from s_resnet.models import CifarResNet
 from s_resnet.simulation import closed_form, lockstep, simulate_until_confident
@@ -81,8 +82,8 @@ def network(plan, weighed=False):
     def neuron(name, *reads):
         schedule, levels, signed = plan[name]
         correction = {"nb": CONSTANT, "nc": ROWS}.get(name)
-        op = Neuron(THETA[name], START.get(name, 0.5), correction=correction, schedule=schedule, levels=levels,
-                    signed=signed)  # fmt: skip
+        op = Neuron(THETA[name], START.get(name, 0.5), correction=correction, schedule=schedule,
+                    spikes=power_of_two(levels, signed))  # fmt: skip
         return Node(name, op, reads)
 
     readout = Readout(torch.tensor(4.0))
@@ -304,13 +305,13 @@ def test_the_analog_run_knows_neither_schedules_nor_corrections():
 
 def test_after_the_last_row_comes_their_mean():
     op = Neuron(torch.ones(()), correction=torch.tensor([[1.0, 8.0], [2.0, 4.0], [6.0, 0.0]]))
-    rows = op.correct(1, 4, 5)
+    rows = op.bias_current(1, 4, 5)
     assert rows.shape == (4, 1, 2, 1, 1)
     assert rows.flatten(1).tolist() == [[2, 4], [6, 0], [3, 4], [3, 4]]
     whole = replace(op, integer=torch.ones(2, dtype=torch.int32), integer_correction=torch.tensor([[1, 8], [2, 3]]))
-    assert whole.correct(1, 2, 3).flatten(1).tolist() == [[2, 3], [2, 6]]  # 3/2 and 11/2, halves to even
-    assert replace(op, correction=torch.tensor([1.0, 2.0])).correct(7, 4, 5).shape == (2, 1, 1)
-    assert Neuron(torch.ones(())).correct(0, 4, 5) is None
+    assert whole.bias_current(1, 2, 3).flatten(1).tolist() == [[2, 3], [2, 6]]  # 3/2 and 11/2, halves to even
+    assert replace(op, correction=torch.tensor([1.0, 2.0])).bias_current(7, 4, 5).shape == (2, 1, 1)
+    assert Neuron(torch.ones(())).bias_current(0, 4, 5) is None
 
 
 @pytest.mark.parametrize("settings", [{"schedule": "lagged"}, {"schedule": "phased"}, {}], ids=str)
@@ -338,7 +339,7 @@ def test_a_phased_neuron_is_the_quantizer_of_its_charge(name, steps):
         exact = torch.floor(START.get(node.name, 0.5) + layer.charge / layer.theta)
         count = torch.stack(layer.train).sum(0)
         assert torch.equal(count, exact.clamp(0, steps * (2**layer.levels - 1))), node.name
-        assert torch.equal(node.op.settled(layer.charge, steps), count), node.name
+        assert torch.equal(node.op.quantize(layer.charge, steps), count), node.name
         seen += int(((exact < 0) | (exact > count)).sum())
     assert seen > 0  # both clips were needed
 
@@ -424,7 +425,7 @@ def test_when_the_closed_form_holds():
     assert all(
         not lockstep.order_free(without_rows(network(PLANS[name]))) for name in ("lagged", "multilevel", "mixed")
     )
-    for change in ({"reset": "zero"}, {"decay": 0.5}, {"differential": True}, {"schedule": "streaming"}):
+    for change in ({"reset": "zero"}, {"spikes": Differential()}, {"schedule": "streaming"}):
         other = changed(graph, "n2", **change)
         assert not lockstep.order_free(other) and lockstep.steps_of(other, 9) == 9
     assert not lockstep.order_free(Graph(graph.nodes[:3]))  # no neurons
@@ -572,7 +573,7 @@ def test_answers_at_several_windows_are_those_of_separate_runs():
     assert torch.equal(simulate(graph, x, 8, at=[5]).outputs[0], result.outputs[1])
 
 
-@pytest.mark.parametrize("setting", [{"schedule": "later"}, {"levels": 0}, {"levels": 9}])
+@pytest.mark.parametrize("setting", [{"schedule": "later"}, {"reset": "hard"}])
 def test_settings_that_there_are_not(setting):
     with pytest.raises(InvalidData, match=r"^neuron: .*got"):
         Neuron(torch.ones(()), **setting)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...graph.neuron import SpikingMaxPool2d
 from ...graph.ops import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Linear, MaxPool2d, Op
+from ...graph.readout import SpikingMaxPool2d
 
 Shape = tuple[int, ...]
 

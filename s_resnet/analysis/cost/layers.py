@@ -36,7 +36,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.alphabet import Differential
+from ...graph.neuron import Neuron
 from ...graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -51,6 +52,7 @@ from ...graph.ops import (
     Scale,
     Slice,
 )
+from ...graph.readout import Readout, SpikingMaxPool2d
 from ...runtime.display import Displayed
 from .fan_out import Shape, fan_out, synapses
 from .wiring import Watch, Wiring
@@ -229,9 +231,9 @@ class Counter:
                 tally.value_reads += seen
 
     def _update(self, node: Node, op: Neuron | Readout, tally: _Tally, every: int) -> None:
-        lag = op.lag(self.timesteps) if isinstance(op, Neuron) else 0
+        lag = op.delay(self.timesteps) if isinstance(op, Neuron) else 0
         updated = every // self.timesteps * (self.timesteps + lag)
-        membranes = len(op.firing) if isinstance(op, Neuron) and op.firing is not None else 1
+        membranes = len(op.thresholds) if isinstance(op, Neuron) else 1
         tally.updates = updated * membranes
         tally.state_reads += updated * self._words(node)
         tally.state_writes += updated * self._words(node)
@@ -258,10 +260,8 @@ class Counter:
     def _words(self, node: Node) -> int:
         """Words of state per neuron: membranes, what a signed one has emitted, a differential one's sum, a mean."""
         op = node.op
-        own = int(isinstance(op, Neuron | Readout | SpikingMaxPool2d))
-        if isinstance(op, Neuron) and op.firing is not None:
-            own = len(op.firing)
-        more = isinstance(op, Neuron) and (op.signed or op.differential)
+        own = len(op.thresholds) if isinstance(op, Neuron) else int(isinstance(op, Readout | SpikingMaxPool2d))
+        more = isinstance(op, Neuron) and (op.spikes.signed or isinstance(op.spikes, Differential))
         return own + int(more) + int(node.name in self.wiring.keepers)
 
     def _synapses(self, node: Node) -> int:

@@ -162,7 +162,7 @@ def count_operations(
     layers = [counter.layer(node) for node in snn.nodes]
     return Operations(
         *(timesteps, images, coding, snn.alphabet),
-        most=max(op.most for op in wiring.alphabet.values()),
+        most=max(op.max_emission for op in wiring.alphabet.values()),
         pixels=torch.Size(shapes[snn.nodes[0].name]).numel(),
         weight_bytes=1 if snn.integer else 4,
         layers=tuple(layer for layer in layers if _computes(layer)),

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidData
+from ...graph.alphabet import Differential, MultiThreshold
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -22,6 +23,7 @@ from ...graph.ops import (
     Scale,
     Slice,
 )
+from ...graph.readout import Readout, SpikingMaxPool2d
 from ...kernels.membrane.reference import amplitudes
 
 _MOVED = (Flatten, Pad, Slice)  # what only renames the neurons that spikes come from
@@ -64,7 +66,7 @@ class Wiring:
                     means.add(node.name)
                 else:
                     self.keepers.add(node.name)
-            if isinstance(op, Neuron) and op.differential:
+            if isinstance(op, Neuron) and isinstance(op.spikes, Differential):
                 means.add(node.name)
 
     def _check(self, node: Node) -> None:
@@ -76,7 +78,7 @@ class Wiring:
                 f"{here} over values that are no spikes; expected the spikes of neurons without differential coding. "
                 "Choose another recipe."
             )
-        if isinstance(op, Neuron) and not op.binary and op.integer is None and not op.unit:
+        if isinstance(op, Neuron) and not op.binary and op.integer is None and not op.emits_unit_spikes:
             raise InvalidData(
                 f"{here} of threshold {op.threshold.flatten()[0].item():g}; expected 1 of signed and multi-level ones. "
                 "Run normalize."
@@ -90,12 +92,12 @@ class Wiring:
     def _counts(self, node: Node) -> bool:
         """Whether a value is a number of spikes, 0 ... any."""
         if isinstance(node.op, Neuron):
-            return node.op.firing is not None
+            return isinstance(node.op.spikes, MultiThreshold)
         summed = isinstance(node.op, Add) and node.name in self.alphabet
         return summed or (node.name in self.alphabet and node.inputs[0] in self.units)
 
     def _binary_or_signed(self, name: str) -> bool:
-        return name in self.alphabet and not self.alphabet[name].differential
+        return name in self.alphabet and not isinstance(self.alphabet[name].spikes, Differential)
 
     def free(self, name: str, reader: Node) -> bool:
         """Whether what ``name`` adds up, it adds up where ``reader`` wants it, so that reading costs nothing."""
@@ -117,8 +119,8 @@ class Wiring:
     def bits(self, name: str, size: int) -> int:
         """Bits of an address event: which of ``size`` neurons fired, its sign and which amplitude."""
         op = self.alphabet[name]
-        sign = op.signed or op.differential
-        return (size - 1).bit_length() + int(sign) + (op.levels - 1).bit_length()
+        sign = op.spikes.signed or isinstance(op.spikes, Differential)
+        return (size - 1).bit_length() + int(sign) + (op.spikes.amplitudes - 1).bit_length()
 
 
 class Watch:
@@ -153,13 +155,14 @@ class Watch:
         if name not in self.wanted:
             return
         op = self.wiring.alphabet.get(name)
-        if op is not None and op.differential:
+        if op is not None and isinstance(op.spikes, Differential):
             values = self._increments(name, values)
         several = op is not None and not op.binary
         if name in self.wiring.units:
             events = values.round().to(torch.int32)
         else:
-            events = amplitudes(values.round(), op.levels) if op and several else (values != 0).to(torch.uint8)
+            whole = values.round()
+            events = amplitudes(whole, op.spikes.amplitudes) if op and several else (values != 0).to(torch.uint8)
         kept = events.flatten(0, 1) if events.ndim == 4 else events.flatten()
         count = kept.sum(0, dtype=torch.int64)
         self.seen[name] = self.seen[name] + count if name in self.seen else count

@@ -8,8 +8,9 @@ import torch
 
 from ...errors import ConversionError
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, Readout
+from ...graph.neuron import Neuron
 from ...graph.ops import AdaptiveAvgPool2d, Node
+from ...graph.readout import Readout
 from ..calibrate import Calibration
 from ..context import Context
 

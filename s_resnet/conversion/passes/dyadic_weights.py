@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ...errors import ConversionError
+from ...graph.alphabet import Differential
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import (
     GRID,
     SYNAPSES,
@@ -29,6 +30,7 @@ from ...graph.ops import (
     compensated,
 )
 from ..context import Context
+from ...graph.readout import SpikingMaxPool2d
 
 FINEST = 16  # binary digits behind the point, at most
 EXACT = 24  # binary digits that float32 adds exactly
@@ -63,7 +65,7 @@ def _digits(graph: Graph, node: Node) -> Tensor:
     """Binary digits behind the point of all that a neuron layer sums, ``[C]``, or 0-dimensional for all channels."""
     op = node.op
     assert isinstance(op, Neuron)
-    if not bool((op.threshold == 1).all()) or op.decay != 1.0 or op.differential:
+    if not bool((op.threshold == 1).all()) or op.decay != 1.0 or isinstance(op.spikes, Differential):
         raise ConversionError(
             f"{node.name}: got a threshold other than 1, a leak or differential coding; expected a normalized "
             "integrate-and-fire network. Run normalize before, or leave weights as they are."
@@ -114,7 +116,7 @@ def _most(graph: Graph, node: Node) -> int:
     if isinstance(source.op, Input):
         return 8
     if isinstance(source.op, Neuron):
-        return source.op.most
+        return source.op.max_emission
     raise ConversionError(
         f"{node.name}: got input from {source.name}, {type(source.op).__name__}; expected spikes or the images. Leave "
         "weights as they are."

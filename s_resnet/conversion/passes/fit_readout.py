@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...graph.graph import Graph
-from ...graph.neuron import Readout
 from ...graph.ops import Node, Op
+from ...graph.readout import Readout
 from ...runtime.progress import Progress
 from ...simulation.lockstep import lockstep, steps_of
 from ..context import Context

@@ -24,7 +24,7 @@ def fit_thresholds(graph: Graph, context: Context) -> Graph:
     """Set every threshold, per channel, to the least mean squared error of the quantizer that T steps are.
 
     A neuron layer that starts at ``v(0) = p threshold`` and answers a constant current x in T steps of up to L
-    thresholds (``L = 2^levels - 1``) emits, in the mean::
+    thresholds (``L = max_emission``) emits, in the mean::
 
         Q(x) = threshold / T * clip(floor(T x / threshold + p), 0, T L)
 
@@ -77,7 +77,7 @@ def _count(values: Tensor, largest: Tensor) -> Tensor:
 
 def _fitted(op: Neuron, largest: Tensor, counts: Tensor, timesteps: int) -> Neuron:
     """The neuron layer with the best threshold of each channel."""
-    levels = timesteps * op.most
+    levels = timesteps * op.max_emission
     x = (torch.arange(BINS, dtype=torch.float64, device=counts.device) + 0.5) / BINS
     weighed = counts.double()
     errors = []
@@ -90,4 +90,4 @@ def _fitted(op: Neuron, largest: Tensor, counts: Tensor, timesteps: int) -> Neur
     active = full > 0
     middle = full[active].median() if bool(active.any()) else torch.ones_like(full[0])
     full = torch.where(active, full.clamp_min(LEAST * float(middle)), middle)
-    return replace(op, threshold=full / op.most)
+    return replace(op, threshold=full / op.max_emission)

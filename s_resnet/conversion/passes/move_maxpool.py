@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from ...errors import ConversionError
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import UNIT_PRESERVING, MaxPool2d, Node
 from ..context import Context
+from ...graph.readout import SpikingMaxPool2d
 
 
 def move_maxpool(graph: Graph, context: Context) -> Graph:
@@ -17,7 +18,7 @@ def move_maxpool(graph: Graph, context: Context) -> Graph:
     ReLU and max commute, ``max(relu(x)) = relu(max(x))``, so a pool over the neurons of a layer whose input current is
     the same at every step (a stem under direct coding) may pool the currents instead: exact at every T, and computed
     once. Deeper, the maximum of momentary currents is not the maximum of their means, and the pool becomes the
-    paper's :class:`~s_resnet.graph.neuron.SpikingMaxPool2d`. The analog run is preserved exactly.
+    paper's :class:`~s_resnet.graph.SpikingMaxPool2d`. The analog run is preserved exactly.
 
     Under Poisson coding the stem's current varies too; a moved pool then takes the maximum of noisy currents.
     Raises ConversionError for a deeper max-pool over currents whose sign matters (a sum or BatchNorm comes after it).

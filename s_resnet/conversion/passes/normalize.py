@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import ConversionError
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import (
     UNIT_PRESERVING,
     AdaptiveAvgPool2d,
@@ -24,6 +24,7 @@ from ...graph.ops import (
     Scale,
     carried,
 )
+from ...graph.readout import Readout, SpikingMaxPool2d
 from ..calibrate import Calibration
 from ..context import Context
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ...errors import ConversionError
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import GRID, Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale, compensated
 from ..context import Context
+from ...graph.readout import SpikingMaxPool2d
 
 LARGEST = 127  # of int8, used symmetrically
 THRESHOLDS = 2**15  # the largest: finer than that the weights are not

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...graph.engine import arithmetic
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron, Readout, SpikingMaxPool2d
+from ...graph.neuron import Neuron
 from ...graph.ops import Conv2d, Input, Linear, Node, Op, compensated
+from ...graph.readout import Readout, SpikingMaxPool2d
 from ...kernels import per_channel
 from ...runtime.progress import Progress, repeatable
 from ...simulation.lockstep import Both, blocks, nearly_order_free, order_free, propagate, respond, walk
@@ -212,7 +213,7 @@ class _Block:
         elif isinstance(op, Neuron):
             threshold = op.threshold.log().clone()
             correction = torch.zeros_like(threshold) if op.correction is None else op.correction.clone()
-            full = float(op.threshold.mean()) * op.most
+            full = float(op.threshold.mean()) * op.max_emission
             self._add(node, (threshold, THRESHOLD), (correction, CORRECTION * full))
 
     def _add(self, node: Node, *leaves: tuple[Tensor, float]) -> None:
@@ -357,7 +358,8 @@ def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
     correction = op.correction if op.correction.ndim < 2 else op.correction.mean(0)
     fixed = threshold.detach()
     z = (total + per_channel(correction, total.ndim)) / threshold
-    u = F.hardtanh(z, 0.0, float(op.most))  # clamp has a gradient of 1 at both ends in torch 2.11, and of 0 in 2.14
+    # Unlike clamp, whose gradient at both ends is 1 in torch 2.11, and 0 in 2.14.
+    u = F.hardtanh(z, 0.0, float(op.max_emission))
     # The rate to the last bit, so that the layers behind count as they will; then what has a gradient and no value.
     return rate + (threshold - fixed) * (rate / fixed) + fixed * (u - u.detach())
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConversionError, message
+from ...graph.alphabet import Differential, power_of_two
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import QCFS, Add, Node, ReLU
@@ -71,9 +72,9 @@ def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSett
             continue
         neuron = replace(
             like,
-            threshold=_scale(node, context, graph.device) / like.most,
+            threshold=_scale(node, context, graph.device) / like.max_emission,
             schedule=like.schedule if later else "streaming",
-            quantization=node.op.levels if isinstance(node.op, QCFS) else 0,
+            quantization_levels=node.op.quantization_levels if isinstance(node.op, QCFS) else 0,
         )
         nodes.append(Node(node.name, neuron, _summands(graph, node, absorbed)))
     if not any(isinstance(node.op, ReLU | QCFS) for node in graph.nodes):
@@ -99,15 +100,9 @@ def _neuron(settings: NeuronSettings) -> Neuron:
         raise ConversionError(
             message("relu_to_neuron", "", f"spikes={spikes!r}", f"one of {', '.join(SPIKES)}", "Change the recipe")
         )
-    return Neuron(
-        torch.ones(()),
-        start,
-        reset,
-        schedule=settings.get("schedule", "streaming"),
-        levels=settings.get("amplitudes", 1),
-        signed=spikes == "signed",
-        differential=spikes == "differential",
-    )
+    count = settings.get("amplitudes", 1)
+    alphabet = Differential(count) if spikes == "differential" else power_of_two(count, spikes == "signed")
+    return Neuron(torch.ones(()), start, reset, schedule=settings.get("schedule", "streaming"), spikes=alphabet)
 
 
 def _scale(node: Node, context: Context, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import InvalidData
 from ...kernels import events, narrow_dtype
+from ..alphabet import Differential
 from ..neuron import Neuron
 from ..ops import SYNAPSES, Conv2d, Input, Node, Op, Scale, channels_last, compensated, whole
 from .replay import Replays
@@ -64,7 +65,7 @@ class Plan:
     freed: list[list[str]]
     unit: frozenset[str]  # neuron layers whose spikes are sent on as they are
     binary: frozenset[str]  # those of them that emit {0, 1}
-    counted: frozenset[str]  # those of them whose spikes are whole numbers that the readers' type holds
+    counted: frozenset[str]  # those of them whose spikes are whole numbers
     bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
     spiking: Mapping[str, str]  # a convolution whose input is such whole numbers -> the neuron layer it reads
     fused: frozenset[str]  # those that one neuron layer alone reads, which can take the currents as they arise
@@ -95,13 +96,14 @@ def prepare(
         raise InvalidData(f"simulate: got precision {precision!r}; expected exact or fast. Choose one of them.")
     neurons = {node.name: node.op for node in nodes if isinstance(node.op, Neuron)}
     integer = any(op.integer is not None for op in neurons.values())
-    unit = frozenset(name for name, op in neurons.items() if integer or op.unit)
+    unit = frozenset(name for name, op in neurons.items() if integer or op.emits_unit_spikes)
     ops = {node.name: whole(node.op) if integer else _prepared(node.op) for node in nodes}
     weights = [op.weight for op in ops.values() if isinstance(op, Conv2d)]
     single = bool(weights) and weights[0].dtype == torch.float32 and not integer
     dtype = weights[0].dtype if weights else torch.float32
     narrow = narrow_dtype(weights[0].device) if single and precision == "fast" else None
-    counted = frozenset(name for name in unit if _holds(narrow or dtype, neurons[name]))
+    # Whole numbers, of which every alphabet has so few that bfloat16 holds them; means are none.
+    counted = frozenset(name for name in unit if not isinstance(neurons[name].spikes, Differential))
     # A shortcut synapse that only neurons read is applied inside the membrane kernel, without a pass of its own.
     deferred = {
         node.name: node.inputs[0]
@@ -128,11 +130,6 @@ def prepare(
         reach=_reach(nodes) if integer else 0,
         packed=Recent(SIZES * len(spiking)),
     )
-
-
-def _holds(dtype: torch.dtype, op: Neuron) -> bool:
-    """Whether a type has every number that the layer emits, in units of its threshold."""
-    return not op.differential and op.most <= 2 / torch.finfo(dtype).eps
 
 
 def _biases(
@@ -199,4 +196,4 @@ def freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str
 
 def windowed(nodes: tuple[Node, ...]) -> bool:
     """Whether a layer waits for a part of its window, so that all steps go through it at once."""
-    return any(isinstance(node.op, Neuron) and node.op.schedule != "streaming" for node in nodes)
+    return any(isinstance(node.op, Neuron) and node.op.waits for node in nodes)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ...kernels import events, tf32
-from ..neuron import Memory, Neuron, Readout, SpikingMaxPool2d
+from ..neuron import Memory, Neuron
 from ..ops import Conv2d, Input, Node, Op, Scale, channels_last
+from ..readout import Readout, SpikingMaxPool2d
 from .plan import Plan
 from .precision import arithmetic
 
@@ -141,11 +142,11 @@ class Run:
         if events.available() and not spikes.is_cuda:  # there it would stop the queue
             self.density[node.name] = int(counts.sum()) / max(1, spikes.numel())
         folded = spikes.flatten(0, 1)
-        return folded if node.name in plan.unit else op.emit(folded), counts
+        return folded if node.name in plan.unit else op.scale_output(folded), counts
 
     def _bias(self, name: str, op: Neuron, current: Tensor | events.Currents) -> Tensor | None:
         """The convolutions' biases and the layer's correction."""
-        bias, correction = self.plan.bias[name], op.correct(self.step, self.steps, 3 + len(_size(current)))
+        bias, correction = self.plan.bias[name], op.bias_current(self.step, self.steps, 3 + len(_size(current)))
         if bias is None or correction is None:
             return correction if bias is None else bias
         return bias + correction

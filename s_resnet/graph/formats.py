@@ -1,0 +1,91 @@
+"""Files of earlier formats: their header and tensors as the present format has them.
+
+1: the networks of the first recipes. 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what
+spiking runs alone use. 4: that also for shortcuts. 5: neurons that were trained. 6: a neuron's alphabet and gradient
+are parts of their own, with their kind; before they were settings of the neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InvalidData, message
+
+Settings = dict[str, Any]
+Held = dict[str, Tensor]
+
+
+def upgraded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Held]:
+    """The header and the tensors of a file of format 1 to 5 in format 6.
+
+    It moves and renames, and checks what it looks at; the rest is for whoever reads the present format.
+
+    Raises:
+        InvalidData: settings of which no network was made.
+    """
+    held = dict(tensors)
+    nodes = []
+    for entry in header["nodes"]:
+        change = _CHANGES.get(entry["op"])
+        settings = dict(entry["settings"])
+        nodes.append({**entry, "settings": settings if change is None else change(entry["name"], settings, held)})
+    return {**header, "nodes": nodes}, held
+
+
+def _neuron(name: str, settings: Settings, held: Held) -> Settings:
+    amplitudes = settings.pop("levels", 1)
+    signed, differential = (_flag(name, what, settings.pop(what, False)) for what in ("signed", "differential"))
+    one = isinstance(amplitudes, int) and not isinstance(amplitudes, bool) and amplitudes == 1
+    if _moved(name, settings, held, "firing", "spikes.thresholds"):
+        spikes: Settings = {"kind": "MultiThreshold"}
+        if signed or differential or not one:
+            raise _invalid(name, "firing", "several thresholds with signs or amplitudes", "them alone")
+    elif differential:
+        spikes = {"kind": "Differential", "count": amplitudes}
+        if signed:
+            raise _invalid(name, "differential", "it with signs", "it alone")
+    elif one:
+        spikes = {"kind": "Signed" if signed else "Binary"}
+    else:
+        spikes = {"kind": "Amplitudes", "count": amplitudes, "signed": signed}
+    shape, width, detached = (settings.pop(what, None) for what in ("surrogate", "width", "detach_reset"))
+    surrogate = {"kind": "Surrogate", "shape": shape, "width": width, "detach_reset": detached}
+    new = {"spikes": spikes, "quantization_levels": settings.pop("quantization", 0)}
+    return _with(name, settings, {**new, "surrogate": None if shape is None else surrogate})
+
+
+def _qcfs(name: str, settings: Settings, held: Held) -> Settings:
+    return _with(name, settings, {"quantization_levels": settings.pop("levels")})
+
+
+_CHANGES = {"Neuron": _neuron, "QCFS": _qcfs}
+
+
+def _moved(name: str, settings: Settings, held: Held, old: str, new: str) -> bool:
+    """Whether a node has this tensor, which then has its new name."""
+    if settings.pop(old, None) is not None:
+        raise _invalid(name, old, "a setting", "a tensor, or none")
+    found = held.pop(f"{name}/{old}", None)
+    if found is not None:
+        held[f"{name}/{new}"] = found
+    return found is not None
+
+
+def _with(name: str, settings: Settings, new: Settings) -> Settings:
+    """The settings with new ones, which an earlier format does not have."""
+    for what in new.keys() & settings.keys():
+        raise _invalid(name, what, "a setting of a later format", "none")
+    return settings | new
+
+
+def _flag(name: str, what: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _invalid(name, what, value, "true or false")
+    return value
+
+
+def _invalid(name: str, what: str, got: object, expected: str) -> InvalidData:
+    return InvalidData(message(str(name), what, got, expected, "Convert the network again"))
