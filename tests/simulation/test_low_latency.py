@@ -12,6 +12,7 @@ from test_schedules import PLANS, dyadic, network, pictures, recorded
 from s_resnet import Graph, convert, simulate
 from s_resnet.errors import ConversionError
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
+from s_resnet.graph.execution import Execution
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear
 from s_resnet.models import CifarResNet
 from s_resnet.simulation import simulate_until_confident
@@ -62,7 +63,7 @@ def test_a_neuron_by_hand(name):
 def test_a_differential_neuron_by_hand(currents, emissions, rest, bits):
     counts = torch.zeros(len(currents), 1, dtype=torch.int32)
     op = Neuron(ONE, 0.5, levels=2, differential=True)
-    sent, (v, total, step) = op.advance([column(currents)], None, counts=counts)
+    sent, (v, total, step) = op.advance([column(currents)], None, how=Execution(counts=counts))
     assert sent.flatten().tolist() == emissions
     assert (v.item(), total.item(), step.item()) == (rest, sum(emissions), len(currents))
     assert counts.flatten().tolist() == bits
