@@ -4,14 +4,16 @@ import ctypes
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from s_resnet.kernels import check
 from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.build.cache import built
+from s_resnet.kernels.layout import empty_steps
 from s_resnet.kernels.membrane import cuda
-from s_resnet.kernels.membrane.eager import empty_steps
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
@@ -68,38 +70,35 @@ def guarded(like):
     return inside, check
 
 
-def prepare(current, v, *, threshold, decay=1.0, reset="subtract", bias=None, shortcut=None, shortcut_scale=None,
-            spike_dtype=None, counts=None, levels=1, emitted=None, schedule="streaming", after=None,
-            emitted_after=None):  # fmt: skip
+def prepare(current, v, update):
     """The plan of a launch on CPU tensors, its results, and what is to be done after it."""
-    spikes, check_spikes = guarded(empty_steps(len(current), v, spike_dtype or v.dtype))
+    check.membrane(current, v, update)
+    spikes, check_spikes = guarded(empty_steps(len(current), v, update.spike_dtype or v.dtype))
     checks, held = [check_spikes], []
-    for given in (v if after is None else after, emitted_after):
-        room, check = guarded(given) if given is not None and given.is_cpu else (given, None)
+    for given in (v if update.after is None else update.after, update.emitted_after):
+        room, guards = guarded(given) if given is not None and given.is_cpu else (given, None)
         held.append(room)
-        checks += [] if check is None else [check]
+        checks += [] if guards is None else [guards]
     # What is written in place is read from where it is written.
-    v = held[0].copy_(v) if after is v else v
-    emitted = held[1].copy_(emitted) if emitted is not None and emitted_after is emitted else emitted
-    plan = cuda.plan(
-        current=current, v=v, threshold=threshold, decay=decay, hard=reset == "zero", bias=bias, shortcut=shortcut,
-        shortcut_scale=shortcut_scale, counts=counts, spikes=spikes, after=held[0], levels=levels,
-        emitted=emitted, emitted_after=held[1], schedule=schedule, block=BLOCK,
-    )  # fmt: skip
+    emitted = update.emitted
+    v = held[0].copy_(v) if update.after is v else v
+    emitted = held[1].copy_(emitted) if emitted is not None and update.emitted_after is emitted else emitted
+    guarded_update = replace(update, emitted=emitted, after=held[0], emitted_after=held[1])
+    plan = cuda.plan(current, v, guarded_update, spikes, BLOCK)
 
     def finish():
-        for check in checks:
-            check()
-        if emitted_after is not None:
-            emitted_after.copy_(held[1])
-        return spikes, held[0] if after is None else after.copy_(held[0])
+        for intact in checks:
+            intact()
+        if update.emitted_after is not None:
+            update.emitted_after.copy_(held[1])
+        return spikes, held[0] if update.after is None else update.after.copy_(held[0])
 
     return plan, finish
 
 
-def integrate_and_fire(current, v, *, arch=None, source=None, **settings):
+def integrate_and_fire(current, v, update, arch=None, source=None):
     """:func:`s_resnet.kernels.membrane.cuda.integrate_and_fire` with CPU tensors: its plan, its source, no GPU."""
-    plan, finish = prepare(current, v, **settings)
+    plan, finish = prepare(current, v, update)
     (run,) = kernels([plan.instance], arch, source)
     pointers, decay, integers = plan.arguments[:POINTERS], plan.arguments[POINTERS], plan.arguments[POINTERS + 1 :]
     assert len(integers) == INTEGERS and isinstance(decay, float)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from s_resnet.kernels import Update
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SPIKES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int32)
 # Whole vectors; vectors that straddle pixels; odd sizes, which only the scalar path takes; several blocks and a tail.
@@ -133,7 +135,7 @@ def launches(case):
 
 
 def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
-    """current, v and the settings of ``integrate_and_fire`` with fresh counts."""
+    """current, v and the fields of an ``Update`` with fresh counts."""
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(*sizes, low=-512, high=640):
@@ -207,7 +209,7 @@ def run(kernel, current, v, settings):
     left = [current, settings["shortcut"], *([] if "after" in in_place else [v])]
     left += [] if "emitted_after" in in_place else [settings["emitted"]]
     kept = [(x, x.clone()) for x in left if x is not None]
-    spikes, after = kernel(current, v, **settings)
+    spikes, after = kernel(current, v, Update(**settings))
     assert all(torch.equal(x, copy) for x, copy in kept)
     assert settings["after"] is None or after is settings["after"]
     memory = settings["emitted_after"]

@@ -134,15 +134,20 @@ def two_kernels(timing: Timing, given: Case) -> float:
     """Milliseconds of the convolution in float16 and the membrane kernel."""
     layer, steps, batch = given.layer, *given.x.shape[:2]
     x, weight = given.x.movedim(-1, 2).flatten(0, 1), layer.weight.movedim(-1, 1)
-    settings: dict[str, Any] = {"threshold": layer.threshold[0], "bias": layer.bias.view(-1, 1, 1)}
-    settings |= {"spike_dtype": torch.float16, "counts": given.counts}
-    if given.branch is not None:
-        settings |= {"shortcut": given.branch.movedim(-1, 2), "shortcut_scale": layer.scale.view(-1, 1, 1)}
+    branch = given.branch
+    update = inside.Update(
+        layer.threshold[0],
+        bias=layer.bias.view(-1, 1, 1),
+        shortcut=None if branch is None else branch.movedim(-1, 2),
+        shortcut_scale=None if branch is None else layer.scale.view(-1, 1, 1),
+        spike_dtype=torch.float16,
+        counts=given.counts,
+    )
     kernel = inside.membrane if timing.gpu else inside.membrane_reference
 
     def both() -> None:
         current = F.conv2d(x, weight, None, layer.stride, layer.padding)
-        kernel(current.unflatten(0, (steps, batch)), given.v.movedim(-1, 1), **settings)
+        kernel(current.unflatten(0, (steps, batch)), given.v.movedim(-1, 1), update)
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         return timing.median(both)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,8 @@ import s_resnet
 from s_resnet import kernels
 from s_resnet.graph import engine
 from s_resnet.graph.ops import Conv2d
-from s_resnet.kernels.build import compiler as native
+from s_resnet.kernels import Update
+from s_resnet.kernels.build import compiler as cpp_compiler
 from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.membrane import cuda, reference
 from s_resnet.kernels.surrogate import cuda as surrogate_cuda
@@ -31,17 +32,18 @@ from s_resnet.runtime.device import prefetch
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
-__all__ = ["Conv2d", "Firing", "fire", "fire_reference", "normalize_and_fire", "prefetch"]
+__all__ = ["Conv2d", "Firing", "Update", "fire", "fire_reference", "normalize_and_fire", "prefetch"]
 PRECISIONS, SURROGATES = ("exact", "fast"), SURROGATES_IN_ORDER
 Instance = tuple[str, str]  # the file of a kernel, and one of its template instances
 
 # The membrane kernel and its specification: tensors in, tensors out.
+Run = Callable[[Tensor, Tensor, Update], tuple[Tensor, Tensor]]
 membrane, membrane_reference = cuda.integrate_and_fire, reference.integrate_and_fire
 
 
 def kernel(device: torch.device) -> str:
     """The name of the membrane kernel that runs on a device."""
-    return kernels.select(device)[0]
+    return kernels.fastest(device)
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -88,21 +90,18 @@ def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
         single = plan.dtype == torch.float32 and not plan.integer
         return replace(plan, two_part=single and plan.precision == "exact")
 
-    def membrane_noted(current: Tensor, v: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+    def membrane_noted(current: Tensor, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
         if v.dtype != torch.float64:  # conversion, which a CPU does
-            found.add(membrane_instance(current, v, **settings))
-        return reference.integrate_and_fire(current, v, **settings)
+            found.add(membrane_instance(current, v, update))
+        return reference.integrate_and_fire(current, v, update)
 
     def fire_noted(current: Tensor, grad: Tensor | None, firing: Firing, affine: Any = None) -> Tensor:
         found.update(surrogate_instance(current, grad is not None, firing, affine))
         return fire_on_cpu(current, grad, firing, affine)
 
-    def selected(device: torch.device, name: str | None = None) -> tuple[str, Any]:
-        return "cuda", membrane_noted
-
     with (
-        mock.patch.object(native, "compiled", lambda: (None, "as on a GPU")),
-        mock.patch.object(kernels, "select", selected),
+        mock.patch.object(cpp_compiler, "compiled", lambda: (None, "as on a GPU")),
+        mock.patch.object(kernels, "integrate_and_fire", membrane_noted),
         mock.patch.object(engine, "prepare", prepared),
         mock.patch("s_resnet.graph.engine.plan.narrow_dtype", lambda device: torch.float16),
         mock.patch.object(surrogate, "run", fire_noted),
@@ -111,11 +110,11 @@ def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
         yield
 
 
-def membrane_instance(current: Tensor, v: Tensor, **settings: Any) -> Instance:
+def membrane_instance(current: Tensor, v: Tensor, update: Update) -> Instance:
     """What a launch with these CPU tensors would be of, on a GPU."""
     import cuda_on_cpu
 
-    return "membrane.cu", cuda_on_cpu.prepare(current, v, **settings)[0].instance
+    return "membrane.cu", cuda_on_cpu.prepare(current, v, update)[0].instance
 
 
 def surrogate_instance(current: Tensor, backward: bool, firing: Firing, affine: Any = None) -> Iterator[Instance]:

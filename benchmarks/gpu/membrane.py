@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import inside
 import torch
@@ -28,9 +28,10 @@ SIZES = {
     "stage 4": (2048, 7, 7),
 }
 QUICK = {"small": (16, 4, 4)}
+Given = tuple[Tensor, Tensor, inside.Update]  # currents, membrane, what is done
 
 
-def layer(size: tuple[int, int, int], steps: int, batch: int, branch: bool, device: torch.device) -> dict[str, Any]:
+def layer(size: tuple[int, int, int], steps: int, batch: int, branch: bool, device: torch.device) -> Given:
     """The arguments of a neuron layer; multiples of 2^-8, so that results are exact."""
     generator = torch.Generator(device).manual_seed(0)
     channels, height, width = size
@@ -44,41 +45,40 @@ def layer(size: tuple[int, int, int], steps: int, batch: int, branch: bool, devi
             step.copy_(whole(low, high, *step.shape))
         return out.movedim(-1, 2)
 
-    given: dict[str, Any] = {
-        "current": step_major(-256, 320).div_(256),
-        "v": torch.zeros(batch, *size, device=device).contiguous(memory_format=torch.channels_last),
-        "threshold": torch.tensor(1.0, device=device),
-        "bias": whole(-64, 64, channels, 1, 1) / 256,
-        "spike_dtype": torch.float16,
-        "counts": torch.zeros(steps, batch, dtype=torch.int32, device=device),
-    }
-    if branch:
-        given |= {"shortcut": step_major(0, 2), "shortcut_scale": whole(0, 320, channels, 1, 1) / 256}
-    return given
+    v = torch.zeros(batch, *size, device=device).contiguous(memory_format=torch.channels_last)
+    update = inside.Update(
+        torch.tensor(1.0, device=device),
+        bias=whole(-64, 64, channels, 1, 1) / 256,
+        shortcut=step_major(0, 2) if branch else None,
+        shortcut_scale=whole(0, 320, channels, 1, 1) / 256 if branch else None,
+        spike_dtype=torch.float16,
+        counts=torch.zeros(steps, batch, dtype=torch.int32, device=device),
+    )
+    return step_major(-256, 320).div_(256), v, update
 
 
-def check(given: dict[str, Any], kernel: Any) -> None:
+def check(current: Tensor, v: Tensor, update: inside.Update, kernel: inside.Run) -> None:
     """Equal to the reference for the first images, or no timing."""
-    part = {**given, "v": given["v"][:2], "counts": torch.zeros_like(given["counts"][:, :2])}
-    part |= {name: given[name][:, :2] for name in ("current", "shortcut") if name in given}
+    shortcut = None if update.shortcut is None else update.shortcut[:, :2]
     results = []
     for each in (kernel, inside.membrane_reference):
-        counts = torch.zeros_like(part["counts"])
-        results.append((*each(**{**part, "counts": counts}), counts))
+        counts = torch.zeros(len(current), len(v[:2]), dtype=torch.int32, device=v.device)
+        part = replace(update, shortcut=shortcut, counts=counts)
+        results.append((*each(current[:, :2], v[:2], part), counts))
     for got, want in zip(*results, strict=True):
         if not torch.equal(got, want):
-            raise SystemExit(f"the kernel differs from the reference at {list(given['v'].shape)}: nothing is timed")
+            raise SystemExit(f"the kernel differs from the reference at {list(v.shape)}: nothing is timed")
 
 
 def measure(timing: Timing, name: str, steps: int, batch: int, branch: bool) -> None:
     size = {**SIZES, **QUICK}[name]
     given = layer(size, steps, batch, branch, timing.device)
     kernel = inside.membrane if timing.gpu else inside.membrane_reference
-    check(given, kernel)
-    moved = given["v"].numel() * (steps * (2 + 2 + 2 * branch) + 4 + 4)
+    check(*given, kernel)
+    moved = given[1].numel() * (steps * (2 + 2 + 2 * branch) + 4 + 4)
     source = torch.empty(moved // 2, dtype=torch.int8, device=timing.device)
     target = torch.empty_like(source)
-    own, copies = timing.milliseconds(lambda: kernel(**given), lambda: target.copy_(source), repeats=15, warm=3)
+    own, copies = timing.milliseconds(lambda: kernel(*given), lambda: target.copy_(source), repeats=15, warm=3)
     timing.write(
         layer=name,
         size=size,

@@ -25,15 +25,14 @@ def launch(timing: Timing) -> float:
     """Microseconds of one eager call of the membrane kernel, which itself is done sooner."""
     layer = torch.zeros(2, 8, 8, 64, device=timing.device)
     current = torch.zeros(4, 2, 8, 8, 64, device=timing.device, dtype=torch.float16)
-    given: dict[str, Any] = {"current": current.movedim(-1, 2), "v": layer.movedim(-1, 1)}
-    given |= {"threshold": torch.tensor(1.0, device=timing.device), "spike_dtype": torch.float16}
-    given["counts"] = torch.zeros(4, 2, dtype=torch.int32, device=timing.device)
+    counts = torch.zeros(4, 2, dtype=torch.int32, device=timing.device)
+    update = inside.Update(torch.tensor(1.0, device=timing.device), spike_dtype=torch.float16, counts=counts)
     kernel = inside.membrane if timing.gpu else inside.membrane_reference
     many = 5 if timing.quick else LAUNCHES
 
     def call() -> None:
         for _ in range(many):
-            kernel(**given)
+            kernel(current.movedim(-1, 2), layer.movedim(-1, 1), update)
 
     call()
     return 1e6 * timing.wall(call) / many

@@ -34,7 +34,7 @@ def of_tests() -> Iterator[inside.Instance]:
 
     def each(case: cases.Case, shape: tuple[int, ...], steps: int) -> inside.Instance:
         current, v, settings = cases.make(case, shape, steps)
-        return inside.membrane_instance(current, v, **settings)
+        return inside.membrane_instance(current, v, inside.Update(**settings))
 
     for case in cases.EVERY:
         for shape, steps in [*cases.launches(case), ((2, 24, 7, 9), 33)]:
@@ -61,7 +61,7 @@ def of_timings() -> Iterator[inside.Instance]:
     """The membrane kernel alone; the networks are those of the checks in other sizes."""
     for steps, branch in itertools.product((1, 5), (False, True)):
         given = membrane.layer((64, 7, 7), steps, 2, branch, torch.device("cpu"))
-        yield inside.membrane_instance(**given)
+        yield inside.membrane_instance(*given)
 
 
 def record(file: Path, networks: Path) -> int:

@@ -254,7 +254,7 @@ class _Tally:
             recipe=str(self.snn.provenance.get("recipe", {}).get("name", "custom")),
             images=images,
             device=device.type,
-            kernel="closed-form" if self.in_closed_form else kernels.select(device)[0],
+            kernel="closed-form" if self.in_closed_form else kernels.fastest(device),
             ann=None if ann is None else _accuracies(ann, images, max(classes)),
             snn=tuple(
                 Row(

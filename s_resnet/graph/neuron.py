@@ -7,23 +7,22 @@ left as it is, unless the neuron is told that it may write there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import kernels
 from ..errors import InvalidData, message
-from ..kernels import events, per_channel
+from ..kernels import Update, per_channel
 from ..kernels.events import Currents
 from ..kernels.membrane import differential
-from ..kernels.membrane.reference import SCHEDULES, delay
+from ..kernels.membrane.update import SCHEDULES, delay
 from ..kernels.surrogate.qcfs import qcfs
 from ..runtime.display import Displayed
 from .alphabet import SPIKES, Amplitudes, Binary, Differential, MultiThreshold, Signed, Spikes, Surrogate
+from .execution import FASTEST, Execution, delayed, terms, total
 
 Memory = tuple[Tensor, ...]
 Pair = tuple[int, int]
@@ -146,15 +145,15 @@ class Neuron(Displayed):
 
     def run(self, *inputs: Tensor) -> Tensor:
         """The analog meaning: ReLU or QCFS of the sum of the inputs; of a directly trained neuron its first step."""
-        total = inputs[0]
+        arrived = inputs[0]
         for other in inputs[1:]:
-            total = total + other
+            arrived = arrived + other
         if self.quantization_levels:
-            full = per_channel(self.threshold * self.max_emission, total.ndim)
-            return qcfs(total, full, self.quantization_levels)
+            full = per_channel(self.threshold * self.max_emission, arrived.ndim)
+            return qcfs(arrived, full, self.quantization_levels)
         if self.surrogate is None:
-            return F.relu(total)
-        spikes, _ = self.advance([total[None]], None)
+            return F.relu(arrived)
+        spikes, _ = self.advance([arrived[None]], None)
         return self.scale_output(spikes[0])
 
     def quantize(self, charge: Tensor, timesteps: int) -> Tensor:
@@ -204,133 +203,76 @@ class Neuron(Displayed):
         inputs: Sequence[Tensor | Currents],
         memory: Memory | None,
         shortcut: tuple[Tensor, Tensor] | None = None,
-        *,
         bias: Tensor | None = None,
-        spike_dtype: torch.dtype | None = None,
-        counts: Tensor | None = None,
-        in_place: bool = False,
+        how: Execution = FASTEST,
     ) -> tuple[Tensor, Memory]:
-        """Integrate ``[S, B, *]`` currents into spikes; ``shortcut``: a branch to scale, (spikes, weight).
+        """Integrate ``[S, B, *]`` currents into spikes.
 
-        bias: for ``[B, *]``, or ``[S, 1, C, ...]`` where it differs from step to step.
-        spike_dtype, counts: as in :func:`s_resnet.kernels.membrane.reference.integrate_and_fire`.
-        in_place: whether ``memory`` may be overwritten with what is returned.
+        Args:
+            inputs: the currents, one at least.
+            memory: after the steps before; None: :meth:`start`.
+            shortcut: a branch to scale, (spikes, weight).
+            bias: for ``[B, *]``, or ``[S, 1, C, ...]`` where it differs from step to step.
+            how: how the steps are computed, and where the results go.
         """
-        in_place = in_place or memory is None
-        threshold = self.threshold if self.integer is None else self.integer
-        if isinstance(self.spikes, MultiThreshold | Differential):
-            parts = [x.tensor() if isinstance(x, Currents) else x for x in inputs]
-            v, *rest = self.start(parts[0][0]) if memory is None else memory
-            total = _total(parts, shortcut, bias, v.dtype)
-            if isinstance(self.spikes, MultiThreshold):
-                return self._advance_levels(self.spikes, total, (v, *rest), spike_dtype, counts, in_place)
-            v, total = _delayed(self.schedule, v, total)
-            theta, levels = per_channel(threshold, v.ndim), self.spikes.amplitudes
-            return differential.integrate_and_fire(total, (v, *rest), threshold=theta, levels=levels, counts=counts)
-        pending = next((current for current in inputs if isinstance(current, Currents)), None)
-        others = [x.tensor() if isinstance(x, Currents) else x for x in inputs if x is not pending]
-        first = pending if pending is not None else others.pop(0)
         if memory is None:
-            memory = self.start(first.empty() if isinstance(first, Currents) else first[0])
-        branch: Tensor | None = None
-        scale: Tensor | None = None
-        if shortcut is not None:
-            branch, scale = shortcut[0], per_channel(shortcut[1], memory[0].ndim)
-        elif others:
-            branch = others.pop()
-        for other in others:
-            first = (first.tensor() if isinstance(first, Currents) else first).to(memory[0].dtype) + other
-        v, emitted = memory if self.spikes.signed else (memory[0], None)
-        emitted_after = emitted if emitted is None or in_place else torch.empty_like(v)
-        if isinstance(first, Currents):
-            update: Callable[..., tuple[Tensor, Tensor]] = partial(events.integrate_and_fire, first)
-        else:
-            update = partial(_kernel(v), first)
-        spikes, v = update(
-            v,
-            threshold=per_channel(threshold, v.ndim),
+            memory, how = self._start(inputs[0]), replace(how, in_place=True)
+        v = memory[0]
+        if isinstance(self.spikes, MultiThreshold):
+            return self._advance_levels(self.spikes, total(inputs, shortcut, bias, v.dtype), memory, how)
+        if isinstance(self.spikes, Differential):
+            return self._advance_differential(total(inputs, shortcut, bias, v.dtype), memory, how)
+        current, branch, scale = terms(inputs, shortcut, v)
+        emitted = memory[1] if self.spikes.signed else None
+        update = self._update(how, v, bias=bias, shortcut=branch, shortcut_scale=scale, emitted=emitted)
+        spikes, after = how.compute(current, v, update)
+        return spikes, (after,) if update.emitted_after is None else (after, update.emitted_after)
+
+    def _update(self, how: Execution, v: Tensor, **given: Tensor | None) -> Update:
+        """What the layer does to a chunk, with the terms that it is given."""
+        emitted = given.get("emitted")
+        threshold = self.threshold if self.integer is None else self.integer
+        return Update(
+            per_channel(threshold, v.ndim),
             decay=self.decay,
             reset=self.reset,
-            bias=bias,
-            shortcut=branch,
-            shortcut_scale=scale,
-            spike_dtype=spike_dtype,
-            counts=counts,
             levels=self.spikes.amplitudes,
-            emitted=emitted,
             schedule=self.schedule,
-            after=v if in_place else None,
-            emitted_after=emitted_after,
+            spike_dtype=how.spike_dtype,
+            counts=how.counts,
+            after=v if how.in_place else None,
+            emitted_after=emitted if emitted is None or how.in_place else torch.empty_like(v),
+            **given,
         )
-        return spikes, (v,) if emitted_after is None else (v, emitted_after)
 
     def _advance_levels(
-        self,
-        several: MultiThreshold,
-        total: Tensor,
-        memory: Memory,
-        spike_dtype: torch.dtype | None,
-        counts: Tensor | None,
-        in_place: bool,
+        self, several: MultiThreshold, arrived: Tensor, memory: Memory, how: Execution
     ) -> tuple[Tensor, Memory]:
         """Multi-threshold firing: the same currents into K membranes."""
-        spikes, after = [], []
-        for threshold, v in zip(several.thresholds, memory, strict=True):
-            fired, v = _kernel(v)(
-                *(total, v),
-                threshold=threshold,
-                decay=self.decay,
-                reset=self.reset,
-                spike_dtype=spike_dtype,
-                counts=counts,
-                schedule=self.schedule,
-                after=v if in_place else None,
-            )
-            spikes.append(fired)
-            after.append(v)
-        for fired in spikes[1:]:
-            spikes[0] = spikes[0].add_(fired)
-        return spikes[0], tuple(after)
+        fired = [
+            how.compute(arrived, v, replace(self._update(how, v), threshold=threshold))
+            for threshold, v in zip(several.thresholds, memory, strict=True)
+        ]
+        spikes = fired[0][0]
+        for more, _ in fired[1:]:
+            spikes = spikes + more
+        return spikes, tuple(v for _, v in fired)
+
+    def _advance_differential(self, arrived: Tensor, memory: Memory, how: Execution) -> tuple[Tensor, Memory]:
+        v, currents = delayed(self.schedule, memory[0], arrived)
+        threshold = per_channel(self.threshold if self.integer is None else self.integer, v.ndim)
+        return differential.integrate_and_fire(
+            currents, (v, *memory[1:]), threshold=threshold, levels=self.spikes.amplitudes, counts=how.counts
+        )
+
+    def _start(self, first: Tensor | Currents) -> Memory:
+        return self.start(first.empty() if isinstance(first, Currents) else first[0])
 
     def scale_output(self, spikes: Tensor) -> Tensor:
         """What the layer sends on, ``threshold * spike`` or ``amplitude * spike``, for spikes shaped ``[B, *]``."""
         if self.amplitude is not None:
             return spikes if self.amplitude == 1 else spikes * self.amplitude
         return spikes * per_channel(self.threshold, spikes.ndim)
-
-
-def _kernel(v: Tensor) -> kernels.Kernel:
-    """The kernel for a membrane. Double precision is for checking: the CUDA source has none."""
-    return kernels.select(v.device, "reference" if v.is_cuda and v.dtype == torch.float64 else None)[1]
-
-
-def _total(
-    inputs: Sequence[Tensor], shortcut: tuple[Tensor, Tensor] | None, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """All that arrives at the membrane, ``[S, B, *]``, in the membrane's ``dtype`` before anything is added."""
-    parts = [x.to(dtype) for x in inputs]
-    if shortcut is not None:
-        spikes, weight = shortcut
-        parts.append(spikes.to(dtype) * per_channel(weight.to(dtype), spikes.ndim - 1))
-    if bias is not None:
-        parts.append(bias.to(dtype))
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def _delayed(schedule: str, v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
-    """Membrane and currents at the first step at which the layer may fire; then nothing arrives at the last steps."""
-    if schedule == "lagged":
-        later = torch.zeros_like(current)  # torch.cat would bring the steps into another layout
-        later[:-1] = current[1:]
-        return v + current[0], later
-    if schedule == "phased":
-        for now in current:  # in order, as a membrane does
-            v = v + now
-        return v, torch.zeros_like(current[:1]).expand(current.shape)
-    return v, current
 
 
 def _one_of(what: str, got: str, *expected: str) -> None:

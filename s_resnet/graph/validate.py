@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidData
-from ..kernels.membrane.reference import SCHEDULES
+from ..kernels.membrane.update import SCHEDULES
 from ..kernels.surrogate.reference import SURROGATES
 from .alphabet import MOST, SPIKES, Amplitudes, Binary, Differential, MultiThreshold, Signed, Surrogate
 from .neuron import Neuron

@@ -7,51 +7,78 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
+from .membrane.update import Update, wrong
 
 
-def update(
-    current: Tensor | int,
-    v: Tensor,
-    shortcut: Tensor | None,
-    spread: Mapping[str, Tensor | None],
-    counts: Tensor | None,
-    settings: tuple[float, str],
-) -> None:
+def membrane(current: Tensor | int, v: Tensor, update: Update) -> None:
     """Raise InvalidData where a membrane update is not given what it says.
 
-    current, shortcut: ``[T, B, *]``, or T of currents that are not in memory. v: ``[B, *]``. spread: by name, tensors
-    that broadcast to ``[B, *]``, or with one axis more to ``[T, B, *]``. counts: ``[T, B]``. settings: decay and
-    reset.
+    Args:
+        current: ``[T, B, *]``, or T of currents that are not in memory.
+        v: ``[B, *]``.
+        update: what is to be done, with the rest of the tensors.
     """
-    decay, reset = settings
     if v.ndim < 1:
-        raise _wrong("membrane", "a number", "[B, *]", "Reshape it")
-    if reset not in ("subtract", "zero"):
-        raise _wrong("reset", repr(reset), "'subtract' or 'zero'", "Choose one of them")
-    if v.dtype == torch.int32 and decay != 1.0:
-        raise _wrong("decay", f"{decay} with an int32 membrane", "1", "Use float32")
+        raise wrong("membrane", "a number", "[B, *]", "Reshape it")
+    if v.dtype == torch.int32 and update.decay != 1.0:
+        raise wrong("decay", f"{update.decay} with an int32 membrane", "1", "Use float32")
     steps = current if isinstance(current, int) else current.shape[0] if current.ndim else 0
     full = (steps, *v.shape)
-    in_time = {"current": None if isinstance(current, int) else current, "shortcut": shortcut}
+    in_time = {"current": None if isinstance(current, int) else current, "shortcut": update.shortcut}
+    spread = {"threshold": update.threshold, "bias": update.bias, "shortcut_scale": update.shortcut_scale}
     for name, value in in_time.items():
         if value is not None and tuple(value.shape) != full:
-            raise _wrong(name, list(value.shape), f"{list(full)}, as the membrane", "Reshape it")
+            raise wrong(name, list(value.shape), f"{list(full)}, as the membrane", "Reshape it")
     for name, value in spread.items():
         if value is not None and not _spreads(value.shape, full[1:] if value.ndim <= v.ndim else full):
-            raise _wrong(name, list(value.shape), f"a shape that broadcasts to {list(v.shape)}", "Reshape it")
+            raise wrong(name, list(value.shape), f"a shape that broadcasts to {list(v.shape)}", "Reshape it")
+    counts = update.counts
     if counts is not None and tuple(counts.shape) != full[:2]:
-        raise _wrong("counts", list(counts.shape), list(full[:2]), "Allocate them so")
-    for name, value in (*in_time.items(), *spread.items(), ("counts", counts)):
+        raise wrong("counts", list(counts.shape), list(full[:2]), "Allocate them so")
+    for name, value in (*in_time.items(), *spread.items(), ("emitted", update.emitted), ("counts", counts)):
         if value is not None and value.device != v.device and value.ndim:
-            raise _wrong(name, f"a tensor on {value.device}", f"one on {v.device}, as the membrane", "Move it there")
+            raise wrong(name, f"a tensor on {value.device}", f"one on {v.device}, as the membrane", "Move it there")
+    if update.bias is not None and update.by_step(v) and len(update.bias) != steps:
+        got = f"{list(update.bias.shape)} for {steps} steps of a membrane {list(v.shape)}"
+        raise wrong("bias", got, f"one row per step, [{steps}, 1, C, 1, ...]", "Give the rows of these steps")
+    if not update.binary:
+        _alphabet(v, update)
+    for name, value in (("after", update.after), ("emitted_after", update.emitted_after)):
+        if value is not None:
+            _result(name, value, v)
+
+
+def _alphabet(v: Tensor, update: Update) -> None:
+    """That the memory is like the membrane, and that the spikes hold what may be emitted."""
+    emitted, dtype = update.emitted, update.spike_dtype or v.dtype
+    if emitted is not None and (emitted.shape != v.shape or emitted.dtype != v.dtype):
+        got = f"{emitted.dtype} {list(emitted.shape)}"
+        raise wrong("emitted", got, f"the membrane's {v.dtype} {list(v.shape)}", "Convert it")
+    if not dtype.is_floating_point and (
+        dtype == torch.bool
+        or torch.iinfo(dtype).max < update.most
+        or (emitted is not None and torch.iinfo(dtype).min == 0)
+    ):
+        got = f"{dtype} for {update.alphabet}"
+        raise wrong("spikes", got, "a type that holds them", "Use the membrane's")
+
+
+def _result(name: str, value: Tensor, v: Tensor) -> None:
+    """That a membrane or a memory can be written there."""
+    if (value.shape, value.dtype, value.device) != (v.shape, v.dtype, v.device):
+        got = f"{value.dtype} {list(value.shape)} on {value.device}"
+        like = f"the membrane's {v.dtype} {list(v.shape)} on {v.device}"
+        raise wrong(name, got, like, "Allocate it with torch.empty_like")
+    if any(size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True)):
+        got = f"strides {value.stride()}"
+        raise wrong(name, got, "a place for each neuron", "Allocate it with torch.empty_like")
 
 
 def results(v: Tensor, spikes: Tensor, after: Tensor) -> None:
     """Raise InvalidData where spikes ``[T, B, *]`` or the membrane after them do not lie as the membrane ``v`` does."""
     _same("after", after, v)
     if spikes.device != v.device or spikes.shape[1:] != v.shape or (len(spikes) > 1 and spikes.stride(0) != v.numel()):
-        raise _wrong("spikes", list(spikes.shape), f"steps of {list(v.shape)} on {v.device}", "Allocate them so")
+        raise wrong("spikes", list(spikes.shape), f"steps of {list(v.shape)} on {v.device}", "Allocate them so")
     _dense("after", after, v)
     if len(spikes):
         _dense("spikes", spikes[0], v)
@@ -66,11 +93,11 @@ def _spreads(shape: Sequence[int], full: Sequence[int]) -> bool:
 def quantizer(x: Tensor, threshold: Tensor, levels: int) -> None:
     """Raise InvalidData where a threshold does not broadcast to ``x``, or there are no levels."""
     if not _spreads(threshold.shape, x.shape):
-        raise _wrong(
+        raise wrong(
             "qcfs: threshold", list(threshold.shape), f"a shape that broadcasts to {list(x.shape)}", "Reshape it"
         )
     if levels < 1:
-        raise _wrong("qcfs: levels", levels, "at least 1", "Choose more")
+        raise wrong("qcfs: levels", levels, "at least 1", "Choose more")
 
 
 def firing(
@@ -86,9 +113,9 @@ def firing(
     affine: ``[C]`` each, at least float32. types: those that the kernel takes.
     """
     if current.dtype not in types:
-        raise _wrong("fire: current", current.dtype, f"one of {', '.join(map(str, types))}", "Convert it")
+        raise wrong("fire: current", current.dtype, f"one of {', '.join(map(str, types))}", "Convert it")
     if current.ndim < 2 or current.numel() == 0:
-        raise _wrong("fire: current", list(current.shape), "[T, B, *], not empty", "Reshape it")
+        raise wrong("fire: current", list(current.shape), "[T, B, *], not empty", "Reshape it")
     for name, other in (("gradient", grad), ("result", out)):
         if other is not None:
             _same(f"fire: {name}", other, current)
@@ -96,10 +123,10 @@ def firing(
     _dense("fire: current", current[0], current[0])
     for name, value, steps in (("current", current, (0, 1)), ("gradient", grad, (0, 1)), ("result", out, (1,))):
         if value is not None and len(value) > 1 and value.stride(0) not in [n * value[0].numel() for n in steps]:
-            raise _wrong(f"fire: {name}", f"strides {value.stride()}", "steps that follow each other", "Lay it out so")
+            raise wrong(f"fire: {name}", f"strides {value.stride()}", "steps that follow each other", "Lay it out so")
     if affine is not None:
         if current.ndim < 3:
-            raise _wrong("fire: current", list(current.shape), "[T, B, C, *] with scales", "Reshape it")
+            raise wrong("fire: current", list(current.shape), "[T, B, C, *] with scales", "Reshape it")
         _plain("fire: current", current[0])
         wide = torch.promote_types(current.dtype, torch.float32)
         for vector in affine:
@@ -113,7 +140,7 @@ def normalizing(p: Tensor, q: Tensor, others: Mapping[str, Tensor]) -> None:
     """
     if p.ndim < 2 or p.numel() == 0 or p.dtype not in (torch.float32, torch.float64) or p.device.type != "cpu":
         got = f"{p.dtype} {list(p.shape)} on {p.device}"
-        raise _wrong("normalize: values", got, "float32 or float64 [B, C, *] on the CPU", "Convert them")
+        raise wrong("normalize: values", got, "float32 or float64 [B, C, *] on the CPU", "Convert them")
     _plain("normalize: values", p)
     for name, other in {"second values": q, "result": others.get("out", p)}.items():
         _same(f"normalize: {name}", other, p)
@@ -126,20 +153,20 @@ def normalizing(p: Tensor, q: Tensor, others: Mapping[str, Tensor]) -> None:
 def _same(where: str, value: Tensor, like: Tensor) -> None:
     if (value.shape, value.dtype, value.device) != (like.shape, like.dtype, like.device):
         got = f"{value.dtype} {list(value.shape)} on {value.device}"
-        raise _wrong(where, got, f"{like.dtype} {list(like.shape)} on {like.device}", "Give it so")
+        raise wrong(where, got, f"{like.dtype} {list(like.shape)} on {like.device}", "Give it so")
 
 
 def _vector(where: str, value: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> None:
     right = value.dtype == dtype and value.device == like.device and value.is_contiguous()
     if not right or tuple(value.shape) != shape:
         got = f"{value.dtype} {list(value.shape)} on {value.device}"
-        raise _wrong(where, got, f"contiguous {dtype} {list(shape)} on {like.device}", "Give one per channel")
+        raise wrong(where, got, f"contiguous {dtype} {list(shape)} on {like.device}", "Give one per channel")
 
 
 def _plain(where: str, step: Tensor) -> None:
     """``[B, C, *]`` is contiguous or channels_last."""
     if not (step.is_contiguous() or step.movedim(1, -1).is_contiguous()):
-        raise _wrong(where, f"strides {step.stride()}", "contiguous or channels_last memory", "Call .contiguous()")
+        raise wrong(where, f"strides {step.stride()}", "contiguous or channels_last memory", "Call .contiguous()")
 
 
 def _dense(where: str, step: Tensor, like: Tensor) -> None:
@@ -147,12 +174,8 @@ def _dense(where: str, step: Tensor, like: Tensor) -> None:
     expected = 1
     for stride, size in sorted(zip(step.stride(), step.shape, strict=True)):
         if size > 1 and stride != expected:
-            raise _wrong(where, f"strides {step.stride()}", "numbers that lie together", "Call .contiguous()")
+            raise wrong(where, f"strides {step.stride()}", "numbers that lie together", "Call .contiguous()")
         expected *= size
     for size, mine, its in zip(step.shape, step.stride(), like.stride(), strict=True):
         if size > 1 and mine != its:
-            raise _wrong(where, f"strides {step.stride()}", f"{like.stride()}", "Lay it out so")
-
-
-def _wrong(where: str, got: object, expected: object, advice: str) -> InvalidData:
-    return InvalidData(f"kernel: {where}, got {got}; expected {expected}. {advice}.")
+            raise wrong(where, f"strides {step.stride()}", f"{like.stride()}", "Lay it out so")

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..errors import InvalidData
 from . import check
 from .build import compiler
-from .membrane import cpp
+from .membrane import layer
+from .membrane.update import Update, wrong
 
 Pair = tuple[int, int]
 ROOM = 64  # as in events.cpp
@@ -182,62 +183,43 @@ def conv2d(events: Events, packed: Packed) -> Tensor:
     return out
 
 
-def integrate_and_fire(
-    current: Currents,
-    v: Tensor,
-    *,
-    threshold: Tensor,
-    decay: float = 1.0,
-    reset: str = "subtract",
-    bias: Tensor | None = None,
-    shortcut: Tensor | None = None,
-    shortcut_scale: Tensor | None = None,
-    spike_dtype: torch.dtype | None = None,
-    counts: Tensor | None = None,
-    levels: int = 1,
-    emitted: Tensor | None = None,
-    schedule: str = "streaming",
-    after: Tensor | None = None,
-    emitted_after: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def takes(current: Currents, v: Tensor, update: Update) -> bool:
+    """Whether :func:`integrate_and_fire` does this update.
+
+    It takes binary neurons that fire as they integrate, a bias that is the same at every step, a membrane in
+    channels_last of the currents' kind, and what else the C++ takes (:func:`s_resnet.kernels.membrane.layer.takes`).
+    """
+    return (
+        v.ndim == 4
+        and v.is_contiguous(memory_format=torch.channels_last)
+        and (v.dtype == torch.int32) == current.packed.integer
+        and update.binary
+        and update.schedule == "streaming"
+        and not update.by_step(v)
+        and layer.takes(v, update)
+    )
+
+
+def integrate_and_fire(current: Currents, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.membrane.reference.integrate_and_fire` does with ``current.tensor()``.
 
-    Each line of currents goes from the registers to its neurons, and memory never sees it: of binary neurons that fire
-    as they integrate, with a bias that is the same at every step.
+    Each line of currents goes from the registers to its neurons, and memory never sees it.
+
+    Raises:
+        InvalidData: also where :func:`takes` says no.
     """
-    spread = {"threshold": threshold, "bias": bias, "shortcut_scale": shortcut_scale}
-    check.update(current.steps, v, shortcut, spread, counts, (decay, reset))
+    check.membrane(current.steps, v, update)
     if tuple(v.shape) != current.shape:
         raise _invalid(f"a membrane {list(v.shape)}", f"{list(current.shape)}, as the currents")
-    rest = (threshold, decay, reset, bias, shortcut, shortcut_scale, spike_dtype, counts)
-    dense = v.ndim == 4 and v.is_contiguous(memory_format=torch.channels_last)
-    binary = levels == 1 and emitted is None
-    at_once = schedule == "streaming" and (bias is None or bias.ndim <= v.ndim)
-    fused = dense and (v.dtype == torch.int32) == current.packed.integer and binary and at_once
-    ready = cpp.prepare(current.steps, v, *rest, after=after, emitted_after=emitted_after) if fused else None
-    if ready is None:
-        return cpp.integrate_and_fire(
-            *(current.tensor(), v),
-            threshold=threshold,
-            decay=decay,
-            reset=reset,
-            bias=bias,
-            shortcut=shortcut,
-            shortcut_scale=shortcut_scale,
-            spike_dtype=spike_dtype,
-            counts=counts,
-            levels=levels,
-            emitted=emitted,
-            schedule=schedule,
-            after=after,
-            emitted_after=emitted_after,
-        )
+    if not takes(current, v, update):
+        raise wrong("events", "an update that it does not take", "one that it does", "Use kernels.integrate_and_fire")
+    ready = layer.prepare(current.steps, v, update)
     ready.layer.inner = 1
     _convolve(current.events, current.packed, None, ready.layer)
     return ready.spikes, ready.after
 
 
-def _convolve(events: Events, packed: Packed, out: Tensor | None, layer: cpp.Layer | None) -> None:
+def _convolve(events: Events, packed: Packed, out: Tensor | None, neurons: layer.Layer | None) -> None:
     library, reason = compiler.compiled()
     assert library is not None, reason
     _check_fit(events, packed)
@@ -248,7 +230,7 @@ def _convolve(events: Events, packed: Packed, out: Tensor | None, layer: cpp.Lay
     )
     function = library.sresnet_convolve_float if packed.rows.dtype == torch.float32 else library.sresnet_convolve_fixed
     pointers = [None if t is None else _pointer(t) for t in (events.ids, events.start, packed.rows, packed.step, out)]
-    function(ctypes.byref(shape), *pointers, None if layer is None else ctypes.byref(layer))
+    function(ctypes.byref(shape), *pointers, None if neurons is None else ctypes.byref(neurons))
 
 
 # ---- what is checked before memory is touched ----

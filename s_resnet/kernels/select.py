@@ -7,74 +7,78 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import BackendUnavailable, InvalidData
-from . import fallback
+from ..errors import BackendUnavailable, InvalidData, message
+from . import events, fallback
 from .build import compiler
 from .membrane import cpp, cuda, eager, reference
+from .membrane.update import Update
 
 
 class Kernel(Protocol):
-    """The signature of :func:`s_resnet.kernels.membrane.reference.integrate_and_fire`."""
+    """A module that does the membrane update; no kernel calls another."""
 
-    def __call__(
-        self,
-        current: Tensor,
-        v: Tensor,
-        *,
-        threshold: Tensor,
-        decay: float = 1.0,
-        reset: str = "subtract",
-        bias: Tensor | None = None,
-        shortcut: Tensor | None = None,
-        shortcut_scale: Tensor | None = None,
-        spike_dtype: torch.dtype | None = None,
-        counts: Tensor | None = None,
-        levels: int = 1,
-        emitted: Tensor | None = None,
-        schedule: str = "streaming",
-        after: Tensor | None = None,
-        emitted_after: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
+    def missing(self, device: torch.device) -> str | None:
+        """Why it does not run on ``device``; None where it does."""
+
+    def takes(self, current: Tensor, v: Tensor, update: Update) -> bool:
+        """Whether it does this update on a device that it runs on."""
+
+    def integrate_and_fire(self, current: Tensor, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+        """Do what :func:`s_resnet.kernels.membrane.reference.integrate_and_fire` does."""
 
 
-KERNELS: dict[str, Kernel] = {
-    "cuda": cuda.integrate_and_fire,
-    "cpu-native": cpp.integrate_and_fire,
-    "cpu": eager.integrate_and_fire,
-    "reference": reference.integrate_and_fire,
-}
-"""The membrane kernels by name, the fastest first."""
+KERNELS: dict[str, Kernel] = {"cuda": cuda, "cpu-native": cpp, "cpu": eager, "reference": reference}
+"""The membrane kernels by name, the fastest first; the last one takes everything everywhere."""
 
 
-def select(device: torch.device, name: str | None = None) -> tuple[str, Kernel]:
-    """The name and the function of the kernel for ``device``: the fastest that runs there, or the one asked for.
+def integrate_and_fire(current: Tensor | events.Currents, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+    """Do what :func:`s_resnet.kernels.membrane.reference.integrate_and_fire` does, by the fastest kernel."""
+    if isinstance(current, events.Currents):
+        if events.takes(current, v, update):
+            return events.integrate_and_fire(current, v, update)
+        current = current.tensor()
+    return select(current, v, update).integrate_and_fire(current, v, update)
 
-    Where a CUDA device gets the reference without being asked to, one warning says what that costs.
+
+def select(current: Tensor, v: Tensor, update: Update, name: str | None = None) -> Kernel:
+    """The kernel for an update: the fastest that runs on the membrane's device and takes it, or the one asked for.
+
+    Where a CUDA device gets the reference because the CUDA kernel is not there, one warning says what that costs.
 
     Raises:
         InvalidData: there is no kernel of that name.
         BackendUnavailable: the kernel asked for by name does not run on this device or machine.
     """
-    if name is None:
-        name = next(each for each in KERNELS if _missing(each, device) is None)
-        if device.type == "cuda" and name != "cuda":
-            fallback.warn(device, str(cuda.unavailable(device)))
+    if name is not None:
+        return _named(name, v.device)
+    for each, kernel in KERNELS.items():
+        if not kernel.takes(current, v, update):
+            continue
+        reason = kernel.missing(v.device)
+        if reason is None:
+            return kernel
+        if each == "cuda" and v.is_cuda:
+            fallback.warn(v.device, reason)
+    return reference
+
+
+def fastest(device: torch.device) -> str:
+    """The name of the fastest kernel that runs on ``device``; it warns as :func:`select` does."""
+    name = next(each for each, kernel in KERNELS.items() if kernel.missing(device) is None)
+    if device.type == "cuda" and name != "cuda":
+        fallback.warn(device, str(KERNELS["cuda"].missing(device)))
+    return name
+
+
+def _named(name: str, device: torch.device) -> Kernel:
     if name not in KERNELS:
-        raise InvalidData(f"kernel: got {name!r}; expected one of {', '.join(KERNELS)}. Choose one of them.")
-    reason = _missing(name, device)
+        raise InvalidData(message("kernel", "", repr(name), f"one of {', '.join(KERNELS)}", "Choose one of them"))
+    reason = KERNELS[name].missing(device)
     if reason is not None:
-        raise BackendUnavailable(f"kernel {name}: got {reason}; expected a device it runs on. Choose another kernel.")
-    return name, KERNELS[name]
-
-
-def _missing(name: str, device: torch.device) -> str | None:
-    """Why a kernel does not run on ``device``; None when it does."""
-    if name != "reference" and device.type != name.split("-")[0]:
-        return f"device {device}"
-    if name == "cuda":
-        return cuda.unavailable(device)
-    compiled, how = compiler.compiled() if name == "cpu-native" else (True, "")
-    return how if compiled is None else None
+        raise BackendUnavailable(
+            message(f"kernel {name}", "", reason, "a device that it runs on", "Choose another kernel")
+        )
+    return KERNELS[name]
 
 
 def narrow_dtype(device: torch.device) -> torch.dtype | None:
@@ -92,8 +96,3 @@ def describe() -> str:
     compiled, how = compiler.compiled()
     host_kernel = "cpu" if compiled is None else "cpu-native"
     return f"torch {torch.__version__}, membrane kernel: {host_kernel} ({how}); {gpu}"
-
-
-def per_channel(values: Tensor, ndim: int) -> Tensor:
-    """``values``, 0-dimensional or ``[C]``, shaped to broadcast over ``[B, C, *]`` of ``ndim`` dimensions."""
-    return values if values.ndim == 0 else values.view(-1, *(1,) * (ndim - 2))

@@ -2,7 +2,6 @@
 
 import importlib
 from dataclasses import fields
-from functools import partial
 
 import pytest
 import torch
@@ -16,8 +15,10 @@ from s_resnet import RECIPES, Graph, convert, kernels, trace
 from s_resnet.conversion import Auto
 from s_resnet.errors import BackendUnavailable
 from s_resnet.frontend import QCFSModule
+from s_resnet.kernels import Update
+from s_resnet.kernels.events import Currents
+from s_resnet.kernels.layout import empty_steps
 from s_resnet.kernels.membrane import cuda, reference
-from s_resnet.kernels.membrane.eager import empty_steps
 from s_resnet.models import CifarResNet, build
 
 STEPS = 4
@@ -39,30 +40,30 @@ def elsewhere(monkeypatch):
     found = OtherDevice()
     rooms = {"cpu": torch.device("cpu"), "cuda": found.device}
     monkeypatch.setattr(importlib.import_module("s_resnet.conversion.convert"), "find_device", rooms.__getitem__)
-    select = kernels.select
-    found.launches = []
+    found.launches, here = [], kernels.integrate_and_fire
 
-    def chosen(device, name=None):
+    def chosen(current, v, update):
+        if v.device.type == "lazy":
+            return as_on_a_gpu(found.launches, current, v, update)
         # The CPU's own kernels may lay spikes out otherwise, which are then added in another order.
-        here = select(device, "reference")
-        return ("cuda", partial(as_on_a_gpu, found.launches)) if device.type == "lazy" else here
+        return (here if isinstance(current, Currents) else reference.integrate_and_fire)(current, v, update)
 
-    monkeypatch.setattr(kernels, "select", chosen)
+    monkeypatch.setattr(kernels, "integrate_and_fire", chosen)
     autocast = torch.is_autocast_enabled  # knows no device of that name
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: kind != ("lazy",) and autocast(*kind))
     monkeypatch.setattr(cuda, "_aligned", lambda tensor: True)  # the CPU's memory need not be
     return found
 
 
-def as_on_a_gpu(launches, current, v, *, threshold, reset="subtract", spike_dtype=None, after=None, **rest):
+def as_on_a_gpu(launches, current, v, update):
     """The reference, on what the CUDA kernel takes: the launch is planned, which refuses what does not lie right."""
-    here = tree_map_only(There, lambda x: x.here, {"current": current, "v": v, "threshold": threshold, **rest})
-    written = torch.empty_like(here["v"]) if after is None else after.here
-    spikes = empty_steps(len(current), here["v"], spike_dtype or v.dtype)
-    told = {"decay": 1.0, "bias": None, "shortcut": None, "shortcut_scale": None, "counts": None, **here}
-    launches.append(cuda.plan(hard=reset == "zero", spikes=spikes, after=written, **told))
-    named = {"threshold": threshold, "reset": reset, "spike_dtype": spike_dtype, "after": after}
-    return reference.integrate_and_fire(current, v, **named, **rest)
+    given = {field.name: getattr(update, field.name) for field in fields(update)}
+    here = tree_map_only(There, lambda x: x.here, {"current": current, "v": v, **given})
+    current_here, v_here = here.pop("current"), here.pop("v")
+    spikes = empty_steps(len(current), v_here, update.spike_dtype or v.dtype)
+    here["after"] = torch.empty_like(v_here) if update.after is None else here["after"]
+    launches.append(cuda.plan(current_here, v_here, Update(**here), spikes))
+    return reference.integrate_and_fire(current, v, update)
 
 
 def same(one: Graph, other: Graph) -> None:

@@ -159,7 +159,7 @@ def test_a_whole_run_keeps_the_last_state_alone_and_what_was_given(name, monkeyp
     told, advance = [], Neuron.advance
 
     def noted(self, currents, memory, *rest, **settings):
-        told.append(settings["in_place"])
+        told.append(settings["how"].in_place)
         return advance(self, currents, memory, *rest, **settings)
 
     monkeypatch.setattr(Neuron, "advance", noted)

@@ -34,7 +34,7 @@ HALVES = ("s-resnet", "s-resnet-released", "s-resnet dyadic", "calibrated", "cal
 def through(kernel):
     """Every neuron layer goes through ``kernel``, as on a GPU: dense convolutions, no bytes, halves to be fast."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("s_resnet.kernels.select", lambda device, name=None: ("cuda", kernel))
+        monkeypatch.setattr("s_resnet.kernels.integrate_and_fire", kernel)
         monkeypatch.setattr("s_resnet.kernels.events.usable", lambda *_: False)
         everywhere(monkeypatch, "narrow_dtype", lambda device: torch.float16)
         yield
@@ -54,9 +54,9 @@ def expected(name):
     for precision in PRECISIONS:
         launched = []
 
-        def kernel(current, v, launched=launched, **options):
-            launched.append(cuda_on_cpu.prepare(current, v, **options)[0].instance)
-            return reference.integrate_and_fire(current, v, **options)
+        def kernel(current, v, update, launched=launched):
+            launched.append(cuda_on_cpu.prepare(current, v, update)[0].instance)
+            return reference.integrate_and_fire(current, v, update)
 
         found[precision] = simulated(name, precision, kernel), launched
     return found
@@ -69,9 +69,9 @@ def test_every_recipe_gives_the_references_spikes(name):
     for precision, (want, launched) in expected(name).items():
         calls = []
 
-        def kernel(current, v, calls=calls, **options):
-            calls.append(cuda_on_cpu.prepare(current, v, **options)[0].instance)
-            return cuda_on_cpu.integrate_and_fire(current, v, **options)
+        def kernel(current, v, update, calls=calls):
+            calls.append(cuda_on_cpu.prepare(current, v, update)[0].instance)
+            return cuda_on_cpu.integrate_and_fire(current, v, update)
 
         got = simulated(name, precision, kernel)
         assert torch.equal(got.outputs, want.outputs) and want.outputs.std() > 0, precision

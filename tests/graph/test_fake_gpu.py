@@ -13,11 +13,10 @@ from every_recipe import BATCH, CHUNK, NETWORKS, ROUNDED, SIZE, STEPS, chunk, ch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import s_resnet
-from s_resnet import kernels
 from s_resnet.graph import Neuron, validate
 from s_resnet.graph.alphabet import Binary, MultiThreshold
+from s_resnet.kernels.layout import empty_steps
 from s_resnet.kernels.membrane import cuda
-from s_resnet.kernels.membrane.eager import empty_steps
 from s_resnet.simulation import features
 
 PRECISIONS = ("exact", "fast")
@@ -28,18 +27,13 @@ def planned(monkeypatch):
     """A GPU of tensors without values; the plans of all launches of the CUDA kernel."""
     plans, launch = [], cuda.integrate_and_fire
 
-    def integrate_and_fire(current, v, *, threshold, reset="subtract", spike_dtype=None, after=None, **rest):
-        spikes = empty_steps(len(current), v, spike_dtype or v.dtype)
-        written = torch.empty_like(v) if after is None else after
-        told = {"decay": 1.0, "bias": None, "shortcut": None, "shortcut_scale": None, "counts": None, **rest}
-        plans.append(
-            cuda.plan(current=current, v=v, threshold=threshold, hard=reset == "zero", spikes=spikes, after=written,
-                      **told)
-        )  # fmt: skip
-        named = {"threshold": threshold, "reset": reset, "spike_dtype": spike_dtype, "after": after}
-        return launch(current, v, **named, **rest)
+    def integrate_and_fire(current, v, update):
+        spikes = empty_steps(len(current), v, update.spike_dtype or v.dtype)
+        written = torch.empty_like(v) if update.after is None else update.after
+        plans.append(cuda.plan(current, v, replace(update, after=written), spikes))
+        return launch(current, v, update)
 
-    monkeypatch.setitem(kernels.KERNELS, "cuda", integrate_and_fire)
+    monkeypatch.setattr(cuda, "integrate_and_fire", integrate_and_fire)
     monkeypatch.setattr(cuda, "unavailable", lambda device: None)
     monkeypatch.setattr(cuda, "_aligned", lambda tensor: True)  # which no address says
     # Read once from real numbers, while a network is prepared.

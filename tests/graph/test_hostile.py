@@ -23,7 +23,7 @@ from s_resnet import RECIPES, Graph, convert, evaluate, load, save, simulate
 from s_resnet.errors import ConversionError, InvalidArtifact, InvalidData
 from s_resnet.graph import Neuron, Node, Readout, alphabet, inputs, neuron, ops, readout, validate
 from s_resnet.graph.shapes import MOST, image_of, shapes
-from s_resnet.kernels import check, events
+from s_resnet.kernels import Update, check, events
 from s_resnet.kernels.build import compiler
 from s_resnet.kernels.membrane import cpp, eager, reference
 from s_resnet.kernels.surrogate import cpp as surrogate_host
@@ -406,7 +406,7 @@ def test_a_membrane_kernel_refuses_what_does_not_fit(kernel, wrong):
     counts = given.get("counts")
     kept = None if counts is None else counts.clone()
     with pytest.raises(InvalidData, match="kernel: "):
-        KERNELS[kernel].integrate_and_fire(given.pop("current"), given.pop("v"), **given)
+        KERNELS[kernel].integrate_and_fire(given.pop("current"), given.pop("v"), Update(**given))
     assert counts is None or torch.equal(counts, kept)
 
 
@@ -437,14 +437,14 @@ def test_event_kernels_refuse_what_does_not_fit():
             events.conv2d(spikes, weight)
     v = torch.zeros(2, 4, 5, 6).contiguous(memory_format=torch.channels_last)
     current, one = events.Currents(found, packed, 4), torch.ones(())
-    assert events.integrate_and_fire(current, v, threshold=one)[0].shape == (4, 2, 4, 5, 6)
+    assert events.integrate_and_fire(current, v, Update(threshold=one))[0].shape == (4, 2, 4, 5, 6)
     for other in (v[:1], v[:, :3], torch.zeros(2, 4, 5, 7), v[..., 0], torch.zeros(20, 4, 5, 6)):
         with pytest.raises(InvalidData, match="kernel: "):
-            events.integrate_and_fire(current, other, threshold=one)
+            events.integrate_and_fire(current, other, Update(threshold=one))
     with pytest.raises(InvalidData, match="8 images for 3 steps"):
-        events.integrate_and_fire(events.Currents(found, packed, 3), v, threshold=one)
+        events.integrate_and_fire(events.Currents(found, packed, 3), v, Update(threshold=one))
     with pytest.raises(InvalidData, match="counts"):
-        events.integrate_and_fire(current, v, threshold=one, counts=torch.zeros(4, 1, dtype=torch.int32))
+        events.integrate_and_fire(current, v, Update(threshold=one, counts=torch.zeros(4, 1, dtype=torch.int32)))
 
 
 @needs_compiler

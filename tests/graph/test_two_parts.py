@@ -127,7 +127,7 @@ def emulated(monkeypatch):
     for module in ("run", "steps", "analog"):
         monkeypatch.setattr(f"s_resnet.graph.engine.{module}.arithmetic", Meanwhile)
     monkeypatch.setattr(compiler, "compiled", lambda: (None, "as on a GPU"))
-    monkeypatch.setattr("s_resnet.kernels.select", lambda *_: ("reference", reference.integrate_and_fire))
+    monkeypatch.setattr("s_resnet.kernels.integrate_and_fire", reference.integrate_and_fire)
     return told
 
 
@@ -162,9 +162,9 @@ def test_every_spike_of_a_network_in_two_parts(emulated, name):
 def test_the_second_part_is_the_branch_of_neurons_that_read_nothing_else(emulated, monkeypatch):
     got, advance = {}, Neuron.advance
 
-    def noted(self, currents, memory, shortcut=None, **settings):
+    def noted(self, currents, memory, shortcut=None, *rest):
         got.setdefault(id(self), (len(currents), shortcut is not None))
-        return advance(self, currents, memory, shortcut, **settings)
+        return advance(self, currents, memory, shortcut, *rest)
 
     monkeypatch.setattr(Neuron, "advance", noted)
     snn = in_two_parts(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s_resnet.errors import InvalidData
-from s_resnet.kernels import events
+from s_resnet.kernels import Update, events
 from s_resnet.kernels.build import compiler
 from s_resnet.kernels.membrane import cpp, eager, reference
 
@@ -77,9 +77,16 @@ def test_a_hand_computed_trace(kernel, name):
     for t in range(len(currents)):
         counts = torch.zeros(t + 1, 1, dtype=torch.int32)
         got, after = kernel.integrate_and_fire(
-            torch.tensor(currents[: t + 1]).view(-1, 1, 1), v, threshold=torch.tensor(theta), decay=decay,
-            levels=levels, emitted=None if emitted is None else torch.full_like(v, emitted), counts=counts,
-        )  # fmt: skip
+            torch.tensor(currents[: t + 1]).view(-1, 1, 1),
+            v,
+            Update(
+                threshold=torch.tensor(theta),
+                decay=decay,
+                levels=levels,
+                emitted=None if emitted is None else torch.full_like(v, emitted),
+                counts=counts,
+            ),
+        )
         assert got.flatten().tolist() == emissions[: t + 1]
         assert after.item() == membranes[t]
         assert counts.flatten().tolist() == spikes[: t + 1]
@@ -88,9 +95,14 @@ def test_a_hand_computed_trace(kernel, name):
 @KERNELS
 def test_each_channel_has_its_threshold_and_each_neuron_its_memory(kernel):
     spikes, v = kernel.integrate_and_fire(
-        torch.tensor([7.0, -7.0]).view(2, 1, 1, 1).expand(2, 1, 3, 2), torch.zeros(1, 3, 2), levels=3,
-        threshold=torch.tensor([1.0, 2.0, 4.0]).view(3, 1), emitted=torch.tensor([[[0.0, 1], [0, 1], [0, 1]]]),
-    )  # fmt: skip
+        torch.tensor([7.0, -7.0]).view(2, 1, 1, 1).expand(2, 1, 3, 2),
+        torch.zeros(1, 3, 2),
+        Update(
+            levels=3,
+            threshold=torch.tensor([1.0, 2.0, 4.0]).view(3, 1),
+            emitted=torch.tensor([[[0.0, 1], [0, 1], [0, 1]]]),
+        ),
+    )
     assert spikes[0, 0].tolist() == [[7, 7], [3, 3], [1, 1]]
     assert spikes[1, 0].tolist() == [[-7, -7], [-3, -3], [-1, -1]]
     assert v[0].tolist() == [[0, 0], [0, 0], [0, 0]]
@@ -137,9 +149,18 @@ def test_kernels_equal_a_loop_over_single_numbers(kernel, levels, signed, membra
         )  # fmt: skip
         counts = torch.zeros(9, 2, dtype=torch.int32)
         got, after = kernel.integrate_and_fire(
-            current, v, threshold=made["threshold"], decay=decay, levels=levels, emitted=emitted, counts=counts,
-            shortcut_scale=made["shortcut_scale"] if extra else None, **more,
-        )  # fmt: skip
+            current,
+            v,
+            Update(
+                threshold=made["threshold"],
+                decay=decay,
+                levels=levels,
+                emitted=emitted,
+                counts=counts,
+                shortcut_scale=made["shortcut_scale"] if extra else None,
+                **more,
+            ),
+        )
         assert got.dtype == after.dtype == membrane
         assert torch.equal(got, want.to(membrane)) and torch.equal(after, want_v.to(membrane))
         assert torch.equal(counts, want_counts.int())
@@ -156,7 +177,7 @@ def test_charge_is_conserved_and_no_sum_falls_below_zero(kernel, membrane, level
     v, current = numbers(32, membrane, 3, 5, 4), numbers(33, membrane, 50, 3, 5, 4)
     made, emitted, shortcut = parameters(v), memory(v, signed), numbers(34, torch.int8, 50, 3, 5, 4)
     spikes, after = kernel.integrate_and_fire(
-        current, v, levels=levels, emitted=emitted, shortcut=shortcut, **made, spike_dtype=torch.float32
+        current, v, Update(levels=levels, emitted=emitted, shortcut=shortcut, **made, spike_dtype=torch.float32)
     )
     charge = (current.double() + made["bias"] + shortcut * made["shortcut_scale"].double()).sum(0)
     assert torch.equal(charge, after.double() - v.double() + made["threshold"].double() * spikes.double().sum(0))
@@ -177,9 +198,17 @@ def test_results_do_not_depend_on_the_chunk(kernel, levels, signed):
         for at in range(0, 21, chunk):
             part = slice(at, at + chunk)
             spikes, v = kernel.integrate_and_fire(
-                current[part], v, levels=levels, emitted=emitted, shortcut=shortcut[part], counts=counts[part],
-                spike_dtype=torch.bfloat16, **made,
-            )  # fmt: skip
+                current[part],
+                v,
+                Update(
+                    levels=levels,
+                    emitted=emitted,
+                    shortcut=shortcut[part],
+                    counts=counts[part],
+                    spike_dtype=torch.bfloat16,
+                    **made,
+                ),
+            )
             emitted = None if emitted is None else emitted + spikes.sum(0, dtype=emitted.dtype)
             parts.append(spikes)
         results.append((torch.cat(parts), v, counts, *([emitted] if signed else [])))
@@ -204,7 +233,7 @@ def test_signed_neurons_settle_to_the_relu_whatever_the_order(kernel, levels, th
     current = torch.tensor([*charges, *[0.0] * rest]).view(-1, 1, 1)
     v = torch.full((1, 1), start / 128)
     spikes, after = kernel.integrate_and_fire(
-        current, v, threshold=torch.tensor(theta), levels=levels, emitted=torch.zeros_like(v)
+        current, v, Update(threshold=torch.tensor(theta), levels=levels, emitted=torch.zeros_like(v))
     )
     total = Fraction(start, 128) + sum(map(Fraction, charges))
     assert spikes.sum() == max(0, total // Fraction(theta))
@@ -218,7 +247,7 @@ def test_unsigned_neurons_do_depend_on_the_order():
     for currents, emitted in itertools.product(([2.0, -2.0], [-2.0, 2.0]), (None, torch.zeros(1, 1))):
         current = torch.tensor([*currents, 0.0]).view(-1, 1, 1)
         spikes, _ = reference.integrate_and_fire(
-            current, torch.zeros(1, 1), threshold=torch.tensor(1.0), levels=2, emitted=emitted
+            current, torch.zeros(1, 1), Update(threshold=torch.tensor(1.0), levels=2, emitted=emitted)
         )
         sums.append(spikes.sum().item())
     assert sums == [2, 0, 0, 0]
@@ -230,7 +259,7 @@ def test_what_is_not_a_number_never_gives(kernel, signed):
     current = torch.tensor([torch.nan, torch.inf, -torch.inf]).expand(2, 1, 3)
     v = torch.zeros(1, 3)
     spikes, _ = kernel.integrate_and_fire(
-        current, v, threshold=torch.tensor(1.0), levels=2, emitted=torch.ones_like(v) if signed else None
+        current, v, Update(threshold=torch.tensor(1.0), levels=2, emitted=torch.ones_like(v) if signed else None)
     )
     assert spikes[0].tolist() == [[-1.0, 3.0, -1.0] if signed else [0.0, 3.0, 0.0]]
 
@@ -270,4 +299,4 @@ def test_what_there_is_not_is_refused(kernel, change, match):
         match = match.split(r"\[")[0]
     v = torch.zeros(2, 3, 1, 1) if kernel is events else torch.zeros(2, 3)
     with pytest.raises(InvalidData, match=match):
-        kernel.integrate_and_fire(current, v, **{"threshold": torch.tensor(1.0), **change})
+        kernel.integrate_and_fire(current, v, Update(**{"threshold": torch.tensor(1.0), **change}))

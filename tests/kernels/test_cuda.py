@@ -3,7 +3,8 @@
 import contextlib
 import itertools
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 
 import cuda_on_cpu
 import pytest
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s_resnet import kernels
 from s_resnet.errors import BackendUnavailable, InvalidData
-from s_resnet.kernels import fallback
+from s_resnet.kernels import Update, fallback
 from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.membrane import cuda, reference
 
@@ -34,7 +35,7 @@ def test_the_source_on_the_cpu_equals_the_reference_bit_for_bit(case):
     pairs = itertools.product(enumerate(SHAPES), enumerate(STEPS))
     taken = [(shape, steps) for (i, shape), (j, steps) in pairs if (i + j + turn) % 2]
     inputs = [make(case, shape, steps, seed) for seed, (shape, steps) in enumerate(taken)]
-    cuda_on_cpu.kernels([cuda_on_cpu.prepare(*given[:2], **given[2])[0].instance for given in inputs])
+    cuda_on_cpu.kernels([cuda_on_cpu.prepare(*given[:2], Update(**given[2]))[0].instance for given in inputs])
     fired = total = 0
     for current, v, options in inputs:
         got = run(cuda_on_cpu.integrate_and_fire, current, v, options)
@@ -74,7 +75,7 @@ def test_any_size(case, shape, steps, seed):
 @pytest.mark.parametrize("arch", [None, 800])
 def test_warps_add_up_by_shuffles_and_by_one_instruction(arch):
     current, v, options = make(Case(), (2, 16, 9, 9), 40)
-    _, _, counts = run(lambda *a, **k: cuda_on_cpu.integrate_and_fire(*a, arch=arch, **k), current, v, options)
+    _, _, counts = run(partial(cuda_on_cpu.integrate_and_fire, arch=arch), current, v, options)
     spikes, _, want = run(reference.integrate_and_fire, current, v, options)
     assert torch.equal(counts, want) and torch.equal(counts - 3, spikes.flatten(2).sum(2).int())
 
@@ -87,8 +88,8 @@ def test_every_16_bit_number_is_read_as_torch_reads_it(dtype):
     for width in (0, 1):  # as vectors, and one by one
         current = every[..., width:]
         v = torch.zeros(current.shape[1:])
-        got = cuda_on_cpu.integrate_and_fire(current, v, threshold=theta)
-        want = reference.integrate_and_fire(current, v, threshold=theta)
+        got = cuda_on_cpu.integrate_and_fire(current, v, Update(threshold=theta))
+        want = reference.integrate_and_fire(current, v, Update(threshold=theta))
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
@@ -116,7 +117,7 @@ def test_parameters_may_lie_anyhow():
 def test_a_chunk_is_read_ahead_and_a_single_step_is_not():
     for steps, ahead in ((1, 1), (2, cuda.AHEAD), (40, cuda.AHEAD)):
         current, v, options = make(Case(), (2, 8, 3, 5), steps)
-        assert cuda_on_cpu.prepare(current, v, **options)[0].instance.endswith(f", {ahead}>")
+        assert cuda_on_cpu.prepare(current, v, Update(**options))[0].instance.endswith(f", {ahead}>")
 
 
 MUTANTS = {
@@ -169,7 +170,7 @@ def differs(case, old, new, folder):
     broken.write_text(text.replace(old, new))
     current, v, options = make(case, (3, 6, 8, 12), 40)
     try:
-        got = run(lambda *a, **k: cuda_on_cpu.integrate_and_fire(*a, source=broken, **k), current, v, options)
+        got = run(partial(cuda_on_cpu.integrate_and_fire, source=broken), current, v, options)
     except AssertionError:
         return True
     return not same(got, run(reference.integrate_and_fire, current, v, options))
@@ -202,7 +203,7 @@ def test_vectors_only_where_they_fit():
         current, v, given = make(case, shape, 2)
         if offset:
             current = torch.zeros(current.numel() + offset, dtype=dtype)[offset:].view(current.shape)
-        plan = cuda_on_cpu.prepare(current, v, **given)[0]
+        plan = cuda_on_cpu.prepare(current, v, Update(**given))[0]
         return int(plan.instance.split(", ")[4]), plan.arguments[cuda_on_cpu.POINTERS + 6]
 
     assert width((2, 8, 3, 5)) == (8, 1)
@@ -228,8 +229,8 @@ def test_vectors_only_where_they_fit():
             lambda c, v, o: (c.new_zeros(4 * 300).as_strided(c.shape, (300, 121, *c.stride()[2:])), v, o),
             "current, got s",
         ),
-        (lambda c, v, o: (c, v.transpose(2, 3), o), "membrane, got .*strides"),
-        (lambda c, v, o: (c, v[:, :, :, ::2], o), "membrane, got .*strides"),
+        (lambda c, v, o: (c, v.transpose(2, 3).contiguous().transpose(2, 3), o), "membrane, got .*strides"),
+        (lambda c, v, o: (c, torch.zeros(2, 8, 3, 10)[..., ::2], o), "membrane, got .*strides"),
         (lambda c, v, o: (c, v[:1].expand_as(v), o), "membrane, got .*strides"),
         (lambda c, v, o: (c, v, {**o, "shortcut": o["shortcut"].bool()}), "shortcut, got torch.bool"),
         (lambda c, v, o: (c, v, {**o, "shortcut": o["shortcut"].contiguous()}), "shortcut, got strides"),
@@ -237,14 +238,17 @@ def test_vectors_only_where_they_fit():
         (lambda c, v, o: (c, v, {**o, "threshold": torch.ones(8)}), r"threshold, got \[8\]"),
         (lambda c, v, o: (c, v, {**o, "threshold": torch.ones(8, 3, 5)}), r"threshold, got \[8, 3, 5\]"),
         (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 1, 1)}), r"bias, got \[4, 1, 1\]"),
-        (lambda c, v, o: (c, v, {**o, "bias": torch.ones(8, 1, 1, device="meta")}), "cpu and meta"),
+        (
+            lambda c, v, o: (c, v, {**o, "bias": torch.ones(8, 1, 1, device="meta")}),
+            "a tensor on meta; expected one on cpu",
+        ),
         (lambda c, v, o: (c, v.int(), {**o, "decay": 0.5}), "decay, got 0.5"),
-        (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 1, 4, 1, 1)}), r"bias, got \[1, 4, 1, 1\]"),
+        (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 1, 4, 1, 1)}), r"bias, got \[4, 1, 4, 1, 1\]"),
         (lambda c, v, o: (c, v, {**o, "bias": torch.ones(4, 2, 8, 3, 5)}), r"bias, got \[2, 8, 3, 5\]"),
         (lambda c, v, o: (c, v, {**o, "after": v.contiguous()}), "after, got strides"),
         (lambda c, v, o: (c, v, {**o, "emitted": v, "emitted_after": v.contiguous()}), "emitted_after, got strides"),
         (lambda c, v, o: (c, v, {**o, "spike_dtype": torch.bool}), "spikes, got torch.bool"),
-        (lambda c, v, o: (c, v, {**o, "emitted": v.to("meta")}), "cpu and meta"),
+        (lambda c, v, o: (c, v, {**o, "emitted": v.to("meta")}), "a tensor on meta; expected one on cpu"),
         (lambda c, v, o: (c, v, {**o, "counts": o["counts"].long()}), "counts, got torch.int64"),
         (lambda c, v, o: (c, v, {**o, "counts": o["counts"][:3]}), "counts, got"),
         (lambda c, v, o: (c, v, {**o, "counts": o["counts"].t().contiguous().t()}), "counts, got .*strides"),
@@ -253,42 +257,47 @@ def test_vectors_only_where_they_fit():
 def test_what_the_kernel_cannot_take_is_named(change, match):
     current, v, options = make(Case(), (2, 8, 3, 5), 4)
     with pytest.raises(InvalidData, match=f"kernel: .*{match}"):
-        cuda_on_cpu.prepare(*(changed := change(current, v, options))[:2], **changed[2])
+        current, v, options = change(current, v, options)
+        cuda_on_cpu.prepare(current, v, Update(**options))
 
 
 def test_more_neurons_than_32_bits_count_are_refused():
     v = torch.empty(1, 2**31, device="meta")
     with pytest.raises(InvalidData, match="expected fewer"):
-        cuda.plan(current=v[None], v=v, threshold=v[0, 0], decay=1.0, hard=False, bias=None, shortcut=None,
-                  shortcut_scale=None, counts=None, spikes=v[None], after=v)  # fmt: skip
+        cuda.plan(v[None], v, Update(v[0, 0], after=v), v[None])
 
 
 def test_the_cuda_kernel_is_for_cuda_devices():
     v = torch.zeros(1, 4)
     with pytest.raises(InvalidData, match="membrane, got one on cpu"):
-        cuda.integrate_and_fire(v[None], v, threshold=torch.tensor(1.0))
+        cuda.integrate_and_fire(v[None], v, Update(threshold=torch.tensor(1.0)))
     with pytest.raises(InvalidData, match="reset, got 'hard'"):
-        cuda.integrate_and_fire(v[None], v, threshold=torch.tensor(1.0), reset="hard")
+        cuda.integrate_and_fire(v[None], v, Update(threshold=torch.tensor(1.0), reset="hard"))
+    given = (v[None], v, Update(torch.tensor(1.0)))
     with pytest.raises(BackendUnavailable, match="kernel cuda: got device cpu"):
-        kernels.select(torch.device("cpu"), "cuda")
+        kernels.select(*given, "cuda")
     with pytest.raises(InvalidData, match="'triton'"):
-        kernels.select(torch.device("cpu"), "triton")
-    assert kernels.select(torch.device("cpu"), "reference") == ("reference", reference.integrate_and_fire)
+        kernels.select(*given, "triton")
+    assert kernels.select(*given, "reference") is reference
 
 
 def test_a_cuda_device_gets_the_cuda_kernel_or_the_reference_and_says_so(monkeypatch):
     device = torch.device("cuda:0")
+    with FakeTensorMode():
+        v = torch.empty(1, 4, device=device)
+    given = (v, v, Update(v))
     monkeypatch.setattr(fallback, "_warned", set())
     monkeypatch.setattr(cuda, "unavailable", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert kernels.select(device) == ("cuda", cuda.integrate_and_fire)
+    assert kernels.fastest(device) == "cuda" and kernels.select(*given) is cuda
     assert re.fullmatch(r"cuda \(.*, sm_90\)", cuda.path(device))
     monkeypatch.setattr(cuda, "unavailable", lambda device: "no NVRTC: gone")
     with pytest.warns(UserWarning, match="no NVRTC: gone"):
-        assert kernels.select(device) == ("reference", reference.integrate_and_fire)
+        assert kernels.select(*given) is reference
+    assert kernels.fastest(device) == "reference"
     assert cuda.path(device) == "reference (no NVRTC: gone)"
     with pytest.raises(BackendUnavailable, match="no NVRTC: gone"):
-        kernels.select(device, "cuda")
+        kernels.select(*given, "cuda")
 
 
 def test_a_device_without_a_compiler_says_so(monkeypatch):
@@ -333,11 +342,8 @@ def operator_on_cpu():
     """The operator with the CUDA source on the CPU behind it, for as long as a test takes."""
     registry = operators.Library("s_resnet", "IMPL")
 
-    def implementation(current, v, after, threshold, decay, hard, *rest):
-        spikes, _ = cuda_on_cpu.integrate_and_fire(
-            current, v, after=after, threshold=threshold, decay=decay, reset="zero" if hard else "subtract",
-            **dict(zip(REST, rest, strict=True)),
-        )  # fmt: skip
+    def implementation(current, v, *plain):
+        spikes, _ = cuda_on_cpu.integrate_and_fire(current, v, Update(*plain))
         # A result that owns its memory, as the real operator's.
         return torch.empty_strided(spikes.shape, spikes.stride(), dtype=spikes.dtype).copy_(spikes)
 
@@ -346,7 +352,7 @@ def operator_on_cpu():
     registry._destroy()
 
 
-REST = ("bias", "shortcut", "shortcut_scale", "spike_dtype", "counts", "levels", "emitted", "emitted_after", "schedule")
+FIELDS = [field.name for field in fields(Update)]  # the operator's arguments, in their order
 OPERATOR_CASES = [
     Case(),
     Case(torch.float16, torch.int8, torch.float16),
@@ -362,8 +368,8 @@ OPERATOR_CASES = [
 @pytest.mark.parametrize("case", OPERATOR_CASES, ids=str)
 def test_the_operator_keeps_its_word(case, operator_on_cpu):
     current, v, o = make(case, (2, 8, 3, 5), 4)
-    after = torch.empty_like(v) if o["after"] is None else o["after"]
-    given = (current, v, after, o["threshold"], 1.0, False, *(o[name] for name in REST))
+    o["after"] = torch.empty_like(v) if o["after"] is None else o["after"]
+    given = (current, v, *(o[name] for name in FIELDS))
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     operators.opcheck(operator_on_cpu, given, test_utils=checks)
 
@@ -375,10 +381,8 @@ def test_compiled_it_gives_the_same(case, operator_on_cpu):
 
     def layer(current, v, counts, emitted, after, emitted_after):
         after = torch.empty_like(v) if after is None else after
-        rest = {**o, "counts": counts, "emitted": emitted, "emitted_after": emitted_after}
-        spikes = torch.ops.s_resnet.integrate_and_fire(
-            current * 1.0, v, after, o["threshold"], 1.0, False, *(rest[name] for name in REST)
-        )
+        told = {**o, "counts": counts, "emitted": emitted, "after": after, "emitted_after": emitted_after}
+        spikes = torch.ops.s_resnet.integrate_and_fire(current * 1.0, v, *(told[name] for name in FIELDS))
         return spikes, after * 2, counts + 1, None if emitted_after is None else emitted_after + 1
 
     results = []
@@ -400,8 +404,9 @@ def test_shapes_are_known_without_a_gpu():
     with FakeTensorMode():
         v = torch.empty(2, 8, 3, 5, device="cuda").contiguous(memory_format=torch.channels_last)
         spikes, after = cuda.integrate_and_fire(
-            torch.empty(4, 2, 8, 3, 5, device="cuda"), v, threshold=torch.empty((), device="cuda"),
-            spike_dtype=torch.float16,
-        )  # fmt: skip
+            torch.empty(4, 2, 8, 3, 5, device="cuda"),
+            v,
+            Update(threshold=torch.empty((), device="cuda"), spike_dtype=torch.float16),
+        )
     assert spikes.shape == (4, 2, 8, 3, 5) and spikes.dtype == torch.float16 and spikes.device.type == "cuda"
     assert spikes.stride() == (240, *v.stride()) and after.stride() == v.stride() and after.dtype == v.dtype

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s_resnet.kernels import events
+from s_resnet import kernels
+from s_resnet.kernels import Update, events
 from s_resnet.kernels.build import compiler
-from s_resnet.kernels.membrane import cpp, reference
+from s_resnet.kernels.membrane import reference
 
 pytestmark = pytest.mark.skipif(compiler.compiled()[0] is None, reason=compiler.compiled()[1])
 
@@ -269,7 +270,7 @@ def test_the_largest_that_is_taken_is_right(channels, kernel, width):
 # ---- neurons that take the currents as they arise ----
 
 
-def both(spikes, weight, steps, v=None, precision="exact", stride=(1, 1), padding=(1, 1), fallback=False, **arguments):
+def both(spikes, weight, steps, v=None, precision="exact", stride=(1, 1), padding=(1, 1), fused=True, **arguments):
     """The neurons of a convolution, line by line and from the convolution's result; gives the spikes."""
     packed = events.pack(weight, stride, padding, spikes.shape[2:], precision)
     currents = events.Currents(events.find(spikes), packed, steps)
@@ -283,28 +284,20 @@ def both(spikes, weight, steps, v=None, precision="exact", stride=(1, 1), paddin
         v = v.contiguous(memory_format=torch.channels_last)
     kept, begin = v.clone(), torch.randint(0, 9, whole.shape[:2], dtype=torch.int32, generator=seeded(31))
     counts = begin.clone(), begin.clone()
-    got = events.integrate_and_fire(currents, v, counts=counts[0], **arguments)
-    want = reference.integrate_and_fire(whole, v, counts=counts[1], **arguments)
+    update = Update(counts=counts[0], **arguments)
+    assert events.takes(currents, v, update) == fused
+    got = (events if fused else kernels).integrate_and_fire(currents, v, update)
+    want = reference.integrate_and_fire(whole, v, Update(counts=counts[1], **arguments))
     assert got[0].dtype == want[0].dtype and got[1].dtype == want[1].dtype
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1]) and torch.equal(*counts)
     assert torch.equal(v, kept), "the membrane that was passed in was changed"
-    assert fallback or got[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert not fused or got[0][0].is_contiguous(memory_format=torch.channels_last)
     return want[0].float()
-
-
-@pytest.fixture
-def fused(monkeypatch):
-    """Only the fused path may answer: the one by way of memory would be right as well."""
-
-    def refuse(*_, **__):
-        raise AssertionError("the currents went through memory")
-
-    monkeypatch.setattr(cpp, "integrate_and_fire", refuse)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("out_channels", [1, 8, 10, 12, 16, 40, 64, 130, 200])
-def test_neurons_take_currents_line_by_line(fused, out_channels, steps):
+def test_neurons_take_currents_line_by_line(out_channels, steps):
     weight = dyadic(32, out_channels, 12, 3, 3, low=-256)
     theta = torch.tensor([0.25, 0.5, 1.5]).repeat(67)[:out_channels].view(-1, 1, 1)
     bias, scale = dyadic(33, out_channels, 1, 1), dyadic(34, out_channels, 1, 1)
@@ -326,7 +319,7 @@ def test_neurons_take_currents_line_by_line(fused, out_channels, steps):
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (2, 1)], ids=str)
-def test_neurons_of_real_weights_and_any_stride(fused, stride, precision):
+def test_neurons_of_real_weights_and_any_stride(stride, precision):
     for out_channels, kernel in itertools.product((8, 24, 200), (1, 3)):
         weight = torch.randn(out_channels, 20, kernel, kernel, generator=seeded(38)) / 9
         spikes = some_spikes(39, 6, 20, 9, 16)
@@ -338,7 +331,7 @@ def test_neurons_of_real_weights_and_any_stride(fused, stride, precision):
         assert 0 < fired.mean() < 1
 
 
-def test_neurons_of_whole_numbers(fused):
+def test_neurons_of_whole_numbers():
     for out_channels in (8, 10, 40, 200):
         weight = torch.randint(-127, 128, (out_channels, 96, 3, 3), generator=seeded(41)).to(torch.int8)
         made = [
@@ -351,7 +344,7 @@ def test_neurons_of_whole_numbers(fused):
         assert 0 < fired.mean() < 1
 
 
-def test_neurons_give_the_same_bits_with_any_threads(fused, threads):
+def test_neurons_give_the_same_bits_with_any_threads(threads):
     spikes, weight, results = some_spikes(45, 8, 64, 9, 8), torch.randn(200, 64, 3, 3, generator=seeded(46)), []
     packed = events.pack(weight, (1, 1), (1, 1), (9, 8))
     for count in (1, 2):
@@ -359,7 +352,9 @@ def test_neurons_give_the_same_bits_with_any_threads(fused, threads):
         v = torch.zeros(2, 200, 9, 8).contiguous(memory_format=torch.channels_last)
         counts = torch.zeros(4, 2, dtype=torch.int32)
         currents = events.Currents(events.find(spikes), packed, 4)
-        results.append((*events.integrate_and_fire(currents, v, threshold=torch.tensor(1.0), counts=counts), counts))
+        results.append(
+            (*events.integrate_and_fire(currents, v, Update(threshold=torch.tensor(1.0), counts=counts)), counts)
+        )
     assert all(map(torch.equal, *results)) and results[0][2].any()
 
 
@@ -374,9 +369,7 @@ NOT_FUSED = {
 
 
 @pytest.mark.parametrize("name", NOT_FUSED)
-def test_what_cannot_be_fused_goes_through_memory(monkeypatch, name):
-    calls, plain = [], cpp.integrate_and_fire
-    monkeypatch.setattr(cpp, "integrate_and_fire", lambda *args, **named: (calls.append(1), plain(*args, **named))[1])
+def test_what_cannot_be_fused_goes_through_memory(name):
     arguments = {"threshold": torch.tensor(0.5), **NOT_FUSED[name]}
-    fired = both(some_spikes(48, 6, 12, 5, 8), dyadic(49, 10, 12, 3, 3), 3, fallback=True, **arguments)
-    assert calls and 0 < fired.mean() < 1
+    fired = both(some_spikes(48, 6, 12, 5, 8), dyadic(49, 10, 12, 3, 3), 3, fused=False, **arguments)
+    assert 0 < fired.mean() < 1

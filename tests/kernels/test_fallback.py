@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from s_resnet import kernels
 from s_resnet.errors import BackendUnavailable
 from s_resnet.graph.neuron import Neuron
-from s_resnet.kernels import fallback
+from s_resnet.kernels import Update, fallback
 from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.membrane import cuda, reference
 
@@ -32,18 +33,18 @@ def without_kernel(monkeypatch):
 def test_one_warning_for_each_device(without_kernel):
     for device in (FIRST, torch.device("cuda:1")):
         with pytest.warns(UserWarning) as caught:
-            assert kernels.select(device) == ("reference", reference.integrate_and_fire)
+            assert kernels.select(*given(device)) is reference
         (said,) = map(str, [warning.message for warning in caught])
         assert said.startswith(f"{device}: got the reference kernel") and REASON in said
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for device in ("cuda:0", "cuda:1", "cuda"):  # without an index it is the current one
-            kernels.select(torch.device(device))
+            kernels.select(*given(device))
 
 
 def test_it_is_the_callers_line_that_is_warned_of(without_kernel):
     with pytest.warns(UserWarning) as caught:
-        kernels.select(FIRST)
+        kernels.select(*given())
     assert caught[0].filename == __file__
 
 
@@ -51,16 +52,16 @@ def test_the_device_without_an_index_is_the_current_one(without_kernel, monkeypa
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     with pytest.warns(UserWarning, match="cuda:3: got the reference"):
-        kernels.select(torch.device("cuda"))
-    kernels.select(torch.device("cuda:3"))
+        kernels.fastest(torch.device("cuda"))
+    kernels.fastest(torch.device("cuda:3"))
 
 
 @pytest.mark.filterwarnings("error")
 def test_nothing_is_said_where_the_reference_was_asked_for_or_is_not_slower(without_kernel, monkeypatch):
-    assert kernels.select(FIRST, "reference")[0] == "reference"
-    kernels.select(torch.device("cpu"))
+    assert kernels.select(*given(), "reference") is reference
+    kernels.select(*given("cpu"))
     monkeypatch.setattr(cuda, "unavailable", lambda device: None)
-    assert kernels.select(FIRST)[0] == "cuda"
+    assert kernels.select(*given()) is cuda
     assert not fallback._warned
 
 
@@ -86,8 +87,15 @@ def a_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(nvrtc, "loaded", lambda instance, device: print)
-    monkeypatch.setattr(cuda, "_probe", lambda device: {})
-    monkeypatch.setattr(cuda, "integrate_and_fire", lambda **_: None)
+    monkeypatch.setattr(cuda, "_probe", lambda device: ())
+    monkeypatch.setattr(cuda, "integrate_and_fire", lambda *_: None)
+
+
+def given(device=FIRST, dtype=torch.float32):
+    """One step of a layer on a device that is claimed."""
+    with FakeTensorMode():
+        v = torch.empty(1, 4, device=device, dtype=dtype)
+        return v[None], v, Update(torch.ones((), device=device, dtype=dtype))
 
 
 def raises(error):
@@ -104,9 +112,9 @@ def test_whatever_the_bindings_raise_is_a_reason(where, error, a_device, monkeyp
     reason = cuda.unavailable(FIRST)
     assert reason == (str(error) if isinstance(error, BackendUnavailable) else f"{type(error).__name__}: {error}")
     with pytest.warns(UserWarning, match=str(error)):
-        assert kernels.select(FIRST)[0] == "reference"
+        assert kernels.select(*given()) is reference
     with pytest.raises(BackendUnavailable, match=str(error)):
-        kernels.select(FIRST, "cuda")
+        kernels.select(*given(), "cuda")
 
 
 def test_describe_says_nvrtc_bindings_and_device(a_device, monkeypatch):
@@ -123,12 +131,9 @@ def test_the_probe_launches_the_instance_that_was_loaded(dtype):
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        given = cuda._probe(torch.device("cpu"))
+        current, v, update = cuda._probe(torch.device("cpu"))
     finally:
         torch.set_default_dtype(before)
-    spikes = torch.empty(2, 1, 8, dtype=given.pop("spike_dtype"))
-    plan = cuda.plan(
-        **given, decay=1.0, hard=False, shortcut=None, shortcut_scale=None, counts=None, spikes=spikes,
-        after=torch.empty(1, 8),
-    )  # fmt: skip
+    spikes = torch.empty(2, 1, 8, dtype=update.spike_dtype)
+    plan = cuda.plan(current, v, replace(update, after=torch.empty_like(v)), spikes)
     assert plan.instance == cuda._instance(*cuda.PROBE)

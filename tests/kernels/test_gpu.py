@@ -7,7 +7,7 @@ import functools
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from torch import library as operators
 import s_resnet
 from s_resnet import kernels
 from s_resnet.errors import BackendUnavailable
+from s_resnet.kernels import Update
 from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.membrane import cuda, reference
 
@@ -40,7 +41,7 @@ def both(case, shape, steps, seed=0, device="cuda", dyadic=True):
 
 
 def test_the_device_runs_the_cuda_kernel():
-    assert kernels.select(torch.device("cuda")) == ("cuda", cuda.integrate_and_fire)
+    assert kernels.fastest(torch.device("cuda")) == "cuda"
     major, minor = torch.cuda.get_device_capability()
     assert cuda.path(torch.device("cuda")).endswith(f"sm_{major}{minor})")
     assert "cuda (NVRTC" in kernels.describe() and "by cuda-bindings" in kernels.describe()
@@ -70,8 +71,8 @@ def test_layers_of_real_size(shape, last, steps):
 def test_every_16_bit_number_is_read_as_torch_reads_it(dtype):
     current = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 1, -1)
     v, theta = torch.zeros(current.shape[1:]), torch.tensor(torch.finfo(torch.float32).max)
-    got = cuda.integrate_and_fire(current.cuda(), v.cuda(), threshold=theta.cuda())
-    for a, b in zip(on_cpu(got), reference.integrate_and_fire(current, v, threshold=theta), strict=True):
+    got = cuda.integrate_and_fire(current.cuda(), v.cuda(), Update(threshold=theta.cuda()))
+    for a, b in zip(on_cpu(got), reference.integrate_and_fire(current, v, Update(threshold=theta)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
@@ -84,7 +85,7 @@ def test_results_do_not_depend_on_the_chunk(case):
         for at in range(0, 21, chunk):
             part = slice(at, at + chunk)
             given = {**o, "shortcut": o["shortcut"][part], "counts": counts[part], "emitted": emitted}
-            spikes, membrane = cuda.integrate_and_fire(current[part], membrane, **given)
+            spikes, membrane = cuda.integrate_and_fire(current[part], membrane, Update(**given))
             emitted = None if emitted is None else emitted + spikes.sum(0)
             parts.append(spikes)
         assert same((torch.cat(parts), membrane, counts), want)
@@ -99,8 +100,8 @@ def test_offsets_pass_32_bits():
     current = (torch.arange(neurons, device="cuda") % 7 / 4).half().expand(steps, batch, neurons)
     counts = torch.zeros(steps, batch, dtype=torch.int32, device="cuda")
     one = torch.tensor(1.0, device="cuda")
-    spikes, after = cuda.integrate_and_fire(current, v, threshold=one, spike_dtype=torch.int8, counts=counts)
-    want, want_after = reference.integrate_and_fire(current[:, :1, :7], v[:1, :7], threshold=one)
+    spikes, after = cuda.integrate_and_fire(current, v, Update(threshold=one, spike_dtype=torch.int8, counts=counts))
+    want, want_after = reference.integrate_and_fire(current[:, :1, :7], v[:1, :7], Update(threshold=one))
     for image in (0, batch - 1):
         assert torch.equal(spikes[:, image, -7 - neurons % 7 : neurons - neurons % 7].float(), want[:, 0])
         assert torch.equal(after[image, :7], want_after[0])
@@ -119,7 +120,7 @@ def test_it_runs_on_the_current_stream():
     with torch.cuda.stream(stream):
         torch.cuda._sleep(200_000_000)  # on another stream the kernel would read zeros
         late.copy_(current)
-        got = cuda.integrate_and_fire(late, v, **{**o, "counts": None})
+        got = cuda.integrate_and_fire(late, v, Update(**{**o, "counts": None}))
     torch.cuda.current_stream().wait_stream(stream)
     assert same(got, want[:2])
 
@@ -128,11 +129,11 @@ def test_a_captured_graph_replays_with_new_inputs():
     current, v, o = make(Case(), (2, 64, 14, 14), 8, seed=1, device="cuda")
     other = make(Case(), (2, 64, 14, 14), 8, seed=2, device="cuda")[0]
     want = [run(cuda.integrate_and_fire, x, v, o) for x in (current, other)]
-    cuda.warm_up(current, v, **o)
+    cuda.warm_up(current, v, Update(**o))
     counts = o["counts"].clone()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        spikes, after = cuda.integrate_and_fire(current, v, **{**o, "counts": counts})
+        spikes, after = cuda.integrate_and_fire(current, v, Update(**{**o, "counts": counts}))
     for values, expected in zip((current.clone(), other), want, strict=True):
         current.copy_(values)
         counts.fill_(3)
@@ -152,7 +153,7 @@ def test_a_first_use_while_a_graph_is_captured_says_what_to_do(monkeypatch):
         graph.capture_begin()
         current.add_(0)  # an empty graph is warned of
         try:
-            cuda.integrate_and_fire(current, v, **o)
+            cuda.integrate_and_fire(current, v, Update(**o))
         finally:
             graph.capture_end()
 
@@ -179,9 +180,8 @@ def test_each_device_runs_its_own():
 )
 def test_the_operator_keeps_its_word(case):
     current, v, o = make(case, (2, 8, 3, 5), 4, device="cuda")
-    names = ("bias", "shortcut", "shortcut_scale", "spike_dtype", "counts", "levels", "emitted", "emitted_after")
-    after = torch.empty_like(v) if o["after"] is None else o["after"]
-    given = (current, v, after, o["threshold"], 1.0, False, *(o[name] for name in names), case.schedule)
+    o["after"] = torch.empty_like(v) if o["after"] is None else o["after"]
+    given = (current, v, *(o[field.name] for field in fields(Update)))
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     operators.opcheck(torch.ops.s_resnet.integrate_and_fire.default, given, test_utils=checks)
 
@@ -191,7 +191,7 @@ def test_compiled_it_gives_the_same(backend):
     current, v, o = make(Case(constant=True), (2, 16, 8, 8), 4, device="cuda")
 
     def layer(current, v, counts):
-        spikes, after = cuda.integrate_and_fire(current * 1.0, v, **{**o, "counts": counts})
+        spikes, after = cuda.integrate_and_fire(current * 1.0, v, Update(**{**o, "counts": counts}))
         return spikes.float() + 1, after, counts * 2
 
     want = layer(current, v, counts := o["counts"].clone())
@@ -206,10 +206,10 @@ def test_a_thread_that_is_new_to_cuda_launches():
     """Its memory comes from torch's cache, so that nothing has made the context current before the launch."""
     current, v, o = make(Case(), (2, 64, 14, 14), 8, device="cuda")
     given, found = {**o, "counts": None}, []
-    want = cuda.integrate_and_fire(current, v, **given)
-    cuda.integrate_and_fire(current, v, **given)  # and leaves its results to the cache
+    want = cuda.integrate_and_fire(current, v, Update(**given))
+    cuda.integrate_and_fire(current, v, Update(**given))  # and leaves its results to the cache
     torch.cuda.synchronize()
-    thread = threading.Thread(target=lambda: found.append(cuda.integrate_and_fire(current, v, **given)))
+    thread = threading.Thread(target=lambda: found.append(cuda.integrate_and_fire(current, v, Update(**given))))
     thread.start()
     thread.join()
     torch.cuda.synchronize()

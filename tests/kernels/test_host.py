@@ -7,7 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s_resnet import kernels
+from s_resnet.errors import InvalidData
+from s_resnet.kernels import Update
 from s_resnet.kernels.build import compiler
+from s_resnet.kernels.layout import in_step
 from s_resnet.kernels.membrane import cpp, eager, reference
 
 pytestmark = pytest.mark.skipif(compiler.compiled()[0] is None, reason=compiler.compiled()[1])
@@ -46,14 +50,14 @@ def parameters(v, seed=90):
     return dict(zip(("threshold", "bias", "shortcut_scale"), made, strict=True))
 
 
-def agree(current, v, counts=False, **arguments):
-    """Run the kernel and the specification, hold one to the other, and give back the spikes."""
+def agree(current, v, counts=False, kernel=cpp, **arguments):
+    """Run a kernel and the specification, hold one to the other, and give back the spikes."""
     given = [tensor for tensor in (current, v, *arguments.values()) if isinstance(tensor, torch.Tensor)]
     kept = [tensor.clone() for tensor in given]
     start = torch.randint(0, 9, (len(current), len(v)), dtype=torch.int32, generator=seeded(91))
     counted = [start.clone() if counts else None for _ in range(2)]
-    spikes, after = cpp.integrate_and_fire(current, v, counts=counted[0], **arguments)
-    want, want_v = reference.integrate_and_fire(current, v, counts=counted[1], **arguments)
+    spikes, after = kernel.integrate_and_fire(current, v, Update(counts=counted[0], **arguments))
+    want, want_v = reference.integrate_and_fire(current, v, Update(counts=counted[1], **arguments))
     assert spikes.dtype == want.dtype and spikes.shape == want.shape and after.dtype == want_v.dtype
     assert torch.equal(spikes, want) and torch.equal(after, want_v)
     assert all(map(torch.equal, given, kept)), "an argument was changed"
@@ -63,22 +67,12 @@ def agree(current, v, counts=False, **arguments):
     return want.float()
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    """Only the C++ may answer: plain torch would be right as well."""
-
-    def refuse(*_, **__):
-        raise AssertionError("plain torch was asked")
-
-    monkeypatch.setattr(eager, "integrate_and_fire", refuse)
-
-
 # ---- number types ----
 
 
 @pytest.mark.parametrize("membrane", MEMBRANES, ids=str)
 @pytest.mark.parametrize("current_type", TYPES, ids=str)
-def test_every_type_of_current_shortcut_and_spike(compiled, membrane, current_type):
+def test_every_type_of_current_shortcut_and_spike(membrane, current_type):
     shape, fired = (2, 5, 3, 3), []
     v = numbers(1, membrane, *shape)
     current = numbers(2, current_type, 4, *shape)
@@ -93,7 +87,7 @@ def test_every_type_of_current_shortcut_and_spike(compiled, membrane, current_ty
 
 
 @pytest.mark.parametrize("current_type", [torch.float32, torch.bfloat16], ids=str)
-def test_an_integer_membrane_cuts_fractions_off(compiled, current_type):
+def test_an_integer_membrane_cuts_fractions_off(current_type):
     current = torch.tensor([[-1.5, -0.5, 0.5, 1.5, 2.75]]).to(current_type).expand(3, 1, 5)
     v = torch.zeros(1, 5, dtype=torch.int32)
     one = torch.tensor(2, dtype=torch.int32)
@@ -107,7 +101,7 @@ def test_an_integer_membrane_cuts_fractions_off(compiled, current_type):
 @pytest.mark.parametrize(
     "extra", list(itertools.product((False, True), ("none", "plain", "scalar", "channel"))), ids=str
 )
-def test_every_setting(compiled, reset, decay, theta, extra):
+def test_every_setting(reset, decay, theta, extra):
     v, current = dyadic(4, 3, 5, 7), dyadic(5, 7, 3, 5, 7)
     made = parameters(v)
     scale = {"scalar": torch.tensor(0.375), "channel": made["shortcut_scale"]}.get(extra[1])
@@ -131,7 +125,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_every_shape_and_tail(compiled, shape, steps):
+def test_every_shape_and_tail(shape, steps):
     layouts = [torch.contiguous_format, *([torch.channels_last] if len(shape) == 4 else [])]
     for layout, membrane in itertools.product(layouts, MEMBRANES):
         v = numbers(7, membrane, *shape).contiguous(memory_format=layout)
@@ -139,7 +133,7 @@ def test_every_shape_and_tail(compiled, shape, steps):
         agree(current, v, True, shortcut=shortcut, spike_dtype=torch.uint8, **parameters(v))
 
 
-def test_one_neuron_an_image(compiled):
+def test_one_neuron_an_image():
     agree(dyadic(10, 3, 4), dyadic(11, 4), threshold=torch.tensor([0.25]), bias=torch.tensor(0.125))
 
 
@@ -175,7 +169,7 @@ VIEWS = {
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("branch", VIEWS)
 @pytest.mark.parametrize("view", VIEWS)
-def test_currents_and_shortcuts_may_lie_anywhere(compiled, view, branch, steps):
+def test_currents_and_shortcuts_may_lie_anywhere(view, branch, steps):
     shape = (2, 3, 5, 4)
     current = VIEWS[view](dyadic(12, steps, *shape))
     shortcut = VIEWS[branch](numbers(13, torch.uint8, steps, *shape))
@@ -189,16 +183,16 @@ def test_currents_in_the_layout_of_the_membrane_are_not_copied(layout):
     v, run = dyadic(15, 2, 3, 5, 4).contiguous(memory_format=layout), dyadic(16, 6, 2, 3, 5, 4)
     run = channels_last(run) if layout == torch.channels_last else run
     for current in (run, run[2:4], run[::2], run[:1].expand_as(run)):
-        assert cpp._in_step(current, v) is current
+        assert in_step(current, v) is current
     other = channels_last(run) if layout == torch.contiguous_format else run.contiguous()
-    assert cpp._in_step(other, v) is not other
+    assert in_step(other, v) is not other
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_spikes_and_membrane_keep_the_layout_of_the_membrane(compiled, steps):
+def test_spikes_and_membrane_keep_the_layout_of_the_membrane(steps):
     for layout in (torch.contiguous_format, torch.channels_last):
         v = dyadic(17, 2, 3, 4, 5).contiguous(memory_format=layout)
-        spikes, after = cpp.integrate_and_fire(dyadic(18, steps, 2, 3, 4, 5), v, threshold=torch.tensor(1.0))
+        spikes, after = cpp.integrate_and_fire(dyadic(18, steps, 2, 3, 4, 5), v, Update(threshold=torch.tensor(1.0)))
         assert all(step.is_contiguous(memory_format=layout) for step in spikes)
         assert after.is_contiguous(memory_format=layout) and after.data_ptr() != v.data_ptr()
 
@@ -218,26 +212,26 @@ def test_membranes_may_lie_anywhere(view):
     """Dense is not enough: a channel's parameters are found by where a neuron lies."""
     v = MEMBRANE_VIEWS[view](dyadic(19, 2, 3, 4, 5))
     shortcut = some_spikes(20, torch.uint8, 3, 2, 3, 4, 5)
-    spikes = agree(dyadic(21, 3, 2, 3, 4, 5), v, True, shortcut=shortcut, **parameters(v))
+    spikes = agree(dyadic(21, 3, 2, 3, 4, 5), v, True, kernels, shortcut=shortcut, **parameters(v))
     assert 0 < spikes.mean() < 1
     deep = dyadic(22, 2, 3, 2, 4, 5).contiguous(memory_format=torch.channels_last_3d)
-    agree(dyadic(23, 3, 2, 3, 2, 4, 5), deep, True, **{**parameters(deep), "shortcut_scale": None})
+    agree(dyadic(23, 3, 2, 3, 2, 4, 5), deep, True, kernels, **{**parameters(deep), "shortcut_scale": None})
 
 
 def test_nothing_to_do():
-    agree(dyadic(24, 0, 2, 3), dyadic(25, 2, 3), True, threshold=torch.tensor(1.0))
-    agree(torch.zeros(3, 0, 2), torch.zeros(0, 2), True, threshold=torch.tensor(1.0))
+    agree(dyadic(24, 0, 2, 3), dyadic(25, 2, 3), True, kernels, threshold=torch.tensor(1.0))
+    agree(torch.zeros(3, 0, 2), torch.zeros(0, 2), True, kernels, threshold=torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("shape", [(3, 17), (3, 17, 9, 9)], ids=str)
-def test_the_threads_change_nothing(compiled, shape):
+def test_the_threads_change_nothing(shape):
     before, results = torch.get_num_threads(), []
     current, v = torch.randn(5, *shape, generator=seeded(26)), torch.rand(shape, generator=seeded(27))
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             counts = torch.zeros(5, 3, dtype=torch.int32)
-            out = cpp.integrate_and_fire(current, v, counts=counts, threshold=torch.tensor(0.7), decay=0.9)
+            out = cpp.integrate_and_fire(current, v, Update(counts=counts, threshold=torch.tensor(0.7), decay=0.9))
             results.append((*out, counts))
     finally:
         torch.set_num_threads(before)
@@ -270,7 +264,7 @@ def test_any_layer(data):
         settings["shortcut"] = VIEWS[pick(*views)](numbers(30, pick(*TYPES), steps, *shape))
     if pick(False, True):
         settings["shortcut_scale"] = None
-    agree(current, v, pick(False, True), spike_dtype=pick(None, *TYPES), **settings)
+    agree(current, v, pick(False, True), kernels, spike_dtype=pick(None, *TYPES), **settings)
 
 
 # ---- rounding ----
@@ -278,7 +272,7 @@ def test_any_layer(data):
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("decay", [1.0, 0.9])
-def test_the_kernel_rounds_no_worse_than_plain_torch(compiled, reset, decay):
+def test_the_kernel_rounds_no_worse_than_plain_torch(reset, decay):
     shape, steps = (3, 5, 4, 7), 30
     current, shortcut = (
         torch.randn(steps, *shape, generator=seeded(31)) * 0.6 + 0.1,
@@ -292,9 +286,9 @@ def test_the_kernel_rounds_no_worse_than_plain_torch(compiled, reset, decay):
     settings["shortcut_scale"] = torch.randn(5, 1, 1, generator=seeded(36)) / 3
     exact = {name: value.double() for name, value in settings.items()}
     rest = {"decay": decay, "reset": reset, "shortcut": shortcut}
-    true_spikes, true_v = reference.integrate_and_fire(current.double(), v.double(), **exact, **rest)
-    plain_spikes, plain_v = reference.integrate_and_fire(current, v, **settings, **rest)
-    spikes, after = cpp.integrate_and_fire(current, v, **settings, **rest)
+    true_spikes, true_v = reference.integrate_and_fire(current.double(), v.double(), Update(**exact, **rest))
+    plain_spikes, plain_v = reference.integrate_and_fire(current, v, Update(**settings, **rest))
+    spikes, after = cpp.integrate_and_fire(current, v, Update(**settings, **rest))
     assert torch.equal(plain_spikes.double(), true_spikes), "choose another seed: a membrane grazes its threshold"
     assert torch.equal(spikes.double(), true_spikes)
     bound = 2 * (plain_v - true_v).abs().max()
@@ -321,31 +315,36 @@ ODD = {
 }
 
 
+def taken_by(current, v, **arguments):
+    return kernels.select(current, v, Update(**arguments))
+
+
 @pytest.mark.parametrize("name", ODD)
-def test_plain_torch_takes_the_rest(monkeypatch, name):
-    calls, plain = [], eager.integrate_and_fire
-    monkeypatch.setattr(eager, "integrate_and_fire", lambda *args, **named: (calls.append(1), plain(*args, **named))[1])
+def test_plain_torch_takes_the_rest(name):
     v = dyadic(47, 2, 3, 4, 5)
     arguments = {"current": dyadic(48, 4, 2, 3, 4, 5), "v": v, "shortcut": dyadic(49, 4, 2, 3, 4, 5), **parameters(v)}
+    assert taken_by(**arguments) is cpp
     agree(**arguments, counts=True)
-    assert not calls
-    agree(**ODD[name](arguments), counts=True)
-    assert calls
+    odd = ODD[name](arguments)
+    assert taken_by(**odd) is eager
+    agree(**odd, counts=True, kernel=kernels)
+    with pytest.raises(InvalidData, match="an update that it does not take"):
+        agree(**odd, counts=True)
 
 
 def test_parameters_of_a_square_image_are_not_taken_for_channels():
     """As many columns, or rows, as channels: what counts is which dimension a threshold lies in."""
     v, current = dyadic(50, 2, 3, 3, 3), dyadic(51, 4, 2, 3, 3, 3)
     for shape in ((3,), (3, 1), (3, 1, 1), (1, 3, 1, 1), (1, 1, 3)):
-        agree(current, v, threshold=torch.tensor([0.25, 0.5, 1.0]).view(shape))
-    agree(dyadic(52, 4, 2, 3, 3), dyadic(53, 2, 3, 3), threshold=torch.tensor([0.25, 0.5, 1.0]))
+        agree(current, v, kernel=kernels, threshold=torch.tensor([0.25, 0.5, 1.0]).view(shape))
+    agree(dyadic(52, 4, 2, 3, 3), dyadic(53, 2, 3, 3), kernel=kernels, threshold=torch.tensor([0.25, 0.5, 1.0]))
 
 
 def test_counts_that_are_a_view_or_wider():
     current, v, wide = dyadic(56, 4, 3, 5), dyadic(57, 3, 5), torch.full((4, 3), 2**40)
-    spikes, _ = cpp.integrate_and_fire(current, v, threshold=torch.tensor(0.5), counts=wide)
+    spikes, _ = kernels.integrate_and_fire(current, v, Update(threshold=torch.tensor(0.5), counts=wide))
     assert torch.equal(wide, 2**40 + spikes.sum(2).long()) and spikes.any()
     wide = torch.full((4, 6), 7, dtype=torch.int32)
     current, v = dyadic(54, 4, 3, 5), dyadic(55, 3, 5)
-    spikes, _ = cpp.integrate_and_fire(current, v, threshold=torch.tensor(0.5), counts=wide[:, ::2])
+    spikes, _ = kernels.integrate_and_fire(current, v, Update(threshold=torch.tensor(0.5), counts=wide[:, ::2]))
     assert torch.equal(wide[:, ::2], 7 + spikes.sum(2).int()) and (wide[:, 1::2] == 7).all()

@@ -19,10 +19,10 @@ from test_simulate import network, pictures
 
 from s_resnet.conversion.spill import Spill
 from s_resnet.errors import ConversionError
-from s_resnet.kernels import describe, select
+from s_resnet.kernels import describe, fastest
 from s_resnet.kernels.build import cache
 from s_resnet.kernels.build import compiler as native
-from s_resnet.kernels.membrane import cpp, eager
+from s_resnet.kernels.membrane import layer
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL, LOAD = native._compiler(), native.compiled.__wrapped__
@@ -102,8 +102,8 @@ def built(machine, small):
 def test_without_a_compiler_plain_torch_gives_the_same_answers(tmp_path):
     program = (
         "import torch; from test_simulate import network, pictures\n"
-        "from s_resnet.kernels import describe, select\nfrom s_resnet.kernels.build import compiler as native\n"
-        "print(native.compiled()[1]); print(select(torch.device('cpu'))[0]); print(describe())\n"
+        "from s_resnet.kernels import describe, fastest\nfrom s_resnet.kernels.build import compiler\n"
+        "print(compiler.compiled()[1]); print(fastest(torch.device('cpu'))); print(describe())\n"
         "torch.save(network()(pictures(3), 9), 'answers')"
     )
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "simulation"), str(ROOT / "tests")))
@@ -151,7 +151,7 @@ def test_a_compiler_that_fails_is_a_reason_and_not_an_exception(machine, name):
     library, how = machine.load()
     assert library is None and str(script) in how and reason in how and "\n" not in how
     machine.monkeypatch.setattr(native, "compiled", lambda: (library, how))
-    assert select(torch.device("cpu")) == ("cpu", eager.integrate_and_fire) and how in describe()
+    assert fastest(torch.device("cpu")) == "cpu" and how in describe()
     left = machine.files() if (machine.place / "cache").exists() else []
     assert all(path.name.startswith("host-") for path in left), "something half done was left behind"
 
@@ -482,8 +482,8 @@ def test_the_layer_is_laid_out_as_in_the_header():
     body = text[text.index("struct Layer {") : text.index("};", text.index("struct Layer {"))]
     fields = [line.split("//")[0].strip() for line in body.splitlines()[1:]]
     names = [n.strip(" *;") for line in fields for n in line.replace("const ", "").partition(" ")[2].split(",")]
-    assert [name for name, _ in cpp.Layer._fields_] == names
-    assert ctypes.sizeof(cpp.Layer) == 8 * 8 + 4 * 8 + 8 * 11
+    assert [name for name, _ in layer.Layer._fields_] == names
+    assert ctypes.sizeof(layer.Layer) == 8 * 8 + 4 * 8 + 8 * 11
 
 
 def test_bfloat16_is_a_feature_of_the_processor(monkeypatch):

@@ -39,8 +39,9 @@ def run(tmp_path_factory):
 CASES = """
 import itertools, torch
 from membrane_cases import EVERY, SHAPES, make, run, same
-from s_resnet.kernels import events
-from s_resnet.kernels.membrane import cpp as host, reference
+from s_resnet import kernels
+from s_resnet.kernels import Update, events
+from s_resnet.kernels.membrane import reference
 from s_resnet.kernels.surrogate import fire as surrogate
 from s_resnet.kernels.surrogate.cpp import normalized_gradient, sums
 torch.set_num_threads(2)
@@ -48,8 +49,8 @@ checked = 0
 for index, case in enumerate(EVERY):
     for shape in SHAPES[index % 3 :: 3]:
         current, v, settings = make(case, shape, (1, 7)[index % 2])
-        kernels = (host.integrate_and_fire, reference.integrate_and_fire)
-        assert same(*(run(kernel, current, v, settings) for kernel in kernels)), (case, shape)
+        both = (kernels.integrate_and_fire, reference.integrate_and_fire)
+        assert same(*(run(kernel, current, v, settings) for kernel in both)), (case, shape)
         checked += 1
 for (c, h, w, out), kernel, stride, precision in itertools.product(
     ((1, 1, 1, 1), (3, 5, 7, 5), (16, 9, 6, 40), (2, 3, 64, 130)), (1, 3), (1, 2), ("exact", "fast")
@@ -63,7 +64,8 @@ for (c, h, w, out), kernel, stride, precision in itertools.product(
         assert torch.equal(current.tensor(), dense)
     v = torch.zeros(2, out, *packed.out_size).contiguous(memory_format=torch.channels_last)
     counts = torch.zeros(2, 2, dtype=torch.int32)
-    fired, _ = events.integrate_and_fire(current, v, threshold=torch.ones(()), spike_dtype=torch.uint8, counts=counts)
+    update = Update(torch.ones(()), spike_dtype=torch.uint8, counts=counts)
+    fired, _ = events.integrate_and_fire(current, v, update)
     assert int(counts.sum()) == int(fired.sum())
     checked += 1
 names = ("rectangle", "triangle", "arctan", "sigmoid")

@@ -13,6 +13,7 @@ from s_resnet import RECIPES, Graph, simulate
 from s_resnet.errors import ConversionError
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed, power_of_two
+from s_resnet.graph.execution import Execution
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear
 from s_resnet.simulation import simulate_until_confident
 
@@ -62,7 +63,7 @@ def test_a_neuron_by_hand(name):
 def test_a_differential_neuron_by_hand(currents, emissions, rest, bits):
     counts = torch.zeros(len(currents), 1, dtype=torch.int32)
     op = Neuron(ONE, 0.5, spikes=Differential(2))
-    sent, (v, total, step) = op.advance([column(currents)], None, counts=counts)
+    sent, (v, total, step) = op.advance([column(currents)], None, how=Execution(counts=counts))
     assert sent.flatten().tolist() == emissions
     assert (v.item(), total.item(), step.item()) == (rest, sum(emissions), len(currents))
     assert counts.flatten().tolist() == bits

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import events, tf32
+from ..execution import Execution
 from ..neuron import Memory, Neuron
 from ..ops import Conv2d, Input, Node, Op, Scale, channels_last
 from ..readout import Readout, SpikingMaxPool2d
@@ -133,10 +134,12 @@ class Run:
             currents,
             self.memory.get(node.name),
             shortcut,
-            bias=self._bias(node.name, op, currents[0]),
-            spike_dtype=self._spike_dtype(node.name, _size(currents[0])),
-            counts=counts,
-            in_place=self.whole is not None and node.name in self.made,
+            self._bias(node.name, op, currents[0]),
+            Execution(
+                spike_dtype=self._spike_dtype(node.name, _size(currents[0])),
+                counts=counts,
+                in_place=self.whole is not None and node.name in self.made,
+            ),
         )
         self.made.add(node.name)
         if events.available() and not spikes.is_cuda:  # there it would stop the queue
