@@ -35,7 +35,7 @@ class Row(Displayed):
 
 
 @dataclass(frozen=True, repr=False)
-class Exit(Displayed):
+class EarlyExit(Displayed):
     """The network where each image stops once its answer is confident, after ``timesteps`` steps at most.
 
     ``spikes_per_neuron`` counts up to where each image stopped; ``mean_timesteps`` is the mean of where. The other
@@ -91,7 +91,7 @@ class Report(Figures):
     images_per_second: float
     seconds_per_step_per_image: float
     peak_memory_bytes: int
-    exit: Exit | None = None
+    exit: EarlyExit | None = None
     precision: str = "exact"
     alphabet: str = "binary"
     calibrated_on: int = 0
@@ -111,7 +111,7 @@ class Report(Figures):
 
     def _shares(self) -> Iterator[tuple[str, float | None]]:
         yield from (self.ann or {}).items()
-        rows: tuple[Row | Exit, ...] = (*self.snn, *([self.exit] if self.exit else []))
+        rows: tuple[Row | EarlyExit, ...] = (*self.snn, *([self.exit] if self.exit else []))
         for row in rows:
             yield from (("top1", row.top1), ("top5", row.top5), ("agreement", row.agreement))
 
@@ -139,7 +139,7 @@ class Report(Figures):
 
     def _parts(self) -> Iterator[str | Table]:
         """A row for the ANN, one for each T, and one for the exit."""
-        rows: tuple[Row | Exit, ...] = (*self.snn, *([self.exit] if self.exit else []))
+        rows: tuple[Row | EarlyExit, ...] = (*self.snn, *([self.exit] if self.exit else []))
         wanted = {
             "drop": any(row.drop is not None for row in rows),
             "95% interval": any(row.drop is not None for row in rows),
@@ -198,15 +198,19 @@ def described(data: Mapping[str, Any] | None, images: int) -> str:
     return said + (f"; left out: {', '.join(left_out)}" if left_out else "")
 
 
-def _cells(row: Row | Exit) -> dict[str, str]:
+def _cells(row: Row | EarlyExit) -> dict[str, str]:
     """The figures of a row by their titles; accuracies in percent, the drop in points."""
+    if isinstance(row, EarlyExit):
+        steps, late = f"{row.mean_timesteps:.1f}", ""
+    else:
+        steps, late = f"{row.timesteps}{'*' * (row.fitted is False)}", str(row.end_to_end_steps)
     cells = {
-        "T": f"{row.mean_timesteps:.1f}" if isinstance(row, Exit) else f"{row.timesteps}{'*' * (row.fitted is False)}",
+        "T": steps,
         "top-1": _percent(row.top1),
         "top-5": _percent(row.top5),
         "agreement": _percent(row.agreement),
         "spikes/neuron": f"{row.spikes_per_neuron:.3f}",
-        "end-to-end steps": "" if isinstance(row, Exit) else str(row.end_to_end_steps),
+        "end-to-end steps": late,
     }
     if row.drop is not None and row.drop_interval is not None:
         low, high = row.drop_interval
@@ -214,7 +218,7 @@ def _cells(row: Row | Exit) -> dict[str, str]:
     return cells
 
 
-def _dropped(row: Row | Exit) -> str:
+def _dropped(row: Row | EarlyExit) -> str:
     return "" if row.drop is None else f"drop {100 * row.drop:+.2f} points, "
 
 

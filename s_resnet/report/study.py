@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..analysis.cost.energy import CONSTANTS, Constants, Energy, energy
 from ..analysis.cost.operations import Operations, count_operations
-from ..analysis.evaluate import evaluate, powers_of_two
+from ..analysis.evaluate import EvaluationSettings, evaluate, powers_of_two
 from ..analysis.figures import Report, described
 from ..analysis.verification import Verification
 from ..analysis.verify import verify
@@ -255,14 +255,8 @@ def study(
     """
     target = find_device(device)
     snn, answers = snn.to(target), Answers()
-    report = evaluate(
-        *(snn, loader, timesteps),
-        at=powers_of_two(timesteps),
-        device=device,
-        network=network,
-        progress=progress,
-        watch=answers,
-    )
+    settings = EvaluationSettings(network=network, progress=progress, watch=answers)
+    report = evaluate(snn, loader, timesteps, settings, at=powers_of_two(timesteps), device=device)
     missing: dict[str, str] = {}
     verification: Verification | None = None
     operations: Operations | None = None

@@ -29,8 +29,8 @@ from ...graph.ops import (
     Slice,
     compensated,
 )
-from ..context import Context
 from ...graph.readout import SpikingMaxPool2d
+from ..context import Context
 
 FINEST = 16  # binary digits behind the point, at most
 EXACT = 24  # binary digits that float32 adds exactly

@@ -8,8 +8,8 @@ from ...errors import ConversionError
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import UNIT_PRESERVING, MaxPool2d, Node
-from ..context import Context
 from ...graph.readout import SpikingMaxPool2d
+from ..context import Context
 
 
 def move_maxpool(graph: Graph, context: Context) -> Graph:

@@ -11,8 +11,8 @@ from ...errors import ConversionError
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import GRID, Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale, compensated
-from ..context import Context
 from ...graph.readout import SpikingMaxPool2d
+from ..context import Context
 
 LARGEST = 127  # of int8, used symmetrically
 THRESHOLDS = 2**15  # the largest: finer than that the weights are not
