@@ -30,8 +30,8 @@ LAYERS, NEURONS = 4, 24  # that are recorded
 LEFT_OUT = ("fingerprints", "marks", "scales")  # long lists of the provenance
 
 
-@dataclass(frozen=True)
-class Rival:
+@dataclass(frozen=True, repr=False)
+class Rival(Displayed):
     """What a network is compared with, in the words of the page.
 
     Attributes:

@@ -126,6 +126,7 @@ def results():
         s_resnet.simulation.SimulationSettings(),
         s_resnet.report.ReportSettings(),
         s_resnet.analysis.EvaluationSettings(early_exit=0.5),
+        report.rival,
         s_resnet.data.ImageLoader(photos(), range(7), s_resnet.data.preprocessing_for(SIZE), batch_size=3),
     )
 
