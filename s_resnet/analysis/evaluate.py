@@ -28,7 +28,7 @@ from ..simulation.anytime import simulate_with_early_exit
 from ..simulation.closed_form import closed_form
 from ..simulation.simulate import SimulationSettings, answers, steps_to_report
 from .figures import MANY_CLASSES, EarlyExit, Report, Row
-from .measured_on import Seen, check_names, described_data, fitted_for, notes_on, repeated, training_notes
+from .measured_on import Seen, check_labels, check_names, described_data, fitted_for, notes_on, repeated, training_notes
 
 # Gets each batch's images, labels ``[B]``, the logits ``[B, N]`` to agree with (the ANN's, or a trained network's own
 # after the T that it was trained for) and the answers ``[rows, B, N]`` at each T.
@@ -237,12 +237,7 @@ class _Tally:
             remedy = "Compare values in Python: (snn(images, timesteps).flatten() - targets).abs().mean()"
             got = "a network that answers one number"
             raise InvalidData(message("evaluate", "", got, "scores of two classes or more", remedy))
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
-        if len(wrong):
-            got = f"label {int(wrong[0])} for a network of {self.classes} classes"
-            expected = f"labels 0 ... {self.classes - 1}"
-            remedy = "Choose the data that the network was trained on"
-            raise InvalidData(message("evaluate", "", got, expected, remedy))
+        check_labels(labels, self.classes, "evaluate")
         self._finite(logits, "source network")
 
     def _finite(self, answers: Tensor, who: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import BackendUnavailable, printable
+from ..errors import BackendUnavailable, message, printable
 from ..simulation.record import Trace
 from .format import count
 from .network_report import NetworkReport, Networks
@@ -69,9 +69,8 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise BackendUnavailable(
-            "report: got no matplotlib; expected it for the pictures. Run: pip install matplotlib."
-        ) from error
+        remedy = "Run: pip install matplotlib"
+        raise BackendUnavailable(message("report", "", "no matplotlib", "it for the pictures", remedy)) from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..errors import InvalidData, SResNetError, message, printable
-from ..files import replacing
+from ..files import replacing, save_json
 from ..runtime.display import Entries
 from ..version import __version__
 from . import accuracy_section, energy_section, layers_section, settings_section, spikes_section
@@ -69,8 +68,7 @@ def write_page(networks: Iterable[NetworkReport], folder: str | os.PathLike[str]
     page = _page(found, command, created)
     with _writing(place):
         place.mkdir(parents=True, exist_ok=True)
-    with replacing(place / NAMES[1]) as temporary:
-        temporary.write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n")
+    save_json(place / NAMES[1], entry)
     with replacing(place / NAMES[0]) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Entries(entry)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic, together
 from ..graph.engine.run import DENSE
@@ -56,19 +56,24 @@ Visit = Callable[[Node, Tensor, Tensor], Op]
 def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "") -> Graph:
     """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations ``visit`` chose.
 
-    Of events ``[T, B, C, H, W]`` the spiking network gets a frame per step, the source network their mean.
+    S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then the mean over T and spikes
+    are mean rates, which is exact and T times cheaper.
 
-    ``visit(node, currents, target)`` is called for every neuron layer and the readout, in execution order: currents
-    ``[S, B, *]`` per step without the layer's own correction, target ``[B, *]`` the source network's value (of a
-    readout: before its scale). S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then
-    the mean over T and spikes are mean rates, which is exact and T times cheaper. progress: a label for a bar.
+    Args:
+        graph: a converted network.
+        images: or events ``[T, B, C, H, W]``, of which the spiking network gets a frame per step, the source network
+            their mean.
+        timesteps: T.
+        visit: called as ``visit(node, currents, target)`` for every neuron layer and the readout, in execution order,
+            with the currents ``[S, B, *]`` per step without the layer's own correction, and the source network's value
+            ``[B, *]`` (for a readout: before its scale).
+        progress: a label for a bar; empty for none.
     """
     seen = whole(graph.nodes[0].op).run(images)
     if images.ndim == 5:
         if len(images) < timesteps:
-            raise InvalidData(
-                f"lockstep: got {len(images)} frames of events for {timesteps} steps; expected one for each. Lower T."
-            )
+            got = f"{len(images)} frames of events for {timesteps} steps"
+            raise InvalidData(message("lockstep", "", got, "one for each", "Lower T"))
         start = {graph.nodes[0].name: Both(seen[:timesteps], images.mean(0))}
     else:
         start = {graph.nodes[0].name: Both(seen.expand(steps_of(graph, timesteps), *images.shape), images)}
