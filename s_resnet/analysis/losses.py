@@ -11,7 +11,7 @@ from torch import Tensor
 from ..graph.alphabet import Differential
 from ..graph.neuron import Neuron
 from ..kernels import per_channel
-from ..simulation.lockstep import respond
+from ..simulation.lockstep import fire_mean
 from .measured_on import check_labels
 
 PARTS = ("unevenness", "quantization", "clipping", "inherited")
@@ -68,7 +68,7 @@ def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split
     """
     threshold = per_channel(op.threshold, source.ndim).double()
     charge = _charge(op, currents, timesteps)
-    emitted = respond(op, currents, timesteps).sum(0).double() * (timesteps / len(currents)) / threshold
+    emitted = fire_mean(op, currents, timesteps).sum(0).double() * (timesteps / len(currents)) / threshold
     if isinstance(op.spikes, Differential):
         counts = worth = emitted
         cap = timesteps * op.max_emission * sum(1 / t for t in range(1, timesteps + 1))

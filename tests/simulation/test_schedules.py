@@ -351,7 +351,7 @@ def counts_in_closed_form(graph, x, steps):
     def visit(node, currents, target):
         if isinstance(node.op, Neuron):
             assert len(currents) == 1
-            sent = lockstep.respond(node.op, currents, steps)[0]
+            sent = lockstep.fire_mean(node.op, currents, steps)[0]
             found[node.name] = sent / node.op.threshold.view(-1, *(1,) * (sent.ndim - 2)) * steps
         return node.op
 
