@@ -177,8 +177,9 @@ def ann(setting: Setting) -> Runner:
     return Runner(run)
 
 
-def ours(compiler: bool = True, weights: str = "float32", **settings: Any) -> Callable[[Setting], Runner]:
-    """Our simulator; ``settings`` go to `s_resnet.simulate`."""
+def ours(compiler: bool = True, weights: str = "float32", precision: str = "exact") -> Callable[[Setting], Runner]:
+    """Our simulator; ``precision`` goes to `s_resnet.simulate`."""
+    settings = s_resnet.simulation.SimulationSettings(precision=precision)
 
     def build(setting: Setting) -> Runner:
         snn = setting.converted(weights)
@@ -186,9 +187,9 @@ def ours(compiler: bool = True, weights: str = "float32", **settings: Any) -> Ca
 
         def simulate(steps: int, state: s_resnet.graph.State | None) -> s_resnet.Simulation:
             if compiler:
-                return s_resnet.simulate(snn, setting.images, steps, state=state, **settings)
+                return s_resnet.simulate(snn, setting.images, steps, settings, state=state)
             with missing:
-                return s_resnet.simulate(snn, setting.images, steps, state=state, **settings)
+                return s_resnet.simulate(snn, setting.images, steps, settings, state=state)
 
         begun = simulate(WARM, None)
         after = simulate(WARM, begun.state)

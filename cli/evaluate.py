@@ -125,19 +125,16 @@ def evaluate(asked: Options) -> None:
         if asked.json_file and rank == 0:
             check_output(asked.json_file, path, force=asked.force)
         snn = s_resnet.load(path)
+        timesteps = asked.timesteps or (timesteps_for(snn, path) if asked.at is None else max(asked.at))
         loader = find_images(snn, path, asked).loader(asked.batch_size, rank, world)
-        report = s_resnet.evaluate(
-            snn,
-            loader,
-            asked.timesteps or (timesteps_for(snn, path) if asked.at is None else max(asked.at)),
-            at=asked.at,
-            exit_confidence=asked.exit_confidence,
+        settings = s_resnet.analysis.EvaluationSettings(
+            early_exit=asked.exit_confidence,
             precision=asked.precision,
             in_closed_form=asked.closed_form,
-            device=asked.device,
             network=path.name,
             progress=True,
         )
+        report = s_resnet.evaluate(snn, loader, timesteps, settings, at=asked.at, device=asked.device)
         loader.unreadable = sum(s_resnet.runtime.all_gather(loader.unreadable), ())
         events, outside = zip(*s_resnet.runtime.all_gather(loader.events), strict=True)
         loader.events = sum(events), sum(outside)

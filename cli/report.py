@@ -120,24 +120,22 @@ def report(asked: Options) -> None:
     loaders: list[s_resnet.data.Loader] = []
     lines: list[str] = []
 
-    def studies() -> Iterator[s_resnet.report.Study]:
+    def measured() -> Iterator[s_resnet.report.NetworkReport]:
         for one in _subjects(paths, asked):
-            study = s_resnet.report.study(
-                one.snn,
-                one.loader,
-                one.timesteps,
-                network=one.name,
+            settings = s_resnet.report.ReportSettings(
                 sha256=hashlib.sha256(one.path.read_bytes()).hexdigest(),
                 classes=tuple(one.loader.data.classes),
                 constants=constants,
-                device=asked.device,
                 progress=True,
             )
-            yield study
+            found = s_resnet.report.measure(
+                one.snn, one.loader, one.timesteps, settings, network=one.name, device=asked.device
+            )
+            yield found
             loaders.append(one.loader)
-            lines.append(_summary(study))
+            lines.append(_summary(found))
 
-    s_resnet.report.write_page(studies(), asked.output, _command())
+    s_resnet.report.write_page(measured(), asked.output, _command())
     warn_left_out(*loaders)
     for line in lines:
         say(line)
@@ -169,14 +167,14 @@ def _command() -> str:
     return shlex.join(["sresnet", *sys.argv[1:]])
 
 
-def _summary(study: s_resnet.report.Study) -> str:
+def _summary(measured: s_resnet.report.NetworkReport) -> str:
     """Accuracy, steps and energy of one network, on one line."""
-    ann, row = study.report.ann, study.report.snn[-1]
+    ann, row = measured.report.ann, measured.report.snn[-1]
     rival = "the equal-bit ANN" if ann else "one dense pass through the same layers with equal bits"
-    source = f"its ANN {100 * ann['top1']:.1f}%" if ann else f"trained for T = {study.report.trained_for}"
-    ratio = study.energy.ratios["int8_total"] if study.energy else math.inf
+    source = f"its ANN {100 * ann['top1']:.1f}%" if ann else f"trained for T = {measured.report.trained_for}"
+    ratio = measured.energy.ratios["int8_total"] if measured.energy else math.inf
     estimate = f", energy {ratio:.2f} times that of {rival} (estimate)" if math.isfinite(ratio) else ""
     return (
-        f"{study.network}: top-1 {100 * row.top1:.1f}%, {source}, at "
-        f"T = {row.timesteps}, {study.end_to_end_steps} end-to-end steps{estimate}"
+        f"{measured.network}: top-1 {100 * row.top1:.1f}%, {source}, at "
+        f"T = {row.timesteps}, {measured.end_to_end_steps} end-to-end steps{estimate}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import platform
 import re
@@ -11,13 +12,14 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 __all__ = [
     "opened",
     "read",
     "reason",
     "replacing",
+    "save_json",
     "scratch",
     "sweep",
 ]
@@ -25,6 +27,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import safetensors
 
@@ -66,6 +69,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the error is already on its way
             temporary.unlink(missing_ok=True)
+
+
+def save_json(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
+    """Write plain JSON values, whole or not at all. Raises SResNetError when the file cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -412,14 +412,14 @@ def _used(graph: s_resnet.Graph, x: torch.Tensor, path: Path) -> None:
     kind = zlib.crc32(path.read_bytes()) % 8
     found: Any = 0.0
     if kind == 0:
-        found = s_resnet.simulate(graph, x, T, precision="fast").outputs
+        found = s_resnet.simulate(graph, x, T, s_resnet.simulation.SimulationSettings(precision="fast")).outputs
     elif kind == 1:
-        found = s_resnet.simulate(graph, x, T, coding="poisson").outputs
+        found = s_resnet.simulate(graph, x, T, s_resnet.simulation.SimulationSettings(coding="poisson")).outputs
     elif kind == 2:
         names = [node.name for node in graph.nodes[1:]]
         found = torch.cat([v.flatten() for v in s_resnet.simulation.features(graph, x, T, names).values()])
     elif kind == 3:
-        found = s_resnet.simulation.simulate_until_confident(graph, x, T, 0.5).outputs
+        found = s_resnet.simulation.simulate_with_early_exit(graph, x, T, 0.5).outputs
     elif kind == 4:
         s_resnet.evaluate(graph, [(x, labels)], timesteps=T).to_dict()
         _program("evaluate", str(path), "--timesteps", str(T), "--limit", "4", "--data", str(path.with_name("x.npz")))

@@ -96,7 +96,9 @@ def test_what_a_gpu_would_launch_is_recorded(folder):
     for precision in inside.PRECISIONS:
         found[precision] = set()
         with inside.as_on_a_gpu(found[precision]):
-            got = s_resnet.simulate(given.load("dyadic"), given.images, 8, precision=precision)
+            got = s_resnet.simulate(
+                given.load("dyadic"), given.images, 8, s_resnet.simulation.SimulationSettings(precision=precision)
+            )
         assert found[precision] and all(file == "membrane.cu" for file, _ in found[precision])
         spikes = {name: counts[-1] for name, counts in got.spikes.items()}
         if precision == "exact":

@@ -79,7 +79,9 @@ def _kept(given: Networks) -> object:
 
     before = settings()
     for precision in inside.PRECISIONS:
-        s_resnet.simulate(given.load("s-resnet"), given.images[:2], 4, precision=precision)
+        s_resnet.simulate(
+            given.load("s-resnet"), given.images[:2], 4, s_resnet.simulation.SimulationSettings(precision=precision)
+        )
     expect(settings() == before, f"{before} before, {settings()} after")
     return before
 

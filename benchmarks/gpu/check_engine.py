@@ -36,7 +36,9 @@ def last(spikes: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def against_the_cpu(given: Networks, name: str, precision: str) -> dict[str, float]:
     want = given.reference["networks"][name]
-    got = s_resnet.simulate(given.load(name), given.images, want["timesteps"], precision=precision)
+    got = s_resnet.simulate(
+        given.load(name), given.images, want["timesteps"], s_resnet.simulation.SimulationSettings(precision=precision)
+    )
     answers, wanted = got.outputs[-1].cpu(), want["outputs"]
     told = {
         "spikes_apart": apart(last(got.spikes), want["spikes"]),
@@ -62,7 +64,7 @@ def _chunks(given: Networks) -> object:
     for name in ("int8", "dyadic"):
         snn, runs = given.load(name), []
         for chunk in (None, 1, 3, 8):
-            got = s_resnet.simulate(snn, given.images[:16], 24, chunk)
+            got = s_resnet.simulate(snn, given.images[:16], 24, s_resnet.simulation.SimulationSettings(chunk=chunk))
             runs.append((got.outputs[-1].cpu(), last(got.spikes)))
         for outputs, spikes in runs[1:]:
             expect(torch.equal(outputs, runs[0][0]) and apart(spikes, runs[0][1]) == 0, name)
@@ -82,7 +84,12 @@ def _replay(given: Networks) -> object:
                 spikes = {k: sum(part.spikes[k].double().sum(0) for part in chunks).cpu() for k in chunks[0].spikes}
                 eager.append((chunks[-1].outputs[-1], spikes, chunks[-1].state.memory))
         with inside.counted_graphs() as counts:
-            runs = [s_resnet.simulate(snn, batches[i % 2], 24, chunk, precision=precision) for i in range(4)]
+            runs = [
+                s_resnet.simulate(
+                    snn, batches[i % 2], 24, s_resnet.simulation.SimulationSettings(chunk=chunk, precision=precision)
+                )
+                for i in range(4)
+            ]
         told[f"{name} {precision}"] = dict(counts)
         expect(counts["replayed"] > 0, f"{name}: no graph was replayed")
         for index, (got, (outputs, spikes, memory)) in enumerate(zip(runs, 2 * eager, strict=True)):
@@ -108,7 +115,12 @@ def _twice(given: Networks) -> object:
     snn = given.load("s-resnet")
     same = {}
     for precision in inside.PRECISIONS:
-        runs = [s_resnet.simulate(snn, given.images, 32, precision=precision).outputs for _ in range(2)]
+        runs = [
+            s_resnet.simulate(
+                snn, given.images, 32, s_resnet.simulation.SimulationSettings(precision=precision)
+            ).outputs
+            for _ in range(2)
+        ]
         same[precision] = torch.equal(*runs)
     return same  # told, not asked: cuDNN may choose another algorithm
 
@@ -175,8 +187,12 @@ def _evaluate(given: Networks) -> object:
     told = {}
     for precision in inside.PRECISIONS:
         snn = given.load("int8")
-        got = s_resnet.evaluate(snn, batches, 24, device=given.device.type, precision=precision)
-        want = s_resnet.evaluate(snn, batches, 24, device="cpu", precision=precision)
+        got = s_resnet.evaluate(
+            snn, batches, 24, s_resnet.analysis.EvaluationSettings(precision=precision), device=given.device.type
+        )
+        want = s_resnet.evaluate(
+            snn, batches, 24, s_resnet.analysis.EvaluationSettings(precision=precision), device="cpu"
+        )
         same = [(a.top1, a.agreement, a.spikes_per_neuron) == (b.top1, b.agreement, b.spikes_per_neuron)
                 for a, b in zip(got.snn, want.snn, strict=True)]  # fmt: skip
         expect(all(same) and got.kernel == inside.kernel(given.device), f"{precision}: {got.table()}")
@@ -188,7 +204,7 @@ def _evaluate(given: Networks) -> object:
 def _anytime(given: Networks) -> object:
     answers = s_resnet.simulate(given.load("int8", "cpu"), given.images[:8].cpu(), 48).outputs[-1]
     enough = 0.8 * float(answers.softmax(1).amax(1).median())  # some images get there, and some do not
-    got, want = on_both(given, "int8", lambda snn, x: s_resnet.simulation.simulate_until_confident(snn, x, 48, enough))
+    got, want = on_both(given, "int8", lambda snn, x: s_resnet.simulation.simulate_with_early_exit(snn, x, 48, enough))
     expect(torch.equal(got.steps.cpu(), want.steps), f"steps {got.steps.tolist()}, on the CPU {want.steps.tolist()}")
     expect(apart(got.spikes, {name: spikes.double() for name, spikes in want.spikes.items()}) == 0, "spikes differ")
     return got.steps.tolist()
@@ -197,11 +213,16 @@ def _anytime(given: Networks) -> object:
 @check("events and Poisson spikes go in")
 def _events(given: Networks) -> object:
     snn, x = given.load("s-resnet"), given.images[:8]
-    direct = s_resnet.simulate(snn, x, 12, 4)
-    events = s_resnet.simulate(snn, x.expand(12, *x.shape).contiguous(), 12, 4)
+    direct = s_resnet.simulate(snn, x, 12, s_resnet.simulation.SimulationSettings(chunk=4))
+    events = s_resnet.simulate(
+        snn, x.expand(12, *x.shape).contiguous(), 12, s_resnet.simulation.SimulationSettings(chunk=4)
+    )
     off = apart(last(events.spikes), last(direct.spikes))
     expect(off <= APART["exact"], f"frames that are all the image: {off} of the spikes apart")
-    drawn = [s_resnet.simulate(snn, x, 12, chunk, coding="poisson") for chunk in (4, 12)]
+    drawn = [
+        s_resnet.simulate(snn, x, 12, s_resnet.simulation.SimulationSettings(chunk=chunk, coding="poisson"))
+        for chunk in (4, 12)
+    ]
     off = apart(last(drawn[0].spikes), last(drawn[1].spikes))
     expect(off <= APART["exact"], f"Poisson spikes in another chunk: {off} of the spikes apart")
     return off
@@ -217,7 +238,9 @@ def _trained(given: Networks) -> object:
         snn = s_resnet.convert(model, tuple(x.shape[-3:]))
         want = last(s_resnet.simulate(snn, x.cpu(), 4).spikes)
         for precision in inside.PRECISIONS:
-            got = s_resnet.simulate(snn.to(given.device), x, 4, precision=precision)
+            got = s_resnet.simulate(
+                snn.to(given.device), x, 4, s_resnet.simulation.SimulationSettings(precision=precision)
+            )
             told[f"{arch} {precision}"] = apart(last(got.spikes), want)
     limits = {"exact": 0.001, "fast": 0.05}
     wrong = {name: off for name, off in told.items() if off > limits[name.split()[1]]}

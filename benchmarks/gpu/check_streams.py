@@ -14,7 +14,7 @@ import s_resnet
 def _memory(given: Networks) -> object:
     snn, seen = given.load("s-resnet"), []
     for _ in range(8):
-        s_resnet.simulate(snn, given.images, 24, 4, precision="fast")
+        s_resnet.simulate(snn, given.images, 24, s_resnet.simulation.SimulationSettings(chunk=4, precision="fast"))
         seen.append((torch.cuda.memory_allocated() >> 20, torch.cuda.memory_reserved() >> 20))
     told = {"MiB allocated, reserved": seen}
     expect(seen[-1][0] <= seen[2][0] + 8 and seen[-1][1] <= seen[2][1] + 64, told)
@@ -28,7 +28,7 @@ def _long(given: Networks) -> object:
         snn = given.load("s-resnet")
         for _ in range(3):  # the first prepares, the second may record a graph
             torch.cuda.reset_peak_memory_stats()
-            s_resnet.simulate(snn, given.images, steps, 8)
+            s_resnet.simulate(snn, given.images, steps, s_resnet.simulation.SimulationSettings(chunk=8))
         peaks.append(torch.cuda.max_memory_allocated() >> 20)
         del snn
     expect(peaks[1] <= 1.2 * peaks[0] + 8, peaks)
@@ -38,13 +38,13 @@ def _long(given: Networks) -> object:
 @check("on a side stream the results are the same", gpu=True)
 def _side(given: Networks) -> None:
     snn, side = given.load("dyadic"), torch.cuda.Stream()
-    want = s_resnet.simulate(snn, given.images, 24, 4).outputs
+    want = s_resnet.simulate(snn, given.images, 24, s_resnet.simulation.SimulationSettings(chunk=4)).outputs
     late = torch.zeros_like(given.images)
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         torch.cuda._sleep(100_000_000)  # work on another stream would read zeros
         late.copy_(given.images)
-        got = s_resnet.simulate(snn, late, 24, 4).outputs
+        got = s_resnet.simulate(snn, late, 24, s_resnet.simulation.SimulationSettings(chunk=4)).outputs
     torch.cuda.current_stream().wait_stream(side)
     expect(torch.equal(got, want), "differs")
 
@@ -63,8 +63,10 @@ def _second(given: Networks) -> object:
     if torch.cuda.device_count() < 2:
         return "not checked: one device"
     snn, x = given.load("dyadic", "cuda:1"), given.images.to("cuda:1")
-    got = s_resnet.simulate(snn, x, 30, 4).outputs
-    want = s_resnet.simulate(given.load("dyadic"), given.images, 30, 4).outputs
+    got = s_resnet.simulate(snn, x, 30, s_resnet.simulation.SimulationSettings(chunk=4)).outputs
+    want = s_resnet.simulate(
+        given.load("dyadic"), given.images, 30, s_resnet.simulation.SimulationSettings(chunk=4)
+    ).outputs
     expect(got.device.index == 1 and torch.equal(got.cpu(), want.cpu()), "differs")
     return None
 

@@ -47,10 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for precision in inside.PRECISIONS:
 
         def whole(precision: str = precision) -> None:
-            s_resnet.simulate(snn, given.images, steps, 8, precision=precision)
+            s_resnet.simulate(
+                snn, given.images, steps, s_resnet.simulation.SimulationSettings(chunk=8, precision=precision)
+            )
 
         def until(precision: str = precision) -> None:
-            s_resnet.simulation.simulate_until_confident(snn, given.images, steps, 0.9, precision=precision)
+            s_resnet.simulation.simulate_with_early_exit(
+                snn, given.images, steps, 0.9, s_resnet.simulation.SimulationSettings(precision=precision)
+            )
 
         with inside.counted_graphs() as counts:
             line[f"{precision}_first_runs_s"] = [round(timing.wall(whole, repeats=1), 3) for _ in range(3)]

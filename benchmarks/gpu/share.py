@@ -99,7 +99,7 @@ def measure(timing: Timing, name: str, snn: s_resnet.Graph, images: Tensor, step
     way = WAYS[name]
 
     def call() -> None:
-        s_resnet.simulate(snn, images, steps, precision=way.precision)
+        s_resnet.simulate(snn, images, steps, s_resnet.simulation.SimulationSettings(precision=way.precision))
 
     with inside.counted_graphs() as counts:  # the first run prepares, the second may record a graph
         first = [round(timing.wall(call, repeats=1), 3) for _ in range(3)]

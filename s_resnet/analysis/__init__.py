@@ -3,8 +3,8 @@
 from .cost.energy import Constants, Cost, Energy, energy, load_constants
 from .cost.layers import LayerOperations, SourceOperations, Traffic
 from .cost.operations import Operations, count_operations
-from .evaluate import evaluate, powers_of_two
-from .figures import Exit, Report, Row, described
+from .evaluate import EvaluationSettings, evaluate, powers_of_two
+from .figures import EarlyExit, Report, Row, described
 from .measured_on import fitted_for
 from .verification import LayerVerification, Verification
 from .verify import verify
@@ -12,8 +12,9 @@ from .verify import verify
 __all__ = [
     "Constants",
     "Cost",
+    "EarlyExit",
     "Energy",
-    "Exit",
+    "EvaluationSettings",
     "LayerOperations",
     "LayerVerification",
     "Operations",

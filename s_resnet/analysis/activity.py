@@ -22,13 +22,9 @@ def check_trained(node: Node) -> None:
     op = node.op
     assert isinstance(op, Neuron)
     if op.surrogate is None or op.waits or not isinstance(op.spikes, Binary | MultiThreshold):
-        what = f"a converted, waiting or {op.alphabet} neuron in a trained network"
-        expected = "neurons with a surrogate gradient alone"
-        raise InvalidData(
-            message(
-                "verify", node.name, got=what, expected=expected, remedy="Verify the network that it was trained from"
-            )
-        )
+        got = f"a converted, waiting or {op.alphabet} neuron in a trained network"
+        expected, remedy = "neurons with a surrogate gradient alone", "Verify the network that it was trained from"
+        raise InvalidData(message("verify", node.name, got, expected, remedy))
 
 
 def activity(op: Neuron, currents: Tensor, timesteps: int, trained_for: int) -> Iterator[tuple[str, Tensor]]:

@@ -18,58 +18,87 @@ from torch import Tensor
 from .. import kernels
 from ..data.arguments import labeled, probability, whole_number
 from ..data.intervals import difference
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.graph import Graph, check_spiking, count_images
 from ..runtime.device import find_device, peak_memory, prefetch
+from ..runtime.display import Displayed
 from ..runtime.processes import all_gather, in_lockstep_batches, rank_and_world_size, shared_errors
 from ..runtime.progress import Progress
+from ..simulation.anytime import simulate_with_early_exit
 from ..simulation.closed_form import closed_form
-from ..simulation.simulate import answers, simulate_until_confident, steps_to_report
-from .figures import MANY_CLASSES, Exit, Report, Row
-from .measured_on import Seen, check_names, described_data, fitted_for, notes_on, repeated, training_notes
+from ..simulation.simulate import SimulationSettings, answers, steps_to_report
+from .figures import MANY_CLASSES, EarlyExit, Report, Row
+from .measured_on import Seen, check_labels, check_names, described_data, fitted_for, notes_on, repeated, training_notes
 
 # Gets each batch's images, labels ``[B]``, the logits ``[B, N]`` to agree with (the ANN's, or a trained network's own
 # after the T that it was trained for) and the answers ``[rows, B, N]`` at each T.
 Watch = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
+@dataclass(frozen=True, repr=False)
+class EvaluationSettings(Displayed):
+    """How to evaluate; the defaults are what nearly everyone wants.
+
+    Attributes:
+        early_exit: 0 < P < 1; simulate each image only until it is that confident, T at most, as
+            :func:`s_resnet.simulation.simulate_with_early_exit` does. The fixed T of ``at`` are then simulated only if
+            ``at`` is given: they cost the steps that the exit saves. None: no exit.
+        precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as of a simulation.
+        in_closed_form: of a phased network, take spike counts from :func:`s_resnet.simulation.closed_form`, about T
+            times faster.
+        network: a name for the report.
+        progress: whether to show bars on stderr when it is a terminal, in the first process.
+        watch: called for every batch with images, labels, the logits to agree with and the answers ``[rows, B, N]``.
+
+    Raises:
+        InvalidData: a probability out of range, or a closed form with an exit or in 16 bits.
+    """
+
+    early_exit: float | None = None
+    precision: str = "exact"
+    in_closed_form: bool = False
+    network: str = ""
+    progress: bool = False
+    watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        if self.early_exit is not None:
+            object.__setattr__(self, "early_exit", probability(self.early_exit, "evaluate", "early_exit"))
+        if self.in_closed_form and (self.precision != "exact" or self.early_exit is not None):
+            asked = "an exit" if self.precision == "exact" else f"precision {self.precision}"
+            got, remedy = f"the closed form with {asked}", "Choose one of the two"
+            expected = "it alone, as it counts in float32 and has no steps to leave at"
+            raise InvalidData(message("evaluate", "", got, expected, remedy))
+
+
+USUAL = EvaluationSettings()
+
+
 def evaluate(
     snn: Graph,
     loader: Iterable[Any],
     timesteps: int,
+    settings: EvaluationSettings = USUAL,
     *,
     at: Sequence[int] | None = None,
-    exit_confidence: float | None = None,
-    precision: str = "exact",
-    in_closed_form: bool = False,
     device: str | torch.device = "auto",
-    network: str = "",
-    progress: bool = False,
-    watch: Watch | None = None,
 ) -> Report:
     """Evaluate a spiking network and its own ANN on the same images, at many T from one pass.
 
     A directly trained network has no ANN; the agreement is then with its own answer after the T it was trained for.
 
-    In a process group of torch.distributed each process passes its own part of the images (see :func:`shard`), which
-    may be empty; all get the report on all images, or the same error. ``"cuda"`` is then the current GPU.
+    In a process group of torch.distributed each process passes its own part of the images (see
+    :func:`s_resnet.runtime.shard`), which may be empty; all get the report on all images, or the same error.
+    ``"cuda"`` is then the current GPU.
 
     Args:
         snn: a converted or directly trained network.
         loader: batches of (images ``[B, C, H, W]``, labels ``[B]``, ...) or dicts with ``pixel_values`` or ``images``
             and ``labels``; of events ``[T, B, C, H, W]`` the ANN sees the mean over T.
         timesteps: T >= 1.
-        at: the steps to report; by default T, and of a network that is not fitted to one T also 1, 2, 4, ...
-        exit_confidence: 0 < P < 1; simulate each image only until it is that confident, T at most, as
-            :func:`simulate_until_confident` does. The fixed T of ``at`` are then simulated only if ``at`` is given:
-            they cost the steps that the exit saves.
-        precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as in :func:`simulate`.
-        in_closed_form: of a phased network, take spike counts from :func:`s_resnet.simulation.closed_form`, about T
-            times faster.
+        settings: early exit, precision, and what else is seldom needed.
+        at: the steps to report; by default T, and for a network that is not fitted to one T also 1, 2, 4, ...
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        network: a name for the report.
-        progress: show bars on stderr when it is a terminal, in the first process.
-        watch: called for every batch with images, labels, the logits to agree with and the answers ``[rows, B, N]``.
 
     Raises:
         InvalidData: no images, images or answers that are not finite, labels that the network has no class for, classes
@@ -79,29 +108,21 @@ def evaluate(
     with shared_errors():
         check_spiking(snn, "evaluate")
         timesteps = whole_number(timesteps, "evaluate", "timesteps")
-        if exit_confidence is not None:
-            exit_confidence = probability(exit_confidence, "evaluate", "exit_confidence")
-        if in_closed_form and (precision != "exact" or exit_confidence is not None):
-            asked = "an exit" if precision == "exact" else f"precision {precision}"
-            raise InvalidData(
-                f"evaluate: got the closed form with {asked}; expected it alone, as it counts in float32 and has no "
-                "steps to leave at. Choose one of the two."
-            )
         target = find_device(device)
         if at is None:
             usual = powers_of_two(timesteps) if fitted_for(snn) is None else (timesteps,)
-            at = usual if exit_confidence is None else None
+            at = usual if settings.early_exit is None else None
         wanted = None if at is None else steps_to_report(timesteps, at)
         notes = [*training_notes(loader), *check_names(loader, snn)]
-        tally = _Tally(snn.to(target), timesteps, wanted, exit_confidence, precision, in_closed_form, watch)
+        tally = _Tally(snn.to(target), timesteps, wanted, settings)
         tally.batches = length_hint(loader, 1)
         if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)
-        progress = progress and rank_and_world_size()[0] == 0
+        progress = settings.progress and rank_and_world_size()[0] == 0
         batches = Progress(loader, desc="evaluate", unit="batch", shown=progress)
         for images, labels in in_lockstep_batches(prefetch(labeled(batches, "evaluate"), target)):
             tally.add(images, labels, progress)
-        return tally.report(network, target, loader, notes)
+        return tally.report(target, loader, notes)
 
 
 def powers_of_two(timesteps: int) -> tuple[int, ...]:
@@ -148,18 +169,8 @@ class _Sums:
 class _Tally:
     """The sums over batches that a Report divides."""
 
-    def __init__(
-        self,
-        snn: Graph,
-        timesteps: int,
-        at: tuple[int, ...] | None,
-        confidence: float | None,
-        precision: str,
-        in_closed_form: bool,
-        watch: Watch | None,
-    ) -> None:
-        self.snn, self.timesteps, self.at, self.confidence, self.precision = snn, timesteps, at, confidence, precision
-        self.in_closed_form, self.watch = in_closed_form, watch
+    def __init__(self, snn: Graph, timesteps: int, at: tuple[int, ...] | None, settings: EvaluationSettings) -> None:
+        self.snn, self.timesteps, self.at, self.settings = snn, timesteps, at, settings
         self.images, self.number, self.classes = 0, 0, 0  # the number of the batch, from 1
         self.batches, self.size = 1, 0  # how many are expected, and of how many images
         self.ann = torch.zeros(2, dtype=torch.int64)  # right at top-1, top-5
@@ -182,60 +193,60 @@ class _Tally:
         self.calibrated_on += sum(mark in self.marks for mark in self.seen.add(images, labels, choice))
         self.ann += torch.stack(_hits(logits, labels)).cpu()
         if self.at is not None:
-            with _timed(self.fixed, images.device):
-                if self.in_closed_form:
-                    result = closed_form(self.snn, images, self.timesteps, self.at)
-                else:
-                    self.size = self.size or count
-                    repeats = self.batches if count == self.size else 1
-                    inner = progress and not self.snn.windowed  # its window is one chunk: a bar would stand still
-                    result = answers(self.snn, images, self.at, self.precision, repeats, inner)
-            self._finite(result.outputs, "network")
-            self.fixed.steps += (sum(self.at) if self.snn.windowed else self.at[-1]) * count
-            for row, answer in enumerate(result.outputs):
-                self.fixed.add(row, answer, labels, choice, [count[row] for count in result.spikes.values()])
-            if self.watch is not None:
-                self.watch(images, labels, logits, result.outputs)
-        if self.confidence is not None:
-            with _timed(self.exit, images.device):
-                exits = simulate_until_confident(
-                    *(self.snn, images, self.timesteps, self.confidence),
-                    precision=self.precision,
-                    progress=progress,
-                )
-            self._finite(exits.outputs, "network")
-            self.exit.steps += int(exits.steps.sum())
-            self.exit.add(0, exits.outputs, labels, choice, exits.spikes.values())
+            self._simulate(images, labels, logits, self.at, progress)
+        if self.settings.early_exit is not None:
+            self._simulate_until(images, labels, choice, self.settings.early_exit, progress)
+
+    def _simulate(self, images: Tensor, labels: Tensor, logits: Tensor, at: tuple[int, ...], progress: bool) -> None:
+        """Count the answers after each of the fixed T."""
+        settings, count = self.settings, count_images(images)
+        with _timed(self.fixed, images.device):
+            if settings.in_closed_form:
+                result = closed_form(self.snn, images, self.timesteps, at)
+            else:
+                self.size = self.size or count
+                repeats = self.batches if count == self.size else 1
+                inner = progress and not self.snn.windowed  # its window is one chunk: a bar would stand still
+                result = answers(self.snn, images, at, settings.precision, repeats, inner)
+        self._finite(result.outputs, "network")
+        self.fixed.steps += (sum(at) if self.snn.windowed else at[-1]) * count
+        for row, answer in enumerate(result.outputs):
+            self.fixed.add(row, answer, labels, logits.argmax(1), [count[row] for count in result.spikes.values()])
+        if settings.watch is not None:
+            settings.watch(images, labels, logits, result.outputs)
+
+    def _simulate_until(
+        self, images: Tensor, labels: Tensor, choice: Tensor, confidence: float, progress: bool
+    ) -> None:
+        """Count the answers where each image stops once it is confident."""
+        with _timed(self.exit, images.device):
+            how = SimulationSettings(precision=self.settings.precision, progress=progress)
+            exits = simulate_with_early_exit(self.snn, images, self.timesteps, confidence, how)
+        self._finite(exits.outputs, "network")
+        self.exit.steps += int(exits.steps.sum())
+        self.exit.add(0, exits.outputs, labels, choice, exits.spikes.values())
 
     def _check(self, logits: Tensor, labels: Tensor) -> None:
         """Raise InvalidData unless these are scores of classes, one of which each label is."""
         self.classes = logits.shape[1]
         if logits.ndim != 2:
-            raise InvalidData(
-                f"evaluate: got answers of shape {tuple(logits.shape)}; expected scores of classes, "
-                "[B, N]. Compare other values with snn(images, timesteps) and snn.run(images)."
-            )
+            got = f"answers of shape {tuple(logits.shape)}"
+            remedy = "Compare other values with snn(images, timesteps) and snn.run(images)"
+            raise InvalidData(message("evaluate", "", got, "scores of classes, [B, N]", remedy))
         if self.classes < 2:
-            raise InvalidData(
-                "evaluate: got a network that answers one number; expected scores of two classes or more. Compare "
-                "values in Python: (snn(images, timesteps).flatten() - targets).abs().mean()."
-            )
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
-        if len(wrong):
-            raise InvalidData(
-                f"evaluate: got label {int(wrong[0])} for a network of {self.classes} classes; expected labels "
-                f"0 ... {self.classes - 1}. Choose the data that the network was trained on."
-            )
+            remedy = "Compare values in Python: (snn(images, timesteps).flatten() - targets).abs().mean()"
+            got = "a network that answers one number"
+            raise InvalidData(message("evaluate", "", got, "scores of two classes or more", remedy))
+        check_labels(labels, self.classes, "evaluate")
         self._finite(logits, "source network")
 
     def _finite(self, answers: Tensor, who: str) -> None:
         if not bool(torch.isfinite(answers).all()):
-            raise InvalidData(
-                f"evaluate: batch {self.number}: got answers of the {who} that are not finite; expected numbers. "
-                "Check its weights, and the scale of the images."
-            )
+            got = f"answers of the {who} that are not finite"
+            remedy = "Check its weights, and the scale of the images"
+            raise InvalidData(message(f"evaluate: batch {self.number}", "", got, "numbers", remedy))
 
-    def report(self, network: str, device: torch.device, loader: object, notes: list[str]) -> Report:
+    def report(self, device: torch.device, loader: object, notes: list[str]) -> Report:
         """The report on the images of all processes."""
         left_out = (len(getattr(loader, "unreadable", ())), getattr(loader, "events", (0, 0)))
         own = (self.images, self.calibrated_on, self.ann, self.fixed, self.exit, self.neurons, peak_memory(device))
@@ -243,18 +254,18 @@ class _Tally:
         every, known, anns, fixed, exits, neurons, peaks, classes, seen, unreadable = zip(*said, strict=True)
         images, whole, exit = sum(every), _total(fixed), _total(exits)
         if images == 0:
-            raise InvalidData("evaluate: got no images; expected at least one batch. Check the data.")
+            raise InvalidData(message("evaluate", "", "no images", "at least one batch", "Check the data"))
         timed = exit if self.at is None else whole
         ann = None if self.snn.trained else sum(anns, torch.zeros_like(self.ann))
         common = (images, max(neurons), ann, max(classes))
         fitted = fitted_for(self.snn)
         events = tuple(sum(part[1][place] for part in unreadable) for place in range(2))
         return Report(
-            network=network,
+            network=self.settings.network,
             recipe=str(self.snn.provenance.get("recipe", {}).get("name", "custom")),
             images=images,
             device=device.type,
-            kernel="closed-form" if self.in_closed_form else kernels.fastest(device),
+            kernel="closed-form" if self.settings.in_closed_form else kernels.fastest(device),
             ann=None if ann is None else _accuracies(ann, images, max(classes)),
             snn=tuple(
                 Row(
@@ -268,8 +279,8 @@ class _Tally:
             images_per_second=images / timed.seconds,
             seconds_per_step_per_image=timed.seconds / timed.steps,
             peak_memory_bytes=max(peaks),
-            exit=None if self.confidence is None else self._exit(exit, common),
-            precision=self.precision,
+            exit=None if self.settings.early_exit is None else self._exit(exit, self.settings.early_exit, common),
+            precision=self.settings.precision,
             alphabet=self.snn.alphabet,
             calibrated_on=sum(known),
             trained_for=self.snn.trained_for if self.snn.trained else None,
@@ -279,10 +290,9 @@ class _Tally:
             fitted_for=fitted,
         )
 
-    def _exit(self, sums: _Sums, common: tuple[int, int, Tensor | None, int]) -> Exit:
-        assert self.confidence is not None
+    def _exit(self, sums: _Sums, confidence: float, common: tuple[int, int, Tensor | None, int]) -> EarlyExit:
         mean, speed = sums.steps / common[0], common[0] / sums.seconds
-        return Exit(self.confidence, self.timesteps, mean, images_per_second=speed, **sums.shares(0, *common))
+        return EarlyExit(confidence, self.timesteps, mean, images_per_second=speed, **sums.shares(0, *common))
 
 
 def _accuracies(right: Tensor, images: int, classes: int) -> dict[str, Any]:

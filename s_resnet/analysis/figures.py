@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..runtime.display import Displayed, Figures, Table, percent, plain
 
 SCHEMA = 1
@@ -16,11 +16,19 @@ MANY_CLASSES = 20  # from which on a top-5 accuracy says something
 
 @dataclass(frozen=True, repr=False)
 class Row(Displayed):
-    """The network at one T: accuracies and agreement with its source as shares, spikes per neuron and image up to T.
+    """The network at one T, in shares of the images.
 
-    top5: None below 20 classes. drop: the ANN's top-1 minus the network's, positive where the network is worse, with
-    its 95 % interval; None of a directly trained network. fitted: whether a recipe that is fitted to its T was fitted
-    to this one; None of a recipe that is not.
+    Attributes:
+        timesteps: T.
+        end_to_end_steps: steps from the first input to the answer.
+        top1: accuracy.
+        top5: accuracy of the first five answers; None below 20 classes.
+        agreement: share of images with the answer of its source.
+        spikes_per_neuron: per image, up to T.
+        drop: the ANN's top-1 minus the network's, positive where the network is worse; None for a directly trained
+            network.
+        drop_interval: its 95 % interval.
+        fitted: whether a recipe that is fitted to its T was fitted to this one; None for a recipe that is not.
     """
 
     timesteps: int
@@ -35,11 +43,20 @@ class Row(Displayed):
 
 
 @dataclass(frozen=True, repr=False)
-class Exit(Displayed):
-    """The network where each image stops once its answer is confident, after ``timesteps`` steps at most.
+class EarlyExit(Displayed):
+    """The network where each image stops once its answer is confident.
 
-    ``spikes_per_neuron`` counts up to where each image stopped; ``mean_timesteps`` is the mean of where. The other
-    fields are as of a :class:`Row`.
+    Attributes:
+        confidence: how sure an image has to be.
+        timesteps: steps that an image may take at most.
+        mean_timesteps: the mean of the steps that images took.
+        top1: as of a :class:`Row`.
+        top5: as of a :class:`Row`.
+        agreement: as of a :class:`Row`.
+        spikes_per_neuron: per image, up to where it stopped.
+        images_per_second: of this simulation alone.
+        drop: as of a :class:`Row`.
+        drop_interval: as of a :class:`Row`.
     """
 
     confidence: float
@@ -58,27 +75,34 @@ class Exit(Displayed):
 class Report(Figures):
     """The figures of one evaluation, over the images of all processes where there are several.
 
-    ann: the source network's ``top1`` and ``top5`` (None below 20 classes) on the same images; None of a directly
-        trained network.
-    snn: the network at each T; empty where only the exit was asked for.
-    images_per_second: of the simulation, without decoding and the ANN: all images over the time of the slowest
-        process. Of the fixed T where it was simulated, else of the exit.
-    seconds_per_step_per_image: that same time over all the steps of all the images.
-    peak_memory_bytes: of the process with the largest: its GPU's tensors, or on the CPU the whole process.
-    data: which images these are: ``path``, ``split``, how many there are (``of``), and what was ``left_out``:
-        ``calibrated_on``, ``unreadable``, files that are ``no_images``, the share ``events_outside`` the bins. Of a
-        loader of one's own what it is, as ``loader``.
-    notes: what about the images or answers is most probably not as it was meant.
-    calibrated_on: how many of the images the network was calibrated on; the JSON leaves 0 out.
-    repeated: how many of the images had been counted before; the JSON leaves 0 out.
-    fitted_for: the T that the recipe was fitted to; the JSON leaves None out, as of a recipe that is not fitted.
-    alphabet: what the neurons send, as :attr:`Graph.alphabet`; the JSON leaves ``"binary"`` out.
-    exit: where each image stops once it is confident; None, and absent in the JSON, unless asked for.
-    precision: ``"exact"``, which the JSON leaves out, or ``"fast"``.
-    trained_for: the T that a directly trained network was trained for, whose answers the agreement is with; the JSON
-        leaves None out.
+    Attributes:
+        network: its name.
+        recipe: the recipe that made it.
+        images: how many were evaluated.
+        device: ``"cpu"`` or ``"cuda"``.
+        kernel: the membrane kernel.
+        ann: the source network's ``top1`` and ``top5`` (None below 20 classes) on the same images; None for a directly
+            trained network.
+        snn: the network at each T; empty where only the exit was asked for.
+        images_per_second: of the simulation, without decoding and the ANN: all images over the time of the slowest
+            process. Of the fixed T where it was simulated, else of the exit.
+        seconds_per_step_per_image: that same time over all the steps of all the images.
+        peak_memory_bytes: of the process with the largest: its GPU's tensors, or on the CPU the whole process.
+        exit: where each image stops once it is confident; None, and absent in the JSON, unless asked for.
+        precision: ``"exact"``, which the JSON leaves out, or ``"fast"``.
+        alphabet: what the neurons send, as :attr:`Graph.alphabet`; the JSON leaves ``"binary"`` out.
+        calibrated_on: how many of the images the network was calibrated on; the JSON leaves 0 out.
+        trained_for: the T that a directly trained network was trained for, whose answers the agreement is with; the
+            JSON leaves None out.
+        data: which images these are: ``path``, ``split``, how many there are (``of``), and what was ``left_out``:
+            ``calibrated_on``, ``unreadable``, files that are ``no_images``, the share ``events_outside`` the bins. For
+            a loader of one's own what it is, as ``loader``.
+        notes: what about the images or answers is most probably not as it was meant.
+        repeated: how many of the images had been counted before; the JSON leaves 0 out.
+        fitted_for: the T that the recipe was fitted to; the JSON leaves None out, as of a recipe that is not fitted.
 
-    Raises InvalidData where a share is not within 0 and 1, since then something was counted wrong.
+    Raises:
+        InvalidData: a share is not within 0 and 1, since then something was counted wrong.
     """
 
     network: str
@@ -91,7 +115,7 @@ class Report(Figures):
     images_per_second: float
     seconds_per_step_per_image: float
     peak_memory_bytes: int
-    exit: Exit | None = None
+    exit: EarlyExit | None = None
     precision: str = "exact"
     alphabet: str = "binary"
     calibrated_on: int = 0
@@ -104,14 +128,13 @@ class Report(Figures):
     def __post_init__(self) -> None:
         for what, share in self._shares():
             if share is not None and not 0 <= share <= 1:
-                raise InvalidData(
-                    f"report: got a share of {share} as {what}; expected 0 to 1. Check that the network gives one "
-                    "score for each class, [B, N]."
-                )
+                got = f"a share of {share} as {what}"
+                remedy = "Check that the network gives one score for each class, [B, N]"
+                raise InvalidData(message("report", "", got, "0 to 1", remedy))
 
     def _shares(self) -> Iterator[tuple[str, float | None]]:
         yield from (self.ann or {}).items()
-        rows: tuple[Row | Exit, ...] = (*self.snn, *([self.exit] if self.exit else []))
+        rows: tuple[Row | EarlyExit, ...] = (*self.snn, *([self.exit] if self.exit else []))
         for row in rows:
             yield from (("top1", row.top1), ("top5", row.top5), ("agreement", row.agreement))
 
@@ -139,7 +162,7 @@ class Report(Figures):
 
     def _parts(self) -> Iterator[str | Table]:
         """A row for the ANN, one for each T, and one for the exit."""
-        rows: tuple[Row | Exit, ...] = (*self.snn, *([self.exit] if self.exit else []))
+        rows: tuple[Row | EarlyExit, ...] = (*self.snn, *([self.exit] if self.exit else []))
         wanted = {
             "drop": any(row.drop is not None for row in rows),
             "95% interval": any(row.drop is not None for row in rows),
@@ -198,15 +221,19 @@ def described(data: Mapping[str, Any] | None, images: int) -> str:
     return said + (f"; left out: {', '.join(left_out)}" if left_out else "")
 
 
-def _cells(row: Row | Exit) -> dict[str, str]:
+def _cells(row: Row | EarlyExit) -> dict[str, str]:
     """The figures of a row by their titles; accuracies in percent, the drop in points."""
+    if isinstance(row, EarlyExit):
+        steps, late = f"{row.mean_timesteps:.1f}", ""
+    else:
+        steps, late = f"{row.timesteps}{'*' * (row.fitted is False)}", str(row.end_to_end_steps)
     cells = {
-        "T": f"{row.mean_timesteps:.1f}" if isinstance(row, Exit) else f"{row.timesteps}{'*' * (row.fitted is False)}",
+        "T": steps,
         "top-1": _percent(row.top1),
         "top-5": _percent(row.top5),
         "agreement": _percent(row.agreement),
         "spikes/neuron": f"{row.spikes_per_neuron:.3f}",
-        "end-to-end steps": "" if isinstance(row, Exit) else str(row.end_to_end_steps),
+        "end-to-end steps": late,
     }
     if row.drop is not None and row.drop_interval is not None:
         low, high = row.drop_interval
@@ -214,7 +241,7 @@ def _cells(row: Row | Exit) -> dict[str, str]:
     return cells
 
 
-def _dropped(row: Row | Exit) -> str:
+def _dropped(row: Row | EarlyExit) -> str:
     return "" if row.drop is None else f"drop {100 * row.drop:+.2f} points, "
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData, message
 from ..graph.alphabet import Differential
 from ..graph.neuron import Neuron
 from ..kernels import per_channel
-from ..simulation.lockstep import respond
+from ..simulation.lockstep import fire_mean
+from .measured_on import check_labels
 
 PARTS = ("unevenness", "quantization", "clipping", "inherited")
 MEASURES = (*PARTS, "own", "total")
@@ -68,7 +68,7 @@ def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split
     """
     threshold = per_channel(op.threshold, source.ndim).double()
     charge = _charge(op, currents, timesteps)
-    emitted = respond(op, currents, timesteps).sum(0).double() * (timesteps / len(currents)) / threshold
+    emitted = fire_mean(op, currents, timesteps).sum(0).double() * (timesteps / len(currents)) / threshold
     if isinstance(op.spikes, Differential):
         counts = worth = emitted
         cap = timesteps * op.max_emission * sum(1 / t for t in range(1, timesteps + 1))
@@ -129,9 +129,5 @@ def relative(error: Tensor, signal: Tensor) -> Tensor:
 
 def right(answers: Mapping[str, Tensor], labels: Tensor) -> dict[str, int]:
     """How many of the logits ``[B, N]`` are right, by name. Raises InvalidData for labels that are no class."""
-    classes = next(iter(answers.values())).shape[1]
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        got, expected = f"label {int(wrong[0])} for a network of {classes} classes", f"labels 0 ... {classes - 1}"
-        raise InvalidData(message("verify", "", got, expected, "Choose the data that the network was trained on"))
+    check_labels(labels, next(iter(answers.values())).shape[1], "verify")
     return {name: int((logits.argmax(1) == labels).sum()) for name, logits in answers.items()}

@@ -16,7 +16,7 @@ from ..data.labels import label_notes
 from ..data.leakage import image_fingerprints
 from ..data.loader import Loader
 from ..data.open import TRAINING
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.graph import Graph
 
 FITTING = ("fit_thresholds", "calibrate_neurons")  # passes that fit a network to its T
@@ -56,6 +56,14 @@ def training_notes(loader: object) -> list[str]:
     return []
 
 
+def check_labels(labels: Tensor, classes: int, where: str) -> None:
+    """Raise InvalidData for labels that are no class of the network."""
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        got, expected = f"label {int(wrong[0])} for a network of {classes} classes", f"labels 0 ... {classes - 1}"
+        raise InvalidData(message(where, "", got, expected, "Choose the data that the network was trained on"))
+
+
 def check_names(loader: object, snn: Graph) -> list[str]:
     """What to know of class names that are not the network's. InvalidData where they are, in another order."""
     names = tuple(snn.provenance.get("classes", ()))
@@ -66,10 +74,9 @@ def check_names(loader: object, snn: Graph) -> list[str]:
     place = next((i for i, (a, b) in enumerate(zip(theirs, names, strict=False)) if not same_names([a], [b])), 0)
     got, expected = (f"{some[place]!r} as number {place}" for some in (theirs, names))
     if same_names(sorted(map(plain, theirs)), sorted(map(plain, names))):
-        raise InvalidData(
-            f"evaluate: got the classes of the network in another order, {got}; expected {expected}. Number them as "
-            'the network does: s_resnet.data.match_classes(data, snn.provenance["classes"]).'
-        )
+        remedy = 'Number them as the network does: s_resnet.data.match_classes(data, snn.provenance["classes"])'
+        got = f"the classes of the network in another order, {got}"
+        raise InvalidData(message("evaluate", "", got, expected, remedy))
     return [f"class names are not those of the network ({got}, in the network {expected}): they count by position"]
 
 

@@ -17,7 +17,7 @@ from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op, whole
 from ..graph.readout import Readout
 from ..runtime.progress import Progress
-from ..simulation.lockstep import Both, affordable, lockstep, steps_of, walk
+from ..simulation.lockstep import Pair, images_that_fit, lockstep, propagate_both, steps_of
 from .activity import activity, check_trained
 from .losses import MEASURES, PARTS, losses, relative, right
 from .measured_on import described_data
@@ -57,7 +57,7 @@ def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", pr
         count = count_images(images)
         labels = labels_of(batch, images, "verify")
         images = images.to(device)
-        size = affordable(snn, images, max(tally.steps, timesteps) if images.ndim == 5 else tally.steps)
+        size = images_that_fit(snn, images, max(tally.steps, timesteps) if images.ndim == 5 else tally.steps)
         known = [None] * count if labels is None else torch.split(labels.to(device), size)
         for part, answers in zip(torch.split(images, size, -4), known, strict=False):
             tally.add(part, answers, "layers" if progress else "")
@@ -132,9 +132,9 @@ class _Tally:
             got = f"{len(shown)} frames of events for {self.steps} steps"
             expected = f"one for each of T and of the {trained_for} that the network was trained for"
             raise InvalidData(message("verify", "", got, expected, "Bin the events into more"))
-        start = {self.snn.nodes[0].name: Both(shown[: self.steps], shown[0])}
+        start = {self.snn.nodes[0].name: Pair(shown[: self.steps], shown[0])}
         with torch.no_grad(), arithmetic(images, tf32=False):
-            walk(self.snn.nodes, start, self.steps, visit, progress)
+            propagate_both(self.snn.nodes, start, self.steps, visit, progress)
 
     def _read(self, op: Readout, currents: Tensor, images: Tensor) -> Tensor:
         """The answer after T steps; where mean currents do not tell it, that of a simulation."""

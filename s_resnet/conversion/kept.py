@@ -11,7 +11,7 @@ from torch import Tensor
 from ..graph.alphabet import Differential
 from ..graph.neuron import Neuron
 from ..graph.ops import Input, whole
-from ..simulation.lockstep import Both
+from ..simulation.lockstep import Pair
 from .spill import Spill
 
 
@@ -24,9 +24,9 @@ class Shown:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, images: slice | Tensor) -> Both:
+    def __getitem__(self, images: slice | Tensor) -> Pair:
         analog = self._images[images]
-        return Both(self._op.run(analog).expand(self._steps, *analog.shape), analog)
+        return Pair(self._op.run(analog).expand(self._steps, *analog.shape), analog)
 
 
 class Kept:
@@ -36,7 +36,7 @@ class Kept:
     them best.
     """
 
-    def __init__(self, op: Neuron, timesteps: int, values: Iterable[Both]) -> None:
+    def __init__(self, op: Neuron, timesteps: int, values: Iterable[Pair]) -> None:
         self._op, self._timesteps = op, timesteps
         self._spikes, self._analog = Spill(), Spill()
         for value in values:
@@ -47,7 +47,7 @@ class Kept:
     def __len__(self) -> int:
         return len(self._analog)
 
-    def __getitem__(self, images: slice | Tensor) -> Both:
+    def __getitem__(self, images: slice | Tensor) -> Pair:
         analog = _channels_before(self._analog[images])
         stored = self._spikes[images]
         if self._bits:
@@ -59,7 +59,7 @@ class Kept:
         if self._mean:
             spikes = spikes / self._timesteps
         emitted = spikes if self._differential else self._op.scale_output(spikes)
-        return Both(emitted.view(self._steps, len(analog), *self._shape), analog)
+        return Pair(emitted.view(self._steps, len(analog), *self._shape), analog)
 
     @property
     def _differential(self) -> bool:
@@ -74,7 +74,7 @@ class Kept:
     def _bits(self) -> bool:
         return self._op.binary and not self._mean
 
-    def _packed(self, value: Both) -> Tensor:
+    def _packed(self, value: Pair) -> Tensor:
         """Per image the spikes of all its steps."""
         spiking = _channels_behind(value.spiking.flatten(0, 1)).view(*value.spiking.shape[:2], -1)
         if self._bits:
@@ -89,7 +89,7 @@ class Kept:
         return counts.to(fits).transpose(0, 1).contiguous()
 
 
-Values = Both | Kept | Shown  # of many images, to be had by images
+Values = Pair | Kept | Shown  # of many images, to be had by images
 
 
 def _channels_behind(value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..graph.graph import Graph
 from ..graph.neuron import Neuron
 from ..graph.ops import Conv2d, Input, Linear, Node, Op
 from ..runtime.progress import Progress
-from ..simulation.lockstep import Both, arriving, passed, respond, steps_of
+from ..simulation.lockstep import Pair, arriving, fire_mean, passed, steps_of
 from .kept import Kept, Shown, Values
 from .spill import Spill
 
@@ -109,7 +109,7 @@ class _Values:
             self.parts = _parts(len(images), size)
         self.done: dict[str, Node] = {}
         self.kept: dict[str, Values] = {}
-        self.at_hand: dict[str, Both] = {}  # of the one part, where there is one
+        self.at_hand: dict[str, Pair] = {}  # of the one part, where there is one
         self.last: dict[str, int] = {}  # the last node that is fitted with its help
         for index, node in reversed(list(enumerate(graph.nodes))):
             fitted = isinstance(node.op, Neuron) or (refitted and _fires(graph, node))
@@ -156,7 +156,7 @@ class _Values:
             self.kept[node.name] = Shown(node.op, self.images, self.steps)
         elif isinstance(node.op, Neuron) and needed:
             outputs = (
-                Both(respond(node.op, currents, self.timesteps), target) for currents, target in self.neuron(node)
+                Pair(fire_mean(node.op, currents, self.timesteps), target) for currents, target in self.neuron(node)
             )
             if len(self.parts) == 1:
                 self.kept[node.name] = next(outputs)
@@ -166,10 +166,10 @@ class _Values:
             self.kept.pop(name, None)
             self.at_hand.pop(name, None)
 
-    def _found(self) -> dict[str, Both]:
+    def _found(self) -> dict[str, Pair]:
         return self.at_hand if len(self.parts) == 1 else {}
 
-    def _value(self, name: str, part: slice, found: dict[str, Both]) -> Both:
+    def _value(self, name: str, part: slice, found: dict[str, Pair]) -> Pair:
         """A node's value of some images; ``found`` has those that are known already."""
         if name not in found:
             node = self.done[name]

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from .. import files
 from ..errors import InvalidData, message
-from ..files import opened
 from ..runtime.display import Displayed
 
 Pixels = npt.NDArray[np.uint8]
@@ -42,8 +42,7 @@ def reason(error: BaseException) -> str:
     """What went wrong, for the "got" of an error."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"  # Pillow's own text contains the address of an object
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text.rstrip(".")
+    return files.reason(error)
 
 
 @dataclass(frozen=True, repr=False)
@@ -203,7 +202,7 @@ class ImageData(LabeledData):
     def decode(self, index: int) -> Image.Image:
         if self.pixels is not None:
             return to_rgb(_not_thin(Image.fromarray(self.pixels[index])))
-        with opened(os.path.join(self.root, self.names[index])) as file:
+        with files.opened(os.path.join(self.root, self.names[index])) as file:
             image = _not_thin(Image.open(file, formats=_formats()))
             image.load()  # reads all of it, so that a truncated file raises here
             return to_rgb(image)

@@ -250,7 +250,7 @@ def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> Imag
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; some versions of torchvision write to it
             stored = dataset(str(root), train=train, download=download)
     except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:
-        got = f"an incomplete one or none ({reason(error).splitlines()[0]})"
+        got = f"an incomplete one or none ({reason(error)})"
         expected = f"the files of {kind} as torchvision stores them"
         raise InvalidData(message(f"data '{spec}'", "dataset", got, expected, advice)) from error
     pixels, labels = np.ascontiguousarray(stored.data), tuple(int(label) for label in stored.targets)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data.arguments import whole_number
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.fold import folded
 from ..graph.graph import Graph
 from ..graph.ops import SYNAPSES, Op, compensated, whole
@@ -101,10 +101,8 @@ def _spikingjelly(layer: Layer) -> Step:
     nodes = require("spikingjelly.activation_based.neuron", "spikingjelly")
     thresholds = torch.unique(layer.threshold)
     if len(thresholds) > 1:
-        raise InvalidData(
-            f"{layer.name}: got {len(thresholds)} thresholds; expected one for the layer, as SpikingJelly knows no "
-            "more. Export with tie_shortcuts=False."
-        )
+        got, expected = f"{len(thresholds)} thresholds", "one for the layer, as SpikingJelly knows no more"
+        raise InvalidData(message(layer.name, "", got, expected, "Export with tie_shortcuts=False"))
     settings: dict[str, Any] = {"v_threshold": float(thresholds), "v_reset": 0.0 if layer.reset == "zero" else None}
     if layer.decay == 1.0:
         neuron = nodes.IFNode(**settings).eval()
@@ -136,7 +134,13 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass(frozen=True, repr=False)
 class LayerComparison(Displayed):
-    """One neuron layer: our spikes, and how many neurons at how many steps fired in one of the two alone."""
+    """One neuron layer in both engines.
+
+    Attributes:
+        name: the layer.
+        spikes: our spikes.
+        mismatches: neurons and steps with a spike in one of the two alone.
+    """
 
     name: str
     spikes: int
@@ -147,8 +151,16 @@ class LayerComparison(Displayed):
 class Comparison(Displayed):
     """An exported file in an engine against our simulator, on the same images.
 
-    same_spikes, same_answers: images without a mismatch, and with the same class. difference: the largest of any
-    output, in the units of the logits; None where spikes of the output are counted.
+    Attributes:
+        engine: its name.
+        version: of its package.
+        images: how many.
+        timesteps: T.
+        dtype: what both computed in.
+        layers: the neuron layers.
+        same_spikes: images without a mismatch.
+        same_answers: images with the same class.
+        difference: the largest of any output, in the units of the logits; None where spikes of the output are counted.
     """
 
     engine: str
@@ -196,7 +208,8 @@ class Comparison(Displayed):
 def find_engine(name: str) -> None:
     """Raise InvalidData where there is no such engine, and BackendUnavailable where it is not installed."""
     if name not in ENGINES:
-        raise InvalidData(f"verify: got engine {name!r}; expected one of {', '.join(ENGINES)}. Choose one of them.")
+        expected = f"one of {', '.join(ENGINES)}"
+        raise InvalidData(message("verify", "", f"engine {name!r}", expected, "Choose one of them"))
     require(MODULES[name], name)
 
 
@@ -222,26 +235,27 @@ def verify_export(
         engine: ``"nir"`` (plain torch, ours), ``"norse"``, ``"sinabs"``, ``"snntorch"`` or ``"spikingjelly"``.
         dtype: what both compute in, ``"float32"`` or ``"float64"``; the weights are those of the file.
 
-    Raises InvalidData for settings or images that do not fit, InvalidArtifact for a file that cannot be read, and
-    BackendUnavailable where the engine is not installed.
+    Raises:
+        InvalidData: settings or images that do not fit.
+        InvalidArtifact: a file that cannot be read.
+        BackendUnavailable: the engine is not installed.
     """
     find_engine(engine)
     if dtype not in _DTYPES:
-        raise InvalidData(f"verify: got dtype {dtype!r}; expected one of {', '.join(_DTYPES)}. Choose one of them.")
+        expected = f"one of {', '.join(_DTYPES)}"
+        raise InvalidData(message("verify", "", f"dtype {dtype!r}", expected, "Choose one of them"))
     timesteps = whole_number(timesteps, "verify", "timesteps")
     program = read_nir(path).to(_DTYPES[dtype])
     snn, images = _settled(folded(snn), _DTYPES[dtype]), images.to(_DTYPES[dtype])
     split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
     given = host_input(snn, images) if split else whole(snn.nodes[0].op).run(images)
     if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:
-        expected = ", ".join(map(str, program.input_shape))
-        raise InvalidData(
-            f"verify: got images that make {tuple(given.shape)}; expected [B, {expected}]. "
-            "Preprocess them as the network was calibrated."
-        )
+        got, expected = f"images that make {tuple(given.shape)}", f"[B, {', '.join(map(str, program.input_shape))}]"
+        raise InvalidData(message("verify", "", got, expected, "Preprocess them as the network was calibrated"))
     missing = {node.name for node in snn.neurons} - {layer.name for layer in program.layers.values()}
     if missing:
-        raise InvalidData(f"{path}: got no layer {min(missing)!r}; expected this network's file. Export it again.")
+        got, expected = f"no layer {min(missing)!r}", "this network's file"
+        raise InvalidData(message(str(path), "", got, expected, "Export it again"))
     tally = _Tally([node.name for node in snn.neurons], len(images))
     with torch.no_grad():
         theirs = program.run(given, timesteps, ENGINES[engine])

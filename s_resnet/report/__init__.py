@@ -1,10 +1,11 @@
 """The report: one HTML file, readable without a network and by someone who did not run it, with its figures as JSON."""
 
+from .network_report import NetworkReport, ReportSettings, measure
 from .page import write_page
-from .study import Study, study
 
 __all__ = [
-    "Study",
-    "study",
+    "NetworkReport",
+    "ReportSettings",
+    "measure",
     "write_page",
 ]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import BackendUnavailable, printable
+from ..errors import BackendUnavailable, message, printable
 from ..simulation.record import Trace
-from .study import Study
-from .words import count
+from .format import count
+from .network_report import NetworkReport, Networks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,14 +45,32 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A drawing in SVG, what it shows in words for those who do not see it, and its caption."""
+
+    svg: bytes
+    alt: str
+    caption: str
+
+    @property
+    def src(self) -> str:
+        """The drawing inside the page."""
+        return data_uri("image/svg+xml", self.svg)
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A file that stands in the page itself."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
 def need_matplotlib() -> None:
     """Raise BackendUnavailable, naming the extra, where matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise BackendUnavailable(
-            "report: got no matplotlib; expected it for the pictures. Run: pip install matplotlib."
-        ) from error
+        remedy = "Run: pip install matplotlib"
+        raise BackendUnavailable(message("report", "", "no matplotlib", "it for the pictures", remedy)) from error
 
 
 @contextmanager
@@ -73,22 +93,22 @@ def _svg(file: io.BytesIO) -> bytes:
     return content[content.index(b"<svg") :]
 
 
-def over_time(studies: Sequence[Study], measure: str, title: str, ann: bool) -> bytes:
+def over_time(networks: Networks, measure: str, title: str, ann: bool) -> bytes:
     """A share of the images over T with its interval; ``ann`` draws that of a source network as a line."""
     with _drawing(3.3) as (_, axes, file):
         every: set[int] = set()
-        for study, color, marker, style in zip(studies, COLORS, MARKERS, STYLES, strict=False):
-            rows = study.report.snn
+        for net, color, marker, style in zip(networks, COLORS, MARKERS, STYLES, strict=False):
+            rows = net.report.snn
             steps = [row.timesteps for row in rows]
             shares = [getattr(row, measure) for row in rows]
-            low, high = zip(*(study.interval(share) for share in shares), strict=True)
+            low, high = zip(*(net.interval(share) for share in shares), strict=True)
             every.update(steps)
-            if ann and study.report.ann is not None:
-                line = study.report.ann[measure]
-                axes.axhline(100 * line, color=color if len(studies) > 1 else "0.25", ls=style, lw=1.2,
-                             label=_whose(study, studies, "ANN"))  # fmt: skip
+            if ann and net.report.ann is not None:
+                line = net.report.ann[measure]
+                axes.axhline(100 * line, color=color if len(networks) > 1 else "0.25", ls=style, lw=1.2,
+                             label=_whose(net, networks, "ANN"))  # fmt: skip
             axes.fill_between(steps, _percent(low), _percent(high), color=color, alpha=0.18, lw=0)
-            axes.plot(steps, _percent(shares), color=color, marker=marker, label=_whose(study, studies, "SNN"))
+            axes.plot(steps, _percent(shares), color=color, marker=marker, label=_whose(net, networks, "SNN"))
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(every), [str(step) for step in sorted(every)])
         axes.minorticks_off()
@@ -104,8 +124,8 @@ def _percent(shares: Sequence[float]) -> list[float]:
     return [100 * share for share in shares]
 
 
-def _whose(study: Study, studies: Sequence[Study], what: str) -> str:
-    return f"{_short(study.network)}, {what}" if len(studies) > 1 else what
+def _whose(net: NetworkReport, networks: Networks, what: str) -> str:
+    return f"{_short(net.network)}, {what}" if len(networks) > 1 else what
 
 
 def _short(name: str, most: int = 28) -> str:
@@ -114,77 +134,82 @@ def _short(name: str, most: int = 28) -> str:
     return printable(name).replace("$", r"\$")
 
 
-def rates(studies: Sequence[Study]) -> bytes:
+def rates(networks: Networks) -> bytes:
     """Firing rates layer by layer, from the first at the top; of networks with other layers one after the other."""
-    shown = [study for study in studies if study.verification]
-    unit = "spikes" if all(study.trained for study in shown) else "thresholds emitted"
+    shown = [net for net in networks if net.verification]
+    unit = emitted_unit(shown)
     return _by_layer(shown, same_layers(shown), f"{unit} per neuron and step", _draw_rates)
 
 
-def errors(study: Study, largest: float) -> bytes:
+def emitted_unit(networks: Networks) -> str:
+    """What firing rates of these networks count."""
+    return "spikes" if {net.rival.unit for net in networks} == {"spikes"} else "thresholds emitted"
+
+
+def errors(net: NetworkReport, largest: float) -> bytes:
     """The parts of one network's errors layer by layer, up to a ``largest`` that several drawings share."""
-    return _by_layer([study], False, "error relative to the ANN's activations (%)", _draw_errors, 100 * largest)
+    return _by_layer([net], False, "error relative to the ANN's activations (%)", _draw_errors, 100 * largest)
 
 
-def dormant(study: Study) -> bytes:
+def dormant(net: NetworkReport) -> bytes:
     """The share of dormant neurons of a directly trained network, layer by layer."""
-    return _by_layer([study], False, "dormant neurons (%)", _draw_dormant, 100.0)
+    return _by_layer([net], False, "dormant neurons (%)", _draw_dormant, 100.0)
 
 
-def same_layers(studies: Sequence[Study]) -> bool:
+def same_layers(networks: Networks) -> bool:
     """Whether the networks have layers of the same names."""
-    return len({tuple(_names(study)) for study in studies}) == 1
+    return len({tuple(_names(net)) for net in networks}) == 1
 
 
-def _names(study: Study) -> list[str]:
-    return [layer.name for layer in study.verification.layers] if study.verification else []
+def _names(net: NetworkReport) -> list[str]:
+    return [layer.name for layer in net.verification.layers] if net.verification else []
 
 
 def _by_layer(
-    studies: Sequence[Study],
+    networks: Networks,
     together: bool,
     label: str,
-    draw: Callable[[Axes, Study, Sequence[Study]], None],
+    draw: Callable[[Axes, NetworkReport, Networks], None],
     largest: float | None = None,
 ) -> bytes:
-    names = [_names(study) for study in studies[: 1 if together else None]]
+    names = [_names(net) for net in networks[: 1 if together else None]]
     heights = [len(part) for part in names]
     with _drawing(1.1 + 0.19 * sum(heights), len(names), heights) as (_, parts, file):
         panels = parts.flat if len(names) > 1 else [parts]
         for index, (axes, layers) in enumerate(zip(panels, names, strict=True)):
-            for study in studies if together else [studies[index]]:
-                draw(axes, study, studies)
+            for net in networks if together else [networks[index]]:
+                draw(axes, net, networks)
             axes.set_yticks(range(len(layers)), [_short(name) for name in layers], fontsize=8)
             axes.set_ylim(len(layers) - 0.4, -0.6)
             axes.set_xlim(*((0, None) if largest is None else (-0.02 * largest, 1.05 * largest)))
             axes.set_xlabel(label)
             axes.grid(alpha=0.25)
-            if draw is _draw_errors or (draw is _draw_rates and len(studies) > 1):
+            if draw is _draw_errors or (draw is _draw_rates and len(networks) > 1):
                 axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8)
     return _svg(file)
 
 
-def _draw_rates(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
-    assert study.verification is not None
-    index = studies.index(study)
-    layers = study.verification.layers
-    offset = (index - (len(studies) - 1) / 2) * 0.3 if same_layers(studies) else 0.0
+def _draw_rates(axes: Axes, net: NetworkReport, networks: Networks) -> None:
+    assert net.verification is not None
+    index = networks.index(net)
+    layers = net.verification.layers
+    offset = (index - (len(networks) - 1) / 2) * 0.3 if same_layers(networks) else 0.0
     places = [place + offset for place in range(len(layers))]
     found = [layer.rate for layer in layers]
     axes.hlines(places, 0, found, color=COLORS[index], lw=1.5, alpha=0.5)
-    axes.plot(found, places, MARKERS[index], ms=5, color=COLORS[index], label=_whose(study, studies, "SNN"))
+    axes.plot(found, places, MARKERS[index], ms=5, color=COLORS[index], label=_whose(net, networks, "SNN"))
 
 
-def _draw_dormant(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
-    assert study.verification is not None
-    shares = [100 * (layer.dormant or 0.0) for layer in study.verification.layers]
+def _draw_dormant(axes: Axes, net: NetworkReport, networks: Networks) -> None:
+    assert net.verification is not None
+    shares = [100 * (layer.dormant or 0.0) for layer in net.verification.layers]
     axes.hlines(range(len(shares)), 0, shares, color=DORMANT, lw=1.5, alpha=0.5)
     axes.plot(shares, range(len(shares)), "D", ms=5, color=DORMANT)
 
 
-def _draw_errors(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
-    assert study.verification is not None
-    layers = study.verification.layers
+def _draw_errors(axes: Axes, net: NetworkReport, networks: Networks) -> None:
+    assert net.verification is not None
+    layers = net.verification.layers
     errors = [layer.errors or {} for layer in layers]
     for place in range(0, len(layers), 2):
         axes.axhspan(place - 0.5, place + 0.5, color="0.95", lw=0)
@@ -196,17 +221,17 @@ def _draw_errors(axes: Axes, study: Study, studies: Sequence[Study]) -> None:
     axes.plot(total, range(len(layers)), color="0.1", lw=1.2, label="total")
 
 
-def energies(studies: Sequence[Study]) -> bytes:
+def energies(networks: Networks) -> bytes:
     """Energy per image, spiking beside its rivals, in microjoules."""
-    shown = [study for study in studies if study.energy]
-    bars = [(study, name, cost) for study in shown for name, cost in costs(study)]
+    shown = [net for net in networks if net.energy]
+    bars = [(net, name, cost) for net in shown for name, cost in costs(net)]
     with _drawing(0.9 + 0.26 * len(bars) + 0.2 * len(shown)) as (_, axes, file):
         labels, places, place = [], [], 0.0
-        for index, (study, name, cost) in enumerate(bars):
-            if index and study is not bars[index - 1][0]:
+        for index, (net, name, cost) in enumerate(bars):
+            if index and net is not bars[index - 1][0]:
                 place += 0.7
             places.append(place)
-            labels.append(_whose(study, shown, name) if len(shown) > 1 else name)
+            labels.append(_whose(net, shown, name) if len(shown) > 1 else name)
             left = 0.0
             for part, (color, hatch) in COSTS.items():
                 value = 1e6 * getattr(cost, part)
@@ -223,12 +248,12 @@ def energies(studies: Sequence[Study]) -> bytes:
     return _svg(file)
 
 
-def costs(study: Study) -> list[tuple[str, Any]]:
+def costs(net: NetworkReport) -> list[tuple[str, Any]]:
     """What is compared, by the names that page and drawing use."""
-    found = study.energy
+    found = net.energy
     if found is None:
         return []
-    ann = "dense" if study.trained else "ANN"
+    ann = net.rival.short
     return [
         ("SNN, float32", found.snn_float32),
         (f"{ann}, float32", found.ann_float32),

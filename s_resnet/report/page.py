@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,27 +11,30 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from ..errors import InvalidData, SResNetError
-from ..files import replacing
+import jinja2
+from markupsafe import Markup
+
+from ..errors import InvalidData, SResNetError, message, printable
+from ..files import replacing, save_json
 from ..runtime.display import Entries
 from ..version import __version__
-from . import budget, layers, provenance, results, spiking
-from .charts import need_matplotlib
-from .markup import Html, element, joined, paragraph
-from .study import Study, compared
+from . import accuracy_section, energy_section, layers_section, settings_section, spikes_section
+from .charts import COLORS, need_matplotlib
+from .format import these
+from .network_report import NetworkReport, Networks, compared
 
 SCHEMA = 1
 NAMES = ("index.html", "report.json")
 
 
-def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command: str = "") -> Entries:
+def write_page(networks: Iterable[NetworkReport], folder: str | os.PathLike[str], command: str = "") -> Entries:
     """Write ``index.html`` and ``report.json`` of one network, or of two beside each other, into ``folder``.
 
-    Folder and matplotlib are looked at first, so that a generator of studies is not run in vain; nothing is written
-    before the last study is there.
+    Folder and matplotlib are looked at first, so that a generator of reports is not run in vain; nothing is written
+    before the last one is there.
 
     Args:
-        studies: one or two, of networks with as many classes, on the same images.
+        networks: one or two, with as many classes, on the same images.
         folder: made where it is not there. Other files in it stay.
         command: how to make the page again, for its readers.
 
@@ -41,7 +43,7 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
 
     Raises:
         BackendUnavailable: without matplotlib.
-        InvalidData: no study or more than two, or two that do not compare.
+        InvalidData: no network or more than two, or two that do not compare.
         SResNetError: a folder or file that cannot be written.
     """
     need_matplotlib()
@@ -50,7 +52,7 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
         there = next(path for path in (place, *place.absolute().parents) if path.exists())
         with TemporaryFile(dir=there):
             pass
-    found = list(studies)
+    found = list(networks)
     _check(found)
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     entry: dict[str, Any] = {
@@ -66,8 +68,7 @@ def write_page(studies: Iterable[Study], folder: str | os.PathLike[str], command
     page = _page(found, command, created)
     with _writing(place):
         place.mkdir(parents=True, exist_ok=True)
-    with replacing(place / NAMES[1]) as temporary:
-        temporary.write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n")
+    save_json(place / NAMES[1], entry)
     with replacing(place / NAMES[0]) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Entries(entry)
@@ -78,66 +79,80 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SResNetError(
-            f"{place}: cannot be written, got {error.strerror}; expected a writable folder. Choose another one."
-        ) from error
+        got, remedy = str(error.strerror), "Choose another one"
+        raise SResNetError(message(str(place), "cannot be written", got, "a writable folder", remedy)) from error
 
 
-def _check(studies: list[Study]) -> None:
-    if not 1 <= len(studies) <= 2:
-        raise InvalidData(f"report: got {len(studies)} networks; expected one, or two to compare. Choose those.")
-    images = {part.report.images for part in studies}
-    classes = {len(part.classes) for part in studies if part.classes}
+def _check(networks: Networks) -> None:
+    if not 1 <= len(networks) <= 2:
+        got = f"{len(networks)} networks"
+        raise InvalidData(message("report", "", got, "one, or two to compare", "Choose those"))
+    images = {part.report.images for part in networks}
+    classes = {len(part.classes) for part in networks if part.classes}
     if len(images) > 1 or len(classes) > 1:
         what = f"{sorted(classes)} classes" if len(classes) > 1 else f"{sorted(images)} images"
-        raise InvalidData(f"report: got networks of {what}; expected the same of both. Compare like with like.")
+        remedy = "Compare like with like"
+        raise InvalidData(message("report", "", f"networks of {what}", "the same of both", remedy))
 
 
-def _page(studies: list[Study], command: str, created: str) -> Html:
-    names = " and ".join(part.network or "network" for part in studies)
-    converted = [part for part in studies if not part.trained]
-    parts = {
-        "accuracy": ("Accuracy", results.accuracy(studies)),
-        "layers": ("Layers", layers.layers(studies)),
-        **({"shortcuts": ("Shortcut scales", results.shortcut_scales(converted))} if converted else {}),
-        "spikes": ("Spikes", spiking.spikes(studies)),
-        **({"disagreements": ("Disagreements", spiking.disagreements(converted))} if converted else {}),
-        "energy": ("Energy", budget.costs(studies)),
-        "settings": ("Settings", provenance.settings(studies, command, created)),
+def environment() -> jinja2.Environment:
+    """What the templates are rendered with: every value is escaped, and what is no letter shown as a mark.
+
+    A name that a template does not know is an error.
+    """
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=True,
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"these": these, "thousands": "{:,}".format}
+    return made
+
+
+def _shown(value: object) -> object:
+    """What a template shows of a value; what is HTML already stays."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
+
+
+def _page(networks: Networks, command: str, created: str) -> str:
+    style = resources.files(__package__).joinpath("templates", "page.css").read_text(encoding="utf-8")
+    sections = {
+        "accuracy": accuracy_section,
+        "layers": layers_section,
+        "spikes": spikes_section,
+        "energy": energy_section,
+        "settings": settings_section,
     }
-    links = (element("li", element("a", title, href=f"#{name}")) for name, (title, _) in parts.items())
-    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{names}: S-ResNet report"),
-        element("style", Html(style)),
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            sections,
+            networks=networks,
+            converted=[net for net in networks if not net.trained],
+            names=" and ".join(net.network or "network" for net in networks),
+            lead=_lead(networks),
+            style=Markup(style),
+            colors=COLORS,
+            command=command,
+            created=created,
+        )
     )
-    body = element(
-        "body",
-        element(
-            "header",
-            element("h1", names),
-            paragraph(_lead(studies), kind="lead"),
-            element("nav", element("ul", *links), aria_label="Sections"),
-        ),
-        element("main", results.headline(studies), *(part for _, part in parts.values())),
-    )
-    return joined((Html("<!DOCTYPE html>\n"), element("html", head, body, lang="en"), Html("\n")))
 
 
-def _lead(studies: list[Study]) -> str:
+def _lead(networks: Networks) -> str:
     said = []
-    for part in studies:
+    for part in networks:
         arch = part.provenance.get("source", {}).get("arch")
         what = f"{arch} as a spiking network" if arch else "Spiking network"
         made = f"directly trained for T = {part.report.trained_for}" if part.trained else f"recipe {part.report.recipe}"
         run = "" if part.timesteps == part.report.trained_for else f", T = {part.timesteps}"
         said.append(f"{what}, {made}{run}")
-    images = f"Measured on {studies[0].report.images:,} images"
+    images = f"Measured on {networks[0].report.images:,} images"
     beside = {
         (False,): ", beside the ANN that it was converted from",
         (False, False): ", beside the ANNs that they were converted from",
     }
-    return f"{'; '.join(said)}. {images}{beside.get(tuple(part.trained for part in studies), '')}."
+    return f"{'; '.join(said)}. {images}{beside.get(tuple(part.trained for part in networks), '')}."

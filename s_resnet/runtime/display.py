@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..files import replacing
+from ..files import save_json
 
 LINES, WIDTH = 5, 240  # lines and letters per line in a console
 ROWS = 100  # of a table in a notebook; the text table has them all
@@ -107,8 +106,7 @@ class Figures(Displayed):
         Raises:
             SResNetError: the file cannot be written.
         """
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        save_json(path, self.to_dict())
 
 
 class Entries(dict[str, Any], Displayed):

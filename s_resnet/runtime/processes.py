@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import BackendUnavailable, SResNetError, message
+from ..files import reason
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        got, expected = _line(error), "the processes that torchrun started"
+        got, expected = reason(error), "the processes that torchrun started"
         remedy = "Give torchrun the right --master-addr, or set GLOO_SOCKET_IFNAME to the network interface"
         raise BackendUnavailable(message("process group", "cannot be joined", got, expected, remedy)) from error
     try:
@@ -110,7 +111,7 @@ def all_gather(value: T, error: Exception | None = None) -> list[T]:
                 message(
                     f"process {rank}",
                     "another process is gone",
-                    _line(lost),
+                    reason(lost),
                     f"all {world} until the end",
                     "Look for its own message",
                 )
@@ -167,9 +168,5 @@ def _portable(error: Exception, rank: int) -> Exception:
     """The error in the form in which the other processes raise it."""
     if isinstance(error, SResNetError):
         return error
-    got = f"{type(error).__name__} ({_line(error)})"
+    got = f"{type(error).__name__} ({reason(error)})"
     return SResNetError(message(f"process {rank}", "failed", got, "no error", "Look for its own message"))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0].rstrip(". ")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.arguments import whole_number
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.graph import Graph, State
 from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op
@@ -32,25 +32,23 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
         timesteps: T >= 1.
         at: the windows to give answers for; by default T.
 
-    Returns a Simulation without state. Raises InvalidData for a network whose counts depend on the order of spikes.
+    Returns:
+        A Simulation without state.
+
+    Raises:
+        InvalidData: a network whose counts depend on the order of spikes.
     """
     if images.ndim != 4:
-        raise InvalidData(
-            f"closed_form: got a current of shape {tuple(images.shape)}; expected images [B, C, H, W], the same at "
-            "every step. Simulate events."
-        )
+        got, expected = f"a current of shape {tuple(images.shape)}", "images [B, C, H, W], the same at every step"
+        raise InvalidData(message("closed_form", "", got, expected, "Simulate events"))
     wanted = (timesteps,) if at is None else tuple(sorted({whole_number(step, "closed_form", "at", 0) for step in at}))
     if not wanted or wanted[0] < 1 or wanted[-1] > timesteps:
-        raise InvalidData(
-            f"closed_form: got T = {timesteps} and {list(wanted)} to answer for; expected T of at least 1, and none "
-            "beyond it. Change them."
-        )
+        got, expected = f"T = {timesteps} and {list(wanted)} to answer for", "T of at least 1, and none beyond it"
+        raise InvalidData(message("closed_form", "", got, expected, "Change them"))
     weighed = any(isinstance(node.op, Readout) and not _plain(node.op) for node in graph.nodes)
     if not order_free(graph) or weighed or graph.integer or graph.alphabet != "binary":
-        raise InvalidData(
-            "closed_form: got a network whose answer depends on when spikes come, an integer one, or one whose spikes "
-            "are not 0 and 1; expected recipe phased in float32. Simulate it."
-        )
+        got = "a network whose answer depends on when spikes come, an integer one, or one whose spikes are not 0 and 1"
+        raise InvalidData(message("closed_form", "", got, "recipe phased in float32", "Simulate it"))
     answers: list[Tensor] = []
     spikes: dict[str, list[Tensor]] = {node.name: [] for node in graph.neurons}
     for window in wanted:
@@ -84,5 +82,6 @@ def _pass(graph: Graph, images: Tensor, timesteps: int) -> tuple[Tensor, dict[st
 
     lockstep(graph, images, timesteps, visit)
     if not answers:
-        raise InvalidData("closed_form: got a network without a readout; expected one made by convert. Simulate it.")
+        got = "a network without a readout"
+        raise InvalidData(message("closed_form", "", got, "one made by convert", "Simulate it"))
     return answers[0], counts

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic, together
 from ..graph.engine.run import DENSE
@@ -31,7 +31,7 @@ PART = 2048
 
 
 @dataclass(frozen=True, eq=False)
-class Both:
+class Pair:
     """A value in both networks: spiking ``[S, B, *]`` (constant ones expanded), analog ``[B, *]``."""
 
     spiking: Tensor
@@ -44,10 +44,10 @@ class Both:
     def __len__(self) -> int:
         return len(self.analog)
 
-    def __getitem__(self, images: slice | Tensor) -> Both:
+    def __getitem__(self, images: slice | Tensor) -> Pair:
         """The same of some images; what is constant stays expanded."""
         spiking = self.spiking[:1] if self.constant else self.spiking
-        return Both(spiking[:, images].expand(len(self.spiking), -1, *self.analog.shape[1:]), self.analog[images])
+        return Pair(spiking[:, images].expand(len(self.spiking), -1, *self.analog.shape[1:]), self.analog[images])
 
 
 Visit = Callable[[Node, Tensor, Tensor], Op]
@@ -56,24 +56,29 @@ Visit = Callable[[Node, Tensor, Tensor], Op]
 def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "") -> Graph:
     """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations ``visit`` chose.
 
-    Of events ``[T, B, C, H, W]`` the spiking network gets a frame per step, the source network their mean.
+    S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then the mean over T and spikes
+    are mean rates, which is exact and T times cheaper.
 
-    ``visit(node, currents, target)`` is called for every neuron layer and the readout, in execution order: currents
-    ``[S, B, *]`` per step without the layer's own correction, target ``[B, *]`` the source network's value (of a
-    readout: before its scale). S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then
-    the mean over T and spikes are mean rates, which is exact and T times cheaper. progress: a label for a bar.
+    Args:
+        graph: a converted network.
+        images: or events ``[T, B, C, H, W]``, of which the spiking network gets a frame per step, the source network
+            their mean.
+        timesteps: T.
+        visit: called as ``visit(node, currents, target)`` for every neuron layer and the readout, in execution order,
+            with the currents ``[S, B, *]`` per step without the layer's own correction, and the source network's value
+            ``[B, *]`` (for a readout: before its scale).
+        progress: a label for a bar; empty for none.
     """
     seen = whole(graph.nodes[0].op).run(images)
     if images.ndim == 5:
         if len(images) < timesteps:
-            raise InvalidData(
-                f"lockstep: got {len(images)} frames of events for {timesteps} steps; expected one for each. Lower T."
-            )
-        start = {graph.nodes[0].name: Both(seen[:timesteps], images.mean(0))}
+            got = f"{len(images)} frames of events for {timesteps} steps"
+            raise InvalidData(message("lockstep", "", got, "one for each", "Lower T"))
+        start = {graph.nodes[0].name: Pair(seen[:timesteps], images.mean(0))}
     else:
-        start = {graph.nodes[0].name: Both(seen.expand(steps_of(graph, timesteps), *images.shape), images)}
+        start = {graph.nodes[0].name: Pair(seen.expand(steps_of(graph, timesteps), *images.shape), images)}
     with torch.no_grad(), arithmetic(images, tf32=False):
-        nodes = walk(graph.nodes, start, timesteps, visit, progress)[0]
+        nodes = propagate_both(graph.nodes, start, timesteps, visit, progress)[0]
     return replace(graph, nodes=nodes)
 
 
@@ -116,20 +121,20 @@ def nearly_order_free(graph: Graph) -> bool:
     return bool(graph.neurons) and all(settles(node) for node in graph.neurons)
 
 
-def affordable(graph: Graph, images: Tensor, steps: int) -> int:
+def images_that_fit(graph: Graph, images: Tensor, steps: int) -> int:
     """How many images fit in memory for so many steps at once, at least 8."""
     one = images[:, :1] if images.ndim == 5 else images[:1]
     sizes = [value[0].numel() for _, value in graph.activations(one)]
     return together(count_images(images), max(sizes), steps, ROOM, least=8)
 
 
-def walk(
+def propagate_both(
     nodes: Iterable[Node],
-    values: Mapping[str, Both],
+    values: Mapping[str, Pair],
     timesteps: int,
     visit: Visit,
     progress: str = "",
-) -> tuple[tuple[Node, ...], dict[str, Both]]:
+) -> tuple[tuple[Node, ...], dict[str, Pair]]:
     """Go through ``nodes`` from ``values`` on: the nodes as visited, and the values that no node of them read."""
     nodes = tuple(nodes)
     values = dict(values)
@@ -148,19 +153,19 @@ def walk(
     return tuple(done.values()), values
 
 
-def _through(node: Node, inputs: list[Both], timesteps: int, visit: Visit, sender: Op | None) -> tuple[Op, Both]:
+def _through(node: Node, inputs: list[Pair], timesteps: int, visit: Visit, sender: Op | None) -> tuple[Op, Pair]:
     if isinstance(node.op, Neuron):
         currents, analog = arriving(node.op, inputs)
         op = visit(node, currents, analog)
         assert isinstance(op, Neuron)
-        return op, Both(respond(op, currents, timesteps), analog)
+        return op, Pair(fire_mean(op, currents, timesteps), analog)
     if isinstance(node.op, Readout):
         analog = node.op.run(inputs[0].analog)
-        return visit(node, inputs[0].spiking, inputs[0].analog), Both(inputs[0].spiking, analog)
+        return visit(node, inputs[0].spiking, inputs[0].analog), Pair(inputs[0].spiking, analog)
     return node.op, passed(node.op, inputs, sender)
 
 
-def arriving(op: Neuron, inputs: list[Both]) -> tuple[Tensor, Tensor]:
+def arriving(op: Neuron, inputs: list[Pair]) -> tuple[Tensor, Tensor]:
     """The currents of a neuron layer ``[S, B, *]`` without its correction, and the source's activation ``[B, *]``."""
     currents = inputs[0].spiking
     for other in inputs[1:]:
@@ -168,10 +173,10 @@ def arriving(op: Neuron, inputs: list[Both]) -> tuple[Tensor, Tensor]:
     return currents, op.run(*(value.analog for value in inputs))
 
 
-def passed(op: Op, inputs: list[Both], sender: Op | None) -> Both:
+def passed(op: Op, inputs: list[Pair], sender: Op | None) -> Pair:
     """What an operation without neurons gives in both networks; the sender is what its first input comes from."""
     spiking = propagate(op, [value.spiking for value in inputs], sender)
-    return Both(spiking, op.run(*(value.analog for value in inputs)))
+    return Pair(spiking, op.run(*(value.analog for value in inputs)))
 
 
 def propagate(op: Op, inputs: list[Tensor], sender: Op | None = None) -> Tensor:
@@ -212,7 +217,7 @@ def _by_events(op: Conv2d, values: Tensor, sender: Neuron) -> Tensor | None:
     return found if op.bias is None else found.add_(op.bias.view(-1, 1, 1))
 
 
-def respond(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
+def fire_mean(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
     """What a neuron layer sends on, ``[S, B, *]``, for currents without its correction; for S = 1 < T mean rates."""
     bias = op.bias_current(0, len(currents), currents.ndim)
     if len(currents) == 1 < timesteps:

@@ -16,7 +16,7 @@ from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op
 from ..kernels import per_channel
 from ..runtime.display import Displayed, Table, plain
-from .lockstep import Both, walk
+from .lockstep import Pair, propagate_both
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -149,9 +149,9 @@ def _waiting(
         return node.op
 
     shown = image[:timesteps] if image.ndim == 5 else image.expand(timesteps, *image.shape)
-    start = {graph.nodes[0].name: Both(shown, image.mean(0) if image.ndim == 5 else image)}
+    start = {graph.nodes[0].name: Pair(shown, image.mean(0) if image.ndim == 5 else image)}
     with torch.no_grad(), arithmetic(image, tf32=False):
-        walk(graph.nodes, start, timesteps, visit)
+        propagate_both(graph.nodes, start, timesteps, visit)
     return membranes
 
 

@@ -31,7 +31,7 @@ from s_resnet.graph.ops import (
     Slice,
 )
 from s_resnet.models import CifarResNet
-from s_resnet.simulation.lockstep import propagate, respond
+from s_resnet.simulation.lockstep import fire_mean, propagate
 
 T = 4
 
@@ -75,7 +75,7 @@ def trains(graph, x, steps, coded=None):
             values[node.name] = x.expand(steps, *x.shape).clone() if coded is None else coded
         elif isinstance(node.op, Neuron):
             total = sum(inputs[1:], start=inputs[0])
-            values[node.name] = respond(node.op, total, steps)
+            values[node.name] = fire_mean(node.op, total, steps)
         elif isinstance(node.op, Readout):
             values[node.name] = inputs[0]
         else:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from s_resnet import Graph, Report, SResNetError, convert, evaluate
-from s_resnet.analysis import Row, powers_of_two
+from s_resnet.analysis import EvaluationSettings, Row, powers_of_two
 from s_resnet.data.intervals import difference
 from s_resnet.errors import BackendUnavailable, InvalidData
 from s_resnet.graph import Neuron, Node, Readout
@@ -220,7 +220,7 @@ def shape_of(value):
 
 def test_the_json_has_exactly_the_documented_keys_and_types(tmp_path):
     labels = some_labels(25)
-    report = evaluate(network(25), loader(labels), 5, network="a.snn", device="cpu")
+    report = evaluate(network(25), loader(labels), 5, EvaluationSettings(network="a.snn"), device="cpu")
     report.save(tmp_path / "out.json")
     stored = json.loads((tmp_path / "out.json").read_text())
     assert shape_of(stored) == SCHEMA and list(stored) == list(SCHEMA)

@@ -6,6 +6,7 @@ from conftest import images
 from trained_networks import CLASSES, FAMILIES, SIZE, T, over, trained, watched
 
 from s_resnet import evaluate
+from s_resnet.analysis import EvaluationSettings
 from s_resnet.conversion import Context, passes
 from s_resnet.errors import InvalidData
 from s_resnet.simulation import closed_form
@@ -47,7 +48,7 @@ def test_there_is_no_ann_in_json_and_table():
 def test_the_exit_stops_where_the_module_is_sure():
     """One image at a time: the first t at which softmax(answer * t / T) reaches the confidence."""
     model, graph = trained("ms_resnet8", timesteps=4)
-    report = evaluate(graph, batches(), 4, exit_confidence=0.4)
+    report = evaluate(graph, batches(), 4, EvaluationSettings(early_exit=0.4))
     stops, right = [], 0
     for x, labels in batches():
         answers = [over(model, t)(x).detach() for t in range(1, 5)]
@@ -71,4 +72,4 @@ def test_what_people_do_wrong():
     with pytest.raises(InvalidData, match="closed_form"):
         closed_form(graph, x, 2)
     with pytest.raises(InvalidData, match="closed_form"):
-        evaluate(graph, [(x, labels)], 2, in_closed_form=True)
+        evaluate(graph, [(x, labels)], 2, EvaluationSettings(in_closed_form=True))

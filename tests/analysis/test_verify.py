@@ -21,7 +21,7 @@ from s_resnet.graph.neuron import Neuron
 from s_resnet.graph.ops import SYNAPSES, Conv2d, Flatten, Input, Linear, Node
 from s_resnet.graph.readout import Readout, SpikingMaxPool2d
 from s_resnet.models import CifarResNet
-from s_resnet.simulation.lockstep import lockstep, order_free, respond
+from s_resnet.simulation.lockstep import fire_mean, lockstep, order_free
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -159,7 +159,7 @@ def test_the_four_parts_sum_to_the_distance(recipe):
     def visit(node, currents, target):
         if isinstance(node.op, Neuron):
             parts = split(node.op, currents, target, 6)
-            output = respond(node.op, currents, 6).mean(0)
+            output = fire_mean(node.op, currents, 6).mean(0)
             torch.testing.assert_close(target, activations[node.name])
             total = parts.unevenness + parts.quantization + parts.clipping + parts.inherited
             torch.testing.assert_close(total, (output - target).double(), rtol=0, atol=1e-6)
@@ -220,7 +220,7 @@ def test_the_answers_are_those_of_the_networks(recipe):
 def test_batches_and_parts_of_them_change_no_figure(monkeypatch):
     network, x = residual()
     whole = verify(network, [x], 6)
-    monkeypatch.setattr(sys.modules["s_resnet.analysis.verify"], "affordable", lambda *_: 5)
+    monkeypatch.setattr(sys.modules["s_resnet.analysis.verify"], "images_that_fit", lambda *_: 5)
     parts = verify(network, [x], 6)
     assert parts.images == whole.images and parts.agreement == whole.agreement
     for one, other in zip(parts.layers, whole.layers, strict=True):

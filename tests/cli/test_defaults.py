@@ -131,7 +131,7 @@ def test_nothing_is_written_over_without_being_told(program, monkeypatch, tmp_pa
     put_converted(tmp_path)
     arguments, name = WRITERS[command]
     Path(name).write_text("mine")
-    for work in ("convert", "evaluate", "verify", "report.study", "export.export_npz", "fine_tune"):
+    for work in ("convert", "evaluate", "verify", "report.measure", "export.export_npz", "fine_tune"):
         monkeypatch.setattr(f"s_resnet.{work}", lambda *_, **__: pytest.fail("worked for nothing"))
     monkeypatch.setattr(sys.modules["sresnet_cli.demo"], "_train", lambda _: pytest.fail("trained for nothing"))
     code, out, err = program(command.strip(), *arguments)

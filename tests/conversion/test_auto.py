@@ -14,6 +14,7 @@ from test_cli import CALIBRATED, SIZE, figures, make_checkpoint, make_photos
 from test_cli import program as program  # the fixture
 
 from s_resnet import RECIPES, Graph, convert, evaluate, load, save, simulate
+from s_resnet.analysis import EvaluationSettings
 from s_resnet.conversion import Auto, Context, Recipe, auto, choose_recipe
 from s_resnet.conversion.auto import ALPHABETS, WINDOWS, Trial
 from s_resnet.conversion.calibrate import Calibration, Samples
@@ -151,7 +152,9 @@ def test_more_steps_come_closer(model, batches):
 
 def test_the_closed_form_in_a_report(networks):
     snn, fresh = networks["phased"], [(images(16, 8, seed=13), torch.arange(16) % 10)]
-    simulated, counted = (evaluate(snn, fresh, 8, at=(2, 8), in_closed_form=closed) for closed in (False, True))
+    simulated, counted = (
+        evaluate(snn, fresh, 8, EvaluationSettings(in_closed_form=closed), at=(2, 8)) for closed in (False, True)
+    )
     for a, b in zip(simulated.snn, counted.snn, strict=True):
         assert (a.timesteps, a.end_to_end_steps) == (b.timesteps, b.end_to_end_steps)
         assert a.spikes_per_neuron == pytest.approx(b.spikes_per_neuron, rel=1e-3)
@@ -159,10 +162,10 @@ def test_the_closed_form_in_a_report(networks):
     assert counted.kernel == "closed-form" != simulated.kernel
     for other in ("calibrated", "multilevel", "s-resnet"):
         with pytest.raises(InvalidData, match=r"^closed_form: got"):
-            evaluate(networks[other], fresh, 4, in_closed_form=True)
-    for besides in ({"precision": "fast"}, {"exit_confidence": 0.5}):
+            evaluate(networks[other], fresh, 4, EvaluationSettings(in_closed_form=True))
+    for besides in ({"precision": "fast"}, {"early_exit": 0.5}):
         with pytest.raises(InvalidData, match=r"^evaluate: got the closed form with .*Choose one of the two\.$"):
-            evaluate(snn, fresh, 4, in_closed_form=True, **besides)
+            evaluate(snn, fresh, 4, EvaluationSettings(in_closed_form=True, **besides))
 
 
 def test_what_answers_once_has_no_exit(networks):
@@ -170,9 +173,9 @@ def test_what_answers_once_has_no_exit(networks):
     for name, snn in networks.items():
         if snn.windowed:
             with pytest.raises(InvalidData, match=r"^simulate: got an exit for a network whose layers wait"):
-                evaluate(snn, fresh, 4, exit_confidence=0.5)
+                evaluate(snn, fresh, 4, EvaluationSettings(early_exit=0.5))
         else:
-            assert evaluate(snn, fresh, 4, exit_confidence=0.5).exit.mean_timesteps <= 4, name
+            assert evaluate(snn, fresh, 4, EvaluationSettings(early_exit=0.5)).exit.mean_timesteps <= 4, name
 
 
 def test_a_report_says_alphabet_and_latency_only_where_they_are_news(networks):

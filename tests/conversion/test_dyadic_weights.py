@@ -20,7 +20,7 @@ from s_resnet.graph import Neuron
 from s_resnet.graph.alphabet import Differential
 from s_resnet.graph.ops import Conv2d, Scale
 from s_resnet.models import CifarResNet
-from s_resnet.simulation import closed_form
+from s_resnet.simulation import SimulationSettings, closed_form
 from s_resnet.simulation.simulate import encoder
 
 T = 12
@@ -44,7 +44,7 @@ def given():
 def trains(graph, x, steps):
     """Everything that fires and the answers, in the order of the nodes."""
     seen = []
-    found = simulate(graph, x, steps) if graph.windowed else simulate(graph, x, steps, 1)
+    found = simulate(graph, x, steps) if graph.windowed else simulate(graph, x, steps, SimulationSettings(chunk=1))
     seen.extend(found.spikes[node.name] for node in graph.neurons)
     return seen, found.outputs
 
@@ -162,9 +162,12 @@ def test_inputs_that_change_at_every_step(given, coding):
     frames = 2 * images(T * 4, 16, seed=8).view(T, 4, 3, 16, 16)
     if coding == "poisson":
         frames = encoder(x[:4], "poisson", 3, 0)(T)
-        found = [simulate(rounded, x[:4], T, chunk, coding="poisson", seed=3, at=range(1, T + 1)) for chunk in (T, 5)]
+        found = [
+            simulate(rounded, x[:4], T, SimulationSettings(chunk=chunk, coding="poisson", seed=3), at=range(1, T + 1))
+            for chunk in (T, 5)
+        ]
     else:
-        found = [simulate(rounded, frames, T, chunk, at=range(1, T + 1)) for chunk in (T, 5)]
+        found = [simulate(rounded, frames, T, SimulationSettings(chunk=chunk), at=range(1, T + 1)) for chunk in (T, 5)]
     _, counts = by_steps(rounded, x[:4], T, (frames * 64).round().clamp(-512, 512))
     for result in found:
         for name, count in counts.items():

@@ -22,7 +22,7 @@ from s_resnet.errors import ConversionError
 from s_resnet.graph import Neuron
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
 from s_resnet.models import CifarResNet
-from s_resnet.simulation.lockstep import Both, lockstep, respond
+from s_resnet.simulation.lockstep import Pair, fire_mean, lockstep
 
 STEPS = 5
 
@@ -118,7 +118,7 @@ def test_what_neurons_send_comes_back_to_the_last_bit(name, flat, steps):
     shape = (3,) if flat else (3, 4, 5)
     currents = 2 * torch.randn(steps, 9, *shape, generator=torch.Generator().manual_seed(1))
     timesteps = 6 if name != "differential" else steps
-    values = Both(respond(op, currents, timesteps), torch.randn(9, *shape))
+    values = Pair(fire_mean(op, currents, timesteps), torch.randn(9, *shape))
     kept = Kept(op, timesteps, (values[part] for part in (slice(0, 4), slice(4, 8), slice(8, 9))))
     for chosen in (slice(0, 9), slice(2, 6), torch.tensor([7, 1, 7])):
         got = kept[chosen]
@@ -211,7 +211,7 @@ def test_in_parts_every_channels_mean_output_is_the_anns_too(small, given, name)
 
         def compare(node, currents, target, worst=worst):
             if isinstance(node.op, Neuron):
-                got, want = channel_means(respond(node.op, currents, STEPS).mean(0)), channel_means(target)
+                got, want = channel_means(fire_mean(node.op, currents, STEPS).mean(0)), channel_means(target)
                 worst.append(float((got - want).abs().max() / want.mean()))
             return node.op
 

@@ -17,6 +17,7 @@ from s_resnet.graph.neuron import Neuron
 from s_resnet.graph.ops import Conv2d, Linear, Scale
 from s_resnet.kernels.build import compiler
 from s_resnet.models import CifarResNet
+from s_resnet.simulation import SimulationSettings
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_spikes_equal_a_loop_in_64_bit_integers(networks, monkeypatch, how):
     if how == "plain torch":
         monkeypatch.setattr(compiler, "compiled", lambda: (None, "no compiler"))
     want = integer_loop(quantized, images, 20)
-    counts = simulate(quantized, images, 20, 3, at=range(1, 21)).spikes
+    counts = simulate(quantized, images, 20, SimulationSettings(chunk=3), at=range(1, 21)).spikes
     assert len(counts) == len(want) == 7
     for name, spikes in want.items():
         assert torch.equal(counts[name], spikes.flatten(2).sum(2).double().cumsum(0)), name
@@ -96,9 +97,9 @@ def test_chunks_batches_and_precisions_give_the_same_spikes(networks):
     _, images, quantized = networks
     whole = simulate(quantized, images, 21)
     for other in (
-        simulate(quantized, images, 21, 1),
-        simulate(quantized, images, 21, 7),
-        simulate(quantized, images, 21, precision="fast"),
+        simulate(quantized, images, 21, SimulationSettings(chunk=1)),
+        simulate(quantized, images, 21, SimulationSettings(chunk=7)),
+        simulate(quantized, images, 21, SimulationSettings(precision="fast")),
     ):
         assert torch.equal(other.outputs, whole.outputs)
         assert all(torch.equal(other.spikes[name], count) for name, count in whole.spikes.items())
@@ -160,7 +161,7 @@ def test_a_membrane_that_could_overflow_is_refused(networks):
 def test_poisson_coding_is_refused(networks):
     _, images, quantized = networks
     with pytest.raises(InvalidData, match=r"poisson.*integer"):
-        simulate(quantized, images[:1], 2, coding="poisson")
+        simulate(quantized, images[:1], 2, SimulationSettings(coding="poisson"))
 
 
 def test_unknown_weights_are_refused():

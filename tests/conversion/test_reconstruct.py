@@ -23,7 +23,7 @@ from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
 from s_resnet.models import CifarResNet
 from s_resnet.runtime import progress
 from s_resnet.simulation import lockstep
-from s_resnet.simulation.lockstep import Both
+from s_resnet.simulation.lockstep import Pair
 
 module = importlib.import_module(
     "s_resnet.conversion.passes.reconstruct"
@@ -92,7 +92,7 @@ def one_block(spiking, analog):
         Node("conv", Conv2d(weight, torch.tensor([-0.25, 0.5, 0.25]), spiking_weight=weight - 0.125), ("x",)),
         Node("n", op, ("conv",)),
     )
-    return module._Block(nodes, {"x": Both(spiking, analog)}, len(spiking), 1.0)
+    return module._Block(nodes, {"x": Pair(spiking, analog)}, len(spiking), 1.0)
 
 
 def test_the_loss_and_its_gradient_on_real_spikes_by_hand():
@@ -299,13 +299,13 @@ def test_which_networks_one_pass_describes(given, name, nearly):
 
 
 def test_signed_networks_learn_in_one_pass_and_are_judged_by_their_spikes(monkeypatch, given):
-    seen, plain = [], module.respond
+    seen, plain = [], module.fire_mean
 
-    def respond(op, currents, timesteps):
+    def fire_mean(op, currents, timesteps):
         seen.append((len(currents), torch.is_grad_enabled()))
         return plain(op, currents, timesteps)
 
-    monkeypatch.setattr(module, "respond", respond)
+    monkeypatch.setattr(module, "fire_mean", fire_mean)
     before = prepared(given, "signed")
     reconstruct(before, Context(given[1], STEPS), **SHORT)
     layers = len(before.neurons)

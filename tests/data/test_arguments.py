@@ -6,13 +6,13 @@ import torch
 from conftest import Net, images, randomized
 
 from s_resnet import RECIPES, convert, evaluate, save, simulate, verify
-from s_resnet.analysis import count_operations
+from s_resnet.analysis import EvaluationSettings, count_operations
 from s_resnet.data.arguments import class_numbers, images_of, labeled, whole_number
 from s_resnet.errors import InvalidData
 from s_resnet.export import export_nir, export_npz, export_torch
 from s_resnet.graph import GraphModule
 from s_resnet.models import CifarResNet
-from s_resnet.simulation import features, simulate_until_confident
+from s_resnet.simulation import SimulationSettings, features, simulate_with_early_exit
 
 X, Y = images(8, 8), torch.arange(8) % 10
 FORMS = {
@@ -85,7 +85,7 @@ def test_labels_that_tell_nothing_are_none_for_calibration():
 def test_whole_numbers_of_every_kind(snn, value, tmp_path):
     assert whole_number(value, "here", "T") == 4 and type(whole_number(value, "here", "T")) is int
     assert torch.equal(snn(X, value), snn(X, 4))
-    assert torch.equal(simulate(snn, X, value, chunk=value).outputs, simulate(snn, X, 4).outputs)
+    assert torch.equal(simulate(snn, X, value, SimulationSettings(chunk=value)).outputs, simulate(snn, X, 4).outputs)
     name = snn.nodes[1].name
     assert torch.equal(features(snn, X, value, [name])[name], features(snn, X, 4, [name])[name])
     report = evaluate(snn, [(X, Y)], value, at=np.array([2, 4]), device=torch.device("cpu"))
@@ -115,7 +115,7 @@ def test_steps_to_report_and_chunks_likewise(snn, value):
         lambda: simulate(snn, X, 4, at=value if isinstance(value, int) else [value]),
         lambda: evaluate(snn, [(X, Y)], 4, at=[value]),
         lambda: simulate(snn, X, 4, at=[value]),
-        lambda: simulate(snn, X, 4, chunk=value),
+        lambda: simulate(snn, X, 4, SimulationSettings(chunk=value)),
     ):
         with pytest.raises(InvalidData, match=r"got .*; expected ") as error:
             call()
@@ -142,7 +142,10 @@ def test_one_number_is_no_class():
 )
 def test_what_is_no_batch_of_images_is_not_simulated(snn, given, said):
     calls = [lambda: snn(given, 4), lambda: simulate(snn, given, 4), lambda: snn.run(given)]
-    calls += [lambda: simulate(snn, given, 4, coding="poisson"), lambda: features(snn, given, 4, ["relu"])]
+    calls += [
+        lambda: simulate(snn, given, 4, SimulationSettings(coding="poisson")),
+        lambda: features(snn, given, 4, ["relu"]),
+    ]
     if isinstance(given, torch.Tensor):  # a batch of NumPy is taken
         calls += [lambda: evaluate(snn, [(given, Y)], 4), lambda: verify(snn, [given], 4)]
         calls += [lambda: convert(randomized(CifarResNet(8, width=4)), [given], timesteps=4)]
@@ -159,7 +162,7 @@ def test_a_module_is_no_network(snn, tmp_path):
         lambda: evaluate(model, [(X, Y)], 4),
         lambda: verify(model, [X], 4),
         lambda: simulate(model, X, 4),
-        lambda: simulate_until_confident(model, X, 4, 0.5),
+        lambda: simulate_with_early_exit(model, X, 4, 0.5),
         lambda: GraphModule(model, 4),
         lambda: count_operations(model, [X], 4),
         lambda: save(model, tmp_path / "net.snn"),
@@ -174,10 +177,10 @@ def test_a_module_is_no_network(snn, tmp_path):
 
 @pytest.mark.parametrize("value", ["0.5", None, True, 0, 1, 2, float("nan"), torch.ones(2), [0.5]])
 def test_confidences_and_percentiles_are_numbers(snn, value):
-    calls = [lambda: simulate_until_confident(snn, X, 4, value)]
-    calls += [] if value is None else [lambda: evaluate(snn, [(X, Y)], 4, exit_confidence=value)]
+    calls = [lambda: simulate_with_early_exit(snn, X, 4, value)]
+    calls += [] if value is None else [lambda: evaluate(snn, [(X, Y)], 4, EvaluationSettings(early_exit=value))]
     for call in calls:
-        with pytest.raises(InvalidData, match=r"confidence=.*; expected 0 < P < 1"):
+        with pytest.raises(InvalidData, match=r"(confidence|early_exit)=.*; expected 0 < P < 1"):
             call()
     if not isinstance(value, torch.Tensor) and value not in (None, 1, 2):
         with pytest.raises(InvalidData, match=r"got percentile .*; expected above 0"):
@@ -186,7 +189,7 @@ def test_confidences_and_percentiles_are_numbers(snn, value):
 
 def test_numbers_of_other_libraries_are_numbers():
     streaming = convert(randomized(CifarResNet(8, width=4)), [X, X], "s-resnet", timesteps=4)
-    one, other = (simulate_until_confident(streaming, X, 4, p).steps for p in (0.5, np.float32(0.5)))
+    one, other = (simulate_with_early_exit(streaming, X, 4, p).steps for p in (0.5, np.float32(0.5)))
     assert torch.equal(one, other)
     made = [
         convert(randomized(CifarResNet(8, width=4)), [X, X], RECIPES["s-resnet"].at(4).with_percentile(p)).provenance[

@@ -2,6 +2,7 @@
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,11 @@ def evaluated(program, *options):
 
     with program.monkeypatch.context() as patch:
         watch = lambda images, labels, *_: found.extend(labels.tolist())  # noqa: E731
-        patch.setattr(s_resnet, "evaluate", lambda *args, **named: evaluate(*args, watch=watch, **named))
+
+        def watched(snn, loader, timesteps, settings, **named):
+            return evaluate(snn, loader, timesteps, replace(settings, watch=watch), **named)
+
+        patch.setattr(s_resnet, "evaluate", watched)
         patch.setattr(s_resnet.data, "loader_for", loader_for)
         program.works("evaluate", "tiny.snn", "--timesteps", 1, *options)
     used, indices = loaders[0][:2]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import s_resnet
 from s_resnet import RECIPES, Graph, convert, evaluate, save, simulate, trace, verify
-from s_resnet.analysis import count_operations
+from s_resnet.analysis import EvaluationSettings, count_operations
 from s_resnet.data import (
     EVENT_BINS,
     Binning,
@@ -45,7 +45,7 @@ from s_resnet.frontend import Checkpoint
 from s_resnet.models import CifarResNet
 from s_resnet.models.catalog import build
 from s_resnet.runtime import shard
-from s_resnet.simulation import closed_form, features, record, simulate_until_confident
+from s_resnet.simulation import SimulationSettings, closed_form, features, record, simulate_with_early_exit
 
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
 pytestmark = [
@@ -566,7 +566,10 @@ def test_step_t_gets_frame_t_as_in_a_loop() -> None:
 @pytest.mark.parametrize("chunk", [1, 5, 12, None])
 def test_results_do_not_depend_on_the_chunk(resnet, chunk: int | None) -> None:
     events = frames()
-    want, got = simulate(resnet, events, 12, 3, at=(4, 12)), simulate(resnet, events, 12, chunk, at=(4, 12))
+    want, got = (
+        simulate(resnet, events, 12, SimulationSettings(chunk=3), at=(4, 12)),
+        simulate(resnet, events, 12, SimulationSettings(chunk=chunk), at=(4, 12)),
+    )
     torch.testing.assert_close(got.outputs, want.outputs, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(got.spikes[name], want.spikes[name]) for name in want.spikes)
 
@@ -598,7 +601,7 @@ def test_an_exit_answers_as_the_simulation_does_there(resnet) -> None:
     every = simulate(resnet, events, 12, at=range(1, 13))
     shares = (every.outputs.double() * torch.arange(1, 13).view(-1, 1, 1) / 12).softmax(2).amax(2)
     sure = float(shares[:-1].median())
-    stopped = simulate_until_confident(resnet, events, 12, sure, chunk=2)
+    stopped = simulate_with_early_exit(resnet, events, 12, sure, SimulationSettings(chunk=2))
     want = [next(t for t in range(1, 13) if shares[t - 1, i] >= sure or t == 12) for i in range(9)]
     assert stopped.steps.tolist() == want and len(set(want)) > 1
     for index, step in enumerate(want):
@@ -609,13 +612,20 @@ def test_evaluate_and_verify_take_events(resnet) -> None:
     events, labels = frames(batch=9), torch.arange(9) % 4
     batches = [(events[:, :5], labels[:5]), (events[:, 5:], labels[5:])]
     seen_labels = []
-    report = evaluate(resnet, batches, 12, at=(6, 12), device="cpu", watch=lambda *batch: seen_labels.append(batch[1]))
+    report = evaluate(
+        resnet,
+        batches,
+        12,
+        EvaluationSettings(watch=lambda *batch: seen_labels.append(batch[1])),
+        at=(6, 12),
+        device="cpu",
+    )
     ann, snn = resnet.run(events.mean(0)).argmax(1), simulate(resnet, events, 12).outputs[-1].argmax(1)
     assert report.images == 9 and len(torch.cat(seen_labels)) == 9
     assert report.ann["top1"] == pytest.approx(float((ann == labels).float().mean()))
     assert report.snn[1].top1 == pytest.approx(float((snn == labels).float().mean()))
     assert report.snn[1].agreement == pytest.approx(float((snn == ann).float().mean()))
-    left = evaluate(resnet, batches, 12, exit_confidence=0.9, device="cpu").exit
+    left = evaluate(resnet, batches, 12, EvaluationSettings(early_exit=0.9), device="cpu").exit
     assert left is not None and left.mean_timesteps <= 12
     layers = verify(resnet, batches, 12)
     assert layers.images == 9 and layers.top1 == {"ann": report.ann["top1"], "snn": report.snn[1].top1}
@@ -688,7 +698,7 @@ def test_directly_trained_networks_take_events_as_their_modules_do(arch: str) ->
     assert want.std() > 0.01 and not torch.equal(want, model(events.flip(0)))
     torch.testing.assert_close(graph(events, 5), want)
     torch.testing.assert_close(graph.run(events), want)
-    torch.testing.assert_close(simulate(graph, events, 5, 2).outputs[0], want)
+    torch.testing.assert_close(simulate(graph, events, 5, SimulationSettings(chunk=2)).outputs[0], want)
 
 
 def test_what_does_not_fit_is_refused(resnet) -> None:
@@ -702,7 +712,7 @@ def test_what_does_not_fit_is_refused(resnet) -> None:
     with pytest.raises(InvalidData, match=r"2 channels"):
         simulate(resnet, torch.zeros(3, 3, 8, 8), 12)
     with pytest.raises(InvalidData, match="got coding 'poisson' for a current of shape"):
-        simulate(resnet, events, 12, coding="poisson")
+        simulate(resnet, events, 12, SimulationSettings(coding="poisson"))
     with pytest.raises(InvalidData, match="B >= 1"):
         simulate(resnet, events[:, :0], 12)
     with pytest.raises(InvalidData, match="closed_form: got a current of shape"):

@@ -18,7 +18,7 @@ from s_resnet import Graph, evaluate, simulate
 from s_resnet.graph import Neuron
 from s_resnet.graph.engine import Whole, chunks
 from s_resnet.graph.engine.run import Run
-from s_resnet.simulation import features, simulate_until_confident
+from s_resnet.simulation import SimulationSettings, features, simulate_with_early_exit
 
 WAITING = [name for name in PLANS if name != "multilevel"]
 
@@ -159,7 +159,7 @@ def test_a_whole_run_keeps_the_last_state_alone_and_what_was_given(name, monkeyp
     told, advance = [], Neuron.advance
 
     def noted(self, currents, memory, *rest, **settings):
-        told.append(settings["how"].in_place)
+        told.append(rest[-1].in_place)
         return advance(self, currents, memory, *rest, **settings)
 
     monkeypatch.setattr(Neuron, "advance", noted)
@@ -257,7 +257,7 @@ def test_on_a_gpu_batches_shrink_to_powers_of_two(gpu, runs, monkeypatch):  # no
     runs.clear()
     begun, stream = [], Graph.stream
     monkeypatch.setattr(Graph, "stream", lambda *given, **named: begun.append(1) or stream(*given, **named))
-    got = simulate_until_confident(graph, claimed(images), 24, 0.8, 1)
+    got = simulate_with_early_exit(graph, claimed(images), 24, 0.8, SimulationSettings(chunk=1))
     assert got.steps.tolist() == [t for t, _, _ in want]
     assert torch.equal(got.outputs, torch.stack([answer for _, answer, _ in want]))
     assert {name: count.tolist() for name, count in got.spikes.items()} == {
@@ -272,7 +272,7 @@ def test_on_a_gpu_batches_shrink_to_powers_of_two(gpu, runs, monkeypatch):  # no
 
 def test_spikes_of_all_layers_up_to_each_step():
     snn, images = network("three inputs"), pictures(3)
-    result = simulate(snn, images, 13, 4, at=(2, 5, 13))
+    result = simulate(snn, images, 13, SimulationSettings(chunk=4), at=(2, 5, 13))
     counts = by_steps(snn, images, 13)[1]
     assert list(result.spikes) == [node.name for node in snn.neurons]
     for name, count in counts.items():

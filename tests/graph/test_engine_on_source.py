@@ -44,7 +44,12 @@ def simulated(name, precision, kernel):
     graph = network(name)
     with through(kernel):
         # A graph of its own: what is prepared for another device or kernel stays with the other.
-        return s_resnet.simulate(replace(graph), images(BATCH, SIZE, seed=4), STEPS, chunk(graph), precision=precision)
+        return s_resnet.simulate(
+            replace(graph),
+            images(BATCH, SIZE, seed=4),
+            STEPS,
+            s_resnet.simulation.SimulationSettings(chunk=chunk(graph), precision=precision),
+        )
 
 
 @cache

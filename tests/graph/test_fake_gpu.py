@@ -75,7 +75,9 @@ def name(request):
 def test_every_recipe_runs_its_layers_through_the_cuda_kernel(name, planned, precision):
     snn = on_gpu(name)
     for run in (1, 2):  # a recording may be made of the second
-        got = s_resnet.simulate(snn, frames(False), STEPS, chunk(snn), precision=precision)
+        got = s_resnet.simulate(
+            snn, frames(False), STEPS, s_resnet.simulation.SimulationSettings(chunk=chunk(snn), precision=precision)
+        )
         assert got.outputs.device.type == "cuda" and got.outputs.shape[1] == BATCH
         assert len(planned) >= run * layers(snn) and len(planned) % layers(snn) == 0
         assert {count.shape for count in got.spikes.values()} == {(len(got.steps), BATCH)}
@@ -86,7 +88,7 @@ def test_every_recipe_runs_its_layers_through_the_cuda_kernel(name, planned, pre
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ROUNDED], indirect=True)
 def test_events_step_by_step(name, planned):
     snn = on_gpu(name)
-    got = s_resnet.simulate(snn, frames(True), STEPS, chunk(snn))
+    got = s_resnet.simulate(snn, frames(True), STEPS, s_resnet.simulation.SimulationSettings(chunk=chunk(snn)))
     assert got.outputs.device.type == "cuda" and len(planned) == layers(snn) * chunks(snn)
 
 
@@ -121,7 +123,7 @@ def by_step():
 
 def test_a_layer_that_streams_may_have_corrections_by_step(by_step, planned):
     snn = by_step.to("cuda")
-    s_resnet.simulate(snn, frames(False), STEPS, CHUNK)
+    s_resnet.simulate(snn, frames(False), STEPS, s_resnet.simulation.SimulationSettings(chunk=CHUNK))
     assert sum("sresnet::ROWS" in plan.instance for plan in planned) >= len(planned) / 2 > 0
 
 

@@ -30,7 +30,7 @@ from s_resnet.kernels.surrogate import cpp as surrogate_host
 from s_resnet.kernels.surrogate.qcfs import qcfs
 from s_resnet.kernels.surrogate.reference import Firing
 from s_resnet.models import CifarResNet
-from s_resnet.simulation import features
+from s_resnet.simulation import SimulationSettings, features
 
 needs_compiler = pytest.mark.skipif(compiler.compiled()[0] is None, reason=compiler.compiled()[1])
 SIZE, T = mutations.SIZE, mutations.T
@@ -300,9 +300,9 @@ def test_images_that_are_not_finite_go_nowhere(graphs, value):
     for use in (
         lambda: snn(x, T),
         lambda: snn.run(x),
-        lambda: simulate(snn, x, T, coding="poisson"),
+        lambda: simulate(snn, x, T, SimulationSettings(coding="poisson")),
         lambda: evaluate(snn, [(x, torch.tensor([1, 2, 3]))], timesteps=T),
-        lambda: s_resnet.simulation.simulate_until_confident(snn, x, T, 0.9),
+        lambda: s_resnet.simulation.simulate_with_early_exit(snn, x, T, 0.9),
         lambda: snn(x.expand(T, *x.shape), T),
     ):
         with pytest.raises(InvalidData, match=r"not finite.* in 1 of 3 images \(first: image 1\)"):

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from s_resnet import Graph, simulate
 from s_resnet.graph import Neuron, Node
 from s_resnet.graph.engine import Whole, replay, steps
-from s_resnet.simulation import features, simulate_until_confident
+from s_resnet.simulation import SimulationSettings, features, simulate_with_early_exit
 from s_resnet.simulation.simulate import answers
 
 T = 10
@@ -47,7 +47,7 @@ def test_every_run_of_a_shape_is_right_and_from_the_second_on_it_is_a_replay(gpu
     snn, at = fresh(network(name)), (1, 4, T)
     for turn in range(4):
         x = images(name, 30 + turn)
-        right(simulate(snn, claimed(x), T, 3, at=at), snn, x, at)
+        right(simulate(snn, claimed(x), T, SimulationSettings(chunk=3), at=at), snn, x, at)
         assert [one.replays for one in gpu.recordings] == ([] if turn == 0 else [turn])
 
 
@@ -73,7 +73,7 @@ def test_every_recipe_and_trained_networks(gpu, name, precision):  # noqa: F811
     for turn in range(3):
         x = pictures(3, seed=turn) / 2
         want = list(fresh(snn).stream(claimed(x), every_recipe.STEPS, precision=precision))
-        got = simulate(snn, claimed(x), every_recipe.STEPS, precision=precision)
+        got = simulate(snn, claimed(x), every_recipe.STEPS, SimulationSettings(precision=precision))
         assert torch.equal(got.outputs[0], want[-1].outputs[-1])
         for layer, count in got.spikes.items():
             assert torch.equal(count[0], sum(part.spikes[layer].double().sum(0) for part in want)), layer
@@ -118,9 +118,9 @@ def run_thrice(act):
 
 NOT_RECORDED = {
     "a stream": lambda snn, x: list(snn.stream(x, T)),
-    "anytime": lambda snn, x: simulate_until_confident(snn, x, T, 0.999999),
+    "anytime": lambda snn, x: simulate_with_early_exit(snn, x, T, 0.999999),
     "a state": lambda snn, x: simulate(snn, x, 3, state=simulate(snn, x.as_subclass(torch.Tensor), 2).state),
-    "poisson": lambda snn, x: simulate(snn, x, T, coding="poisson"),
+    "poisson": lambda snn, x: simulate(snn, x, T, SimulationSettings(coding="poisson")),
     "events": lambda snn, x: simulate(snn, x.expand(T, *x.shape), T),
     "observed": lambda snn, x: features(snn, x, T, ["n0"]),
     "on the CPU": lambda snn, x: simulate(snn, x.as_subclass(torch.Tensor), T),
@@ -141,7 +141,7 @@ def test_a_run_in_which_python_is_not_the_limit_is_not_recorded(gpu, monkeypatch
     just = {"RECORDED": 8 * 8 * 8 * 3 * 5, "CHUNKS": 2}[bound]
     for value, recordings in ((just - 1, 0), (just, 1)):
         monkeypatch.setattr(steps, bound, value)
-        run_thrice(lambda: simulate(snn, x, T, 5))
+        run_thrice(lambda: simulate(snn, x, T, SimulationSettings(chunk=5)))
         assert len(gpu.recordings) == recordings
 
 
@@ -165,8 +165,8 @@ def test_each_shape_length_chunk_precision_and_stream_has_its_own(gpu):  # noqa:
         lambda: simulate(snn, x, T),
         lambda: simulate(snn, x[:2], T),
         lambda: simulate(snn, x, T - 1),
-        lambda: simulate(snn, x, T, 4),
-        lambda: simulate(snn, x, T, precision="fast"),
+        lambda: simulate(snn, x, T, SimulationSettings(chunk=4)),
+        lambda: simulate(snn, x, T, SimulationSettings(precision="fast")),
         on_another_stream,
     ]
     for number, act in enumerate(cases):

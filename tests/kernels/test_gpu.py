@@ -257,7 +257,9 @@ def apart(got, want):
 @pytest.mark.parametrize("name", [*s_resnet.RECIPES, *WEIGHTS])
 def test_a_network_fires_as_on_the_cpu(name, precision):
     snn, want = converted(name)
-    got = s_resnet.simulate(snn.to("cuda"), images(8, 16).cuda(), STEPS, precision=precision)
+    got = s_resnet.simulate(
+        snn.to("cuda"), images(8, 16).cuda(), STEPS, s_resnet.simulation.SimulationSettings(precision=precision)
+    )
     whole = "int8" in name or (name, precision) == ("dyadic", "exact")
     # Sums of whole numbers are exact in any order; others move a spike now and then, in 16 bits more of them.
     assert apart(got, want) <= (0 if whole else {"exact": 0.005, "fast": 0.02}[precision])
@@ -278,7 +280,12 @@ def test_a_replayed_graph_gives_what_the_eager_run_does(name, precision, monkeyp
             chunks = list(snn.stream(x, STEPS, chunk, precision=precision, observe=lambda name, value: None))
             eager.append((chunks[-1].outputs[-1], chunks[-1].state.memory))
     assert not replays
-    runs = [s_resnet.simulate(snn, batches[i % 2], STEPS, chunk, precision=precision) for i in range(4)]
+    runs = [
+        s_resnet.simulate(
+            snn, batches[i % 2], STEPS, s_resnet.simulation.SimulationSettings(chunk=chunk, precision=precision)
+        )
+        for i in range(4)
+    ]
     assert replays
     for got, (outputs, memory) in zip(runs, 2 * eager, strict=True):
         assert torch.equal(got.outputs[-1], outputs)  # of the first run too: no later replay writes over its results
@@ -290,7 +297,13 @@ def test_a_replayed_graph_gives_what_the_eager_run_does(name, precision, monkeyp
 def test_evaluate_reports_what_the_cpu_does(precision):
     batches = [(images(8, 16, seed=seed), torch.arange(8) % 5) for seed in (3, 4)]
     got, want = (
-        s_resnet.evaluate(converted("int8")[0], batches, STEPS, device=device, precision=precision)
+        s_resnet.evaluate(
+            converted("int8")[0],
+            batches,
+            STEPS,
+            s_resnet.analysis.EvaluationSettings(precision=precision),
+            device=device,
+        )
         for device in ("cuda", "cpu")
     )
     assert got.kernel == "cuda" and got.device != want.device

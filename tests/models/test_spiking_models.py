@@ -489,8 +489,8 @@ def test_chunks_make_no_difference_and_state_goes_on():
     model, images = network("ds_resnet8", width=16)
     snn = s_resnet.convert(model, [images])
     whole = s_resnet.simulate(snn, images, 4, at=(2, 4))
-    halves = s_resnet.simulate(snn, images, 2, chunk=1)
-    rest = s_resnet.simulate(snn, images, 2, chunk=2, state=halves.state)
+    halves = s_resnet.simulate(snn, images, 2, s_resnet.simulation.SimulationSettings(chunk=1))
+    rest = s_resnet.simulate(snn, images, 2, s_resnet.simulation.SimulationSettings(chunk=2), state=halves.state)
     torch.testing.assert_close(halves.outputs[0], whole.outputs[0])
     torch.testing.assert_close(rest.outputs[0], whole.outputs[1])
 

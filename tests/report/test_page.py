@@ -12,6 +12,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jinja2
 import pytest
 import torch
 from conftest import FIXTURES, images, needs_fixtures, randomized
@@ -28,8 +29,9 @@ from s_resnet.data.intervals import Z, difference, wilson
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron
 from s_resnet.models import CifarResNet
-from s_resnet.report import study, write_page
-from s_resnet.report.markup import Html, element, table
+from s_resnet.report import ReportSettings, measure, write_page
+from s_resnet.report.page import environment
+from s_resnet.runtime.display import Table
 
 pytest.importorskip("matplotlib", reason="the extra [report] is not installed")
 pytestmark = [
@@ -87,7 +89,7 @@ def small(recipe="s-resnet", timesteps=4, seed=0, classes=5, weights="float32"):
 def paper(tmp_path_factory):
     """The page of one network, what it was made of, and what was written."""
     snn, folder = small(timesteps=6), tmp_path_factory.mktemp("paper")
-    found = study(snn, batches(), 6, network="tiny.snn", sha256="abc123")
+    found = measure(snn, batches(), 6, ReportSettings(sha256="abc123"), network="tiny.snn")
     write_page([found], folder, "sresnet report tiny.snn -o DIR")
     return snn, found, folder
 
@@ -97,7 +99,7 @@ def pair(tmp_path_factory):
     """The page of a phased and a signed network."""
     folder = tmp_path_factory.mktemp("pair")
     named = {"phased.snn": small("phased"), "signed.snn": small("signed")}
-    write_page((study(snn, batches(), 4, network=name) for name, snn in named.items()), folder)
+    write_page((measure(snn, batches(), 4, network=name) for name, snn in named.items()), folder)
     return folder
 
 
@@ -279,7 +281,7 @@ def test_hostile_names_stay_names(tmp_path):
     source = {"arch": "<b>arch", "name": HOSTILE[0], "sha256": "<i>"}
     snn = snn.with_provenance(classes=list(HOSTILE), source=source, data={"spec": "<u>", "<s>": "</table>"})
     name = "<img src=x onerror=alert(1)>$a_{\\$ \udce4.snn"
-    found = study(snn, batches(), 2, network=name)
+    found = measure(snn, batches(), 2, network=name)
     write_page([found, replace(found, network=f"2{name}")], tmp_path, f"sresnet '{HOSTILE[0]}'")
     page, text, report = read(tmp_path)
     assert not {"script", "b", "i", "u", "s"} & {tag for tag, _ in page.elements}
@@ -288,11 +290,17 @@ def test_hostile_names_stay_names(tmp_path):
     assert report["networks"][0]["network"] == name and report["networks"][0]["classes"] == list(HOSTILE)
 
 
-def test_elements_escape_what_is_no_html():
-    assert element("p", "a < b", Html("<b>c</b>"), title='"') == '<p title="&quot;">a &lt; b<b>c</b></p>'
-    assert element("img", alt="<x>") == '<img alt="&lt;x&gt;">'
-    shown = table(("a", "b"), [("<i>", "&")], "<caption>")
-    assert "&lt;i&gt;" in shown and "&amp;" in shown and "<i>" not in shown and shown.count("<caption>") == 1
+def test_templates_escape_what_is_no_html():
+    """Texts and attributes, in sentences, tables and captions; what is no letter is a mark."""
+    templates = environment()
+    shown = templates.from_string('<p title="{{ word }}">{{ word }}{{ "%s" % word }}{{ word ~ "!" }}</p>')
+    assert shown.render(word='"<i>\udcff\x1b') == '<p title="&#34;&lt;i&gt;??">' + "&#34;&lt;i&gt;??" * 3 + "!</p>"
+    macros = templates.get_template("macros.html.j2").module
+    table = str(macros.table(Table(("a", "<u>"), (("<i>", "&"),)), "<caption>\udcff"))
+    assert "&lt;i&gt;" in table and "&amp;" in table and "&lt;u&gt;" in table and "<i>" not in table
+    assert table.count("<caption>") == 1 and table.count("&lt;caption&gt;?") == 2
+    with pytest.raises(jinja2.UndefinedError):
+        templates.from_string("{{ nowhere }}").render()
 
 
 # ---- one, two, and special networks
@@ -339,7 +347,7 @@ def test_windows_and_alphabets_of_phased_and_signed_networks(pair):
 def test_networks_of_other_layers_are_shown_one_after_the_other(tmp_path):
     other = convert(randomized(CifarResNet(14, num_classes=5, width=4)), [images(16, 8)], timesteps=2)
     named = {"a.snn": small(timesteps=2), "b.snn": other}
-    write_page([study(snn, batches(), 2, network=name) for name, snn in named.items()], tmp_path)
+    write_page([measure(snn, batches(), 2, network=name) for name, snn in named.items()], tmp_path)
     page, _, report = read(tmp_path)
     assert [len(entry["verification"]["layers"]) for entry in report["networks"]] == [7, 13]
     assert "layer3.1.relu_1" in page.text
@@ -353,7 +361,7 @@ def two_classes(**neuron):
 
 def test_where_they_agree_everywhere_it_says_so(tmp_path):
     """Every answer is the first class."""
-    found = study(two_classes(), [(scalar(0.25, 0.5, 0.75), torch.zeros(3, dtype=torch.int64))], 4, network="one.snn")
+    found = measure(two_classes(), [(scalar(0.25, 0.5, 0.75), torch.zeros(3, dtype=torch.int64))], 4, network="one.snn")
     write_page([found], tmp_path)
     page, _, report = read(tmp_path)
     answers = report["networks"][0]["answers"]
@@ -369,7 +377,7 @@ def test_where_they_agree_everywhere_it_says_so(tmp_path):
 )
 def test_figures_that_do_not_exist_or_are_at_their_limit(neuron, image, shows, tmp_path):
     """No spikes at all; an error where the ANN is silent, null in the JSON; a neuron at its largest count."""
-    found = study(
+    found = measure(
         two_classes(**neuron), [(scalar(image, image), torch.zeros(2, dtype=torch.int64))], 4, network="one.snn"
     )
     write_page([found], tmp_path)
@@ -381,21 +389,21 @@ def test_figures_that_do_not_exist_or_are_at_their_limit(neuron, image, shows, t
 
 def test_what_is_not_known_of_an_integer_network_is_said(tmp_path):
     snn = small("phased", weights="int8")
-    found = study(snn, batches(), 4, network="int8.snn")
+    found = measure(snn, batches(), 4, network="int8.snn")
     assert found.verification is None and found.operations is not None
     write_page([found], tmp_path)
     page, _, report = read(tmp_path)
     assert "got an integer network" in report["networks"][0]["missing"]["verification"]
     assert "Not available. verify: got an integer network" in page.text
     assert "Membranes are not recorded of integer networks" in page.text
-    beside = study(small("phased"), batches(), 4, network="float.snn")
+    beside = measure(small("phased"), batches(), 4, network="float.snn")
     write_page([found, beside], tmp_path)
     assert "int8.snn: " in read(tmp_path)[0].text
 
 
 def test_only_the_first_images_are_looked_at_closely():
     """128 of 150 for layers and operations, over batches that do not divide them; every answer counts."""
-    found = study(small(timesteps=1), batches(150, batch=60), 1)
+    found = measure(small(timesteps=1), batches(150, batch=60), 1)
     assert found.verification.images == found.operations.images == 128
     assert found.report.images == sum(found.answers.right) == 150
     assert len(found.answers.examples) <= 12 < found.answers.disagreements
@@ -410,13 +418,13 @@ def test_mistakes_from_python(paper, tmp_path):
         write_page([], tmp_path)
     with pytest.raises(InvalidData, match="got 3 networks"):
         write_page([found] * 3, tmp_path)
-    other = study(small(timesteps=1, classes=3), batches(classes=3), 1)
+    other = measure(small(timesteps=1, classes=3), batches(classes=3), 1)
     with pytest.raises(InvalidData, match=r"\[3, 5\] classes"):
         write_page([found, other], tmp_path)
     with pytest.raises(InvalidData, match=r"\[12, 20\] images"):
-        write_page([found, study(small(), batches(12), 1)], tmp_path)
+        write_page([found, measure(small(), batches(12), 1)], tmp_path)
     with pytest.raises(InvalidData, match="no images"):
-        study(small(), [], 1)
+        measure(small(), [], 1)
     (tmp_path / "file").write_text("mine")
     for place in ("file", "file/below"):
         with pytest.raises(SResNetError, match="cannot be written"):
@@ -425,7 +433,7 @@ def test_mistakes_from_python(paper, tmp_path):
 
 
 def never():
-    """Studies that nobody may ask for."""
+    """Reports that nobody may ask for."""
     raise AssertionError("measured in vain")
     yield
 

@@ -8,7 +8,7 @@ from conftest import images
 from test_page import Page, small
 from trained_networks import CLASSES, SIZE, T, trained, watched
 
-from s_resnet.report import study, write_page
+from s_resnet.report import measure, write_page
 from s_resnet.simulation import record
 
 pytest.importorskip("matplotlib", reason="the extra [report] is not installed")
@@ -21,7 +21,7 @@ def batches(count=16, batch=8, seed=3):
 
 def written(folder, *pairs):
     """The page, its text and its JSON, of (name, network, T)."""
-    write_page([study(snn, batches(), steps, network=name) for name, snn, steps in pairs], folder)
+    write_page([measure(snn, batches(), steps, network=name) for name, snn, steps in pairs], folder)
     text = (folder / "index.html").read_text(encoding="utf-8")
     return Page(text), text, json.loads((folder / "report.json").read_text())
 

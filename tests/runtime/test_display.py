@@ -85,7 +85,7 @@ def results():
     model = randomized(s_resnet.models.CifarResNet(8, width=4)).eval()
     analog = s_resnet.trace(model, IMAGES)
     operations = s_resnet.analysis.count_operations(snn, [IMAGES], 2)
-    study = s_resnet.report.study(snn, [(IMAGES, LABELS)], 2, network="tiny.snn", device="cpu")
+    report = s_resnet.report.measure(snn, [(IMAGES, LABELS)], 2, network="tiny.snn", device="cpu")
     epoch = {
         "epoch": 1,
         "loss": 2.5,
@@ -98,14 +98,16 @@ def results():
     events = s_resnet.data.Events(*(torch.zeros(3, dtype=torch.int64) for _ in range(4)), (8, 8))
     layer = s_resnet.export.LayerComparison("relu", 12, 0)
     return (
-        *(snn, directly, analog, snn.provenance, study, operations, s_resnet.analysis.energy(operations)),
+        *(snn, directly, analog, snn.provenance, report, operations, s_resnet.analysis.energy(operations)),
         s_resnet.simulate(snn, IMAGES, 3, at=[1, 3]),
-        s_resnet.simulation.simulate_until_confident(streaming, IMAGES, 4, 0.4),
+        s_resnet.simulation.simulate_with_early_exit(streaming, IMAGES, 4, 0.4),
         next(streaming.stream(IMAGES, 2)),
         s_resnet.verify(snn, [(IMAGES, LABELS)], 2),
         s_resnet.verify(directly, [IMAGES], 1),
         s_resnet.evaluate(snn, [(IMAGES, LABELS)], 2, device="cpu"),
-        s_resnet.evaluate(streaming, [(IMAGES, LABELS)], 3, exit_confidence=0.5, device="cpu"),
+        s_resnet.evaluate(
+            streaming, [(IMAGES, LABELS)], 3, s_resnet.analysis.EvaluationSettings(early_exit=0.5), device="cpu"
+        ),
         s_resnet.calibrate(analog, [images(20, SIZE)], held_out=4),
         s_resnet.conversion.check_source(analog, [(images(20, SIZE), torch.arange(20) % 10)]),
         *s_resnet.simulation.record(snn, IMAGES[:1], 3, [snn.neurons[1].name], 4),
@@ -121,6 +123,10 @@ def results():
         Alternative("--input-size 64", 0.5),
         s_resnet.conversion.Auto(),
         s_resnet.conversion.Context(),
+        s_resnet.simulation.SimulationSettings(),
+        s_resnet.report.ReportSettings(),
+        s_resnet.analysis.EvaluationSettings(early_exit=0.5),
+        report.rival,
         s_resnet.data.ImageLoader(photos(), range(7), s_resnet.data.preprocessing_for(SIZE), batch_size=3),
     )
 

@@ -208,7 +208,8 @@ snn = s_resnet.load("tiny.snn")
 images, labels = torch.load("data.pt", weights_only=True)
 mine = s_resnet.runtime.shard(range(len(images)), rank, world)
 loader = list(zip(images[mine].split(4), labels[mine].split(4)))
-said = {"report": s_resnet.evaluate(snn, loader, 4, exit_confidence=0.12, at=[2, 4], device="cpu").to_dict()}
+how = s_resnet.analysis.EvaluationSettings(early_exit=0.12)
+said = {"report": s_resnet.evaluate(snn, loader, 4, how, at=[2, 4], device="cpu").to_dict()}
 
 def failing():
     yield loader[0]
@@ -252,7 +253,9 @@ def test_evaluate_in_a_group_of_the_callers_own(folder):
     assert (code, said) == (0, [])
     first, second = sorted(map(json.loads, out.splitlines()), key=lambda said: "gone" not in said)
     snn = s_resnet.load(folder / "tiny.snn")
-    alone = s_resnet.evaluate(snn, [(images, labels)], 4, exit_confidence=0.12, at=[2, 4], device="cpu")
+    alone = s_resnet.evaluate(
+        snn, [(images, labels)], 4, s_resnet.analysis.EvaluationSettings(early_exit=0.12), at=[2, 4], device="cpu"
+    )
 
     def same(report):
         exit = {name: value for name, value in report["exit"].items() if name != "images_per_second"}

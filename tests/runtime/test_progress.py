@@ -140,7 +140,13 @@ class Terminal(io.StringIO):
 def test_no_bar_stands_still_within_a_batch(monkeypatch, recipe, inside):
     """The window of a network that waits is one chunk: such a bar would stand at 0 and vanish."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    s_resnet.evaluate(network(recipe), [(images(2, SIZE), torch.arange(2))], 4, progress=True, device="cpu")
+    s_resnet.evaluate(
+        network(recipe),
+        [(images(2, SIZE), torch.arange(2))],
+        4,
+        s_resnet.analysis.EvaluationSettings(progress=True),
+        device="cpu",
+    )
     assert "evaluate" in terminal.getvalue() and ("simulate" in terminal.getvalue()) == inside
 
 

@@ -8,11 +8,11 @@ import torch
 from test_cli import SIZE, Program, make_checkpoint, tiny
 
 from s_resnet import Graph, evaluate, simulate
-from s_resnet.analysis import Exit
+from s_resnet.analysis import EarlyExit, EvaluationSettings
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear, MaxPool2d, Scale
-from s_resnet.simulation import simulate_until_confident
+from s_resnet.simulation import SimulationSettings, simulate_with_early_exit
 
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
 pytestmark = [
@@ -53,7 +53,7 @@ def by_brute_force(graph, images, steps, confidence):
     """Each image alone, one step after another: where it stops, its answer there, its spikes so far."""
     found = []
     for image in images:
-        plain = simulate(graph, image[None], steps, 1, at=range(1, steps + 1))
+        plain = simulate(graph, image[None], steps, SimulationSettings(chunk=1), at=range(1, steps + 1))
         for t in range(1, steps + 1):
             logits = [float(value) * t / steps for value in plain.outputs[t - 1, 0]]
             shares = [math.exp(value - max(logits)) for value in logits]
@@ -85,7 +85,7 @@ def work(monkeypatch):
 def test_every_image_stops_where_brute_force_stops_it(mode, chunk):
     images, graph = pictures(19), network(mode)
     want = by_brute_force(graph, images, T, 0.8)
-    got = simulate_until_confident(graph, images, T, 0.8, chunk)
+    got = simulate_with_early_exit(graph, images, T, 0.8, SimulationSettings(chunk=chunk))
     assert got.steps.tolist() == [t for t, _, _ in want] and got.steps.dtype == torch.int64
     assert torch.equal(got.outputs, torch.stack([answer for _, answer, _ in want]))
     assert {name: count.tolist() for name, count in got.spikes.items()} == {
@@ -101,7 +101,7 @@ def test_an_image_that_stops_does_not_touch_the_others():
     """Bit for bit the answers of a plain simulation, whatever left the batch meanwhile."""
     images, graph = pictures(19), network()
     plain = simulate(graph, images, T)
-    got = simulate_until_confident(graph, images, T, 0.8, 2)
+    got = simulate_with_early_exit(graph, images, T, 0.8, SimulationSettings(chunk=2))
     last = got.steps == T
     assert last.any() and not last.all()
     assert torch.equal(got.outputs[last], plain.outputs[0][last])
@@ -109,7 +109,7 @@ def test_an_image_that_stops_does_not_touch_the_others():
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_the_work_of_those_who_stopped_is_saved(work, chunk):
-    got = simulate_until_confident(network(), pictures(19), T, 0.8, chunk)
+    got = simulate_with_early_exit(network(), pictures(19), T, 0.8, SimulationSettings(chunk=chunk))
     spent = sum(batch * steps for batch, steps in work)
     batches = [batch for batch, _ in work]
     assert batches[0] == 19 and batches == sorted(batches, reverse=True) and len(set(batches)) >= 4
@@ -120,20 +120,20 @@ def test_the_work_of_those_who_stopped_is_saved(work, chunk):
 
 
 def test_nothing_is_simulated_once_all_have_stopped(work):
-    got = simulate_until_confident(network(scale=4096.0), pictures(6), T, 0.5, 1)
+    got = simulate_with_early_exit(network(scale=4096.0), pictures(6), T, 0.5, SimulationSettings(chunk=1))
     assert got.steps.max() < T / 2
     assert sum(steps for _, steps in work) == got.steps.max()
 
 
 def test_the_looks_come_often_however_small_the_batch(work):
-    simulate_until_confident(network(), pictures(1), T, 0.999)
+    simulate_with_early_exit(network(), pictures(1), T, 0.999)
     assert max(steps for _, steps in work) <= 4
 
 
 def test_a_confidence_near_1_gives_the_plain_simulation():
     images, graph = pictures(9), network()
     plain = simulate(graph, images, T)
-    got = simulate_until_confident(graph, images, T, 1 - 1e-12)
+    got = simulate_with_early_exit(graph, images, T, 1 - 1e-12)
     assert got.steps.tolist() == [T] * 9 and torch.equal(got.outputs, plain.outputs[0])
     assert {name: count.tolist() for name, count in got.spikes.items()} == {
         name: count[0].tolist() for name, count in plain.spikes.items()
@@ -141,7 +141,7 @@ def test_a_confidence_near_1_gives_the_plain_simulation():
 
 
 def test_the_more_confidence_the_later():
-    runs = [simulate_until_confident(network(), pictures(19), T, p).steps for p in (0.5, 0.8, 0.95)]
+    runs = [simulate_with_early_exit(network(), pictures(19), T, p).steps for p in (0.5, 0.8, 0.95)]
     assert (runs[0] <= runs[1]).all() and (runs[1] <= runs[2]).all()
     assert runs[0].sum() < runs[1].sum() < runs[2].sum()
 
@@ -151,7 +151,7 @@ def test_few_steps_are_not_trusted():
     loud = Linear(torch.tensor([[4.0], [0.0]]), None)
     ops = [Input(), Neuron(torch.tensor(1.0)), Flatten(), loud, Readout(torch.tensor(1.0))]
     graph = Graph(tuple(Node(str(i), op, () if i == 0 else (str(i - 1),)) for i, op in enumerate(ops))).validate()
-    got = simulate_until_confident(graph, torch.ones(1, 1, 1, 1), 8, 0.9)  # logits (4, 0) at every step: 0.982
+    got = simulate_with_early_exit(graph, torch.ones(1, 1, 1, 1), 8, 0.9)  # logits (4, 0) at every step: 0.982
     assert got.outputs.tolist() == [[4.0, 0.0]]
     assert got.steps.tolist() == [math.ceil(8 * math.log(9) / 4)] == [5]
 
@@ -167,7 +167,7 @@ def test_the_layout_of_the_memory_is_kept(monkeypatch):
         return stream(self, images, timesteps, chunk, state, **named)
 
     monkeypatch.setattr(Graph, "stream", seen)
-    simulate_until_confident(network(), pictures(19), T, 0.8)
+    simulate_with_early_exit(network(), pictures(19), T, 0.8)
     assert layouts and all(layouts)
 
 
@@ -186,7 +186,7 @@ def test_the_exit_of_the_report_is_the_one_counted_by_hand():
     images, labels = torch.cat([x for x, _ in loader]), torch.cat([y for _, y in loader]).tolist()
     want, choice = by_brute_force(graph, images, T, 0.8), graph.run(images).argmax(1).tolist()
     ranks = [answer.sort(descending=True, stable=True).indices.tolist() for _, answer, _ in want]
-    report = evaluate(graph, loader, T, exit_confidence=0.8, device="cpu")
+    report = evaluate(graph, loader, T, EvaluationSettings(early_exit=0.8), device="cpu")
     out = report.exit
     assert (out.confidence, out.timesteps) == (0.8, T)
     assert out.mean_timesteps == sum(t for t, _, _ in want) / 19
@@ -208,10 +208,10 @@ def test_fixed_steps_stand_beside_the_exit_only_when_asked_for(work):
     plain = evaluate(graph, loader, T, at=[8, T], device="cpu")
     cost = sum(batch * steps for batch, steps in work)
     work.clear()
-    alone = evaluate(graph, loader, T, exit_confidence=0.8, device="cpu")
+    alone = evaluate(graph, loader, T, EvaluationSettings(early_exit=0.8), device="cpu")
     saved = sum(batch * steps for batch, steps in work)
     work.clear()
-    both = evaluate(graph, loader, T, at=[8, T], exit_confidence=0.8, device="cpu")
+    both = evaluate(graph, loader, T, EvaluationSettings(early_exit=0.8), at=[8, T], device="cpu")
     assert saved < 0.9 * cost and sum(batch * steps for batch, steps in work) == saved + cost
     assert both.snn == plain.snn and both.ann == plain.ann and plain.exit is None
     same = ("confidence", "timesteps", "mean_timesteps", "top1", "top5", "agreement", "spikes_per_neuron")
@@ -221,7 +221,7 @@ def test_fixed_steps_stand_beside_the_exit_only_when_asked_for(work):
 
 def test_the_json_has_the_exit_only_when_asked_for():
     graph, loader = network(), batches()
-    plain, asked = (evaluate(graph, loader, 4, exit_confidence=p).to_dict() for p in (None, 0.8))
+    plain, asked = (evaluate(graph, loader, 4, EvaluationSettings(early_exit=p)).to_dict() for p in (None, 0.8))
     assert {*asked} == {*plain, "exit"} and asked["snn"] == [] and plain["snn"]
     assert {name: type(value) for name, value in asked["exit"].items()} == {
         "confidence": float, "timesteps": int, "mean_timesteps": float, "top1": float, "top5": type(None),
@@ -231,9 +231,9 @@ def test_the_json_has_the_exit_only_when_asked_for():
 
 
 def test_the_table_has_a_line_for_it():
-    report = evaluate(network(), batches(), T, at=[T], exit_confidence=0.8)
+    report = evaluate(network(), batches(), T, EvaluationSettings(early_exit=0.8), at=[T])
     lines = report.table().splitlines()
-    out: Exit = report.exit
+    out: EarlyExit = report.exit
     (line,) = [line for line in lines if "mean T" in line]
     drop, low, high = (f"{100 * value:+.2f}" for value in (out.drop, *out.drop_interval))
     assert line.split()[:8] == [
@@ -287,10 +287,10 @@ def test_a_bad_confidence_is_a_usage_error(program, confidence):
 @pytest.mark.parametrize("confidence", [0, 1, -0.5, 1.5, math.nan, math.inf])
 def test_a_confidence_that_makes_no_sense_is_refused(confidence):
     for run in (
-        lambda: simulate_until_confident(network(), pictures(2), 4, confidence),
-        lambda: evaluate(network(), [], 4, exit_confidence=confidence),
+        lambda: simulate_with_early_exit(network(), pictures(2), 4, confidence),
+        lambda: evaluate(network(), [], 4, EvaluationSettings(early_exit=confidence)),
     ):
-        with pytest.raises(InvalidData, match=r"confidence=.*; expected 0 < P < 1\.") as caught:
+        with pytest.raises(InvalidData, match=r"(confidence|early_exit)=.*; expected 0 < P < 1\.") as caught:
             run()
         assert "\n" not in str(caught.value)
 
@@ -300,11 +300,16 @@ def test_a_confidence_that_makes_no_sense_is_refused(confidence):
 )
 def test_what_does_not_fit_is_refused_as_by_simulate(images, steps, chunk):
     with pytest.raises(InvalidData, match="simulate"):
-        simulate_until_confident(network(), images, steps, 0.8, chunk)
+        simulate_with_early_exit(network(), images, steps, 0.8, SimulationSettings(chunk=chunk))
+
+
+def test_a_coding_that_needs_every_step_is_refused():
+    with pytest.raises(InvalidData, match=r"got an exit with coding 'poisson'; expected 'direct'"):
+        simulate_with_early_exit(network(), pictures(2), 4, 0.8, SimulationSettings(coding="poisson"))
 
 
 def test_an_analog_network_is_refused():
     with pytest.raises(InvalidData, match="Call convert first"):
-        simulate_until_confident(
+        simulate_with_early_exit(
             Graph((Node("i", Input(), ()), Node("p", MaxPool2d((1, 1), (1, 1)), ("i",)))), pictures(2), 4, 0.8
         )

@@ -15,7 +15,7 @@ from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed, power_of_two
 from s_resnet.graph.execution import Execution
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear
-from s_resnet.simulation import simulate_until_confident
+from s_resnet.simulation import SimulationSettings, simulate_with_early_exit
 
 ONE = torch.ones(())
 
@@ -324,13 +324,13 @@ def some_network(name):
 @pytest.mark.parametrize("name", ["multilevel", "differential"])
 def test_neither_chunk_nor_interruption_changes_anything(name):
     graph, x = some_network(name)
-    whole = everything(simulate(graph, x, 11, 11))
+    whole = everything(simulate(graph, x, 11, SimulationSettings(chunk=11)))
     for chunk in (1, 4, None):
-        other = everything(simulate(graph, x, 11, chunk))
+        other = everything(simulate(graph, x, 11, SimulationSettings(chunk=chunk)))
         assert all(torch.equal(value, other[key]) for key, value in whole.items()), chunk
     half = simulate(graph, x, 4)
     kept = {key: value.clone() for key, value in everything(half).items()}
-    rest = simulate(graph, x, 7, 3, half.state)
+    rest = simulate(graph, x, 7, SimulationSettings(chunk=3), state=half.state)
     assert torch.equal(rest.outputs, whole["outputs"])
     assert all(torch.equal(half.spikes[n] + rest.spikes[n], whole[n]) for n in half.spikes)
     assert all(torch.equal(value, kept[key]) for key, value in everything(half).items()), "the state was changed"
@@ -340,7 +340,7 @@ def test_neither_chunk_nor_interruption_changes_anything(name):
 def test_images_that_stop_leave_the_others_as_they_are(name):
     graph, x = some_network(name)
     x = torch.cat([x, 2 * x, -x])
-    found = simulate_until_confident(graph, x, 16, 0.6 if name == "multilevel" else 0.4, chunk=3)
+    found = simulate_with_early_exit(graph, x, 16, 0.6 if name == "multilevel" else 0.4, SimulationSettings(chunk=3))
     assert len(set(found.steps.tolist())) > 1
     every = simulate(graph, x, 16, at=range(1, 17))
     for image, step in enumerate(found.steps.tolist()):

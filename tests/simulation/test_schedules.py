@@ -21,7 +21,7 @@ from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
 from s_resnet.graph.alphabet import Differential, power_of_two
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear, MaxPool2d, Pad, Slice
 from s_resnet.models import CifarResNet
-from s_resnet.simulation import closed_form, lockstep, simulate_until_confident
+from s_resnet.simulation import SimulationSettings, closed_form, lockstep, simulate_with_early_exit
 
 
 def dyadic(seed, *shape, scale=16):
@@ -351,7 +351,7 @@ def counts_in_closed_form(graph, x, steps):
     def visit(node, currents, target):
         if isinstance(node.op, Neuron):
             assert len(currents) == 1
-            sent = lockstep.respond(node.op, currents, steps)[0]
+            sent = lockstep.fire_mean(node.op, currents, steps)[0]
             found[node.name] = sent / node.op.threshold.view(-1, *(1,) * (sent.ndim - 2)) * steps
         return node.op
 
@@ -542,9 +542,9 @@ def test_a_real_network_in_closed_form(monkeypatch):
 @pytest.mark.parametrize(
     "misuse",
     [
-        lambda graph, x: simulate(graph, x, 4, 2),
+        lambda graph, x: simulate(graph, x, 4, SimulationSettings(chunk=2)),
         lambda graph, x: simulate(graph, x, 4, state=simulate(graph, x, 4).state),
-        lambda graph, x: simulate_until_confident(graph, x, 4, 0.9),
+        lambda graph, x: simulate_with_early_exit(graph, x, 4, 0.9),
     ],
     ids=["chunk", "state", "exit"],
 )
@@ -557,7 +557,7 @@ def test_a_window_is_taken_whole(name, misuse):
 
 def test_the_whole_window_as_a_chunk_is_none():
     graph, x = network(PLANS["lagged"]), pictures()
-    assert torch.equal(simulate(graph, x, 4, 4).outputs, simulate(graph, x, 4).outputs)
+    assert torch.equal(simulate(graph, x, 4, SimulationSettings(chunk=4)).outputs, simulate(graph, x, 4).outputs)
 
 
 def test_answers_at_several_windows_are_those_of_separate_runs():

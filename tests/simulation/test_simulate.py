@@ -12,6 +12,7 @@ from s_resnet.errors import ConversionError, InvalidData
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
 from s_resnet.graph.ops import Add, AvgPool2d, Conv2d, Flatten, Input, Linear, MaxPool2d, Pad, ReLU, Slice
 from s_resnet.kernels import events
+from s_resnet.simulation import SimulationSettings
 
 
 def dyadic(seed, *shape, scale=16):
@@ -147,7 +148,7 @@ def same(a, b):
 def test_every_answer_and_every_spike_count_is_that_of_the_loop(chunk, mode):
     images, steps = pictures(3), 12
     answers, counts = by_steps(images, steps, mode)
-    result = simulate(network(mode), images, steps, chunk, at=range(1, steps + 1))
+    result = simulate(network(mode), images, steps, SimulationSettings(chunk=chunk), at=range(1, steps + 1))
     assert result.steps == tuple(range(1, steps + 1))
     if mode == "current":
         assert torch.equal(result.outputs, answers.float())
@@ -163,15 +164,17 @@ def test_every_answer_and_every_spike_count_is_that_of_the_loop(chunk, mode):
 @pytest.mark.parametrize("mode", ["current", "spikes"])
 def test_the_chunk_changes_nothing(mode):
     snn, images = network(mode), pictures(2)
-    results = [simulate(snn, images, 20, chunk, at=(1, 13, 20)) for chunk in (1, 7, 20, 64, None)]
+    results = [
+        simulate(snn, images, 20, SimulationSettings(chunk=chunk), at=(1, 13, 20)) for chunk in (1, 7, 20, 64, None)
+    ]
     assert all(same(results[0], other) for other in results[1:])
 
 
 def test_the_batch_changes_nothing():
     snn, images = network(), pictures(32)
-    together = simulate(snn, images, 9, 4)
+    together = simulate(snn, images, 9, SimulationSettings(chunk=4))
     for i in range(32):
-        alone = simulate(snn, images[i : i + 1], 9, 4)
+        alone = simulate(snn, images[i : i + 1], 9, SimulationSettings(chunk=4))
         assert torch.equal(alone.outputs[:, 0], together.outputs[:, i])
         assert all(torch.equal(count[:, 0], together.spikes[name][:, i]) for name, count in alone.spikes.items())
 
@@ -187,7 +190,7 @@ def test_a_smaller_batch_after_a_larger_one_and_a_second_call_start_fresh():
 
 def test_answers_of_one_pass_are_those_of_separate_runs():
     snn, images = network("spikes"), pictures(2)
-    result = simulate(snn, images, 10, 4, at=[10, 1, 4, 4, 5])
+    result = simulate(snn, images, 10, SimulationSettings(chunk=4), at=[10, 1, 4, 4, 5])
     assert result.steps == (1, 4, 5, 10)
     for row, steps in enumerate(result.steps):
         alone = simulate(snn, images, steps)
@@ -199,16 +202,18 @@ def test_answers_of_one_pass_are_those_of_separate_runs():
 @pytest.mark.parametrize("mode", ["current", "spikes"])
 def test_going_on_from_a_state_is_one_long_simulation(coding, mode):
     snn, images = network(mode), pictures(2)
-    whole = simulate(snn, images, 16, 5, coding=coding)
-    half = simulate(snn, images, 10, 5, coding=coding)
+    whole = simulate(snn, images, 16, SimulationSettings(chunk=5, coding=coding))
+    half = simulate(snn, images, 10, SimulationSettings(chunk=5, coding=coding))
     kept = {name: [part.clone() for part in memory] for name, memory in half.state.memory.items()}
-    rest = simulate(snn, images, 6, 4, half.state, coding=coding)
+    rest = simulate(snn, images, 6, SimulationSettings(chunk=4, coding=coding), state=half.state)
     assert (half.state.step, rest.state.step, whole.state.step) == (10, 16, 16)
     assert torch.equal(rest.outputs, whole.outputs)
     assert all(torch.equal(half.spikes[n] + rest.spikes[n], whole.spikes[n]) for n in whole.spikes)
     for name, memory in half.state.memory.items():
         assert all(torch.equal(a, b) for a, b in zip(memory, kept[name], strict=True)), "the state was changed"
-    assert torch.equal(simulate(snn, images, 6, 4, half.state, coding=coding).outputs, rest.outputs)
+    assert torch.equal(
+        simulate(snn, images, 6, SimulationSettings(chunk=4, coding=coding), state=half.state).outputs, rest.outputs
+    )
 
 
 # ---- single parts ----
@@ -220,7 +225,7 @@ def test_a_neuron_starts_at_its_share_of_the_threshold_and_emits_threshold_times
     """Mean output of a constant current x: ``theta floor(start + T x / theta) / T``."""
     images = torch.tensor([0.375, 0.5, 3.0, -1.0]).view(1, 1, 2, 2)
     snn = tiny(Neuron(torch.tensor(theta), start), Flatten(), Readout(torch.tensor(1.0)))
-    result = simulate(snn, images, 16, 5, at=range(1, 17))
+    result = simulate(snn, images, 16, SimulationSettings(chunk=5), at=range(1, 17))
     for t in range(1, 17):
         counts = [min(t, max(0, math.floor(start + t * x / theta))) for x in (0.375, 0.5, 3.0, -1.0)]
         assert result.outputs[t - 1, 0].tolist() == pytest.approx([theta * count / t for count in counts])
@@ -283,7 +288,7 @@ def test_shortcut_synapses_wherever_they_stand():
             fired = [count + bool(s) for count, s in zip(fired, (sa, sb, sc), strict=True)]
         want.append(total / steps)
     for chunk in (1, 4, 13):
-        result = simulate(snn, images, steps, chunk)
+        result = simulate(snn, images, steps, SimulationSettings(chunk=chunk))
         assert result.outputs[0, 0].tolist() == pytest.approx(want)
         assert [int(result.spikes[name].item()) for name in "abc"] == fired
 
@@ -298,7 +303,10 @@ def test_poisson_spikes_have_the_image_as_their_mean_and_follow_the_seed():
         node("flat", Flatten(), "sum"),
         node("readout", Readout(torch.tensor(1.0)), "flat"),
     )
-    runs = [simulate(snn, images, steps, chunk, coding="poisson", seed=3, at=(1, steps)).outputs for chunk in (500, 77)]
+    runs = [
+        simulate(snn, images, steps, SimulationSettings(chunk=chunk, coding="poisson", seed=3), at=(1, steps)).outputs
+        for chunk in (500, 77)
+    ]
     assert torch.equal(*runs)
     first, mean = runs[0]
     amplitude = images.abs().amax((1, 2, 3), keepdim=True).flatten(1)
@@ -306,7 +314,7 @@ def test_poisson_spikes_have_the_image_as_their_mean_and_follow_the_seed():
     probability = images.flatten(1).abs() / amplitude.clamp_min(1e-9)
     spread = amplitude * (probability * (1 - probability) / steps).sqrt()
     assert ((mean - images.flatten(1)).abs() <= 4 * spread + 1e-6).all()
-    assert not torch.equal(simulate(snn, images, steps, coding="poisson", seed=4).outputs[0], mean)
+    assert not torch.equal(simulate(snn, images, steps, SimulationSettings(coding="poisson", seed=4)).outputs[0], mean)
     assert torch.equal(simulate(snn, images, 1).outputs[0], images.flatten(1))  # direct coding is the image itself
 
 
@@ -328,7 +336,7 @@ def test_the_constant_stem_is_computed_once(monkeypatch, coding, stem_calls):
     plain_events = events._convolve
     monkeypatch.setattr(F, "conv2d", counted)
     monkeypatch.setattr(events, "_convolve", counted_events)
-    simulate(network(), pictures(2), 14, 3, coding=coding)  # chunks of 3, 3, 3, 3 and 2 steps
+    simulate(network(), pictures(2), 14, SimulationSettings(chunk=3, coding=coding))  # chunks of 3, 3, 3, 3 and 2 steps
     assert calls.count(3) == stem_calls  # the stem alone reads three channels
     assert len(calls) == stem_calls + 5 * 7
 
@@ -344,7 +352,7 @@ def test_values_are_freed_after_their_last_reader_and_memory_does_not_grow_with_
 
     monkeypatch.setattr(F, "linear", watched)
     gc.collect()  # what other tests have left must not go away while we count
-    simulate(network(), pictures(batch), 30, chunk)
+    simulate(network(), pictures(batch), 30, SimulationSettings(chunk=chunk))
     # At the classifier only its own input is left of what the chunk's layers gave; nothing is left of earlier chunks.
     assert len(folded) == 6 and max(folded) <= 2 and len(set(total[2:])) == 1
 
@@ -355,15 +363,15 @@ PLAIN, X = tiny(Neuron(torch.tensor(1.0)), Flatten(), Readout(torch.tensor(1.0))
 MISUSE = {
     "no steps": lambda: simulate(PLAIN, X, 0),
     "no steps called": lambda: PLAIN(X, timesteps=0),
-    "chunk 0": lambda: simulate(PLAIN, X, 4, 0),
+    "chunk 0": lambda: simulate(PLAIN, X, 4, SimulationSettings(chunk=0)),
     "at 0": lambda: simulate(PLAIN, X, 4, at=[0, 2]),
     "at beyond": lambda: simulate(PLAIN, X, 4, at=[2, 5]),
     "at nothing": lambda: simulate(PLAIN, X, 4, at=[]),
     "three dimensions": lambda: simulate(PLAIN, X[0], 4),
-    "three dimensions, poisson": lambda: simulate(PLAIN, X[0], 4, coding="poisson"),
+    "three dimensions, poisson": lambda: simulate(PLAIN, X[0], 4, SimulationSettings(coding="poisson")),
     "no images": lambda: simulate(PLAIN, X[:0], 4),
     "no neurons": lambda: simulate(tiny(ReLU(), Flatten()), X, 4),
-    "coding": lambda: simulate(PLAIN, X, 4, coding="rate"),
+    "coding": lambda: simulate(PLAIN, X, 4, SimulationSettings(coding="rate")),
     "another batch's state": lambda: simulate(PLAIN, X, 4, state=simulate(PLAIN, X[:1], 2).state),
     "another network's state": lambda: simulate(network(), pictures(2), 4, state=simulate(PLAIN, X, 2).state),
     "channels": lambda: simulate(network(), torch.zeros(2, 1, 12, 12), 4),

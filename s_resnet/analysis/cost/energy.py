@@ -42,7 +42,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...errors import InvalidData
+from ...errors import InvalidData, message
 from ...files import read
 from ...runtime.display import Displayed, Figures, Table, plain
 from .layers import LayerOperations
@@ -58,11 +58,21 @@ WEIGHT_BITS = PIXEL_BITS = 8  # of the quantized networks
 class Constants(Displayed):
     """Energies in pJ; the defaults are published estimates for 45 nm at 0.9 V, and for Loihi in 14 nm.
 
-    add_float32, multiply_float32, add_int32, multiply_int8: one operation. cache_8kb, cache_32kb, cache_1mb, dram: an
-    access of 64 bits; of DRAM the lower end of 1300 to 2600. Source: Horowitz, "Computing's energy problem", ISSCC
-    2014, doi:10.1109/ISSCC.2014.6757323.
-    synaptic_event (the least), neuron_update (of an active neuron): Davies et al., "Loihi", IEEE Micro 2018,
-    doi:10.1109/MM.2018.112130359.
+    Attributes:
+        name: what these are.
+        add_float32: one operation.
+        multiply_float32: one operation.
+        add_int32: one operation.
+        multiply_int8: one operation.
+        cache_8kb: an access of 64 bits.
+        cache_32kb: an access of 64 bits.
+        cache_1mb: an access of 64 bits.
+        dram: an access of 64 bits; the lower end of 1300 to 2600.
+        synaptic_event: the least.
+        neuron_update: of an active neuron.
+
+    Source: Horowitz, "Computing's energy problem", ISSCC 2014, doi:10.1109/ISSCC.2014.6757323; the last two: Davies et
+    al., "Loihi", IEEE Micro 2018, doi:10.1109/MM.2018.112130359.
     """
 
     name: str = "45 nm (Horowitz 2014), Loihi (Davies 2018)"
@@ -95,19 +105,19 @@ def load_constants(path: str | os.PathLike[str]) -> Constants:
     entries = _read(Path(path))
     title = entries.pop("name", Path(path).stem)
     if not isinstance(title, str):
-        raise InvalidData(f"{path}: name, got {title!r}; expected a text. Quote it.")
+        raise InvalidData(message(str(path), "name", repr(title), "a text", "Quote it"))
     known = [f.name for f in fields(Constants) if f.name != "name"]
     unknown, missing = [name for name in entries if name not in known], [name for name in known if name not in entries]
     if unknown or missing:
         got = f"unknown {', '.join(map(repr, unknown))}" if unknown else f"no {', '.join(missing)}"
-        raise InvalidData(
-            f"{path}: constants, got {got}; expected a number for each of {', '.join(known)}. "
-            "Start from s_resnet.analysis.Constants().to_toml()."
-        )
+        expected = f"a number for each of {', '.join(known)}"
+        remedy = "Start from s_resnet.analysis.Constants().to_toml()"
+        raise InvalidData(message(str(path), "constants", got, expected, remedy))
     for name, value in entries.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value <= MOST:
-            raise InvalidData(f"{path}: {name}, got {value!r}; expected a number of pJ from 0 to {MOST:g}. Change it.")
+            expected = f"a number of pJ from 0 to {MOST:g}"
+            raise InvalidData(message(str(path), name, repr(value), expected, "Change it"))
     return Constants(title, **{name: float(value) for name, value in entries.items()})
 
 
@@ -116,14 +126,18 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(tomllib.loads(read(path, LONGEST).decode()))
     except (OSError, ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
         reason = " ".join(str(error).split())
-        raise InvalidData(f"{path}: cannot be read, got {reason}; expected a TOML file. Correct it.") from error
+        raise InvalidData(message(str(path), "cannot be read", reason, "a TOML file", "Correct it")) from error
 
 
 @dataclass(frozen=True, repr=False)
 class Cost(Displayed):
-    """Joules per image: of synapses (accumulations and MACs), of neurons (updates, additions), of memory.
+    """Joules per image.
 
-    scatter: besides, where sums are formed in memory; not part of the total.
+    Attributes:
+        synapses: accumulations and MACs.
+        neurons: updates and additions.
+        memory: all that is moved.
+        scatter: besides, where sums are formed in memory; not part of the total.
     """
 
     synapses: float
@@ -151,9 +165,16 @@ class Cost(Displayed):
 class Energy(Figures):
     """Estimated joules per image of a spiking network and of its rivals; the module says by which model.
 
-    snn_float32, ann_float32: both in 32-bit floating point. snn_int8, ann_int8: 8-bit weights, the ANN with
-    activations of ``activation_bits``. snn_loihi: on a Loihi-like chip, whose figures include its memory.
-    trained: whether the rivals are dense passes, as there is no ANN.
+    Attributes:
+        timesteps: T.
+        activation_bits: of the quantized ANN, as many as a neuron can say in T steps.
+        constants: energies per operation.
+        snn_float32: in 32-bit floating point.
+        ann_float32: in 32-bit floating point.
+        snn_int8: with 8-bit weights.
+        ann_int8: with 8-bit weights and activations of ``activation_bits``.
+        snn_loihi: on a Loihi-like chip, whose figures include its memory.
+        trained: whether the rivals are dense passes, as there is no ANN.
     """
 
     timesteps: int
@@ -249,7 +270,9 @@ def energy(operations: Operations, constants: Constants = CONSTANTS) -> Energy:
     ann_float32 = (total.ann.macs * float_mac, additions * c.add_float32)
     loihi = (events * c.synaptic_event + stem * int8_mac, total.updates * c.neuron_update)
     return Energy(
-        *(operations.timesteps, bits, constants),
+        timesteps=operations.timesteps,
+        activation_bits=bits,
+        constants=constants,
         snn_float32=cost(snn_float32, spent["snn_float32"], scatter),
         ann_float32=cost(ann_float32, spent["ann_float32"]),
         snn_int8=cost(snn_int8, spent["snn_int8"], scatter),

@@ -55,16 +55,25 @@ from ...graph.ops import (
 from ...graph.readout import Readout, SpikingMaxPool2d
 from ...runtime.display import Displayed
 from .fan_out import Shape, fan_out, synapses
-from .wiring import Watch, Wiring
+from .spike_flow import SpikeCounter, SpikeFlow
 
 _POOLS = (AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, SpikingMaxPool2d)
 
 
 @dataclass(frozen=True, repr=False)
 class Traffic(Displayed):
-    """What is moved per image: words of weights, values (graded ones, stored currents) and state; bits of spikes.
+    """What is moved per image.
 
-    sum_reads, sum_writes: words of sums, where they are formed in memory.
+    Attributes:
+        weight_reads: words of weights.
+        value_reads: words of values: graded ones, and stored currents.
+        value_writes: the same.
+        state_reads: words of the neurons' state.
+        state_writes: the same.
+        sum_reads: words of sums, where they are formed in memory.
+        sum_writes: the same.
+        spike_bits_written: bits of spikes.
+        spike_bits_read: the same.
     """
 
     weight_reads: float = 0.0
@@ -80,10 +89,15 @@ class Traffic(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class SourceOperations(Displayed):
-    """What the source network computes here per image.
+    """What the source network computes here per image. Each MAC reads a weight and a value.
 
-    Each MAC reads a weight and a value. additions: biases, residual sums, windows of pools, and a comparison for each
-    ReLU. from_image: whether no activation comes before, so that it reads the image.
+    Attributes:
+        macs: without the zeros of the padding.
+        dense_macs: the usual count, with them.
+        additions: biases, residual sums, windows of pools, and a comparison for each ReLU.
+        value_reads: words.
+        value_writes: words.
+        from_image: whether no activation comes before, so that it reads the image.
     """
 
     macs: int = 0
@@ -96,9 +110,22 @@ class SourceOperations(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class LayerOperations(Displayed):
-    """What one node computes per image, as the module says; ``spikes`` are those it emits.
+    """What one node computes per image, as the module says.
 
-    inputs, outputs: values that it reads and gives; state: words that its neurons keep; parameters: weights and biases.
+    Attributes:
+        name: the node.
+        op: its kind.
+        inputs: values that it reads.
+        outputs: values that it gives.
+        state: words that its neurons keep.
+        parameters: weights and biases.
+        spikes: those that it emits.
+        acs: accumulations.
+        macs: multiply-accumulates.
+        updates: of neurons.
+        additions: of constants.
+        traffic: what is moved.
+        ann: what the source network computes here.
     """
 
     name: str
@@ -136,11 +163,13 @@ class _Tally:
         self.sum_writes += count
 
 
-class Counter:
+class OperationCounter:
     """Turns what was seen into the operations of each node."""
 
-    def __init__(self, wiring: Wiring, watch: Watch, shapes: dict[str, Shape], timesteps: int, images: int) -> None:
-        self.wiring, self.watch, self.shapes, self.graph = wiring, watch, shapes, wiring.graph
+    def __init__(
+        self, flow: SpikeFlow, seen: SpikeCounter, shapes: dict[str, Shape], timesteps: int, images: int
+    ) -> None:
+        self.flow, self.seen, self.shapes, self.graph = flow, seen, shapes, flow.graph
         self.timesteps, self.images = timesteps, images
 
     def size(self, name: str) -> int:
@@ -152,11 +181,11 @@ class Counter:
         return int((self.positions(name) * each).sum())
 
     def positions(self, name: str) -> Tensor:
-        return self.watch.positions(name)
+        return self.seen.positions(name)
 
     def layer(self, node: Node) -> LayerOperations:
         tally = _Tally()
-        if node.name in self.wiring.constant:
+        if node.name in self.flow.constant:
             self._once(node, tally)
         else:
             self._spiking(node, tally)
@@ -164,7 +193,8 @@ class Counter:
         op = node.op
         tensors = [op.weight, op.bias] if isinstance(op, Conv2d | Linear) else []
         return LayerOperations(
-            *(node.name, type(op).__name__),
+            name=node.name,
+            op=type(op).__name__,
             inputs=sum(self.size(name) for name in node.inputs),
             outputs=self.size(node.name),
             state=self._words(node) * self.size(node.name),
@@ -179,7 +209,7 @@ class Counter:
         op, size = node.op, self.size(node.name)
         if isinstance(op, Conv2d | Linear | Scale):
             tally.macs = self.images * self._synapses(node)
-            tally.additions = self.images * size if self.wiring.has_bias(node) else 0
+            tally.additions = self.images * size if self.flow.has_bias(node) else 0
             tally.weight_reads = tally.value_reads = tally.macs
         elif isinstance(op, Add):
             tally.additions = self.images * size * (len(node.inputs) - 1)
@@ -191,7 +221,7 @@ class Counter:
     def _spiking(self, node: Node, tally: _Tally) -> None:
         """What T steps cost."""
         op, every = node.op, self.images * self.timesteps * self.size(node.name)
-        pooled = isinstance(op, MaxPool2d) and node.name in self.wiring.alphabet  # each step's spikes, without a gate
+        pooled = isinstance(op, MaxPool2d) and node.name in self.flow.alphabet  # each step's spikes, without a gate
         if isinstance(op, MaxPool2d) and not pooled:  # of currents that change, as under Poisson coding: all windows
             tally.additions = tally.value_reads = self.images * self.timesteps * self._synapses(node)
             tally.value_writes = every
@@ -204,29 +234,29 @@ class Counter:
             tally.sum_writes = arrived + left
         if isinstance(op, Neuron | SpikingMaxPool2d) or pooled:
             tally.spikes = int(self.positions(node.name).sum())
-            tally.spike_bits_written = tally.spikes * self.wiring.bits(node.name, self.size(node.name))
+            tally.spike_bits_written = tally.spikes * self.flow.bits(node.name, self.size(node.name))
         if self._constants(node):
             tally.additions += every
-        if isinstance(op, Neuron | Add) and any(name in self.wiring.constant for name in node.inputs):
+        if isinstance(op, Neuron | Add) and any(name in self.flow.constant for name in node.inputs):
             tally.value_reads += every
         if isinstance(op, Neuron | Readout):
             self._update(node, op, tally, every)
-        if node.name in self.wiring.keepers:  # e[t] = e[t-1] + W k[t] / t, and e counts as well
+        if node.name in self.flow.keepers:  # e[t] = e[t-1] + W k[t] / t, and e counts as well
             tally.macs += every
             tally.additions += every
 
     def _relays(self, node: Node) -> bool:
         """Whether it is a sum of spikes, which only come together at those that read it."""
-        return isinstance(node.op, Add) and node.name in self.wiring.alphabet
+        return isinstance(node.op, Add) and node.name in self.flow.alphabet
 
     def _arrivals(self, node: Node, tally: _Tally) -> None:
         for name in node.inputs:
-            if name in self.wiring.constant or self.wiring.free(name, node):
+            if name in self.flow.constant or self.flow.free(name, node):
                 continue
-            spikes, seen = name in self.wiring.alphabet, int(self.positions(name).sum())
+            spikes, seen = name in self.flow.alphabet, int(self.positions(name).sum())
             tally.events(self.reached(node, name), not spikes, isinstance(node.op, Conv2d | Linear | Scale))
             if spikes:
-                tally.spike_bits_read += seen * self.wiring.bits(name, self.size(name))
+                tally.spike_bits_read += seen * self.flow.bits(name, self.size(name))
             else:
                 tally.value_reads += seen
 
@@ -247,14 +277,14 @@ class Counter:
         """Whether something constant is added in each step: one addition, for all of it together."""
         op = node.op
         if isinstance(op, Conv2d | Linear):
-            return self.wiring.has_bias(node) and not self.wiring.folds_bias(node.name)
+            return self.flow.has_bias(node) and not self.flow.folds_bias(node.name)
         if not isinstance(op, Neuron | Readout | Add):
             return False
         if isinstance(op, Neuron) and op.correction is not None and bool(op.correction.any()):
             return True
-        folded = (name for name in node.inputs if not isinstance(op, Add) and self.wiring.folds_bias(name))
-        return any(name in self.wiring.constant for name in node.inputs) or any(
-            self.wiring.has_bias(self.graph[name]) for name in folded
+        folded = (name for name in node.inputs if not isinstance(op, Add) and self.flow.folds_bias(name))
+        return any(name in self.flow.constant for name in node.inputs) or any(
+            self.flow.has_bias(self.graph[name]) for name in folded
         )
 
     def _words(self, node: Node) -> int:
@@ -262,18 +292,18 @@ class Counter:
         op = node.op
         own = len(op.thresholds) if isinstance(op, Neuron) else int(isinstance(op, Readout | SpikingMaxPool2d))
         more = isinstance(op, Neuron) and (op.spikes.signed or isinstance(op.spikes, Differential))
-        return own + int(more) + int(node.name in self.wiring.keepers)
+        return own + int(more) + int(node.name in self.flow.keepers)
 
     def _synapses(self, node: Node) -> int:
         return synapses(node.op, self.shapes[node.inputs[0]], self.shapes[node.name])
 
     def _source(self, node: Node) -> SourceOperations:
         op, size, image = node.op, self.size(node.name), node.name in self.graph.static
-        read = [name for name in node.inputs if not self.wiring.in_place(name, node)]
+        read = [name for name in node.inputs if not self.flow.in_place(name, node)]
         users = [self.graph[name] for name in self.graph.users[node.name]]
-        written = 0 if all(self.wiring.in_place(node.name, user) for user in users) else size
+        written = 0 if all(self.flow.in_place(node.name, user) for user in users) else size
         if isinstance(op, Conv2d | Linear):
-            macs, bias = self._synapses(node), size if self.wiring.has_bias(node) else 0
+            macs, bias = self._synapses(node), size if self.flow.has_bias(node) else 0
             return SourceOperations(macs, size * op.weight[0].numel(), bias, macs, written, image)
         if isinstance(op, _POOLS):
             inside = self._synapses(node)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...data.arguments import Batches, images_of, whole_number
-from ...errors import InvalidData
+from ...errors import InvalidData, message
 from ...graph.engine import together
 from ...graph.fold import folded
 from ...graph.graph import Graph, check_spiking, count_images
@@ -22,8 +22,8 @@ from ...runtime.progress import Progress
 from ...simulation.lockstep import ROOM
 from ...simulation.simulate import encoder
 from .fan_out import Shape
-from .layers import Counter, LayerOperations, SourceOperations, Traffic
-from .wiring import Watch, Wiring
+from .layers import LayerOperations, OperationCounter, SourceOperations, Traffic
+from .spike_flow import SpikeCounter, SpikeFlow
 
 SCHEMA = 1
 
@@ -32,9 +32,17 @@ SCHEMA = 1
 class Operations(Figures):
     """Operations of a spiking network and of its source, mean per image.
 
-    most: thresholds that a neuron emits in a step, at most. pixels: values of an image. weight_bytes: 4, or 1 of an
-    integer network. layers: the nodes in execution order, without those that compute nothing. trained: whether there is
-    no source network, so that its counts are those of one dense pass through these layers.
+    Attributes:
+        timesteps: T.
+        images: how many were counted.
+        coding: ``"direct"``, ``"poisson"`` or ``"events"``.
+        alphabet: what its neurons send, as :attr:`s_resnet.Graph.alphabet`.
+        most: thresholds that a neuron emits in a step, at most.
+        pixels: values of an image.
+        weight_bytes: 4, or 1 for an integer network.
+        layers: the nodes in execution order, without those that compute nothing.
+        trained: whether there is no source network, so that its counts are those of one dense pass through these
+            layers.
     """
 
     timesteps: int
@@ -129,40 +137,40 @@ def count_operations(
     check_spiking(snn, "operations")
     timesteps = whole_number(timesteps, "operations", "timesteps")
     snn = folded(snn)
-    wiring = Wiring(snn, snn.static if coding == "direct" else frozenset())
-    watch, images, shapes = Watch(wiring), 0, dict[str, Shape]()
+    flow = SpikeFlow(snn, snn.static if coding == "direct" else frozenset())
+    spikes, images, shapes = SpikeCounter(flow), 0, dict[str, Shape]()
     device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
     for batch in Progress(batches, desc="operations", unit="batch", shown=progress):
         x = images_of(batch, "operations").to(device)
         if x.ndim == 5 and coding == "direct" and not images:
-            coding, wiring = "events", Wiring(snn, frozenset())
-            watch = Watch(wiring)
+            coding, flow = "events", SpikeFlow(snn, frozenset())
+            spikes = SpikeCounter(flow)
         if (x.ndim == 5) != (coding == "events"):
-            raise InvalidData(
-                f"operations: got a batch of shape {tuple(x.shape)} in coding {coding!r}; expected only images, or "
-                "only events in coding 'direct'. Count each by itself."
-            )
+            got, expected = f"a batch of shape {tuple(x.shape)} in coding {coding!r}", "only images, or only events"
+            raise InvalidData(message("operations", "", got, f"{expected} in coding 'direct'", "Count each by itself"))
         if count_images(x) == 0:
-            raise InvalidData("operations: got a batch of 0 images; expected at least one. Check the loader.")
+            raise InvalidData(message("operations", "", "a batch of 0 images", "at least one", "Check the loader"))
         found = {name: tuple(value.shape[1:]) for name, value in snn.activations(x.narrow(-4, 0, 1))}
         if shapes and found != shapes:
-            raise InvalidData(
-                f"operations: got images of {tuple(x.shape[-3:])} after {shapes[snn.nodes[0].name]}; expected one "
-                "size, since counts are means per image. Count each size by itself."
-            )
+            got = f"images of {tuple(x.shape[-3:])} after {shapes[snn.nodes[0].name]}"
+            expected = "one size, since counts are means per image"
+            raise InvalidData(message("operations", "", got, expected, "Count each size by itself"))
         shapes = found
         images += count_images(x)
         most = max(torch.Size(shape).numel() for shape in shapes.values())
         size = together(count_images(x), most, timesteps, ROOM) if snn.windowed else count_images(x)
         for part in torch.split(x, size, -4):
-            _show(watch, snn, part, timesteps, None if coding == "events" else encoder(part, coding, seed, 0))
+            _show(spikes, snn, part, timesteps, None if coding == "events" else encoder(part, coding, seed, 0))
     if not images:
-        raise InvalidData("operations: got no images; expected at least one batch. Check the data.")
-    counter = Counter(wiring, watch, shapes, timesteps, images)
+        raise InvalidData(message("operations", "", "no images", "at least one batch", "Check the data"))
+    counter = OperationCounter(flow, spikes, shapes, timesteps, images)
     layers = [counter.layer(node) for node in snn.nodes]
     return Operations(
-        *(timesteps, images, coding, snn.alphabet),
-        most=max(op.max_emission for op in wiring.alphabet.values()),
+        timesteps=timesteps,
+        images=images,
+        coding=coding,
+        alphabet=snn.alphabet,
+        most=max(op.max_emission for op in flow.alphabet.values()),
         pixels=torch.Size(shapes[snn.nodes[0].name]).numel(),
         weight_bytes=1 if snn.integer else 4,
         layers=tuple(layer for layer in layers if _computes(layer)),
@@ -170,10 +178,12 @@ def count_operations(
     )
 
 
-def _show(watch: Watch, snn: Graph, images: Tensor, timesteps: int, encode: Callable[[int], Tensor] | None) -> None:
-    watch.begin(count_images(images))
+def _show(
+    spikes: SpikeCounter, snn: Graph, images: Tensor, timesteps: int, encode: Callable[[int], Tensor] | None
+) -> None:
+    spikes.begin(count_images(images))
     with torch.no_grad():
-        for _ in snn.stream(images, timesteps, encode=encode, observe=watch):
+        for _ in snn.stream(images, timesteps, encode=encode, observe=spikes):
             pass
 
 

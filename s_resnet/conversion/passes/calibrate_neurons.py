@@ -11,7 +11,7 @@ from torch import Tensor
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import Conv2d, Linear, Node, Op
-from ...simulation.lockstep import respond
+from ...simulation.lockstep import fire_mean
 from ..context import Context
 from ..layerwise import Pairs, fit_layers
 from ..least_squares import refit
@@ -72,7 +72,7 @@ def _unbiased(op: Neuron, parts: Pairs, timesteps: int, time_indexed: bool) -> N
             correction = torch.zeros_like(wanted) if op.correction is None else op.correction
             if by_step:
                 correction = correction.expand(timesteps, -1)
-            spikes = respond(replace(op, correction=correction), currents, timesteps)
+            spikes = fire_mean(replace(op, correction=correction), currents, timesteps)
             got = torch.stack([_mean(s) for s in spikes]) if by_step else _mean(spikes.mean(0))
             op = replace(op, correction=correction + rate * (wanted - got))
     return op

@@ -19,7 +19,7 @@ from ...graph.ops import Conv2d, Input, Linear, Node, Op, compensated
 from ...graph.readout import Readout, SpikingMaxPool2d
 from ...kernels import per_channel
 from ...runtime.progress import Progress, repeatable
-from ...simulation.lockstep import Both, blocks, nearly_order_free, order_free, propagate, respond, walk
+from ...simulation.lockstep import Pair, blocks, fire_mean, nearly_order_free, order_free, propagate, propagate_both
 from ..context import Context
 from ..kept import Kept, Shown, Values
 from ..layerwise import PART, in_memory
@@ -141,10 +141,10 @@ def _sent(nodes: tuple[Node, ...], values: Mapping[str, Values], timesteps: int,
     assert isinstance(last.op, Neuron)
     count = len(next(iter(values.values())))
 
-    def sent(images: slice) -> Both:
+    def sent(images: slice) -> Pair:
         with torch.no_grad():
             entering = {name: value[images] for name, value in values.items()}
-            return walk(nodes, entering, timesteps, lambda node, *_: node.op)[1][last.name]
+            return propagate_both(nodes, entering, timesteps, lambda node, *_: node.op)[1][last.name]
 
     if count <= room:
         return {last.name: sent(slice(0, count))}
@@ -292,13 +292,13 @@ class _Block:
                 self._forward(node, mean, real)
         return (mean[self.nodes[-1].name] - target).pow(2).mean() / self.scale
 
-    def _entering(self, chosen: Tensor, generator: torch.Generator | None) -> tuple[dict[str, Both], Tensor]:
+    def _entering(self, chosen: Tensor, generator: torch.Generator | None) -> tuple[dict[str, Pair], Tensor]:
         """The values of the chosen images that enter, and what the source makes of them; varied where one learns."""
         if self.varied and generator is not None:
             ((name, value),) = self.values.items()
             shown = value[chosen]
             images = varied(shown.analog, generator)
-            return {name: Both(images.expand(len(shown.spiking), *images.shape), images)}, self._source({name: images})
+            return {name: Pair(images.expand(len(shown.spiking), *images.shape), images)}, self._source({name: images})
         return {name: value[chosen] for name, value in self.values.items()}, self.target[chosen]
 
     @torch.no_grad()
@@ -321,7 +321,7 @@ class _Block:
             for other in trains[1:]:
                 current = current + other
             with torch.no_grad():
-                real[node.name] = respond(op, current, self.timesteps)
+                real[node.name] = fire_mean(op, current, self.timesteps)
             mean[node.name] = _through_spikes(op, inputs, real[node.name].mean(0))
             return
         if isinstance(op, Readout):

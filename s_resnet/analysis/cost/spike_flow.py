@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...errors import InvalidData
+from ...errors import InvalidData, message
 from ...graph.alphabet import Differential, MultiThreshold
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
@@ -32,16 +32,19 @@ _SUMS = (Neuron, Add, Readout)
 KNOWN = (Input, MaxPool2d, SpikingMaxPool2d, *_MOVED, *_SUMMED, *_SUMS)
 
 
-class Wiring:
-    """The edges of a network.
+class SpikeFlow:
+    """What travels on the edges of a network.
 
-    constant: nodes whose value is the same at every step, under a constant input current.
-    alphabet: nodes that carry spikes -> the neurons whose alphabet they have. Everything else is graded.
-    units: those of them that carry numbers of spikes of amplitude 1: multi-level firing, and sums of trained neurons'
-        spikes, which are all sent on one by one, as a synapse does the same to each.
-    keepers: nodes that keep the running mean of what differential neurons send them.
+    Attributes:
+        graph: the network.
+        constant: nodes whose value is the same at every step, under a constant input current.
+        alphabet: nodes that carry spikes, with the neurons whose alphabet they have. Everything else is graded.
+        units: those of them that carry numbers of spikes of amplitude 1: multi-level firing, and sums of trained
+            neurons' spikes, which are all sent on one by one, as a synapse does the same to each.
+        keepers: nodes that keep the running mean of what differential neurons send them.
 
-    Raises InvalidData for an operation that cannot be counted, by its name.
+    Raises:
+        InvalidData: an operation that cannot be counted, by its name.
     """
 
     def __init__(self, graph: Graph, constant: frozenset[str]) -> None:
@@ -70,19 +73,17 @@ class Wiring:
                 means.add(node.name)
 
     def _check(self, node: Node) -> None:
-        op, here = node.op, f"{node.name}: got {type(node.op).__name__}"
+        op, kind = node.op, type(node.op).__name__
         if not isinstance(op, KNOWN):
-            raise InvalidData(f"{here}, whose operations are not known; expected a converted network. Convert it.")
+            got = f"{kind}, whose operations are not known"
+            raise InvalidData(message(node.name, "", got, "a converted network", "Convert it"))
         if isinstance(op, SpikingMaxPool2d) and not self._binary_or_signed(node.inputs[0]):
-            raise InvalidData(
-                f"{here} over values that are no spikes; expected the spikes of neurons without differential coding. "
-                "Choose another recipe."
-            )
+            got = f"{kind} over values that are no spikes"
+            expected = "the spikes of neurons without differential coding"
+            raise InvalidData(message(node.name, "", got, expected, "Choose another recipe"))
         if isinstance(op, Neuron) and not op.binary and op.integer is None and not op.emits_unit_spikes:
-            raise InvalidData(
-                f"{here} of threshold {op.threshold.flatten()[0].item():g}; expected 1 of signed and multi-level ones. "
-                "Run normalize."
-            )
+            got = f"{kind} of threshold {op.threshold.flatten()[0].item():g}"
+            raise InvalidData(message(node.name, "", got, "1 of signed and multi-level ones", "Run normalize"))
 
     def _passes_spikes(self, node: Node) -> bool:
         if isinstance(node.op, Add | MaxPool2d):
@@ -123,26 +124,29 @@ class Wiring:
         return (size - 1).bit_length() + int(sign) + (op.spikes.amplitudes - 1).bit_length()
 
 
-class Watch:
+class SpikeCounter:
     """Counts, per node and position, the spikes (or non-zero graded values) that a simulation shows it.
 
-    ``seen[name]`` is int64 ``[H, W]``, summed over channels, steps and images, 0-dimensional where a value has no
-    positions: nothing here grows with steps or images.
+    Nothing here grows with steps or images.
+
+    Attributes:
+        seen: by node, int64 ``[H, W]``, summed over channels, steps and images; 0-dimensional where a value has no
+            positions.
     """
 
-    def __init__(self, wiring: Wiring) -> None:
-        self.wiring = wiring
+    def __init__(self, flow: SpikeFlow) -> None:
+        self.flow = flow
         self.seen: dict[str, Tensor] = {}
         self.totals: dict[str, tuple[Tensor, int]] = {}  # of differential spikes: the sum so far, and the steps
-        graph = wiring.graph
+        graph = flow.graph
         self.wanted = {
             node.name
             for node in graph.nodes
-            if node.name not in wiring.constant
+            if node.name not in flow.constant
             and not isinstance(node.op, Scale)  # one-to-one: its input tells
             and (
                 isinstance(node.op, Neuron | SpikingMaxPool2d)
-                or any(not wiring.free(node.name, graph[user]) for user in graph.users[node.name])
+                or any(not flow.free(node.name, graph[user]) for user in graph.users[node.name])
             )
         }
 
@@ -154,11 +158,11 @@ class Watch:
         """Add what ``[S * B, *]`` shows."""
         if name not in self.wanted:
             return
-        op = self.wiring.alphabet.get(name)
+        op = self.flow.alphabet.get(name)
         if op is not None and isinstance(op.spikes, Differential):
             values = self._increments(name, values)
         several = op is not None and not op.binary
-        if name in self.wiring.units:
+        if name in self.flow.units:
             events = values.round().to(torch.int32)
         else:
             whole = values.round()
@@ -180,6 +184,6 @@ class Watch:
 
     def positions(self, name: str) -> Tensor:
         """What was seen of a node; a shortcut synapse passes on as many values as reach it."""
-        while isinstance(self.wiring.graph[name].op, Scale):
-            name = self.wiring.graph[name].inputs[0]
+        while isinstance(self.flow.graph[name].op, Scale):
+            name = self.flow.graph[name].inputs[0]
         return self.seen[name].cpu()

@@ -1,8 +1,8 @@
-"""A study: everything that the page says about one network, measured on one set of images."""
+"""Everything that the page says about one network, measured on one set of images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..analysis.cost.energy import CONSTANTS, Constants, Energy, energy
 from ..analysis.cost.operations import Operations, count_operations
-from ..analysis.evaluate import evaluate, powers_of_two
+from ..analysis.evaluate import EvaluationSettings, evaluate, powers_of_two
 from ..analysis.figures import Report, described
 from ..analysis.verification import Verification
 from ..analysis.verify import verify
@@ -30,12 +30,41 @@ LAYERS, NEURONS = 4, 24  # that are recorded
 LEFT_OUT = ("fingerprints", "marks", "scales")  # long lists of the provenance
 
 
+@dataclass(frozen=True, repr=False)
+class Rival(Displayed):
+    """What a network is compared with, in the words of the page.
+
+    Attributes:
+        short: in names of rows.
+        title: in titles.
+        said: in a sentence.
+        layers: the same, naming the layers where they are the network's own.
+        unit: what the network's neurons emit.
+    """
+
+    short: str
+    title: str
+    said: str
+    layers: str
+    unit: str
+
+
+SOURCE = Rival("ANN", "ANN", "the ANN", "the ANN", "thresholds")
+DENSE = Rival("dense", "dense pass", "one dense pass", "one dense pass of the same layers", "spikes")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Example(Displayed):
-    """An image that ANN and SNN answer differently: its place among the images, classes, and how sure each is.
+    """An image that ANN and SNN answer differently.
 
-    ann_share, snn_share: softmax of each one's own logits at its answer. image: ``[3, H, W]``, preprocessed, or events
-    ``[T, 2, H, W]``.
+    Attributes:
+        place: its place among the images, from 0.
+        label: its class.
+        ann: the ANN's answer.
+        snn: the SNN's answer.
+        ann_share: how sure the ANN is: the softmax of its logits at its answer.
+        snn_share: the same of the SNN.
+        image: ``[3, H, W]``, preprocessed, or events ``[T, 2, H, W]``.
     """
 
     place: int
@@ -51,12 +80,16 @@ class Example(Displayed):
 class Answers(Displayed):
     """What ANN and SNN answered at T, image by image; collected while :func:`s_resnet.evaluate` runs.
 
-    Of a directly trained network the ANN's place is taken by its own answer after the T that it was trained for.
+    For a directly trained network the ANN's place is taken by its own answer after the T that it was trained for.
 
-    right: counts of images that both have right, only the SNN, only the ANN, neither. hits: whether the SNN is right,
-    image by image. disagreements: with another
-    answer, of which ``wrong`` are answered wrong by both. examples: of these the first few, in the order of the images.
-    details: the first images with their labels.
+    Attributes:
+        images: how many.
+        right: counts of images that both have right, only the SNN, only the ANN, neither.
+        hits: whether the SNN is right, image by image.
+        disagreements: images with another answer.
+        wrong: how many of these are answered wrong by both.
+        examples: the first few of these, in the order of the images.
+        details: the first images with their labels.
     """
 
     images: int = 0
@@ -98,13 +131,25 @@ class Answers(Displayed):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Study(Displayed):
+class NetworkReport(Displayed):
     """One network on the page.
 
-    network: its file's name. sha256: of that file, or empty. data: which images it was measured on.
-    report: accuracy and agreement at 1, 2, 4, ... and T.
-    verification, operations, energy: None where that cannot be told; ``missing`` then says why, by these names.
-    traces: recorded on the first image. provenance: of the artifact, without long lists.
+    Attributes:
+        network: its file's name.
+        sha256: of that file, or empty.
+        data: which images it was measured on.
+        timesteps: T.
+        end_to_end_steps: steps from the first input to the answer.
+        report: accuracy and agreement at 1, 2, 4, ... and T.
+        answers: image by image.
+        verification: layer by layer; None where that cannot be told.
+        operations: counts; None likewise.
+        energy: the estimate; None likewise.
+        missing: why these are None, by their names.
+        shortcuts: scales of the residual branches.
+        traces: recorded on the first image.
+        classes: their names.
+        provenance: of the artifact, without long lists.
     """
 
     network: str
@@ -129,6 +174,11 @@ class Study(Displayed):
         return self.report.ann is None
 
     @property
+    def rival(self) -> Rival:
+        """What it is compared with."""
+        return DENSE if self.trained else SOURCE
+
+    @property
     def drop(self) -> tuple[float, float]:
         """The 95 % interval of its ANN's top-1 accuracy, or its own after the T trained for, minus the SNN's."""
         both, snn, ann, neither = self.answers.right
@@ -143,7 +193,7 @@ class Study(Displayed):
         return self.classes[index] if index < len(self.classes) else f"class {index}"
 
     def _lines(self) -> Iterable[str]:
-        yield f"Study of {self.network or 'a network'}, T = {self.timesteps}"
+        yield f"Report on {self.network or 'a network'}, T = {self.timesteps}"
         _, *rest, _ = self.report._lines()
         yield from rest
         yield self.verification.verdict if self.verification else f"verification: {self.missing['verification']}"
@@ -198,17 +248,20 @@ class Study(Displayed):
         return dict(plain(entry))
 
 
-def compared(one: Study, other: Study) -> tuple[float, float]:
+Networks = Sequence[NetworkReport]
+
+
+def compared(one: NetworkReport, other: NetworkReport) -> tuple[float, float]:
     """The 95 % interval of the first network's top-1 accuracy minus the second's, on the same images."""
     pairs = list(zip(one.answers.hits, other.answers.hits, strict=True))
     return difference(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))))
 
 
-def _named(example: Example, study: Study) -> dict[str, Any]:
+def _named(example: Example, net: NetworkReport) -> dict[str, Any]:
     entry: dict[str, Any] = {"place": example.place}
     for name in ("label", "ann", "snn"):
         entry[name] = getattr(example, name)
-        entry[f"{name}_class"] = study.class_name(entry[name])
+        entry[f"{name}_class"] = net.class_name(entry[name])
     return {**entry, "ann_share": example.ann_share, "snn_share": example.snn_share}
 
 
@@ -223,47 +276,55 @@ def _listed(trace: Trace) -> dict[str, Any]:
     return {**entry, "spikes": events, "membrane": potentials}
 
 
-def study(
+@dataclass(frozen=True, repr=False)
+class ReportSettings(Displayed):
+    """What the page says of a network besides its figures, and how these are estimated.
+
+    Attributes:
+        sha256: the digest of its file.
+        data: which images these are; by default what the loader says.
+        classes: their names; by default those of the provenance.
+        constants: of the energy estimate.
+        progress: whether to show bars on stderr when it is a terminal.
+    """
+
+    sha256: str = ""
+    data: str = ""
+    classes: tuple[str, ...] = ()
+    constants: Constants = CONSTANTS
+    progress: bool = False
+
+
+USUAL = ReportSettings()
+
+
+def measure(
     snn: Graph,
     loader: Iterable[tuple[Tensor, Tensor]],
     timesteps: int,
+    settings: ReportSettings = USUAL,
     *,
     network: str = "",
-    sha256: str = "",
-    data: str = "",
-    classes: tuple[str, ...] = (),
-    constants: Constants = CONSTANTS,
     device: str = "auto",
-    progress: bool = False,
-) -> Study:
+) -> NetworkReport:
     """Measure all that the page says about a network: accuracy on all images, layers and operations on the first 128.
 
     Args:
         snn: a converted or directly trained network.
         loader: batches of (images ``[B, 3, H, W]`` or events ``[T, B, 2, H, W]``, labels ``[B]``), read once.
         timesteps: T >= 1.
-        network, sha256: name and digest of its file, for the page.
-        data: which images these are; by default what the loader says.
-        classes: names; by default those of the provenance.
-        constants: of the energy estimate.
+        settings: digest, names and constants.
+        network: the name of its file, for the page.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        progress: show bars on stderr when it is a terminal.
 
     Raises:
         InvalidData: no images, labels that the network has no class for, or T below 1.
         BackendUnavailable: ``device="cuda"`` without a GPU.
     """
-    target = find_device(device)
-    snn, answers = snn.to(target), Answers()
-    report = evaluate(
-        *(snn, loader, timesteps),
-        at=powers_of_two(timesteps),
-        device=device,
-        network=network,
-        progress=progress,
-        watch=answers,
-    )
-    missing: dict[str, str] = {}
+    target, progress = find_device(device), settings.progress
+    snn, answers, missing = snn.to(target), Answers(), dict[str, str]()
+    evaluation = EvaluationSettings(network=network, progress=progress, watch=answers)
+    report = evaluate(snn, loader, timesteps, evaluation, at=powers_of_two(timesteps), device=device)
     verification: Verification | None = None
     operations: Operations | None = None
     try:
@@ -275,17 +336,21 @@ def study(
     except InvalidData as error:
         missing["operations"] = str(error)
     first = answers.details[0][0].narrow(-4, 0, 1).to(target)
-    return Study(
-        *(network, sha256, data or described(report.data, report.images), timesteps, snn.end_to_end_steps(timesteps)),
+    return NetworkReport(
+        network=network,
+        sha256=settings.sha256,
+        data=settings.data or described(report.data, report.images),
+        timesteps=timesteps,
+        end_to_end_steps=snn.end_to_end_steps(timesteps),
         report=report,
         answers=answers,
         verification=verification,
         operations=operations,
-        energy=energy(operations, constants) if operations else None,
+        energy=energy(operations, settings.constants) if operations else None,
         missing=missing,
         shortcuts=() if snn.trained else shortcuts(snn),
         traces=record(snn, first, timesteps, _some(snn), NEURONS),
-        classes=tuple(classes or snn.provenance.get("classes", ())),
+        classes=tuple(settings.classes or snn.provenance.get("classes", ())),
         provenance=_short(snn.provenance),
     )
 

@@ -1,0 +1,70 @@
+"""What was run, and where the network came from."""
+
+from __future__ import annotations
+
+import json
+
+from ..runtime.display import Table
+from .network_report import NetworkReport, Networks
+
+GROUPS = {
+    "calibration": "calibration",
+    "data": "calibration data",
+    "compensation": "compensation",
+    "preprocessing": "preprocessing",
+    "versions": "converted with",
+}
+
+
+def facts_table(networks: Networks) -> Table:
+    """Settings and provenance, a column for each network."""
+    rows: dict[str, list[str]] = {}
+    for place, net in enumerate(networks):
+        for name, value in _facts(net).items():
+            rows.setdefault(name, [""] * len(networks))[place] = value
+    names = [net.network for net in networks] if len(networks) > 1 else ["value"]
+    facts = tuple((name, *values) for name, values in rows.items())
+    return Table(("setting", *names), facts, texts=1 + len(networks))
+
+
+def _facts(net: NetworkReport) -> dict[str, str]:
+    known, report = net.provenance, net.report
+    recipe, source = known.get("recipe", {}), known.get("source", {})
+    seen = f", {report.calibrated_on:,} of them calibrated on" if report.calibrated_on else ""
+    trained = f"directly trained for T = {report.trained_for}"
+    facts = {
+        "network": net.network,
+        "network, SHA-256": net.sha256,
+        "source": " ".join(str(source[name]) for name in ("arch", "name") if name in source),
+        "source, SHA-256": str(source.get("sha256", "")),
+        "recipe": trained if net.trained else f"{report.recipe}, tuned for T = {recipe.get('timesteps', 'unknown')}",
+        "spikes": report.alphabet,
+        "measured on": net.data,
+        "images": f"{report.images:,}{seen}",
+        "device": f"{report.device}, kernel {report.kernel}",
+        "simulation": f"{report.images_per_second:.3g} images/s",
+    }
+    for group, title in GROUPS.items():
+        if net.trained and group == "calibration":  # there was none
+            continue
+        for name, value in known.get(group, {}).items():
+            if name != "curve":  # of the compensation: report.json has it
+                titled = f"{title} {name}" if group == "versions" else f"{title}, {name.replace('_', ' ')}"
+                facts[titled] = _brief(value)
+    return {name: value for name, value in facts.items() if value}
+
+
+def _brief(value: object) -> str:
+    """A setting as people read it."""
+    if isinstance(value, list):
+        return ", ".join(map(_brief, value)) or "none"
+    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)
+
+
+def passes(net: NetworkReport) -> list[tuple[str, str]]:
+    """The recipe's passes with their settings."""
+    found = []
+    for step in net.provenance.get("recipe", {}).get("passes", ()):
+        options = ", ".join(f"{name} = {_brief(value)}" for name, value in step.items() if name != "pass")
+        found.append((step["pass"], options))
+    return found
