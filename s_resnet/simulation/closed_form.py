@@ -46,7 +46,7 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
             "beyond it. Change them."
         )
     weighed = any(isinstance(node.op, Readout) and not _plain(node.op) for node in graph.nodes)
-    if not order_free(graph) or weighed or graph.integer or graph.alphabet != "binary":
+    if not order_free(graph) or weighed or graph.is_integer or graph.alphabet != "binary":
         raise InvalidData(
             "closed_form: got a network whose answer depends on when spikes come, an integer one, or one whose spikes "
             "are not 0 and 1; expected recipe phased in float32. Simulate it."

@@ -17,9 +17,10 @@ from ..errors import InvalidData
 from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic, together
 from ..graph.engine.run import DENSE
+from ..graph.forms import spiking, synapse
 from ..graph.graph import Graph, count_images
 from ..graph.neuron import Neuron
-from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op, compensated, whole
+from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op
 from ..graph.readout import Readout, SpikingMaxPool2d
 from ..kernels import events
 from ..runtime.progress import Progress
@@ -63,7 +64,7 @@ def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progres
     readout: before its scale). S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then
     the mean over T and spikes are mean rates, which is exact and T times cheaper. progress: a label for a bar.
     """
-    seen = whole(graph.nodes[0].op).run(images)
+    seen = spiking(graph.nodes[0].op).run(images)
     if images.ndim == 5:
         if len(images) < timesteps:
             raise InvalidData(
@@ -185,7 +186,7 @@ def propagate(op: Op, inputs: list[Tensor], sender: Op | None = None) -> Tensor:
             return op.run(inputs[0][0])[None]
         return op.advance(inputs, None)[0]
     if isinstance(op, SYNAPSES):
-        op = compensated(op)
+        op = synapse(op)
     if steps > 1 and all(value.stride(0) == 0 for value in inputs):
         out = op.run(*(value[0] for value in inputs))
         return out.expand(steps, *out.shape)
