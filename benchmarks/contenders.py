@@ -144,7 +144,7 @@ def floor(dtype: torch.dtype = torch.float32) -> Callable[[Setting], Runner]:
         after = s_resnet.simulate(snn, setting.images, WARM, state=setting.begun.state)
         rates = setting.rates(after.spikes)
         layers, spikes, neurons = [], 0.0, 0
-        for node in snn.nodes:
+        for node in snn.spiking().nodes:
             if not isinstance(node.op, Conv2d) or node.name in snn.static:
                 continue
             source = node.inputs[0]
@@ -154,7 +154,7 @@ def floor(dtype: torch.dtype = torch.float32) -> Callable[[Setting], Runner]:
             x = x.bernoulli_(rates[source]).to(dtype, memory_format=torch.channels_last)
             spikes, neurons = spikes + float(x.sum(dtype=torch.float64)), neurons + x.numel()
             op = node.op
-            weight = (op.weight * op.gain).to(dtype, memory_format=torch.channels_last)
+            weight = op.weight.to(dtype, memory_format=torch.channels_last)
             bias = None if op.bias is None else op.bias.to(dtype)
             layers.append((x, weight, bias, op.stride, op.padding, op.dilation, op.groups))
 

@@ -52,16 +52,16 @@ def plain(op: ops.Op, strength: float) -> nn.Module:
             shape = op.weight.shape
             where = {"stride": op.stride, "padding": op.padding, "dilation": op.dilation, "groups": op.groups}
             conv = nn.Conv2d(shape[1] * op.groups, shape[0], shape[2:], bias=op.bias is not None, **where)
-            return filled(conv, op.weight * op.gain * strength, None if op.bias is None else op.bias * strength)
+            return filled(conv, op.weight * strength, None if op.bias is None else op.bias * strength)
         case ops.Linear():
             linear = nn.Linear(op.weight.shape[1], op.weight.shape[0], bias=op.bias is not None)
-            return filled(linear, op.weight * op.gain, op.bias)
+            return filled(linear, op.weight, op.bias)
         case ops.BatchNorm2d():
             norm = nn.BatchNorm2d(len(op.weight), op.eps)
             norm.running_mean, norm.running_var = op.mean.clone(), op.var.clone()
             return filled(norm, op.weight, op.bias)
         case ops.Scale():
-            factor = op.weight * op.gain * strength
+            factor = op.weight * strength
             return Function(lambda x: x * (factor if factor.ndim == 0 else factor.view(-1, 1, 1)))
         case ops.ReLU():
             return nn.ReLU()

@@ -42,7 +42,7 @@ def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | N
             f"{len(snn.neurons)} neuron layers, spikes: {snn.alphabet}"
         )
     calibration = provenance["calibration"]
-    integer = ", int8 weights" if snn.integer else ""
+    integer = ", int8 weights" if snn.is_integer else ""
     lines = [
         f"{target}: {provenance['source']['arch']}, recipe {provenance['recipe']['name']}{integer}, "
         f"{len(snn.neurons)} neuron layers, {_used(snn)}"

@@ -12,9 +12,10 @@ from ..data.arguments import Batches, images_of, labels_of, whole_number
 from ..errors import InvalidData, message
 from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic
+from ..graph.forms import spiking
 from ..graph.graph import Graph, check_spiking, count_images
 from ..graph.neuron import Neuron
-from ..graph.ops import Node, Op, whole
+from ..graph.ops import Node, Op
 from ..graph.readout import Readout
 from ..runtime.progress import Progress
 from ..simulation.lockstep import Pair, images_that_fit, lockstep, propagate_both, steps_of
@@ -69,7 +70,7 @@ def _check(snn: Graph) -> None:
     last = type(snn.nodes[-1].op).__name__
     if last != "Readout":
         raise InvalidData(message("verify", "", f"a network that ends in {last}", "a readout", "Call convert first"))
-    if snn.integer:
+    if snn.is_integer:
         remedy = (
             'Verify the same network converted with recipe.with_weights("float32"), and compare the two with evaluate'
         )
@@ -125,7 +126,7 @@ class _Tally:
                 self._answer({**moved, "snn": snn}, trained, labels)
             return node.op
 
-        shown = whole(self.snn.nodes[0].op).run(images)
+        shown = spiking(self.snn.nodes[0].op).run(images)
         if images.ndim == 4:
             shown = shown.expand(self.steps, *shown.shape)
         if len(shown) < self.steps:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..graph.alphabet import Differential
+from ..graph.forms import spiking
 from ..graph.neuron import Neuron
-from ..graph.ops import Input, whole
+from ..graph.ops import Input
 from ..simulation.lockstep import Pair
 from .spill import Spill
 
@@ -19,7 +20,7 @@ class Shown:
     """The images, as both networks see them."""
 
     def __init__(self, op: Input, images: Tensor | Spill, steps: int) -> None:
-        self._op, self._images, self._steps = whole(op), images, steps
+        self._op, self._images, self._steps = spiking(op), images, steps
 
     def __len__(self) -> int:
         return len(self._images)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..graph.ops import Conv2d, Linear, Scale, compensated
+from ..graph.forms import synapse
+from ..graph.ops import Conv2d, Linear, SpikingWeights
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of the inputs' mean variance, the strongest first
 CHECKED = 8  # one image of so many is kept apart, to choose the penalty by
@@ -42,8 +43,7 @@ def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: i
     gives, on inputs that are quantized already, as in the asymmetric reconstruction of Nagel et al., ICML 2020
     (arXiv:2004.10568).
     """
-    now = compensated(op)
-    assert not isinstance(now, Scale)
+    now = synapse(op)
     learned, checked = _Sums(now), _Sums(now)
     first = 0
     for inputs, wanted in parts:
@@ -64,7 +64,7 @@ def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: i
     if best is None:
         return op
     weight = now.weight + best.transpose(1, 2).reshape(now.weight.shape).to(now.weight.dtype)
-    return replace(op, spiking_weight=weight, gain=1.0)
+    return replace(op, spiking=SpikingWeights(weight))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor
 from ..errors import InvalidArtifact
 from ..graph.artifact import load, save
 from ..graph.graph import Graph
-from ..graph.ops import Node
+from ..graph.ops import Node, Op
+from ..graph.parts import settings as settings_of
+from ..graph.parts import tensors
 from ..simulation.lockstep import blocks
 from .spill import Spill
 
-LEARNED = ("spiking_weight", "gain", "threshold", "correction")
+LEARNED = ("spiking", "threshold", "correction")
 PART = 32  # images that are read at a time
 Done = dict[str, object]  # of a block: its steps, and whether it is better for them
 
@@ -38,10 +40,9 @@ def key_of(graph: Graph, images: Tensor | Spill, settings: Mapping[str, float]) 
         sha.update(images[first : first + PART].cpu().contiguous().numpy().tobytes())
     for node in graph.nodes:
         sha.update(repr((node.name, type(node.op).__name__, node.inputs)).encode())
-        for field in fields(node.op):  # type: ignore[arg-type]
-            value = getattr(node.op, field.name)
-            tensor = isinstance(value, Tensor)
-            sha.update(value.cpu().contiguous().numpy().tobytes() if tensor else repr(value).encode())
+        sha.update(repr(settings_of(node.op)).encode())
+        for name, value in tensors(node.op):
+            sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -68,13 +69,12 @@ def _alike(kept: Node, node: Node) -> bool:
     """Whether a node is another one but for what is learned."""
     if (kept.name, type(kept.op), kept.inputs) != (node.name, type(node.op), node.inputs):
         return False
-    for field in fields(node.op):  # type: ignore[arg-type]
-        then, now = getattr(kept.op, field.name), getattr(node.op, field.name)
-        if field.name in LEARNED:
-            continue
-        if isinstance(then, Tensor) and isinstance(now, Tensor):
-            if then.dtype != now.dtype or not torch.equal(then.cpu(), now.cpu()):
-                return False
-        elif isinstance(then, Tensor) or isinstance(now, Tensor) or then != now:
-            return False
-    return True
+    (then, held), (now, own) = (_fixed(kept.op), _fixed(node.op))
+    same = held.keys() == own.keys() and all(held[name].dtype == own[name].dtype for name in own)
+    return then == now and same and all(torch.equal(held[name].cpu(), own[name].cpu()) for name in own)
+
+
+def _fixed(op: Op) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The settings and the tensors of an operation but for what is learned."""
+    settings = {name: value for name, value in settings_of(op).items() if name not in LEARNED}
+    return settings, {name: value for name, value in tensors(op) if name.partition(".")[0] not in LEARNED}

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..errors import InvalidData
 from ..files import replacing
-from ..graph import engine
+from ..graph import engine, forms
 from ..graph.alphabet import Differential, MultiThreshold
 from ..graph.fold import folded
+from ..graph.forms import GridInput
 from ..graph.graph import Graph, check_spiking
 from ..graph.neuron import Neuron
 from ..graph.ops import (
@@ -35,7 +36,6 @@ from ..graph.ops import (
     ReLU,
     Scale,
     Slice,
-    compensated,
 )
 from ..graph.readout import Readout, SpikingMaxPool2d
 from ..version import __version__
@@ -101,19 +101,19 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
     shapes = {} if shape is None else dict(snn.to("cpu").activations(torch.zeros(1, *shape)))
     arrays: dict[str, Any] = {}
     nodes = []
-    for node in snn.nodes:
+    for node in (snn if snn.is_integer else snn.spiking()).nodes:
         settings, tensors = _ENTRIES[type(node.op)](node.op)
         own = {name: _array(node, tensor) for name, tensor in tensors.items() if tensor is not None}
         arrays.update({f"{node.name}/{name}": value for name, value in own.items()})
-        entry = {"name": node.name, "op": type(node.op).__name__, "inputs": node.inputs, "settings": settings}
+        entry = {"name": node.name, "op": type(snn[node.name].op).__name__, "inputs": node.inputs, "settings": settings}
         size = list(shapes[node.name].shape[1:]) if shapes else None
         nodes.append({**entry, "arrays": sorted(own), "shape": size})
     header = {
         "format": FIRING if any(name.endswith("/firing") for name in arrays) else FORMAT,
         "s_resnet": __version__,
-        "integer": snn.integer,
+        "integer": snn.is_integer,
         "alphabet": snn.alphabet,
-        "reach": engine.prepare(snn.nodes, snn.users, snn.static, "exact").reach,
+        "reach": engine.prepare(snn, "exact").max_membrane_step,
         "input_shape": shape,
         "nodes": nodes,
         "semantics": SEMANTICS,
@@ -134,22 +134,20 @@ def _conv(op: Op) -> Entry:
     assert isinstance(op, Conv2d)
     settings = {"stride": op.stride, "padding": op.padding, "dilation": op.dilation, "groups": op.groups}
     if op.integer is not None:
-        return {**settings, "grid": op.grid}, {"weight": op.integer, "bias": op.integer_bias}
-    spiking = compensated(op)
-    return {**settings, "grid": 0}, {"weight": spiking.weight, "bias": op.bias}
+        return {**settings, "grid": op.integer.grid}, {"weight": op.integer.weight, "bias": op.integer.bias}
+    return {**settings, "grid": 0}, {"weight": op.weight, "bias": op.bias}
 
 
 def _linear(op: Op) -> Entry:
     assert isinstance(op, Linear)
     if op.integer is not None:
-        return {"weight_step": op.integer_step}, {"weight": op.integer, "bias": op.bias}
-    return {"weight_step": 1.0}, {"weight": compensated(op).weight, "bias": op.bias}
+        return {"weight_step": op.integer.step}, {"weight": op.integer.weight, "bias": op.bias}
+    return {"weight_step": 1.0}, {"weight": op.weight, "bias": op.bias}
 
 
 def _scale(op: Op) -> Entry:
     assert isinstance(op, Scale)
-    weight = compensated(op).weight if op.integer is None else op.integer
-    return {}, {"weight": weight.reshape(-1)}
+    return {}, {"weight": (op.weight if op.integer is None else op.integer.weight).reshape(-1)}
 
 
 def _batch_norm(op: Op) -> Entry:
@@ -188,18 +186,17 @@ def _slice(op: Op) -> Entry:
 
 def _neuron(op: Op) -> Entry:
     assert isinstance(op, Neuron)
-    threshold = (op.threshold if op.integer is None else op.integer).reshape(-1)
+    running = forms.integer(op)
+    assert isinstance(running, Neuron)
+    threshold, correction = running.threshold.reshape(-1), running.correction
     start = op.initial_potential * threshold
-    correction = op.correction if op.integer is None else op.integer_correction
     rows = correction if correction is not None and correction.ndim == 2 else None
-    after = None if rows is None else op.bias_current(len(rows), 1, 3)
-    one = torch.ones_like(op.threshold)
-    emission = one if op.integer is not None else op.scale_output(one)
+    after = None if rows is None else running.bias_current(len(rows), 1, 3)
     arrays = {
         "threshold": threshold,
         "firing": op.spikes.thresholds if isinstance(op.spikes, MultiThreshold) else None,
         "v0": start if op.integer is None else start.round().to(torch.int32),
-        "emission": emission.reshape(-1),
+        "emission": running.scale_output(torch.ones_like(op.threshold)).reshape(-1),
         "scale": None if op.scale is None else op.scale.reshape(-1),
         "correction": None if correction is None or rows is not None else correction.reshape(-1),
         "correction_rows": rows,
@@ -218,7 +215,7 @@ def _readout(op: Op) -> Entry:
 
 
 def _input(op: Op) -> Entry:
-    assert isinstance(op, Input)
+    assert isinstance(op, Input | GridInput)
     return {"grid": op.grid}, {}
 
 
@@ -228,6 +225,7 @@ def _nothing(op: Op) -> Entry:
 
 _ENTRIES: dict[type, Callable[[Op], Entry]] = {
     Input: _input,
+    GridInput: _input,
     Conv2d: _conv,
     Linear: _linear,
     Scale: _scale,

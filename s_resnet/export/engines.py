@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,8 +19,6 @@ from ..data.arguments import whole_number
 from ..errors import InvalidData, message
 from ..graph.fold import folded
 from ..graph.graph import Graph
-from ..graph.ops import SYNAPSES, Op, compensated, whole
-from ..graph.parts import mapped
 from ..runtime.display import Displayed, Table
 from .execute import Layer, Step, integrate_and_fire, read_nir
 from .lower import host_input
@@ -248,7 +246,7 @@ def verify_export(
     program = read_nir(path).to(_DTYPES[dtype])
     snn, images = _settled(folded(snn), _DTYPES[dtype]), images.to(_DTYPES[dtype])
     split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
-    given = host_input(snn, images) if split else whole(snn.nodes[0].op).run(images)
+    given = host_input(snn, images) if split else snn.nodes[0].op.run(images)
     if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:
         got, expected = f"images that make {tuple(given.shape)}", f"[B, {', '.join(map(str, program.input_shape))}]"
         raise InvalidData(message("verify", "", got, expected, "Preprocess them as the network was calibrated"))
@@ -301,12 +299,7 @@ class _Tally:
 
 def _settled(snn: Graph, dtype: torch.dtype) -> Graph:
     """The network as a spiking run uses it, rounded to float32 as in the file, then in ``dtype``."""
-
-    def settle(op: Op) -> Op:
-        op = compensated(op) if isinstance(op, SYNAPSES) else op
-        return mapped(op, lambda value: value.to(dtype) if value.is_floating_point() else value)
-
-    return replace(snn, nodes=tuple(replace(node, op=settle(node.op)) for node in snn.nodes))
+    return snn.spiking().to(dtype)
 
 
 def _simulated(snn: Graph, images: Tensor, timesteps: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

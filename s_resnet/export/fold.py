@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidData
-from ..graph.ops import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Linear, Op, Scale, Slice, compensated
+from ..graph.ops import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Linear, Op, Scale, Slice
 
 Shape = tuple[int, ...]
 _POOLS = (AvgPool2d, AdaptiveAvgPool2d)
 
 
 def is_identity(op: Op) -> bool:
-    return isinstance(op, Scale) and bool((op.weight * op.gain == 1).all())
+    return isinstance(op, Scale) and bool((op.weight == 1).all())
 
 
 def ungrouped(op: Conv2d) -> Conv2d:
@@ -97,10 +97,8 @@ def as_convolution(chain: tuple[Op, ...], shape: Shape) -> Conv2d | None:
 
 def _run(chain: tuple[Op, ...], x: Tensor) -> Tensor:
     for op in chain:
-        if isinstance(op, Linear):
-            x = compensated(op).run(x.flatten(1))  # also of another linear layer's neurons, [N, 1, 1] here
-        else:
-            x = compensated(op).run(x) if isinstance(op, Scale) else op.run(x)
+        # Another linear layer's neurons are [N, 1, 1] here.
+        x = op.run(x.flatten(1) if isinstance(op, Linear) else x)
     return x
 
 

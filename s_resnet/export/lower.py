@@ -16,6 +16,7 @@ from ..errors import ConversionError
 from ..graph.alphabet import MultiThreshold
 from ..graph.engine import constants, prepare
 from ..graph.fold import folded
+from ..graph.forms import GridInput
 from ..graph.graph import Graph
 from ..graph.neuron import Neuron
 from ..graph.ops import (
@@ -32,7 +33,6 @@ from ..graph.ops import (
     Pad,
     Scale,
     Slice,
-    compensated,
 )
 from ..graph.readout import Readout, SpikingMaxPool2d
 from .fold import Shape, affine, as_convolution, is_identity, shape_after, ungrouped
@@ -68,7 +68,7 @@ class _Value:
 def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_maxpool: bool = False) -> Lowered:
     """The same spikes from images, convolutions and neurons alone.
 
-    Convolutions are taken as spiking runs use them (:func:`s_resnet.graph.ops.compensated`), batch normalization is
+    Convolutions are taken as spiking runs use them (:meth:`s_resnet.Graph.spiking`), batch normalization is
     folded, a constant correction goes into a bias, an addition into all that read it, which read its operands instead
     (so do convolutions of sums of currents), a shortcut's gain, zero padding and
     subsampling into one strided 1x1 convolution (none where the gain is 1), average pools into a convolution, and pool,
@@ -82,14 +82,14 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_ma
     """
     if not snn.neurons:
         raise ConversionError("export: got a network without neurons; expected a converted one. Call convert first.")
-    if snn.integer:
+    if snn.is_integer:
         raise ConversionError(
             "export: got an integer network; expected float32 weights, as the format has no integer arithmetic. "
             'Convert with recipe.with_weights("float32").'
         )
     if split_maxpool and not any(_splits(snn, node) for node in snn.nodes):
         raise _no_pool()
-    snn = folded(snn)
+    snn = folded(snn).spiking()
     work = _Lowering(snn, input_shape, bare_shortcuts, split_maxpool)
     for node in snn.nodes:
         work.visit(node)
@@ -106,7 +106,7 @@ def host_input(snn: Graph, images: Tensor) -> Tensor:
         raise _no_pool()
     next(iter(snn.activations(images)))  # says what is wrong with the images
     with torch.no_grad():
-        return constants(prepare(snn.nodes, snn.users, snn.static, "exact"), images)[pools[-1]]
+        return constants(prepare(snn, "exact"), images)[pools[-1]]
 
 
 def _no_pool() -> ConversionError:
@@ -133,12 +133,10 @@ class _Lowering:
 
     def visit(self, node: Node) -> None:
         op = node.op
-        if isinstance(op, Input):
-            self.emit(node.name, op, (), self.input_shape)
+        if isinstance(op, Input | GridInput):
+            self.emit(node.name, Input(), (), self.input_shape)
         elif isinstance(op, Conv2d):
-            plain = compensated(op)
-            assert isinstance(plain, Conv2d)
-            self.convolve(node.name, ungrouped(plain), self.sources(node.inputs[0]))
+            self.convolve(node.name, ungrouped(op), self.sources(node.inputs[0]))
         elif isinstance(op, Linear):
             self.classify(node, op)
         elif isinstance(op, _FOLDED):
@@ -172,7 +170,7 @@ class _Lowering:
 
     def convolve(self, name: str, op: Conv2d, inputs: tuple[str, ...]) -> None:
         bias = torch.zeros_like(op.weight[:, 0, 0, 0]) if op.bias is None else op.bias
-        op = replace(op, bias=bias, integer=None, integer_bias=None)
+        op = replace(op, bias=bias)
         self.emit(name, op, inputs, shape_after(op, self.shapes[inputs[0]]))
 
     def sources(self, name: str) -> tuple[str, ...]:
@@ -194,8 +192,7 @@ class _Lowering:
     def classify(self, node: Node, op: Linear) -> None:
         """A linear layer over a whole feature map, with the pools before it, is a convolution of one position."""
         value = self.values[node.inputs[0]]
-        plain = compensated(op)
-        weight, bias = affine((*value.chain, plain), value.shape)
+        weight, bias = affine((*value.chain, op), value.shape)
         self.convolve(node.name, Conv2d(weight, bias), value.sources)
 
     def fire(self, node: Node, op: Neuron) -> None:
@@ -222,12 +219,12 @@ class _Lowering:
     def gain(self, name: str) -> Tensor | None:
         """The gain of an identity shortcut that is positive and not 1, else None."""
         value = self.values[name]
-        if not value.chain or not all(isinstance(op, Scale) for op in value.chain):
+        scales = [op.weight for op in value.chain if isinstance(op, Scale)]
+        if not scales or len(scales) < len(value.chain):
             return None
         gain = torch.ones(())
-        for op in value.chain:
-            plain = compensated(op)  # type: ignore[arg-type]
-            gain = gain * plain.weight
+        for weight in scales:
+            gain = gain * weight
         return gain if bool((gain > 0).all()) and bool((gain != 1).any()) else None
 
     def private(self, node: Node, name: str, names: tuple[str, ...]) -> bool:

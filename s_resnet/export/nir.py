@@ -18,7 +18,7 @@ from ..files import replacing
 from ..graph.graph import Graph, check_spiking
 from ..graph.inputs import check_size
 from ..graph.neuron import Neuron
-from ..graph.ops import Conv2d, Input, Node
+from ..graph.ops import LARGEST_PIXEL, Conv2d, Input, Node
 from ..version import __version__
 from .fold import Shape, squared
 from .lower import Lowered, lower
@@ -197,7 +197,8 @@ def _metadata(snn: Graph, lowered: Lowered, reset: str, timesteps: int | None) -
     }
     grid = getattr(snn.nodes[0].op, "grid", 0)
     if grid and first == snn.nodes[0].name:
-        said["input"] = f"clip(round({grid} x), -{8 * grid}, {8 * grid}) of the preprocessed image x, at every step"
+        largest = LARGEST_PIXEL * grid
+        said["input"] = f"clip(round({grid} x), -{largest}, {largest}) of the preprocessed image x, at every step"
     if timesteps is not None:
         said["timesteps"] = int(timesteps)
     for name in ("preprocessing", "classes", "source"):

@@ -112,7 +112,7 @@ class _Network(nn.Module):
 
     def __init__(self, snn: Graph, timesteps: int, rolled: bool) -> None:
         super().__init__()
-        self.plan = engine.prepare(snn.nodes, snn.users, snn.static, "exact")
+        self.plan = engine.prepare(snn, "exact")
         self.timesteps, self.rolled = timesteps, rolled
         self.weighed = _weighed(snn.nodes[-1].op, timesteps)
         self.tensors: dict[str, str] = {}  # what a tensor is -> the buffer that holds it
@@ -189,7 +189,7 @@ def _weighed(op: Op, timesteps: int) -> float:
 
 def _rows(op: Neuron) -> Tensor | None:
     """A time-indexed correction with the row of all later steps, or None."""
-    table = op.correction if op.integer is None else op.integer_correction
+    table = op.correction
     if table is None or table.ndim < 2:
         return None
     after = op.bias_current(len(table), 1, 3)
@@ -261,7 +261,7 @@ def _total(op: Neuron, parts: list[Tensor], bias: Tensor | None, rows: Tensor | 
     dtype = _membrane(op)
     total = parts[0].to(dtype)
     ndim = total.ndim
-    correction = op.correction if op.integer is None else op.integer_correction
+    correction = op.correction
     for part in parts[1:]:
         total = total + part.to(dtype)
     if bias is not None:
@@ -275,8 +275,7 @@ def _total(op: Neuron, parts: list[Tensor], bias: Tensor | None, rows: Tensor | 
 
 def _membrane(op: Neuron) -> torch.dtype:
     """float32 or wider, or int32."""
-    wide = torch.float64 if op.threshold.dtype == torch.float64 else torch.float32
-    return wide if op.integer is None else torch.int32
+    return op.membrane_dtype
 
 
 def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
@@ -287,7 +286,7 @@ def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, M
         levels = [replace(op, threshold=thresholds[k], spikes=Binary()) for k in range(len(thresholds))]
         fired = [_fire(level, current, v) for level, v in zip(levels, held, strict=True)]
         return torch.stack([spikes for spikes, _ in fired]).sum(0), tuple(v for _, (v,) in fired)
-    theta = per_channel(op.threshold if op.integer is None else op.integer, current.ndim - 1).to(current.dtype)
+    theta = per_channel(op.threshold, current.ndim - 1).to(current.dtype)
     v, *rest = op.start(current[0]) if memory is None else memory
     currents: list[Tensor | None] = [current[t] for t in range(len(current))]
     if op.schedule == "lagged":

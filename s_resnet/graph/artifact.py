@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from . import ops, readout, validate
 from .formats import upgraded
 from .graph import Graph, check_spiking
 from .ops import Node, Op
-from .parts import tensors
+from .parts import settings, tensors
 from .provenance import check_provenance
 from .shapes import image_of, shapes
 
@@ -160,20 +160,8 @@ def _pack(graph: Graph) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     for node in graph.nodes:
         held |= {f"{node.name}/{name}": value.detach().cpu().contiguous().clone() for name, value in tensors(node.op)}
         said = {"name": node.name, "op": type(node.op).__name__, "inputs": node.inputs}
-        nodes.append({**said, "settings": _settings(node.op)})
+        nodes.append({**said, "settings": settings(node.op)})
     return held, nodes
-
-
-def _settings(part: Any) -> dict[str, Any]:
-    """The fields that are no tensors; a part inside it as its kind and its own."""
-    found = {}
-    for field in fields(part):
-        value = getattr(part, field.name)
-        if is_dataclass(value):
-            found[field.name] = {"kind": type(value).__name__, **_settings(value)}
-        elif not isinstance(value, Tensor):
-            found[field.name] = value
-    return found
 
 
 def _unpack(entry: Mapping[str, Any], held: dict[str, Tensor]) -> Node:
@@ -182,10 +170,10 @@ def _unpack(entry: Mapping[str, Any], held: dict[str, Tensor]) -> Node:
     return Node(entry["name"], op, tuple(entry["inputs"]))
 
 
-def _built(kind: type, settings: Mapping[str, Any], where: str, held: dict[str, Tensor]) -> Any:
+def _built(kind: type, given: Mapping[str, Any], where: str, held: dict[str, Tensor]) -> Any:
     """An operation, or a part of one, from its settings and from the tensors whose names begin with ``where``."""
     values: dict[str, Any] = {}
-    for name, value in settings.items():
+    for name, value in given.items():
         kinds = {known.__name__: known for known in validate.parts(kind, name)}
         if kinds and value is not None:
             rest = {key: own for key, own in value.items() if key != "kind"}

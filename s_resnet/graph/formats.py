@@ -1,8 +1,9 @@
 """Files of earlier formats: their header and tensors as the present format has them.
 
 1: the networks of the first recipes. 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what
-spiking runs alone use. 4: that also for shortcuts. 5: neurons that were trained. 6: a neuron's alphabet and gradient
-are parts of their own, with their kind; before they were settings of the neuron.
+spiking runs alone use. 4: that also for shortcuts. 5: neurons that were trained. 6: what belongs together is a
+part with its kind: a neuron's alphabet and gradient, what spiking runs use, whole numbers. Before, all were settings
+and tensors of the operation.
 """
 
 from __future__ import annotations
@@ -54,14 +55,45 @@ def _neuron(name: str, settings: Settings, held: Held) -> Settings:
     shape, width, detached = (settings.pop(what, None) for what in ("surrogate", "width", "detach_reset"))
     surrogate = {"kind": "Surrogate", "shape": shape, "width": width, "detach_reset": detached}
     new = {"spikes": spikes, "quantization_levels": settings.pop("quantization", 0)}
+    whole = _moved(name, settings, held, "integer", "integer.threshold")
+    if _moved(name, settings, held, "integer_correction", "integer.correction") and not whole:
+        raise _invalid(name, "integer_correction", "it without an integer threshold", "both, or none")
+    new["integer"] = {"kind": "IntegerNeuron"} if whole else None
     return _with(name, settings, {**new, "surrogate": None if shape is None else surrogate})
+
+
+def _conv(name: str, settings: Settings, held: Held) -> Settings:
+    grid = settings.pop("grid", 0)
+    if f"{name}/integer" not in held and (not isinstance(grid, int) or grid):
+        raise _invalid(name, "grid", grid, "0 without whole numbers")
+    return _synapse(name, settings, held, {"grid": grid})
+
+
+def _linear(name: str, settings: Settings, held: Held) -> Settings:
+    return _synapse(name, settings, held, {"step": settings.pop("integer_step", 1.0)})
+
+
+def _scale(name: str, settings: Settings, held: Held) -> Settings:
+    return _synapse(name, settings, held, {})
+
+
+def _synapse(name: str, settings: Settings, held: Held, measure: Settings) -> Settings:
+    gain = settings.pop("gain", 1.0)
+    own = _moved(name, settings, held, "spiking_weight", "spiking.weight")
+    whole = _moved(name, settings, held, "integer", "integer.weight")
+    if _moved(name, settings, held, "integer_bias", "integer.bias") and not whole:
+        raise _invalid(name, "integer_bias", "it without integer weights", "both, or none")
+    plain = isinstance(gain, float) and gain == 1.0 and not own
+    spiking = None if plain else {"kind": "SpikingWeights", "gain": gain}
+    integer = {"kind": "IntegerWeights", **measure} if whole else None
+    return _with(name, settings, {"spiking": spiking, "integer": integer})
 
 
 def _qcfs(name: str, settings: Settings, held: Held) -> Settings:
     return _with(name, settings, {"quantization_levels": settings.pop("levels")})
 
 
-_CHANGES = {"Neuron": _neuron, "QCFS": _qcfs}
+_CHANGES = {"Neuron": _neuron, "QCFS": _qcfs, "Conv2d": _conv, "Linear": _linear, "Scale": _scale}
 
 
 def _moved(name: str, settings: Settings, held: Held, old: str, new: str) -> bool:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..data.arguments import check_dense, whole_number
-from ..errors import ConversionError, InvalidData
+from ..errors import ConversionError, InvalidData, message
 from ..runtime.display import Displayed, Entries, Table
-from . import engine, network_table, validate
+from . import engine, forms, network_table, validate
 from .alphabet import Differential, MultiThreshold
 from .inputs import check_images, check_size, finite_answers, marked, presented
 from .neuron import Memory, Neuron
-from .ops import Input, Node
+from .ops import Input, Node, Op
 from .parts import mapped, tensors
 from .provenance import check_provenance
 from .readout import STATEFUL
@@ -182,9 +182,34 @@ class Graph(Displayed):
         return ", ".join(words) or "binary"
 
     @property
-    def integer(self) -> bool:
+    def is_integer(self) -> bool:
         """Whether its spiking runs count in whole numbers."""
-        return any(isinstance(node.op, Neuron) and node.op.integer is not None for node in self.nodes)
+        return any(isinstance(node.op, Neuron) and node.op.membrane_dtype == torch.int32 for node in self.nodes)
+
+    def spiking(self) -> Graph:
+        """The network that a spiking run in floating point computes: every weight is the one that is used.
+
+        The source's analog run is lost in it, as are whole numbers.
+        """
+        return self._with(forms.spiking)
+
+    def integer(self) -> Graph:
+        """The network that a run of an integer network computes, in whole numbers.
+
+        Raises:
+            InvalidData: it has none.
+        """
+        if not self.is_integer:
+            expected = "one of whole numbers"
+            raise InvalidData(message("graph", "", "a network in float32", expected, "Convert it with int8 weights"))
+        return self._with(forms.integer)
+
+    def running(self) -> Graph:
+        """What runs: :meth:`integer` of an integer network, else :meth:`spiking`."""
+        return self.integer() if self.is_integer else self.spiking()
+
+    def _with(self, form: Callable[[Op], Op]) -> Graph:
+        return replace(self, nodes=tuple(replace(node, op=form(node.op)) for node in self.nodes))
 
     def with_provenance(self, **entries: Any) -> Graph:
         """The same network with these entries added to its provenance.
@@ -200,7 +225,7 @@ class Graph(Displayed):
         def move(value: Tensor) -> Tensor:
             return value.to(target) if value.is_floating_point() or not isinstance(target, torch.dtype) else value
 
-        return replace(self, nodes=tuple(replace(node, op=mapped(node.op, move)) for node in self.nodes))
+        return self._with(lambda op: mapped(op, move))
 
     def validate(self) -> Graph:
         """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""
@@ -256,7 +281,7 @@ class Graph(Displayed):
     def _plan(self, precision: str) -> engine.Plan:
         if precision not in self._plans:
             validate.finite(self.nodes)
-            self._plans[precision] = engine.prepare(self.nodes, self.users, self.static, precision)
+            self._plans[precision] = engine.prepare(self, precision)
         return self._plans[precision]
 
     # ---- spiking ----
@@ -313,10 +338,11 @@ class Graph(Displayed):
         given = images
         if images.ndim == 5:
             given, encode = images[0], presented(images, step)
-        if plan.reach * (step + timesteps) >= 2**31:
+        if plan.max_membrane_step * (step + timesteps) >= 2**31:
+            most = 2**31 // plan.max_membrane_step
             raise InvalidData(
-                f"simulate: got T = {step + timesteps}; expected below {2**31 // plan.reach}, beyond which the 32-bit "
-                "membranes of this integer network could overflow. Lower T."
+                f"simulate: got T = {step + timesteps}; expected below {most}, beyond which the 32-bit membranes of "
+                "this integer network could overflow. Lower T."
             )
         job = engine.Job(given, timesteps, chunk, memory, step, encode, observe, whole)
         for outputs, spikes, after in engine.advance(plan, job):

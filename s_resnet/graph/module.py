@@ -16,7 +16,7 @@ from .alphabet import Binary, MultiThreshold
 from .engine import freed
 from .graph import Graph, check_spiking
 from .neuron import Neuron
-from .ops import SYNAPSES, Affine, BatchNorm2d, Conv2d, Linear, Node, Op, Scale, compensated, whole
+from .ops import SYNAPSES, Affine, BatchNorm2d, Conv2d, Linear, Node, Op, Scale, SpikingWeights
 from .readout import Readout, SpikingMaxPool2d
 
 TUNABLE = "s-resnet, calibrated, calibrated-streaming or phased"
@@ -54,7 +54,7 @@ class GraphModule(nn.Module):
         super().__init__()
         timesteps = whole_number(timesteps, "fine-tuning", "timesteps")
         check_spiking(graph, "fine-tuning")
-        self.source, self.timesteps = graph, timesteps
+        self.source, self.running, self.timesteps = graph, graph.spiking(), timesteps
         self.network = nn.Module()  # one part of it per node
         self.gradient = {"surrogate": surrogate, "width": width, "detach_reset": detach_reset}
         self.freed = freed(graph.nodes, {})
@@ -62,7 +62,7 @@ class GraphModule(nn.Module):
         for node in graph.nodes:
             _check(node.name, node.op)
         for node in graph.nodes:
-            learned, fixed = _tensors(graph, node)
+            learned, fixed = _tensors(graph, self.running[node.name])
             if learned or fixed:
                 place = self.places[node.name] = submodule(self.network, node.name)
                 for name, value in learned.items():
@@ -74,10 +74,10 @@ class GraphModule(nn.Module):
         """The answer after T steps."""
         static = self.source.static if images.ndim == 4 else frozenset()
         values: dict[str, Tensor] = {}  # [B, *] of static nodes, [T * B, *] of the others
-        for index, node in enumerate(self.source.nodes):
+        for index, node in enumerate(self.running.nodes):
             op = self._op(node)
             if not node.inputs:
-                value = whole(op).run(images if images.ndim == 4 else images.flatten(0, 1))
+                value = op.run(images if images.ndim == 4 else images.flatten(0, 1))
             elif node.name in static:
                 value = op.run(*(values[name] for name in node.inputs))
             elif isinstance(op, Neuron):
@@ -100,8 +100,7 @@ class GraphModule(nn.Module):
             return node.op
         place = self.places[node.name]
         tensors = {**dict(place.named_parameters(recurse=False)), **dict(place.named_buffers(recurse=False))}
-        plain = {"gain": 1.0, "spiking_weight": None} if isinstance(node.op, SYNAPSES) else {}
-        return replace(node.op, **tensors, **plain)  # type: ignore[type-var]
+        return replace(node.op, **tensors)  # type: ignore[type-var]
 
     def _in_time(self, value: Tensor, constant: bool) -> Tensor:
         """``[T, B, *]``, or ``[1, B, *]`` of what is the same at every step."""
@@ -158,8 +157,8 @@ class GraphModule(nn.Module):
         op = node.op
         if isinstance(op, SYNAPSES):
             if not self.source.trained:
-                return replace(op, gain=1.0, spiking_weight=learned["weight"])
-            op = replace(op, gain=1.0, spiking_weight=None)
+                return replace(op, spiking=SpikingWeights(learned["weight"]))
+            op = replace(op, spiking=None)
         return replace(op, **learned)  # type: ignore[type-var]
 
 
@@ -194,12 +193,12 @@ def _check(name: str, op: Op) -> None:
 
 
 def _tensors(graph: Graph, node: Node) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What is learned of an operation, and what it also needs, by field."""
+    """What is learned of an operation of the running network, and what it also needs, by field."""
     op = node.op
     if isinstance(op, Scale):
-        return {"weight": compensated(op).weight}, {}
+        return {"weight": op.weight}, {}
     if isinstance(op, Conv2d | Linear):
-        weight = {"weight": compensated(op).weight}
+        weight = {"weight": op.weight}
         bias = {} if op.bias is None else {"bias": op.bias}
         return ({**weight, **bias}, {}) if graph.trained else (weight, bias)
     if isinstance(op, Affine):

@@ -12,7 +12,7 @@ from ..runtime.display import Table, plain
 from . import shortcuts
 from .alphabet import Differential, Surrogate
 from .neuron import Neuron
-from .ops import Node, Op
+from .ops import SYNAPSES, Node, Op
 
 STEEP = ("arctan", "sigmoid")  # surrogates whose width is a steepness
 LONG = ("fingerprints", "marks", "scales")  # lists of the provenance with an entry for each image or layer
@@ -28,7 +28,7 @@ class Network(shortcuts.Network, Protocol):
     def trained(self) -> bool: ...
 
     @property
-    def integer(self) -> bool: ...
+    def is_integer(self) -> bool: ...
 
     @property
     def alphabet(self) -> str: ...
@@ -43,7 +43,7 @@ def lines(network: Network) -> Iterable[str]:
     weights = sum(_numbers(getattr(node.op, "weight", None)) for node in network.nodes)
     size = f"{len(network.nodes)} nodes, {len(network.neurons)} neuron layers, {weights:,} weights"
     if network.neurons:
-        size += f"{' of 8 bits' if network.integer else ''}; spikes: {network.alphabet}"
+        size += f"{' of 8 bits' if network.is_integer else ''}; spikes: {network.alphabet}"
     if network.neurons and isinstance(steps, int) and steps > 0:
         size += f"; an answer after {network.end_to_end_steps(steps)} steps"
     yield size
@@ -91,9 +91,8 @@ def _nodes(network: Network) -> Table:
         scale = _range(getattr(op, "scale", None)) or (f"{scales[node.name]:.4g}" if node.name in scales else "")
         weight = getattr(op, "weight", None)
         weights = "" if weight is None else "x".join(map(str, weight.shape)) or "1"
-        integer = getattr(op, "integer", None)
-        if weights and integer is not None:
-            weights += f" {str(integer.dtype).removeprefix('torch.')}"
+        if isinstance(op, SYNAPSES) and op.integer is not None:
+            weights += f" {str(op.integer.weight.dtype).removeprefix('torch.')}"
         kind = type(op).__name__ + (_kind(op) if isinstance(op, Neuron) else "")
         rows.append((node.name, kind, _threshold(op), scale, weights, ", ".join(node.inputs)))
     return Table(("node", "operation", "threshold", "scale", "weights", "inputs"), tuple(rows), texts=6)
@@ -113,7 +112,7 @@ def _threshold(op: Op) -> str:
     if not isinstance(op, Neuron):
         return ""
     if op.integer is not None:
-        return f"{int(op.integer.min())} ... {int(op.integer.max())}"
+        return f"{int(op.integer.threshold.min())} ... {int(op.integer.threshold.max())}"
     return ", ".join(f"{float(threshold.max()):g}" for threshold in op.thresholds)
 
 

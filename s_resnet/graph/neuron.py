@@ -30,6 +30,19 @@ BINARY = Binary()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class IntegerNeuron(Displayed):
+    """A neuron in whole numbers: its runs count currents and membrane in units of 1 / ``threshold`` of the threshold.
+
+    Attributes:
+        threshold: int32 ``[C]``.
+        correction: the neuron's correction in these units, int32, or None.
+    """
+
+    threshold: Tensor
+    correction: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Neuron(Displayed):
     """An integrate-and-fire neuron layer; it emits ``threshold * spike`` (so plain spikes once the threshold is 1).
 
@@ -56,9 +69,7 @@ class Neuron(Displayed):
             ReLU.
         surrogate: the gradient of a directly trained neuron; None for a converted one. The ``run`` of a trained neuron
             is its first step.
-        integer: the threshold in int32 ``[C]`` of an integer network: its runs count currents and membrane in whole
-            units of 1 / integer of the threshold.
-        integer_correction: ``correction`` in units of the integer threshold, int32.
+        integer: what runs of an integer network use; None: it is of no such network.
 
     Raises:
         InvalidData: these settings are of no neuron that a kernel has.
@@ -77,8 +88,7 @@ class Neuron(Displayed):
     amplitude: float | None = None
     quantization_levels: int = 0
     surrogate: Surrogate | None = None
-    integer: Tensor | None = None
-    integer_correction: Tensor | None = None
+    integer: IntegerNeuron | None = None
 
     def __post_init__(self) -> None:
         _one_of("reset", self.reset, "subtract", "zero")
@@ -113,6 +123,13 @@ class Neuron(Displayed):
     def binary(self) -> bool:
         """Whether a step's spike is 0 or 1."""
         return isinstance(self.spikes, Binary)
+
+    @property
+    def membrane_dtype(self) -> torch.dtype:
+        """float32 or wider; int32 in an integer network."""
+        if self.integer is not None or not self.threshold.is_floating_point():
+            return torch.int32
+        return torch.promote_types(self.threshold.dtype, torch.float32)
 
     @property
     def waits(self) -> bool:
@@ -169,7 +186,7 @@ class Neuron(Displayed):
 
         ``[C, ...]`` where it is the same in all of them, else ``[S, 1, C, ...]``.
         """
-        table = self.correction if self.integer is None else self.integer_correction
+        table = self.correction
         if table is None:
             return None
         if table.ndim < 2:
@@ -186,11 +203,11 @@ class Neuron(Displayed):
 
         The membrane, one for each of several thresholds; of a signed neuron also the thresholds it has emitted.
         """
-        threshold = per_channel(self.threshold if self.integer is None else self.integer, example.ndim)
-        if self.integer is not None:
-            start = (self.initial_potential * threshold).round().to(torch.int32)
+        threshold, dtype = per_channel(self.threshold, example.ndim), self.membrane_dtype
+        if dtype == torch.int32:
+            start = (self.initial_potential * threshold).round().to(dtype)
         else:
-            start = self.initial_potential * threshold.to(torch.promote_types(threshold.dtype, torch.float32))
+            start = self.initial_potential * threshold.to(dtype)
         v = torch.zeros_like(example, dtype=start.dtype) + start
         if isinstance(self.spikes, MultiThreshold):
             return tuple(v + self.initial_potential * (level - self.threshold) for level in self.spikes.thresholds)
@@ -231,9 +248,8 @@ class Neuron(Displayed):
     def _update(self, how: Execution, v: Tensor, **given: Tensor | None) -> Update:
         """What the layer does to a chunk, with the terms that it is given."""
         emitted = given.get("emitted")
-        threshold = self.threshold if self.integer is None else self.integer
         return Update(
-            per_channel(threshold, v.ndim),
+            per_channel(self.threshold, v.ndim),
             decay=self.decay,
             reset=self.reset,
             levels=self.spikes.amplitudes,
@@ -260,7 +276,7 @@ class Neuron(Displayed):
 
     def _advance_differential(self, arrived: Tensor, memory: Memory, how: Execution) -> tuple[Tensor, Memory]:
         v, currents = delayed(self.schedule, memory[0], arrived)
-        threshold = per_channel(self.threshold if self.integer is None else self.integer, v.ndim)
+        threshold = per_channel(self.threshold, v.ndim)
         return differential.integrate_and_fire(
             currents, (v, *memory[1:]), threshold=threshold, levels=self.spikes.amplitudes, counts=how.counts
         )

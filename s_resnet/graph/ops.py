@@ -1,13 +1,13 @@
 """The operations of a Graph without memory: frozen dataclasses that own their tensors and know how to run.
 
 Shapes: ``B`` batch, ``C`` channels, ``H W`` space, ``N`` classes. A *synapse* (:class:`Conv2d`, :class:`Linear`,
-:class:`Scale`) carries ``gain``, the compensation factor c: it multiplies the weight, never the bias, and only in
-spiking runs, so that the analog run stays the source network.
+:class:`Scale`) holds the source's weight, and apart from it what other runs use: ``spiking`` and ``integer``.
+:mod:`s_resnet.graph.forms` makes one operation of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -38,13 +38,20 @@ class Node(Displayed):
 
 # Steps per unit of images on a grid: pixels of 8 bits, divided by a standard deviation of 1/4, are about as fine.
 GRID = 64
+LARGEST_PIXEL = 8  # on a grid: images lie within +- that
+
+
+def on_grid(images: Tensor, grid: int) -> Tensor:
+    """The images in whole multiples of 1 / grid, within +-8."""
+    return (images * grid).round().clamp(-LARGEST_PIXEL * grid, LARGEST_PIXEL * grid)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Input(Displayed):
     """The images ``[B, C, H, W]``, preprocessed.
 
-    grid: spiking runs see them in whole multiples of 1 / grid, within +-8; 0: as they are.
+    Attributes:
+        grid: spiking runs see them in whole multiples of 1 / grid, within +-8; 0: as they are.
     """
 
     grid: int = 0
@@ -54,12 +61,49 @@ class Input(Displayed):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Conv2d(Displayed):
-    """``y = gain * W * x + b``; weight ``[C_out, C_in / groups, kh, kw]``, bias ``[C_out]`` or None, zero padding.
+class SpikingWeights(Displayed):
+    """What spiking runs use in place of a synapse's own weight, so that the analog run stays the source network.
 
-    integer, integer_bias: the weight in int8 and the bias in int32, in units of the threshold of the neuron layer that
-    reads it; an integer run uses them instead, and no gain. grid: the images' grid, when it reads the images.
-    spiking_weight: what spiking runs use in place of the weight, so that the analog run stays the source network.
+    Attributes:
+        weight: in the shape of the synapse's own; of :class:`Scale` 0-dimensional or ``[C]``; None: its own.
+        gain: the compensation factor c: it multiplies the weight, never the bias.
+    """
+
+    weight: Tensor | None = None
+    gain: float = 1.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntegerWeights(Displayed):
+    """The whole numbers that an integer network's runs use in place of a synapse's weight and bias.
+
+    Attributes:
+        weight: int8, in units of the threshold of the neuron layer that reads it, of :class:`Linear` in units of
+            ``step``; of :class:`Scale` int32 ``[C]``.
+        bias: int32 ``[C_out]`` of a convolution, in the same units, or None.
+        step: of :class:`Linear`.
+        grid: that of the images, of the convolution that reads them; else 0.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    step: float = 1.0
+    grid: int = 0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Conv2d(Displayed):
+    """``y = W * x + b``: zero padding.
+
+    Attributes:
+        weight: ``[C_out, C_in / groups, kh, kw]``.
+        bias: ``[C_out]`` or None; one of whole numbers is added after the products.
+        stride: as the three after it, of rows and columns.
+        padding: on both sides.
+        dilation: between the places that a kernel reads.
+        groups: of channels.
+        spiking: what spiking runs use; None: the weight.
+        integer: what runs of an integer network use; None: it is of no such network.
     """
 
     weight: Tensor
@@ -68,30 +112,31 @@ class Conv2d(Displayed):
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
-    gain: float = 1.0
-    integer: Tensor | None = None
-    integer_bias: Tensor | None = None
-    grid: int = 0
-    spiking_weight: Tensor | None = None
+    spiking: SpikingWeights | None = None
+    integer: IntegerWeights | None = None
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return F.conv2d(inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        bias, rest = self.bias, (self.stride, self.padding, self.dilation, self.groups)
+        if bias is None or bias.is_floating_point():
+            return F.conv2d(inputs[0], self.weight, bias, *rest)
+        return F.conv2d(inputs[0], self.weight, None, *rest) + bias.view(-1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Linear(Displayed):
-    """``y = gain * W x + b``; weight ``[N, features]``, bias ``[N]`` or None.
+    """``y = W x + b``.
 
-    integer: the weight in int8, in units of ``integer_step``; an integer run uses it instead, and no gain.
-    spiking_weight: as in :class:`Conv2d`.
+    Attributes:
+        weight: ``[N, features]``.
+        bias: ``[N]`` or None.
+        spiking: as in :class:`Conv2d`.
+        integer: as in :class:`Conv2d`; currents and bias stay in floating point.
     """
 
     weight: Tensor
     bias: Tensor | None
-    gain: float = 1.0
-    integer: Tensor | None = None
-    integer_step: float = 1.0
-    spiking_weight: Tensor | None = None
+    spiking: SpikingWeights | None = None
+    integer: IntegerWeights | None = None
 
     def run(self, *inputs: Tensor) -> Tensor:
         return F.linear(inputs[0], self.weight, self.bias)
@@ -99,18 +144,19 @@ class Linear(Displayed):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scale(Displayed):
-    """A one-to-one synapse ``y = gain * w x`` without bias: the identity branch of the shortcut conversion model.
+    """A one-to-one synapse ``y = w x`` without bias: the identity branch of the shortcut conversion model.
 
-    weight 0-dimensional (one factor for the layer) or ``[C]``.
-    integer: the weight in int32 ``[C]``, in units of the threshold of the neuron layer that reads it.
-    spiking_weight: as in :class:`Conv2d`.
+    Attributes:
+        weight: 0-dimensional (one factor for the layer) or ``[C]``.
+        spiking: as in :class:`Conv2d`.
+        integer: as in :class:`Conv2d`.
+
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352, shortcut conversion.
     """
 
     weight: Tensor
-    gain: float = 1.0
-    integer: Tensor | None = None
-    spiking_weight: Tensor | None = None
+    spiking: SpikingWeights | None = None
+    integer: IntegerWeights | None = None
 
     def run(self, *inputs: Tensor) -> Tensor:
         return inputs[0] * per_channel(self.weight, inputs[0].ndim)
@@ -251,65 +297,13 @@ UNIT_PRESERVING = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Pad, Slice)
 POOLS = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d)
 
 
-def carried(op: Op, unit: Tensor) -> Tensor:
+def propagate_unit(op: Op, unit: Tensor) -> Tensor:
     """The unit behind an operation that mixes no channels; padded channels stay zero in any unit."""
     if unit.ndim and isinstance(op, Pad) and len(op.padding) > 4:
         return F.pad(unit, op.padding[4:6], value=1.0)
     if unit.ndim and isinstance(op, Slice):
         return unit[slice(*op.slices[0])]
     return unit
-
-
-def compensated(op: Synapse) -> Synapse:
-    """The synapse as a spiking run uses it: its spiking weight, ``gain`` multiplied into it, bias untouched."""
-    if op.spiking_weight is not None:
-        op = replace(op, weight=op.spiking_weight, spiking_weight=None)
-    return op if op.gain == 1.0 else replace(op, weight=op.weight * op.gain, gain=1.0)
-
-
-def whole(op: Op) -> Op:
-    """The operation as an integer run uses it: whole numbers, held in float32 where torch multiplies them.
-
-    Every sum stays below 2^24, so float32 is exact and the order of additions does not matter. On a GPU there is no
-    convolution of integers: these run in TF32, which has every factor, and are exact as long as cuDNN only multiplies
-    and adds. An algorithm by Winograd or FFT would not be exact, and nothing forbids cuDNN to choose one.
-    """
-    if isinstance(op, Input) and op.grid:
-        return _GridInput(op.grid)
-    if isinstance(op, Conv2d) and op.integer is not None:
-        weight = channels_last(op.integer.to(torch.float32))
-        if op.grid:
-            bias = 0 if op.integer_bias is None else op.integer_bias.view(-1, 1, 1)
-            return _GridConv2d(replace(op, weight=weight, bias=None), bias, op.grid)
-        return replace(op, weight=weight, bias=op.integer_bias, gain=1.0)
-    if isinstance(op, Linear) and op.integer is not None:
-        return replace(op, weight=op.integer.to(op.weight.dtype) * op.integer_step, gain=1.0)
-    if isinstance(op, Scale) and op.integer is not None:
-        return replace(op, weight=op.integer, gain=1.0)
-    return op
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _GridInput(Displayed):
-    """The images in whole multiples of 1 / grid."""
-
-    grid: int
-
-    def run(self, *inputs: Tensor) -> Tensor:
-        return (inputs[0] * self.grid).round().clamp(-8 * self.grid, 8 * self.grid)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _GridConv2d(Displayed):
-    """The first convolution over whole multiples of 1 / grid, rounded to whole units once per image."""
-
-    convolution: Conv2d
-    bias: Tensor | int
-    grid: int
-
-    def run(self, *inputs: Tensor) -> Tensor:
-        images = inputs[0].to(self.convolution.weight.dtype)
-        return (self.convolution.run(images) / self.grid).round() + self.bias
 
 
 def channels_last(x: Tensor) -> Tensor:

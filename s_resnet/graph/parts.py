@@ -21,6 +21,18 @@ def tensors(part: Any, above: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors(value, f"{name}.")
 
 
+def settings(part: Any) -> dict[str, Any]:
+    """The fields that are no tensors; a part inside it as its kind and its own settings."""
+    found = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if is_dataclass(value):
+            found[field.name] = {"kind": type(value).__name__, **settings(value)}
+        elif not isinstance(value, Tensor):
+            found[field.name] = value
+    return found
+
+
 def mapped(part: P, change: Callable[[Tensor], Tensor]) -> P:
     """The same with other tensors."""
     values = {field.name: getattr(part, field.name) for field in fields(part)}  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InvalidData
 from .alphabet import Differential, MultiThreshold
+from .forms import GridConv2d, GridInput
 from .neuron import Memory, Neuron
 from .ops import (
     QCFS,
@@ -52,7 +53,7 @@ def shapes(nodes: Sequence[Node], image: Sequence[int | None]) -> dict[str, Shap
     total = 0
     pixels = math.prod(size or 1 for size in image[1:])
     for node in nodes:
-        if isinstance(node.op, Input):
+        if isinstance(node.op, Input | GridInput):
             found[node.name] = tuple(image)
         else:
             given = [found[name] for name in node.inputs]
@@ -122,7 +123,7 @@ def _memory(node: Node, found: Mapping[str, Shape]) -> list[Shape | None]:
 
 def _dtype(op: Op) -> torch.dtype | None:
     if isinstance(op, Neuron):
-        return torch.int32 if op.integer is not None else torch.promote_types(op.threshold.dtype, torch.float32)
+        return op.membrane_dtype
     return torch.float64 if isinstance(op, Readout) else None
 
 
@@ -143,10 +144,12 @@ def _shape(name: str, op: Op, given: Sequence[Shape]) -> Shape:
         return rule(name, op, given[0])
     shape = _one(name, given)
     if isinstance(op, Neuron):
-        for what in ("threshold", "integer", "scale"):
+        for what in ("threshold", "scale"):
             _vector(name, what, getattr(op, what), shape)
-        for what in ("correction", "integer_correction"):
-            _rows(name, what, getattr(op, what), shape)
+        _rows(name, "correction", op.correction, shape)
+        if op.integer is not None:
+            _vector(name, "integer threshold", op.integer.threshold, shape)
+            _rows(name, "integer correction", op.integer.correction, shape)
     return shape
 
 
@@ -173,8 +176,9 @@ def _conv(name: str, op: Conv2d, shape: Shape) -> Shape:
         raise _invalid(name, f"{shape[0]} channels", f"{channels * op.groups}, those of its weight")
     if out % op.groups:
         raise _invalid(name, f"{out} output channels in {op.groups} groups", "as many in each")
-    for what in ("bias", "integer_bias"):
-        _vector(name, what, getattr(op, what), (out,))
+    _vector(name, "bias", op.bias, (out,))
+    if op.integer is not None:
+        _vector(name, "integer bias", op.integer.bias, (out,))
     return out, *_windows(name, shape, tuple(kernel), op.stride, op.padding, op.dilation)
 
 
@@ -187,8 +191,9 @@ def _linear(name: str, op: Linear, shape: Shape) -> Shape:
 
 
 def _scale(name: str, op: Scale, shape: Shape) -> Shape:
-    for what in ("weight", "integer", "spiking_weight"):
-        _vector(name, what, getattr(op, what), shape)
+    _vector(name, "weight", op.weight, shape)
+    for what, part in (("spiking weight", op.spiking), ("integer weight", op.integer)):
+        _vector(name, what, None if part is None else part.weight, shape)
     return shape
 
 
@@ -246,6 +251,7 @@ def _readout(name: str, op: Readout, shape: Shape) -> Shape:
 
 _RULES: dict[type, Callable[[str, Any, Shape], Shape]] = {
     Conv2d: _conv,
+    GridConv2d: lambda name, op, shape: _conv(name, op.convolution, shape),
     Linear: _linear,
     Scale: _scale,
     Affine: _affine,

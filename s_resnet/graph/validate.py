@@ -13,9 +13,11 @@ from torch import Tensor
 from ..errors import InvalidData
 from ..kernels.membrane.update import SCHEDULES
 from ..kernels.surrogate.reference import SURROGATES
+from . import forms
 from .alphabet import MOST, SPIKES, Amplitudes, Binary, Differential, MultiThreshold, Signed, Surrogate
-from .neuron import Neuron
+from .neuron import IntegerNeuron, Neuron
 from .ops import (
+    LARGEST_PIXEL,
     QCFS,
     SYNAPSES,
     AdaptiveAvgPool2d,
@@ -24,6 +26,7 @@ from .ops import (
     BatchNorm2d,
     Conv2d,
     Input,
+    IntegerWeights,
     Linear,
     MaxPool2d,
     Node,
@@ -31,7 +34,8 @@ from .ops import (
     Pad,
     Scale,
     Slice,
-    compensated,
+    SpikingWeights,
+    Synapse,
 )
 from .parts import tensors
 from .readout import Readout, SpikingMaxPool2d
@@ -57,7 +61,7 @@ def check(nodes: Sequence[Node]) -> None:
         _check_settings(node, node.op, "")
         if isinstance(node.op, Neuron) and isinstance(node.op.spikes, MultiThreshold):
             _check_thresholds(node, node.op.spikes)
-        if isinstance(node.op, Conv2d | Linear):
+        if isinstance(node.op, SYNAPSES):
             _check_weights(node, node.op)
         if isinstance(node.op, BatchNorm2d) and not bool((node.op.var + node.op.eps > 1 / LARGE).all()):
             raise _invalid(node, "var", "variances of which eps does not keep the root above 0", "positive ones")
@@ -161,6 +165,10 @@ def _or_none(rule: _Rule) -> _Rule:
     return _Rule(f"{rule.expected}, or None", lambda value: value is None or rule.fits(value), rule.kinds)
 
 
+def _either(one: _Rule, other: _Rule) -> _Rule:
+    return _Rule(f"{one.expected}, or {other.expected}", lambda value: one.fits(value) or other.fits(value))
+
+
 def _is_padding(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and all(_is_whole(v, -SIDE) for v in value)
 
@@ -178,7 +186,7 @@ def _is_slices(value: Any) -> bool:
 
 _FLAG = _Rule("true or false", lambda value: isinstance(value, bool))
 _POSITIVE = 1 / LARGE
-_SPIKING = {"gain": _number(), "spiking_weight": _or_none(_floats(0, 1))}
+_PARTS = {"spiking": _or_none(_part(SpikingWeights)), "integer": _or_none(_part(IntegerWeights))}
 _WINDOWS = {"kernel": _pair(1), "stride": _pair(1), "padding": _pair(0), "ceil_mode": _FLAG}
 _RULES: Mapping[type, Mapping[str, _Rule]] = {
     Input: {"grid": _whole(0, 2**12)},
@@ -189,21 +197,21 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
         "padding": _pair(0),
         "dilation": _pair(1),
         "groups": _whole(1),
-        "gain": _number(),
-        "integer": _or_none(_whole_numbers(torch.int8, 4)),
-        "integer_bias": _or_none(_whole_numbers(torch.int32, 1)),
-        "grid": _whole(0, 2**12),
-        "spiking_weight": _or_none(_floats(4)),
+        **_PARTS,
     },
     Linear: {
         "weight": _floats(2),
         "bias": _or_none(_floats(1)),
-        "gain": _number(),
-        "integer": _or_none(_whole_numbers(torch.int8, 2)),
-        "integer_step": _number(),
-        "spiking_weight": _or_none(_floats(2)),
+        **_PARTS,
     },
-    Scale: {"weight": _floats(0, 1), "integer": _or_none(_whole_numbers(torch.int32, 1)), **_SPIKING},
+    Scale: {"weight": _floats(0, 1), **_PARTS},
+    SpikingWeights: {"weight": _or_none(_floats(0, 1, 2, 4)), "gain": _number()},
+    IntegerWeights: {
+        "weight": _either(_whole_numbers(torch.int8, 2, 4), _whole_numbers(torch.int32, 1)),
+        "bias": _or_none(_whole_numbers(torch.int32, 1)),
+        "step": _number(),
+        "grid": _whole(0, 2**12),
+    },
     Affine: {"weight": _floats(0, 1), "bias": _floats(0, 1)},
     BatchNorm2d: {
         "weight": _floats(1),
@@ -224,15 +232,18 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
         "initial_potential": _number(-SIDE, SIDE),
         "reset": _choice("subtract", "zero"),
         "decay": _number(0, 1),
-        "integer": _or_none(_whole_numbers(torch.int32, 1, least=1, most=SIDE)),
         "correction": _or_none(_floats(0, 1, 2)),
-        "integer_correction": _or_none(_whole_numbers(torch.int32, 0, 1, 2)),
+        "integer": _or_none(_part(IntegerNeuron)),
         "schedule": _choice(*SCHEDULES),
         "scale": _or_none(_floats(0, 1, least=_POSITIVE)),
         "amplitude": _or_none(_number()),
         "quantization_levels": _whole(0),
         "spikes": _part(*SPIKES),
         "surrogate": _or_none(_part(Surrogate)),
+    },
+    IntegerNeuron: {
+        "threshold": _whole_numbers(torch.int32, 1, least=1, most=SIDE),
+        "correction": _or_none(_whole_numbers(torch.int32, 0, 1, 2)),
     },
     Binary: {},
     Signed: {},
@@ -258,16 +269,28 @@ def _check_thresholds(node: Node, spikes: MultiThreshold) -> None:
         raise _invalid(node, "spikes.thresholds", f"{spikes.thresholds.tolist()}", "ascending ones")
 
 
-def _check_weights(node: Node, op: Conv2d | Linear) -> None:
-    """That what stands for the weight has its shape, and sums of whole numbers are exact."""
-    for name in ("integer", "spiking_weight"):
-        value = getattr(op, name)
-        if value is not None and value.shape != op.weight.shape:
+def _check_weights(node: Node, op: Synapse) -> None:
+    """That what stands for the weight has its shape, belongs to such a synapse, and sums of whole numbers are exact."""
+    for name, part in (("spiking.weight", op.spiking), ("integer.weight", op.integer)):
+        value = None if part is None else part.weight
+        if value is not None and not (value.ndim < 2 if isinstance(op, Scale) else value.shape == op.weight.shape):
             raise _invalid(node, name, list(value.shape), f"{list(op.weight.shape)}, as the weight")
-    if isinstance(op, Conv2d) and op.integer is not None:
-        rows = op.integer.to(torch.int64).abs().flatten(1).sum(1)
-        if int(rows.max()) * (8 * op.grid or 1) >= EXACT:
-            raise _invalid(node, "integer", f"weights whose sums reach {int(rows.max())}", f"sums below {EXACT}")
+    own = op.integer
+    if own is None:
+        return
+    wanted = torch.int32 if isinstance(op, Scale) else torch.int8
+    if own.weight.dtype != wanted:
+        raise _invalid(node, "integer.weight", own.weight.dtype, str(wanted))
+    if not isinstance(op, Conv2d) and (own.bias is not None or own.grid):
+        raise _invalid(node, "integer", f"a bias or a grid of a {type(op).__name__}", "none")
+    if not isinstance(op, Linear) and own.step != 1:
+        raise _invalid(node, "integer.step", own.step, "1, that of the neurons that read it")
+    if isinstance(op, Conv2d):
+        rows = own.weight.to(torch.int64).abs().flatten(1).sum(1)
+        if int(rows.max()) * (LARGEST_PIXEL * own.grid or 1) >= EXACT:
+            raise _invalid(
+                node, "integer.weight", f"whole numbers whose sums reach {int(rows.max())}", f"below {EXACT}"
+            )
 
 
 def _check_types(nodes: Sequence[Node]) -> None:
@@ -286,8 +309,6 @@ def _check_types(nodes: Sequence[Node]) -> None:
         _check_integer(nodes)
         return
     for node in nodes:
-        if isinstance(node.op, Conv2d) and node.op.grid:
-            raise _invalid(node, "grid", node.op.grid, "0 without whole numbers")
         if getattr(node.op, "integer", None) is not None:
             raise _invalid(node, "integer", "whole numbers in some layers alone", "them in all, or in none")
 
@@ -304,13 +325,14 @@ def _check_integer(nodes: Sequence[Node]) -> None:
             raise _invalid(node, "inputs", "others", "convolutions, shortcut synapses and max-pools of such")
         if isinstance(op, MaxPool2d) and not isinstance(sources[0], Conv2d | Scale | MaxPool2d):
             raise _invalid(node, "inputs", "others", "a synapse or a max-pool")
-        if isinstance(op, Conv2d):
+        if isinstance(op, Conv2d) and op.integer is not None:
             images = isinstance(sources[0], Input)
             gated = isinstance(sources[0], SpikingMaxPool2d) and all(isinstance(u, Neuron) for u in users[node.name])
-            if images != bool(op.grid) or not (images or gated or isinstance(sources[0], Neuron)):
-                raise _invalid(node, "grid", op.grid, "that of the images where it reads them, else 0 and spikes")
-            if isinstance(sources[0], Input) and op.grid != sources[0].grid:
-                raise _invalid(node, "grid", op.grid, f"{sources[0].grid}, that of the images")
+            grid = op.integer.grid
+            if images != bool(grid) or not (images or gated or isinstance(sources[0], Neuron)):
+                raise _invalid(node, "grid", grid, "that of the images where it reads them, else 0 and spikes")
+            if isinstance(sources[0], Input) and grid != sources[0].grid:
+                raise _invalid(node, "grid", grid, f"{sources[0].grid}, that of the images")
 
 
 @torch.no_grad()
@@ -337,7 +359,7 @@ def _reach(op: Op, below: float) -> float:
     if isinstance(op, Input):
         return IMAGE * max(1, op.grid)
     if isinstance(op, SYNAPSES):
-        weight = compensated(op).weight
+        weight = forms.synapse(op).weight
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).abs()
         bias = getattr(op, "bias", None)
         largest = float(weight.flatten(1).sum(1).max() if weight.ndim > 1 else weight.max())

@@ -46,7 +46,7 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
         got, expected = f"T = {timesteps} and {list(wanted)} to answer for", "T of at least 1, and none beyond it"
         raise InvalidData(message("closed_form", "", got, expected, "Change them"))
     weighed = any(isinstance(node.op, Readout) and not _plain(node.op) for node in graph.nodes)
-    if not order_free(graph) or weighed or graph.integer or graph.alphabet != "binary":
+    if not order_free(graph) or weighed or graph.is_integer or graph.alphabet != "binary":
         got = "a network whose answer depends on when spikes come, an integer one, or one whose spikes are not 0 and 1"
         raise InvalidData(message("closed_form", "", got, "recipe phased in float32", "Simulate it"))
     answers: list[Tensor] = []

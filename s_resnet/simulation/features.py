@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,14 +21,10 @@ from ..graph.ops import (
     Affine,
     AvgPool2d,
     BatchNorm2d,
-    Conv2d,
     Flatten,
     Input,
     MaxPool2d,
-    Op,
-    carried,
-    compensated,
-    whole,
+    propagate_unit,
 )
 from ..graph.readout import Readout, SpikingMaxPool2d
 from ..kernels import per_channel
@@ -84,7 +79,8 @@ def _portion(snn: Graph, images: Tensor, timesteps: int, names: Sequence[str], p
         for chunk in snn.stream(images, timesteps, precision=precision, observe=sums.add, whole=Whole(state=False)):
             answer = chunk.outputs[-1]
         means = sums.means(timesteps, answer.dtype)
-        found = {name: _in_units(snn, name, _mean(snn, name, images, means)) for name in wanted}
+        running = snn.running()
+        found = {name: _in_units(snn, name, _mean(running, name, images, means)) for name in wanted}
     return {name: found.get(name, answer) for name in names}
 
 
@@ -139,31 +135,21 @@ def _recorded(snn: Graph, wanted: Sequence[str], constant: bool) -> set[str]:
 
 def _in_units(snn: Graph, name: str, value: Tensor) -> Tensor:
     """A node's value ``[B, *]`` in the source network's units."""
-    unit = worth(snn, name).to(value)
+    unit = unit_of(snn, name).to(value)
     if unit.ndim and isinstance(snn[name].op, Flatten):
         unit = unit.repeat_interleave(value.shape[1] // len(unit))
     return value * per_channel(unit, value.ndim)
 
 
-def _mean(snn: Graph, name: str, images: Tensor, means: dict[str, Tensor]) -> Tensor:
+def _mean(running: Graph, name: str, images: Tensor, means: dict[str, Tensor]) -> Tensor:
     """The mean of a node over the steps, as the engine counts; those that it follows from are added to ``means``."""
     if name not in means:
-        inputs = [_mean(snn, before, images, means) for before in snn[name].inputs] or [images]
-        means[name] = _spiking(snn[name].op, inputs, snn.integer)
+        inputs = [_mean(running, before, images, means) for before in running[name].inputs] or [images]
+        means[name] = running[name].op.run(*inputs)
     return means[name]
 
 
-def _spiking(op: Op, inputs: list[Tensor], integer: bool) -> Tensor:
-    """What a spiking run's operation gives for mean inputs."""
-    if isinstance(op, SYNAPSES) and not integer:
-        return compensated(op).run(*inputs)
-    op = whole(op)
-    if isinstance(op, Conv2d) and op.integer is not None and op.bias is not None:
-        return replace(op, bias=None).run(*inputs) + op.bias.view(-1, 1, 1)
-    return op.run(*inputs)
-
-
-def worth(snn: Graph, name: str) -> Tensor:
+def unit_of(snn: Graph, name: str) -> Tensor:
     """What one unit of a node's value is worth in the source network's units, 0-dimensional or ``[C]``.
 
     Of spikes their layer's scale; of a current the scale of the neurons that integrate it, as the pass normalize made
@@ -175,7 +161,7 @@ def worth(snn: Graph, name: str) -> Tensor:
     if isinstance(op, Input):
         return torch.tensor(1 / (op.grid or 1))
     if isinstance(op, (*UNIT_PRESERVING, SpikingMaxPool2d)):
-        return carried(op, worth(snn, inputs[0]))
+        return propagate_unit(op, unit_of(snn, inputs[0]))
     if isinstance(op, (*SYNAPSES, Add)):
         return _arriving(snn, name)
     return torch.ones(())
@@ -189,7 +175,7 @@ def _arriving(snn: Graph, name: str) -> Tensor:
     op = snn[user].op
     if isinstance(op, Neuron):
         unit = torch.ones(()) if op.scale is None else op.scale
-        return unit if op.integer is None else unit / op.integer
+        return unit if op.integer is None else unit / op.integer.threshold
     if isinstance(op, Readout):
         return op.scale
     if isinstance(op, _BETWEEN):

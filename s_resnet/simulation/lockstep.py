@@ -17,9 +17,10 @@ from ..errors import InvalidData, message
 from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic, together
 from ..graph.engine.run import DENSE
+from ..graph.forms import spiking, synapse
 from ..graph.graph import Graph, count_images
 from ..graph.neuron import Neuron
-from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op, compensated, whole
+from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op
 from ..graph.readout import Readout, SpikingMaxPool2d
 from ..kernels import events
 from ..runtime.progress import Progress
@@ -69,7 +70,7 @@ def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progres
             ``[B, *]`` (for a readout: before its scale).
         progress: a label for a bar; empty for none.
     """
-    seen = whole(graph.nodes[0].op).run(images)
+    seen = spiking(graph.nodes[0].op).run(images)
     if images.ndim == 5:
         if len(images) < timesteps:
             got = f"{len(images)} frames of events for {timesteps} steps"
@@ -190,7 +191,7 @@ def propagate(op: Op, inputs: list[Tensor], sender: Op | None = None) -> Tensor:
             return op.run(inputs[0][0])[None]
         return op.advance(inputs, None)[0]
     if isinstance(op, SYNAPSES):
-        op = compensated(op)
+        op = synapse(op)
     if steps > 1 and all(value.stride(0) == 0 for value in inputs):
         out = op.run(*(value[0] for value in inputs))
         return out.expand(steps, *out.shape)

@@ -89,7 +89,7 @@ def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], c
         pass
     chosen = {name: _spread(active[name].flatten().cpu(), count) for name in layers}
     spikes, membranes = _watched(graph, image, timesteps, chosen)
-    if graph.windowed and not graph.integer:
+    if graph.windowed and not graph.is_integer:
         membranes = _waiting(graph, image, timesteps, chosen, spikes)
     return tuple(
         Trace(
@@ -124,10 +124,11 @@ def _watched(
             unit = _threshold(graph[name], values, chosen[name]) if amplitude is None else amplitude
             spikes[name].append(_at(values, chosen[name]) / unit)
 
+    running = graph.running()
     for chunk in graph.stream(image, timesteps, None if graph.windowed else 1, observe=keep):
         for name in () if graph.windowed else chosen:
             v = chunk.state.memory[name][0]
-            unit = _threshold(graph[name], v, chosen[name], integer=graph.integer)
+            unit = _threshold(running[name], v, chosen[name])
             membranes[name].append(_at(v, chosen[name]) / unit)
     joined = {name: torch.cat(parts) for name, parts in membranes.items() if parts}
     return {name: torch.cat(parts) for name, parts in spikes.items()}, joined
@@ -180,9 +181,8 @@ def _at(values: Tensor, chosen: Tensor) -> Tensor:
     return values.flatten(1)[:, chosen.to(values.device)].float().cpu()
 
 
-def _threshold(node: Node, like: Tensor, chosen: Tensor, integer: bool = False) -> Tensor:
+def _threshold(node: Node, like: Tensor, chosen: Tensor) -> Tensor:
     """The thresholds of chosen neurons, ``[n]``; those of an integer membrane in its own unit."""
     op = node.op
     assert isinstance(op, Neuron)
-    table = op.integer if integer and op.integer is not None else op.threshold
-    return _at(per_channel(table, like.ndim).expand(1, *like.shape[1:]), chosen)[0]
+    return _at(per_channel(op.threshold, like.ndim).expand(1, *like.shape[1:]), chosen)[0]

@@ -21,14 +21,14 @@ X = images(6, SIZE)
 
 def dormant(module, currents):
     """Neurons and images through which autograd passes nothing at any step, ``[B, *]``."""
-    currents = currents.detach().requires_grad_()
+    currents, firing = currents.detach().requires_grad_(), module.firing
     spikes = fire_reference(
         currents,
-        thresholds=module.thresholds,
-        decay=module.decay,
-        reset=module.reset,
-        surrogate=module.surrogate,
-        width=module.width,
+        thresholds=firing.thresholds,
+        decay=firing.decay,
+        reset=firing.reset,
+        surrogate=firing.surrogate,
+        width=firing.width,
         detach_reset=True,
     )
     (gradient,) = torch.autograd.grad((spikes * torch.rand_like(spikes)).sum(), currents)
@@ -53,7 +53,7 @@ def test_layers_are_those_of_the_module(arch, folded):
         assert found.trained_for == T and [layer.name for layer in found.layers] == list(seen)
         for layer in found.layers:
             given, spikes = (part.detach() for part in seen[layer.name])
-            asleep, most = dormant(modules[layer.name], given), len(modules[layer.name].thresholds)
+            asleep, most = dormant(modules[layer.name], given), len(modules[layer.name].firing.thresholds)
             full = (spikes == most).all(0)
             assert layer.rate == pytest.approx(spikes.double().mean().item(), rel=1e-12)
             assert layer.dormant == pytest.approx(asleep.double().mean().item())

@@ -46,6 +46,9 @@ ROOMS = [importlib.import_module(f"s_resnet.{space}".rstrip(".")) for space in (
 PUBLISHED = [getattr(room, name) for room in ROOMS for name in room.__all__]
 
 
+OPERATIONS = (s_resnet.graph.ops, s_resnet.graph.neuron, s_resnet.graph.readout, s_resnet.graph.alphabet)
+
+
 def public_dataclasses():
     """Those that s_resnet exports, that its functions and methods return, and that are in their fields."""
     todo = list(PUBLISHED) + PASSES
@@ -64,9 +67,8 @@ def public_dataclasses():
                 function = getattr(member, "fget", None) or getattr(member, "func", member)
                 todo += returned(function) if inspect.isfunction(function) and not name.startswith("_") else ()
     # What a node may hold is said by a protocol, which no annotation leads on from.
-    modules = (s_resnet.graph.ops, s_resnet.graph.neuron, s_resnet.graph.readout, s_resnet.graph.alphabet)
-    rooms = {module.__name__ for module in modules}
-    operations = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+    rooms = {module.__name__ for module in OPERATIONS}
+    operations = [kind for module in OPERATIONS for kind in vars(module).values() if isinstance(kind, type)]
     return found | {op for op in operations if dataclasses.is_dataclass(op) and op.__module__ in rooms}
 
 
@@ -212,9 +214,8 @@ ABSENT = {"LabeledData", "Firing"}
 @pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
 def test_an_example_of_each_is_short_and_plain(kind):
     shown = [value for one, values in examples().items() if issubclass(one, kind) for value in values][:20]
-    assert shown or kind.__module__ in ("s_resnet.graph.ops", "s_resnet.graph.neuron") or kind.__name__ in ABSENT, (
-        "add one to results"
-    )
+    operation = kind.__module__ in {module.__name__ for module in OPERATIONS}
+    assert shown or operation or kind.__name__ in ABSENT, "add one to results"
     for value in shown:
         said = repr(value)
         assert said and len(said.splitlines()) <= LINES and all(len(line) <= 2 * WIDTH for line in said.splitlines())

@@ -172,7 +172,7 @@ def count_operations(
         alphabet=snn.alphabet,
         most=max(op.max_emission for op in flow.alphabet.values()),
         pixels=torch.Size(shapes[snn.nodes[0].name]).numel(),
-        weight_bytes=1 if snn.integer else 4,
+        weight_bytes=1 if snn.is_integer else 4,
         layers=tuple(layer for layer in layers if _computes(layer)),
         trained=snn.trained,
     )

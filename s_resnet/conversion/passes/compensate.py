@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ...graph.graph import Graph
-from ...graph.ops import SYNAPSES, Node
+from ...graph.ops import SYNAPSES, Node, SpikingWeights
 from ...runtime.progress import Progress
 from ...simulation.simulate import simulate
 from ..context import Context
@@ -65,7 +65,10 @@ def compensate(graph: Graph, context: Context) -> Graph:
 
 def _with_gain(graph: Graph, gain: float) -> Graph:
     def scaled(node: Node) -> Node:
-        return replace(node, op=replace(node.op, gain=gain)) if isinstance(node.op, SYNAPSES) else node
+        op = node.op
+        if not isinstance(op, SYNAPSES):
+            return node
+        return replace(node, op=replace(op, spiking=replace(op.spiking or SpikingWeights(), gain=gain)))
 
     return replace(graph, nodes=tuple(scaled(node) for node in graph.nodes))
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ...errors import ConversionError
+from ...graph import forms
 from ...graph.alphabet import Differential
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import (
     GRID,
+    LARGEST_PIXEL,
     SYNAPSES,
     Add,
     Conv2d,
@@ -27,7 +29,7 @@ from ...graph.ops import (
     Pad,
     Scale,
     Slice,
-    compensated,
+    SpikingWeights,
 )
 from ...graph.readout import SpikingMaxPool2d
 from ..context import Context
@@ -74,7 +76,7 @@ def _digits(graph: Graph, node: Node) -> Tensor:
     for source, kept in _summed(graph, node):
         synapse, most = source.op, _most(graph, source)
         assert isinstance(synapse, SYNAPSES)
-        weight = most * compensated(synapse).weight.abs()
+        weight = most * forms.synapse(synapse).weight.abs()
         step = weight.flatten(1).sum(1) if weight.ndim > 1 else weight
         if isinstance(synapse, Conv2d | Linear) and synapse.bias is not None:
             step = step + synapse.bias.abs()
@@ -114,7 +116,7 @@ def _most(graph: Graph, node: Node) -> int:
     """The most that one input of a synapse can be: of the images within +-8, of spikes their largest amplitude."""
     source = _origin(graph, node)
     if isinstance(source.op, Input):
-        return 8
+        return LARGEST_PIXEL
     if isinstance(source.op, Neuron):
         return source.op.max_emission
     raise ConversionError(
@@ -141,10 +143,10 @@ def _rounded(graph: Graph, node: Node, digits: Mapping[str, Tensor]) -> Op:
         )
     if found is None:
         return op
-    weight = compensated(op).weight
+    weight = forms.synapse(op).weight
     weight = _to(weight, found.view(-1, *(1,) * (weight.ndim - 1)) if weight.ndim > 1 and found.ndim else found)
     # The images come in whole numbers.
-    op = replace(op, spiking_weight=weight / GRID if images else weight, gain=1.0)
+    op = replace(op, spiking=SpikingWeights(weight / GRID if images else weight))
     return op if isinstance(op, Scale) or op.bias is None else replace(op, bias=_to(op.bias, found))
 
 

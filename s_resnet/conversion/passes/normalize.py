@@ -22,7 +22,7 @@ from ...graph.ops import (
     MaxPool2d,
     Node,
     Scale,
-    carried,
+    propagate_unit,
 )
 from ...graph.readout import Readout, SpikingMaxPool2d
 from ..calibrate import Calibration
@@ -80,7 +80,7 @@ class _Work:
             unit = self.wanted(node)
             inputs = tuple(self.branch(node, name, unit) for name in inputs)
         elif isinstance(op, (*UNIT_PRESERVING, SpikingMaxPool2d)):
-            unit = carried(op, self.unit[inputs[0]])
+            unit = propagate_unit(op, self.unit[inputs[0]])
         elif isinstance(op, Input):
             unit = self.one
         else:
@@ -127,10 +127,10 @@ _CHANNELWISE = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d)
 
 def _rescaled(op: Conv2d | Linear, unit_in: Tensor, unit_out: Tensor) -> Conv2d | Linear:
     """``W * lambda_in / lambda_out`` and ``b / lambda_out``."""
-    weights = (op.weight, op.spiking_weight)
-    weight, spiking = (None if w is None else _in_units(op, w, unit_in, unit_out) for w in weights)
-    assert weight is not None
-    return replace(op, weight=weight, spiking_weight=spiking, bias=None if op.bias is None else op.bias / unit_out)
+    weight, spiking = _in_units(op, op.weight, unit_in, unit_out), op.spiking
+    if spiking is not None and spiking.weight is not None:
+        spiking = replace(spiking, weight=_in_units(op, spiking.weight, unit_in, unit_out))
+    return replace(op, weight=weight, spiking=spiking, bias=None if op.bias is None else op.bias / unit_out)
 
 
 def _in_units(op: Conv2d | Linear, weight: Tensor, unit_in: Tensor, unit_out: Tensor) -> Tensor:

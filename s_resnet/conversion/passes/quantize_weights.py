@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ...errors import ConversionError
+from ...graph.forms import synapse
 from ...graph.graph import Graph
-from ...graph.neuron import Neuron
-from ...graph.ops import GRID, Conv2d, Input, Linear, MaxPool2d, Node, Op, Scale, compensated
+from ...graph.neuron import IntegerNeuron, Neuron
+from ...graph.ops import GRID, LARGEST_PIXEL, Conv2d, Input, IntegerWeights, Linear, MaxPool2d, Node, Op, Scale
 from ...graph.readout import SpikingMaxPool2d
 from ..context import Context
 
@@ -62,7 +63,7 @@ def _threshold(graph: Graph, node: Node) -> Tensor:
     for name in node.inputs:
         op = graph[_source(graph, name)].op
         if isinstance(op, Conv2d):
-            peak = compensated(op).weight.abs().flatten(1).amax(1)
+            peak = synapse(op).weight.abs().flatten(1).amax(1)
             largest = peak if largest is None else torch.maximum(largest, peak)
         elif not isinstance(op, Scale):
             raise ConversionError(
@@ -97,7 +98,7 @@ def _grid(graph: Graph, node: Node, theta: dict[str, Tensor]) -> int:
     """The finest power of two up to 64 for which the sums over images within +-8 are exact."""
     assert isinstance(node.op, Conv2d)
     weight = _whole_weight(node.op, theta[_neuron(graph, node)])
-    reach = int(weight.abs().to(torch.int64).flatten(1).sum(1).max()) * 8
+    reach = int(weight.abs().to(torch.int64).flatten(1).sum(1).max()) * LARGEST_PIXEL
     fitting = [grid for grid in (1, 2, 4, 8, 16, 32, GRID) if reach * grid < EXACT]
     if not fitting:
         raise ConversionError(
@@ -123,16 +124,16 @@ def _quantized(graph: Graph, node: Node, theta: dict[str, Tensor], grid: int) ->
     if isinstance(op, Neuron):
         own, correction = theta[node.name], op.correction
         whole = None if correction is None else (correction * own).round().to(torch.int32)
-        return replace(op, integer=own, integer_correction=whole)
+        return replace(op, integer=IntegerNeuron(own, whole))
     if isinstance(op, Input):
         return replace(op, grid=grid)
     if isinstance(op, Linear):
-        weight = compensated(op).weight
+        weight = synapse(op).weight
         step = float(weight.abs().max()) / LARGEST or 1.0
-        return replace(op, integer=(weight / step).round().to(torch.int8), integer_step=step)
+        return replace(op, integer=IntegerWeights((weight / step).round().to(torch.int8), step=step))
     if isinstance(op, Scale):
         own = theta[_neuron(graph, node)]
-        return replace(op, integer=(compensated(op).weight * own).round().to(torch.int32))
+        return replace(op, integer=IntegerWeights((synapse(op).weight * own).round().to(torch.int32)))
     if not isinstance(op, Conv2d):
         return op
     own = theta[_neuron(graph, node)]
@@ -143,8 +144,8 @@ def _quantized(graph: Graph, node: Node, theta: dict[str, Tensor], grid: int) ->
             "or the images. Leave weights as they are."
         )
     bias = None if op.bias is None else (op.bias * own).round().to(torch.int32)
-    return replace(op, integer=_whole_weight(op, own), integer_bias=bias, grid=grid if images else 0)
+    return replace(op, integer=IntegerWeights(_whole_weight(op, own), bias, grid=grid if images else 0))
 
 
 def _whole_weight(op: Conv2d, theta: Tensor) -> Tensor:
-    return (compensated(op).weight * theta.view(-1, 1, 1, 1)).round().to(torch.int8)
+    return (synapse(op).weight * theta.view(-1, 1, 1, 1)).round().to(torch.int8)

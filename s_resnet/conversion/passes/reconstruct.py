@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...graph.engine import arithmetic
+from ...graph.forms import synapse
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
-from ...graph.ops import Conv2d, Input, Linear, Node, Op, compensated
+from ...graph.ops import Conv2d, Input, Linear, Node, Op, SpikingWeights
+from ...graph.parts import mapped
 from ...graph.readout import Readout, SpikingMaxPool2d
 from ...kernels import per_channel
 from ...runtime.progress import Progress, repeatable
@@ -208,7 +210,7 @@ class _Block:
     def _learn(self, node: Node) -> None:
         op = node.op
         if isinstance(op, Conv2d | Linear):
-            weight = compensated(op).weight.clone()
+            weight = synapse(op).weight.clone()
             self._add(node, (weight, WEIGHT * float(weight.std())))
         elif isinstance(op, Neuron):
             threshold = op.threshold.log().clone()
@@ -227,7 +229,7 @@ class _Block:
     def _op(self, node: Node) -> Op:
         op = node.op
         if isinstance(op, Conv2d | Linear):
-            return replace(op, spiking_weight=self.leaves[node.name][0], gain=1.0)
+            return replace(op, spiking=SpikingWeights(self.leaves[node.name][0]))
         if isinstance(op, Neuron):
             threshold, correction = self.leaves[node.name]
             return replace(op, threshold=threshold.exp(), correction=correction)
@@ -327,7 +329,7 @@ class _Block:
         if isinstance(op, Readout):
             mean[node.name] = op.run(*inputs)
             return
-        mean[node.name] = (compensated(op) if isinstance(op, Conv2d | Linear) else op).run(*inputs)
+        mean[node.name] = (synapse(op) if isinstance(op, Conv2d | Linear) else op).run(*inputs)
         if len(trains[0]) == 1 and not isinstance(op, SpikingMaxPool2d):
             real[node.name] = mean[node.name].detach()[None]  # the mean is all there is
             return
@@ -365,8 +367,4 @@ def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
 
 
 def _detached(op: Op) -> Op:
-    if isinstance(op, Conv2d | Linear) and op.spiking_weight is not None:
-        return replace(op, spiking_weight=op.spiking_weight.detach())
-    if isinstance(op, Neuron) and op.correction is not None:
-        return replace(op, threshold=op.threshold.detach(), correction=op.correction.detach())
-    return op
+    return mapped(op, Tensor.detach)

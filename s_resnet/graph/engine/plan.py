@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch import Tensor
 from ...errors import InvalidData
 from ...kernels import events, narrow_dtype
 from ..alphabet import Differential
+from ..forms import GridConv2d
 from ..neuron import Neuron
-from ..ops import SYNAPSES, Conv2d, Input, Node, Op, Scale, channels_last, compensated, whole
+from ..ops import LARGEST_PIXEL, SYNAPSES, Conv2d, Node, Op, Scale, channels_last
 from .replay import Replays
 
 K = TypeVar("K")
@@ -75,7 +76,7 @@ class Plan:
     two_part: bool  # whether exact convolutions of spikes are two in TF32
     precision: str
     integer: bool
-    reach: int  # of an integer network: what the membrane can move in one step, at most
+    max_membrane_step: int  # of an integer network; 0 of others
     dense: dict[str, tuple[Conv2d, ...]] = field(default_factory=dict)
     packed: Recent[tuple[str, int, int], events.Packed] = field(default_factory=lambda: Recent(0))
     portions: dict[Shape, Portion] = field(default_factory=dict)  # how much goes through a layer at a time
@@ -88,16 +89,32 @@ class Plan:
         return self.integer or self.two_part or self.precision == "fast"
 
 
-def prepare(
-    nodes: tuple[Node, ...], users: Mapping[str, tuple[str, ...]], static: frozenset[str], precision: str
-) -> Plan:
+class Network(Protocol):
+    """What of a :class:`s_resnet.Graph` is prepared; it runs itself, so that it lies above."""
+
+    @property
+    def nodes(self) -> tuple[Node, ...]: ...
+
+    @property
+    def users(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    @property
+    def static(self) -> frozenset[str]: ...
+
+    @property
+    def is_integer(self) -> bool: ...
+
+    def running(self) -> Network: ...
+
+
+def prepare(network: Network, precision: str) -> Plan:
     """Prepare a spiking network. Raises InvalidData for an unknown precision."""
+    nodes, users, static, integer = network.nodes, network.users, network.static, network.is_integer
     if precision not in PRECISIONS:
         raise InvalidData(f"simulate: got precision {precision!r}; expected exact or fast. Choose one of them.")
-    neurons = {node.name: node.op for node in nodes if isinstance(node.op, Neuron)}
-    integer = any(op.integer is not None for op in neurons.values())
-    unit = frozenset(name for name, op in neurons.items() if integer or op.emits_unit_spikes)
-    ops = {node.name: whole(node.op) if integer else _prepared(node.op) for node in nodes}
+    ops = {node.name: _laid_out(node.op) for node in network.running().nodes}
+    neurons = {name: op for name, op in ops.items() if isinstance(op, Neuron)}
+    unit = frozenset(name for name, op in neurons.items() if op.emits_unit_spikes)
     weights = [op.weight for op in ops.values() if isinstance(op, Conv2d)]
     single = bool(weights) and weights[0].dtype == torch.float32 and not integer
     dtype = weights[0].dtype if weights else torch.float32
@@ -127,7 +144,7 @@ def prepare(
         two_part=single and precision == "exact" and weights[0].device.type == "cuda",
         precision=precision,
         integer=integer,
-        reach=_reach(nodes) if integer else 0,
+        max_membrane_step=_max_membrane_step(nodes, ops) if integer else 0,
         packed=Recent(SIZES * len(spiking)),
     )
 
@@ -150,33 +167,36 @@ def _biases(
     return without, {name: None if value is None else value.view(-1, 1, 1) for name, value in bias.items()}
 
 
-def _reach(nodes: tuple[Node, ...]) -> int:
+def _max_membrane_step(nodes: tuple[Node, ...], ops: Mapping[str, Op]) -> int:
     """How far an integer membrane can move in one step, at most."""
-    reach: dict[str, int] = {}
+    found: dict[str, int] = {}
     for node in nodes:
-        op = node.op
-        below = sum(reach[name] for name in node.inputs)
-        if isinstance(op, Conv2d) and op.integer is not None:
-            rows = op.integer.to(torch.int64).abs().flatten(1).sum(1) * (8 if op.grid else 1)
-            below = int((rows if op.integer_bias is None else rows + op.integer_bias.abs()).max())
-        elif isinstance(op, Scale) and op.integer is not None:
-            below = int(op.integer.abs().max())
-        elif not isinstance(op, Neuron):
-            below = max((reach[name] for name in node.inputs), default=0)
-        if isinstance(op, Neuron) and op.integer_correction is not None:
-            below += int(op.integer_correction.abs().max())
-        reach[node.name] = below
-    return max(reach.values())
+        op, below = ops[node.name], [found[name] for name in node.inputs]
+        match op:
+            case Conv2d():
+                found[node.name] = _largest_current(op, op.bias, 1)
+            case GridConv2d(convolution, bias):
+                found[node.name] = _largest_current(convolution, bias, LARGEST_PIXEL)
+            case Scale(weight) if not weight.is_floating_point():
+                found[node.name] = int(weight.abs().max())
+            case Neuron(correction=correction):
+                found[node.name] = sum(below) + (0 if correction is None else int(correction.abs().max()))
+            case _:
+                found[node.name] = max(below, default=0)
+    return max(found.values())
 
 
-def _prepared(op: Op) -> Op:
-    """The operation as a spiking run uses it: compensated, its convolution weights in channels_last."""
-    if isinstance(op, Input):
-        return whole(op)
-    if not isinstance(op, SYNAPSES):
+def _largest_current(op: Conv2d, bias: Tensor | None, largest: int) -> int:
+    """What a convolution of whole numbers gives at most for inputs within +- ``largest``."""
+    rows = op.weight.to(torch.int64).abs().flatten(1).sum(1) * largest
+    return int((rows if bias is None else rows + bias.abs()).max())
+
+
+def _laid_out(op: Op) -> Op:
+    """The operation with the weights of a convolution in channels_last."""
+    if isinstance(op, Scale) or not isinstance(op, SYNAPSES):
         return op
-    op = compensated(op)
-    return op if isinstance(op, Scale) else replace(op, weight=channels_last(op.weight))
+    return replace(op, weight=channels_last(op.weight))
 
 
 def freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str]]:

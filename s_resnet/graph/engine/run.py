@@ -180,7 +180,7 @@ class Run:
         if source not in self.events:
             self.events[source] = events.find(spikes)
         height, width = spikes.shape[-2:]
-        weight = op.weight if op.integer is None else op.integer
+        weight = op.weight.to(torch.int8) if plan.integer else op.weight
         packed = plan.packed.found(
             (node.name, height, width),
             lambda: events.pack(weight, op.stride, op.padding, (height, width), plan.precision),
