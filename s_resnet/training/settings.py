@@ -126,8 +126,8 @@ def _invalid(name: str, got: object, expected: str) -> InvalidData:
     return InvalidData(message("train", name, got, expected, f"Pass such a value as {name}"))
 
 
-@dataclass(frozen=True)
-class Execution:
+@dataclass(frozen=True, repr=False)
+class Execution(Displayed):
     """How a run is carried out and reported. A checkpoint does not depend on it, except on the kind of device.
 
     Attributes:

@@ -520,7 +520,7 @@ def test_ones_own_network_is_traced_with_its_surrogate():
     graph = s_resnet.convert(model.eval(), [images])
     assert graph.trained_for == 4
     (neuron,) = [node.op for node in graph.nodes if isinstance(node.op, s_resnet.graph.Neuron)]
-    assert (neuron.surrogate, neuron.width) == ("arctan", 2.0)
+    assert (neuron.surrogate.shape, neuron.surrogate.width) == ("arctan", 2.0)
     answer = model(images).detach()
     assert answer.std() > 0.01
     torch.testing.assert_close(graph(images, 4), answer, rtol=0, atol=1e-5)
@@ -541,7 +541,7 @@ def test_neurons_of_a_built_network_take_another_surrogate():
     neurons = [
         node.op for node in s_resnet.trace(model.eval(), images).nodes if isinstance(node.op, s_resnet.graph.Neuron)
     ]
-    assert neurons and all(neuron.surrogate == "sigmoid" for neuron in neurons)
+    assert neurons and all(neuron.surrogate.shape == "sigmoid" for neuron in neurons)
 
 
 @pytest.mark.parametrize(
