@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import s_resnet
 from s_resnet.models import MSBlock, PlainBlock, build
+from s_resnet.training import Execution
 
 RESULTS = Path(__file__).parent / "results" / "depth.jsonl"
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "depth.svg"
@@ -57,7 +58,7 @@ def measure(arch: str, settings: Any, work: Path) -> dict[str, Any]:
     before = gradient_norms(fresh, images, labels)
     start = time.perf_counter()
     path = work / f"{arch}.pt"
-    trained = s_resnet.train(arch, data, path, settings, test=test, workers=0, progress=True)
+    trained = s_resnet.train(arch, data, path, settings, test=test, execution=Execution(workers=0, progress=True))
     seconds = time.perf_counter() - start
     after = gradient_norms(trained.model, images, labels)
     history = [{key: entry[key] for key in ("epoch", "loss", "train_top1", "test_top1")} for entry in trained.history]

@@ -275,19 +275,8 @@ def _train(arch: str, asked: Options) -> None:
             images = s_resnet.data.open_data(asked.data, "calibration", asked.download)
             test = s_resnet.data.open_data(asked.data, "evaluation", asked.download)
         settings = _settings(arch, images, asked)
-        trained = s_resnet.train(
-            arch,
-            images,
-            asked.output,
-            settings,
-            test=test,
-            device=asked.device,
-            workers=asked.workers,
-            progress=True,
-            on_note=_note,
-            on_epoch=lambda entry: say(_line(entry, settings.epochs)),
-            tensorboard=asked.tensorboard,
-        )
+        execution = _execution(asked, settings)
+        trained = s_resnet.train(arch, images, asked.output, settings, test=test, execution=execution)
         if rank == 0:
             warn_unreadable(trained.unreadable)
             say(_summary(trained, asked.output, asked.data))
@@ -309,18 +298,7 @@ def _fine_tune(network: Path, asked: Options) -> None:
         with s_resnet.runtime.first_process_first():
             images = s_resnet.data.open_data(asked.data, "calibration", asked.download)
         settings = asked.instead_of(s_resnet.training.fine_tuning_defaults())
-        tuned = s_resnet.fine_tune(
-            snn,
-            images,
-            partial,
-            settings,
-            device=asked.device,
-            workers=asked.workers,
-            progress=True,
-            on_note=_note,
-            on_epoch=lambda entry: say(_line(entry, settings.epochs)),
-            tensorboard=asked.tensorboard,
-        )
+        tuned = s_resnet.fine_tune(snn, images, partial, settings, execution=_execution(asked, settings))
         if rank:
             return
         if tuned.kept:
@@ -358,6 +336,20 @@ def _settings(
     if asked.optimizer == "adamw":
         return asked.instead_of(s_resnet.Training(lr=0.001, weight_decay=0.01))
     return asked.instead_of(s_resnet.Training())
+
+
+def _execution(asked: Options, settings: s_resnet.Training) -> s_resnet.training.Execution:
+    """Where and how to train, and what to print on the way."""
+    import s_resnet
+
+    return s_resnet.training.Execution(
+        device=asked.device,
+        workers=asked.workers,
+        progress=True,
+        on_epoch=lambda entry: say(_line(entry, settings.epochs)),
+        on_note=_note,
+        tensorboard=asked.tensorboard,
+    )
 
 
 def _note(text: str) -> None:

@@ -30,9 +30,10 @@ from trained_networks import FAMILIES, trained
 import s_resnet
 from s_resnet.conversion.resume import resumed
 from s_resnet.graph import artifact
-from s_resnet.training import run, saved
+from s_resnet.training import Execution, run, saved
 
 SIZE, T = 8, 3
+ON_CPU = Execution(device="cpu", workers=0)
 Chance = Any  # random.Random, or what stands for it
 
 
@@ -573,7 +574,7 @@ def checkpoint(folder: Path) -> Reader:
         torch.save(content, out, _use_new_zipfile_serialization=not old)
         bases.append(out.getvalue())
     for arch in ("cifar_resnet8", "ms_resnet8"):
-        s_resnet.train(arch, data(), folder / f"{arch}.pt", BRIEF, device="cpu", workers=0)
+        s_resnet.train(arch, data(), folder / f"{arch}.pt", BRIEF, execution=ON_CPU)
         bases.append((folder / f"{arch}.pt").read_bytes())
     return Reader(".pth", bases, mutate_checkpoint, use_checkpoint)
 
@@ -599,7 +600,7 @@ def training(folder: Path) -> Reader:
     """The checkpoint that a run goes on from: the run's own weights, or refused."""
     paths = {}
     for arch, settings in (("cifar_resnet8", BRIEF), ("ms_resnet8", BRIEF)):
-        s_resnet.train(arch, data(), folder / f"{arch}.pt", settings, device="cpu", workers=0)
+        s_resnet.train(arch, data(), folder / f"{arch}.pt", settings, execution=ON_CPU)
         paths[arch] = folder / f"{arch}.pt"
     bases = [path.read_bytes() for path in paths.values()]
     whole = [torch.load(io.BytesIO(content), weights_only=True) for content in bases]
@@ -608,7 +609,7 @@ def training(folder: Path) -> Reader:
         sealed_again = path.stem.endswith("sealed")
         said = "ms_resnet8" if b"ms_resnet8" in path.read_bytes()[:4000] else "cifar_resnet8"
         with run.ExitStack() as stack:
-            now = run.prepare(said, data(), None, BRIEF, None, path, torch.device("cpu"), stack)
+            now = run.prepare(run.Task(said, data(), path, BRIEF), ON_CPU, torch.device("cpu"), stack)
             history = run.resume(now)
             expected = whole[list(paths).index(said)]["state_dict"]
             same = all(torch.equal(value, expected[name]) for name, value in now.model.state_dict().items())

@@ -109,7 +109,8 @@ def losses(arch: str, device: str, **settings: bool) -> list[float]:
     chosen = s_resnet.Training(epochs=3, batch_size=16, width=4, timesteps=2, lr=0.05, augmentation=(), **settings)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run.pt"
-        s_resnet.train(arch, colors(), output, chosen, device=device, workers=0)
+        execution = s_resnet.training.Execution(device=device, workers=0)
+        s_resnet.train(arch, colors(), output, chosen, execution=execution)
         history = torch.load(output, weights_only=True)["history"]
     return [float(entry["loss"]) for entry in history]
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..runtime.display import Displayed
 from .layers import Encode, Repeat, TDBatchNorm2d, TimeMean, convolution, fired
 
 # Builders: a residual block from its channels in, channels out and stride; a layer of neurons; a normalization from its
@@ -18,8 +19,8 @@ Neurons = Callable[[], nn.Module]
 Norm = Callable[[int], nn.Module]
 
 
-@dataclass(frozen=True)
-class Layout:
+@dataclass(frozen=True, repr=False)
+class Layout(Displayed):
     """The stages of a ResNet.
 
     Attributes:

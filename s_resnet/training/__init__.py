@@ -3,10 +3,11 @@
 from .fine_tuning import FineTuning, fine_tune, fine_tuning_defaults
 from .loop import TrainingResult, train
 from .presets import PRESETS, Preset, preset
-from .settings import Training
+from .settings import Execution, Training
 
 __all__ = [
     "PRESETS",
+    "Execution",
     "FineTuning",
     "Preset",
     "Training",

@@ -1,10 +1,11 @@
-"""Fine-tuning: a converted network trained on at few steps, with labels, and kept where held-out images agree."""
+"""Fine-tuning: a converted network is trained further at few steps, and kept if held-out images say it got better."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +20,23 @@ from ..graph.graph import Graph
 from ..graph.module import GraphModule
 from ..runtime.device import find_device, prefetch
 from ..runtime.display import Displayed, Table, percent
-from .loop import TrainingResult, epochs, train
-from .run import Parts, split
-from .settings import Training
+from .loop import TrainingResult, carry_out, epochs
+from .run import Parts, Task, split
+from .settings import Execution, Training
 
-HELD_OUT = 256  # at most, and an eighth of the images at most
+HELD_OUT = 256  # images, but at most an eighth of all
 
 
 @dataclass(frozen=True, repr=False)
 class FineTuning(Displayed):
-    """A fine-tuned network, or the one before where held-out images say that it was no worse.
+    """A fine-tuned network, or the network before it where held-out images say that it is no better.
 
-    before, after: its top-1 at T on the held-out images. history: one entry per epoch, as of :class:`TrainingResult`.
+    Attributes:
+        graph: the better network of the two.
+        kept: whether that is the fine-tuned one.
+        before: top-1 accuracy of the network before, at T steps on the held-out images.
+        after: the same of the fine-tuned one.
+        history: an entry for each epoch, as in :class:`TrainingResult`.
     """
 
     graph: Graph
@@ -57,68 +63,63 @@ def fine_tune(
     settings: Training | None = None,
     *,
     test: ImageData | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    progress: bool = False,
-    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
-    on_note: Callable[[str], None] | None = None,
-    tensorboard: str | os.PathLike[str] | None = None,
+    execution: Execution | None = None,
 ) -> FineTuning:
-    """Train the spiking weights and corrections of a converted network at ``settings.timesteps`` steps, with labels.
+    """Train the spiking weights and corrections of a converted network at T steps, with labels.
 
-    The loss is the cross entropy of the answer, the gradient that of :class:`s_resnet.graph.GraphModule`. The rest is
-    :func:`s_resnet.train`: a checkpoint after every epoch, from which the same call goes on, to the same weights on the
-    CPU. ``settings.validation`` training images (by default 256, an eighth at most) are never learned from; at the end
-    the tuned network is kept if it is right on more of them, or on as many with a smaller loss. The analog run stays
-    the source's; provenance says what was done, and the fingerprints of the images that it has seen where the data
-    have no split of their own.
+    The loss is the cross entropy of the answer, the gradient that of :class:`s_resnet.graph.GraphModule`. As with
+    :func:`s_resnet.train` there is a checkpoint after every epoch, from which the same call resumes, on the CPU to
+    bit-identical weights. Some training images are held out; at the end the new network is kept if it is right on more
+    of them, or on as many with a smaller loss. The analog run stays that of the source. The provenance records what was
+    done and, for data without a split, the fingerprints of the images that were used.
 
     Args:
-        graph: a converted network, from a file or from convert, that says its preprocessing.
+        graph: a converted network that records its preprocessing.
         data: training images with labels.
-        checkpoint: where the state of the run goes.
-        settings: by default those of :func:`s_resnet.training.fine_tuning_defaults`, at the T that the network was
-            converted for.
+        checkpoint: where the state of the run is kept.
+        settings: by default :func:`s_resnet.training.fine_tuning_defaults` at the T that the network was converted for.
+            ``validation`` images are held out, by default 256, but at most an eighth of all.
+        test: test images, for the accuracy in the history. They choose nothing.
+        execution: how the run is carried out and reported; by default ``Execution()``.
 
-    Raises as :func:`s_resnet.train`, and InvalidData for a network that cannot be tuned or has other classes, and for
-    event recordings.
+    Raises:
+        InvalidData: event recordings, another number of classes, or a network that cannot be fine-tuned.
+        SResNetError: ``checkpoint`` holds another run, or cannot be written.
+        TrainingDiverged: a loss or weight is not finite; the checkpoint of the epoch before is kept.
+        BackendUnavailable: the device, or tensorboard, is not there.
     """
     if isinstance(data, EventData):
-        raise InvalidData(message("fine-tuning", "", f"event recordings in {data.spec!r}", "images", "Name such data"))
-    settings, preprocessing, arch = _settled(graph, data, settings or fine_tuning_defaults())
-    assert settings.timesteps is not None
+        got = f"event recordings in {data.spec!r}"
+        raise InvalidData(message("fine-tuning", "", got, "images", "Pass image data"))
+    settings, execution = _settled(graph, data, settings or fine_tuning_defaults()), execution or Execution()
+    assert settings.timesteps is not None and isinstance(settings.preprocessing, Preprocessing)
     module = GraphModule(graph, settings.timesteps)
     classes = len(list(module.parameters())[-1])
     if classes != len(data.classes):
         got = f"{len(data.classes)} classes in {data.spec!r} for a network of {classes}"
-        raise InvalidData(message("fine-tuning", "", got, "equal numbers", "Choose the data that it was made for"))
-    trained = train(
-        *(arch, data, checkpoint, settings),
-        test=test,
-        preprocessing=preprocessing,
-        device=device,
-        workers=workers,
-        progress=progress,
-        on_epoch=on_epoch,
-        on_note=on_note,
-        tensorboard=tensorboard,
-        network=module,
-    )
+        raise InvalidData(message("fine-tuning", "", got, "equal numbers", "Pass the data that it was made for"))
+    name = str(graph.provenance.get("source", {}).get("arch", "a module from Python"))
+    trained = carry_out(Task(name, data, Path(checkpoint), settings, test, module), execution)
     parts = split(data, test, settings)
-    held_out = ImageLoader(data, parts.validation, preprocessing, settings.batch_size)
-    before, after = (_score(m, held_out, device) for m in (GraphModule(graph, settings.timesteps), trained.model))
+    held_out = ImageLoader(data, parts.validation, settings.preprocessing, settings.batch_size)
+    before = _score(GraphModule(graph, settings.timesteps), held_out, execution.device)
+    after = _score(trained.model, held_out, execution.device)
     kept = after > before
-    tuned = _documented(graph, module.graph(), trained, data, parts, before[0], after[0]) if kept else graph
-    return FineTuning(tuned, kept, before[0], after[0], trained.history)
+    result = FineTuning(graph, kept, before[0], after[0], trained.history)
+    return replace(result, graph=_documented(result, module.graph(), trained, data, parts)) if kept else result
 
 
 def fine_tuning_defaults(**changes: Any) -> Training:
-    """The usual settings of fine-tuning, with these changed: AdamW, 0.0003 falling to 0, 5 epochs of batches of 64."""
+    """The usual settings of fine-tuning: AdamW, a learning rate that falls from 0.0003 to 0, 5 epochs of batches of 64.
+
+    Args:
+        **changes: other values for fields of :class:`Training`.
+    """
     return replace(Training("adamw", lr=3e-4, weight_decay=0.0, epochs=5, batch_size=64), **changes)
 
 
-def _settled(graph: Graph, data: ImageData, settings: Training) -> tuple[Training, Preprocessing, str]:
-    """The settings with T and held-out images, the preprocessing, and what the network is called."""
+def _settled(graph: Graph, data: ImageData, settings: Training) -> Training:
+    """The settings with T, the number of held-out images, and the network's preprocessing."""
     stored = graph.provenance.get("preprocessing")
     if stored is None or "mean" not in stored:
         got = "a network that does not say how its images are preprocessed"
@@ -126,15 +127,16 @@ def _settled(graph: Graph, data: ImageData, settings: Training) -> tuple[Trainin
         raise InvalidData(message("fine-tuning", "", got, "size, mean and std", remedy))
     timesteps = settings.timesteps or graph.provenance.get("recipe", {}).get("timesteps")
     if timesteps is None:
-        raise InvalidData("fine-tuning: got no timesteps, and a network that does not say any. Give timesteps.")
+        got, expected = "no timesteps, and a network that does not say any", "a number of steps"
+        raise InvalidData(message("fine-tuning", "", got, expected, "Set timesteps in the settings"))
     validation = settings.validation or min(HELD_OUT, len(data) // 8)
     preprocessing = Preprocessing(**stored)
-    settings = replace(settings, timesteps=int(timesteps), validation=validation, size=preprocessing.size)
-    return settings, preprocessing, str(graph.provenance.get("source", {}).get("arch", "a module from Python"))
+    size = preprocessing.size
+    return replace(settings, timesteps=int(timesteps), validation=validation, size=size, preprocessing=preprocessing)
 
 
 def _score(module: torch.nn.Module, images: ImageLoader, device: str) -> tuple[float, float]:
-    """The share of right answers, and the negative mean loss, which tells equal ones apart."""
+    """The share of right answers, and the negative mean loss, which decides between equal ones."""
     found = find_device(device)
     module = module.to(found).eval()
     right = loss = count = 0.0
@@ -147,16 +149,23 @@ def _score(module: torch.nn.Module, images: ImageLoader, device: str) -> tuple[f
     return right / max(1.0, count), -loss / max(1.0, count)
 
 
-def _documented(
-    before: Graph, graph: Graph, trained: TrainingResult, data: ImageData, parts: Parts, old: float, new: float
-) -> Graph:
-    """The tuned network with what was done to it, and what it has seen."""
+def _documented(result: FineTuning, graph: Graph, trained: TrainingResult, data: ImageData, parts: Parts) -> Graph:
+    """The fine-tuned network with a record of what was done to it, and of the images that were used.
+
+    Args:
+        result: the network before, and both accuracies.
+        graph: the fine-tuned network.
+        trained: the run.
+        data: its images.
+        parts: how they were used.
+    """
+    before = result.graph
     settings, used = trained.settings, [*parts.train, *parts.validation]
-    marks = fingerprints(data, used) if data.split == "all" else []
+    new = fingerprints(data, used) if data.split == "all" else []
     known = before.provenance.get("data", {}).get("fingerprints", [])
     names = ("timesteps", "epochs", "optimizer", "lr", "weight_decay", "batch_size", "seed", "validation")
     tuning = {name: getattr(settings, name) for name in names}
-    tuning |= {"data": data.spec, "split": data.split, "top1_before": old, "top1_after": new}
-    seen = {"spec": data.spec, "split": data.split, "images": len(used), "fingerprints": sorted({*known, *marks})}
+    tuning |= {"data": data.spec, "split": data.split, "top1_before": result.before, "top1_after": result.after}
+    seen = {"spec": data.spec, "split": data.split, "images": len(used), "fingerprints": sorted({*known, *new})}
     recipe = {**before.provenance.get("recipe", {}), "timesteps": settings.timesteps}
     return graph.with_provenance(tuning=tuning, data=seen, recipe=recipe, classes=list(data.classes))

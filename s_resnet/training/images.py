@@ -1,4 +1,4 @@
-"""Data for training: in an order and augmented as (seed, epoch, index) say, however many workers there are."""
+"""Batches for training, whose order and augmentation follow from seed, epoch and index alone."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ..data.loader import forks, started
 from ..errors import InvalidData, message
 from .settings import Training, derive_seed
 
-SMALL = 64  # pixels per side up to which images are cropped with padding and not from a random part
+SMALL = 64  # pixels per side: larger images are cropped from a random part, smaller ones with padding
 
 
 def usual_augmentation(spec: str, size: int) -> tuple[str, ...]:
-    """What suits the images: digits are not mirrored, photos are cut from a random part."""
+    """The usual augmentation for data: digits are not mirrored, and large photos are cropped from a random part."""
     if spec == "digits" or spec.startswith("mnist:"):
         return ("crop",)
     return ("crop", "flip") if size <= SMALL else ("resized-crop", "flip")
 
 
 def make_transform(names: Sequence[str], preprocessing: Preprocessing) -> Any:
-    """The augmentation of one decoded RGB image of 8 bits, to an image of the network's size."""
+    """The augmentation of a decoded RGB image of 8 bits, with a result of the network's size."""
     from torchvision.transforms import v2
 
     size, steps = preprocessing.size, []
@@ -49,7 +49,7 @@ def make_transform(names: Sequence[str], preprocessing: Preprocessing) -> Any:
 
 @dataclass(frozen=True)
 class _Augmented(Dataset[tuple[Tensor, Tensor, str]]):
-    """Item ``i`` is batch ``i``, whole, and why it could not be made; used in worker processes."""
+    """Item ``i`` is the whole of batch ``i``, or why it could not be made; used in worker processes."""
 
     data: ImageData
     batches: tuple[tuple[int, ...], ...]
@@ -64,7 +64,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor, str]]):
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
         try:
             pixels = np.stack([self._draw(index) for index in self.batches[number]])
-        except InvalidData as error:  # raised in a worker it would come with the worker's traceback
+        except InvalidData as error:  # raised in a worker, it would include the worker's traceback
             return torch.empty(0), torch.empty(0), str(error)
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(torch.float32)
         mean, std = torch.tensor((self.preprocessing.mean, self.preprocessing.std))[:, :, None, None]
@@ -73,7 +73,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor, str]]):
 
     def _draw(self, index: int) -> Any:
         image: Image.Image = self.data.image(index)
-        before = torch.default_generator.get_state()  # torchvision's transforms draw from it alone
+        before = torch.default_generator.get_state()  # the only generator that torchvision's transforms use
         torch.default_generator.manual_seed(derive_seed(self.seed, "image", self.epoch, index))
         try:
             return np.asarray(self.transform(image))
@@ -82,14 +82,21 @@ class _Augmented(Dataset[tuple[Tensor, Tensor, str]]):
 
 
 def epoch_order(indices: Sequence[int], settings: Training, epoch: int, world: int = 1) -> list[list[int]]:
-    """The batches of an epoch, shuffled by (seed, epoch), all of the same size: what is left over waits for another.
+    """The batches of an epoch, shuffled by seed and epoch, all of the same size; the last images are left out.
 
-    The size is a multiple of the number of processes, and smaller than asked for only where there are fewer images.
+    Args:
+        indices: the images.
+        settings: the batch size and the seed. A batch is smaller only where there are fewer images.
+        epoch: the number of the epoch, from 0 on.
+        world: the number of processes, which divides the size of the batches.
+
+    Raises:
+        InvalidData: a batch has fewer images than there are processes.
     """
     size = min(settings.batch_size, len(indices)) // world * world
     if not size:
         got = f"{min(settings.batch_size, len(indices))} images for {world} processes"
-        remedy = "Give a larger batch_size, more images, or fewer processes"
+        remedy = "Use a larger batch_size, more images, or fewer processes"
         raise InvalidData(message("train", "batch", got, "at least one for each", remedy))
     generator = torch.Generator().manual_seed(derive_seed(settings.seed, "order", epoch))
     order = [indices[at] for at in torch.randperm(len(indices), generator=generator).tolist()]
@@ -97,9 +104,18 @@ def epoch_order(indices: Sequence[int], settings: Training, epoch: int, world: i
 
 
 class EpochLoader:
-    """The batches of one epoch as (images [B, 3, H, W] float32, labels [B]); one process's part of each.
+    """One process's part of the batches of an epoch: augmented images ``[B, 3, H, W]`` float32 and labels ``[B]``.
 
-    Raises InvalidData, naming the file, at an image that cannot be decoded.
+    Args:
+        data: the images.
+        batches: the indices of each batch.
+        preprocessing: size, mean and standard deviation.
+        settings: augmentation and seed.
+        epoch: the number of the epoch.
+        workers: processes that decode.
+
+    Raises:
+        InvalidData: an image cannot be decoded; the message names the file.
     """
 
     def __init__(
@@ -120,7 +136,7 @@ class EpochLoader:
         return len(self._items)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        own = torch.Generator()  # else DataLoader draws from the global one
+        own = torch.Generator()  # otherwise DataLoader draws from the global generator
         batches = DataLoader(self._items, batch_size=None, num_workers=self._workers, generator=own)
         for images, labels, error in started(batches):
             if error:
@@ -136,7 +152,10 @@ def epoch_loader(
     epoch: int,
     workers: int,
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches of one epoch: augmented images [B, 3, H, W], or events [T, B, 2, H, W] as they are."""
+    """The batches of an epoch: augmented images ``[B, 3, H, W]``, or events ``[T, B, 2, H, W]`` without augmentation.
+
+    The arguments are those of :class:`EpochLoader`.
+    """
     if isinstance(data, EventData):
         assert isinstance(preprocessing, Binning)
         return _events(data, batches, preprocessing, workers)
@@ -153,14 +172,15 @@ def _events(
     loader = EventLoader(data, indices, binning, len(batches[0]), workers)
     for frames, labels in loader:
         if loader.unreadable:
-            raise InvalidData(f"recording {loader.unreadable[0]}: cannot be read. Repair or remove it.")
+            got, expected = loader.unreadable[0], "events as tonic stores them"
+            raise InvalidData(message("train", "recording", got, expected, "Repair or remove it"))
         yield frames, labels
 
 
 def usual_workers(device: torch.device) -> int:
-    """Decoding processes: many for a GPU, which waits for them; two where they share the cores with the training.
+    """The usual number of processes that decode: up to 8 for a GPU, which waits for them, else up to 2.
 
-    None where processes are spawned: each would run the caller's script again, unless it has a main guard.
+    It is 0 where processes are spawned: each would run the caller's script again, unless that has a main guard.
     """
     if not forks():
         return 0

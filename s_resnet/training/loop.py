@@ -1,10 +1,10 @@
-"""The training loop: epochs of gradient descent, on one process or many, that end the same when interrupted."""
+"""The training loop: epochs of gradient descent on one or several processes, which can be interrupted and resumed."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,39 +14,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.events import Binning, EventData
-from ..data.images import ImageData, Preprocessing
+from ..data.events import EventData
+from ..data.images import ImageData
 from ..data.open import loader_for
 from ..errors import BackendUnavailable, TrainingDiverged, message
 from ..frontend.qcfs import THRESHOLDS
-from ..graph.module import GraphModule
 from ..runtime.device import find_device, prefetch
 from ..runtime.display import Displayed, Table, brief, percent
 from ..runtime.processes import all_gather, in_lockstep_batches, process_group, rank_and_world_size, shard
 from ..runtime.progress import Progress, repeatable
 from . import saved
-from .images import epoch_loader, epoch_order, usual_workers
-from .run import Run, half_type, prepare, resume
-from .settings import Training, derive_seed, learning_rate
+from .images import epoch_loader, epoch_order
+from .run import Run, Task, half_type, prepare, resume
+from .settings import Execution, Training, derive_seed, learning_rate
 
-# How many steps of a GPU go unchecked: looking at a loss has the GPU wait.
+# How many steps of a GPU go unchecked: reading a loss stalls the GPU.
 UNCHECKED = 20
 
 
 @dataclass(frozen=True, repr=False)
 class TrainingResult(Displayed):
-    """A finished run: its network in eval mode, one entry per epoch, and what it was trained with.
+    """A finished run.
 
-    history: ``epoch``, ``loss``, ``train_top1`` (of augmented images, while learning), ``validation_top1`` and
-    ``test_top1`` (None without such images), ``lr`` (of the last step) and ``seconds``. unreadable: test images that
-    were left out.
+    Attributes:
+        model: the network in evaluation mode.
+        arch: its architecture.
+        settings: what it was trained with.
+        history: an entry for each epoch: ``epoch``, ``loss``, ``train_top1`` (on augmented images, during the epoch),
+            ``validation_top1`` and ``test_top1`` (None without such images), ``lr`` (of the last step), ``seconds``.
+        resumed: how many epochs an earlier call had finished.
+        unreadable: test images that were left out.
     """
 
     model: nn.Module
     arch: str
     settings: Training
     history: tuple[Mapping[str, Any], ...]
-    resumed: int  # epochs that were there already
+    resumed: int
     unreadable: tuple[str, ...]
 
     def _lines(self) -> Iterator[str]:
@@ -60,7 +64,7 @@ class TrainingResult(Displayed):
 
 
 def epochs(history: Sequence[Mapping[str, Any]]) -> Table:
-    """One row per epoch; accuracies in percent, columns without figures left out."""
+    """A table with a row per epoch and accuracies in percent, without empty columns."""
     names = [name for name in history[0] if any(entry[name] is not None for entry in history)] if history else []
     rows = (
         tuple(percent(entry[name], 2) if name.endswith("_top1") else brief(entry[name]) for name in names)
@@ -76,65 +80,70 @@ def train(
     settings: Training | None = None,
     *,
     test: ImageData | EventData | None = None,
-    preprocessing: Preprocessing | Binning | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    progress: bool = False,
-    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
-    on_note: Callable[[str], None] | None = None,
-    tensorboard: str | os.PathLike[str] | None = None,
-    network: GraphModule | None = None,
+    execution: Execution | None = None,
 ) -> TrainingResult:
-    """Train the architecture ``arch`` of the catalog on ``data``; a checkpoint is written after every epoch.
+    """Train an architecture on images or event recordings, and write a checkpoint after every epoch.
 
-    The same call goes on where a run that was killed left its checkpoint, and on the CPU, with as many threads and
-    processes, ends with the same weights to the last bit: order, augmentation and dropout are drawn for (seed, epoch,
-    image or step), and nothing else is random. ``test`` images are reported on and choose nothing; where data have no
-    split (``split`` "all"), a seeded tenth is kept apart and tested on. In a process group, or started by torchrun, the
-    processes share every batch. ``workers`` decode, and change no result. ``on_epoch`` is given each new entry of the
-    history, and ``on_note`` what else there is to know, in the first process. network: what is trained in place of a
-    new ``arch``, which is then only its name; see :func:`s_resnet.fine_tune`.
+    If an earlier call was interrupted, the same call resumes from its checkpoint. On the CPU, with as many threads and
+    processes, it ends with bit-identical weights: order, augmentation and dropout are derived from the seed and the
+    epoch, image or step, and nothing else is random. In a process group, or started by torchrun, the processes share
+    every batch.
+
+    Args:
+        arch: the name of the architecture, as in :func:`s_resnet.models.build`.
+        data: the training images or recordings. Of data without a split (``split`` "all") a seeded tenth is for
+            testing.
+        output: the checkpoint.
+        settings: what determines the run; by default ``Training()``.
+        test: test images or recordings, for the accuracy in the history. They choose nothing.
+        execution: how the run is carried out and reported; by default ``Execution()``.
 
     Raises:
-        InvalidData: data or settings that do not fit.
+        InvalidData: data or settings do not fit.
         SResNetError: ``output`` holds another run, or cannot be written.
-        TrainingDiverged: a loss or weight that is not finite; the checkpoint of the epoch before stays.
+        TrainingDiverged: a loss or weight is not finite; the checkpoint of the epoch before is kept.
         BackendUnavailable: the device, or tensorboard, is not there.
     """
-    with process_group(device) as (rank, _), ExitStack() as stack:
-        found = find_device(device)
-        run = prepare(arch, data, test, settings or Training(), preprocessing, Path(output), found, stack, network)
-        run = replace(
-            run, workers=usual_workers(run.device) if workers is None else workers, progress=progress and rank == 0
-        )
+    return carry_out(Task(arch, data, Path(output), settings or Training(), test), execution or Execution())
+
+
+def carry_out(task: Task, execution: Execution) -> TrainingResult:
+    """Train what a task says, from its start or from where its checkpoint ends."""
+    with process_group(execution.device) as (rank, _), ExitStack() as stack:
+        execution = replace(execution, progress=execution.progress and rank == 0)
+        run = prepare(task, execution, find_device(execution.device), stack)
         history = resume(run)
         resumed = len(history)
-        if rank == 0 and on_note:
+        if rank == 0 and execution.on_note:
             for note in _notes(run, resumed):
-                on_note(note)
-        board = _board(tensorboard, resumed, stack) if rank == 0 else None
+                execution.on_note(note)
+        board = _board(execution.tensorboard, resumed, stack) if rank == 0 else None
         kept = [*history]  # in the checkpoint
-        with repeatable(run.output, lambda: f"{len(kept)} of {run.settings.epochs} epochs" if kept else ""):
+        with repeatable(task.output, lambda: f"{len(kept)} of {run.settings.epochs} epochs" if kept else ""):
             for epoch in range(resumed, run.settings.epochs):
                 entry = _epoch(run, epoch)
                 history.append(entry)
                 if rank == 0:
-                    saved.write(run.output, {**run.identity, **_state(run), "epoch": epoch + 1, "history": history})
+                    saved.write(task.output, {**run.identity, **_state(run), "epoch": epoch + 1, "history": history})
                     kept.append(entry)
                     _tell(board, entry)
-                    if on_epoch:
-                        on_epoch(entry)
+                    if execution.on_epoch:
+                        execution.on_epoch(entry)
             all_gather(None)
-    return TrainingResult(run.model.eval(), arch, run.settings, tuple(history), resumed, tuple(run.unreadable))
+    return TrainingResult(run.model.eval(), task.arch, run.settings, tuple(history), resumed, tuple(run.unreadable))
 
 
 def _state(run: Run) -> dict[str, Any]:
-    """What a checkpoint holds of network and optimizer; raises TrainingDiverged for what could not be gone on from."""
+    """The entries of a checkpoint about network and optimizer.
+
+    Raises:
+        TrainingDiverged: a weight is not finite.
+    """
     weights = run.model.state_dict()
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise _diverged(run, f"{name}, after the last step of an epoch", "values that are nan or infinite")
-    # Apart, so that the rest fits the plain architecture.
+            raise _diverged(run, name, "after the last step of an epoch", "values that are nan or infinite")
+    # In an entry of their own, so that the rest fits the plain architecture.
     thresholds = {name: weights.pop(name) for name in list(weights) if name.startswith(THRESHOLDS)}
     kept = {"thresholds": {name.removeprefix(THRESHOLDS): value for name, value in thresholds.items()}}
     state = {"state_dict": weights, "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
@@ -142,12 +151,13 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 def _header(run: Run) -> Iterator[str]:
-    """What is trained on what, where, and by which settings."""
+    """What is trained on what and where, and the main settings."""
     settings, count = run.settings, sum(weight.numel() for weight in run.model.parameters())
     steps = "" if settings.timesteps is None else f", T = {settings.timesteps}"
-    images = f"{len(run.parts.train):,} of {len(run.data):,} images of {run.data.spec} ({run.data.split})"
-    classes = f"{len(run.data.classes)} classes"
-    yield f"Training {run.arch}{steps}, {count:,} parameters, on {images}, {classes}, on {run.device}"
+    data = run.task.data
+    images = f"{len(run.parts.train):,} of {len(data):,} images of {data.spec} ({data.split})"
+    classes = f"{len(data.classes)} classes"
+    yield f"Training {run.task.arch}{steps}, {count:,} parameters, on {images}, {classes}, on {run.device}"
     drop = f", {settings.gamma:g} times it every {settings.step_epochs}" if settings.schedule == "step" else ""
     augmented = ", ".join(settings.augmentation or ()) or "no augmentation"
     yield (
@@ -161,14 +171,14 @@ def _notes(run: Run, resumed: int) -> Iterator[str]:
     epochs = run.settings.epochs
     if resumed < epochs:
         yield from _header(run)
-    if run.arch.startswith("danet"):
-        yield f"{run.arch}: DANet's equations are in no source that we have; the wiring is our interpretation."
+    if run.task.arch.startswith("danet"):
+        yield f"{run.task.arch}: DANet's equations are in no source that we have; the wiring is our interpretation."
     if resumed == epochs:
-        yield f"{run.output} holds this run, finished: {epochs} epochs."
+        yield f"{run.task.output} holds this run, finished: {epochs} epochs."
     elif resumed:
-        yield f"{run.output} holds this run up to epoch {resumed} of {epochs}: it goes on from there."
-    if run.parts.tested is run.data and run.parts.test:
-        yield f"No test images: {len(run.parts.test)} of {len(run.data)} images are kept apart and tested on."
+        yield f"{run.task.output} holds this run up to epoch {resumed} of {epochs}: it goes on from there."
+    if run.parts.tested is run.task.data and run.parts.test:
+        yield f"No test images: {len(run.parts.test)} of {len(run.task.data)} images are kept apart and tested on."
     if run.processes.apart:
         yield "BatchNorm has statistics per process: torch shares them on GPUs alone."
 
@@ -180,7 +190,7 @@ def _epoch(run: Run, epoch: int) -> dict[str, Any]:
     started = time.perf_counter()
     loss, top1 = _learn(run, epoch)
     run.processes.share_buffers(run.model)
-    validation = _accuracy(run, run.data, run.parts.validation)
+    validation = _accuracy(run, run.task.data, run.parts.validation)
     test = _accuracy(run, run.parts.tested, run.parts.test)
     lr = run.optimizer.param_groups[0]["lr"]
     figures = {"epoch": epoch + 1, "loss": loss, "train_top1": top1, "validation_top1": validation, "test_top1": test}
@@ -193,7 +203,7 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
     settings, device = run.settings, run.device
     batches = epoch_order(run.parts.train, settings, epoch, world)
     mine = [shard(batch, rank, world) for batch in batches]
-    loader = epoch_loader(run.data, mine, run.preprocessing, settings, epoch, run.workers)
+    loader = epoch_loader(run.task.data, mine, run.preprocessing, settings, epoch, run.workers)
     run.wrapped.train()
     losses: list[Tensor] = []
     right, checked = torch.zeros((), device=device), 0
@@ -219,8 +229,8 @@ def _learn(run: Run, epoch: int) -> tuple[float, float]:
     return total / images_seen, hits / images_seen
 
 
-def _together(batches: Any) -> Any:
-    """Several processes learn of each other's errors before each step; none waits for one that has failed."""
+def _together(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches; of several processes none waits in a step for another one that has failed."""
     return in_lockstep_batches(batches) if rank_and_world_size()[1] > 1 else batches
 
 
@@ -245,15 +255,13 @@ def _autocast(run: Run) -> Any:
 
 def _check(run: Run, epoch: int, step: int, loss: float, lr: float) -> None:
     if loss - loss != 0:  # nan or infinite
-        raise _diverged(run, f"epoch {epoch + 1}, step {step + 1}: loss", f"{loss} at learning rate {lr:g}")
+        raise _diverged(run, f"epoch {epoch + 1}, step {step + 1}", "loss", f"{loss} at learning rate {lr:g}")
 
 
-def _diverged(run: Run, where: str, got: str) -> TrainingDiverged:
-    there = f"{run.output} holds the last good epoch" if run.output.exists() else "No epoch was finished"
-    return TrainingDiverged(
-        f"{where}, got {got}; expected finite numbers. {there}. "
-        "Try a lower lr, warmup=5 or amp=False, with another output."
-    )
+def _diverged(run: Run, where: str, what: str, got: str) -> TrainingDiverged:
+    there = f"{run.task.output} holds the last good epoch" if run.task.output.exists() else "No epoch was finished"
+    remedy = f"{there}. Try a lower lr, warmup=5 or amp=False, with another output"
+    return TrainingDiverged(message(where, what, got, "finite numbers", remedy))
 
 
 def _accuracy(run: Run, data: ImageData | EventData, indices: list[int]) -> float | None:

@@ -1,4 +1,4 @@
-"""The recipes of the papers, by architecture and data set: what their released code trains with."""
+"""The papers' settings, by architecture and data set, as in their released code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from .settings import Training
 
 @dataclass(frozen=True, repr=False)
 class Preset(Displayed):
-    """A paper's recipe for the architectures that the pattern ``architectures`` fits, on the data set ``data``."""
+    """A paper's settings for some architectures on a data set.
+
+    Attributes:
+        about: the paper, and the main settings.
+        architectures: a regular expression for their names.
+        data: the data set, as in :func:`s_resnet.data.open_data`.
+        settings: fields of :class:`Training`.
+    """
 
     about: str
     architectures: str
@@ -23,7 +30,7 @@ class Preset(Displayed):
     settings: Mapping[str, Any]
 
 
-# Stochastic gradient descent with momentum 0.9 from learning rate 0.1, in all of them.
+# All of them use SGD with momentum 0.9 and an initial learning rate of 0.1.
 _DS = {"schedule": "step", "step_epochs": 40, "gamma": 0.1, "lr": 0.1, "momentum": 0.9}
 _MS = {"schedule": "cosine", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5, "label_smoothing": 0.1, "amp": True}
 
@@ -94,9 +101,14 @@ _CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 
 
 def preset(arch: str, data: LabeledData) -> Training:
-    """The settings with which the paper of ``arch`` trained it on such data, as far as its released code tells.
+    """The settings with which the paper of an architecture trained it, as far as its released code tells.
 
-    Class folders with the ten names of CIFAR-10 are taken for it. Raises InvalidData where no recipe is known.
+    Args:
+        arch: the name of the architecture.
+        data: the data. Class folders with the ten names of CIFAR-10 count as CIFAR-10.
+
+    Raises:
+        InvalidData: no settings are known for this pair.
     """
     kind = "cifar10" if set(data.classes) == _CIFAR10 and ":" not in data.spec else data.spec.partition(":")[0]
     for known in PRESETS:
@@ -104,7 +116,7 @@ def preset(arch: str, data: LabeledData) -> Training:
             return Training(**known.settings)
     there = ", ".join(f"{_plain(known.architectures)} on {known.data}" for known in PRESETS)
     got = f"{arch} on data {data.spec!r}, whose recipe we do not know"
-    raise InvalidData(message("preset paper", "", got, f"one of: {there}", "Give your own settings in its place"))
+    raise InvalidData(message("preset paper", "", got, f"one of: {there}", "Pass settings of your own"))
 
 
 def _plain(pattern: str) -> str:

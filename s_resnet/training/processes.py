@@ -1,4 +1,4 @@
-"""Several processes that train one network: gradients averaged, statistics of batch normalization shared."""
+"""Several processes that train one network: they average gradients and share statistics of batch normalization."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from torch import nn
 
 from ..runtime.processes import rank_and_world_size
 
-# A process that fails within a step keeps the others waiting for so long.
+# How long a process that fails within a step keeps the others waiting.
 PATIENCE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run; ``group`` is that of tensors, None where there is one process.
+    """The processes of a run.
 
-    apart: whether batch normalization has each process's own statistics, those of the first being kept.
+    Attributes:
+        group: the process group for tensors; None where there is one process.
+        apart: whether each process has its own statistics of batch normalization; those of the first are kept.
     """
 
     group: Any = None
     apart: bool = False
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give every process the first one's running statistics."""
+        """Give every process the running statistics of the first."""
         if self.group is not None:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0, group=self.group)
@@ -39,9 +41,9 @@ class Processes:
 
 
 def parallel(model: nn.Module, device: torch.device) -> tuple[Processes, nn.Module]:
-    """The processes of this run, and the model as they train it together; the model itself alone.
+    """The processes of this run, and the model as they train it together; with one process the model itself.
 
-    Layers with a method ``sync`` share their statistics on any device; torch's own share them on GPUs alone.
+    Layers with a method ``sync`` share their statistics on any device; torch's own layers only on GPUs.
     """
     if rank_and_world_size()[1] == 1:
         return Processes(), model
@@ -53,7 +55,7 @@ def parallel(model: nn.Module, device: torch.device) -> tuple[Processes, nn.Modu
 
 
 def _synchronize(model: nn.Module, group: Any, device: torch.device) -> bool:
-    """Have normalization layers share statistics; whether some cannot."""
+    """Have normalization layers share their statistics; True where some cannot."""
     plain = (nn.BatchNorm1d, nn.BatchNorm2d)
     apart = False
     for module in list(model.modules()):

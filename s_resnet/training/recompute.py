@@ -1,4 +1,4 @@
-"""Gradient checkpointing: residual blocks keep their input alone and compute the rest again in the backward pass."""
+"""Gradient checkpointing: residual blocks keep only their input, and compute the rest again in the backward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import InvalidData, message
 
 
 def residual_blocks(model: nn.Module) -> list[nn.Module]:
-    """The innermost modules with parts of their own that stand in a Sequential: the blocks of every ResNet here."""
+    """The innermost modules with submodules in a Sequential: in every ResNet here these are the residual blocks."""
     listed = [
         child
         for module in model.modules()
@@ -27,10 +27,12 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
-    """In the block, residual blocks store nothing between forward and backward but their input, all time steps of it.
+    """In the block, residual blocks store only their input, at all time steps, between forward and backward.
 
-    Gradients are those without it, and so are running statistics: they are those of the first computation. Raises
-    InvalidData where there are no residual blocks.
+    Gradients and running statistics do not change; the second computation leaves the statistics alone.
+
+    Raises:
+        InvalidData: the model has no residual blocks.
     """
     blocks = residual_blocks(model)
     if not blocks:
@@ -43,7 +45,7 @@ def recomputing(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for block in blocks:
-            del block.forward  # the class's own shows again
+            del block.forward  # uncovers the class's own
 
 
 def _checkpointed(block: nn.Module, forward: Any) -> Any:
@@ -57,7 +59,7 @@ def _checkpointed(block: nn.Module, forward: Any) -> Any:
 
 @contextmanager
 def _buffers_aside(block: nn.Module) -> Iterator[None]:
-    """In the block, what is written to running statistics and counters is written to copies."""
+    """In the block, updates of running statistics and counters go to copies."""
     kept = [
         (module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)
     ]

@@ -1,4 +1,4 @@
-"""A run before its first epoch: which images, which network, and what is there of it already."""
+"""A run before its first epoch: its images, its network, and what an earlier call left of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,29 @@ from ..graph.module import GraphModule
 from ..models.catalog import build, timesteps_of
 from ..runtime.processes import all_gather
 from . import saved
-from .images import SMALL, usual_augmentation
+from .images import SMALL, usual_augmentation, usual_workers
 from .processes import Processes, parallel
 from .recompute import recomputing
-from .settings import Training, derive_seed, make_optimizer
+from .settings import Execution, Training, derive_seed, make_optimizer
 
-# Of an optimizer: its weights, what every step sets anew, and how it computes, which may differ from torch to torch.
+# Entries of an optimizer that a checkpoint does not fix: its weights, the learning rate, and how it computes.
 UNSETTLED = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
 
 
-# What each optimizer remembers of a weight.
+# The state that each optimizer keeps for a weight.
 REMEMBERED = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Which images are learned from, kept apart, and tested on: indices into the data, and into ``tested``."""
+    """The images of a run.
+
+    Attributes:
+        train: indices of the training images.
+        validation: indices of the held-out ones, in the same data.
+        test: indices of the test images in ``tested``.
+        tested: the data of the test images.
+    """
 
     train: list[int]
     validation: list[int]
@@ -47,69 +54,101 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What the epochs of a run share."""
+class Task:
+    """What is to be trained on what.
+
+    Attributes:
+        arch: the architecture, or the name of ``network``.
+        data: the training images or recordings.
+        output: the checkpoint.
+        settings: as they were given.
+        test: the test images or recordings; None where there are none.
+        network: the network to fine-tune; None for a new one of the architecture ``arch``.
+    """
 
     arch: str
     data: ImageData | EventData
+    output: Path
+    settings: Training
+    test: ImageData | EventData | None = None
+    network: GraphModule | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the epochs of a run share.
+
+    Attributes:
+        task: what is trained on what.
+        parts: the images.
+        settings: the settings with no choice left open.
+        preprocessing: how a sample becomes an input.
+        identity: what tells this run from another, and rebuilds its network.
+        device: where it runs.
+        processes: the processes that share it.
+        model: the network.
+        wrapped: the network as all processes train it.
+        optimizer: its optimizer.
+        scaler: its gradient scaler, for float16.
+        workers: processes that decode images.
+        progress: show progress bars.
+        unreadable: test images that could not be read, each once, in order.
+    """
+
+    task: Task
     parts: Parts
     settings: Training
     preprocessing: Preprocessing | Binning
     identity: Mapping[str, Any]
-    output: Path
     device: torch.device
     processes: Processes
     model: nn.Module
-    wrapped: nn.Module  # the model as all processes train it
+    wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     workers: int = 0
     progress: bool = False
-    unreadable: dict[str, None] = field(default_factory=dict)  # test images, each once, in order
+    unreadable: dict[str, None] = field(default_factory=dict)
 
 
-def prepare(
-    arch: str,
-    data: ImageData | EventData,
-    test: ImageData | EventData | None,
-    settings: Training,
-    preprocessing: Preprocessing | Binning | None,
-    output: Path,
-    device: torch.device,
-    stack: ExitStack,
-    network: GraphModule | None = None,
-) -> Run:
-    """The run at its start; what has to be undone at its end is put on ``stack``. network: in place of a new one."""
+def prepare(task: Task, execution: Execution, device: torch.device, stack: ExitStack) -> Run:
+    """The run at its start; ``stack`` receives what has to be undone at its end."""
     # The caller's random numbers stay as they were.
     stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-    settings, preprocessing = _completed(arch, data, settings, preprocessing)
-    parts = split(data, test, settings)
+    settings, preprocessing = _completed(task)
+    parts = split(task.data, task.test, settings)
     torch.manual_seed(derive_seed(settings.seed, "weights"))
-    model: nn.Module = _network(arch, data, settings) if network is None else network
+    model: nn.Module = _network(task, settings) if task.network is None else task.network
     processes, wrapped = parallel(model.to(device), device)
     stack.callback(processes.leave)
     if settings.recompute:
         stack.enter_context(recomputing(model))
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.amp and half_type(device) == torch.float16)
-    identity = _identity(arch, data, parts, settings, preprocessing)
-    if network is not None:
-        identity["network"] = digest(network)
-    optimizer = make_optimizer(settings, model.parameters())
+    identity = _identity(task, parts, settings, preprocessing)
+    if task.network is not None:
+        identity["network"] = digest(task.network)
     return Run(
-        *(arch, data, parts, settings, preprocessing, identity, output, device, processes),
+        task=task,
+        parts=parts,
+        settings=settings,
+        preprocessing=preprocessing,
+        identity=identity,
+        device=device,
+        processes=processes,
         model=model,
         wrapped=wrapped,
-        optimizer=optimizer,
-        scaler=scaler,
+        optimizer=make_optimizer(settings, model.parameters()),
+        scaler=torch.amp.GradScaler(device.type, enabled=settings.amp and half_type(device) == torch.float16),
+        workers=usual_workers(device) if execution.workers is None else execution.workers,
+        progress=execution.progress,
     )
 
 
-def _network(arch: str, data: ImageData | EventData, settings: Training) -> nn.Module:
+def _network(task: Task, settings: Training) -> nn.Module:
     """The network before its first step."""
-    size, channels = settings.size or 0, _channels(data)
+    size, channels = settings.size or 0, _channels(task.data)
     model = build(
-        arch,
-        len(data.classes),
+        task.arch,
+        len(task.data.classes),
         timesteps=settings.timesteps,
         input_shape=(channels, size, size),
         width=settings.width,
@@ -128,13 +167,12 @@ def half_type(device: torch.device) -> torch.dtype:
     return torch.float16 if lacking else torch.bfloat16
 
 
-def _completed(
-    arch: str, data: ImageData | EventData, settings: Training, preprocessing: Preprocessing | Binning | None
-) -> tuple[Training, Preprocessing | Binning]:
-    """The settings with nothing left open, and how a sample becomes an input.
+def _completed(task: Task) -> tuple[Training, Preprocessing | Binning]:
+    """The settings with no choice left open, and how a sample becomes an input.
 
-    Of events T is the number of bins, each as long as the papers'.
+    For events T is the number of bins, each as long as the papers'.
     """
+    data, settings, preprocessing = task.data, task.settings, task.settings.preprocessing
     if isinstance(data, EventData):
         if settings.augmentation:
             got = f"{', '.join(settings.augmentation)} for events"
@@ -150,7 +188,7 @@ def _completed(
     preprocessing = preprocessing or preprocessing_for(settings.size or _side(data))
     if not isinstance(preprocessing, Preprocessing):
         raise _unfit(data, "that of events", "a Preprocessing")
-    names, timesteps = settings.augmentation, settings.timesteps or timesteps_of(arch)
+    names, timesteps = settings.augmentation, settings.timesteps or timesteps_of(task.arch)
     if names is None:
         names = usual_augmentation(data.spec, preprocessing.size)
     return replace(settings, size=preprocessing.size, augmentation=tuple(names), timesteps=timesteps), preprocessing
@@ -171,7 +209,16 @@ def _side(data: ImageData) -> int:
 
 
 def split(data: ImageData | EventData, test: ImageData | EventData | None, settings: Training) -> Parts:
-    """The images of a run: no image is in two parts. Where ``data`` have no split, a tenth of them is tested on."""
+    """The images of a run. No image is in two parts; of data without a split a tenth is for testing.
+
+    Args:
+        data: the training images or recordings.
+        test: the test images or recordings; None where there are none.
+        settings: the numbers of images, and the seed.
+
+    Raises:
+        InvalidData: the classes differ, there are fewer than two, or no image is left for training.
+    """
     if test is not None and test.classes != data.classes:
         got, remedy = f"other classes than those of {data.spec!r}", "Name the test images of the same data set"
         raise InvalidData(message("train", f"test data {test.spec!r}", got, "the same", remedy))
@@ -199,19 +246,18 @@ def split(data: ImageData | EventData, test: ImageData | EventData | None, setti
     return Parts(sorted(learned), validation, testing, tested)
 
 
-def _identity(
-    arch: str, data: ImageData | EventData, parts: Parts, settings: Training, preprocessing: Preprocessing | Binning
-) -> dict[str, Any]:
-    """What makes a run this one, and rebuilds its network."""
+def _identity(task: Task, parts: Parts, settings: Training, preprocessing: Preprocessing | Binning) -> dict[str, Any]:
+    """What tells this run from another, and rebuilds its network."""
+    data = task.data
     named = (f"{data.names[index]}:{data.labels[index]}" for index in parts.train)
     sha = hashlib.blake2b("\n".join(named).encode("utf-8", "surrogateescape"), digest_size=16)
     kept: dict[str, Any] = {"spec": data.spec, "split": data.split, "images": len(parts.train)}
     kept["digest"] = sha.hexdigest()
-    if data.split == "all":  # a later evaluation on the same folder leaves them out
+    if data.split == "all":  # so that a later evaluation on the same folder leaves them out
         kept["fingerprints"] = fingerprints(data, parts.train)
     return {
-        "arch": arch,
-        "settings": {**asdict(settings), "classes": len(data.classes), "channels": _channels(data)},
+        "arch": task.arch,
+        "settings": {**settings.stored(), "classes": len(data.classes), "channels": _channels(data)},
         "data": kept,
         "classes": list(data.classes),
         "preprocessing": stored_preprocessing(preprocessing),
@@ -219,7 +265,7 @@ def _identity(
 
 
 def digest(network: GraphModule) -> str:
-    """What tells one network to be tuned from another."""
+    """A hash of the weights of a network that is fine-tuned."""
     sha = hashlib.blake2b(digest_size=16)
     for name, value in network.state_dict().items():
         sha.update(f"{name} {tuple(value.shape)}".encode())
@@ -228,32 +274,36 @@ def digest(network: GraphModule) -> str:
 
 
 def resume(run: Run) -> list[Mapping[str, Any]]:
-    """The history of what is there; network and optimizer are then where that ended."""
-    content = saved.resume(run.output, run.identity)
+    """The history of an earlier call, whose network and optimizer are loaded; empty where there was none.
+
+    Raises:
+        SResNetError: the checkpoint is of something else, or processes read different ones.
+    """
+    content = saved.resume(run.task.output, run.identity)
     found = all_gather((0, "") if content is None else (content["epoch"], content["digest"]))
     if len(set(found)) > 1:
         epochs = sorted(epoch for epoch, _ in found)
         got, remedy = f"other checkpoints, of epochs {epochs}, in different processes", "Put it on a shared file system"
-        raise SResNetError(message(f"{run.output}", "", got, "one file that all can read", remedy))
+        raise SResNetError(message(str(run.task.output), "", got, "one file that all can read", remedy))
     if content is None:
         return []
     try:
         thresholds = {f"{THRESHOLDS}{name}": value for name, value in content.get("thresholds", {}).items()}
         run.model.load_state_dict({**content["state_dict"], **thresholds})
         run.optimizer.load_state_dict(content["optimizer"])
-        if content["scaler"]:  # nothing of a run without one, as on another kind of GPU
+        if content["scaler"]:  # it is empty for runs without one, as on another kind of GPU
             run.scaler.load_state_dict(content["scaler"])
         history = list(content["history"])
         _check_numbers(run)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise saved.foreign(run.output, "what does not fit its own settings") from error
+        raise saved.foreign(run.task.output, "what does not fit its own settings") from error
     return history
 
 
 def _check_numbers(run: Run) -> None:
-    """ValueError where weights or what the optimizer remembers are not finite, or do not fit each other.
+    """ValueError where weights or the optimizer's state are not finite, or do not fit each other.
 
-    How the optimizer computes is this run's own, whatever the file says.
+    How the optimizer computes is set by this run, whatever the file says.
     """
     for name, value in run.model.state_dict().items():
         if not bool(value.isfinite().all()):
@@ -273,7 +323,7 @@ def _check_numbers(run: Run) -> None:
 
 
 def _fits(name: str, value: Any, parameter: Tensor) -> bool:
-    """Whether what an optimizer remembers of a weight is like it: finite, and of squares and steps none below 0."""
+    """Whether an optimizer's state fits its weight: the same shape, finite, and no square or step below 0."""
     if not isinstance(value, Tensor) or value.dtype != (torch.float32 if name == "step" else parameter.dtype):
         return False
     least = 0.0 if name in ("step", "exp_avg_sq") else -math.inf

@@ -1,10 +1,10 @@
-"""The checkpoint of a run: written whole after every epoch, and gone on from by the same run alone.
+"""The checkpoint of a run: written whole after every epoch, and resumed by the same run only.
 
-Format 1, by ``torch.save``, of plain dicts, lists, tensors, numbers and texts, so that ``weights_only=True`` reads it:
-``format``, ``arch``, ``state_dict``, ``settings`` (of :class:`Training`, with classes and channels), ``epoch`` (how
-many are finished), ``optimizer``, ``scaler``, ``history`` (one dict per epoch), ``classes`` (their names),
-``preprocessing``, ``data``, ``digest`` (over all others). Learning rates, order, augmentation and dropout follow from
-the settings and the epoch: they keep no state.
+Format 1 is written by ``torch.save`` and consists of plain dicts, lists, tensors, numbers and strings, so that
+``weights_only=True`` reads it. Its entries are ``format``, ``arch``, ``state_dict``, ``settings`` (of
+:class:`Training`, with classes and channels), ``epoch`` (how many are finished), ``optimizer``, ``scaler``, ``history``
+(a dict per epoch), ``classes`` (their names), ``preprocessing``, ``data`` and ``digest`` (of all others). Learning
+rates, order, augmentation and dropout follow from the settings and the epoch, and have no state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,22 @@ from ..frontend.checkpoint_file import read
 from .settings import Training
 
 PARTS = {"format", "arch", "state_dict", "settings", "epoch", "optimizer", "scaler", "history", "data", "preprocessing"}
-ADVICE = "Choose another -o, or move the file away"
+ADVICE = "Use another output, or move the file away"
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint; it takes the place of the last one whole, synced, or not at all."""
+    """Write a checkpoint in place of the last one, synced, whole or not at all."""
     whole = {"format": FORMAT, **content}
     with replacing(path) as temporary, open(temporary, "wb") as file:
         torch.save({**whole, "digest": digest(whole)}, file)
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """What no other content has: SHA-256 of its keys, numbers, texts and tensors, in their order.
+    """SHA-256 over the keys, numbers, strings and tensors of a checkpoint, in their order.
 
-    ValueError or RuntimeError for content that no run writes: tensors that are not stored number by number, or what
-    holds itself.
+    Raises:
+        ValueError: a tensor is not stored number by number, which no run writes.
+        RecursionError: the content contains itself.
     """
     sha = hashlib.sha256()
     _feed(sha.update, content)
@@ -68,12 +68,17 @@ def _feed(update: Callable[[bytes], object], value: object) -> None:
 
 
 def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a run of the same ``identity`` (arch, settings, data) left at ``path``; None where nothing is.
+    """The checkpoint that the same run left; None where there is none.
 
-    It may be asked for more epochs than before, but for those of a cosine schedule, which depends on their number.
+    The number of epochs may have grown, except with a cosine schedule, which depends on it. Temporary files of
+    processes that were killed while writing are removed.
 
-    Temporary files of processes that were killed while writing are removed. Raises SResNetError where the path holds
-    another run or something else: nothing is overwritten.
+    Args:
+        path: the checkpoint.
+        identity: architecture, settings and data of the run.
+
+    Raises:
+        SResNetError: the file is of another run, or something else; it is not overwritten.
     """
     sweep(path.parent, f".{path.name}.")
     if not os.path.exists(path):
@@ -81,7 +86,7 @@ def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         content, _ = read(path)
     except InvalidCheckpoint as error:
-        raise SResNetError(f"{path}: is there, got no checkpoint ({str(error).rstrip('.')}). {ADVICE}.") from error
+        raise foreign(path, f"no checkpoint ({str(error).rstrip('.')})") from error
     if not isinstance(content, dict) or not content.keys() >= PARTS:
         raise foreign(path, "something else")
     if type(content["format"]) is not int or content["format"] != FORMAT:
@@ -108,12 +113,12 @@ def resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def foreign(path: Path, got: str) -> SResNetError:
-    """The error of a file that a run can neither go on from nor replace."""
+    """The error for a file that a run can neither resume from nor replace."""
     return SResNetError(message(f"{path}", "is there", got, "nothing, or a checkpoint of this run", ADVICE))
 
 
 def _whole(content: Mapping[str, Any]) -> bool:
-    """Whether the history is that of so many epochs, of those asked for, and all its figures are numbers."""
+    """Whether the history has an entry for each finished epoch, and all figures are finite numbers."""
     epoch, history, scaler = content["epoch"], content["history"], content["scaler"]
     if type(epoch) is not int or not 0 <= epoch <= content["settings"]["epochs"]:
         return False
@@ -127,17 +132,17 @@ def _is_figure(value: object) -> bool:
 
 
 def _described(content: Mapping[str, Any]) -> dict[str, Any]:
-    """By name, what has to be the same: all settings but those that change no result."""
-    settings = {**asdict(Training()), **content["settings"]}
+    """By name, what has to be the same: all settings except those that change no result."""
+    settings = {**Training().stored(), **content["settings"]}
     del settings["recompute"]
     images = f"{content['data']['images']} of digest {content['data']['digest'][:12]}"
     named = {"arch": content["arch"], **settings, "preprocessing": content["preprocessing"], "images": images}
-    named["network"] = content.get("network")  # of fine-tuning, what tells it from another
+    named["network"] = content.get("network")  # of fine-tuning, the hash of the network before
     return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
 
 
 def _longer(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
-    """Whether it is the number of epochs, more than before, of a schedule whose first epochs are the same then."""
+    """Whether ``name`` is the number of epochs, and a larger one changes nothing about the first epochs."""
     return name == "epochs" and now["schedule"] != "cosine" and bool(now["epochs"] > then["epochs"])
 
 

@@ -1,16 +1,19 @@
-"""What a training run is: its settings, the learning rate at every step, and its optimizer."""
+"""The settings of a training run, its learning rate at every step, and its optimizer."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..data.events import Binning
+from ..data.images import Preprocessing
 from ..errors import InvalidData, message
 from ..runtime.display import Displayed
 
@@ -22,16 +25,39 @@ AUGMENTATIONS = ("crop", "resized-crop", "flip", "autoaugment")
 
 @dataclass(frozen=True, repr=False)
 class Training(Displayed):
-    """Everything that, with the architecture and the data, repeats a run.
+    """The settings that, with the architecture and the data, determine a run.
 
-    optimizer: ``"sgd"`` with ``momentum``, or ``"adamw"`` (momenta 0.9 and 0.999). schedule: see
-    :func:`learning_rate`. batch_size: of all processes together. amp: 16-bit autocast. recompute: residual blocks are
-    computed again in the backward pass in place of being stored. augmentation: of ``crop`` (padded by an eighth of the
-    side), ``resized-crop``, ``flip``, ``autoaugment``; None: what suits the data. timesteps, size, width: of the
-    network; None: the architecture's own, the images' own. limit, test_limit: so many images, seeded, over all classes.
-    validation: so many training images are kept apart and reported on. activation: ``"qcfs"`` trains an ANN that is
-    ready for conversion (:class:`s_resnet.frontend.QCFSModule`) with so many ``levels``. Raises InvalidData for values
-    without sense.
+    Attributes:
+        optimizer: ``"sgd"`` with ``momentum``, or ``"adamw"`` (momenta 0.9 and 0.999).
+        lr: the learning rate after the warm-up.
+        momentum: of SGD.
+        weight_decay: of all parameters.
+        schedule: ``"cosine"``, ``"step"`` or ``"constant"``; see :func:`learning_rate`.
+        step_epochs: epochs between drops, of schedule ``"step"``.
+        gamma: the factor of a drop, of schedule ``"step"``.
+        warmup: epochs of rising learning rate.
+        epochs: how often the network sees every image.
+        batch_size: images per step, of all processes together.
+        label_smoothing: of the cross entropy.
+        amp: compute in 16 bits where autocast does.
+        recompute: compute residual blocks again in the backward pass instead of storing them.
+        seed: of weights, order, augmentation, dropout and choices of images.
+        augmentation: some of ``"crop"`` (padded by an eighth of the side), ``"resized-crop"``, ``"flip"`` and
+            ``"autoaugment"``; None for what suits the data.
+        timesteps: T of a spiking network; None for the architecture's own.
+        size: side of the images in pixels; None for that of the data.
+        width: channels of the first stage; None for the architecture's own.
+        normalize_input: as in :func:`s_resnet.models.build`.
+        limit: train on so many images, a seeded choice over all classes; None for all.
+        test_limit: test on so many images; None for all.
+        validation: hold out so many training images, and report the accuracy on them.
+        activation: ``"relu"``, or ``"qcfs"`` for an ANN that is ready for conversion
+            (:class:`s_resnet.frontend.QCFSModule`).
+        levels: L of ``"qcfs"``, the T to convert for.
+        preprocessing: how a sample becomes an input; None for the usual way at ``size``.
+
+    Raises:
+        InvalidData: a value is out of range.
     """
 
     optimizer: str = "sgd"
@@ -58,6 +84,11 @@ class Training(Displayed):
     validation: int = 0
     activation: str = "relu"
     levels: int = 8
+    preprocessing: Preprocessing | Binning | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """The settings as a checkpoint keeps them: all but the preprocessing, which has an entry of its own."""
+        return {name: value for name, value in asdict(self).items() if name != "preprocessing"}
 
     def __post_init__(self) -> None:
         for name, among in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("activation", ACTIVATIONS)):
@@ -92,15 +123,47 @@ def _whole(name: str, value: Any, least: int) -> None:
 
 
 def _invalid(name: str, got: object, expected: str) -> InvalidData:
-    return InvalidData(message("train", name, got, expected, "Change it"))
+    return InvalidData(message("train", name, got, expected, f"Pass such a value as {name}"))
+
+
+@dataclass(frozen=True, repr=False)
+class Execution(Displayed):
+    """How a run is carried out and reported. A checkpoint does not depend on it, except on the kind of device.
+
+    Attributes:
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` and so on.
+        workers: processes that decode images; None for a usual number.
+        progress: show progress bars.
+        on_epoch: is called in the first process with each new entry of the history.
+        on_note: is called in the first process with remarks about the run.
+        tensorboard: the folder for curves; None for no curves.
+    """
+
+    device: str = "auto"
+    workers: int | None = None
+    progress: bool = False
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+    on_note: Callable[[str], None] | None = None
+    tensorboard: str | os.PathLike[str] | None = None
 
 
 def learning_rate(settings: Training, step: int, steps: int) -> float:
-    """The learning rate of optimizer step ``step`` (from 0 on) where an epoch has ``steps``.
+    """The learning rate of an optimizer step.
 
-    Over the first ``warmup`` epochs of n steps it is ``lr (step + 1) / n``. Then, with p the share of the other steps
-    that is done, cosine: ``lr (1 + cos(pi p)) / 2`` (arXiv:1608.03983, equation 5, without restarts); step:
-    ``lr gamma^(epoch // step_epochs)``, epochs counted from the start of the run; constant: ``lr``.
+    With n steps in the first ``warmup`` epochs, p the finished share of the other steps, and epochs counted from the
+    start of the run::
+
+        lr (step + 1) / n                     during the warm-up, then
+        lr (1 + cos(pi p)) / 2                for "cosine"
+        lr gamma^(epoch // step_epochs)       for "step"
+        lr                                    for "constant"
+
+    Args:
+        settings: the run's settings.
+        step: the number of the step, from 0 on.
+        steps: how many steps an epoch has.
+
+    Source: arXiv:1608.03983, equation 5, without restarts, for "cosine".
     """
     rising = settings.warmup * steps
     if step < rising:
@@ -114,13 +177,17 @@ def learning_rate(settings: Training, step: int, steps: int) -> float:
 
 
 def make_optimizer(settings: Training, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer; weight decay reaches every parameter, as in the papers' code."""
+    """The optimizer; weight decay applies to every parameter, as in the papers' code."""
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed below 2^63 from what is drawn for: (seed, "image", epoch, index), ...: equal on every platform."""
+    """A seed below 2^63 for one random draw, the same on every platform.
+
+    Args:
+        *parts: what is drawn, such as ``seed, "image", epoch, index``.
+    """
     text = ":".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

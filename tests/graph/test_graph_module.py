@@ -279,7 +279,8 @@ def told(split="train", count=30):
 
 
 def tune(path, snn, images, settings=BRIEF, **options):
-    return s_resnet.fine_tune(snn, images, path, settings, device="cpu", workers=0, **options)
+    execution = s_resnet.training.Execution(device="cpu", workers=0, **options)
+    return s_resnet.fine_tune(snn, images, path, settings, execution=execution)
 
 
 def test_fine_tuning_learns_and_goes_on_to_the_same_end(tmp_path):

@@ -396,9 +396,6 @@ def test_compiled_it_gives_the_same(case, operator_on_cpu):
     assert results[1][0].stride() == results[0][0].stride()
 
 
-@pytest.mark.skipif(
-    torch.__version__ < "2.7" and not torch.cuda.is_available(), reason="torch 2.6 has no such tensors without a GPU"
-)
 def test_shapes_are_known_without_a_gpu():
     """The fake implementation, on tensors that claim to be on a GPU."""
     with FakeTensorMode():

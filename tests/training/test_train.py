@@ -23,13 +23,13 @@ from test_distributed import PATIENCE, forked
 
 import s_resnet
 from s_resnet import SResNetError, Training, files, train
-from s_resnet.data import ImageData
+from s_resnet.data import ImageData, Preprocessing
 from s_resnet.errors import InvalidCheckpoint, InvalidData, TrainingDiverged
 from s_resnet.models.catalog import build
 from s_resnet.training import loop, processes, run, saved
 from s_resnet.training.images import EpochLoader, epoch_order, usual_augmentation
 from s_resnet.training.recompute import recomputing, residual_blocks
-from s_resnet.training.settings import derive_seed, learning_rate
+from s_resnet.training.settings import Execution, derive_seed, learning_rate
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -49,8 +49,9 @@ def data(count=20, classes=3, split="train", seed=0, size=SIZE):
     return ImageData("made", split, tuple("abcdefghij"[:classes]), names, labels, pixels=pixels)
 
 
-def trained(path, arch="cifar_resnet8", settings=BRIEF, images=None, **options):
-    return train(arch, images or data(), path, settings, device="cpu", workers=0, **options)
+def trained(path, arch="cifar_resnet8", settings=BRIEF, images=None, test=None, **options):
+    execution = Execution(**{"device": "cpu", "workers": 0, **options})
+    return train(arch, images or data(), path, settings, test=test, execution=execution)
 
 
 def content(path):
@@ -452,7 +453,7 @@ def test_finished_is_finished(tmp_path):
         ({"arch": "cifar_resnet14"}, "got arch cifar_resnet14 (there cifar_resnet8)"),
         ({"images": data(21)}, "got images 21 of digest "),
         ({"images": data(20, classes=2)}, "got classes 2 (there 3)"),
-        ({"preprocessing": s_resnet.data.preprocessing_for(SIZE, mean=(0, 0, 0))}, "got preprocessing {"),
+        ({"settings": replace(BRIEF, preprocessing=Preprocessing(SIZE, SIZE, mean=(0, 0, 0)))}, "got preprocessing {"),
     ],
 )  # fmt: skip
 def test_another_run_is_not_gone_on_with_nor_overwritten(tmp_path, changed, words):
@@ -462,7 +463,7 @@ def test_another_run_is_not_gone_on_with_nor_overwritten(tmp_path, changed, word
     with pytest.raises(SResNetError) as caught:
         trained(path, **changed)
     said = str(caught.value)
-    assert words in said and "Choose another -o, or move the file away" in said and "\n" not in said
+    assert words in said and "Use another output, or move the file away" in said and "\n" not in said
     assert path.read_bytes() == before
 
 
@@ -485,7 +486,7 @@ def test_what_is_no_run_is_not_overwritten(tmp_path, there):
     before = None if there == "folder" else path.read_bytes()
     with pytest.raises(SResNetError, match="is there, ") as caught:
         trained(path)
-    assert "Choose another -o" in str(caught.value) and "\n" not in str(caught.value)
+    assert "Use another output" in str(caught.value) and "\n" not in str(caught.value)
     assert before is None or path.read_bytes() == before
 
 
@@ -548,7 +549,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     """The last step of an epoch breaks them: no loss shows it any more."""
     path = tmp_path / "x.pt"
     monkeypatch.setattr(loop, "learning_rate", lambda settings, step, steps: math.inf if step == 3 else 0.01)
-    with pytest.raises(TrainingDiverged, match=r"^[\w.]+, after the last step of an epoch, got values that are nan"):
+    with pytest.raises(TrainingDiverged, match=r"^[\w.]+: after the last step of an epoch, got values that are nan"):
         trained(path)
     assert content(path)["epoch"] == 1
 
@@ -842,10 +843,11 @@ def test_what_is_given_replaces_the_presets(program, tmp_path):
 
 
 def test_the_options_are_the_settings_of_training():
-    """Each of the type that the setting has; which inputs are normalized is the presets' own."""
+    """Each of the type that the setting has; which inputs are normalized, and how, is not for the command line."""
     cli = sys.modules["sresnet_cli.train"]
     asked, there = typing.get_type_hints(cli.Settings), typing.get_type_hints(Training)
-    assert asked == {name: there[name] | None for name in there if name != "normalize_input"} | {"recompute": bool}
+    own = [name for name in there if name not in ("normalize_input", "preprocessing")]
+    assert asked == {name: there[name] | None for name in own} | {"recompute": bool}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from s_resnet import Training, train
 from s_resnet.data import Binning, EventData
 from s_resnet.errors import InvalidData
 from s_resnet.models.catalog import build
-from s_resnet.training.settings import derive_seed
+from s_resnet.training.settings import Execution, derive_seed
 
 BRIEF = Training(epochs=2, batch_size=8, width=4, lr=0.05, timesteps=3, size=8)
 
@@ -31,8 +31,9 @@ def recordings(count=16, split="train", seed=0):
     return EventData("dvsgesture:/x", split, ("left", "right"), names, labels, source=source)
 
 
-def trained(path, settings=BRIEF, arch="ds_resnet8", data=None, **options):
-    return train(arch, data or recordings(), path, settings, device="cpu", workers=0, **options)
+def trained(path, settings=BRIEF, arch="ds_resnet8", data=None, test=None, **options):
+    execution = Execution(device="cpu", workers=0, **options)
+    return train(arch, data or recordings(), path, settings, test=test, execution=execution)
 
 
 def test_a_step_is_that_by_hand(tmp_path):
@@ -94,12 +95,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(InvalidData, match="augmentation, got crop for events; expected none"):
         trained(path, replace(BRIEF, augmentation=("crop",)))
     with pytest.raises(InvalidData, match="got that of images; expected a Binning"):
-        trained(path, preprocessing=s_resnet.data.preprocessing_for(8))
+        trained(path, replace(BRIEF, preprocessing=s_resnet.data.preprocessing_for(8)))
     with pytest.raises(InvalidData, match="expected 3, of images"):
         trained(path, arch="cifar_resnet8")
     data = recordings()
     data.source[5][0]["x"][3] = 500
-    with pytest.raises(InvalidData, match=r"^recording train-5 \(.*500.*Repair or remove it\.$") as caught:
+    with pytest.raises(InvalidData, match=r"^train: recording, got train-5 \(.*500.*Repair or remove it\.$") as caught:
         trained(path, data=data)
     assert "\n" not in str(caught.value)
     assert not path.exists()
