@@ -138,6 +138,20 @@ def test_links_and_files_that_a_page_names_are_there(page):
     assert linked or named
 
 
+def kind(line):
+    """What a line of Markdown belongs to: a fence, a table, a list, a comment, or text."""
+    marks = {"fence": "```", "table": r"\|", "list": r"([*-]|\d+\.) |  ", "comment": "<!--"}
+    return next((name for name, mark in marks.items() if re.match(mark, line)), "text" if line.strip() else "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tables_lists_and_blocks_stand_alone(page):
+    """A blank line before and after each: the site's Markdown needs it, other readers forgive."""
+    kinds = [kind(line) for line in BLOCK.sub("```\n```", page.read_text()).splitlines()]
+    pairs = {(a, b) for a, b in zip(kinds, kinds[1:], strict=False) if a and b and a != b and "comment" not in (a, b)}
+    assert not pairs
+
+
 def test_every_page_is_found_from_the_first_one():
     """No page lies outside the four kinds, and the index links to each."""
     found = {DOCS / target for target in re.findall(r"\]\(([^)#:]+\.md)\)", INDEX.read_text())}
