@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,7 @@ def kind(line):
 def test_tables_lists_and_blocks_stand_alone(page):
     """A blank line before and after each: the site's Markdown needs it, other readers forgive."""
     kinds = [kind(line) for line in BLOCK.sub("```\n```", page.read_text()).splitlines()]
-    pairs = {(a, b) for a, b in zip(kinds, kinds[1:], strict=False) if a and b and a != b and "comment" not in (a, b)}
+    pairs = {(a, b) for a, b in pairwise(kinds) if a and b and a != b and "comment" not in (a, b)}
     assert not pairs
 
 
