@@ -12,7 +12,7 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     """MkDocs calls this for every page."""
     if page.file.src_uri != PAGE:
         return markdown
-    top = click.Context(sresnet, info_name="sresnet", terminal_width=100, **sresnet.context_settings)
+    top = click.Context(sresnet, info_name="sresnet", terminal_width=80, **sresnet.context_settings)
     commands = [(name, sresnet.get_command(top, name)) for name in sresnet.list_commands(top)]
     texts = [("sresnet", sresnet.get_help(top))]
     for name, command in commands:
