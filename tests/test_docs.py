@@ -131,7 +131,7 @@ def test_no_command_hides_where_it_is_not_run(page):
 def test_links_and_files_that_a_page_names_are_there(page):
     text = page.read_text()
     linked = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
-    named = re.findall(r"`((?:docs|benchmarks|s_resnet|tests)/[\w./-]+)`", text)
+    named = re.findall(r"`((?:docs|benchmarks|examples|s_resnet|tests)/[\w./-]+)`", text)
     for target in linked:
         assert (page.parent / target).exists(), target
     for target in named:
