@@ -4,7 +4,7 @@
 
 FIXTURES is a folder with `checkpoints/`, `cifar10/{train,test}/<class>/*.png` and `cifar10-jpeg-{train,test}.npz`
 (arrays `jpeg`, `offset`, `label`). Lines are appended to `benchmarks/results/conversion.jsonl`, from which
-`benchmarks/tables.py` makes the README's table.
+`benchmarks/tables.py` makes the table of docs/reference/results.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """S-ResNet: turn a trained ResNet into a spiking ResNet, run it, and say how good it is and what it costs.
 
-import s_resnet
+For example::
 
-snn = s_resnet.convert(model, calibration_batches)      # a Graph
-logits = snn(images, timesteps=16)                      # [B, N], in the units of the model's logits
-report = s_resnet.evaluate(snn, loader, timesteps=16)
-s_resnet.save(snn, "network.snn")
+    import s_resnet
+
+    snn = s_resnet.convert(model, calibration_batches)      # a Graph
+    logits = snn(images, timesteps=16)                      # [B, N], in the units of the model's logits
+    report = s_resnet.evaluate(snn, loader, timesteps=16)
+    s_resnet.save(snn, "network.snn")
 """
 
 from . import (

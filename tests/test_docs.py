@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -130,12 +131,26 @@ def test_no_command_hides_where_it_is_not_run(page):
 def test_links_and_files_that_a_page_names_are_there(page):
     text = page.read_text()
     linked = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
-    named = re.findall(r"`((?:docs|benchmarks|s_resnet|tests)/[\w./-]+)`", text)
+    named = re.findall(r"`((?:docs|benchmarks|examples|s_resnet|tests)/[\w./-]+)`", text)
     for target in linked:
         assert (page.parent / target).exists(), target
     for target in named:
         assert (ROOT / target).exists(), target
     assert linked or named
+
+
+def kind(line):
+    """What a line of Markdown belongs to: a fence, a table, a list, a comment, or text."""
+    marks = {"fence": "```", "table": r"\|", "list": r"([*-]|\d+\.) |  ", "comment": "<!--"}
+    return next((name for name, mark in marks.items() if re.match(mark, line)), "text" if line.strip() else "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tables_lists_and_blocks_stand_alone(page):
+    """A blank line before and after each: the site's Markdown needs it, other readers forgive."""
+    kinds = [kind(line) for line in BLOCK.sub("```\n```", page.read_text()).splitlines()]
+    pairs = {(a, b) for a, b in pairwise(kinds) if a and b and a != b and "comment" not in (a, b)}
+    assert not pairs
 
 
 def test_every_page_is_found_from_the_first_one():
