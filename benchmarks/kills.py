@@ -191,8 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = Path(name) / "base.snn"
         known = cases(got.fixtures.resolve(), base)
         model = s_resnet.load_checkpoint(got.fixtures / "checkpoints" / "resnet20-12fca82f.th").model
-        stored = s_resnet.data.stored_preprocessing(s_resnet.data.preprocessing_for(32))
-        s_resnet.save(s_resnet.convert(model, (3, 32, 32)).with_provenance(preprocessing=stored), base)
+        prepared = s_resnet.data.preprocessing_for(32)
+        s_resnet.save(s_resnet.convert(model, (3, 32, 32)).with_provenance(preprocessing=prepared), base)
         chosen = got.commands or list(known)
         references, seconds = {}, {}
         for command in chosen:

@@ -218,11 +218,11 @@ def versions() -> Line:
 
 def reconstructed(network: Path) -> Line:
     """Of a reconstruction: how many of its steps fitted in its time, and whether the outcome was taken."""
-    said = s_resnet.load(network).provenance.get("reconstruction")
-    if said is None:
+    said = s_resnet.load(network).provenance.reconstruction
+    if said.asked is None:
         return {}
-    asked, steps = said["asked"]["total"], sum(block["steps"] for block in said["blocks"])
-    return {"reconstruct_steps": steps, "reconstruct_steps_asked": asked, "reconstruct_taken": said["taken"]}
+    steps = sum(block.steps for block in said.blocks or ())
+    return {"reconstruct_steps": steps, "reconstruct_steps_asked": said.asked.total, "reconstruct_taken": said.taken}
 
 
 def measure(case: Case, work: Path) -> Iterator[Line]:

@@ -21,12 +21,12 @@ class Source:
     Attributes:
         preprocessing: how its images are prepared.
         batches: the calibration images, or the mean frames of events; None without.
-        origin: what the artifact keeps of them: the entries of its provenance, by name.
+        origin: what the artifact keeps of them, as parts of its provenance.
     """
 
     preprocessing: Preprocessing
     batches: s_resnet.data.Loader | None
-    origin: dict[str, object]
+    origin: s_resnet.graph.provenance.Parts
 
     @property
     def input_size(self) -> int | None:
@@ -69,15 +69,15 @@ def calibration_source(
                 "Convert it from Python, with batches [B, C, H, W] of its own images",
             )
         )
-    marks = s_resnet.data.fingerprints(data, indices)
-    origin: dict[str, object] = {
-        "data": {"spec": data.spec, "split": data.split, "images": len(indices), "fingerprints": marks},
-        "preprocessing": s_resnet.data.stored_preprocessing(preprocessing),
-    }
-    return Source(preprocessing, batches, {**origin, "classes": list(names)} if names else origin)
+    marks = tuple(s_resnet.data.fingerprints(data, indices))
+    kept = s_resnet.graph.provenance.SeenData(data.spec, data.split, len(indices), marks)
+    origin = s_resnet.graph.provenance.Parts(data=kept, preprocessing=preprocessing)
+    if names:
+        origin["classes"] = tuple(names)
+    return Source(preprocessing, batches, origin)
 
 
-def read_class_names(path: str, loaded: s_resnet.frontend.Checkpoint) -> list[str]:
+def read_class_names(path: str, loaded: s_resnet.frontend.Checkpoint) -> tuple[str, ...]:
     """The names of the network's classes from a file."""
     import s_resnet
 
@@ -92,4 +92,4 @@ def read_class_names(path: str, loaded: s_resnet.frontend.Checkpoint) -> list[st
                 "Correct the file",
             )
         )
-    return list(names)
+    return tuple(names)

@@ -284,9 +284,9 @@ def _converted(
     images = (loaded.channels, size, size) if source.batches is None else source.batches
     with shown_warnings():
         snn = s_resnet.convert(loaded.model, images, recipe, device=device, progress=True)
-    if snn.provenance["calibration"]["source"] == "batchnorm":
+    if snn.provenance.calibration.source == "batchnorm":
         say("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
-    snn = snn.with_provenance(source=_checkpoint(loaded), **source.origin)
+    snn = snn.with_provenance(**source.origin).with_provenance(source=_checkpoint(loaded))
     s_resnet.save(snn, target)
     if partial is not None:
         partial.unlink(missing_ok=True)
@@ -297,7 +297,7 @@ def _resumed(partial: Path) -> str:
     """How much an interrupted reconstruction has finished."""
     import s_resnet
 
-    done = len(s_resnet.load(partial).provenance.get("reconstruction", {}).get("blocks", ()))
+    done = len(s_resnet.load(partial).provenance.reconstruction.blocks or ())
     return f"Resuming the reconstruction in {partial}, of which {done} parts are finished."
 
 
@@ -313,12 +313,9 @@ def _source(loaded: s_resnet.frontend.Checkpoint, asked: Options) -> Source:
                 "--input-size, --mean and --std apply to images; events are binned as in the papers. Leave them out."
             )
         return calibration_source(data, asked.calibration_images, preprocessing, loaded)
-    stored = s_resnet.data.stored_preprocessing(preprocessing)
-    origin: dict[str, object] = {
-        "preprocessing": stored if asked.preprocessed else dict(loaded.preprocessing or stored)
-    }
+    origin = s_resnet.graph.provenance.Parts(preprocessing=preprocessing)
     if loaded.data is not None:
-        origin |= {"data": dict(loaded.data), "classes": list(loaded.classes)}
+        origin["data"], origin["classes"] = loaded.data, loaded.classes
     if asked.classes:
         origin["classes"] = read_class_names(asked.classes, loaded)
     return Source(preprocessing, None, origin)
@@ -329,7 +326,7 @@ def _preprocessing(loaded: s_resnet.frontend.Checkpoint, asked: Options) -> Prep
     import s_resnet
 
     if loaded.preprocessing is not None and not asked.preprocessed:
-        return s_resnet.data.read_preprocessing(loaded.preprocessing)
+        return loaded.preprocessing
     return s_resnet.data.preprocessing_for(
         asked.input_size or loaded.input_size,
         asked.mean or s_resnet.data.IMAGENET_MEAN,
@@ -338,11 +335,9 @@ def _preprocessing(loaded: s_resnet.frontend.Checkpoint, asked: Options) -> Prep
     )
 
 
-def _checkpoint(loaded: s_resnet.frontend.Checkpoint) -> dict[str, object]:
+def _checkpoint(loaded: s_resnet.frontend.Checkpoint) -> s_resnet.graph.provenance.Source:
     """What the artifact says about the checkpoint."""
-    return {
-        "name": loaded.name,
-        "arch": f"{loaded.arch} (our interpretation)" if loaded.arch.startswith("danet") else loaded.arch,
-        "classes": loaded.num_classes,
-        "sha256": loaded.digest,
-    }
+    import s_resnet
+
+    arch = f"{loaded.arch} (our interpretation)" if loaded.arch.startswith("danet") else loaded.arch
+    return s_resnet.graph.provenance.Source(loaded.name, arch, loaded.num_classes, loaded.digest)

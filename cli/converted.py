@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .inputs import find_images
+from .inputs import find_images, timesteps_for
 from .output import command
 from .say import say
 from .shared import Images
@@ -34,17 +34,15 @@ def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | N
         batches: the calibration images, or None.
         usual: whether the recipe is the default one.
     """
-    provenance = snn.provenance
-    timesteps = provenance["recipe"]["timesteps"]
+    known, timesteps = snn.provenance, timesteps_for(snn, target)
     if snn.trained:
         return (
-            f"{target}: {provenance['source']['arch']}, trained as a spiking network for T = {timesteps}, "
+            f"{target}: {known.source.arch}, trained as a spiking network for T = {timesteps}, "
             f"{len(snn.neurons)} neuron layers, spikes: {snn.alphabet}"
         )
-    calibration = provenance["calibration"]
     integer = ", int8 weights" if snn.is_integer else ""
     lines = [
-        f"{target}: {provenance['source']['arch']}, recipe {provenance['recipe']['name']}{integer}, "
+        f"{target}: {known.source.arch}, recipe {known.recipe.name}{integer}, "
         f"{len(snn.neurons)} neuron layers, {_used(snn)}"
     ]
     if batches is not None:
@@ -52,20 +50,20 @@ def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | N
         lines.append(f"Calibrated on {data.spec} ({data.split}), {batches.images:,} of {len(data):,} images")
     if usual and batches is not None:
         lines.append(
-            f"Recipe {provenance['recipe']['name']} is the default with calibration images; --recipe s-resnet is the "
+            f"Recipe {known.recipe.name} is the default with calibration images; --recipe s-resnet is the "
             "paper's, for hundreds of steps"
         )
     waited = snn.end_to_end_steps(timesteps)
     if waited != timesteps:
         lines.append(f"T = {timesteps} input steps; the answer comes after {waited} steps")
-    if "choice" in provenance:
-        lines.append(provenance["choice"]["reason"])
-    if "reconstruction" in provenance:
-        lines.append(_reconstructed(snn))
-    if silent := calibration["silent"]:
-        lines.append(f"Never active, so their threshold is 1: {', '.join(silent)}")
-    if "check" in provenance:
-        lines.append(_source_line(snn))
+    if known.choice.reason is not None:
+        lines.append(known.choice.reason)
+    if known.reconstruction:
+        lines.append(_reconstructed(known.reconstruction))
+    if known.calibration.silent:
+        lines.append(f"Never active, so their threshold is 1: {', '.join(known.calibration.silent)}")
+    if known.check:
+        lines.append(_source_line(known.check))
     return "\n".join(lines)
 
 
@@ -79,16 +77,16 @@ def suggestion(
     """If the images do not fit the network, which other choices would; else None."""
     import s_resnet
 
-    found = snn.provenance.get("check", {}).get("batchnorm", {})
-    if found.get("first") is None or loaded.data is not None or not isinstance(batches, s_resnet.data.ImageLoader):
+    found = snn.provenance.check.batchnorm
+    if found is None or found.first is None or loaded.data is not None:
+        return None
+    if not isinstance(batches, s_resnet.data.ImageLoader):
         return None
     assert isinstance(preprocessing, s_resnet.data.Preprocessing)
     images, _ = next(iter(batches))
     say("Trying other input sizes, mean and std, and variants of the architecture ...", err=True)
     fitting = s_resnet.conversion.alternatives(path, loaded, images, preprocessing)
-    misfit = (
-        f"The images do not fit the network, first at {found['first']} (score {found['score']:.2f}, should be below 1)"
-    )
+    misfit = f"The images do not fit the network, first at {found.first} (score {found.score:.2f}, should be below 1)"
     if fitting:
         options = " or ".join(f"{one.options} (score {one.score:.2f})" for one in fitting[:2])
         return f"{misfit}. They would fit with {options}"
@@ -111,45 +109,44 @@ def next_step(snn: s_resnet.Graph, target: Path) -> str:
     return f"Next: {evaluate}"
 
 
-def _source_line(snn: s_resnet.Graph) -> str:
+def _source_line(check: s_resnet.graph.provenance.SourceSummary) -> str:
     """How well the ANN does on the first calibration images."""
-    check = snn.provenance["check"]
-    images, sure = check["images"], f"mean confidence {check['confidence']:.2f}"
-    if "right" not in check:
-        return f"The ANN on {images} calibration images without usable labels: {sure}"
-    return f"The ANN is right on {check['right']} of {images} calibration images: {check['right'] / images:.1%}, {sure}"
+    assert check.images is not None
+    sure = f"mean confidence {check.confidence:.2f}"
+    if check.right is None:
+        return f"The ANN on {check.images} calibration images without usable labels: {sure}"
+    share = f"{check.right / check.images:.1%}"
+    return f"The ANN is right on {check.right} of {check.images} calibration images: {share}, {sure}"
 
 
 def _used(snn: s_resnet.Graph) -> str:
     """What thresholds, weights and compensation come from, and from how many images each."""
-    calibration, compensation = snn.provenance["calibration"], snn.provenance.get("compensation")
-    fitted = calibration["fitted"]
-    count = f"{fitted or calibration['images']} images"
-    how = {"batchnorm": "BatchNorm statistics", "training": "its training"}.get(calibration["source"], count)
-    used = f"thresholds{' and weights' if fitted else ''} from {how}"
+    calibration, compensation = snn.provenance.calibration, snn.provenance.compensation
+    count = f"{calibration.fitted or calibration.images} images"
+    how = {"batchnorm": "BatchNorm statistics", "training": "its training"}.get(calibration.source or "", count)
+    used = f"thresholds{' and weights' if calibration.fitted else ''} from {how}"
     if compensation:
-        used += f", compensation {compensation['factor']:.4f}"
-        used += f" from {compensation['images']} others" if "images" in compensation else ""
-        tried = [point["factor"] for point in compensation["curve"]]
-        used += " (the largest tried)" if len(tried) > 1 and compensation["factor"] == tried[-1] else ""
+        used += f", compensation {compensation.factor:.4f}"
+        used += f" from {compensation.images} others" if compensation.images is not None else ""
+        tried = [point.factor for point in compensation.curve or ()]
+        used += " (the largest tried)" if len(tried) > 1 and compensation.factor == tried[-1] else ""
     return used
 
 
-def _reconstructed(snn: s_resnet.Graph) -> str:
+def _reconstructed(found: s_resnet.graph.provenance.Reconstruction) -> str:
     """What the reconstruction achieved, and whether its time was too short."""
-    found = snn.provenance["reconstruction"]
-    if not found["taken"]:
+    if not found.taken:
         return "Reconstruction did not bring the spikes closer to the ANN: the network is unchanged."
-    asked, blocks = found["asked"], found["blocks"]
-    steps = sum(block["steps"] for block in blocks)
-    better = sum(block["better"] for block in blocks)
+    assert found.asked is not None and found.blocks is not None
+    steps = sum(block.steps for block in found.blocks)
+    better = sum(block.better for block in found.blocks)
     result = (
-        f"Reconstructed on {found['images']} images: {better} of {len(blocks)} parts better, "
-        f"{steps:,} of {asked['total']:,} steps"
+        f"Reconstructed on {found.images} images: {better} of {len(found.blocks)} parts better, "
+        f"{steps:,} of {found.asked.total:,} steps"
     )
-    if steps < asked["total"]:
+    if steps < found.asked.total:
         result += (
-            f", because its {asked['minutes']:g} minutes ran out. For more time: s_resnet.convert with the recipe's "
+            f", because its {found.asked.minutes:g} minutes ran out. For more time: s_resnet.convert with the recipe's "
             ".reconstructed(minutes=...)"
         )
     return f"{result}."

@@ -34,10 +34,10 @@ def find_network(name: Path | None, command: str) -> Path:
 
 def timesteps_for(snn: s_resnet.Graph, path: Path) -> int:
     """The T that the network was converted or trained for."""
-    timesteps = snn.provenance.get("recipe", {}).get("timesteps")
+    timesteps = snn.provenance.recipe.timesteps
     if timesteps is None:
         raise click.UsageError(f"Which T? {path} does not say what it was converted for. Pass --timesteps T.")
-    return int(timesteps)
+    return timesteps
 
 
 def check_checkpoint(path: Path) -> None:
@@ -82,7 +82,7 @@ def usual_data(snn: s_resnet.Graph) -> str | None:
     """What to evaluate on by default: the held-out folder beside the calibration images, or the calibration data."""
     import s_resnet
 
-    spec: str | None = snn.provenance.get("data", {}).get("spec")
+    spec = snn.provenance.data.spec
     return spec and (s_resnet.data.held_out_beside(spec) or spec)
 
 
@@ -119,8 +119,8 @@ def find_images(snn: s_resnet.Graph, path: Path, asked: Images, others: Sequence
     """
     import s_resnet
 
-    settings = snn.provenance.get("preprocessing")
-    if settings is None:
+    known = snn.provenance
+    if known.preprocessing is None:
         raise s_resnet.errors.InvalidArtifact(
             s_resnet.errors.message(
                 str(path),
@@ -128,19 +128,17 @@ def find_images(snn: s_resnet.Graph, path: Path, asked: Images, others: Sequence
                 "no preprocessing, because it was converted from Python",
                 "the size, mean and std of its images, or the bins of its events",
                 "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps), or save it with "
-                "snn.with_provenance(preprocessing=s_resnet.data.stored_preprocessing("
-                "s_resnet.data.preprocessing_for(size, mean, std)))",
+                "snn.with_provenance(preprocessing=s_resnet.data.preprocessing_for(size, mean, std))",
             )
         )
     spec = asked.data or usual_data(snn)
     if spec is None:
         raise click.UsageError(f"Which data? {path} does not name any. Pass --data DATA.")
     with s_resnet.runtime.first_process_first():
-        data = open_matched(spec, "evaluation", asked.download, asked.classes, snn.provenance.get("classes", ()))
-    classes = snn.provenance.get("source", {}).get("classes")
-    if classes is not None:  # a network saved from Python may not say; evaluate still checks every label
-        check_classes(data, classes)
-    marks = {mark for one in (snn, *others) for mark in one.provenance.get("data", {}).get("fingerprints", ())}
+        data = open_matched(spec, "evaluation", asked.download, asked.classes, known.classes or ())
+    if known.source.classes is not None:  # a network saved from Python may not say; evaluate still checks every label
+        check_classes(data, known.source.classes)
+    marks = {mark for one in (snn, *others) for mark in one.provenance.data.fingerprints or ()}
     used = s_resnet.data.used_for_calibration(data, marks)
     indices = s_resnet.data.choose(data, asked.limit, exclude=used)
-    return Found(data, indices, len(used), s_resnet.data.read_preprocessing(settings))
+    return Found(data, indices, len(used), known.preprocessing)

@@ -318,7 +318,7 @@ def _tell(tuned: s_resnet.training.FineTuning, path: Path) -> None:
                 str(path), "not written", compared, "more right answers", "Try another --lr, or more --epochs"
             )
         )
-    timesteps = tuned.graph.provenance["tuning"]["timesteps"]
+    timesteps = tuned.graph.provenance.tuning.timesteps
     say(f"{path}: fine-tuned at T = {timesteps}, {compared}")
     say(next_step(tuned.graph, path))
 

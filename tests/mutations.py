@@ -30,6 +30,7 @@ from trained_networks import FAMILIES, trained
 import s_resnet
 from s_resnet.conversion.resume import resumed
 from s_resnet.graph import artifact
+from s_resnet.graph.provenance import ReconstructedBlock, Reconstruction, Source
 from s_resnet.training import Execution, run, saved
 
 SIZE, T = 8, 3
@@ -457,11 +458,8 @@ def networks() -> dict[str, s_resnet.Graph]:
         found[f"{recipe}, {weights}"] = s_resnet.convert(
             model, batches, s_resnet.RECIPES[recipe].at(T).with_weights(weights)
         )
-    said = {
-        "preprocessing": s_resnet.data.stored_preprocessing(s_resnet.data.preprocessing_for(SIZE)),
-        "classes": list("abcde"),
-    }
-    source = {"arch": "cifar_resnet8", "name": "x.pth", "classes": 5, "sha256": "0" * 64}
+    said = {"preprocessing": s_resnet.data.preprocessing_for(SIZE), "classes": tuple("abcde")}
+    source = Source("x.pth", "cifar_resnet8", 5, "0" * 64)
     found = {name: graph.with_provenance(**said, source=source) for name, graph in found.items()}
     return found | {name: trained(name, T, size=SIZE)[1] for name in FAMILIES}
 
@@ -628,8 +626,8 @@ def partial(folder: Path) -> Reader:
     """What an interrupted reconstruction goes on from."""
     graph = s_resnet.convert(Pooled(), [images(8, SIZE)], "phased", timesteps=T)
     blocks = [part[-1].name for part in s_resnet.simulation.lockstep.blocks(graph)][:1]
-    said = [{"block": name, "steps": 3, "better": True} for name in blocks]
-    s_resnet.save(graph.with_provenance(reconstruction={"key": "k", "blocks": said}), folder / "base.snn")
+    done = Reconstruction(tuple(ReconstructedBlock(name, 3, True) for name in blocks), key="k")
+    s_resnet.save(graph.with_provenance(reconstruction=done), folder / "base.snn")
 
     def use(path: Path) -> None:
         kept, _ = resumed(graph, path, "k")

@@ -15,6 +15,7 @@ from PIL import Image
 from sresnet_cli.__main__ import sresnet
 
 import s_resnet
+from s_resnet.graph.provenance import ReconstructedBlock, Reconstruction, ReconstructionSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 balancing, imagenet, latency, tables = (
@@ -142,8 +143,8 @@ REPORT = {
 @pytest.mark.usefixtures("unpacked")
 def test_a_case_converts_once_and_gives_a_line_for_each_data_set(monkeypatch, tmp_path):
     calls = []
-    said = [{"block": "relu", "steps": 250, "better": True}, {"block": "all together", "steps": 7, "better": False}]
-    made = {"asked": {"steps": 250, "joint": 1000, "total": 1250, "minutes": 30}, "blocks": said, "taken": True}
+    blocks = (ReconstructedBlock("relu", 250, True), ReconstructedBlock("all together", 7, False))
+    made = Reconstruction(blocks, ReconstructionSettings(250, 1000, 1250, 30), taken=True)
     graph = s_resnet.convert(randomized(s_resnet.models.CifarResNet(8, width=2)), (3, 8, 8))
     converted = graph.with_provenance(reconstruction=made)
 

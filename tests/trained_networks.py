@@ -78,4 +78,4 @@ def dyadic(arch, timesteps=T, **settings):
                 child.weight.data = (child.weight.data * 16).round() / 16
                 outputs = child.weight.shape[0]
                 child.bias = nn.Parameter(torch.randint(0, 9, (outputs,), generator=generator) / 16)
-    return model, s_resnet.trace(model, dyadic_images()).with_provenance(input_shape=[3, SIZE, SIZE])
+    return model, s_resnet.trace(model, dyadic_images()).with_provenance(input_shape=(3, SIZE, SIZE))

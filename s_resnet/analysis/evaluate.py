@@ -177,7 +177,7 @@ class _Tally:
         self.fixed = _Sums.of(len(at or ()))
         self.exit = _Sums.of(1)
         self.neurons = 0
-        self.marks = frozenset(snn.provenance.get("calibration", {}).get("marks", ()))
+        self.marks = frozenset(snn.provenance.calibration.marks or ())
         self.calibrated_on = 0
         self.seen = Seen()
 
@@ -262,7 +262,7 @@ class _Tally:
         events = tuple(sum(part[1][place] for part in unreadable) for place in range(2))
         return Report(
             network=self.settings.network,
-            recipe=str(self.snn.provenance.get("recipe", {}).get("name", "custom")),
+            recipe=self.snn.provenance.recipe.name or "custom",
             images=images,
             device=device.type,
             kernel="closed-form" if self.settings.in_closed_form else kernels.fastest(device),

@@ -26,9 +26,8 @@ RATIO, SHIFT, ENOUGH = math.exp(0.6), 1.0, 16
 
 def fitted_for(snn: Graph) -> int | None:
     """The T that the recipe was fitted to; None where it runs as well at any T."""
-    recipe = snn.provenance.get("recipe", {})
-    passes = {step.get("pass") for step in recipe.get("passes", ())}
-    return recipe.get("timesteps") if passes.intersection(FITTING) else None
+    recipe = snn.provenance.recipe
+    return recipe.timesteps if any(step.name in FITTING for step in recipe.passes or ()) else None
 
 
 def described_data(loader: object, unreadable: int, events: tuple[int, int]) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def check_labels(labels: Tensor, classes: int, where: str) -> None:
 
 def check_names(loader: object, snn: Graph) -> list[str]:
     """What to know of class names that are not the network's. InvalidData where they are, in another order."""
-    names = tuple(snn.provenance.get("classes", ()))
+    names = snn.provenance.classes or ()
     theirs = getattr(loader.data if isinstance(loader, Loader) else _dataset(loader), "classes", None)
     if not names or not isinstance(theirs, list | tuple) or same_names(theirs, names):
         return []
@@ -74,7 +73,7 @@ def check_names(loader: object, snn: Graph) -> list[str]:
     place = next((i for i, (a, b) in enumerate(zip(theirs, names, strict=False)) if not same_names([a], [b])), 0)
     got, expected = (f"{some[place]!r} as number {place}" for some in (theirs, names))
     if same_names(sorted(map(plain, theirs)), sorted(map(plain, names))):
-        remedy = 'Number them as the network does: s_resnet.data.match_classes(data, snn.provenance["classes"])'
+        remedy = "Number them as the network does: s_resnet.data.match_classes(data, snn.provenance.classes)"
         got = f"the classes of the network in another order, {got}"
         raise InvalidData(message("evaluate", "", got, expected, remedy))
     return [f"class names are not those of the network ({got}, in the network {expected}): they count by position"]
@@ -126,16 +125,16 @@ def notes_on(snn: Graph, parts: Sequence[Seen], classes: int) -> list[str]:
     if again:
         advice = ": give each process its own part (s_resnet.runtime.shard)" if len(parts) > 1 else ""
         notes.append(f"{again} of the {len(labels)} images had been counted before, pixel for pixel{advice}.")
-    known, count = snn.provenance.get("check", {}), sum(part.count for part in parts)
-    if count and len(labels) >= ENOUGH and {"mean", "std"} <= known.keys():
+    check, count = snn.provenance.check, sum(part.count for part in parts)
+    if count and len(labels) >= ENOUGH and check.mean is not None and check.std is not None:
         mean, square = sum((part.sums for part in parts), torch.zeros(2, 1, dtype=torch.float64)) / count
-        notes += _moved(mean, (square - mean**2).clamp_min(0).sqrt(), known)
+        notes += _moved(mean, (square - mean**2).clamp_min(0).sqrt(), (check.mean, check.std))
     return notes
 
 
-def _moved(mean: Tensor, spread: Tensor, known: Any) -> list[str]:
-    """Whether the images are of another range than those of calibration."""
-    usual_mean, usual = (torch.tensor(known[name], dtype=torch.float64) for name in ("mean", "std"))
+def _moved(mean: Tensor, spread: Tensor, known: tuple[Sequence[float], Sequence[float]]) -> list[str]:
+    """Whether the images are of another range than those of calibration, of which mean and std are known."""
+    usual_mean, usual = (torch.tensor(numbers, dtype=torch.float64) for numbers in known)
     if not len(usual) == len(usual_mean) == len(spread) or not bool((usual > 0).all()):
         return []
     ratio, shift = spread / usual, (mean - usual_mean).abs() / usual

@@ -158,11 +158,11 @@ class _Tally:
         """What the sums say."""
         if self.images == 0:
             raise InvalidData(message("verify", "", "no images", "at least one batch", "Check the data"))
-        recipe = self.snn.provenance.get("recipe", {})
+        recipe = self.snn.provenance.recipe
         layers = tuple(self.layers[node.name].divided(node, self.timesteps) for node in self.snn.neurons)
         found = Verification(
             network=network,
-            recipe=str(recipe.get("name", "custom")),
+            recipe=recipe.name or "custom",
             timesteps=self.timesteps,
             images=self.images,
             layers=layers,
@@ -175,7 +175,7 @@ class _Tally:
             return found
         errors = {layer.name: layer.errors or {} for layer in layers}
         breaks = next((name for name in errors if errors[name]["total"] > BREAKS), None)
-        reconstructed = "reconstruct" in [step["pass"] for step in recipe.get("passes", ())]
+        reconstructed = "reconstruct" in [step.name for step in recipe.passes or ()]
         cause = _cause(errors, breaks, 0.0 if reconstructed else SMALL)
         return replace(found, breaks=breaks, worst=max(errors, key=lambda name: errors[name]["own"]), cause=cause)
 

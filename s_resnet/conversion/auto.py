@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -13,6 +13,7 @@ from ..data.arguments import whole_number
 from ..data.intervals import wilson
 from ..errors import ConversionError, InvalidData, message
 from ..graph.graph import Graph
+from ..graph.provenance import Choice, Trial
 from ..runtime.display import Displayed
 from ..runtime.progress import Progress
 from .calibrate import Calibration
@@ -27,29 +28,6 @@ ALPHABETS = {
 }
 WINDOWS = (4, 8, 16, 32, 64)  # tried in turn for a target drop
 BATCH = 32
-
-
-@dataclass(frozen=True, repr=False)
-class Trial(Displayed):
-    """A recipe at a T: its agreement with the ANN on the images kept apart, one standard error of it, its latency.
-
-    Attributes:
-        recipe: its name.
-        timesteps: T.
-        end_to_end_steps: from the first input to the answer.
-        agreement: the share of images that it answers as the ANN does.
-        standard_error: of the agreement.
-        images: how many it was measured on.
-        disagreement_interval: the 95 % interval of the share that it answers otherwise.
-    """
-
-    recipe: str
-    timesteps: int
-    end_to_end_steps: int
-    agreement: float
-    standard_error: float
-    images: int
-    disagreement_interval: tuple[float, float]
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,8 +149,7 @@ def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) ->
                 break
     assert best is not None
     reason = _reason(best[0], trials, wishes.target_drop)
-    said = {"spikes": wishes.spikes, "reason": reason, "trials": [_plain(trial) for trial in trials]}
-    return best[1].with_provenance(choice=said)
+    return best[1].with_provenance(choice=Choice(wishes.spikes, reason, tuple(trials)))
 
 
 def _trial(name: str, snn: Graph, calibration: Calibration, timesteps: int) -> Trial:
@@ -187,11 +164,6 @@ def _trial(name: str, snn: Graph, calibration: Calibration, timesteps: int) -> T
     error = math.sqrt(smoothed * (1 - smoothed) / count)
     differ = wilson(count - same, count)
     return Trial(name, timesteps, snn.end_to_end_steps(timesteps), share, error, count, differ)
-
-
-def _plain(trial: Trial) -> dict[str, Any]:
-    """As JSON has it."""
-    return {**vars(trial), "disagreement_interval": list(trial.disagreement_interval)}
 
 
 def _best(tried: list[tuple[Trial, Graph]], target_drop: float | None) -> tuple[tuple[Trial, Graph], bool]:

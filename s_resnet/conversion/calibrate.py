@@ -18,6 +18,7 @@ from ..data.leakage import image_fingerprints, ordered_key
 from ..errors import InvalidData
 from ..graph.graph import Graph
 from ..graph.ops import ReLU
+from ..graph.provenance import CalibrationSummary
 from ..runtime.display import Displayed, Table, brief
 from ..runtime.progress import Progress
 from .spill import Spill, gather
@@ -73,21 +74,21 @@ class Calibration(Displayed):
     def _head(self) -> str:
         where = f"{self.images:,} images" if self.source == "data" else f"{self.source} statistics"
         known = self.summary()
-        apart = f", {known['held_out']:,} kept apart, {known['fitted']:,} to fit to" if self.source == "data" else ""
+        apart = f", {known.held_out:,} kept apart, {known.fitted:,} to fit to" if self.source == "data" else ""
         return f"Calibration from {where}{apart}; percentile {self.percentile:g}"
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> CalibrationSummary:
         """What an artifact keeps of it."""
-        return {
-            "source": self.source,
-            "percentile": self.percentile,
-            "images": self.images,
-            "held_out": 0 if self.samples is None else len(self.samples.images),
-            "fitted": 0 if self.fitting is None else len(self.fitting),
-            "scales": dict(self.scales),
-            "silent": list(self.silent),
-            "marks": list(self.marks),
-        }
+        return CalibrationSummary(
+            source=self.source,
+            percentile=self.percentile,
+            images=self.images,
+            held_out=0 if self.samples is None else len(self.samples.images),
+            fitted=0 if self.fitting is None else len(self.fitting),
+            scales=dict(self.scales),
+            silent=self.silent,
+            marks=self.marks,
+        )
 
 
 # For passes that ask for no statistics, and networks that bring what they need from their training.

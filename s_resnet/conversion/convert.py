@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from ..data.arguments import Batches, given_images, images_of
-from ..data.leakage import origin
 from ..errors import ConversionError, InvalidData, UnsupportedModel, message
 from ..frontend.qcfs import QCFSModule
 from ..frontend.trace import SIGNALS, checked, trace
 from ..graph.graph import Graph
 from ..graph.ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
+from ..graph.provenance import Parts, Versions
 from ..runtime.device import find_device
 from ..version import __version__
 from .auto import Auto
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import NO_CALIBRATION, Calibration, calibrate
 from .context import Context
+from .origin import origin
 from .passes import compensate
 from .recipes import QUANTIZED, RECIPES, TRAINED, Recipe, default_recipe
 from .source_check import check_source, untouched_note, warn
@@ -94,7 +95,7 @@ def convert(
     calibration = _calibrated(graph, batches, wished, example.shape[-1], progress)
     snn = wished.apply(graph, Context(calibration, progress=progress))
     known = origin(batches, graph.run(example.to(where)).shape[1])
-    return _documented(snn, calibration, example).with_provenance(**said, **known)
+    return _documented(snn, calibration, example).with_provenance(**said).with_provenance(**known)
 
 
 def _told_apart(given: Batches | Shape | None) -> tuple[Batches | None, Shape | None]:
@@ -121,7 +122,7 @@ def _wished(recipe: str | Recipe | Auto | None, with_images: bool) -> Recipe | A
     return RECIPES[recipe]
 
 
-def _scores(graph: Graph, example: Tensor, recipe: Recipe | Auto) -> tuple[Graph, dict[str, list[int]]]:
+def _scores(graph: Graph, example: Tensor, recipe: Recipe | Auto) -> tuple[Graph, Parts]:
     """The network with an answer ``[B, N]`` inside, and what its provenance says where the source's is not so.
 
     Raises UnsupportedModel for a source network without a ReLU, and for one that answers with maps; ConversionError for
@@ -144,16 +145,16 @@ def _scores(graph: Graph, example: Tensor, recipe: Recipe | Auto) -> tuple[Graph
             "number; expected a recipe that reads currents. Choose s-resnet or calibrated."
         )
     if answer.ndim == 2:
-        return graph, {}
-    shape = list(answer.shape[1:])
-    if shape[1:] != [1, 1]:
+        return graph, Parts()
+    shape = tuple(answer.shape[1:])
+    if shape[1:] != (1, 1):
         raise UnsupportedModel(
             f"{name}: got an answer of {' x '.join(map(str, shape))} for an image; expected scores or features [B, N], "
             "or [B, N, 1, 1]. End the model in a global average pool or a linear layer; the maps of a whole network "
             f"are to be had by name: s_resnet.simulation.features(snn, images, timesteps, [{name!r}])."
         )
     flat = Node(f"{name}.flatten", Flatten(), (name,))
-    return replace(graph, nodes=(*graph.nodes, flat)), {"answer_shape": shape}
+    return replace(graph, nodes=(*graph.nodes, flat)), Parts(answer_shape=shape)
 
 
 def _given(**wishes: object) -> list[str]:
@@ -188,8 +189,8 @@ def _documented(snn: Graph, calibration: Calibration, example: Tensor) -> Graph:
     """The network on the CPU, and where it is from."""
     return snn.to("cpu").with_provenance(
         calibration=calibration.summary(),
-        input_shape=list(example.shape[1:]),
-        versions={"s_resnet": __version__, "torch": torch.__version__},
+        input_shape=tuple(example.shape[1:]),
+        versions=Versions(__version__, torch.__version__),
     )
 
 

@@ -9,6 +9,7 @@ from ..data.arguments import whole_number
 from ..errors import ConversionError, InvalidData, message
 from ..graph import validate
 from ..graph.graph import Graph
+from ..graph.provenance import AppliedPass, AppliedRecipe
 from ..runtime.display import Displayed, Table, brief
 from ..runtime.progress import Progress
 from . import passes
@@ -40,11 +41,11 @@ class Step(Displayed):
         """The pass's."""
         return self.run.__name__
 
-    def told(self, timesteps: int) -> dict[str, object]:
+    def told(self, timesteps: int) -> AppliedPass:
         """What an artifact keeps of it."""
         tuned = {"timesteps": timesteps} if self.name in TUNED else {}
         kept = {name: value for name, value in self.settings.items() if name != "resume"}
-        return {"pass": self.name, **tuned, **kept}
+        return AppliedPass(self.name, extra={**tuned, **kept})
 
 
 @dataclass(frozen=True, repr=False)
@@ -204,7 +205,7 @@ class Recipe(Displayed):
         """
         timesteps = self.timesteps if context.timesteps is None else context.timesteps
         context = replace(context, timesteps=timesteps)
-        applied: list[dict[str, object]] = []
+        applied: list[AppliedPass] = []
         title = f"{self.name}, T = {timesteps}"
         with Progress[None](total=len(self.steps), desc=title, unit="step", shown=context.progress) as bar:
             for step in self.steps:
@@ -222,8 +223,7 @@ class Recipe(Displayed):
                     )
         graph = graph.to(graph.dtype)  # of a source in double precision what the passes add is not yet
         validate.finite(graph.nodes)
-        told = {"name": self.name, "timesteps": timesteps, "passes": applied}
-        return graph.validate().with_provenance(recipe=told)
+        return graph.validate().with_provenance(recipe=AppliedRecipe(self.name, timesteps, tuple(applied)))
 
 
 def _more_than_binary(recipe: Recipe) -> bool:

@@ -18,18 +18,18 @@ from ..graph.graph import Graph
 from ..graph.ops import Node, Op
 from ..graph.parts import settings as settings_of
 from ..graph.parts import tensors
+from ..graph.provenance import ReconstructedBlock, Reconstruction
 from ..simulation.lockstep import blocks
 from .spill import Spill
 
 LEARNED = ("spiking", "threshold", "correction")
 PART = 32  # images that are read at a time
-Done = dict[str, object]  # of a block: its steps, and whether it is better for them
 
 
-def kept_at(graph: Graph, path: str | os.PathLike[str] | None, key: str, said: list[Done]) -> Graph:
+def kept_at(graph: Graph, path: str | os.PathLike[str] | None, key: str, blocks: list[ReconstructedBlock]) -> Graph:
     """The graph, also written to ``path`` as far as it is."""
     if path is not None:
-        save(graph.with_provenance(reconstruction={"key": key, "blocks": said}), path)
+        save(graph.with_provenance(reconstruction=Reconstruction(tuple(blocks), key=key)), path)
     return graph
 
 
@@ -46,23 +46,22 @@ def key_of(graph: Graph, images: Tensor | Spill, settings: Mapping[str, float]) 
     return sha.hexdigest()
 
 
-def resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tuple[Graph, list[Done]]:
+def resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tuple[Graph, list[ReconstructedBlock]]:
     """The graph with the blocks that an interrupted call has finished, and what is said of each."""
     if path is None or not Path(path).exists():
         return graph, []
     kept = load(path)
-    entry = kept.provenance.get("reconstruction", {})
-    said = entry.get("blocks", [])
-    finished = [one.get("block") for one in said]
+    found = kept.provenance.reconstruction
+    done = list(found.blocks or ())
+    finished = [one.block for one in done]
     expected = [part[-1].name for part in blocks(graph)] + ["all together"]
-    whole = all({"block", "steps", "better"} <= one.keys() for one in said)
     alike = len(kept.nodes) == len(graph.nodes) and all(map(_alike, kept.nodes, graph.nodes))
-    if entry.get("key") != key or not said or not whole or finished != expected[: len(said)] or not alike:
+    if found.key != key or not done or finished != expected[: len(done)] or not alike:
         raise InvalidArtifact(
             f"{path}: got the reconstruction of another network, other images or other settings; expected this one's. "
             "Delete the file, or repeat the command that it is from."
         )
-    return replace(graph, nodes=kept.to(graph.device).nodes), said
+    return replace(graph, nodes=kept.to(graph.device).nodes), done
 
 
 def _alike(kept: Node, node: Node) -> bool:

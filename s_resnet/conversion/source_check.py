@@ -16,6 +16,7 @@ from ..errors import InvalidData
 from ..frontend import batchnorm_check
 from ..frontend.batchnorm_check import FEW, Fit, Moments, all_alike, explain
 from ..graph.graph import Graph
+from ..graph.provenance import BatchNormFit, SourceSummary
 from ..runtime.display import Displayed, Table
 from .calibrate import check_repeatable
 from .rivals import rival_notes
@@ -72,15 +73,18 @@ class SourceCheck(Displayed):
         layers = ((layer.name, f"{layer.spread:.3f}", f"{layer.shift:.3f}") for layer in self.fit.layers)
         yield Table(("BatchNorm", "spread", "shift"), tuple(layers))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> SourceSummary:
         """What an artifact keeps of it."""
-        known: dict[str, Any] = {"images": len(self.answers), "confidence": self.confidence}
-        if self.right is not None:
-            known["right"] = self.right
-        if self.fit.layers:
-            first = None if self.fit.fits or self.fit.first is None else self.fit.first.name
-            known["batchnorm"] = {"score": self.fit.score, "first": first}
-        return {**known, "mean": list(self.mean), "std": list(self.std), "notes": list(self.notes)}
+        first = None if self.fit.fits or self.fit.first is None else self.fit.first.name
+        return SourceSummary(
+            images=len(self.answers),
+            confidence=self.confidence,
+            right=self.right,
+            batchnorm=BatchNormFit(self.fit.score, first) if self.fit.layers else None,
+            mean=self.mean,
+            std=self.std,
+            notes=self.notes,
+        )
 
 
 def check_source(graph: Graph, batches: Batches) -> SourceCheck:

@@ -13,7 +13,7 @@ from .images import (
 )
 from .leakage import fingerprints, used_for_calibration
 from .loader import ImageLoader, Loader
-from .open import held_out_beside, loader_for, open_data, read_preprocessing, stored_preprocessing
+from .open import held_out_beside, loader_for, open_data
 
 __all__ = [
     "EVENT_BINS",
@@ -40,8 +40,6 @@ __all__ = [
     "order_note",
     "preprocessing_for",
     "read_names",
-    "read_preprocessing",
-    "stored_preprocessing",
     "used_for_calibration",
     "without_labels",
 ]

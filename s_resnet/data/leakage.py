@@ -10,19 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
 from ..files import opened
-from ..runtime.display import plain
-from .events import Binning
-from .images import ImageData, LabeledData, Preprocessing
-from .loader import Loader
-from .open import stored_preprocessing
+from .images import ImageData, LabeledData
 
 LARGEST = 2**32  # bytes of a file that is hashed: no image or recording is larger
 
@@ -43,33 +37,6 @@ def used_for_calibration(data: LabeledData, known: Collection[str]) -> set[str]:
     sizes = {one.partition("-")[0] for one in known}  # hashing a data set takes minutes, asking for sizes does not
     alike = [index for index in range(len(data)) if str(_stored_size(data, index)) in sizes]
     return {data.names[i] for i, one in zip(alike, fingerprints(data, alike), strict=True) if one in known}
-
-
-def origin(batches: Any, classes: int) -> dict[str, Any]:
-    """What can be recorded in a network's provenance about the batches that it was converted with.
-
-    A :class:`s_resnet.data.ImageLoader` or :class:`s_resnet.data.EventLoader` tells which samples they are, their
-    preprocessing and the names of their classes. A DataLoader with the transform of torchvision's weights tells the
-    preprocessing. Any other iterable tells nothing.
-
-    Args:
-        batches: what the network was calibrated on.
-        classes: the number of the network's outputs; names of another number of classes are not recorded.
-    """
-    if isinstance(batches, Loader):
-        data = batches.data
-        images = {"images": len(batches.indices), "fingerprints": fingerprints(data, batches.indices)}
-        known: dict[str, Any] = {"data": {"spec": data.spec, "split": data.split, **images}}
-        if isinstance(batches.preprocessing, Preprocessing | Binning):
-            known["preprocessing"] = plain(stored_preprocessing(batches.preprocessing))
-        return known | ({"classes": list(data.classes)} if len(data.classes) == classes else {})
-    transform: Any = getattr(getattr(batches, "dataset", None), "transform", None)
-    try:  # torchvision.transforms._presets.ImageClassification, without importing torchvision
-        size, resize = transform.crop_size[0], transform.resize_size[0]
-        settings = Preprocessing(size, resize, tuple(transform.mean), tuple(transform.std))
-    except (AttributeError, LookupError, TypeError, InvalidData):
-        return {}
-    return {"preprocessing": plain(stored_preprocessing(settings))}
 
 
 def _stored_size(data: LabeledData, index: int) -> int:

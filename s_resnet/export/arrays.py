@@ -97,7 +97,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
     check_spiking(snn, "export")
     if any(isinstance(node.op, Affine) for node in snn.nodes):
         snn = folded(snn)
-    shape = snn.provenance.get("input_shape")
+    shape = snn.provenance.input_shape
     shapes = {} if shape is None else dict(snn.to("cpu").activations(torch.zeros(1, *shape)))
     arrays: dict[str, Any] = {}
     nodes = []
@@ -117,7 +117,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
         "input_shape": shape,
         "nodes": nodes,
         "semantics": SEMANTICS,
-        "provenance": dict(snn.provenance),
+        "provenance": snn.provenance.to_json(),
     }
     arrays["graph"] = np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8)
     with replacing(path) as temporary, open(temporary, "wb") as file:

@@ -67,7 +67,7 @@ def export_nir(
     """
     nir, h5py = require("nir", EXTRA), require("h5py", EXTRA)
     check_spiking(snn, "export")
-    shape = input_shape or tuple(snn.provenance.get("input_shape", ()))
+    shape = input_shape or snn.provenance.input_shape or ()
     if len(shape) != 3:
         raise InvalidData(
             f"export: got input_shape {tuple(shape)}; expected (channels, height, width). Pass input_shape, as the "
@@ -80,7 +80,7 @@ def export_nir(
         raise InvalidData("export: got neurons of both resets; expected one for the whole network. Convert it again.")
     (reset,) = resets
     if timesteps is None:
-        timesteps = snn.provenance.get("recipe", {}).get("timesteps")
+        timesteps = snn.provenance.recipe.timesteps
     graph = _graph(nir, lowered, _metadata(snn, lowered, reset, timesteps))
     written = io.BytesIO()  # HDF5 does not say what of a file on a full disk went wrong
     nir.write(written, graph)
@@ -201,10 +201,11 @@ def _metadata(snn: Graph, lowered: Lowered, reset: str, timesteps: int | None) -
         said["input"] = f"clip(round({grid} x), -{largest}, {largest}) of the preprocessed image x, at every step"
     if timesteps is not None:
         said["timesteps"] = int(timesteps)
-    for name in ("preprocessing", "classes", "source"):
-        if name in snn.provenance:
-            said[name] = json.dumps(snn.provenance[name])
-    return said
+    known = snn.provenance.to_json()
+    return {
+        **said,
+        **{name: json.dumps(known[name]) for name in ("preprocessing", "classes", "source") if name in known},
+    }
 
 
 def _settle_reset(file: Any, reset: str) -> None:

@@ -61,7 +61,7 @@ def export_torch(
     shape = _input_shape(snn, input_shape)
     program = _program(snn.to("cpu"), timesteps, shape)
     header = {"s_resnet": __version__, "timesteps": timesteps, "input_shape": shape, "alphabet": snn.alphabet}
-    text = json.dumps({**header, "provenance": dict(snn.provenance)}, sort_keys=True)
+    text = json.dumps({**header, "provenance": snn.provenance.to_json()}, sort_keys=True)
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"s_resnet.json": text})
     with replacing(path) as temporary:
@@ -69,7 +69,7 @@ def export_torch(
 
 
 def _input_shape(snn: Graph, given: Sequence[int] | None) -> list[int]:
-    shape = snn.provenance.get("input_shape") if given is None else given
+    shape = snn.provenance.input_shape if given is None else given
     if shape is None or len(shape) != 3:
         raise InvalidData(f"export: got input_shape={shape}; expected [C, H, W]. Pass the shape of one image.")
     check_size(snn.provenance, shape[1:], "export")

@@ -16,8 +16,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..data.events import Binning
+from ..data.images import Preprocessing
 from ..errors import InvalidCheckpoint, InvalidData, message
-from ..graph.provenance import check_provenance
+from ..graph.provenance import Provenance, SeenData
 from ..models.catalog import build
 from ..models.resnet import CifarResNet
 from ..models.torchvision_resnets import TORCHVISION, base_of, build_torchvision
@@ -59,7 +61,7 @@ class Checkpoint(Displayed):
         timesteps: T of a spiking network; None for an ANN.
         channels: C of the images.
         classes: the names of the classes, where ``sresnet train`` wrote the file.
-        preprocessing: what :func:`s_resnet.data.read_preprocessing` reads, where ``sresnet train`` wrote the file.
+        preprocessing: how its images are prepared, where ``sresnet train`` wrote the file.
         data: what it was trained on, where ``sresnet train`` wrote the file.
         left_out: tensors of the file that belong to no layer.
     """
@@ -73,8 +75,8 @@ class Checkpoint(Displayed):
     timesteps: int | None = None
     channels: int = 3
     classes: tuple[str, ...] = ()
-    preprocessing: Mapping[str, Any] | None = None
-    data: Mapping[str, Any] | None = None
+    preprocessing: Preprocessing | Binning | None = None
+    data: SeenData | None = None
     left_out: tuple[str, ...] = ()
 
 
@@ -134,9 +136,7 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
         with torch.device("meta"):
             shape = (channels, size, size)
             model = build(name, classes, timesteps=steps, input_shape=shape, **options).float()
-        said = {name: content[name] for name in ("classes", "preprocessing", "data")}
-        check_provenance(said)
-        said["classes"] = tuple(said["classes"])
+        said = Provenance.from_json({name: content[name] for name in ("classes", "preprocessing", "data")})
         expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
         _, difference = _difference(expected, {key: tuple(tensor.shape) for key, tensor in state.items()})
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, InvalidData) as error:
@@ -152,7 +152,19 @@ def _trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pa
             raise InvalidCheckpoint(
                 message(where, "thresholds", str(error), "one tensor for each ReLU", again)
             ) from None
-    return Checkpoint(model.eval(), name, classes, size, digest, path.name, steps, channels, **said)
+    return Checkpoint(
+        model=model.eval(),
+        arch=name,
+        num_classes=classes,
+        input_size=size,
+        digest=digest,
+        name=path.name,
+        timesteps=steps,
+        channels=channels,
+        classes=said.classes or (),
+        preprocessing=said.preprocessing,
+        data=said.data,
+    )
 
 
 def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str = "checkpoint") -> tuple[str, nn.Module]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InvalidData, SResNetError, UnsupportedModel, message
 from ..graph import validate
 from ..graph.graph import Graph
+from ..graph.provenance import AppliedRecipe, Provenance
 from . import spiking_layers
 from .batchnorm_check import check_answer, check_norms
 from .source_lines import first_line
@@ -74,7 +75,7 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
             "the images cannot be followed"
         )
         raise UnsupportedModel(message(f"{type(model).__name__}", "", got, "the same on all", remedy))
-    return graph if _free(same, copied, images[0][:2]) else graph.with_provenance(fixed_size=list(example.shape[2:]))
+    return graph if _free(same, copied, images[0][:2]) else graph.with_provenance(fixed_size=tuple(example.shape[2:]))
 
 
 def checked(model: nn.Module) -> nn.Module:
@@ -171,8 +172,8 @@ def _said(dtype: torch.dtype) -> str:
 
 def _graph(model: nn.Module, example: Tensor) -> Graph:
     timesteps = spiking_layers.timesteps(model.modules())
-    origin = {} if timesteps is None else {"recipe": {"name": "trained", "timesteps": timesteps}}
-    return Graph(follow(model, example), origin).validate()
+    recipe = AppliedRecipe() if timesteps is None else AppliedRecipe("trained", timesteps)
+    return Graph(follow(model, example), Provenance(recipe)).validate()
 
 
 def _free(graph: Graph, model: nn.Module, images: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """The Graph: an immutable network of operations, how it runs, and its file."""
 
-from . import ops
+from . import ops, provenance
 from .artifact import load, save
 from .graph import Graph, State
 from .module import GraphModule
@@ -21,6 +21,7 @@ __all__ = [
     "State",
     "load",
     "ops",
+    "provenance",
     "save",
     "scales",
     "shortcuts",

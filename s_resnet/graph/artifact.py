@@ -22,7 +22,7 @@ from .formats import upgraded
 from .graph import Graph, check_spiking
 from .ops import Node, Op
 from .parts import settings, tensors
-from .provenance import check_provenance
+from .provenance import Provenance
 from .shapes import image_of, shapes
 
 FORMAT = 6  # what earlier ones lacked: s_resnet/graph/formats.py
@@ -49,7 +49,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
         check_spiking(graph, "save")
     check(graph.validate())
     held, nodes = _pack(graph)
-    header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": dict(graph.provenance)}
+    header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": graph.provenance.to_json()}
     try:
         header = json.loads(json.dumps(header))  # as it will be read: keys are texts, tuples are lists
     except (TypeError, ValueError) as error:
@@ -103,7 +103,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
             raise _edited(path, f"tensors that no node has ({next(iter(held))})")
         if not isinstance(header["provenance"], dict):
             raise _edited(path, "a provenance that is no dict")
-        return check(Graph(nodes, header["provenance"]).validate())
+        return check(Graph(nodes, Provenance.from_json(header["provenance"])).validate())
     except InvalidArtifact:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SResNetError) as error:
@@ -119,7 +119,7 @@ def check(graph: Graph) -> Graph:
     validate.check(graph.nodes)
     shapes(graph.nodes, image_of(graph.nodes, graph.provenance))
     validate.check_reach(graph.nodes)
-    check_provenance(graph.provenance)
+    graph.provenance.checked()
     return graph
 
 

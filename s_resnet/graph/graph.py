@@ -6,21 +6,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from ..data.arguments import check_dense, whole_number
 from ..errors import ConversionError, InvalidData, message
-from ..runtime.display import Displayed, Entries, Table
+from ..runtime.display import Displayed, Table
 from . import engine, forms, network_table, validate
 from .alphabet import Differential, MultiThreshold
 from .inputs import check_images, check_size, finite_answers, marked, presented
 from .neuron import Memory, Neuron
 from .ops import Input, Node, Op
 from .parts import mapped, tensors
-from .provenance import check_provenance
+from .provenance import Parts, Provenance
 from .readout import STATEFUL
 from .shapes import check_state
 
@@ -46,15 +46,13 @@ class Chunk(Displayed):
 class Graph(Displayed):
     """A network: nodes in execution order, the first the input, the last the output.
 
-    ``provenance`` says where it came from (recipe, calibration, preprocessing, classes); it is plain JSON data.
+    Attributes:
+        nodes: each with its name, its operation and the names of those that it reads.
+        provenance: where it came from: recipe, calibration, preprocessing, classes.
     """
 
     nodes: tuple[Node, ...]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.provenance, Entries):
-            object.__setattr__(self, "provenance", Entries(self.provenance))
+    provenance: Provenance = field(default_factory=Provenance)
 
     def _lines(self) -> Iterable[str]:
         return network_table.lines(self)
@@ -89,7 +87,7 @@ class Graph(Displayed):
 
     def _as_source(self, answer: Tensor) -> Tensor:
         """The answer ``[B, N]`` in the source network's shape."""
-        ones = self.provenance.get("answer_shape") == [*answer.shape[1:], 1, 1]
+        ones = self.provenance.answer_shape == (*answer.shape[1:], 1, 1)
         return answer[:, :, None, None] if ones else answer
 
     @cached_property
@@ -141,12 +139,11 @@ class Graph(Displayed):
     @property
     def trained_for(self) -> int:
         """The T that a directly trained network was trained for; InvalidData where its provenance does not say."""
-        steps = self.provenance.get("recipe", {}).get("timesteps")
-        if not isinstance(steps, int):
-            raise InvalidData(
-                f"graph: got timesteps={steps} in the recipe of a directly trained network; expected the T it was "
-                'trained for. Say it: graph.with_provenance(recipe={"name": "trained", "timesteps": 4}).'
-            )
+        steps = self.provenance.recipe.timesteps
+        if steps is None:
+            what, expected = "the recipe of a directly trained network", "the T that it was trained for"
+            remedy = "Say it: graph.with_provenance(recipe=s_resnet.graph.provenance.AppliedRecipe('trained', 4))"
+            raise InvalidData(message("graph", what, "no timesteps", expected, remedy))
         return steps
 
     @property
@@ -211,13 +208,17 @@ class Graph(Displayed):
     def _with(self, form: Callable[[Op], Op]) -> Graph:
         return replace(self, nodes=tuple(replace(node, op=form(node.op)) for node in self.nodes))
 
-    def with_provenance(self, **entries: Any) -> Graph:
-        """The same network with these entries added to its provenance.
+    def with_provenance(self, **parts: Unpack[Parts]) -> Graph:
+        """The same network with these parts in place of those in its provenance.
 
-        Raises InvalidData for an entry that this package reads and that is of another kind.
+        Args:
+            parts: by the names of :class:`s_resnet.graph.Provenance`. ``extra``, a dict of the user's own entries, is
+                added to those that are there.
+
+        Raises:
+            InvalidData: a part is of another kind.
         """
-        check_provenance(entries)
-        return replace(self, provenance={**self.provenance, **entries})
+        return replace(self, provenance=self.provenance.with_parts(**parts))
 
     def to(self, target: torch.device | str | torch.dtype) -> Graph:
         """The same network with its tensors on a device, or its floating-point numbers in another such type."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from ..data.arguments import check_finite
 from ..errors import InvalidData
 from .ops import Conv2d, Node
+from .provenance import Provenance
 from .shapes import Shape, shapes
 
 
@@ -41,9 +41,9 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
     return found
 
 
-def check_size(provenance: Mapping[str, Any], size: Sequence[int], where: str) -> None:
+def check_size(provenance: Provenance, size: Sequence[int], where: str) -> None:
     """InvalidData where a network is its source for images of one size only, and these have another."""
-    fixed = provenance.get("fixed_size")
+    fixed = provenance.fixed_size
     if fixed is not None and list(size) != list(fixed):
         got, own = (" x ".join(map(str, pair)) for pair in (size, fixed))
         raise InvalidData(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Protocol
 
 from torch import Tensor
 
-from ..runtime.display import Table, plain
+from ..runtime.display import Table
 from . import shortcuts
 from .alphabet import Differential, Surrogate
 from .neuron import Neuron
 from .ops import SYNAPSES, Node, Op
 
 STEEP = ("arctan", "sigmoid")  # surrogates whose width is a steepness
-LONG = ("fingerprints", "marks", "scales")  # lists of the provenance with an entry for each image or layer
 
 
 class Network(shortcuts.Network, Protocol):
@@ -39,30 +38,29 @@ class Network(shortcuts.Network, Protocol):
 def lines(network: Network) -> Iterable[str]:
     """What a console shows of a network."""
     yield f"Graph of {title(network)}"
-    steps, known = network.provenance.get("recipe", {}).get("timesteps"), network.provenance
+    known = network.provenance
+    steps, made = known.recipe.timesteps, known.calibration
     weights = sum(_numbers(getattr(node.op, "weight", None)) for node in network.nodes)
     size = f"{len(network.nodes)} nodes, {len(network.neurons)} neuron layers, {weights:,} weights"
     if network.neurons:
         size += f"{' of 8 bits' if network.is_integer else ''}; spikes: {network.alphabet}"
-    if network.neurons and isinstance(steps, int) and steps > 0:
+    if network.neurons and steps is not None:
         size += f"; an answer after {network.end_to_end_steps(steps)} steps"
     yield size
-    if names := known.get("classes"):
-        yield f"{len(names)} classes: {', '.join(map(str, names[:6]))}{', ...' if len(names) > 6 else ''}"
-    if made := known.get("calibration"):
-        images = f"{made.get('fitted') or made.get('images', 0):,} images"
-        yield f"calibrated on {images if made.get('source') == 'data' else made.get('source')}"
+    if names := known.classes:
+        yield f"{len(names)} classes: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+    if made:
+        yield f"calibrated on {f'{made.fitted or made.images or 0:,} images' if made.source == 'data' else made.source}"
     yield "print(_.table()) lists the nodes, .provenance says how it was made"
 
 
 def title(network: Network) -> str:
     """What it is, in a few words."""
-    source, recipe = (network.provenance.get(name, {}) for name in ("source", "recipe"))
-    what = str(source.get("arch", "a module from Python"))
+    recipe, what = network.provenance.recipe, network.provenance.source.arch or "a module from Python"
     if not network.neurons:
         return f"{what}, not spiking"
-    made = "directly trained" if network.trained else f"recipe {recipe.get('name')}, tuned"
-    return f"{what} as a spiking network, {made} for T = {recipe.get('timesteps')}"
+    made = "directly trained" if network.trained else f"recipe {recipe.name}, tuned"
+    return f"{what} as a spiking network, {made} for T = {recipe.timesteps}"
 
 
 def parts(network: Network) -> Iterable[str | Table]:
@@ -72,14 +70,8 @@ def parts(network: Network) -> Iterable[str | Table]:
     if network.neurons and not network.trained:  # there nothing is scaled
         yield _shortcuts(network)
     if network.provenance:
-        known = sorted(without_lists(network.provenance))
-        yield "\n".join(f"{name}: {json.dumps(plain(value))}" for name, value in known)
-
-
-def without_lists(provenance: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """The entries of a provenance without its long lists."""
-    for name, value in provenance.items():
-        yield name, {k: v for k, v in value.items() if k not in LONG} if isinstance(value, Mapping) else value
+        known = sorted(network.provenance.without_lists().to_dict().items())
+        yield "\n".join(f"{name}: {json.dumps(value)}" for name, value in known)
 
 
 def _nodes(network: Network) -> Table:

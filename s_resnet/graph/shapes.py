@@ -35,6 +35,7 @@ from .ops import (
     Scale,
     Slice,
 )
+from .provenance import Provenance
 from .readout import STATEFUL, Readout, SpikingMaxPool2d
 
 Shape = tuple[int | None, ...]
@@ -67,13 +68,11 @@ def shapes(nodes: Sequence[Node], image: Sequence[int | None]) -> dict[str, Shap
     return found
 
 
-def image_of(nodes: Sequence[Node], provenance: Mapping[str, Any]) -> Shape:
+def image_of(nodes: Sequence[Node], provenance: Provenance) -> Shape:
     """The images that a network was made for: as its provenance says, else with what its convolutions say."""
     channels = next((_channels(node.op) for node in nodes if nodes[0].name in node.inputs), None)
-    said = provenance.get("input_shape")
-    if isinstance(said, list | tuple) and len(said) == 3 and all(isinstance(s, int) and 1 <= s < 2**16 for s in said):
-        return tuple(said)
-    return channels, None, None
+    said = provenance.input_shape
+    return said if said and max(said) < 2**16 else (channels, None, None)
 
 
 def _channels(op: Op) -> int | None:

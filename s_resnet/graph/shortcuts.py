@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..runtime.display import Displayed
 from .neuron import Neuron
 from .ops import Node, Scale
+from .provenance import Provenance
 
 
 class Network(Protocol):
@@ -18,7 +18,7 @@ class Network(Protocol):
     def neurons(self) -> tuple[Node, ...]: ...
 
     @property
-    def provenance(self) -> Mapping[str, Any]: ...
+    def provenance(self) -> Provenance: ...
 
     def __getitem__(self, name: str) -> Node: ...
 
@@ -41,7 +41,7 @@ class Shortcut(Displayed):
 
 def scales(snn: Network) -> dict[str, float]:
     """What one spike of a layer (or unit of the logits) stands for in the source network, in the mean over channels."""
-    found = {str(name): float(value) for name, value in snn.provenance.get("calibration", {}).get("scales", {}).items()}
+    found = {name: float(value) for name, value in (snn.provenance.calibration.scales or {}).items()}
     for node in snn.neurons:
         assert isinstance(node.op, Neuron)
         if node.op.scale is not None:

@@ -19,6 +19,7 @@ from ..data.intervals import difference, wilson
 from ..errors import InvalidData
 from ..graph.graph import Graph
 from ..graph.neuron import Neuron
+from ..graph.provenance import Provenance
 from ..graph.shortcuts import Shortcut, shortcuts
 from ..runtime.device import find_device
 from ..runtime.display import Displayed, Table, plain
@@ -27,7 +28,6 @@ from ..simulation.record import Trace, record
 DETAILS = 128  # images that layers are verified, and operations counted, on: both take several times a simulation
 EXAMPLES = 12  # images that are shown
 LAYERS, NEURONS = 4, 24  # that are recorded
-LEFT_OUT = ("fingerprints", "marks", "scales")  # long lists of the provenance
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,7 +149,7 @@ class NetworkReport(Displayed):
         shortcuts: scales of the residual branches.
         traces: recorded on the first image.
         classes: their names.
-        provenance: of the artifact, without long lists.
+        provenance: of the artifact.
     """
 
     network: str
@@ -166,7 +166,7 @@ class NetworkReport(Displayed):
     shortcuts: tuple[Shortcut, ...]
     traces: tuple[Trace, ...]
     classes: tuple[str, ...]
-    provenance: Mapping[str, Any]
+    provenance: Provenance
 
     @property
     def trained(self) -> bool:
@@ -243,7 +243,7 @@ class NetworkReport(Displayed):
             "shortcuts": [asdict(branch) for branch in self.shortcuts],
             "traces": [_listed(trace) for trace in self.traces],
             "classes": self.classes,
-            "provenance": self.provenance,
+            "provenance": self.provenance.without_lists().to_json(),
         }
         return dict(plain(entry))
 
@@ -350,8 +350,8 @@ def measure(
         missing=missing,
         shortcuts=() if snn.trained else shortcuts(snn),
         traces=record(snn, first, timesteps, _some(snn), NEURONS),
-        classes=tuple(settings.classes or snn.provenance.get("classes", ())),
-        provenance=_short(snn.provenance),
+        classes=settings.classes or snn.provenance.classes or (),
+        provenance=snn.provenance,
     )
 
 
@@ -362,11 +362,3 @@ def _some(snn: Graph) -> list[str]:
     between = joins if len(joins) >= LAYERS - 1 else names[1:]
     places = torch.linspace(0, len(between) - 1, min(LAYERS - 1, len(between))).round().long().tolist()
     return [names[0], *(between[place] for place in places)]
-
-
-def _short(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The provenance without its long lists."""
-    return {
-        name: {key: part for key, part in value.items() if key not in LEFT_OUT} if isinstance(value, Mapping) else value
-        for name, value in provenance.items()
-    }

@@ -145,7 +145,7 @@ def _page(networks: Networks, command: str, created: str) -> str:
 def _lead(networks: Networks) -> str:
     said = []
     for part in networks:
-        arch = part.provenance.get("source", {}).get("arch")
+        arch = part.provenance.source.arch
         what = f"{arch} as a spiking network" if arch else "Spiking network"
         made = f"directly trained for T = {part.report.trained_for}" if part.trained else f"recipe {part.report.recipe}"
         run = "" if part.timesteps == part.report.trained_for else f", T = {part.timesteps}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from ..runtime.display import Table
 from .network_report import NetworkReport, Networks
@@ -29,15 +30,15 @@ def facts_table(networks: Networks) -> Table:
 
 def _facts(net: NetworkReport) -> dict[str, str]:
     known, report = net.provenance, net.report
-    recipe, source = known.get("recipe", {}), known.get("source", {})
+    source, groups = known.source, known.without_lists().to_json()
     seen = f", {report.calibrated_on:,} of them calibrated on" if report.calibrated_on else ""
     trained = f"directly trained for T = {report.trained_for}"
     facts = {
         "network": net.network,
         "network, SHA-256": net.sha256,
-        "source": " ".join(str(source[name]) for name in ("arch", "name") if name in source),
-        "source, SHA-256": str(source.get("sha256", "")),
-        "recipe": trained if net.trained else f"{report.recipe}, tuned for T = {recipe.get('timesteps', 'unknown')}",
+        "source": " ".join(part for part in (source.arch, source.name) if part is not None),
+        "source, SHA-256": source.sha256 or "",
+        "recipe": trained if net.trained else f"{report.recipe}, tuned for T = {known.recipe.timesteps or 'unknown'}",
         "spikes": report.alphabet,
         "measured on": net.data,
         "images": f"{report.images:,}{seen}",
@@ -47,7 +48,8 @@ def _facts(net: NetworkReport) -> dict[str, str]:
     for group, title in GROUPS.items():
         if net.trained and group == "calibration":  # there was none
             continue
-        for name, value in known.get(group, {}).items():
+        part = groups.get(group)
+        for name, value in sorted(part.items()) if isinstance(part, Mapping) else ():
             if name != "curve":  # of the compensation: report.json has it
                 titled = f"{title} {name}" if group == "versions" else f"{title}, {name.replace('_', ' ')}"
                 facts[titled] = _brief(value)
@@ -64,7 +66,6 @@ def _brief(value: object) -> str:
 def passes(net: NetworkReport) -> list[tuple[str, str]]:
     """The recipe's passes with their settings."""
     found = []
-    for step in net.provenance.get("recipe", {}).get("passes", ()):
-        options = ", ".join(f"{name} = {_brief(value)}" for name, value in step.items() if name != "pass")
-        found.append((step["pass"], options))
+    for step in net.provenance.recipe.passes or ():
+        found.append((step.name, ", ".join(f"{name} = {_brief(value)}" for name, value in step.extra.items())))
     return found

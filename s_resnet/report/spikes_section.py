@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.images import Preprocessing
 from ..simulation.record import Trace
 from . import charts
 from .charts import Picture, data_uri
@@ -98,7 +99,8 @@ def _pixels(image: Tensor, net: NetworkReport) -> Tensor:
         darker, brighter = image.cpu().sum(0) / image.sum(0).amax().clamp_min(1).cpu()
         image = torch.stack([brighter, torch.zeros_like(darker), darker])
         return image.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    settings = net.provenance.get("preprocessing", {})
-    mean, std = (torch.tensor(settings.get(name, [fill] * 3)) for name, fill in (("mean", 0.0), ("std", 1.0)))
+    known = net.provenance.preprocessing
+    numbers = (known.mean, known.std) if isinstance(known, Preprocessing) else ([0.0] * 3, [1.0] * 3)
+    mean, std = map(torch.tensor, numbers)
     image = image.cpu() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
     return image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()

@@ -110,7 +110,7 @@ class Figures(Displayed):
 
 
 class Entries(dict[str, Any], Displayed):
-    """Named plain JSON values, such as a network's provenance: a dict with a short ``repr``."""
+    """Named plain JSON values, such as a report's: a dict with a short ``repr``."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__({name: Entries(value) if type(value) is dict else value for name, value in values.items()})

@@ -18,6 +18,7 @@ from ..data.loader import ImageLoader
 from ..errors import InvalidData, message
 from ..graph.graph import Graph
 from ..graph.module import GraphModule
+from ..graph.provenance import SeenData, Tuning
 from ..runtime.device import find_device, prefetch
 from ..runtime.display import Displayed, Table, percent
 from .loop import TrainingResult, carry_out, epochs
@@ -98,7 +99,7 @@ def fine_tune(
     if classes != len(data.classes):
         got = f"{len(data.classes)} classes in {data.spec!r} for a network of {classes}"
         raise InvalidData(message("fine-tuning", "", got, "equal numbers", "Pass the data that it was made for"))
-    name = str(graph.provenance.get("source", {}).get("arch", "a module from Python"))
+    name = graph.provenance.source.arch or "a module from Python"
     trained = carry_out(Task(name, data, Path(checkpoint), settings, test, module), execution)
     parts = split(data, test, settings)
     held_out = ImageLoader(data, parts.validation, settings.preprocessing, settings.batch_size)
@@ -120,19 +121,18 @@ def fine_tuning_defaults(**changes: Any) -> Training:
 
 def _settled(graph: Graph, data: ImageData, settings: Training) -> Training:
     """The settings with T, the number of held-out images, and the network's preprocessing."""
-    stored = graph.provenance.get("preprocessing")
-    if stored is None or "mean" not in stored:
+    known = graph.provenance
+    if not isinstance(known.preprocessing, Preprocessing):
         got = "a network that does not say how its images are preprocessed"
-        remedy = "Add preprocessing=vars(s_resnet.data.preprocessing_for(size, mean, std)) by with_provenance"
+        remedy = "Add them: snn.with_provenance(preprocessing=s_resnet.data.preprocessing_for(size, mean, std))"
         raise InvalidData(message("fine-tuning", "", got, "size, mean and std", remedy))
-    timesteps = settings.timesteps or graph.provenance.get("recipe", {}).get("timesteps")
+    timesteps = settings.timesteps or known.recipe.timesteps
     if timesteps is None:
         got, expected = "no timesteps, and a network that does not say any", "a number of steps"
         raise InvalidData(message("fine-tuning", "", got, expected, "Set timesteps in the settings"))
     validation = settings.validation or min(HELD_OUT, len(data) // 8)
-    preprocessing = Preprocessing(**stored)
-    size = preprocessing.size
-    return replace(settings, timesteps=int(timesteps), validation=validation, size=size, preprocessing=preprocessing)
+    preprocessing, size = known.preprocessing, known.preprocessing.size
+    return replace(settings, timesteps=timesteps, validation=validation, size=size, preprocessing=preprocessing)
 
 
 def _score(module: torch.nn.Module, images: ImageLoader, device: str) -> tuple[float, float]:
@@ -162,10 +162,21 @@ def _documented(result: FineTuning, graph: Graph, trained: TrainingResult, data:
     before = result.graph
     settings, used = trained.settings, [*parts.train, *parts.validation]
     new = fingerprints(data, used) if data.split == "all" else []
-    known = before.provenance.get("data", {}).get("fingerprints", [])
-    names = ("timesteps", "epochs", "optimizer", "lr", "weight_decay", "batch_size", "seed", "validation")
-    tuning = {name: getattr(settings, name) for name in names}
-    tuning |= {"data": data.spec, "split": data.split, "top1_before": result.before, "top1_after": result.after}
-    seen = {"spec": data.spec, "split": data.split, "images": len(used), "fingerprints": sorted({*known, *new})}
-    recipe = {**before.provenance.get("recipe", {}), "timesteps": settings.timesteps}
-    return graph.with_provenance(tuning=tuning, data=seen, recipe=recipe, classes=list(data.classes))
+    known = before.provenance.data.fingerprints or ()
+    tuning = Tuning(
+        timesteps=settings.timesteps,
+        epochs=settings.epochs,
+        optimizer=settings.optimizer,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        validation=settings.validation,
+        data=data.spec,
+        split=data.split,
+        top1_before=result.before,
+        top1_after=result.after,
+    )
+    seen = SeenData(data.spec, data.split, len(used), tuple(sorted({*known, *new})))
+    recipe = replace(before.provenance.recipe, timesteps=settings.timesteps)
+    return graph.with_provenance(tuning=tuning, data=seen, recipe=recipe, classes=tuple(data.classes))

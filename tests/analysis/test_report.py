@@ -14,6 +14,7 @@ from s_resnet.data.intervals import difference
 from s_resnet.errors import BackendUnavailable, InvalidData
 from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear, ReLU
+from s_resnet.graph.provenance import AppliedRecipe, Provenance
 from s_resnet.runtime import find_device
 
 RNG = np.random.default_rng(0)
@@ -37,7 +38,7 @@ def network(classes):
         ("readout", Readout(torch.tensor(3.0)), "fc"),
     ]
     nodes = tuple(Node(name, op, tuple(inputs)) for name, op, *inputs in rows)
-    return Graph(nodes, {"recipe": {"name": "by-hand"}}).validate()
+    return Graph(nodes, Provenance(AppliedRecipe("by-hand"))).validate()
 
 
 def classifier(classes):

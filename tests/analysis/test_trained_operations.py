@@ -13,6 +13,7 @@ from s_resnet.conversion import Context, passes
 from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.alphabet import Surrogate
 from s_resnet.graph.ops import Add, Conv2d, Flatten, Input, Linear, MaxPool2d
+from s_resnet.graph.provenance import AppliedRecipe, Provenance
 
 X = images(3, SIZE)
 
@@ -116,7 +117,7 @@ def test_a_max_pool_of_spikes_is_an_or():
         Node("fc", Linear(torch.ones(2, 2 * 16), None), ("flat",)),
         Node("mean", Readout(torch.ones(())), ("fc",)),
     )
-    graph = Graph(nodes, {"recipe": {"name": "trained", "timesteps": T}}).validate()
+    graph = Graph(nodes, Provenance(AppliedRecipe("trained", T))).validate()
     layers = {layer.name: layer for layer in count_operations(graph, [X], T).layers}
     current, v, spikes = F.conv2d(X, weight, padding=1), 0, []
     for _ in range(T):
@@ -149,7 +150,7 @@ def test_a_sum_of_spikes_that_a_neuron_reads_is_added_by_it():
         Node("fc", Linear(torch.ones(2, 3 * SIZE * SIZE), None), ("flat",)),
         Node("mean", Readout(torch.ones(())), ("fc",)),
     )
-    graph = Graph(nodes, {"recipe": {"name": "trained", "timesteps": T}}).validate()
+    graph = Graph(nodes, Provenance(AppliedRecipe("trained", T))).validate()
     layers = {layer.name: layer for layer in count_operations(graph, [X], T).layers}
     spikes = layers["one"].spikes + layers["other"].spikes
     assert spikes > 0 and layers["last"].acs == pytest.approx(spikes) and layers["sum"].acs == 0

@@ -14,6 +14,7 @@ from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.alphabet import MultiThreshold, Signed, Surrogate
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
+from s_resnet.graph.provenance import AppliedRecipe, Provenance
 from s_resnet.kernels.surrogate.reference import fire_reference
 
 X = images(6, SIZE)
@@ -79,7 +80,7 @@ def one(**neuron):
         Node("fc", Linear(torch.tensor([[1.0], [-1.0]]), None), ("flat",)),
         Node("mean", Readout(torch.ones(())), ("fc",)),
     )
-    return Graph(nodes, {"recipe": {"name": "trained", "timesteps": 4}}).validate()
+    return Graph(nodes, Provenance(AppliedRecipe("trained", 4))).validate()
 
 
 def layer_of(graph, *values, steps=4):

@@ -19,6 +19,7 @@ from s_resnet.errors import InvalidData
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
 from s_resnet.graph.neuron import Neuron
 from s_resnet.graph.ops import SYNAPSES, Conv2d, Flatten, Input, Linear, Node
+from s_resnet.graph.provenance import AppliedPass, AppliedRecipe
 from s_resnet.graph.readout import Readout, SpikingMaxPool2d
 from s_resnet.models import CifarResNet
 from s_resnet.simulation.lockstep import fire_mean, lockstep, order_free
@@ -317,16 +318,16 @@ def test_the_advice_follows_the_cause(network, value, cause, said):
     ],
 )
 def test_qcfs_networks_are_told_what_convert_allows(network, value, cause, said):
-    result = verify(network.with_provenance(recipe={"name": "qcfs-streaming", "passes": []}), [scalar(value)], 4)
+    result = verify(network.with_provenance(recipe=AppliedRecipe("qcfs-streaming")), [scalar(value)], 4)
     assert result.cause == cause and said in result.advice
     assert not any(word in result.advice for word in ("signed", "calibrat", "multilevel", "percentile"))
 
 
 def test_no_one_is_told_to_do_what_was_done():
-    network = uneven().with_provenance(recipe={"name": "signed", "passes": []})
+    network = uneven().with_provenance(recipe=AppliedRecipe("signed"))
     advice = verify(network, [scalar(0.25)], 4).advice
     assert 'recipe="phased"' in advice and "signed" not in advice and "calibrated" not in advice
-    small = one().with_provenance(recipe={"name": "phased", "passes": [{"pass": "reconstruct"}]})
+    small = one().with_provenance(recipe=AppliedRecipe("phased", passes=(AppliedPass("reconstruct"),)))
     assert verify(small, [scalar(0.9)], 40).cause == "unevenness"  # nothing is lost: the first of the parts
     assert verify(small, [scalar(0.91)], 40).cause == "quantization"
     assert verify(one(), [scalar(0.91)], 40).cause == "inherited"

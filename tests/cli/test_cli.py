@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sresnet_cli.__main__ import main, sresnet
 from torch import nn
 
 import s_resnet
+from s_resnet.graph.provenance import Source
 
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
 pytestmark = [
@@ -147,7 +149,7 @@ def put_converted(folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     snn = s_resnet.load(folder / "tiny.snn")
-    calibrated_on = {**snn.provenance["data"], "spec": str(folder / "photos")}  # as if converted right here
+    calibrated_on = replace(snn.provenance.data, spec=str(folder / "photos"))  # as if converted right here
     s_resnet.save(snn.with_provenance(data=calibrated_on), folder / "tiny.snn")
     return folder / "tiny.snn"
 
@@ -412,8 +414,8 @@ def test_without_data_it_says_so_in_one_line(program, tmp_path):
     assert code == 0 and "thresholds from BatchNorm statistics" in out
     assert err.count("\n") == 1 and "No --calibration" in err and "BatchNorm" in err
     known = s_resnet.load("tiny.snn").provenance
-    assert known["calibration"]["source"] == "batchnorm" and "data" not in known
-    assert known["input_shape"] == [3, 32, 32]
+    assert known.calibration.source == "batchnorm" and not known.data
+    assert known.input_shape == (3, 32, 32)
     make_photos(tmp_path / "photos")
     assert "24 images" in program.works("evaluate", "--timesteps", 2, "--data", "photos")
 
@@ -427,16 +429,14 @@ def test_settings_reach_the_network(program, tmp_path):
         "convert", "tiny.pth", "-o", "tiny.snn", "--calibration", "photos", "--calibration-images", 10, *settings
     )
     known = s_resnet.load("tiny.snn").provenance
-    assert known["source"] == {
-        "name": "tiny.pth", "arch": "cifar_resnet8", "classes": 3,
-        "sha256": hashlib.sha256(Path("tiny.pth").read_bytes()).hexdigest(),
-    }  # fmt: skip
-    assert (known["recipe"]["name"], known["recipe"]["timesteps"]) == ("s-resnet-released", 7)
-    assert known["calibration"]["percentile"] == 90
-    assert known["calibration"]["images"] + known["calibration"]["held_out"] == known["data"]["images"] == 10
-    assert known["preprocessing"] == {"size": 6, "resize": 6, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    assert known["input_shape"] == [3, 6, 6] and known["classes"] == ["a", "b", "c"]
-    assert known["data"]["spec"] == str((tmp_path / "photos").resolve())
+    digest = hashlib.sha256(Path("tiny.pth").read_bytes()).hexdigest()
+    assert known.source == Source("tiny.pth", "cifar_resnet8", 3, digest)
+    assert (known.recipe.name, known.recipe.timesteps) == ("s-resnet-released", 7)
+    assert known.calibration.percentile == 90
+    assert known.calibration.images + known.calibration.held_out == known.data.images == 10
+    assert known.preprocessing == s_resnet.data.Preprocessing(6, 6, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert known.input_shape == (3, 6, 6) and known.classes == ("a", "b", "c")
+    assert known.data.spec == str((tmp_path / "photos").resolve())
 
 
 def test_it_says_how_many_images_went_into_what(program, tmp_path):
@@ -447,21 +447,21 @@ def test_it_says_how_many_images_went_into_what(program, tmp_path):
     given += ("-o", "tiny.snn", "--force")
     said = program.works(*given, "--calibration-images", 10, "--timesteps", 4, "--recipe", "s-resnet")
     found = s_resnet.load("tiny.snn").provenance
-    assert (found["calibration"]["images"], found["compensation"]["images"]) == (5, 5)
-    factor = found["compensation"]["factor"]
+    assert (found.calibration.images, found.compensation.images) == (5, 5)
+    factor = found.compensation.factor
     assert f"thresholds from 5 images, compensation {factor:.4f} from 5 others" in said
     said = program.works(*given, "--calibration-images", 10, "--timesteps", 4, "--recipe", "phased", "--reconstruct")
     found = s_resnet.load("tiny.snn").provenance
-    assert (found["calibration"]["fitted"], found["reconstruction"]["images"]) == (10, 10)
+    assert (found.calibration.fitted, found.reconstruction.images) == (10, 10)
     assert "thresholds and weights from 10 images\n" in said and "Reconstructed on 10 images: " in said
 
 
 def test_defaults_are_the_papers(program, network):
     program("convert", "tiny.pth", "--input-size", SIZE, "-o", "defaults.snn")
     known = s_resnet.load("defaults.snn").provenance
-    assert (known["recipe"]["name"], known["recipe"]["timesteps"]) == ("s-resnet", 350)
-    assert known["calibration"]["percentile"] == 99.9
-    assert known["preprocessing"]["mean"] == list(s_resnet.data.IMAGENET_MEAN)
+    assert (known.recipe.name, known.recipe.timesteps) == ("s-resnet", 350)
+    assert known.calibration.percentile == 99.9
+    assert known.preprocessing.mean == s_resnet.data.IMAGENET_MEAN
 
 
 # ---- inspect
@@ -477,7 +477,7 @@ def test_inspect_shows_the_shortcut_conversion_model(program, network):
     """Neuron by neuron lambda_in / lambda_out from the calibrated scales, and the weights that follow from it."""
     said = program.works("inspect", "tiny.snn")
     snn, model = s_resnet.load("tiny.snn"), tiny()
-    scale = snn.provenance["calibration"]["scales"]
+    scale = snn.provenance.calibration.scales
     feeds = {"layer1.0.relu_1": "relu", "layer2.0.relu_1": "layer1.0.relu_1", "layer3.0.relu_1": "layer2.0.relu_1"}
     section = said.split("\n\n")[2].splitlines()
     assert "lambda_in / lambda_out" in section[0]
@@ -501,13 +501,13 @@ def test_inspect_shows_graph_recipe_and_provenance(program, network):
     assert "cifar_resnet8" in header and "recipe s-resnet" in header and "T = 4" in header
     rows = {line.split()[0]: line.split() for line in nodes.splitlines()[1:]}
     assert list(rows) == [node.name for node in snn.nodes]
-    for name, scale in snn.provenance["calibration"]["scales"].items():
+    for name, scale in snn.provenance.calibration.scales.items():
         assert f"{scale:.4g}" in rows[name]
     assert all(rows[node.name][1:3] == ["Neuron", "1"] for node in snn.neurons)
     shown = dict(line.split(": ", 1) for line in known.splitlines())
-    assert set(shown) == set(snn.provenance)
+    assert set(shown) == set(snn.provenance.to_json())
     for name in ("recipe", "preprocessing", "source", "classes", "versions", "compensation"):
-        assert json.loads(shown[name]) == snn.provenance[name]
+        assert json.loads(shown[name]) == snn.provenance.to_json()[name]
     assert "fingerprints" not in known and json.loads(shown["data"])["images"] == 6
 
 
@@ -515,7 +515,7 @@ def test_inspect_lists_every_shortcut_of_a_torchvision_resnet(program, tmp_path)
     make_checkpoint(tmp_path / "r18.pth", randomized(torchvision.models.resnet18(num_classes=5)))
     code, _, _ = program("convert", "r18.pth", "--input-size", 32, "-o", "r18.snn")
     said = program.works("inspect", "r18.snn")
-    scale = s_resnet.load("r18.snn").provenance["calibration"]["scales"]
+    scale = s_resnet.load("r18.snn").provenance.calibration.scales
     rows = [line.split() for line in said.split("\n\n")[2].splitlines()[1:]]
     before = "relu"  # the stem's, behind its max-pool
     assert code == 0 and len(rows) == 8

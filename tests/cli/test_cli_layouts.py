@@ -44,7 +44,7 @@ def test_a_network_for_gray_images(program):
     code, _, _ = program(
         "convert", "gray.pth", "-o", "gray.snn", *options, "--calibration", "photos", "--calibration-images", 8
     )
-    assert code == 0 and s_resnet.load("gray.snn").provenance["input_shape"] == [1, SIZE, SIZE]
+    assert code == 0 and s_resnet.load("gray.snn").provenance.input_shape == (1, SIZE, SIZE)
     found = []
     for data in ("gray.npz", "color.npz", "photos"):
         code, _, err = program("evaluate", "gray.snn", "--timesteps", 4, "--data", data, "--json", f"{data}.json")
@@ -61,4 +61,4 @@ def test_a_network_for_other_channels_is_told_where_to_convert_it(program):
     code, _, err = program("convert", "four.pth", "--input-size", SIZE, "--calibration", "photos")
     assert code == 1 and "network of 4 channels" in err and "from Python" in err and err.count("\n") == 1
     code, _, err = program("convert", "four.pth", "--input-size", SIZE, "-o", "four.snn")
-    assert code == 0 and s_resnet.load("four.snn").provenance["input_shape"] == [4, SIZE, SIZE]
+    assert code == 0 and s_resnet.load("four.snn").provenance.input_shape == (4, SIZE, SIZE)

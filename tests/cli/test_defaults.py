@@ -14,6 +14,7 @@ from test_cli import SIZE, Program, make_checkpoint, make_photos, put_converted,
 
 import s_resnet
 from s_resnet import RECIPES
+from s_resnet.graph.provenance import AppliedRecipe
 from s_resnet.kernels.build import compiler
 from s_resnet.models import CifarResNet
 
@@ -38,8 +39,8 @@ def made(place="."):
 
 
 def recipe_of(path):
-    recipe = s_resnet.load(path).provenance["recipe"]
-    return recipe["name"], recipe["timesteps"]
+    recipe = s_resnet.load(path).provenance.recipe
+    return recipe.name, recipe.timesteps
 
 
 # ---- the recipe
@@ -59,8 +60,8 @@ def test_python_takes_the_same():
     model, x = randomized(CifarResNet(8, width=4)), images(16, 8)
     for batches, name in (([x], "calibrated"), (None, "s-resnet")):
         snn = s_resnet.convert(model, batches or (3, 8, 8))
-        assert snn.provenance["recipe"]["name"] == name == s_resnet.conversion.default_recipe(batches is not None).name
-        assert snn.provenance["recipe"]["timesteps"] == RECIPES[name].timesteps
+        assert snn.provenance.recipe.name == name == s_resnet.conversion.default_recipe(batches is not None).name
+        assert snn.provenance.recipe.timesteps == RECIPES[name].timesteps
 
 
 def test_the_recipes_of_the_command_line_are_those_there_are():
@@ -171,7 +172,7 @@ def test_t_is_the_networks_own(program):
     one = s_resnet.evaluate(s_resnet.load("few.snn"), [(images(4, SIZE), torch.arange(4) % 3)], 8)
     assert [row.timesteps for row in one.snn] == [8]
     snn = s_resnet.load("few.snn")
-    s_resnet.save(snn.with_provenance(recipe={}), "untold.snn")
+    s_resnet.save(snn.with_provenance(recipe=AppliedRecipe()), "untold.snn")
     code, _, err = program("evaluate", "untold.snn")
     assert code == 2 and "Pass --timesteps T" in err
 
@@ -329,7 +330,7 @@ def test_images_of_a_part_of_the_classes_calibrate_without_their_labels(program)
     )
     assert "calibration images without usable labels" in said
     known = s_resnet.load("part.snn").provenance
-    assert "classes" not in known and "right" not in known["check"]
+    assert known.classes is None and known.check.right is None
     Path("names").write_text("a\nb\nc\n")
     code, said, err = program(
         "convert", "tiny.pth", "--calibration", "part", *FEW[2:], "-o", "named.snn", "--classes", "names"
@@ -351,9 +352,9 @@ def test_images_without_labels_calibrate_as_those_with(program):
         given = ("--calibration", folder, "--calibration-images", 24, "--input-size", SIZE, "--timesteps", 2)
         code, _, err = program("convert", "tiny.pth", *given, "-o", name)
         assert code == 0 and ("1 .txt" in err) == (folder == "flat")
-    scales = [s_resnet.load(name).provenance["calibration"]["scales"] for name in ("with.snn", "without.snn")]
+    scales = [s_resnet.load(name).provenance.calibration.scales for name in ("with.snn", "without.snn")]
     assert scales[0] == pytest.approx(scales[1])
-    assert "classes" not in s_resnet.load("without.snn").provenance
+    assert s_resnet.load("without.snn").provenance.classes is None
     code, out, err = program("evaluate", "without.snn", "--data", "flat")
     assert (code, out) == (1, "") and "24 images and no folder" in err and "not evaluated" in err
     code, _, err = program("train", "ms_resnet8", "--data", "flat", "-o", "x.pt")
@@ -442,7 +443,7 @@ def test_a_network_from_python_says_what_it_lacks_and_can_be_told(program):
     code, _, err = program("evaluate", "python.snn", "--data", "photos")
     assert code == 1 and "converted from Python" in err and "without calibration images" not in err
     assert "snn.with_provenance(preprocessing=" in err
-    prepared = s_resnet.data.stored_preprocessing(s_resnet.data.preprocessing_for(SIZE))
+    prepared = s_resnet.data.preprocessing_for(SIZE)
     s_resnet.save(snn.with_provenance(preprocessing=prepared), "python.snn")
     assert "24 of 24 images" in program.works("evaluate", "python.snn", "--data", "photos")
     code, _, err = program("evaluate", "python.snn")

@@ -14,6 +14,7 @@ from test_cli import network as network  # the fixtures
 from test_cli import program as program
 
 import s_resnet
+from s_resnet.graph.provenance import AppliedRecipe
 
 nir = pytest.importorskip("nir", reason="nir is not installed: pip install 's-resnet[nir]'")
 pytestmark = [
@@ -174,7 +175,7 @@ def test_a_network_without_T_asks(program):
     make_photos(Path("photos"))
     program.works("convert", "tiny.pth", *CALIBRATED)
     snn = s_resnet.load("tiny.snn")
-    s_resnet.save(snn.with_provenance(recipe={}), "tiny.snn")
+    s_resnet.save(snn.with_provenance(recipe=AppliedRecipe()), "tiny.snn")
     code, _, err = program("export", "tiny.snn", *NIR)
     assert code == 2 and "--timesteps T" in err
     program.works("export", "tiny.snn", *NIR, "--timesteps", 3)

@@ -10,6 +10,8 @@ from sresnet_cli.__main__ import sresnet
 from trained_networks import CLASSES, SIZE, T, trained
 
 from s_resnet import convert, load, save
+from s_resnet.data import Preprocessing
+from s_resnet.graph.provenance import Source
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 pytestmark = [
@@ -24,9 +26,8 @@ def place(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model, _ = trained(request.param)
     snn = convert(model, [torch.zeros(1, 3, SIZE, SIZE)])
-    said = {"preprocessing": {"size": SIZE, "resize": SIZE, "mean": MEAN, "std": STD}}
-    source = {"arch": request.param, "classes": CLASSES}
-    save(snn.with_provenance(**said, source=source), folder / "net.snn")
+    source, preprocessing = Source(arch=request.param, classes=CLASSES), Preprocessing(SIZE, SIZE, MEAN, STD)
+    save(snn.with_provenance(preprocessing=preprocessing, source=source), folder / "net.snn")
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (24, SIZE, SIZE, 3), dtype=np.uint8), rng.integers(0, CLASSES, 24)
     np.savez(folder / "data.npz", x=x, y=y)

@@ -22,6 +22,7 @@ from s_resnet.data.intervals import wilson
 from s_resnet.errors import ConversionError, InvalidData
 from s_resnet.graph import Node
 from s_resnet.graph.ops import Input
+from s_resnet.graph.provenance import AppliedPass, Choice, Provenance
 from s_resnet.models import CifarResNet
 
 converting = importlib.import_module("s_resnet.conversion.convert")  # the package has the function under this name
@@ -72,7 +73,7 @@ def test_what_is_saved_evaluates_the_same(tmp_path, networks, batches, recipe):
     again = load(tmp_path / "net.snn")
     x = images(5, 8, seed=9)
     assert torch.equal(again(x, 4), snn(x, 4)) and torch.equal(again.run(x), snn.run(x))
-    assert again.provenance == json.loads(json.dumps(snn.provenance)) and again.alphabet == snn.alphabet
+    assert again.provenance == snn.provenance and again.alphabet == snn.alphabet
     fresh = [(images(12, 8, seed=10), torch.arange(12) % 10)]
     one, other = (evaluate(graph, fresh, 4, at=(2, 4)) for graph in (snn, again))
     assert (one.ann, one.snn, one.alphabet, one.recipe) == (other.ann, other.snn, other.alphabet, recipe)
@@ -118,7 +119,7 @@ def test_what_the_recipes_are(networks):
         assert all(node.op.scale.shape == node.op.correction.shape[-1:] for node in snn.neurons)
         assert all(node.op.initial_potential == 0.5 for node in snn.neurons)
         assert snn.neurons[0].op.schedule == "streaming"  # its current is constant: it has nothing to wait for
-        assert snn.provenance["recipe"]["name"] == name and snn.provenance["calibration"]["fitted"] == 60
+        assert snn.provenance.recipe.name == name and snn.provenance.calibration.fitted == 60
         shortcuts = [node for node in snn.nodes if node.name.endswith(".shortcut")]
         assert len(shortcuts) == 1 and shortcuts[0].op.weight.shape == (4,)  # by channel, explicit
 
@@ -132,7 +133,7 @@ def test_a_fitted_recipe_without_images_is_refused(model, recipe):
 @pytest.mark.parametrize("recipe", FITTED)
 def test_two_images_still_convert(model, recipe):
     snn = convert(model, [images(2, 8)], recipe, timesteps=2)
-    assert (snn.provenance["calibration"]["fitted"], snn.provenance["calibration"]["held_out"]) == (2, 0)
+    assert (snn.provenance.calibration.fitted, snn.provenance.calibration.held_out) == (2, 0)
     assert torch.isfinite(snn(images(2, 8), 2)).all()
 
 
@@ -216,10 +217,10 @@ def trials(monkeypatch, table, **wishes):
 
     def apply(recipe, graph, context):
         tried.append((recipe.name, context.timesteps))
-        return Graph((Node("input", Input(), ()),), {"who": tried[-1]})
+        return Graph((Node("input", Input(), ()),), Provenance(extra={"who": tried[-1]}))
 
     def trial(name, snn, calibration, timesteps):
-        assert snn.provenance["who"] == (name, timesteps)
+        assert snn.provenance.extra["who"] == (name, timesteps)
         agreement, error, latency = table(name, timesteps)
         return Trial(name, timesteps, latency, agreement, error, 200, (0.005, 0.03))
 
@@ -227,10 +228,10 @@ def trials(monkeypatch, table, **wishes):
     monkeypatch.setattr(auto, "_trial", trial)
     calibration = Calibration({}, 100, 1, "data", samples=Samples(images(4), None))
     snn = choose_recipe(Graph(()), Context(calibration), Auto(**wishes))
-    choice = snn.provenance["choice"]
-    assert [(t["recipe"], t["timesteps"]) for t in choice["trials"]] == tried
-    assert choice["spikes"] == wishes.get("spikes", "binary")
-    return snn.provenance["who"], tried, choice["reason"]
+    choice = snn.provenance.choice
+    assert [(t.recipe, t.timesteps) for t in choice.trials] == tried
+    assert choice.spikes == wishes.get("spikes", "binary")
+    return snn.provenance.extra["who"], tried, choice.reason
 
 
 def latency(name, steps):
@@ -337,24 +338,24 @@ def test_a_trial_counts_agreement_on_the_images_held_out(networks):
 @pytest.mark.parametrize("spikes", ["binary", "levels"])
 def test_the_choice_is_one_of_the_networks_it_chose_among(model, batches, networks, spikes):
     snn = convert(model, batches, Auto(spikes), timesteps=4)
-    choice = snn.provenance["choice"]
-    assert [trial["recipe"] for trial in choice["trials"]] == list(ALPHABETS[spikes])
-    chosen = snn.provenance["recipe"]["name"]
-    assert chosen in ALPHABETS[spikes] and choice["reason"].startswith(f"{chosen} at T = 4 ")
+    choice = snn.provenance.choice
+    assert [trial.recipe for trial in choice.trials] == list(ALPHABETS[spikes])
+    chosen = snn.provenance.recipe.name
+    assert chosen in ALPHABETS[spikes] and choice.reason.startswith(f"{chosen} at T = 4 ")
     alone = convert(model, batches, chosen, timesteps=4)
     x = images(6, 8, seed=15)
     assert snn(x, 4).shape == (6, 10) and torch.allclose(snn.run(x), alone.run(x), atol=1e-5)
-    assert json.loads(json.dumps(choice)) == choice
-    steps = [trial["end_to_end_steps"] for trial in choice["trials"]]
+    assert Choice.read(json.loads(json.dumps(choice.to_json())), "choice") == choice
+    steps = [trial.end_to_end_steps for trial in choice.trials]
     assert steps == [4 + waited(name, 4) for name in ALPHABETS[spikes]]
 
 
 def test_a_target_drop_for_real(model, batches):
     snn = convert(model, batches, Auto("signed", 40.0))
-    trials = snn.provenance["choice"]["trials"]
-    kept = [t for t in trials if 100 * (1 - t["agreement"]) <= 40]
-    steps = snn.provenance["recipe"]["timesteps"]
-    assert kept and steps == min(t["timesteps"] for t in kept) == trials[-1]["timesteps"]
+    trials = snn.provenance.choice.trials
+    kept = [t for t in trials if 100 * (1 - t.agreement) <= 40]
+    steps = snn.provenance.recipe.timesteps
+    assert kept and steps == min(t.timesteps for t in kept) == trials[-1].timesteps
 
 
 @pytest.mark.parametrize(("recipe", "held_out", "fitted"), [("auto", 30, 30), ("phased", 0, 60), ("s-resnet", 30, 0)])
@@ -385,8 +386,8 @@ def test_no_image_is_both_fitted_to_and_held_out(monkeypatch, model, batches, re
         kept.update(image.numpy().tobytes() for image in (part if part is not None else ()))
     assert (len(both[0]), len(both[1])) == (held_out, fitted) and not both[0] & both[1]
     assert both[0] | both[1] <= {image.numpy().tobytes() for images, _ in batches for image in images}
-    summary = snn.provenance["calibration"]
-    assert (summary["held_out"], summary["fitted"], summary["images"]) == (held_out, fitted, 60 - held_out)
+    summary = snn.provenance.calibration
+    assert (summary.held_out, summary.fitted, summary.images) == (held_out, fitted, 60 - held_out)
 
 
 def test_auto_holds_out_more(monkeypatch, model):
@@ -443,12 +444,12 @@ def test_auto_needs_images(model):
 def test_auto_completes_what_it_tries(monkeypatch, model, batches):
     """With int8 weights the alphabet is binary; with reconstruction every trial has it."""
     snn = convert(model, batches, Auto().with_weights("int8"), timesteps=2)
-    assert snn.integer and snn.provenance["recipe"]["passes"][-1] == {"pass": "quantize_weights"}
+    assert snn.integer and snn.provenance.recipe.passes[-1] == AppliedPass("quantize_weights")
     with pytest.raises(ConversionError, match=r"signed or multi-level spikes"):
         Auto("signed").with_weights("int8")
-    monkeypatch.setattr(reconstructing._Block, "train", lambda self, *rest: (self.nodes, {"steps": 0, "better": False}))
+    monkeypatch.setattr(reconstructing._Block, "train", lambda self, *rest: (self.nodes, 0, False))
     snn = convert(model, batches, Auto(timesteps=2).reconstructed())
-    assert "reconstruct" in [step["pass"] for step in snn.provenance["recipe"]["passes"]]
+    assert "reconstruct" in [step.name for step in snn.provenance.recipe.passes]
 
 
 # ---- the program ----
@@ -497,17 +498,17 @@ def test_two_commands(folder, tmp_path, recipe):
 
 
 def test_a_recipe_has_a_t_of_its_own(model):
-    own = {name: convert(model, [images(4, 8)], name).provenance["recipe"]["timesteps"] for name in FITTED}
+    own = {name: convert(model, [images(4, 8)], name).provenance.recipe.timesteps for name in FITTED}
     assert own == {"calibrated": 16, "calibrated-streaming": 32, "phased": 16, "signed": 16, "multilevel": 4}
 
 
 def test_auto_says_why(folder):
     said = folder.works(*few_steps("--recipe", "auto", "--spikes", "signed", "--timesteps", 2))
-    choice = load("tiny.snn").provenance["choice"]
-    assert choice["reason"] in said.splitlines() and len(choice["trials"]) == 3
+    choice = load("tiny.snn").provenance.choice
+    assert choice.reason in said.splitlines() and len(choice.trials) == 3
     said = folder.works(*few_steps("--recipe", "auto", "--target-drop", 99))
     assert "the smallest T that disagrees on no more than 99 %" in said
-    assert load("tiny.snn").provenance["recipe"]["timesteps"] == 4
+    assert load("tiny.snn").provenance.recipe.timesteps == 4
     assert "choice" in folder.works("inspect", "tiny.snn")
 
 
@@ -537,9 +538,9 @@ def test_reconstruction_goes_on_after_ctrl_c(folder, tmp_path, monkeypatch):
     assert "of 6 parts better, 12 of 2,250 steps, because its 30 minutes ran out. For more time: s_resnet." in said
     assert not Path("tiny.snn.partial").exists()
     assert len(trained) == 3 + 5 + 1 - 2  # five blocks and all together, two of them done
-    passes = load("tiny.snn").provenance["recipe"]["passes"]
-    assert [step["pass"] for step in passes].count("reconstruct") == 1
-    assert "partial" not in json.dumps(load("tiny.snn").provenance)
+    passes = load("tiny.snn").provenance.recipe.passes
+    assert [step.name for step in passes].count("reconstruct") == 1
+    assert "partial" not in json.dumps(load("tiny.snn").provenance.to_json())
 
 
 MISTAKES = {

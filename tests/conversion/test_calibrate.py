@@ -238,7 +238,7 @@ def test_held_out_images_are_the_first_and_are_not_counted(held_out, kept):
         return
     assert result.samples.images.flatten().tolist() == [10.0 - i for i in range(kept)]
     assert result.samples.labels.tolist() == list(range(kept))
-    assert result.summary()["held_out"] == kept
+    assert result.summary().held_out == kept
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from conftest import Net, images, randomized
 from torch import nn
 
+import s_resnet
 from s_resnet import Graph, Simulation, convert, simulate, trace
 from s_resnet.conversion import Context, passes
 from s_resnet.conversion.batchnorm import calibrate_from_batchnorm
@@ -22,6 +23,7 @@ from s_resnet.conversion.recipes import RECIPES, Recipe, Step
 from s_resnet.errors import ConversionError, InvalidData, UnsupportedModel
 from s_resnet.graph import Node, ops
 from s_resnet.graph.neuron import Neuron
+from s_resnet.graph.provenance import Provenance, TriedFactor, Versions
 from s_resnet.graph.readout import Readout
 from s_resnet.models import CifarResNet
 
@@ -142,7 +144,7 @@ def prepared(labels=None, count=12, rounding=None):
 def test_the_factor_is_on_every_weight_and_on_no_bias():
     _, graph, calibration = prepared()
     result = compensate(graph, Context(calibration, 6))
-    factor = result.provenance["compensation"]["factor"]
+    factor = result.provenance.compensation.factor
     assert factor > 1  # v(0) = 0: six steps round a lot of charge away
     synapses = [node for node in result.nodes if hasattr(node.op, "gain")]
     assert [node.name for node in synapses] == ["conv1", "conv2", "relu_1.shortcut", "fc"]
@@ -160,29 +162,29 @@ def test_the_factor_is_on_every_weight_and_on_no_bias():
 @pytest.mark.parametrize("rounding", [None, 1.5])
 def test_the_recorded_curve_is_the_networks_own(rounding):
     _, graph, calibration = prepared(rounding=rounding)
-    found = compensate(graph, Context(calibration, 5)).provenance["compensation"]
+    found = compensate(graph, Context(calibration, 5)).provenance.compensation
     x, logits = calibration.samples.images, graph.run(calibration.samples.images)
-    assert found["criterion"] == "logit error"
-    assert (found["timesteps"], found["images"]) == (5, 12)
-    assert found["expected"] == 1 + (rounding or 0) / 5
-    assert 2 <= len(found["curve"]) <= 6
-    factors = [point["factor"] for point in found["curve"]]
+    assert found.criterion == "logit error"
+    assert (found.timesteps, found.images) == (5, 12)
+    assert found.expected == 1 + (rounding or 0) / 5
+    assert 2 <= len(found.curve) <= 6
+    factors = [point.factor for point in found.curve]
     assert factors == sorted(set(factors))
     assert factors[0] == 1.0
-    assert found["range"] == [factors[0], factors[-1]]
+    assert found.range == (factors[0], factors[-1])
     apart = {}
-    for point in found["curve"]:
+    for point in found.curve:
         nodes = [
-            replace(n, op=replace(n.op, weight=n.op.weight * point["factor"])) if hasattr(n.op, "gain") else n
+            replace(n, op=replace(n.op, weight=n.op.weight * point.factor)) if hasattr(n.op, "gain") else n
             for n in graph.nodes
         ]
         answer = replace(graph, nodes=tuple(nodes))(x, 5)
-        apart[point["factor"]] = (answer - logits).abs().mean(1) / logits.abs().mean()
-        assert point["logit_error"] == pytest.approx(float(apart[point["factor"]].mean()), rel=0.02)
+        apart[point.factor] = (answer - logits).abs().mean(1) / logits.abs().mean()
+        assert point.logit_error == pytest.approx(float(apart[point.factor].mean()), rel=0.02)
     best = min(factors, key=lambda factor: float(apart[factor].mean()))
     worse = {factor: apart[factor] - apart[best] for factor in factors}
     good = [factor for factor in factors if float(worse[factor].mean()) <= float(worse[factor].std()) / 12**0.5]
-    assert found["factor"] == min(good, key=lambda factor: abs(factor - found["expected"]))
+    assert found.factor == min(good, key=lambda factor: abs(factor - found.expected))
 
 
 @pytest.mark.parametrize("recipe", ["s-resnet", "calibrated"])
@@ -200,8 +202,8 @@ def test_labels_change_nothing(recipe):
     made = {name: convert(source, batches, recipe, timesteps=16) for name, batches in variants.items()}
     for name, snn in made.items():
         assert torch.equal(snn(x[0], 16), made["none"](x[0], 16)), name
-        assert snn.provenance.get("compensation") == made["none"].provenance.get("compensation"), name
-    assert recipe != "s-resnet" or made["none"].provenance["compensation"]["factor"] > 1
+        assert snn.provenance.compensation == made["none"].provenance.compensation, name
+    assert recipe != "s-resnet" or made["none"].provenance.compensation.factor > 1
 
 
 def searched(monkeypatch, answer, rounding=None):
@@ -215,7 +217,7 @@ def searched(monkeypatch, answer, rounding=None):
         return Simulation((steps,), answer(tried[-1], logits)[None], {}, None)
 
     monkeypatch.setattr(module, "simulate", fake)
-    return tried, compensate(graph, Context(calibration, 100)).provenance["compensation"]
+    return tried, compensate(graph, Context(calibration, 100)).provenance.compensation
 
 
 @pytest.mark.parametrize("rounding", [None, 1.0, 3.0, 8.0])
@@ -224,24 +226,24 @@ def test_the_search_ends_within_six_evaluations_at_the_best_it_saw(monkeypatch, 
     """All images agree, so that the standard error of a difference is small."""
     tried, found = searched(monkeypatch, lambda factor, logits: logits + 1 + abs(factor - peak), rounding)
     assert len(tried) <= module.EVALUATIONS == 6
-    assert len(tried) == len(set(tried)) == len(found["curve"])
+    assert len(tried) == len(set(tried)) == len(found.curve)
     step = (rounding / 2 if rounding else 2.0) / 100
     assert sorted(tried[:2]) == [1.0, pytest.approx(1.0 + step)]
-    assert found["factor"] == min(tried, key=lambda factor: abs(factor - peak))
+    assert found.factor == min(tried, key=lambda factor: abs(factor - peak))
     if peak <= 1:
-        assert found["factor"] == 1.0
+        assert found.factor == 1.0
     elif peak <= 1 + 3 * step:  # farther away the steps are wider
-        assert abs(found["factor"] - peak) <= max(0.51 * step, 0.01)
+        assert abs(found.factor - peak) <= max(0.51 * step, 0.01)
 
 
 def test_images_that_disagree_do_not_lead_far_from_the_expected_factor(monkeypatch):
     """Every image has its own best factor, 0.85 to 1.29: that of all is no better, by their scatter, than another."""
     own = 0.85 + 0.04 * torch.arange(12.0)[:, None]
     tried, found = searched(monkeypatch, lambda factor, logits: logits + (factor - own).abs(), rounding=2.0)
-    assert found["expected"] == pytest.approx(1.02) and len(tried) >= 4
-    assert abs(found["factor"] - 1.02) == pytest.approx(min(abs(factor - 1.02) for factor in tried))
-    errors = {point["factor"]: point["logit_error"] for point in found["curve"]}
-    assert errors[found["factor"]] > min(errors.values()) + 1e-3
+    assert found.expected == pytest.approx(1.02) and len(tried) >= 4
+    assert abs(found.factor - 1.02) == pytest.approx(min(abs(factor - 1.02) for factor in tried))
+    errors = {point.factor: point.logit_error for point in found.curve}
+    assert errors[found.factor] > min(errors.values()) + 1e-3
 
 
 def test_one_wins_where_nothing_is_lost():
@@ -255,16 +257,16 @@ def test_one_wins_where_nothing_is_lost():
         nodes.append(Node(name, op, (nodes[-1].name,)))
     nodes.append(Node("readout", Readout(torch.ones(())), ("fc",)))
     calibration = Calibration({}, 100, 1, "data", samples=Samples(x, None))
-    found = compensate(Graph(tuple(nodes)), Context(calibration, 8)).provenance["compensation"]
-    assert found["factor"] == 1.0
-    assert found["curve"][0] == {"factor": 1.0, "logit_error": 0.0}
+    found = compensate(Graph(tuple(nodes)), Context(calibration, 8)).provenance.compensation
+    assert found.factor == 1.0
+    assert found.curve[0] == TriedFactor(1.0, 0.0)
 
 
 def test_without_samples_the_factor_is_one_with_a_reason():
     _, graph, calibration = prepared()
     result = compensate(graph, Context(replace(calibration, samples=None), 350))
-    found = result.provenance["compensation"]
-    assert (found["factor"], found["curve"], found["reason"]) == (1.0, [], "no calibration images")
+    found = result.provenance.compensation
+    assert (found.factor, found.curve, found.reason) == (1.0, (), "no calibration images")
     assert all(node.op.gain == 1 for node in result.nodes if hasattr(node.op, "gain"))
 
 
@@ -280,8 +282,8 @@ def test_all_held_out_images_are_searched_with(monkeypatch, size):
     monkeypatch.setattr(module, "simulate", counting)
     snn = convert(randomized(CifarResNet(8, width=4)), [images(100, size)], "s-resnet", timesteps=4)
     found = snn.provenance
-    assert set(seen) == {32} and found["compensation"]["images"] == found["calibration"]["held_out"] == 32
-    assert found["calibration"]["images"] == 68
+    assert set(seen) == {32} and found.compensation.images == found.calibration.held_out == 32
+    assert found.calibration.images == 68
 
 
 def test_a_network_without_synapses_is_given_back():
@@ -323,36 +325,36 @@ def test_end_to_end(model, batches, recipe):
 
 def test_provenance_is_json_and_tells_what_was_done(model, batches):
     provenance = convert(model, batches, RECIPES["s-resnet"].at(4).with_percentile(99)).provenance
-    assert json.loads(json.dumps(provenance, allow_nan=False)) == provenance
-    assert provenance["recipe"]["name"] == "s-resnet"
-    assert provenance["recipe"]["timesteps"] == 4
-    assert provenance["recipe"]["passes"] == [
+    assert Provenance.from_json(json.loads(json.dumps(provenance.to_json(), allow_nan=False))) == provenance
+    assert provenance.recipe.name == "s-resnet"
+    assert provenance.recipe.timesteps == 4
+    assert provenance.to_json()["recipe"]["passes"] == [
         {"pass": "fold_batchnorm"},
         {"pass": "relu_to_neuron", "initial_potential": 0.0, "reset": "subtract"},
         {"pass": "attach_readout", "mode": "current", "initial_potential": 0.0},
         {"pass": "normalize"},
         {"pass": "compensate", "timesteps": 4},
     ]
-    calibration = provenance["calibration"]
-    assert (calibration["images"], calibration["held_out"], calibration["percentile"]) == (15, 15, 99)
-    assert provenance["input_shape"] == [3, 16, 16]
-    assert set(provenance["versions"]) == {"s_resnet", "torch"}
-    assert provenance["compensation"]["criterion"] == "logit error"
+    calibration = provenance.calibration
+    assert (calibration.images, calibration.held_out, calibration.percentile) == (15, 15, 99)
+    assert provenance.input_shape == (3, 16, 16)
+    assert provenance.versions == Versions(s_resnet.__version__, torch.__version__)
+    assert provenance.compensation.criterion == "logit error"
 
 
 @pytest.mark.parametrize(("recipe", "held_out"), [("s-resnet", 32), ("s-resnet-released", 0), ("phased", 0)])
 def test_images_are_held_out_where_something_is_searched(model, recipe, held_out):
     provenance = convert(model, [images(150, 8)], recipe, timesteps=1).provenance
-    assert (provenance["calibration"]["held_out"], provenance["calibration"]["images"]) == (held_out, 150 - held_out)
+    assert (provenance.calibration.held_out, provenance.calibration.images) == (held_out, 150 - held_out)
 
 
 def test_a_recipe_can_be_set(model, batches):
     recipe = RECIPES["s-resnet"].set("relu_to_neuron", reset="zero").at(2)
     snn = convert(model, batches, recipe)
     assert all(node.op.reset == "zero" for node in snn.neurons)
-    assert snn.provenance["compensation"]["timesteps"] == snn.provenance["recipe"]["timesteps"] == 2
+    assert snn.provenance.compensation.timesteps == snn.provenance.recipe.timesteps == 2
     assert RECIPES["s-resnet"].steps[1].settings["reset"] == "subtract" and RECIPES["s-resnet"].timesteps == 350
-    assert convert(model, batches, recipe, timesteps=3).provenance["compensation"]["timesteps"] == 3
+    assert convert(model, batches, recipe, timesteps=3).provenance.compensation.timesteps == 3
     with pytest.raises(ConversionError, match=r"recipe s-resnet: got step 'prune'; expected one of fold_batchnorm"):
         recipe.set("prune")
 
@@ -388,13 +390,13 @@ def test_steps_out_of_range_are_refused(model, batches, with_images):
 def test_without_images_the_statistics_of_batchnorm_serve(model, given):
     source = model if given == "module" else trace(model, images())
     snn = convert(source, timesteps=32)
-    assert snn.provenance["calibration"]["source"] == "batchnorm"
-    found = snn.provenance["compensation"]
-    expected = calibrate_from_batchnorm(trace(model, torch.zeros(2, 3, 32, 32))).rounding / found["timesteps"]
-    assert found["factor"] == pytest.approx(1 + expected) and found["reason"].startswith("expected rounding")
-    assert all(node.op.gain == found["factor"] for node in snn.nodes if hasattr(node.op, "gain"))
-    assert snn.provenance["compensation"]["curve"] == []
-    assert snn.provenance["input_shape"] == [3, 32, 32]
+    assert snn.provenance.calibration.source == "batchnorm"
+    found = snn.provenance.compensation
+    expected = calibrate_from_batchnorm(trace(model, torch.zeros(2, 3, 32, 32))).rounding / found.timesteps
+    assert found.factor == pytest.approx(1 + expected) and found.reason.startswith("expected rounding")
+    assert all(node.op.gain == found.factor for node in snn.nodes if hasattr(node.op, "gain"))
+    assert snn.provenance.compensation.curve == ()
+    assert snn.provenance.input_shape == (3, 32, 32)
     assert snn(images(size=32), 4).shape == (2, 10)
 
 
@@ -404,8 +406,8 @@ def test_without_images_the_input_size_is_guessed_or_given():
 
     with_pool = Net(body, pool=nn.MaxPool2d(8))
     found = [convert(with_pool, **given).provenance for given in ({}, {"calibration_batches": (3, 96, 96)})]
-    assert [p["input_shape"] for p in found] == [[3, 224, 224], [3, 96, 96]]
-    assert [p["calibration"]["percentile"] for p in found] == [99.99, 99.9]
+    assert [p.input_shape for p in found] == [(3, 224, 224), (3, 96, 96)]
+    assert [p.calibration.percentile for p in found] == [99.99, 99.9]
     squeezing = Net(lambda s, x: s.fc(F.adaptive_avg_pool2d(F.relu(s.bn1(s.conv1(x))), 1).squeeze()))
     assert convert(squeezing)(images(1), 2).shape == (1, 5)
     assert convert(squeezing, [images(1), images(1)], timesteps=2)(images(1), 2).shape == (1, 5)

@@ -188,7 +188,7 @@ def test_a_gpu_calibrates_as_the_cpu(model):
     """Up to rounding; what is fitted behind the first spikes may differ by spikes at a threshold."""
     for recipe in ("calibrated", "signed", reconstructed("phased")):
         here, there = (convert(model, batches(), recipe, timesteps=STEPS, device=name) for name in ("cpu", "cuda"))
-        a, b = (torch.tensor(list(g.provenance["calibration"]["scales"].values())) for g in (here, there))
+        a, b = (torch.tensor(list(g.provenance.calibration.scales.values())) for g in (here, there))
         torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
         assert there.device == torch.device("cpu")
         difference = (here(images(32, 8), STEPS) - there(images(32, 8), STEPS)).square().mean()

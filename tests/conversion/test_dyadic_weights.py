@@ -19,6 +19,7 @@ from s_resnet.export import export_nir, export_npz, export_torch, verify_export
 from s_resnet.graph import Neuron
 from s_resnet.graph.alphabet import Differential
 from s_resnet.graph.ops import Conv2d, Scale
+from s_resnet.graph.provenance import AppliedPass
 from s_resnet.models import CifarResNet
 from s_resnet.simulation import SimulationSettings, closed_form
 from s_resnet.simulation.simulate import encoder
@@ -267,7 +268,7 @@ def test_the_program_converts_and_evaluates(tmp_path):
     run = CliRunner().invoke
     done = run(sresnet, ["convert", str(checkpoint), "--weights", "dyadic", "--timesteps", "8", "-o", str(out)])
     assert done.exit_code == 0, done.output
-    assert load(out).provenance["recipe"]["passes"][-1] == {"pass": "dyadic_weights"}
+    assert load(out).provenance.recipe.passes[-1] == AppliedPass("dyadic_weights")
     arguments = ["--data", "digits", "--limit", "4", "--timesteps", "8", "--json", str(report)]
     done = run(sresnet, ["evaluate", str(out), *arguments])
     assert done.exit_code == 0 and json.loads(report.read_text())["images"] == 4, done.output

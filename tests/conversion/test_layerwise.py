@@ -287,8 +287,8 @@ def test_every_pass_looks_at_every_image_that_it_is_said_to(monkeypatch, recipe,
     monkeypatch.setattr(thresholds, "_count", noted_bins)
     source = randomized(CifarResNet(8, width=first))
     snn = convert(source, [images(part, 8, seed=part) for part in (3, count - 3)], recipe, timesteps=2)
-    found = snn.provenance["calibration"]
-    assert (found["images"], found["fitted"], found["held_out"]) == (count, count, 0)
+    found = snn.provenance.calibration
+    assert (found.images, found.fitted, found.held_out) == (count, count, 0)
     assert {len(values) for values in seen.values()} == {count}, seen.keys()
     assert (
         sum(name.startswith("unbiased") for name in seen) == 7 and sum(name.startswith("refit") for name in seen) == 6

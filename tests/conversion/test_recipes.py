@@ -67,9 +67,9 @@ def test_t_is_the_recipes_or_that_of_convert(model):
     recipe = RECIPES["calibrated"].at(3)
     for timesteps, want in ((None, 3), (5, 5)):
         snn = convert(model, [images(8, 8)], recipe, timesteps=timesteps)
-        told = snn.provenance["recipe"]
-        assert told["timesteps"] == want
-        tuned = {one["pass"]: one["timesteps"] for one in told["passes"] if "timesteps" in one}
+        told = snn.provenance.recipe
+        assert told.timesteps == want
+        tuned = {one.name: one.extra["timesteps"] for one in told.passes if "timesteps" in one.extra}
         assert tuned == dict.fromkeys(("fit_thresholds", "calibrate_neurons", "fit_readout"), want)
 
 
@@ -83,8 +83,8 @@ def test_by_hand_it_is_the_passes_one_after_the_other(model):
         by_hand = passes.attach_readout(passes.relu_to_neuron(by_hand, context), context)
         by_hand = passes.compensate(passes.normalize(by_hand, context), Context(calibration, steps))
         made = recipe.apply(graph, context)
-        assert torch.equal(made(x, 5), by_hand(x, 5)) and made.provenance["recipe"]["timesteps"] == steps
-        assert made.provenance["compensation"]["timesteps"] == steps
+        assert torch.equal(made(x, 5), by_hand(x, 5)) and made.provenance.recipe.timesteps == steps
+        assert made.provenance.compensation.timesteps == steps
 
 
 def test_what_is_usual():
@@ -195,7 +195,7 @@ def test_a_trained_network_takes_neither_recipe_nor_t(recipe, timesteps):
 )
 def test_a_quantized_network_takes_its_levels_unless_t_is_said(model, recipe, timesteps, want):
     snn = convert(QCFSModule(randomized(CifarResNet(8, width=4)), images(2, 8), 3), None, recipe, timesteps=timesteps)
-    assert (snn.provenance["recipe"]["name"], snn.provenance["recipe"]["timesteps"]) == want
+    assert (snn.provenance.recipe.name, snn.provenance.recipe.timesteps) == want
 
 
 # ---- the shape of an image in the place of images ----
@@ -204,7 +204,7 @@ def test_a_quantized_network_takes_its_levels_unless_t_is_said(model, recipe, ti
 @pytest.mark.parametrize("shape", [(3, 16, 24), [3, 16, 24], torch.Size((3, 16, 24))], ids=["tuple", "list", "size"])
 def test_a_shape_stands_in_for_images(model, shape):
     snn = convert(model, shape, timesteps=4)
-    assert snn.provenance["input_shape"] == [3, 16, 24] and snn.provenance["calibration"]["source"] == "batchnorm"
+    assert snn.provenance.input_shape == (3, 16, 24) and snn.provenance.calibration.source == "batchnorm"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from s_resnet.errors import ConversionError, InvalidArtifact
 from s_resnet.graph import Neuron, Node
 from s_resnet.graph.alphabet import Signed, power_of_two
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
+from s_resnet.graph.provenance import AppliedPass, ReconstructedBlock
 from s_resnet.models import CifarResNet
 from s_resnet.runtime import progress
 from s_resnet.simulation import lockstep
@@ -240,8 +241,8 @@ def test_what_is_no_better_on_the_images_kept_apart_stays_as_it_was(monkeypatch,
     after = reconstruct(before, Context(given[1], STEPS), steps=4, joint=4)
     assert same(before, after)
     names = ["relu", "relu_1", "relu_2", "relu_3", "readout", "all together"]
-    want = [{"block": name, "steps": 4, "better": False} for name in names]
-    assert after.provenance["reconstruction"]["blocks"] == want
+    want = tuple(ReconstructedBlock(name, 4, False) for name in names)
+    assert after.provenance.reconstruction.blocks == want
 
 
 def test_images_kept_apart_are_not_trained_on(monkeypatch, given):
@@ -331,7 +332,7 @@ def test_images_that_do_not_fit_in_memory_are_all_learned_from(monkeypatch, give
         learned = []
     (whole, some), (parted, others) = made
     assert whole.provenance == parted.provenance
-    assert whole.provenance["reconstruction"]["images"] == len(given[1].fitting) == 64
+    assert whole.provenance.reconstruction.images == len(given[1].fitting) == 64
     for learning in (True, False):
         a, b = ([i for part, learns in seen if learns == learning for i in part] for seen in (some, others))
         assert a == b and max(len(part) for part, _ in others) < 32 == max(len(part) for part, _ in some)
@@ -351,7 +352,7 @@ def test_a_reconstruction_that_was_not_taken_is_no_error(monkeypatch, given):
     monkeypatch.setattr(module, "_closer", lambda before, *_: before)
     recipe = RECIPES["signed"].reconstructed(**SHORT)
     plain, tried = (asked.apply(given[0], Context(given[1], STEPS)) for asked in (RECIPES["signed"], recipe))
-    assert same(plain, tried) and tried.provenance["reconstruction"]["taken"] is False
+    assert same(plain, tried) and tried.provenance.reconstruction.taken is False
 
 
 # ---- bounded, and resumed ----
@@ -379,8 +380,8 @@ def parts_of(monkeypatch, before, context, **settings):
     with monkeypatch.context() as patch:
         clock = Clock(patch)
         after = reconstruct(before, context, **settings)
-    said = after.provenance["reconstruction"]
-    return after, [part["steps"] for part in said["blocks"]], clock.now, said
+    said = after.provenance.reconstruction
+    return after, [part.steps for part in said.blocks], clock.now, said
 
 
 @pytest.mark.parametrize("blocks_done", [1, 2, 4])
@@ -394,10 +395,10 @@ def test_a_block_under_way_is_finished_and_the_others_stay_as_they_were(monkeypa
     ):  # shortly after the last one's start, and before its end
         after, steps, spent, said = parts_of(monkeypatch, before, context, steps=4, joint=6, minutes=seconds / 60)
         assert steps == [4] * blocks_done + [0] * (6 - blocks_done) and spent == 4 * blocks_done
-        assert said["asked"]["total"] == 26 and len(said["blocks"]) == 6
+        assert said.asked.total == 26 and len(said.blocks) == 6
         ends.append(after)
     whole = reconstruct(before, context, steps=4, joint=0)
-    last = [block["block"] for block in said["blocks"]][blocks_done - 1]
+    last = [block.block for block in said.blocks][blocks_done - 1]
     names = [node.name for node in before.nodes]
     for name in names:
         like = whole if names.index(name) <= names.index(last) else before
@@ -410,7 +411,7 @@ def test_all_together_get_the_steps_that_fit(monkeypatch, given, seconds, fittin
     """Counted after 20 seconds of blocks and two of trying, and then made as if no more had been asked for."""
     before, context = prepared(given, "phased"), Context(given[1], STEPS)
     after, steps, spent, said = parts_of(monkeypatch, before, context, steps=4, joint=7, minutes=seconds / 60)
-    assert steps == [4] * 5 + [fitting] and spent == 22 + fitting and said["asked"]["joint"] == 7
+    assert steps == [4] * 5 + [fitting] and spent == 22 + fitting and said.asked.joint == 7
     assert same(after, reconstruct(before, context, steps=4, joint=fitting))
 
 
@@ -559,8 +560,8 @@ def test_it_composes_with_every_recipe_that_fits(tmp_path, name):
     assert torch.allclose(snn.run(x), source(x), rtol=1e-3, atol=1e-4)
     assert torch.isfinite(snn(x, 3)).all()
     assert snn.end_to_end_steps(3) == plain.end_to_end_steps(3) and snn.alphabet == plain.alphabet
-    passes = snn.provenance["recipe"]["passes"]
-    assert {"pass": "reconstruct", "timesteps": 3, **SHORT} in passes  # and not where it was kept
+    passes = snn.provenance.recipe.passes
+    assert AppliedPass("reconstruct", extra={"timesteps": 3, **SHORT}) in passes  # and not where it was kept
     save(snn, tmp_path / "net.snn")
     again = load(tmp_path / "net.snn")
     assert torch.equal(again(x, 3), snn(x, 3)) and torch.equal(again.run(x), snn.run(x))

@@ -21,6 +21,7 @@ from s_resnet.conversion import alternatives, check_source
 from s_resnet.data.labels import at_chance, label_notes
 from s_resnet.errors import InvalidCheckpoint, InvalidData, SResNetWarning
 from s_resnet.frontend.batchnorm_check import FEW, SHIFT, SPREAD, Fit, LayerFit, Moments, check_statistics
+from s_resnet.graph.provenance import BatchNormFit
 from s_resnet.models import CifarResNet
 from s_resnet.models.torchvision_resnets import base_of, build_torchvision, variants_of
 
@@ -129,7 +130,7 @@ def test_a_function_that_is_not_the_files_is_noticed(small, name):
     assert not found.fits
     with pytest.warns(SResNetWarning, match=rf"do not fit.*first at {found.first.name} .*the architecture") as said:
         snn = convert(stock, [x], timesteps=2)
-    assert snn.provenance["check"]["batchnorm"] == {"score": pytest.approx(found.score), "first": found.first.name}
+    assert snn.provenance.check.batchnorm == BatchNormFit(pytest.approx(found.score), found.first.name)
     assert all("\n" not in str(one.message) for one in said)
 
 
@@ -255,7 +256,7 @@ def test_accuracy_and_confidence_are_those_of_the_module():
         x.std((0, 2, 3)).tolist()
     )
     bare = check_source(trace(model, x[:2]), [x])
-    assert bare.right is None and "right" not in bare.summary() and bare.confidence == pytest.approx(found.confidence)
+    assert bare.right is None and bare.summary().right is None and bare.confidence == pytest.approx(found.confidence)
     assert len(check_source(trace(model, x[:2]), [images(100, 8), images(100, 8)]).answers) == 128
     for batches in ([], iter([x])):
         with pytest.raises(InvalidData):
@@ -327,12 +328,12 @@ def test_convert_says_what_it_found(program, tmp_path):
     make_photos(tmp_path / "photos", count=12)
     command = ("convert", "tiny.pth", "--calibration", "photos", "--input-size", SIZE)
     code, out, err = program(*command, "--timesteps", 2, "-o", "tiny.snn")
-    known = s_resnet.load("tiny.snn").provenance["check"]
-    assert code == 0 and f"The ANN is right on {known['right']} of 36 calibration images" in out
-    assert f"mean confidence {known['confidence']:.2f}" in out
+    known = s_resnet.load("tiny.snn").provenance.check
+    assert code == 0 and f"The ANN is right on {known.right} of 36 calibration images" in out
+    assert f"mean confidence {known.confidence:.2f}" in out
     lines = err.splitlines()
     assert any(line.startswith("Warning: convert: images and network do not fit") for line in lines)
-    assert f"The images do not fit the network, first at {known['batchnorm']['first']}" in out and unexpected(err) == ""
+    assert f"The images do not fit the network, first at {known.batchnorm.first}" in out and unexpected(err) == ""
 
 
 def test_what_is_no_image_is_counted(program, tmp_path):

@@ -62,7 +62,7 @@ def test_all_of_them_evaluate_verify_and_convert_alike(snn, form):
     assert (one.ann, one.snn, one.images) == (other.ann, other.snn, 8)
     assert verify(snn, [FORMS[form]], 4).top1 == verify(snn, [(X, Y)], 4).top1
     model = randomized(CifarResNet(8, width=4))
-    scales = [convert(model, [b, b], timesteps=4).provenance["calibration"]["scales"] for b in (FORMS[form], (X, Y))]
+    scales = [convert(model, [b, b], timesteps=4).provenance.calibration.scales for b in (FORMS[form], (X, Y))]
     assert scales[0] == scales[1]
 
 
@@ -192,12 +192,12 @@ def test_numbers_of_other_libraries_are_numbers():
     one, other = (simulate_with_early_exit(streaming, X, 4, p).steps for p in (0.5, np.float32(0.5)))
     assert torch.equal(one, other)
     made = [
-        convert(randomized(CifarResNet(8, width=4)), [X, X], RECIPES["s-resnet"].at(4).with_percentile(p)).provenance[
-            "calibration"
-        ]
+        convert(
+            randomized(CifarResNet(8, width=4)), [X, X], RECIPES["s-resnet"].at(4).with_percentile(p)
+        ).provenance.calibration
         for p in (99.0, torch.tensor(99.0), np.float64(99))
     ]
-    assert made[0]["scales"] == made[1]["scales"] == made[2]["scales"]
+    assert made[0].scales == made[1].scales == made[2].scales
 
 
 @pytest.mark.parametrize("value", [16.0, "16", 0, -1, True])
@@ -225,6 +225,6 @@ def test_answers_that_are_not_finite_have_no_accuracy(snn):
 def test_images_that_do_not_vary_convert(recipe, x):
     """All marks are the same: as many as are held out are left out, and no more."""
     snn = convert(randomized(CifarResNet(8, width=4)), [x.contiguous()], recipe, timesteps=4)
-    known = snn.provenance["calibration"]
-    assert known["images"] + known["held_out"] == 8 and torch.isfinite(snn(X, 4)).all()
-    assert any("are the same" in note for note in snn.provenance["check"]["notes"])
+    known = snn.provenance.calibration
+    assert known.images + known.held_out == 8 and torch.isfinite(snn(X, 4)).all()
+    assert any("are the same" in note for note in snn.provenance.check.notes)

@@ -147,7 +147,7 @@ class Set(torch.utils.data.Dataset):
 
 
 def test_a_loader_with_the_classes_in_another_order_is_refused():
-    snn = s_resnet.convert(tiny(), (3, 8, 8)).with_provenance(classes=["a", "b", "c"])
+    snn = s_resnet.convert(tiny(), (3, 8, 8)).with_provenance(classes=("a", "b", "c"))
     loader = torch.utils.data.DataLoader(Set(["a", "c", "b"]), 2)
     with pytest.raises(InvalidData, match=r"another order, 'c' as number 1; expected 'b' as number 1.*match_classes"):
         s_resnet.evaluate(snn, loader, 2)
@@ -202,7 +202,7 @@ def test_the_network_keeps_its_names_and_other_folders_follow_them(program, tmp_
     make_checkpoint(tmp_path / "tiny.pth")
     make_photos(tmp_path / "photos")
     program.works(*CONVERT, "photos")
-    assert s_resnet.load("tiny.snn").provenance["classes"] == ["a", "b", "c"]
+    assert s_resnet.load("tiny.snn").provenance.classes == ("a", "b", "c")
     for name in "bc":  # of two of the three classes
         (tmp_path / "part" / name).mkdir(parents=True)
         Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "part" / name / "0.png")
@@ -220,9 +220,9 @@ def test_folders_named_by_number(program, tmp_path):
     make_photos(tmp_path / "photos", count=2, classes=numbers)
     code, _, err = program(*CONVERT, "photos")
     assert code == 0 and "order of text (1, 10, 11, ...)" in err and "--classes natural" in err
-    assert s_resnet.load("tiny.snn").provenance["classes"] == sorted(numbers)
+    assert s_resnet.load("tiny.snn").provenance.classes == tuple(sorted(numbers))
     code, _, err = program(*CONVERT, "photos", "--classes", "natural")
-    assert code == 0 and "order of text" not in err and s_resnet.load("tiny.snn").provenance["classes"] == numbers
+    assert code == 0 and "order of text" not in err and s_resnet.load("tiny.snn").provenance.classes == tuple(numbers)
     assert evaluated(program) == {number: int(number) - 1 for number in numbers}
 
 

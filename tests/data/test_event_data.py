@@ -36,10 +36,9 @@ from s_resnet.data import (
     loader_for,
     open_data,
     preprocessing_for,
-    read_preprocessing,
-    stored_preprocessing,
     used_for_calibration,
 )
+from s_resnet.data.open import read_preprocessing, stored_preprocessing
 from s_resnet.errors import BackendUnavailable, InvalidData
 from s_resnet.frontend import Checkpoint
 from s_resnet.models import CifarResNet
@@ -733,7 +732,7 @@ def save_network(path: Path, classes: int, preprocessing: object, channels: int 
     model = CifarResNet(8, num_classes=classes)
     model.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
     graph = convert(randomized(model), [torch.rand(8, channels, 8, 8)], timesteps=4)
-    save(graph.with_provenance(preprocessing=stored_preprocessing(preprocessing)), path)
+    save(graph.with_provenance(preprocessing=preprocessing), path)
     return path
 
 
@@ -782,6 +781,6 @@ def test_convert_calibrates_on_mean_frames(gestures: Path, tmp_path: Path, monke
     monkeypatch.setattr(s_resnet, "load_checkpoint", lambda *_: loaded)
     run(*ask, "--timesteps", 8)
     network = s_resnet.load(tmp_path / "net.snn")
-    assert network.provenance["preprocessing"] == {"events": {"bins": 40, "microseconds": 30_000, "size": [32, 32]}}
-    assert len(network.provenance["data"]["fingerprints"]) == 22
+    assert network.provenance.preprocessing == Binning(40, 30_000, (32, 32))
+    assert len(network.provenance.data.fingerprints) == 22
     run("evaluate", tmp_path / "net.snn", "--timesteps", 8)  # the test split of what it was calibrated on

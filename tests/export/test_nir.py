@@ -1,5 +1,6 @@
 """NIR export: what is in the file, the same spikes as a loop in plain torch, and what is refused."""
 
+import json
 import sys
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from conftest import Net, randomized
 
 from s_resnet import RECIPES, Graph, SResNetError, convert
+from s_resnet.data import Preprocessing
 from s_resnet.errors import BackendUnavailable, ConversionError, InvalidArtifact, InvalidData
 from s_resnet.export import export_nir, host_input, verify_export
 from s_resnet.export.engines import _settled
@@ -32,6 +34,7 @@ from s_resnet.graph.ops import (
     Scale,
     Slice,
 )
+from s_resnet.graph.provenance import AppliedRecipe, Provenance
 from s_resnet.graph.readout import Readout, SpikingMaxPool2d
 from s_resnet.models import CifarResNet
 
@@ -104,7 +107,7 @@ def block(kind, start=0.0, reset="subtract", shortcut_first=False):
             Node("fc", Linear(dyadic(5, inner, seed=10) * size**2, dyadic(5, seed=11)), ("flat",)),
             Node("readout", Readout(ONE * 2, correction=dyadic(5, seed=12)), ("fc",)),
         ),
-        {"input_shape": list(SHAPE), "recipe": {"name": "by hand", "timesteps": T}},
+        Provenance(AppliedRecipe("by hand", T), input_shape=SHAPE),
     ).validate()
 
 
@@ -321,12 +324,13 @@ def test_the_numbers_of_a_block(tmp_path):
 
 
 def test_what_nir_has_no_word_for_is_in_the_metadata(tmp_path):
-    snn = block("scaled").with_provenance(classes=["a", "b"], preprocessing={"size": 6})
+    snn = block("scaled").with_provenance(classes=("a", "b"), preprocessing=Preprocessing(6, 6, (0, 0, 0), (1, 1, 1)))
     said = nir.read(str(saved(tmp_path, snn))).metadata
     assert said["producer"].startswith("s-resnet ")
     assert (said["reset"], said["compare"], said["spikes_per_step"], said["dt"]) == ("subtract", ">=", 1, 1.0)
     assert said["timesteps"] == T and said["input_node"] == "x" and said["readout"].startswith("mean")
-    assert (said["classes"], said["preprocessing"]) == ('["a", "b"]', '{"size": 6}')
+    assert said["classes"] == '["a", "b"]'
+    assert json.loads(said["preprocessing"]) == {"size": 6, "resize": 6, "mean": [0, 0, 0], "std": [1, 1, 1]}
     assert nir.read(str(saved(tmp_path, snn, timesteps=99))).metadata["timesteps"] == 99
 
 
@@ -491,7 +495,7 @@ def test_additions_that_convolutions_read(tmp_path):
 
 
 def test_a_network_that_does_not_say_its_images(tmp_path):
-    snn = replace(block("scaled"), provenance={})
+    snn = replace(block("scaled"), provenance=Provenance())
     with pytest.raises(InvalidData, match="input_shape"):
         export_nir(snn, tmp_path / "x.nir")
     export_nir(snn, tmp_path / "x.nir", input_shape=SHAPE)

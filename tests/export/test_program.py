@@ -153,7 +153,7 @@ def test_a_converted_network_answers_the_same_within_rounding(tmp_path):
 
 
 def test_it_holds_nothing_but_operations_of_torch_and_says_what_it_is(tmp_path):
-    snn = tiny(spikes=Signed()).with_provenance(input_shape=[3, 4, 4], classes=["a", "b"])
+    snn = tiny(spikes=Signed()).with_provenance(input_shape=(3, 4, 4), classes=("a", "b"))
     export_torch(snn, tmp_path / "net.pt2", 3)
     extra = {"s_resnet.json": ""}
     loaded = load_program(tmp_path / "net.pt2", extra_files=extra)

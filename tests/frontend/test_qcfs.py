@@ -137,7 +137,7 @@ def test_phased_counts_are_those_of_the_ann(pooled, levels):
     module, x = quantized(randomized(net) if pooled else None, levels)
     graph = module.graph()
     snn = convert(module, (3, 16, 16), "phased")
-    assert snn.provenance["recipe"]["name"] == "qcfs-phased" and snn.provenance["recipe"]["timesteps"] == levels
+    assert snn.provenance.recipe.name == "qcfs-phased" and snn.provenance.recipe.timesteps == levels
     names = [node.name for node in snn.neurons]
     rates = features(snn, x, levels, [*names, snn.nodes[-1].name])
     ann = dict(graph.activations(x))
@@ -179,7 +179,7 @@ def test_the_analog_run_is_the_quantized_ann_also_from_a_file(tmp_path):
 def test_integer_weights_and_other_T_are_possible():
     module, x = quantized()
     snn = convert(module.float(), (3, 16, 16), RECIPES["s-resnet"].with_weights("int8"), timesteps=6)
-    assert snn.integer and snn.provenance["recipe"]["timesteps"] == 6
+    assert snn.integer and snn.provenance.recipe.timesteps == 6
     assert snn(x.float(), 6).isfinite().all()
 
 
@@ -278,6 +278,6 @@ def test_the_program_trains_converts_and_evaluates(program):
     assert "recipe qcfs-streaming" in said and "thresholds from its training" in said
     assert said.endswith("Next: sresnet evaluate ready-qcfs-streaming-T4.snn\n")
     snn = load("ready-qcfs-streaming-T4.snn")
-    assert snn.provenance["preprocessing"]["size"] == 8 and snn.provenance["data"]["spec"] == "digits"
+    assert snn.provenance.preprocessing.size == 8 and snn.provenance.data.spec == "digits"
     assert program.works("evaluate", "--limit", 20)
     assert program(*train, "--levels", 4, "-o", "other.pt")[0] == 2

@@ -50,7 +50,7 @@ def network(body):
 @pytest.mark.parametrize("name", FIXED)
 def test_a_network_of_one_size_takes_no_other(name):
     graph = trace(network(FIXED[name]), images())
-    assert graph.provenance["fixed_size"] == [16, 16]
+    assert graph.provenance.fixed_size == (16, 16)
     with pytest.raises(InvalidData, match="got images of 24 x 24 for a network of images of 16 x 16"):
         graph.run(OTHER)
 
@@ -59,7 +59,7 @@ def test_a_network_of_one_size_takes_no_other(name):
 def test_others_take_images_of_every_size(name):
     model = network(FREE[name])
     graph = trace(model, images())
-    assert "fixed_size" not in graph.provenance
+    assert graph.provenance.fixed_size is None
     for x in (images(), OTHER):
         torch.testing.assert_close(graph.run(x), model(x).detach())
 
@@ -84,4 +84,4 @@ def test_the_spiking_network_remembers(tmp_path):
 def test_the_size_of_a_large_map_is_seen_behind_a_small_one():
     """A last map of one pixel has the size of none."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 3, 4, 1), nn.AdaptiveAvgPool2d(1))
-    assert "fixed_size" not in trace(nn.Sequential(model, nn.Flatten()), images(2, 8)).provenance
+    assert trace(nn.Sequential(model, nn.Flatten()), images(2, 8)).provenance.fixed_size is None

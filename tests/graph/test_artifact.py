@@ -21,6 +21,7 @@ from s_resnet.errors import InvalidArtifact
 from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d, artifact, neuron, ops, readout
 from s_resnet.graph.alphabet import Amplitudes, Differential
 from s_resnet.graph.artifact import FORMAT
+from s_resnet.graph.provenance import AppliedRecipe, Provenance
 
 GENERATOR = torch.Generator().manual_seed(0)
 PROVENANCE = {
@@ -73,7 +74,7 @@ def every_op():
         ("readout", Readout(one * 3, "spikes", 0.5, rand(9).abs(), rand(5)), "fc"),
     ]
     nodes = tuple(Node(name, op, tuple(inputs)) for name, op, *inputs in rows)
-    return Graph(nodes, PROVENANCE).validate()
+    return Graph(nodes, Provenance.from_json(PROVENANCE)).validate()
 
 
 def small():
@@ -84,7 +85,7 @@ def small():
         ("flat", ops.Flatten(), "neuron"),
         ("readout", Readout(torch.tensor(2.0)), "flat"),
     ]
-    return Graph(tuple(Node(name, op, tuple(inputs)) for name, op, *inputs in rows), {"recipe": {"name": "none"}})
+    return Graph(tuple(Node(name, op, tuple(inputs)) for name, op, *inputs in rows), Provenance(AppliedRecipe("none")))
 
 
 def pictures():
@@ -127,7 +128,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, dtype):
         graph = Graph(tuple(Node(n.name, cast(n.op, dtype), n.inputs) for n in graph.nodes), graph.provenance)
     save(graph, tmp_path / "all.snn")
     again = load(str(tmp_path / "all.snn"))
-    assert again.provenance == PROVENANCE
+    assert again.provenance == graph.provenance and again.provenance.to_json() == PROVENANCE
     assert [(n.name, n.inputs, type(n.op)) for n in again.nodes] == [
         (n.name, n.inputs, type(n.op)) for n in graph.nodes
     ]
@@ -169,7 +170,7 @@ def test_a_fresh_process_gives_the_same_logits_and_the_same_bytes(tmp_path):
     graph = every_op()
     save(graph, tmp_path / "a.snn")
     save(graph, tmp_path / "b.snn")
-    save(Graph(graph.nodes, dict(reversed(PROVENANCE.items()))), tmp_path / "d.snn")
+    save(Graph(graph.nodes, Provenance.from_json(dict(reversed(PROVENANCE.items())))), tmp_path / "d.snn")
     assert (tmp_path / "a.snn").read_bytes() == (tmp_path / "b.snn").read_bytes() == (tmp_path / "d.snn").read_bytes()
     program = (
         f"import torch; torch.set_num_threads({torch.get_num_threads()}); import s_resnet\n"
@@ -187,11 +188,11 @@ def test_a_fresh_process_gives_the_same_logits_and_the_same_bytes(tmp_path):
 
 def test_provenance_comes_back_as_json_makes_it(tmp_path):
     """Number keys become texts, which sort in another order: the digest must not mind."""
-    save(small().with_provenance(counts={2: "b", 10: "a"}, size=(1, 2)), tmp_path / "a.snn")
-    assert load(tmp_path / "a.snn").provenance["counts"] == {"2": "b", "10": "a"}
-    assert load(tmp_path / "a.snn").provenance["size"] == [1, 2]
+    save(small().with_provenance(extra={"counts": {2: "b", 10: "a"}, "size": (1, 2)}), tmp_path / "a.snn")
+    assert load(tmp_path / "a.snn").provenance.extra["counts"] == {"2": "b", "10": "a"}
+    assert load(tmp_path / "a.snn").provenance.extra["size"] == [1, 2]
     with pytest.raises(SResNetError, match="not JSON"):
-        save(small().with_provenance(weights=torch.ones(2)), tmp_path / "b.snn")
+        save(small().with_provenance(extra={"weights": torch.ones(2)}), tmp_path / "b.snn")
     assert os.listdir(tmp_path) == ["a.snn"]
 
 
@@ -384,7 +385,7 @@ def test_a_really_full_disk_leaves_the_old_file(tmp_path, file):
     program = (
         "import resource, signal; import s_resnet\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "snn = s_resnet.load('network.snn').with_provenance(more='x' * 10000)\n"
+        "snn = s_resnet.load('network.snn').with_provenance(extra={'more': 'x' * 10000})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "try: s_resnet.save(snn, 'network.snn')\n"
         "except s_resnet.SResNetError as error: print(error)"

@@ -19,6 +19,7 @@ from s_resnet.graph import GraphModule, Neuron, Node, Readout
 from s_resnet.graph import module as room
 from s_resnet.graph.alphabet import Amplitudes, Differential, MultiThreshold, Signed
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
+from s_resnet.graph.provenance import Provenance, SeenData
 from s_resnet.kernels.surrogate.reference import fire_reference
 from s_resnet.models import CifarResNet
 from s_resnet.models.catalog import build
@@ -272,10 +273,9 @@ BRIEF = s_resnet.training.fine_tuning_defaults(epochs=10, batch_size=8, validati
 def told(split="train", count=30):
     """A network for images of three classes, and those: they differ in brightness."""
     snn, _ = network("calibrated-streaming", 3, randomized(CifarResNet(8, num_classes=3, width=4)))
-    seen = {"spec": "made", "split": split, "images": 1, "fingerprints": ["1-earlier"]}
-    return snn.with_provenance(preprocessing=vars(s_resnet.data.preprocessing_for(16)), data=seen), data(
-        count, split=split, size=16
-    )
+    seen = SeenData("made", split, 1, ("1-earlier",))
+    snn = snn.with_provenance(preprocessing=s_resnet.data.preprocessing_for(16), data=seen)
+    return snn, data(count, split=split, size=16)
 
 
 def tune(path, snn, images, settings=BRIEF, **options):
@@ -304,9 +304,9 @@ def test_fine_tuning_learns_and_goes_on_to_the_same_end(tmp_path):
     x = images_of(images)
     assert torch.equal(again.graph(x, 3), result.graph(x, 3)) and torch.equal(result.graph.run(x), snn.run(x))
     kept = result.graph.provenance
-    assert kept["tuning"]["epochs"] == 10 and kept["tuning"]["top1_after"] == result.after
-    assert kept["recipe"] == {**snn.provenance["recipe"], "timesteps": 3}
-    assert kept["data"]["fingerprints"] == ["1-earlier"]  # these data have a split, so nothing need be told
+    assert kept.tuning.epochs == 10 and kept.tuning.top1_after == result.after
+    assert kept.recipe == replace(snn.provenance.recipe, timesteps=3)
+    assert kept.data.fingerprints == ("1-earlier",)  # these data have a split, so nothing need be told
 
 
 def images_of(images):
@@ -316,8 +316,8 @@ def images_of(images):
 def test_data_without_a_split_tell_every_image_that_was_seen(tmp_path):
     snn, images = told("all")
     result = tune(tmp_path / "x.pt", snn, images)
-    assert result.graph.provenance["data"]["images"] == 27
-    marks = set(result.graph.provenance["data"]["fingerprints"])
+    assert result.graph.provenance.data.images == 27
+    marks = set(result.graph.provenance.data.fingerprints)
     unseen = [i for i in range(30) if not marks & set(s_resnet.data.fingerprints(images, [i]))]
     assert len(unseen) == 3 and len(marks) == 27 + 1  # a tenth is for testing; the rest, and what came before
     assert content(tmp_path / "x.pt")["history"][-1]["test_top1"] is not None
@@ -349,13 +349,13 @@ def test_networks_and_data_that_do_not_fit_are_refused(tmp_path):
     snn, images = told()
     with pytest.raises(InvalidData, match=r"5 classes .* of 3"):
         tune(tmp_path / "x.pt", snn, data(20, classes=5, size=16))
-    bare = replace(snn, provenance={})
+    bare = replace(snn, provenance=Provenance())
     with pytest.raises(InvalidData, match="preprocessed"):
         tune(tmp_path / "x.pt", bare, images)
     with pytest.raises(InvalidData, match="no timesteps"):
         tune(
             tmp_path / "x.pt",
-            bare.with_provenance(preprocessing=snn.provenance["preprocessing"]),
+            bare.with_provenance(preprocessing=snn.provenance.preprocessing),
             images,
             s_resnet.training.fine_tuning_defaults(),
         )

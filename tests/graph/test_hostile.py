@@ -22,6 +22,7 @@ import s_resnet
 from s_resnet import RECIPES, Graph, convert, evaluate, load, save, simulate
 from s_resnet.errors import ConversionError, InvalidArtifact, InvalidData
 from s_resnet.graph import Neuron, Node, Readout, alphabet, inputs, neuron, ops, readout, validate
+from s_resnet.graph.provenance import AppliedPass, AppliedRecipe, Provenance, Source
 from s_resnet.graph.shapes import MOST, image_of, shapes
 from s_resnet.kernels import Update, check, events
 from s_resnet.kernels.build import compiler
@@ -214,7 +215,7 @@ def test_shapes_are_those_of_the_values(graphs):
         real = {node: tuple(value.shape[1:]) for node, value in graph.activations(x)}
         assert found == real and len(real) > 10, name
         # What no size is known of, and nothing that is known differs.
-        vague = shapes(graph.nodes, image_of(graph.nodes, {}))
+        vague = shapes(graph.nodes, image_of(graph.nodes, Provenance()))
         for node, shape in vague.items():
             assert len(shape) == len(real[node]) or node == "flat"
             assert all(one in (None, other) for one, other in zip(shape, real[node], strict=True)), (name, node)
@@ -526,23 +527,25 @@ def test_results_of_the_cuda_kernel_lie_as_the_membrane():
 def test_a_name_that_we_read_is_not_free(name, graphs):
     with pytest.raises(InvalidData, match=f"provenance: {name}, got 'my own'"):
         graphs["plain"].with_provenance(**{name: "my own"})
-    assert graphs["plain"].with_provenance(mine="my own").provenance["mine"] == "my own"
+    with pytest.raises(InvalidData, match=f"provenance: {name}, got 'my own'; expected nothing under that name in"):
+        graphs["plain"].with_provenance(extra={name: "my own"})
+    assert graphs["plain"].with_provenance(extra={"mine": "my own"}).provenance.extra == {"mine": "my own"}
 
 
 @pytest.mark.parametrize("left", ["source", "recipe", "data", "calibration", "classes", "check"])
 def test_a_network_that_says_less_of_itself_runs_all_the_same(left, tmp_path, monkeypatch, capfd, graphs):
     """An entry without its parts, and no entry at all."""
-    settings = s_resnet.data.stored_preprocessing(s_resnet.data.preprocessing_for(SIZE))
+    settings = s_resnet.data.preprocessing_for(SIZE)
     pictures = mutations.data(classes=5)
     np.savez(tmp_path / "x.npz", x=pictures.pixels, y=np.array(pictures.labels))
     monkeypatch.chdir(tmp_path)
     for name in ("lagged", "ms_resnet8"):
         whole = graphs[name].with_provenance(preprocessing=settings)
-        known = dict(whole.provenance)
+        known = whole.provenance.to_json()
         known.pop(left, None)
         for index, said in enumerate((known, {**known, left: [] if left == "classes" else {}})):
             path = f"{name}{index}.snn"
-            save(Graph(whole.nodes, said), path)
+            save(Graph(whole.nodes, Provenance.from_json(said)), path)
             program = Program(monkeypatch, capfd)
             for words in (
                 ("inspect", path),
@@ -561,11 +564,12 @@ def test_text_from_files_reaches_the_terminal_without_its_escapes(tmp_path, monk
     snn = graphs["plain"]
     evil = {node.name: node.name.replace("relu", f"re{ESCAPE}lu") for node in snn.nodes}
     nodes = tuple(Node(evil[node.name], node.op, tuple(evil[name] for name in node.inputs)) for node in snn.nodes)
-    said = {"recipe": {"name": ESCAPE, "timesteps": T, "passes": [{"pass": ESCAPE}]}}
-    said |= {"classes": [ESCAPE, "\ud800", *"234"]}
-    source = {"arch": ESCAPE, "name": ESCAPE, "classes": 5}
-    preprocessing = s_resnet.data.stored_preprocessing(s_resnet.data.preprocessing_for(SIZE))
-    snn = Graph(nodes, snn.provenance).with_provenance(**said, source=source, preprocessing=preprocessing)
+    snn = Graph(nodes, snn.provenance).with_provenance(
+        recipe=AppliedRecipe(ESCAPE, T, (AppliedPass(ESCAPE),)),
+        classes=(ESCAPE, "\ud800", *"234"),
+        source=Source(arch=ESCAPE, name=ESCAPE, classes=5),
+        preprocessing=s_resnet.data.preprocessing_for(SIZE),
+    )
     monkeypatch.chdir(tmp_path)
     save(snn, "esc.snn")
     pictures = mutations.data(classes=5)

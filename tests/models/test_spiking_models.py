@@ -133,7 +133,7 @@ def test_traced_and_converted_networks_answer_as_the_module(arch, settings, conv
     with torch.no_grad():
         expected = model(images)
     graph = s_resnet.convert(model, [images]) if converted else s_resnet.trace(model, images)
-    assert graph.trained and graph.provenance["recipe"]["timesteps"] == timesteps_of(arch)
+    assert graph.trained and graph.provenance.recipe.timesteps == timesteps_of(arch)
     assert expected.std() > 0.05
     torch.testing.assert_close(graph(images, timesteps_of(arch)), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(graph.run(images), expected, rtol=0, atol=1e-5)
@@ -472,7 +472,7 @@ def test_convert_refuses_what_a_trained_network_does_not_need():
 def test_a_trained_network_that_does_not_say_its_steps():
     model, images = network("ms_resnet8")
     graph = s_resnet.Graph(s_resnet.trace(model, images).nodes)
-    with pytest.raises(s_resnet.errors.InvalidData, match=r"expected the T it was trained for"):
+    with pytest.raises(s_resnet.errors.InvalidData, match=r"expected the T that it was trained for"):
         graph.run(images)
     torch.testing.assert_close(graph(images, 6), model(images).detach(), rtol=0, atol=1e-5)
 

@@ -25,9 +25,11 @@ from test_verify import build, conv, scalar
 import s_resnet
 from s_resnet import RECIPES, SResNetError, convert
 from s_resnet.analysis import count_operations, energy
+from s_resnet.data import Preprocessing
 from s_resnet.data.intervals import Z, difference, wilson
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron
+from s_resnet.graph.provenance import SeenData, Source
 from s_resnet.models import CifarResNet
 from s_resnet.report import ReportSettings, measure, write_page
 from s_resnet.report.page import environment
@@ -81,8 +83,9 @@ def batches(count=20, size=8, classes=5, batch=8, seed=3):
 def small(recipe="s-resnet", timesteps=4, seed=0, classes=5, weights="float32"):
     model = randomized(CifarResNet(8, num_classes=classes, width=4), seed)
     snn = convert(model, [images(16, 8)], RECIPES[recipe].at(timesteps).with_weights(weights))
-    preprocessing = {"size": 8, "resize": 8, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
-    return snn.with_provenance(preprocessing=preprocessing, classes=[f"kind {index}" for index in range(classes)])
+    preprocessing = Preprocessing(8, 8, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    names = tuple(f"kind {index}" for index in range(classes))
+    return snn.with_provenance(preprocessing=preprocessing, classes=names)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,7 @@ def test_the_other_figures_are_those_of_the_rooms_they_come_from(paper):
         del layer["channels"]
     assert entry["verification"] == json.loads(json.dumps(verified))
     assert entry["end_to_end_steps"] == 6 and entry["alphabet"] == "binary" and entry["sha256"] == "abc123"
-    scale = snn.provenance["calibration"]["scales"]
+    scale = snn.provenance.calibration.scales
     (first, *_) = entry["shortcuts"]
     assert first["ratio"] == pytest.approx(scale["relu"] / scale[first["neuron"]], rel=1e-5)
     assert first["kind"] == "identity" and first["scale"] == pytest.approx(scale[first["neuron"]])
@@ -278,8 +281,9 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(which, request):
 def test_hostile_names_stay_names(tmp_path):
     """Of classes, of the file, of its source and in the command: nothing of them becomes markup."""
     snn = small(timesteps=2)
-    source = {"arch": "<b>arch", "name": HOSTILE[0], "sha256": "<i>"}
-    snn = snn.with_provenance(classes=list(HOSTILE), source=source, data={"spec": "<u>", "<s>": "</table>"})
+    source = Source(arch="<b>arch", name=HOSTILE[0], sha256="<i>")
+    data = SeenData("<u>", extra={"<s>": "</table>"})
+    snn = snn.with_provenance(classes=tuple(HOSTILE), source=source, data=data)
     name = "<img src=x onerror=alert(1)>$a_{\\$ \udce4.snn"
     found = measure(snn, batches(), 2, network=name)
     write_page([found, replace(found, network=f"2{name}")], tmp_path, f"sresnet '{HOSTILE[0]}'")
@@ -474,9 +478,7 @@ def test_the_program_compares_two_on_images_that_neither_was_calibrated_on(progr
     said = program.works("report", "tiny.snn", "other.snn", "-o", "page", "--constants", "mine.toml")
     page, _, report = read(tmp_path / "page")
     assert [entry["timesteps"] for entry in report["networks"]] == [4, 2]
-    known = {
-        mark for name in ("tiny", "other") for mark in s_resnet.load(f"{name}.snn").provenance["data"]["fingerprints"]
-    }
+    known = {mark for name in ("tiny", "other") for mark in s_resnet.load(f"{name}.snn").provenance.data.fingerprints}
     assert {entry["evaluation"]["images"] for entry in report["networks"]} == {24 - len(known)}
     assert not any(entry["evaluation"].get("calibrated_on") for entry in report["networks"])
     assert "my chip" in page.text and said.count("top-1") == 2

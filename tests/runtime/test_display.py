@@ -16,10 +16,12 @@ from conftest import images, randomized
 from every_recipe import SIZE, STEPS, network
 from sresnet_cli.__main__ import sresnet
 from test_house import CLI, SPACES
+from test_provenance import LITERAL
 from trained_networks import T, trained
 
 import s_resnet
 from s_resnet.conversion.alternatives import Alternative
+from s_resnet.graph.provenance import Provenance, Source
 from s_resnet.runtime import display
 from s_resnet.runtime.display import LINES, ROWS, WIDTH, Displayed, Entries, Table, brief, plain
 
@@ -100,7 +102,8 @@ def results():
     events = s_resnet.data.Events(*(torch.zeros(3, dtype=torch.int64) for _ in range(4)), (8, 8))
     layer = s_resnet.export.LayerComparison("relu", 12, 0)
     return (
-        *(snn, directly, analog, snn.provenance, report, operations, s_resnet.analysis.energy(operations)),
+        *(snn, directly, analog, snn.provenance, Provenance.from_json(json.loads(LITERAL))),
+        *(report, operations, s_resnet.analysis.energy(operations)),
         s_resnet.simulate(snn, IMAGES, 3, at=[1, 3]),
         s_resnet.simulation.simulate_with_early_exit(streaming, IMAGES, 4, 0.4),
         next(streaming.stream(IMAGES, 2)),
@@ -260,7 +263,7 @@ def test_a_network_says_what_it_is():
     assert f"{len(snn.nodes)} nodes, {len(snn.neurons)} neuron layers" in repr(snn)
     assert f"an answer after {snn.end_to_end_steps(STEPS)} steps" in repr(snn)
     assert f"directly trained for T = {T}" in repr(directly) and "not spiking" in repr(analog)
-    named = s_resnet.Graph(snn.nodes, {"classes": ["cat", "dog"]})
+    named = s_resnet.Graph(snn.nodes, Provenance(classes=("cat", "dog")))
     assert "2 classes: cat, dog\n" in repr(named)
     assert "0 nodes" in repr(s_resnet.Graph(()))
     for graph in (snn, directly, analog):
@@ -268,23 +271,22 @@ def test_a_network_says_what_it_is():
         assert [row.split()[0] for row in rows] == [node.name for node in graph.nodes]
 
 
-def test_provenance_is_a_dict_that_prints_shortly():
+def test_provenance_prints_shortly():
     long = {"calibration": {"marks": list(range(5000)), "images": 7}, "recipe": {"name": "x"}, "classes": ["a"] * 1000}
-    graph = s_resnet.Graph((), long)
+    graph = s_resnet.Graph((), Provenance.from_json(long))
     known = graph.provenance
-    assert isinstance(known, dict) and known == long and json.loads(json.dumps(known)) == long
+    assert known.to_json() == known.to_dict() == long
     assert len(repr(known)) < 100 and "calibration" in repr(known)
-    assert repr(known["recipe"]) == "{'name': 'x'}" and len(repr(known["calibration"])) < 100
+    assert repr(known.recipe) == "{'name': 'x'}" and len(repr(known.calibration)) < 100
     assert "calibration.images  7" in known.table() and "5,000 in all" in known.table()
     more = graph.with_provenance(extra={"deep": {"list": list(range(999))}}).provenance
-    assert more["extra"]["deep"]["list"][-1] == 998 and len(repr(more["extra"])) < 100
-    assert type(more.to_dict()["recipe"]) is dict
+    assert more.extra["deep"]["list"][-1] == 998 and len(repr(more)) < 100
 
 
 def test_what_comes_from_files_gives_no_orders():
     """Escapes to a terminal, markup to a notebook, a name of a megabyte to either."""
     nasty = "\x1b[2J<script>alert(1)</script>&" + "x" * 100_000
-    graph = network("calibrated").with_provenance(source={"arch": nasty}, classes=[nasty, "b"])
+    graph = network("calibrated").with_provenance(source=Source(arch=nasty), classes=(nasty, "b"))
     for said in (
         repr(graph),
         graph.table(),

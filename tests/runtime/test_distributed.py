@@ -99,7 +99,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = s_resnet.load_checkpoint(make_checkpoint(tmp_path / "tiny.pth", tiny(10)))
     snn = s_resnet.convert(loaded.model, (3, SIZE, SIZE), timesteps=8)
-    settings = vars(s_resnet.data.preprocessing_for(SIZE))
+    settings = s_resnet.data.preprocessing_for(SIZE)
     s_resnet.save(snn.with_provenance(preprocessing=settings), tmp_path / "tiny.snn")
     return tmp_path
 

@@ -572,9 +572,8 @@ def test_load_checkpoint_reads_what_was_trained(tmp_path, arch, timesteps):
         assert torch.equal(loaded.model(x), result.model(x))
     assert (loaded.arch, loaded.timesteps, loaded.channels) == (arch, timesteps, 3)
     assert (loaded.num_classes, loaded.input_size, loaded.classes) == (3, SIZE, ("a", "b", "c"))
-    assert s_resnet.data.Preprocessing(**loaded.preprocessing) == s_resnet.data.preprocessing_for(SIZE)
-    assert loaded.data["spec"] == "made" and loaded.data["images"] == 20 and not loaded.model.training
-    json.dumps([loaded.data, loaded.preprocessing])  # what goes into an artifact
+    assert loaded.preprocessing == s_resnet.data.preprocessing_for(SIZE)
+    assert loaded.data.spec == "made" and loaded.data.images == 20 and not loaded.model.training
     assert s_resnet.load_checkpoint(tmp_path / "x.pt", arch).arch == arch
     with pytest.raises(InvalidCheckpoint, match=f"got '{arch}'; expected 'resnet18'"):
         s_resnet.load_checkpoint(tmp_path / "x.pt", "resnet18")
@@ -583,7 +582,7 @@ def test_load_checkpoint_reads_what_was_trained(tmp_path, arch, timesteps):
 def test_data_without_a_split_tell_what_was_learned_from(tmp_path):
     images = data(40, split="all")
     trained(tmp_path / "x.pt", settings=replace(BRIEF, epochs=1), images=images)
-    marks = s_resnet.load_checkpoint(tmp_path / "x.pt").data["fingerprints"]
+    marks = s_resnet.load_checkpoint(tmp_path / "x.pt").data.fingerprints
     learned = {images.names[index] for index in run.split(images, None, BRIEF).train}
     assert s_resnet.data.used_for_calibration(images, marks) == learned and len(learned) == 36
 

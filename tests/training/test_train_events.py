@@ -75,7 +75,7 @@ def test_the_checkpoint_says_what_it_wants(tmp_path):
     result = trained(tmp_path / "x.pt")
     loaded = s_resnet.load_checkpoint(tmp_path / "x.pt")
     assert (loaded.timesteps, loaded.channels, loaded.input_size, loaded.classes) == (3, 2, 8, ("left", "right"))
-    assert s_resnet.data.read_preprocessing(loaded.preprocessing) == Binning(3, 30_000, (8, 8))
+    assert loaded.preprocessing == Binning(3, 30_000, (8, 8))
     x = torch.rand(3, 4, 2, 8, 8)
     with torch.no_grad():
         assert torch.equal(loaded.model(x), result.model(x))

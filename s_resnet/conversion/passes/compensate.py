@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...graph.graph import Graph
 from ...graph.ops import SYNAPSES, Node, SpikingWeights
+from ...graph.provenance import Compensation, TriedFactor
 from ...runtime.progress import Progress
 from ...simulation.simulate import simulate
 from ..context import Context
@@ -43,24 +44,22 @@ def compensate(graph: Graph, context: Context) -> Graph:
     expected = 1.0 + (calibration.rounding or 0.0) / timesteps
     if calibration.samples is None:
         reason = "no calibration images" if calibration.rounding is None else "expected rounding"
-        return _with_gain(graph, expected).with_provenance(
-            compensation={"factor": expected, "timesteps": timesteps, "curve": [], "reason": reason}
-        )
+        said = Compensation(expected, timesteps, curve=(), reason=reason)
+        return _with_gain(graph, expected).with_provenance(compensation=said)
     objective = _Objective(graph, calibration.samples.images, timesteps, context.progress)
     _search(objective, (expected - 1.0) / 2 if expected > 1.0 else 2.0 / timesteps)
     best = objective.nearest(expected)
-    curve = [{"factor": factor, "logit_error": objective(factor)} for factor in sorted(objective.errors)]
-    return _with_gain(graph, best).with_provenance(
-        compensation={
-            "factor": best,
-            "expected": expected,
-            "timesteps": timesteps,
-            "images": len(calibration.samples.images),
-            "criterion": "logit error",
-            "range": [curve[0]["factor"], curve[-1]["factor"]],
-            "curve": curve,
-        }
+    curve = tuple(TriedFactor(factor, objective(factor)) for factor in sorted(objective.errors))
+    said = Compensation(
+        factor=best,
+        timesteps=timesteps,
+        expected=expected,
+        images=len(calibration.samples.images),
+        criterion="logit error",
+        range=(curve[0].factor, curve[-1].factor),
+        curve=curve,
     )
+    return _with_gain(graph, best).with_provenance(compensation=said)
 
 
 def _with_gain(graph: Graph, gain: float) -> Graph:

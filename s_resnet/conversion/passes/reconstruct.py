@@ -18,6 +18,7 @@ from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import Conv2d, Input, Linear, Node, Op, SpikingWeights
 from ...graph.parts import mapped
+from ...graph.provenance import ReconstructedBlock, Reconstruction, ReconstructionSettings
 from ...graph.readout import Readout, SpikingMaxPool2d
 from ...kernels import per_channel
 from ...runtime.progress import Progress, repeatable
@@ -25,7 +26,7 @@ from ...simulation.lockstep import Pair, blocks, fire_mean, nearly_order_free, o
 from ..context import Context
 from ..kept import Kept, Shown, Values
 from ..layerwise import PART, in_memory
-from ..resume import Done, kept_at, key_of, resumed
+from ..resume import kept_at, key_of, resumed
 from ..spill import Spill, gather
 
 BATCH = 32
@@ -105,25 +106,23 @@ def reconstruct(
                 if time.monotonic() >= end:
                     break
                 bar.show(part=f"{index + 1}/{len(parts) + 1}")
-                part, done = _Block(part, values, timesteps, 1.0, room=room).train(steps, bar)
-                said.append({"block": names[index], **done})
+                part, done, better = _Block(part, values, timesteps, 1.0, room=room).train(steps, bar)
+                said.append(ReconstructedBlock(names[index], done, better))
                 graph = kept_at(_replaced(graph, part), resume, key, said)
             if index < len(parts) - 1:
                 values = _sent(part, values, timesteps, room)
         if len(parts) == len(said) < len(names) and time.monotonic() < end:
             bar.show(part=f"{len(parts) + 1}/{len(parts) + 1}")
             together = _Block(graph.nodes, entered, timesteps, JOINT, varied=True, room=room)
-            whole, done = together.train(joint, bar, end)
-            said.append({"block": names[-1], **done})
+            whole, done, better = together.train(joint, bar, end)
+            said.append(ReconstructedBlock(names[-1], done, better))
             graph = kept_at(_replaced(graph, whole), resume, key, said)
         bar.update(total - _credited(len(said), len(parts), steps, joint))  # of those that there was no time for
         sure = order_free(graph) or rounds > 1
         taken = graph if sure else _closer(before, graph, images, timesteps)
-    said += [{"block": name, "steps": 0, "better": False} for name in names[len(said) :]]
-    asked = {"steps": steps, "joint": joint, "total": total, "minutes": minutes}
-    return taken.with_provenance(
-        reconstruction={"asked": asked, "images": len(images), "blocks": said, "taken": taken is graph}
-    )
+    said += [ReconstructedBlock(name, 0, False) for name in names[len(said) :]]
+    asked = ReconstructionSettings(steps, joint, total, minutes)
+    return taken.with_provenance(reconstruction=Reconstruction(tuple(said), asked, len(images), taken is graph))
 
 
 def _credited(count: int, blocks: int, steps: int, joint: int) -> int:
@@ -247,8 +246,11 @@ class _Block:
         now = time.monotonic()
         return max(1, min(steps, int((end - now) / max(now - start, 1e-9))))
 
-    def train(self, steps: int, bar: Progress[None], end: float | None = None) -> tuple[tuple[Node, ...], Done]:
-        """The nodes after ``steps`` steps, or as many as fit before ``end``; unchanged where that is no better."""
+    def train(self, steps: int, bar: Progress[None], end: float | None = None) -> tuple[tuple[Node, ...], int, bool]:
+        """The nodes after ``steps`` steps, or as many as fit before ``end``; how many; whether that is better.
+
+        Where it is not, the nodes are unchanged.
+        """
         count = len(self.target)
         checked = torch.arange(0, count, CHECKED)
         learned = torch.tensor([i for i in range(count) if i % CHECKED] or [0])
@@ -268,7 +270,7 @@ class _Block:
             optimizer.step()
             bar.update()
         better = self.error(checked) < before
-        return self.trained() if better else self.nodes, {"steps": steps, "better": better}
+        return self.trained() if better else self.nodes, steps, better
 
     def _backward(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """Add the gradient of the mean loss of the chosen images to that of the leaves; the last part's share of it."""

@@ -1,0 +1,37 @@
+"""What the provenance says of the batches that a network was converted with."""
+
+from __future__ import annotations
+
+from ..data.events import Binning
+from ..data.images import Preprocessing
+from ..data.leakage import fingerprints
+from ..data.loader import Loader
+from ..errors import InvalidData
+from ..graph.provenance import Parts, SeenData
+
+
+def origin(batches: object, classes: int) -> Parts:
+    """Which images a network was converted with, how they were prepared and what their classes are called.
+
+    All of that is known of a :class:`s_resnet.data.ImageLoader` or EventLoader; of a DataLoader whose data set is
+    transformed as torchvision's weights say, how they were prepared; of others nothing.
+
+    Args:
+        batches: what the network was calibrated on.
+        classes: how many the network tells apart; names of another number of classes are left out.
+    """
+    if isinstance(batches, Loader):
+        data = batches.data
+        marks = tuple(fingerprints(data, batches.indices))
+        known = Parts(data=SeenData(data.spec, data.split, len(batches.indices), marks))
+        if isinstance(batches.preprocessing, Preprocessing | Binning):
+            known["preprocessing"] = batches.preprocessing
+        if len(data.classes) == classes:
+            known["classes"] = tuple(data.classes)
+        return known
+    transform = getattr(getattr(batches, "dataset", None), "transform", None)
+    try:  # torchvision.transforms._presets.ImageClassification, without importing torchvision
+        size, resize = transform.crop_size[0], transform.resize_size[0]  # type: ignore[union-attr]
+        return Parts(preprocessing=Preprocessing(size, resize, tuple(transform.mean), tuple(transform.std)))  # type: ignore[union-attr]
+    except (AttributeError, LookupError, TypeError, InvalidData):
+        return Parts()
