@@ -11,6 +11,7 @@ from s_resnet.conversion import Auto, Context, Recipe, Step, default_recipe, pas
 from s_resnet.errors import ConversionError, InvalidData
 from s_resnet.frontend import QCFSModule
 from s_resnet.graph import Neuron
+from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
 from s_resnet.models import CifarResNet, build
 
 PAPER = ("s-resnet", "s-resnet-released")
@@ -98,10 +99,10 @@ def test_what_is_usual():
     ("settings", "fields"),
     [
         ({}, {}),
-        ({"spikes": "signed"}, {"signed": True}),
-        ({"amplitudes": 3}, {"levels": 3}),
-        ({"spikes": "signed", "amplitudes": 4}, {"signed": True, "levels": 4}),
-        ({"spikes": "differential", "amplitudes": 2}, {"differential": True, "levels": 2}),
+        ({"spikes": "signed"}, {"spikes": Signed()}),
+        ({"amplitudes": 3}, {"spikes": Amplitudes(3)}),
+        ({"spikes": "signed", "amplitudes": 4}, {"spikes": Amplitudes(4, signed=True)}),
+        ({"spikes": "differential", "amplitudes": 2}, {"spikes": Differential(2)}),
         ({"reset": "zero", "initial_potential": 0.5}, {"reset": "zero", "initial_potential": 0.5}),
     ],
 )
@@ -110,7 +111,7 @@ def test_what_neurons_send_is_said_in_words(model, settings, fields):
     context = Context(Calibration({node.name: 2.0 for node in graph.nodes}, 100.0, 1, "data"))
     for node in passes.relu_to_neuron(passes.fold_batchnorm(graph, context), context, **settings).neurons:
         want = Neuron(torch.tensor(2.0), **fields)
-        want = replace(want, threshold=want.threshold / want.most)
+        want = replace(want, threshold=want.threshold / want.max_emission)
         assert {k: v for k, v in vars(node.op).items() if k != "threshold"} == {
             k: v for k, v in vars(want).items() if k != "threshold"
         }
