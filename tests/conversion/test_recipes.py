@@ -116,8 +116,6 @@ def test_what_neurons_send_is_said_in_words(model, settings, fields):
             k: v for k, v in vars(want).items() if k != "threshold"
         }
         assert torch.equal(node.op.threshold, want.threshold)
-    with pytest.raises(ConversionError, match=r"^relu_to_neuron: got spikes='ternary'; expected one of unsigned"):
-        passes.relu_to_neuron(graph, context, spikes="ternary")
 
 
 # ---- refused when it is written ----
@@ -144,6 +142,31 @@ def test_however_they_come_together(change):
         whole.set("relu_to_neuron", **change)
     with pytest.raises(ConversionError, match="signed or multi-level spikes"):
         Recipe("mine", "", 4, (Step(passes.relu_to_neuron, change), Step(passes.quantize_weights)))
+
+
+@pytest.mark.parametrize(
+    ("step", "settings", "says"),
+    [
+        ("relu_to_neuron", {"resett": "zero"}, "^relu_to_neuron: got setting 'resett'; expected one of initial_pot"),
+        ("relu_to_neuron", {"reset": "hard"}, "^relu_to_neuron: got reset='hard'"),
+        ("relu_to_neuron", {"initial_potential": 1.0}, r"initial_potential=1\.0"),
+        ("relu_to_neuron", {"spikes": "ternary"}, "got spikes='ternary'; expected one of unsigned"),
+        ("relu_to_neuron", {"amplitudes": 9}, "amplitudes"),
+        ("relu_to_neuron", {"schedule": "later"}, "schedule"),
+        ("relu_to_neuron", {"spikes": "signed", "reset": "zero"}, "reset, got 'zero'"),
+        ("compensate", {"timesteps": 4}, "^compensate: got setting 'timesteps'; expected none"),
+        ("attach_readout", {"kind": "spikes"}, "expected one of mode, initial_potential"),
+    ],
+    ids=str,
+)
+def test_settings_that_there_are_not(step, settings, says):
+    with pytest.raises((ConversionError, InvalidData), match=says):
+        RECIPES["s-resnet"].set(step, **settings)
+
+
+def test_reconstruction_has_its_settings():
+    with pytest.raises(ConversionError, match=r"^reconstruct: got setting 'hours'; expected one of steps, joint, "):
+        RECIPES["phased"].reconstructed(hours=1)
 
 
 @pytest.mark.parametrize("weights", ["dyadic", "int8"])
