@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.arguments import Batches, class_numbers, images_of, real_number
 from ..data.leakage import image_fingerprints, ordered_key
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.graph import Graph
 from ..graph.ops import ReLU
 from ..runtime.display import Displayed, Table, brief
@@ -140,7 +140,7 @@ def calibrate(
     )
     for name in names:
         if upper[name][_INFINITE].any():
-            raise InvalidData(f"{name}: got activations that are not finite; expected numbers. Check the images.")
+            raise InvalidData(message(name, "", "activations that are not finite", "numbers", "Check the images"))
     ranks = {name: _rank(percentile, int(upper[name].sum())) for name in names}
     bucket = {name: int(torch.searchsorted(upper[name].cumsum(0), ranks[name])) for name in names}
 
@@ -150,8 +150,13 @@ def calibrate(
     lower, again = _count(graph, batches, kept_apart, "calibrate 2/2", progress, inside)
     if again != counted:
         raise InvalidData(
-            "calibrate: got other images when going through the batches again; expected the same ones, in any order. "
-            "Turn off random augmentation and drop_last."
+            message(
+                "calibrate",
+                "",
+                "other images when going through the batches again",
+                "the same ones, in any order",
+                "Turn off random augmentation and drop_last",
+            )
         )
     values = {}
     for name in names:
@@ -177,8 +182,13 @@ def check_repeatable(batches: Batches) -> None:
     """Raise InvalidData for a one-shot iterator."""
     if iter(batches) is batches:
         raise InvalidData(
-            "calibrate: got a one-shot iterator of batches; expected something that can be gone through twice. "
-            "Pass a list or a DataLoader."
+            message(
+                "calibrate",
+                "",
+                "a one-shot iterator of batches",
+                "something that can be gone through twice",
+                "Pass a list or a DataLoader",
+            )
         )
 
 
@@ -186,7 +196,7 @@ def check_percentile(percentile: float) -> float:
     """Itself as a float; InvalidData unless it is above 0 and at most 100."""
     number = real_number(percentile)
     if not 0 < number <= 100:
-        raise InvalidData(f"calibrate: got percentile {percentile}; expected above 0 and at most 100. Use 99.9.")
+        raise InvalidData(message("calibrate", "", f"percentile {percentile}", "above 0 and at most 100", "Use 99.9"))
     return number
 
 
@@ -241,7 +251,9 @@ def _count(
             if name in tables:
                 tables[name] += torch.bincount(index(name, ordered_key(value)), minlength=HALF).cpu()
     if images == 0:
-        raise InvalidData("calibrate: got no images beyond those held out; expected at least one. Pass more images.")
+        raise InvalidData(
+            message("calibrate", "", "no images beyond those held out", "at least one", "Pass more images")
+        )
     return tables, (images, tuple(sorted(seen)))
 
 
@@ -259,7 +271,9 @@ def _not_kept(marks: list[int], waiting: Counter[int]) -> list[int]:
 def _images(batch: Any) -> Tensor:
     images = images_of(batch, "calibrate")
     if images.ndim != 4:
-        raise InvalidData(f"calibrate: got a batch of {tuple(images.shape)}; expected [B, C, H, W]. Check the data.")
+        raise InvalidData(
+            message("calibrate", "", f"a batch of {tuple(images.shape)}", "[B, C, H, W]", "Check the data")
+        )
     return images
 
 

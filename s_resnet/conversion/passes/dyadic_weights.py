@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...errors import ConversionError
+from ...errors import ConversionError, message
 from ...graph import forms
 from ...graph.alphabet import Differential
 from ...graph.graph import Graph
@@ -69,8 +69,13 @@ def _digits(graph: Graph, node: Node) -> Tensor:
     assert isinstance(op, Neuron)
     if not bool((op.threshold == 1).all()) or op.decay != 1.0 or isinstance(op.spikes, Differential):
         raise ConversionError(
-            f"{node.name}: got a threshold other than 1, a leak or differential coding; expected a normalized "
-            "integrate-and-fire network. Run normalize before, or leave weights as they are."
+            message(
+                node.name,
+                "",
+                "a threshold other than 1, a leak or differential coding",
+                "a normalized integrate-and-fire network",
+                "Run normalize before, or leave weights as they are",
+            )
         )
     reach, room = torch.zeros(()), EXACT - math.log2(STEPS)
     for source, kept in _summed(graph, node):
@@ -99,8 +104,13 @@ def _summed(graph: Graph, node: Node) -> Iterator[tuple[Node, bool]]:
             yield source, True
         else:
             raise ConversionError(
-                f"{node.name}: got current from {name}, {type(source.op).__name__}; expected convolutions, linear "
-                "layers and shortcut synapses. Leave weights as they are."
+                message(
+                    node.name,
+                    "",
+                    f"current from {name}, {type(source.op).__name__}",
+                    "convolutions, linear layers and shortcut synapses",
+                    "Leave weights as they are",
+                )
             )
 
 
@@ -120,8 +130,13 @@ def _most(graph: Graph, node: Node) -> int:
     if isinstance(source.op, Neuron):
         return source.op.max_emission
     raise ConversionError(
-        f"{node.name}: got input from {source.name}, {type(source.op).__name__}; expected spikes or the images. Leave "
-        "weights as they are."
+        message(
+            node.name,
+            "",
+            f"input from {source.name}, {type(source.op).__name__}",
+            "spikes or the images",
+            "Leave weights as they are",
+        )
     )
 
 
@@ -139,7 +154,7 @@ def _rounded(graph: Graph, node: Node, digits: Mapping[str, Tensor]) -> Op:
     found, images = _digits_of(graph, node, digits), isinstance(_origin(graph, node).op, Input)
     if found is None and images:
         raise ConversionError(
-            f"{node.name}: got the images, and no neuron layer that reads it; expected one. Leave weights as they are."
+            message(node.name, "", "the images, and no neuron layer that reads it", "one", "Leave weights as they are")
         )
     if found is None:
         return op

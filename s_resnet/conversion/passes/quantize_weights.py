@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...errors import ConversionError
+from ...errors import ConversionError, message
 from ...graph.forms import synapse
 from ...graph.graph import Graph
 from ...graph.neuron import IntegerNeuron, Neuron
@@ -51,13 +51,23 @@ def _threshold(graph: Graph, node: Node) -> Tensor:
     assert isinstance(node.op, Neuron)
     if not bool((node.op.threshold == 1).all()) or node.op.decay != 1.0:
         raise ConversionError(
-            f"{node.name}: got a threshold other than 1, or a decay; expected a normalized integrate-and-fire network. "
-            "Run normalize before."
+            message(
+                node.name,
+                "",
+                "a threshold other than 1, or a decay",
+                "a normalized integrate-and-fire network",
+                "Run normalize before",
+            )
         )
     if not node.op.binary:
         raise ConversionError(
-            f"{node.name}: got signed or multi-level spikes; expected spikes in {{0, 1}}. Leave weights as they are, "
-            "or choose the recipe calibrated or phased."
+            message(
+                node.name,
+                "",
+                "signed or multi-level spikes",
+                "spikes in {0, 1}",
+                "Leave weights as they are, or choose the recipe calibrated or phased",
+            )
         )
     largest: Tensor | None = None
     for name in node.inputs:
@@ -67,18 +77,28 @@ def _threshold(graph: Graph, node: Node) -> Tensor:
             largest = peak if largest is None else torch.maximum(largest, peak)
         elif not isinstance(op, Scale):
             raise ConversionError(
-                f"{node.name}: got current from {name}, {type(op).__name__}; expected convolutions and shortcut "
-                "synapses. Choose a recipe without neurons behind pools and the classifier, such as s-resnet."
+                message(
+                    node.name,
+                    "",
+                    f"current from {name}, {type(op).__name__}",
+                    "convolutions and shortcut synapses",
+                    "Choose a recipe without neurons behind pools and the classifier, such as s-resnet",
+                )
             )
     if largest is None:
         raise ConversionError(
-            f"{node.name}: got no convolution among its inputs; expected one. Leave weights as they are."
+            message(node.name, "", "no convolution among its inputs", "one", "Leave weights as they are")
         )
     finest = torch.where(largest > 0, LARGEST / largest.clamp_min(LARGEST / THRESHOLDS), THRESHOLDS)
     if bool((finest < 1).any()):
         raise ConversionError(
-            f"{node.name}: got a weight {float(largest.max()):g} times the threshold; expected at most {LARGEST}. "
-            "Calibrate on images like those it was trained on."
+            message(
+                node.name,
+                "",
+                f"a weight {float(largest.max()):g} times the threshold",
+                f"at most {LARGEST}",
+                "Calibrate on images like those it was trained on",
+            )
         )
     return finest.floor().to(torch.int32)
 
@@ -102,7 +122,7 @@ def _grid(graph: Graph, node: Node, theta: dict[str, Tensor]) -> int:
     fitting = [grid for grid in (1, 2, 4, 8, 16, 32, GRID) if reach * grid < EXACT]
     if not fitting:
         raise ConversionError(
-            f"{node.name}: got weights whose sums reach {reach}; expected below {EXACT}. Leave weights as they are."
+            message(node.name, "", f"weights whose sums reach {reach}", f"below {EXACT}", "Leave weights as they are")
         )
     return fitting[-1]
 
@@ -114,7 +134,7 @@ def _neuron(graph: Graph, node: Node) -> str:
         users = graph.users[users[0]]
     if len(users) != 1 or not isinstance(graph[users[0]].op, Neuron):
         raise ConversionError(
-            f"{node.name}: got readers {', '.join(users)}; expected one neuron layer. Leave weights as they are."
+            message(node.name, "", f"readers {', '.join(users)}", "one neuron layer", "Leave weights as they are")
         )
     return users[0]
 
@@ -140,8 +160,13 @@ def _quantized(graph: Graph, node: Node, theta: dict[str, Tensor], grid: int) ->
     images = _reads_images(graph, node)
     if not images and not isinstance(graph[node.inputs[0]].op, Neuron | SpikingMaxPool2d):
         raise ConversionError(
-            f"{node.name}: got input from {node.inputs[0]}, {type(graph[node.inputs[0]].op).__name__}; expected spikes "
-            "or the images. Leave weights as they are."
+            message(
+                node.name,
+                "",
+                f"input from {node.inputs[0]}, {type(graph[node.inputs[0]].op).__name__}",
+                "spikes or the images",
+                "Leave weights as they are",
+            )
         )
     bias = None if op.bias is None else (op.bias * own).round().to(torch.int32)
     return replace(op, integer=IntegerWeights(_whole_weight(op, own), bias, grid=grid if images else 0))
