@@ -23,6 +23,7 @@ from ..runtime.progress import Progress
 from .spill import Spill, gather
 
 HALF = 1 << 16
+Counted = tuple[int, tuple[int, ...]]  # images, and the fingerprints of all
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,6 +135,25 @@ def calibrate(
     check_repeatable(batches)
     samples = _first_images(batches, held_out, graph.device)
     kept_apart = [] if samples is None else image_fingerprints(samples.images)
+    values, counts, (images, fingerprints) = _exact(graph, batches, kept_apart, percentile, progress)
+    found = with_scales(values, percentile, images, "data", samples)
+    lost = [
+        _lost(counts[node.name], values[node.name])
+        for node in graph.nodes
+        if isinstance(node.op, ReLU) and values[node.name] > 0
+    ]
+    return replace(
+        found,
+        rounding=statistics.median(lost) if lost else None,
+        marks=fingerprints,
+        fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None,
+    )
+
+
+def _exact(
+    graph: Graph, batches: Batches, kept_apart: list[int], percentile: float, progress: bool
+) -> tuple[dict[str, float], dict[str, Tensor], Counted]:
+    """The percentile of every calibrated node, its values counted by their upper 16 bits, and the images counted."""
     names = calibrated_nodes(graph)
     upper, counted = _count(
         graph, batches, kept_apart, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2
@@ -149,33 +169,14 @@ def calibrate(
 
     lower, again = _count(graph, batches, kept_apart, "calibrate 2/2", progress, inside)
     if again != counted:
-        raise InvalidData(
-            message(
-                "calibrate",
-                "",
-                "other images when going through the batches again",
-                "the same ones, in any order",
-                "Turn off random augmentation and drop_last",
-            )
-        )
+        got, expected = "other images when going through the batches again", "the same ones, in any order"
+        raise InvalidData(message("calibrate", "", got, expected, "Turn off random augmentation and drop_last"))
     values = {}
     for name in names:
         rank = ranks[name] - int(upper[name][: bucket[name]].sum())
         low = min(int(torch.searchsorted(lower[name].cumsum(0), rank)), HALF - 1)
         values[name] = _value(((bucket[name] - HALF // 2) << 16) | low)
-    found = with_scales(values, percentile, counted[0], "data", samples)
-    lost = [
-        _lost(upper[node.name], values[node.name])
-        for node in graph.nodes
-        if isinstance(node.op, ReLU) and values[node.name] > 0
-    ]
-    rounding = statistics.median(lost) if lost else None
-    return replace(
-        found,
-        rounding=rounding,
-        marks=counted[1],
-        fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None,
-    )
+    return values, upper, counted
 
 
 def check_repeatable(batches: Batches) -> None:
@@ -234,7 +235,7 @@ def _count(
     label: str,
     progress: bool,
     index: Callable[[str, Tensor], Tensor],
-) -> tuple[dict[str, Tensor], tuple[int, tuple[int, ...]]]:
+) -> tuple[dict[str, Tensor], Counted]:
     """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs; images counted, and the marks of all."""
     tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
     images, seen = 0, list[int]()
