@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.graph import Graph
 from ..graph.ops import Add, Affine, BatchNorm2d, Conv2d, Input, Linear, Op, Pad, ReLU, Slice
 from .calibrate import Calibration, calibrated_nodes, check_percentile, with_scales
@@ -39,7 +39,7 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
     percentile = check_percentile(percentile)
     if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):
         raise InvalidData(
-            "calibrate: got a network without BatchNorm and no images; expected one of the two. Pass images."
+            message("calibrate", "", "a network without BatchNorm and no images", "one of the two", "Pass images")
         )
     moments: dict[str, Moments] = {}
     values = {}

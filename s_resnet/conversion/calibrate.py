@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.arguments import Batches, class_numbers, images_of, real_number
 from ..data.leakage import image_fingerprints, ordered_key
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.graph import Graph
 from ..graph.ops import ReLU
 from ..graph.provenance import CalibrationSummary
@@ -24,6 +24,7 @@ from ..runtime.progress import Progress
 from .spill import Spill, gather
 
 HALF = 1 << 16
+Counted = tuple[int, tuple[int, ...]]  # images, and the fingerprints of all
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,13 +136,32 @@ def calibrate(
     check_repeatable(batches)
     samples = _first_images(batches, held_out, graph.device)
     kept_apart = [] if samples is None else image_fingerprints(samples.images)
+    values, counts, (images, fingerprints) = _exact(graph, batches, kept_apart, percentile, progress)
+    found = with_scales(values, percentile, images, "data", samples)
+    lost = [
+        _lost(counts[node.name], values[node.name])
+        for node in graph.nodes
+        if isinstance(node.op, ReLU) and values[node.name] > 0
+    ]
+    return replace(
+        found,
+        rounding=statistics.median(lost) if lost else None,
+        marks=fingerprints,
+        fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None,
+    )
+
+
+def _exact(
+    graph: Graph, batches: Batches, kept_apart: list[int], percentile: float, progress: bool
+) -> tuple[dict[str, float], dict[str, Tensor], Counted]:
+    """The percentile of every calibrated node, its values counted by their upper 16 bits, and the images counted."""
     names = calibrated_nodes(graph)
     upper, counted = _count(
         graph, batches, kept_apart, "calibrate 1/2", progress, lambda _, key: (key >> 16) + HALF // 2
     )
     for name in names:
         if upper[name][_INFINITE].any():
-            raise InvalidData(f"{name}: got activations that are not finite; expected numbers. Check the images.")
+            raise InvalidData(message(name, "", "activations that are not finite", "numbers", "Check the images"))
     ranks = {name: _rank(percentile, int(upper[name].sum())) for name in names}
     bucket = {name: int(torch.searchsorted(upper[name].cumsum(0), ranks[name])) for name in names}
 
@@ -150,36 +170,27 @@ def calibrate(
 
     lower, again = _count(graph, batches, kept_apart, "calibrate 2/2", progress, inside)
     if again != counted:
-        raise InvalidData(
-            "calibrate: got other images when going through the batches again; expected the same ones, in any order. "
-            "Turn off random augmentation and drop_last."
-        )
+        got, expected = "other images when going through the batches again", "the same ones, in any order"
+        raise InvalidData(message("calibrate", "", got, expected, "Turn off random augmentation and drop_last"))
     values = {}
     for name in names:
         rank = ranks[name] - int(upper[name][: bucket[name]].sum())
         low = min(int(torch.searchsorted(lower[name].cumsum(0), rank)), HALF - 1)
         values[name] = _value(((bucket[name] - HALF // 2) << 16) | low)
-    found = with_scales(values, percentile, counted[0], "data", samples)
-    lost = [
-        _lost(upper[node.name], values[node.name])
-        for node in graph.nodes
-        if isinstance(node.op, ReLU) and values[node.name] > 0
-    ]
-    rounding = statistics.median(lost) if lost else None
-    return replace(
-        found,
-        rounding=rounding,
-        marks=counted[1],
-        fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None,
-    )
+    return values, upper, counted
 
 
 def check_repeatable(batches: Batches) -> None:
     """Raise InvalidData for a one-shot iterator."""
     if iter(batches) is batches:
         raise InvalidData(
-            "calibrate: got a one-shot iterator of batches; expected something that can be gone through twice. "
-            "Pass a list or a DataLoader."
+            message(
+                "calibrate",
+                "",
+                "a one-shot iterator of batches",
+                "something that can be gone through twice",
+                "Pass a list or a DataLoader",
+            )
         )
 
 
@@ -187,7 +198,7 @@ def check_percentile(percentile: float) -> float:
     """Itself as a float; InvalidData unless it is above 0 and at most 100."""
     number = real_number(percentile)
     if not 0 < number <= 100:
-        raise InvalidData(f"calibrate: got percentile {percentile}; expected above 0 and at most 100. Use 99.9.")
+        raise InvalidData(message("calibrate", "", f"percentile {percentile}", "above 0 and at most 100", "Use 99.9"))
     return number
 
 
@@ -225,7 +236,7 @@ def _count(
     label: str,
     progress: bool,
     index: Callable[[str, Tensor], Tensor],
-) -> tuple[dict[str, Tensor], tuple[int, tuple[int, ...]]]:
+) -> tuple[dict[str, Tensor], Counted]:
     """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs; images counted, and the marks of all."""
     tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
     images, seen = 0, list[int]()
@@ -242,7 +253,9 @@ def _count(
             if name in tables:
                 tables[name] += torch.bincount(index(name, ordered_key(value)), minlength=HALF).cpu()
     if images == 0:
-        raise InvalidData("calibrate: got no images beyond those held out; expected at least one. Pass more images.")
+        raise InvalidData(
+            message("calibrate", "", "no images beyond those held out", "at least one", "Pass more images")
+        )
     return tables, (images, tuple(sorted(seen)))
 
 
@@ -260,7 +273,9 @@ def _not_kept(marks: list[int], waiting: Counter[int]) -> list[int]:
 def _images(batch: Any) -> Tensor:
     images = images_of(batch, "calibrate")
     if images.ndim != 4:
-        raise InvalidData(f"calibrate: got a batch of {tuple(images.shape)}; expected [B, C, H, W]. Check the data.")
+        raise InvalidData(
+            message("calibrate", "", f"a batch of {tuple(images.shape)}", "[B, C, H, W]", "Check the data")
+        )
     return images
 
 

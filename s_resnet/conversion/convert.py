@@ -130,28 +130,43 @@ def _scores(graph: Graph, example: Tensor, recipe: Recipe | Auto) -> tuple[Graph
     """
     if graph.neurons:
         raise ConversionError(
-            "convert: got a spiking network; expected its source. Convert the module that it is from."
+            message("convert", "", "a spiking network", "its source", "Convert the module that it is from")
         )
     if not any(isinstance(node.op, ReLU | QCFS) for node in graph.nodes):
         raise UnsupportedModel(
-            "convert: got a network without a ReLU; expected at least one, as ReLUs become spiking neurons. Check that "
-            "activations are nn.ReLU or F.relu, and are in the forward."
+            message(
+                "convert",
+                "",
+                "a network without a ReLU",
+                "at least one, as ReLUs become spiking neurons",
+                "Check that activations are nn.ReLU or F.relu, and are in the forward",
+            )
         )
     numbers = next(value for node in graph.nodes for value in vars(node.op).values() if isinstance(value, Tensor))
     *_, (name, answer) = graph.activations(example.to(numbers))
     if answer.shape[1] == 1 and recipe.counts_spikes:
         raise ConversionError(
-            f"convert: got recipe {recipe.name}, which scores classes by their spikes, for a network that answers one "
-            "number; expected a recipe that reads currents. Choose s-resnet or calibrated."
+            message(
+                "convert",
+                "",
+                f"recipe {recipe.name}, which scores classes by their spikes, for a network that answers one number",
+                "a recipe that reads currents",
+                "Choose s-resnet or calibrated",
+            )
         )
     if answer.ndim == 2:
         return graph, Parts()
     shape = tuple(answer.shape[1:])
     if shape[1:] != (1, 1):
         raise UnsupportedModel(
-            f"{name}: got an answer of {' x '.join(map(str, shape))} for an image; expected scores or features [B, N], "
-            "or [B, N, 1, 1]. End the model in a global average pool or a linear layer; the maps of a whole network "
-            f"are to be had by name: s_resnet.simulation.features(snn, images, timesteps, [{name!r}])."
+            message(
+                name,
+                "",
+                f"an answer of {' x '.join(map(str, shape))} for an image",
+                "scores or features [B, N], or [B, N, 1, 1]",
+                "End the model in a global average pool or a linear layer; the maps of a whole network are to be had "
+                f"by name: s_resnet.simulation.features(snn, images, timesteps, [{name!r}])",
+            )
         )
     flat = Node(f"{name}.flatten", Flatten(), (name,))
     return replace(graph, nodes=(*graph.nodes, flat)), Parts(answer_shape=shape)
@@ -260,17 +275,27 @@ def _first_images(batches: Batches, channels: list[int]) -> Tensor:
     for batch in batches:
         given = given_images(batch)
         if isinstance(given, Tensor) and given.ndim == 3:
-            raise InvalidData(f"convert: got a batch of {tuple(given.shape)}; expected [B, C, H, W]. {SIGNALS}.")
+            raise InvalidData(message("convert", "", f"a batch of {tuple(given.shape)}", "[B, C, H, W]", SIGNALS))
         images = images_of(batch, "convert")
         if images.ndim != 4 or len(images) == 0:
             raise InvalidData(
-                f"convert: got a batch of shape {tuple(images.shape)}; expected images [B, C, H, W], at least one. Of "
-                "events pass the mean over their frames."
+                message(
+                    "convert",
+                    "",
+                    f"a batch of shape {tuple(images.shape)}",
+                    "images [B, C, H, W], at least one",
+                    "Of events pass the mean over their frames",
+                )
             )
         if images.shape[1] not in channels and images.shape[3] in channels:
             raise InvalidData(
-                f"convert: got images of shape {tuple(images.shape)} for a network of {channels[0]} channels; expected "
-                "[B, C, H, W]. They look like [B, H, W, C]: pass images.permute(0, 3, 1, 2)."
+                message(
+                    "convert",
+                    "",
+                    f"images of shape {tuple(images.shape)} for a network of {channels[0]} channels",
+                    "[B, C, H, W]",
+                    "They look like [B, H, W, C]: pass images.permute(0, 3, 1, 2)",
+                )
             )
         return images[[0, -1]].cpu()
-    raise InvalidData("convert: got no calibration batch; expected images [B, C, H, W]. Pass at least one batch.")
+    raise InvalidData(message("convert", "", "no calibration batch", "images [B, C, H, W]", "Pass at least one batch"))

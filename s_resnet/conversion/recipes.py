@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from ..data.arguments import whole_number
 from ..errors import ConversionError, InvalidData, message
@@ -15,6 +17,7 @@ from ..runtime.progress import Progress
 from . import passes
 from .calibrate import check_percentile
 from .context import Context
+from .passes.relu_to_neuron import NeuronSettings, neuron_like
 
 FITS = ("fit_thresholds", "calibrate_neurons", "reconstruct", "fit_readout")  # to calibration images
 TUNED = ("compensate", *FITS)  # for T
@@ -30,11 +33,23 @@ class Step(Displayed):
         run: the pass, ``(graph, context, **settings) -> graph``.
         settings: numbers and words, as JSON knows them.
         optional: whether a network may have nothing for it to do.
+
+    Raises:
+        ConversionError: the pass has no such setting, or not with these others.
+        InvalidData: a setting of neurons is out of range.
     """
 
     run: Callable[..., Graph]
     settings: Mapping[str, object] = field(default_factory=dict)
     optional: bool = False
+
+    def __post_init__(self) -> None:
+        known = list(inspect.signature(self.run).parameters)[2:]
+        if self.run is passes.relu_to_neuron:
+            neuron_like(cast(NeuronSettings, self.settings))
+        elif unknown := [name for name in self.settings if name not in known]:
+            expected = f"one of {', '.join(known)}" if known else "none"
+            raise ConversionError(message(self.name, "", f"setting {unknown[0]!r}", expected, "Change the recipe"))
 
     @property
     def name(self) -> str:

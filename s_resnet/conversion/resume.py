@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArtifact
+from ..errors import InvalidArtifact, message
 from ..graph.artifact import load, save
 from ..graph.graph import Graph
 from ..graph.ops import Node, Op
@@ -58,8 +58,13 @@ def resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tupl
     alike = len(kept.nodes) == len(graph.nodes) and all(map(_alike, kept.nodes, graph.nodes))
     if found.key != key or not done or finished != expected[: len(done)] or not alike:
         raise InvalidArtifact(
-            f"{path}: got the reconstruction of another network, other images or other settings; expected this one's. "
-            "Delete the file, or repeat the command that it is from."
+            message(
+                f"{path}",
+                "",
+                "the reconstruction of another network, other images or other settings",
+                "this one's",
+                "Delete the file, or repeat the command that it is from",
+            )
         )
     return replace(graph, nodes=kept.to(graph.device).nodes), done
 

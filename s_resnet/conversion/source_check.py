@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import errors
 from ..data.arguments import Batches, class_numbers, images_of
 from ..data.labels import label_notes
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..frontend import batchnorm_check
 from ..frontend.batchnorm_check import FEW, Fit, Moments, all_alike, explain
 from ..graph.graph import Graph
@@ -114,7 +114,7 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
         if moments.images >= wanted:
             break
     if not moments.images:
-        raise InvalidData("calibrate: got no images; expected at least one. Pass more images.")
+        raise InvalidData(message("calibrate", "", "no images", "at least one", "Pass more images"))
     every = [label for label in labels if label is not None]
     answer, confidence, fit = torch.cat(answers), float(torch.cat(shares).mean()), moments.fit()
     classes = logits.flatten(1).shape[1]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..errors import ConversionError
+from ..errors import ConversionError, message
 
 ROOM = 2**28  # bytes that are kept in memory before a file is made
 
@@ -65,8 +65,13 @@ class Spill:
         self._file.seek(row * self._size)
         if self._file.readinto(_bytes(into)) != into.nbytes:
             raise ConversionError(
-                f"calibration: got fewer bytes from a temporary file in {_place()} than were written; "
-                "expected all of them. Check the disk, and repeat the command."
+                message(
+                    "calibration",
+                    "",
+                    f"fewer bytes from a temporary file in {_place()} than were written",
+                    "all of them",
+                    "Check the disk, and repeat the command",
+                )
             )
 
     def _full(self, error: OSError, missing: int) -> ConversionError:

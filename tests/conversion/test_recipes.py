@@ -11,6 +11,7 @@ from s_resnet.conversion import Auto, Context, Recipe, Step, default_recipe, pas
 from s_resnet.errors import ConversionError, InvalidData
 from s_resnet.frontend import QCFSModule
 from s_resnet.graph import Neuron
+from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
 from s_resnet.models import CifarResNet, build
 
 PAPER = ("s-resnet", "s-resnet-released")
@@ -98,10 +99,10 @@ def test_what_is_usual():
     ("settings", "fields"),
     [
         ({}, {}),
-        ({"spikes": "signed"}, {"signed": True}),
-        ({"amplitudes": 3}, {"levels": 3}),
-        ({"spikes": "signed", "amplitudes": 4}, {"signed": True, "levels": 4}),
-        ({"spikes": "differential", "amplitudes": 2}, {"differential": True, "levels": 2}),
+        ({"spikes": "signed"}, {"spikes": Signed()}),
+        ({"amplitudes": 3}, {"spikes": Amplitudes(3)}),
+        ({"spikes": "signed", "amplitudes": 4}, {"spikes": Amplitudes(4, signed=True)}),
+        ({"spikes": "differential", "amplitudes": 2}, {"spikes": Differential(2)}),
         ({"reset": "zero", "initial_potential": 0.5}, {"reset": "zero", "initial_potential": 0.5}),
     ],
 )
@@ -110,13 +111,11 @@ def test_what_neurons_send_is_said_in_words(model, settings, fields):
     context = Context(Calibration({node.name: 2.0 for node in graph.nodes}, 100.0, 1, "data"))
     for node in passes.relu_to_neuron(passes.fold_batchnorm(graph, context), context, **settings).neurons:
         want = Neuron(torch.tensor(2.0), **fields)
-        want = replace(want, threshold=want.threshold / want.most)
+        want = replace(want, threshold=want.threshold / want.max_emission)
         assert {k: v for k, v in vars(node.op).items() if k != "threshold"} == {
             k: v for k, v in vars(want).items() if k != "threshold"
         }
         assert torch.equal(node.op.threshold, want.threshold)
-    with pytest.raises(ConversionError, match=r"^relu_to_neuron: got spikes='ternary'; expected one of unsigned"):
-        passes.relu_to_neuron(graph, context, spikes="ternary")
 
 
 # ---- refused when it is written ----
@@ -143,6 +142,31 @@ def test_however_they_come_together(change):
         whole.set("relu_to_neuron", **change)
     with pytest.raises(ConversionError, match="signed or multi-level spikes"):
         Recipe("mine", "", 4, (Step(passes.relu_to_neuron, change), Step(passes.quantize_weights)))
+
+
+@pytest.mark.parametrize(
+    ("step", "settings", "says"),
+    [
+        ("relu_to_neuron", {"resett": "zero"}, "^relu_to_neuron: got setting 'resett'; expected one of initial_pot"),
+        ("relu_to_neuron", {"reset": "hard"}, "^relu_to_neuron: got reset='hard'"),
+        ("relu_to_neuron", {"initial_potential": 1.0}, r"initial_potential=1\.0"),
+        ("relu_to_neuron", {"spikes": "ternary"}, "got spikes='ternary'; expected one of unsigned"),
+        ("relu_to_neuron", {"amplitudes": 9}, "amplitudes"),
+        ("relu_to_neuron", {"schedule": "later"}, "schedule"),
+        ("relu_to_neuron", {"spikes": "signed", "reset": "zero"}, "reset, got 'zero'"),
+        ("compensate", {"timesteps": 4}, "^compensate: got setting 'timesteps'; expected none"),
+        ("attach_readout", {"kind": "spikes"}, "expected one of mode, initial_potential"),
+    ],
+    ids=str,
+)
+def test_settings_that_there_are_not(step, settings, says):
+    with pytest.raises((ConversionError, InvalidData), match=says):
+        RECIPES["s-resnet"].set(step, **settings)
+
+
+def test_reconstruction_has_its_settings():
+    with pytest.raises(ConversionError, match=r"^reconstruct: got setting 'hours'; expected one of steps, joint, "):
+        RECIPES["phased"].reconstructed(hours=1)
 
 
 @pytest.mark.parametrize("weights", ["dyadic", "int8"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ...errors import ConversionError
+from ...errors import ConversionError, message
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import AdaptiveAvgPool2d, Node
@@ -27,7 +27,9 @@ def attach_readout(graph: Graph, context: Context, mode: str = "current", initia
     Raises ConversionError for another mode.
     """
     if mode not in ("current", "spikes"):
-        raise ConversionError(f"attach_readout: got mode {mode!r}; expected 'current' or 'spikes'. Change the recipe.")
+        raise ConversionError(
+            message("attach_readout", "", f"mode {mode!r}", "'current' or 'spikes'", "Change the recipe")
+        )
     nodes = list(graph.nodes)
     if mode == "spikes":
         nodes = _with_pool_neuron(graph, context.calibration, initial_potential)

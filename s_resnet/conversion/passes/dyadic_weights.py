@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...errors import ConversionError
+from ...errors import ConversionError, message
 from ...graph import forms
 from ...graph.alphabet import Differential
 from ...graph.graph import Graph
@@ -68,9 +68,11 @@ def _digits(graph: Graph, node: Node) -> Tensor:
     op = node.op
     assert isinstance(op, Neuron)
     if not bool((op.threshold == 1).all()) or op.decay != 1.0 or isinstance(op.spikes, Differential):
-        raise ConversionError(
-            f"{node.name}: got a threshold other than 1, a leak or differential coding; expected a normalized "
-            "integrate-and-fire network. Run normalize before, or leave weights as they are."
+        raise _refused(
+            node,
+            "a threshold other than 1, a leak or differential coding",
+            "a normalized integrate-and-fire network",
+            "Run normalize before, or leave weights as they are",
         )
     reach, room = torch.zeros(()), EXACT - math.log2(STEPS)
     for source, kept in _summed(graph, node):
@@ -98,9 +100,10 @@ def _summed(graph: Graph, node: Node) -> Iterator[tuple[Node, bool]]:
         elif isinstance(source.op, SYNAPSES):
             yield source, True
         else:
-            raise ConversionError(
-                f"{node.name}: got current from {name}, {type(source.op).__name__}; expected convolutions, linear "
-                "layers and shortcut synapses. Leave weights as they are."
+            raise _refused(
+                node,
+                f"current from {name}, {type(source.op).__name__}",
+                "convolutions, linear layers and shortcut synapses",
             )
 
 
@@ -119,10 +122,7 @@ def _most(graph: Graph, node: Node) -> int:
         return LARGEST_PIXEL
     if isinstance(source.op, Neuron):
         return source.op.max_emission
-    raise ConversionError(
-        f"{node.name}: got input from {source.name}, {type(source.op).__name__}; expected spikes or the images. Leave "
-        "weights as they are."
-    )
+    raise _refused(node, f"input from {source.name}, {type(source.op).__name__}", "spikes or the images")
 
 
 def _rounded(graph: Graph, node: Node, digits: Mapping[str, Tensor]) -> Op:
@@ -138,9 +138,7 @@ def _rounded(graph: Graph, node: Node, digits: Mapping[str, Tensor]) -> Op:
         return op
     found, images = _digits_of(graph, node, digits), isinstance(_origin(graph, node).op, Input)
     if found is None and images:
-        raise ConversionError(
-            f"{node.name}: got the images, and no neuron layer that reads it; expected one. Leave weights as they are."
-        )
+        raise _refused(node, "the images, and no neuron layer that reads it", "one")
     if found is None:
         return op
     weight = forms.synapse(op).weight
@@ -167,3 +165,7 @@ def _digits_of(graph: Graph, node: Node, digits: Mapping[str, Tensor]) -> Tensor
 
 def _to(value: Tensor, digits: Tensor) -> Tensor:
     return (value * 2.0**digits).round() / 2.0**digits
+
+
+def _refused(node: Node, got: str, expected: str, remedy: str = "Leave weights as they are") -> ConversionError:
+    return ConversionError(message(node.name, "", got, expected, remedy))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...errors import ConversionError
+from ...errors import ConversionError, message
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import UNIT_PRESERVING, MaxPool2d, Node
@@ -37,8 +37,13 @@ def move_maxpool(graph: Graph, context: Context) -> Graph:
         elif before.name not in graph.static:
             if not _spikes(graph, before) and not _rectified(graph, node):
                 raise ConversionError(
-                    f"{node.name}: got a max-pool over currents, of which no gate on spikes has the maximum; expected "
-                    "one over ReLU outputs. Put the ReLU before the pool."
+                    message(
+                        node.name,
+                        "",
+                        "a max-pool over currents, of which no gate on spikes has the maximum",
+                        "one over ReLU outputs",
+                        "Put the ReLU before the pool",
+                    )
                 )
             op = node.op
             gate = SpikingMaxPool2d(op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)

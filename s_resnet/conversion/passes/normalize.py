@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...errors import ConversionError
+from ...errors import ConversionError, message
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import (
@@ -85,8 +85,13 @@ class _Work:
             unit = self.one
         else:
             raise ConversionError(
-                f"{node.name}: got {type(op).__name__}, which has no units; expected synapses, pools and neurons. "
-                "Run fold_batchnorm and relu_to_neuron before."
+                message(
+                    node.name,
+                    "",
+                    f"{type(op).__name__}, which has no units",
+                    "synapses, pools and neurons",
+                    "Run fold_batchnorm and relu_to_neuron before",
+                )
             )
         self.unit[node.name] = unit
         self.nodes.append(Node(node.name, op, inputs))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...errors import ConversionError
+from ...errors import ConversionError, message
 from ...graph.forms import synapse
 from ...graph.graph import Graph
 from ...graph.neuron import IntegerNeuron, Neuron
@@ -50,14 +50,18 @@ def _threshold(graph: Graph, node: Node) -> Tensor:
     """The neuron layer's thresholds ``[C]``, int32."""
     assert isinstance(node.op, Neuron)
     if not bool((node.op.threshold == 1).all()) or node.op.decay != 1.0:
-        raise ConversionError(
-            f"{node.name}: got a threshold other than 1, or a decay; expected a normalized integrate-and-fire network. "
-            "Run normalize before."
+        raise _refused(
+            node,
+            "a threshold other than 1, or a decay",
+            "a normalized integrate-and-fire network",
+            "Run normalize before",
         )
     if not node.op.binary:
-        raise ConversionError(
-            f"{node.name}: got signed or multi-level spikes; expected spikes in {{0, 1}}. Leave weights as they are, "
-            "or choose the recipe calibrated or phased."
+        raise _refused(
+            node,
+            "signed or multi-level spikes",
+            "spikes in {0, 1}",
+            "Leave weights as they are, or choose the recipe calibrated or phased",
         )
     largest: Tensor | None = None
     for name in node.inputs:
@@ -66,19 +70,21 @@ def _threshold(graph: Graph, node: Node) -> Tensor:
             peak = synapse(op).weight.abs().flatten(1).amax(1)
             largest = peak if largest is None else torch.maximum(largest, peak)
         elif not isinstance(op, Scale):
-            raise ConversionError(
-                f"{node.name}: got current from {name}, {type(op).__name__}; expected convolutions and shortcut "
-                "synapses. Choose a recipe without neurons behind pools and the classifier, such as s-resnet."
+            raise _refused(
+                node,
+                f"current from {name}, {type(op).__name__}",
+                "convolutions and shortcut synapses",
+                "Choose a recipe without neurons behind pools and the classifier, such as s-resnet",
             )
     if largest is None:
-        raise ConversionError(
-            f"{node.name}: got no convolution among its inputs; expected one. Leave weights as they are."
-        )
+        raise _refused(node, "no convolution among its inputs", "one")
     finest = torch.where(largest > 0, LARGEST / largest.clamp_min(LARGEST / THRESHOLDS), THRESHOLDS)
     if bool((finest < 1).any()):
-        raise ConversionError(
-            f"{node.name}: got a weight {float(largest.max()):g} times the threshold; expected at most {LARGEST}. "
-            "Calibrate on images like those it was trained on."
+        raise _refused(
+            node,
+            f"a weight {float(largest.max()):g} times the threshold",
+            f"at most {LARGEST}",
+            "Calibrate on images like those it was trained on",
         )
     return finest.floor().to(torch.int32)
 
@@ -101,9 +107,7 @@ def _grid(graph: Graph, node: Node, theta: dict[str, Tensor]) -> int:
     reach = int(weight.abs().to(torch.int64).flatten(1).sum(1).max()) * LARGEST_PIXEL
     fitting = [grid for grid in (1, 2, 4, 8, 16, 32, GRID) if reach * grid < EXACT]
     if not fitting:
-        raise ConversionError(
-            f"{node.name}: got weights whose sums reach {reach}; expected below {EXACT}. Leave weights as they are."
-        )
+        raise _refused(node, f"weights whose sums reach {reach}", f"below {EXACT}")
     return fitting[-1]
 
 
@@ -113,9 +117,7 @@ def _neuron(graph: Graph, node: Node) -> str:
     while len(users) == 1 and isinstance(graph[users[0]].op, MaxPool2d):
         users = graph.users[users[0]]
     if len(users) != 1 or not isinstance(graph[users[0]].op, Neuron):
-        raise ConversionError(
-            f"{node.name}: got readers {', '.join(users)}; expected one neuron layer. Leave weights as they are."
-        )
+        raise _refused(node, f"readers {', '.join(users)}", "one neuron layer")
     return users[0]
 
 
@@ -139,9 +141,8 @@ def _quantized(graph: Graph, node: Node, theta: dict[str, Tensor], grid: int) ->
     own = theta[_neuron(graph, node)]
     images = _reads_images(graph, node)
     if not images and not isinstance(graph[node.inputs[0]].op, Neuron | SpikingMaxPool2d):
-        raise ConversionError(
-            f"{node.name}: got input from {node.inputs[0]}, {type(graph[node.inputs[0]].op).__name__}; expected spikes "
-            "or the images. Leave weights as they are."
+        raise _refused(
+            node, f"input from {node.inputs[0]}, {type(graph[node.inputs[0]].op).__name__}", "spikes or the images"
         )
     bias = None if op.bias is None else (op.bias * own).round().to(torch.int32)
     return replace(op, integer=IntegerWeights(_whole_weight(op, own), bias, grid=grid if images else 0))
@@ -149,3 +150,7 @@ def _quantized(graph: Graph, node: Node, theta: dict[str, Tensor], grid: int) ->
 
 def _whole_weight(op: Conv2d, theta: Tensor) -> Tensor:
     return (synapse(op).weight * theta.view(-1, 1, 1, 1)).round().to(torch.int8)
+
+
+def _refused(node: Node, got: str, expected: str, remedy: str = "Leave weights as they are") -> ConversionError:
+    return ConversionError(message(node.name, "", got, expected, remedy))

@@ -59,7 +59,7 @@ def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSett
 
     Source: arXiv:1805.01352: "sum layer is no longer needed", the neuron adds by integration.
     """
-    like = _neuron(settings)
+    like = neuron_like(settings)
     absorbed: set[str] = set()
     spiking: set[str] = set()  # nodes with a neuron before them
     nodes: list[Node] = []
@@ -82,8 +82,17 @@ def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSett
     return replace(graph, nodes=tuple(node for node in nodes if node.name not in absorbed))
 
 
-def _neuron(settings: NeuronSettings) -> Neuron:
-    """A neuron of threshold 1 with these settings."""
+def neuron_like(settings: NeuronSettings) -> Neuron:
+    """A neuron of threshold 1 with these settings.
+
+    Raises:
+        ConversionError: a setting that there is not, or one out of range.
+        InvalidData: settings that do not go together.
+    """
+    for name in settings:
+        if name not in NeuronSettings.__annotations__:
+            expected = f"one of {', '.join(NeuronSettings.__annotations__)}"
+            raise ConversionError(message("relu_to_neuron", "", f"setting {name!r}", expected, "Change the recipe"))
     reset, start = settings.get("reset", "subtract"), settings.get("initial_potential", 0.0)
     if reset not in ("subtract", "zero") or not 0 <= start < 1:
         raise ConversionError(
