@@ -129,12 +129,8 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
     help="Number format of the weights. dyadic rounds them so that float32 sums are exact: the same spikes on every "
     "device and engine. int8 makes an integer network: int8 weights, int32 thresholds and membranes.",
 )
-@click.option(
-    "--timesteps",
-    metavar="T",
-    type=click.IntRange(1),
-    show_default="the recipe's: 16 for calibrated, 350 for the paper's",
-    help="Number of time steps to tune for.",
+@shared.count(
+    "--timesteps", "Number of time steps to tune for.", "the recipe's: 16 for calibrated, 350 for the paper's", 1, "T"
 )
 @click.option(
     "--reconstruct",
@@ -168,20 +164,10 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
     metavar="DATA",
     help="Images to calibrate on; they need no labels. Without them thresholds come from BatchNorm.",
 )
-@click.option(
-    "--calibration-images",
-    metavar="N",
-    type=click.IntRange(2),
-    default=1024,
-    help="Number of images to calibrate on, a seeded random subset over all classes.",
+@shared.count(
+    "--calibration-images", "Number of images to calibrate on, a seeded random subset over all classes.", 1024, least=2
 )
-@click.option(
-    "--input-size",
-    metavar="N",
-    type=click.IntRange(1),
-    show_default="32 for CIFAR networks, else 224",
-    help="Height and width of the images in pixels.",
-)
+@shared.count("--input-size", "Height and width of the images in pixels.", "32 for CIFAR networks, else 224")
 @_per_channel("--mean", "mean")
 @_per_channel("--std", "standard deviation")
 @shared.CLASSES

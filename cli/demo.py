@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import click
 
@@ -23,23 +22,6 @@ DEFAULT = "calibrated"  # the recipe of convert with images
 RECIPES = {DEFAULT: 16, "s-resnet": 256}  # that the picture compares, with the T of each
 EPOCHS = 6
 IMAGES = 200
-
-
-class Row(TypedDict):
-    """A network at one T, in the JSON of ``sresnet evaluate``."""
-
-    timesteps: int
-    end_to_end_steps: int
-    top1: float
-
-
-class Figures(TypedDict):
-    """What the picture needs of the JSON of ``sresnet evaluate``."""
-
-    recipe: str
-    images: int
-    ann: dict[str, float]
-    snn: list[Row]
 
 
 @click.command()
@@ -83,7 +65,7 @@ def demo(folder: Path, force: bool) -> None:
         _run(number + 1, evaluate, network, "--limit", IMAGES, "--json", file, *over)
         number += 2
     _run(number, report, networks[0], "--limit", IMAGES, "-o", page, *over)
-    _draw([json.loads(file.read_text()) for file in figures], picture)
+    _draw(figures, picture)
     say(f"\nAccuracy over time steps: {picture}\n\nTry next:")
     say(f"  {command('inspect', networks[0])}")
     say(f"  {command('convert', checkpoint, '--input-size', SIZE)}   # without any data")
@@ -159,7 +141,7 @@ def _train(checkpoint: Path) -> None:
         torch.save(model.state_dict(), file)
 
 
-def _draw(figures: Sequence[Figures], picture: Path) -> None:
+def _draw(files: Sequence[Path], picture: Path) -> None:
     """Plot accuracy over the steps until the answer, with the ANN's as a line."""
     import matplotlib
 
@@ -168,6 +150,7 @@ def _draw(figures: Sequence[Figures], picture: Path) -> None:
 
     import s_resnet
 
+    figures = [json.loads(file.read_text()) for file in files]
     plot, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     axes.axhline(100 * figures[0]["ann"]["top1"], color="0.4", linestyle="--", label="its own ANN")
     ticks = set()

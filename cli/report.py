@@ -37,25 +37,6 @@ class Options(shared.Images):
     force: bool
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A network that the page is about.
-
-    Attributes:
-        snn: the network.
-        path: its file.
-        name: what the page calls it.
-        timesteps: its T on the page.
-        loader: the images that it is measured on.
-    """
-
-    snn: s_resnet.Graph
-    path: Path
-    name: str
-    timesteps: int
-    loader: s_resnet.data.Loader
-
-
 @click.command()
 @click.argument("networks", metavar="NETWORK [NETWORK]", type=click.Path(path_type=Path), nargs=-1)
 @shared.data("measure on")
@@ -121,18 +102,20 @@ def report(asked: Options) -> None:
     lines: list[str] = []
 
     def measured() -> Iterator[s_resnet.report.NetworkReport]:
-        for one in _subjects(paths, asked):
+        loaded = [s_resnet.load(path) for path in paths]
+        images = replace(asked, data=asked.data or next(filter(None, map(usual_data, loaded)), None))
+        steps = [asked.timesteps or timesteps_for(snn, path) for snn, path in zip(loaded, paths, strict=True)]
+        for snn, path in zip(loaded, paths, strict=True):
+            loaders.append(find_images(snn, path, images, loaded).loader(asked.batch_size))
+        for snn, path, name, loader, timesteps in zip(loaded, paths, _names(paths), loaders, steps, strict=True):
             settings = s_resnet.report.ReportSettings(
-                sha256=hashlib.sha256(one.path.read_bytes()).hexdigest(),
-                classes=tuple(one.loader.data.classes),
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                classes=tuple(loader.data.classes),
                 constants=constants,
                 progress=True,
             )
-            found = s_resnet.report.measure(
-                one.snn, one.loader, one.timesteps, settings, network=one.name, device=asked.device
-            )
+            found = s_resnet.report.measure(snn, loader, timesteps, settings, network=name, device=asked.device)
             yield found
-            loaders.append(one.loader)
             lines.append(_summary(found))
 
     s_resnet.report.write_page(measured(), asked.output, _command())
@@ -140,20 +123,6 @@ def report(asked: Options) -> None:
     for line in lines:
         say(line)
     say(f"Page: {asked.output / 'index.html'}")
-
-
-def _subjects(paths: Sequence[Path], asked: Options) -> list[Subject]:
-    """The networks with the images of each: the same for all, and none that any of them was calibrated on."""
-    import s_resnet
-
-    loaded = [s_resnet.load(path) for path in paths]
-    spec = asked.data or next((known for snn in loaded if (known := usual_data(snn))), None)
-    images = replace(asked, data=spec)
-    steps = [asked.timesteps or timesteps_for(snn, path) for snn, path in zip(loaded, paths, strict=True)]
-    return [
-        Subject(snn, path, name, timesteps, find_images(snn, path, images, loaded).loader(asked.batch_size))
-        for snn, path, name, timesteps in zip(loaded, paths, _names(paths), steps, strict=True)
-    ]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -75,16 +75,17 @@ def data(use: str) -> Option:
     return click.option("--data", metavar="DATA", show_default=default, help=f"Images to {use}.")
 
 
-def limit(default: int | None = None) -> Option:
-    """``--limit``; None is for all images."""
-    return click.option(
-        "--limit",
-        metavar="N",
-        type=click.IntRange(1),
-        default=default,
-        show_default="all" if default is None else True,
-        help="Use only N images, a seeded random subset over all classes.",
-    )
+def count(name: str, help: str, default: int | str | None = None, least: int = 1, metavar: str = "N") -> Option:
+    """An option that counts; a default in words is what None stands for."""
+    fixed = default if isinstance(default, int) else None
+    shown = default if isinstance(default, str) else True
+    kind = click.IntRange(least)
+    return click.option(name, metavar=metavar, type=kind, default=fixed, show_default=shown, help=help)
+
+
+def limit(default: int | str = "all") -> Option:
+    """``--limit``."""
+    return count("--limit", "Use only N images, a seeded random subset over all classes.", default)
 
 
 def json_file(help: str = "Also write the results to FILE as JSON.") -> Option:
@@ -102,14 +103,8 @@ def output(help: str, default: str | None = None) -> Option:
     )
 
 
-BATCH_SIZE = click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Images per batch.")
-TIMESTEPS = click.option(
-    "--timesteps",
-    metavar="T",
-    type=click.IntRange(1),
-    show_default="the T that the network was converted or trained for",
-    help="Number of time steps.",
-)
+BATCH_SIZE = count("--batch-size", "Images per batch.", 32)
+TIMESTEPS = count("--timesteps", "Number of time steps.", "the T that the network was converted or trained for", 1, "T")
 FORCE = click.option("--force", is_flag=True, help="Overwrite existing files.")
 NETWORK = click.argument("network", type=click.Path(path_type=Path), required=False)
 CLASSES = click.option(

@@ -111,14 +111,8 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     "Checkpoint to write after every epoch; rerunning the command resumes from it. With --from: the tuned .snn."
 )
 @click.option("--preset", type=click.Choice(["paper"]), help="Settings of the architecture's paper for these data.")
-@click.option("--epochs", metavar="N", type=click.IntRange(1), show_default="100", help="Number of epochs.")
-@click.option(
-    "--batch-size",
-    metavar="N",
-    type=click.IntRange(1),
-    show_default="128",
-    help="Images per batch, over all processes together.",
-)
+@shared.count("--epochs", "Number of epochs.", "100")
+@shared.count("--batch-size", "Images per batch, over all processes together.", "128")
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), show_default="sgd", help="Optimizer.")
 @click.option(
     "--lr", metavar="X", type=float, show_default="0.1 for sgd, 0.001 for adamw", help="Largest learning rate."
@@ -133,13 +127,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     show_default="cosine, down to 0",
     help="Learning rate schedule.",
 )
-@click.option(
-    "--step-epochs",
-    metavar="N",
-    type=click.IntRange(1),
-    show_default="40",
-    help="Epochs between the drops of --schedule step.",
-)
+@shared.count("--step-epochs", "Epochs between the drops of --schedule step.", "40")
 @click.option("--gamma", metavar="X", type=float, show_default="0.1", help="Factor of each drop of --schedule step.")
 @click.option("--warmup", metavar="N", type=click.IntRange(0), show_default="0", help="Epochs of rising learning rate.")
 @click.option("--label-smoothing", metavar="X", type=float, show_default="0", help="Label smoothing.")
@@ -151,20 +139,8 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     show_default="crop,flip up to 64 pixels; resized-crop,flip above; crop for digits",
     help=f"Augmentations among {', '.join(AUGMENTATIONS)}; or none.",
 )
-@click.option(
-    "--timesteps",
-    metavar="T",
-    type=click.IntRange(1),
-    show_default="its paper's",
-    help="Number of time steps of a spiking network.",
-)
-@click.option(
-    "--width",
-    metavar="N",
-    type=click.IntRange(1),
-    show_default="the paper's",
-    help="Number of channels in the first stage.",
-)
+@shared.count("--timesteps", "Number of time steps of a spiking network.", "its paper's", metavar="T")
+@shared.count("--width", "Number of channels in the first stage.", "its paper's")
 @click.option(
     "--input-size",
     "size",
@@ -173,48 +149,21 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     show_default="the images', or 224",
     help="Height and width of the images in pixels.",
 )
-@click.option(
-    "--limit",
-    metavar="N",
-    type=click.IntRange(1),
-    help="Train on only N images, a seeded random subset over all classes.",
-)
-@click.option("--test-limit", metavar="N", type=click.IntRange(1), help="Report accuracy on only N test images.")
-@click.option(
-    "--validation",
-    metavar="N",
-    type=click.IntRange(0),
-    help="Hold out N training images, and report accuracy on them.",
-)
+@shared.limit()
+@shared.count("--test-limit", "Report accuracy on only N test images.", "all")
+@shared.count("--validation", "Hold out N training images, and report accuracy on them.", least=0)
 @click.option(
     "--activation",
     type=click.Choice(["relu", "qcfs"]),
     show_default="relu",
     help="Activation of an ANN. qcfs prepares it for conversion to few time steps.",
 )
-@click.option(
-    "--levels",
-    metavar="L",
-    type=click.IntRange(1),
-    show_default="8",
-    help="Quantization levels of --activation qcfs: the T to convert for.",
-)
+@shared.count("--levels", "Quantization levels of --activation qcfs: the T to convert for.", "8", metavar="L")
 @click.option("--amp/--no-amp", default=None, help="Use mixed precision.")
 @click.option("--recompute", is_flag=True, help="Save memory by computing blocks again in the backward pass.")
-@click.option(
-    "--seed",
-    metavar="N",
-    type=click.IntRange(0),
-    show_default="0",
-    help="Seed of the weights, the order of the images and their augmentation.",
-)
+@shared.count("--seed", "Seed of the weights, the order of the images and their augmentation.", "0", least=0)
 @shared.DEVICE
-@click.option(
-    "--workers",
-    metavar="N",
-    type=click.IntRange(0),
-    help="Number of data-loading processes; does not affect the result.",
-)
+@shared.count("--workers", "Number of data-loading processes; does not affect the result.", least=0)
 @click.option(
     "--tensorboard", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Also write curves to DIR."
 )
