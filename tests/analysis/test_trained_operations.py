@@ -52,7 +52,7 @@ def test_synapses_and_spikes_are_those_of_the_module(arch, folded):
     stem = modules["stem.0"]
     assert layers["stem.0"].macs == events(stem, torch.ones(1, 3, SIZE, SIZE))
     for name, (_, out) in watched(model, X, T)[1].items():
-        membranes = len(modules[name].thresholds)
+        membranes = len(modules[name].firing.thresholds)
         neurons = out[0, 0].numel()
         assert layers[name].spikes == pytest.approx(float(out.sum()) / len(X)) and layers[name].macs == 0
         assert layers[name].updates == T * neurons * membranes and layers[name].state == neurons * membranes
