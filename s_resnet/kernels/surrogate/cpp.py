@@ -39,13 +39,29 @@ def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affin
     assert library is not None, reason
     inside, height = firing.shape()
     channels, inner = (1, 1) if affine is None else (current.shape[2], inner_of(current[0]))
+    scale, shift = affine or (None, None)
     layer = Layer(
-        *(len(current), current[0].numel(), current.stride(0), 0 if grad is None else grad.stride(0), channels, inner),
-        *(len(firing.thresholds), firing.reset == "zero", firing.detach_reset, SURROGATES.index(firing.surrogate)),
-        torch.get_num_threads(),
-        (ctypes.c_double * LEVELS)(*firing.thresholds),
-        *(firing.decay, firing.initial, inside, height),
-        *(None if x is None else x.data_ptr() for x in (current, grad, *(affine or (None, None)), out)),
+        steps=len(current),
+        neurons=current[0].numel(),
+        current_step=current.stride(0),
+        grad_step=0 if grad is None else grad.stride(0),
+        channels=channels,
+        inner=inner,
+        levels=len(firing.thresholds),
+        hard=firing.reset == "zero",
+        detached=firing.detach_reset,
+        surrogate=SURROGATES.index(firing.surrogate),
+        threads=torch.get_num_threads(),
+        thresholds=(ctypes.c_double * LEVELS)(*firing.thresholds),
+        decay=firing.decay,
+        initial=firing.initial,
+        inside=inside,
+        height=height,
+        current=current.data_ptr(),
+        grad=None if grad is None else grad.data_ptr(),
+        scale=None if scale is None else scale.data_ptr(),
+        shift=None if shift is None else shift.data_ptr(),
+        out=out.data_ptr(),
     )
     fire = library.sresnet_fire_float if current.dtype == torch.float32 else library.sresnet_fire_double
     fire(ctypes.byref(layer))
