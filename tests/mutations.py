@@ -249,7 +249,13 @@ ALLOWED: dict[str, list[Any]] = {
     "reset": ["subtract", "zero"],
     "decay": [0.0, 0.5, 1.0, 1e-30],
     "schedule": ["streaming", "lagged", "phased"],
-    "kind": ["Binary", "Signed", "Amplitudes", "Differential", "MultiThreshold", "Surrogate"],
+    "kind": [
+        *("Binary", "Signed", "Amplitudes", "Differential", "MultiThreshold", "Surrogate"),
+        *("SpikingWeights", "IntegerWeights", "IntegerNeuron"),
+    ],
+    "spiking": [None, {"kind": "SpikingWeights"}, {"kind": "SpikingWeights", "gain": 1.5}],
+    "integer": [None, {"kind": "IntegerWeights"}, {"kind": "IntegerNeuron"}],
+    "step": [0.0, 1e-30, 1e19, -1.0],
     "spikes": [
         {"kind": "Binary"},
         {"kind": "Signed"},

@@ -181,7 +181,8 @@ class Graph(Displayed):
     @property
     def is_integer(self) -> bool:
         """Whether its spiking runs count in whole numbers."""
-        return any(isinstance(node.op, Neuron) and node.op.membrane_dtype == torch.int32 for node in self.nodes)
+        ops = (node.op for node in self.nodes if isinstance(node.op, Neuron))
+        return any(op.integer is not None or op.membrane_dtype == torch.int32 for op in ops)
 
     def spiking(self) -> Graph:
         """The network that a spiking run in floating point computes: every weight is the one that is used.

@@ -126,10 +126,9 @@ class Neuron(Displayed):
 
     @property
     def membrane_dtype(self) -> torch.dtype:
-        """float32 or wider; int32 in an integer network."""
-        if self.integer is not None or not self.threshold.is_floating_point():
-            return torch.int32
-        return torch.promote_types(self.threshold.dtype, torch.float32)
+        """float32 or wider; int32 of a threshold in whole numbers."""
+        floating = self.threshold.is_floating_point()
+        return torch.promote_types(self.threshold.dtype, torch.float32) if floating else torch.int32
 
     @property
     def waits(self) -> bool:

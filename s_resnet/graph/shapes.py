@@ -122,7 +122,7 @@ def _memory(node: Node, found: Mapping[str, Shape]) -> list[Shape | None]:
 
 def _dtype(op: Op) -> torch.dtype | None:
     if isinstance(op, Neuron):
-        return op.membrane_dtype
+        return torch.int32 if op.integer is not None else op.membrane_dtype
     return torch.float64 if isinstance(op, Readout) else None
 
 

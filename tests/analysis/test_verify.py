@@ -18,7 +18,7 @@ from s_resnet.analysis.losses import MEASURES, PARTS, split
 from s_resnet.errors import InvalidData
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
 from s_resnet.graph.neuron import Neuron
-from s_resnet.graph.ops import SYNAPSES, Conv2d, Flatten, Input, Linear, Node
+from s_resnet.graph.ops import SYNAPSES, Conv2d, Flatten, Input, Linear, Node, SpikingWeights
 from s_resnet.graph.provenance import AppliedPass, AppliedRecipe
 from s_resnet.graph.readout import Readout, SpikingMaxPool2d
 from s_resnet.models import CifarResNet
@@ -110,7 +110,7 @@ def test_inherited_alone():
     """A compensation of 2 on the first synapse: 0.25 arrives as 0.5. Corrections by 1 in all make 0.25 0.5 as well."""
     for correction in ([0.25], [[0.0], [0.0], [0.0], [1.0]]):
         assert alone(uneven(correction=torch.tensor(correction)), "inherited", 0.25) == pytest.approx(1.0)
-    assert alone(changed(one(), Conv2d, gain=2.0), "inherited", 0.25) == pytest.approx(1.0)
+    assert alone(changed(one(), Conv2d, spiking=SpikingWeights(gain=2.0)), "inherited", 0.25) == pytest.approx(1.0)
 
 
 def test_a_reset_to_zero_loses_charge_unevenly():
@@ -193,7 +193,7 @@ def dyadic(network):
 @pytest.mark.parametrize("schedule", ["streaming", "phased"])
 def test_the_counts_are_those_of_the_simulation(schedule):
     network, x = residual()
-    network, x = changed(dyadic(network), SYNAPSES, gain=1.0), (x * 16).round() / 16
+    network, x = changed(dyadic(network), SYNAPSES, spiking=None), (x * 16).round() / 16
     network = changed(network, Neuron, schedule=schedule)
     assert order_free(network) == (schedule == "phased")
     result, spikes = verify(network, [x[:7], x[7:]], 8), simulate(network, x, 8).spikes

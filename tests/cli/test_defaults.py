@@ -429,7 +429,7 @@ def test_what_is_not_refused_can_be_had(weights):
             recipe = RECIPES[name].at(2).with_weights(weights)
         except s_resnet.errors.ConversionError:
             continue
-        assert s_resnet.convert(model, batches, recipe).integer == (weights == "int8")
+        assert s_resnet.convert(model, batches, recipe).is_integer == (weights == "int8")
         converted += 1
     assert converted == {"float32": 7, "dyadic": 6, "int8": 4}[weights]
 

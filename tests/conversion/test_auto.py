@@ -444,7 +444,7 @@ def test_auto_needs_images(model):
 def test_auto_completes_what_it_tries(monkeypatch, model, batches):
     """With int8 weights the alphabet is binary; with reconstruction every trial has it."""
     snn = convert(model, batches, Auto().with_weights("int8"), timesteps=2)
-    assert snn.integer and snn.provenance.recipe.passes[-1] == AppliedPass("quantize_weights")
+    assert snn.is_integer and snn.provenance.recipe.passes[-1] == AppliedPass("quantize_weights")
     with pytest.raises(ConversionError, match=r"signed or multi-level spikes"):
         Auto("signed").with_weights("int8")
     monkeypatch.setattr(reconstructing._Block, "train", lambda self, *rest: (self.nodes, 0, False))

@@ -146,9 +146,9 @@ def test_the_factor_is_on_every_weight_and_on_no_bias():
     result = compensate(graph, Context(calibration, 6))
     factor = result.provenance.compensation.factor
     assert factor > 1  # v(0) = 0: six steps round a lot of charge away
-    synapses = [node for node in result.nodes if hasattr(node.op, "gain")]
+    synapses = [node for node in result.nodes if hasattr(node.op, "spiking")]
     assert [node.name for node in synapses] == ["conv1", "conv2", "relu_1.shortcut", "fc"]
-    assert all(node.op.gain == factor for node in synapses)
+    assert all(node.op.spiking.gain == factor for node in synapses)
     assert torch.equal(result.run(images()), graph.run(images()))
 
     def by_hand(op):
@@ -213,7 +213,7 @@ def searched(monkeypatch, answer, rounding=None):
     tried = []
 
     def fake(network, x, steps):
-        tried.append(next(node.op.gain for node in network.nodes if hasattr(node.op, "gain")))
+        tried.append(next(node.op.spiking.gain for node in network.nodes if hasattr(node.op, "spiking")))
         return Simulation((steps,), answer(tried[-1], logits)[None], {}, None)
 
     monkeypatch.setattr(module, "simulate", fake)
@@ -267,7 +267,7 @@ def test_without_samples_the_factor_is_one_with_a_reason():
     result = compensate(graph, Context(replace(calibration, samples=None), 350))
     found = result.provenance.compensation
     assert (found.factor, found.curve, found.reason) == (1.0, (), "no calibration images")
-    assert all(node.op.gain == 1 for node in result.nodes if hasattr(node.op, "gain"))
+    assert all(node.op.spiking.gain == 1 for node in result.nodes if hasattr(node.op, "spiking"))
 
 
 @pytest.mark.parametrize("size", [8, 48])
@@ -394,7 +394,7 @@ def test_without_images_the_statistics_of_batchnorm_serve(model, given):
     found = snn.provenance.compensation
     expected = calibrate_from_batchnorm(trace(model, torch.zeros(2, 3, 32, 32))).rounding / found.timesteps
     assert found.factor == pytest.approx(1 + expected) and found.reason.startswith("expected rounding")
-    assert all(node.op.gain == found.factor for node in snn.nodes if hasattr(node.op, "gain"))
+    assert all(node.op.spiking.gain == found.factor for node in snn.nodes if hasattr(node.op, "spiking"))
     assert snn.provenance.compensation.curve == ()
     assert snn.provenance.input_shape == (3, 32, 32)
     assert snn(images(size=32), 4).shape == (2, 10)

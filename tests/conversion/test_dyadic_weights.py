@@ -64,12 +64,12 @@ def shuffled(graph):
     for node in graph.nodes:
         op = node.op
         if node.name.endswith((".conv1", ".conv2")):
-            weight = op.weight if op.spiking_weight is None else op.spiking_weight
+            weight = op.weight if op.spiking is None or op.spiking.weight is None else op.spiking.weight
             if node.name.endswith(".conv1"):
                 order = torch.randperm(len(weight), generator=generator)
-                op = replace(op, weight=weight[order], spiking_weight=None, bias=op.bias[order])
+                op = replace(op, weight=weight[order], spiking=None, bias=op.bias[order])
             else:
-                op = replace(op, weight=weight[:, order], spiking_weight=None)
+                op = replace(op, weight=weight[:, order], spiking=None)
         nodes.append(replace(node, op=op))
     return replace(graph, nodes=tuple(nodes))
 
@@ -90,7 +90,7 @@ def test_channels_in_another_order_give_the_same_spikes(given):
 def convolved(graph, x):
     """What the second convolution of the first block makes of spikes, half of which are there."""
     op = graph["layer1.0.conv2"].op
-    weight = op.weight if op.spiking_weight is None else op.spiking_weight
+    weight = op.weight if op.spiking is None or op.spiking.weight is None else op.spiking.weight
     spikes = (x[:, :1] > 0).float().expand(-1, weight.shape[1], -1, -1)  # all channels alike, in whatever order
     return torch.nn.functional.conv2d(spikes, weight, op.bias, padding=1)
 
@@ -117,7 +117,8 @@ def test_everything_that_a_layer_sums_is_on_its_grid_and_the_grid_is_the_finest(
             reach = torch.zeros(channels)
             for name in node.inputs:
                 source = rounded[name].op
-                weight = source.spiking_weight.expand(channels) if isinstance(source, Scale) else source.spiking_weight
+                weight = source.spiking.weight
+                weight = weight.expand(channels) if isinstance(source, Scale) else weight
                 weight = weight.reshape(channels, -1)
                 of_images = rounded[name].inputs == ("input",)
                 first |= of_images
@@ -149,7 +150,7 @@ def test_the_source_stays_and_the_answer_hardly_changes(given):
         if isinstance(old.op, Conv2d):
             assert torch.equal(old.op.weight, new.op.weight)
             scale = 64 if old.inputs == ("input",) else 1
-            assert float((new.op.spiking_weight * scale - old.op.weight * old.op.gain).abs().max()) <= 2.0**-11
+            assert float((new.op.spiking.weight * scale - old.op.weight * old.op.spiking.gain).abs().max()) <= 2.0**-11
     torch.testing.assert_close(rounded.run(x), snn.run(x), rtol=1e-3, atol=1e-3)
     apart = (rounded(x, 256) - snn(x, 256)).abs().max() / snn.run(x).abs().max()
     assert float(apart) < 0.1

@@ -27,7 +27,7 @@ from s_resnet.conversion.passes import (
 from s_resnet.errors import ConversionError, InvalidData
 from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d
 from s_resnet.graph.alphabet import Amplitudes, power_of_two
-from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear
+from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear, SpikingWeights
 
 fitting = importlib.import_module(
     "s_resnet.conversion.passes.calibrate_neurons"
@@ -415,20 +415,21 @@ def fitted_by_hand(steps, levels=1, signed=False, **neuron):
         return Neuron(powers(seed, channels), 0.5, spikes=spikes, correction=correction, **neuron)
 
     first, a1 = replace(op(1, 4), schedule="streaming"), dyadic(14, 6, 2, 3, 3)
+    b = dyadic(18, 4, 4, 1, 1) + 0.25
     nodes = (
         Node("input", Input(), ()),
         Node("stem", Conv2d(dyadic(11, 4, 3, 3, 3), dyadic(12, 4), (1, 1), (1, 1)), ("input",)),
         Node("n0", first, ("stem",)),
-        Node("a1", Conv2d(dyadic(13, 6, 2, 3, 3), None, (1, 1), (1, 1), (1, 1), 2, spiking_weight=a1), ("n0",)),
+        Node("a1", Conv2d(dyadic(13, 6, 2, 3, 3), None, (1, 1), (1, 1), (1, 1), 2, SpikingWeights(a1)), ("n0",)),
         Node("na", op(2, 6, steps), ("a1",)),
         Node("a2", Conv2d(dyadic(15, 4, 6, 3, 3), dyadic(16, 4), (1, 1), (1, 1)), ("na",)),
         Node("n1", op(3, 4), ("a2", "n0")),
         Node("gate", SpikingMaxPool2d((2, 2), (2, 2)), ("n1",)),
-        Node("b", Conv2d(dyadic(17, 4, 4, 1, 1) + 0.25, None, spiking_weight=dyadic(18, 4, 4, 1, 1) + 0.25), ("gate",)),
+        Node("b", Conv2d(dyadic(17, 4, 4, 1, 1) + 0.25, None, spiking=SpikingWeights(b)), ("gate",)),
         Node("n2", op(4, 4, steps), ("b",)),
         Node("avg", AvgPool2d((2, 2), (2, 2)), ("n2",)),
         Node("flat", Flatten(), ("avg",)),
-        Node("fc", Linear(dyadic(19, 5, 16), dyadic(20, 5), spiking_weight=dyadic(21, 5, 16)), ("flat",)),
+        Node("fc", Linear(dyadic(19, 5, 16), dyadic(20, 5), SpikingWeights(dyadic(21, 5, 16))), ("flat",)),
         Node("readout", Readout(torch.tensor(1.0), weights=torch.arange(1.0, 1 + steps), correction=dyadic(22, 5)),
              ("fc",)),
     )  # fmt: skip
@@ -460,11 +461,11 @@ def test_normalizing_rescales_both_weights(given):
     graph = fitted_by_hand(4)
     result = normalize(graph, Context(Calibration({}, 100, 1, "data")))
     source, target = graph["n1"].op.threshold, graph["n2"].op.threshold
-    for name in ("weight", "spiking_weight"):
-        want = getattr(graph["b"].op, name) * source.view(1, 4, 1, 1) / target.view(4, 1, 1, 1)
-        assert torch.equal(getattr(result["b"].op, name), want)
+    for get in (lambda op: op.weight, lambda op: op.spiking.weight):
+        want = get(graph["b"].op) * source.view(1, 4, 1, 1) / target.view(4, 1, 1, 1)
+        assert torch.equal(get(result["b"].op), want)
     flat = graph["n2"].op.threshold.repeat_interleave(4)  # channel-major
-    assert torch.equal(result["fc"].op.spiking_weight, graph["fc"].op.spiking_weight * flat)
+    assert torch.equal(result["fc"].op.spiking.weight, graph["fc"].op.spiking.weight * flat)
 
 
 def test_a_fitted_network_of_any_threshold_keeps_its_answers(given):

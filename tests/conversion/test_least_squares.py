@@ -16,7 +16,8 @@ from s_resnet.conversion.layerwise import fit_layers
 from s_resnet.conversion.least_squares import PENALTIES
 from s_resnet.conversion.passes import attach_readout, calibrate_neurons, fit_thresholds, fold_batchnorm, relu_to_neuron
 from s_resnet.graph import Neuron, Node
-from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear, compensated
+from s_resnet.graph.forms import synapse
+from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear, SpikingWeights
 
 
 def random(*shape, seed=0):
@@ -28,8 +29,8 @@ CONVS = {
     "strided": {"stride": (2, 1)},
     "dilated": {"dilation": (1, 2), "padding": (0, 2)},
     "grouped": {"groups": 2, "padding": (1, 0)},
-    "gain": {"gain": 1.25},
-    "spiking weight": {"spiking_weight": random(4, 4, 3, 2, seed=7)},
+    "gain": {"spiking": SpikingWeights(gain=1.25)},
+    "spiking weight": {"spiking": SpikingWeights(random(4, 4, 3, 2, seed=7))},
 }
 
 
@@ -86,7 +87,7 @@ def case(op, noise=0.5, images=24):
     """Inputs, and what is wanted of them: another synapse's answer, with noise on what it is computed from."""
     clean = random(images, *((4, 6, 7) if isinstance(op, Conv2d) else (12,)), seed=3).relu()
     x = clean + noise * random(*clean.shape, seed=4)
-    return x, compensated(op).run(clean) + 3.0
+    return x, synapse(op).run(clean) + 3.0
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -94,23 +95,23 @@ def case(op, noise=0.5, images=24):
 def test_a_convolution_is_what_numpy_finds_on_patches_cut_by_hand(name, noise):
     op = conv(name)
     x, wanted = case(op, noise)
-    lacking = (wanted - compensated(op).run(x)).double().numpy()
+    lacking = (wanted - synapse(op).run(x)).double().numpy()
     lacking = lacking.reshape(*lacking.shape[:2], -1).transpose(0, 2, 1)
-    weight = compensated(op).weight.double().numpy().reshape(op.groups, 4 // op.groups, -1)
+    weight = synapse(op).weight.double().numpy().reshape(op.groups, 4 // op.groups, -1)
     expected, better = by_numpy(weight, patches(op, x), np.split(lacking, op.groups, axis=2))
     got = refit(op, x, wanted)
-    assert better and got.gain == 1.0 and torch.equal(got.weight, op.weight) and got.bias is op.bias
-    np.testing.assert_allclose(got.spiking_weight.numpy(), expected.reshape(op.weight.shape), rtol=2e-4, atol=2e-4)
+    assert better and got.spiking.gain == 1.0 and torch.equal(got.weight, op.weight) and got.bias is op.bias
+    np.testing.assert_allclose(got.spiking.weight.numpy(), expected.reshape(op.weight.shape), rtol=2e-4, atol=2e-4)
 
 
 def test_a_linear_layer_is_what_numpy_finds():
-    op = Linear(random(5, 12, seed=1), None, gain=0.5)
+    op = Linear(random(5, 12, seed=1), None, SpikingWeights(gain=0.5))
     x, wanted = case(op, images=64)
-    lacking = (wanted - compensated(op).run(x)).double().numpy()[:, None]
+    lacking = (wanted - synapse(op).run(x)).double().numpy()[:, None]
     expected, better = by_numpy(0.5 * op.weight.double().numpy()[None], [x.double().numpy()[:, None]], [lacking])
     got = refit(op, x, wanted)
-    assert better and got.gain == 1.0
-    np.testing.assert_allclose(got.spiking_weight.numpy(), expected[0], rtol=2e-4, atol=2e-4)
+    assert better and got.spiking.gain == 1.0
+    np.testing.assert_allclose(got.spiking.weight.numpy(), expected[0], rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -120,7 +121,7 @@ def test_images_in_parts_are_the_same_images(monkeypatch, name, size):
     x, wanted = case(op)
     whole = refit(op, x, wanted)
     monkeypatch.setattr(least_squares, "ROOM", 1)
-    torch.testing.assert_close(refit(op, x, wanted, size).spiking_weight, whole.spiking_weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(refit(op, x, wanted, size).spiking.weight, whole.spiking.weight, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("images", [12, 24, 27, 28, 40, 60, 200])
@@ -145,7 +146,7 @@ def test_fewer_places_than_weights_are_as_many_equations(monkeypatch, kind, imag
         x.double().numpy().reshape(images, 1, 24)
     ], [lacking])  # fmt: skip
     assert (got is not op) == better
-    weight = op.weight if got is op else got.spiking_weight
+    weight = op.weight if got is op else got.spiking.weight
     np.testing.assert_allclose(weight.numpy(), expected.reshape(op.weight.shape), rtol=2e-3, atol=2e-4)
     assert {shape[-1] for shape in systems} == {min(24, images - -(-images // 8))}
 
@@ -169,7 +170,7 @@ def test_of_very_many_places_a_grid_is_looked_at_that_differs_from_image_to_imag
     expected, better = by_numpy(weight, seen, np.split(some(lacking), 2, axis=2))
     for size in (40, 3):
         got = refit(op, x, wanted, size)
-        np.testing.assert_allclose(got.spiking_weight.numpy(), expected.reshape(op.weight.shape), rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(got.spiking.weight.numpy(), expected.reshape(op.weight.shape), rtol=2e-3, atol=2e-4)
     assert better
 
 
@@ -177,7 +178,7 @@ def test_weights_that_are_known_are_found():
     op, other = conv("plain"), replace(conv("plain"), weight=random(4, 4, 3, 2, seed=9))
     x = random(64, 4, 8, 8, seed=3)
     got = refit(op, x, other.run(x) - 2.0)  # the constant is for the neuron's correction
-    assert torch.allclose(got.spiking_weight, other.weight, atol=0.02)
+    assert torch.allclose(got.spiking.weight, other.weight, atol=0.02)
     assert not torch.allclose(op.weight, other.weight, atol=0.5)
 
 
@@ -218,7 +219,7 @@ def test_a_branch_makes_up_for_what_the_other_inputs_of_its_neurons_lack():
 
     def record(node, parts):
         ((seen[node.name]),) = parts
-        return replace(node.op, weight=node.op.weight, spiking_weight=0.5 * node.op.weight)
+        return replace(node.op, weight=node.op.weight, spiking=SpikingWeights(0.5 * node.op.weight))
 
     fit_layers(graph, x, 4, visit, record)
     n1 = a.run(x).relu()  # the source's
@@ -256,7 +257,7 @@ def test_fitted_synapses_bring_the_network_closer_to_its_source_on_other_images(
     errors = [float((snn(x, 4) - graph.run(x)).pow(2).mean()) for snn in fitted]
     assert errors[1] < 0.95 * errors[0]
     assert torch.equal(fitted[1].run(x), graph.run(x))  # the source network is still there
-    changed = {node.name for node in fitted[1].nodes if getattr(node.op, "spiking_weight", None) is not None}
+    changed = {node.name for node in fitted[1].nodes if getattr(node.op, "spiking", None) is not None}
     synapses = {node.name: node for node in graph.nodes if isinstance(node.op, Conv2d | Linear)}
     assert changed and all(not set(synapses[name].inputs) <= graph.static for name in changed)
     again = calibrate_neurons(graph, Context(calibration, 4), weights=True)

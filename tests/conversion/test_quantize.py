@@ -46,15 +46,16 @@ def integer_loop(graph, images, steps):
                 value[node.name] = pixels
             elif isinstance(op, Conv2d):
                 summed = convolve(inputs[0], op)
-                if op.grid:  # half to even, as torch rounds
-                    summed = (summed.double() / op.grid).round().long()
-                bias = 0 if op.integer_bias is None else op.integer_bias.long().view(-1, 1, 1)
+                own = op.integer
+                if own.grid:  # half to even, as torch rounds
+                    summed = (summed.double() / own.grid).round().long()
+                bias = 0 if own.bias is None else own.bias.long().view(-1, 1, 1)
                 value[node.name] = summed + bias
             elif isinstance(op, Scale):
-                weight = op.integer.long()
+                weight = op.integer.weight.long()
                 value[node.name] = inputs[0] * weight.view(-1, 1, 1)
             elif isinstance(op, Neuron):
-                theta = op.integer.long().view(-1, 1, 1)
+                theta = op.integer.threshold.long().view(-1, 1, 1)
                 u = membrane.get(node.name, 0) + sum(inputs)
                 value[node.name] = (u >= theta).long()
                 membrane[node.name] = u - theta * value[node.name]
@@ -67,14 +68,15 @@ def integer_loop(graph, images, steps):
 def convolve(x, op):
     """A convolution of whole numbers: unfolded by slices, multiplied in int64."""
     padded = F.pad(x, (op.padding[1],) * 2 + (op.padding[0],) * 2)
-    kh, kw = op.integer.shape[2:]
+    whole = op.integer.weight
+    kh, kw = whole.shape[2:]
     height = (padded.shape[2] - kh) // op.stride[0] + 1
     width = (padded.shape[3] - kw) // op.stride[1] + 1
-    total = torch.zeros(len(x), op.integer.shape[0], height, width, dtype=torch.int64)
+    total = torch.zeros(len(x), whole.shape[0], height, width, dtype=torch.int64)
     for dy in range(kh):
         for dx in range(kw):
             window = padded[:, :, dy :: op.stride[0], dx :: op.stride[1]][:, :, :height, :width]
-            total += torch.einsum("nchw,oc->nohw", window.double(), op.integer[:, :, dy, dx].double()).long()
+            total += torch.einsum("nchw,oc->nohw", window.double(), whole[:, :, dy, dx].double()).long()
     return total
 
 
@@ -116,18 +118,19 @@ def test_whole_numbers_are_the_nearest_in_units_of_the_threshold(networks):
         op, source = node.op, snn[node.name].op
         if isinstance(op, Conv2d | Scale):
             (reader,) = quantized.users[node.name]
-            theta = quantized[reader].op.integer.double()
+            theta = quantized[reader].op.integer.threshold.double()
             shape = (-1, *(1,) * (op.weight.ndim - 1)) if isinstance(op, Conv2d) else (-1,)
-            exact = source.weight.double() * source.gain * theta.view(shape)
-            assert (op.integer.double() - exact).abs().max() <= 0.5 + 1e-4
+            exact = source.weight.double() * source.spiking.gain * theta.view(shape)
+            assert (op.integer.weight.double() - exact).abs().max() <= 0.5 + 1e-4
             seen += 1
         if isinstance(op, Conv2d):
-            assert op.integer.dtype == torch.int8 and int(op.integer.abs().max()) <= 127
-            assert (op.integer_bias.double() - op.bias.double() * theta).abs().max() <= 0.5 + 1e-3
+            assert op.integer.weight.dtype == torch.int8 and int(op.integer.weight.abs().max()) <= 127
+            assert (op.integer.bias.double() - op.bias.double() * theta).abs().max() <= 0.5 + 1e-3
         if isinstance(op, Neuron):
-            assert op.integer.dtype == torch.int32 and int(op.integer.min()) >= 1
+            assert op.integer.threshold.dtype == torch.int32 and int(op.integer.threshold.min()) >= 1
         if isinstance(op, Linear):
-            assert (op.integer.double() * op.integer_step - op.weight.double() * op.gain).abs().max() <= op.integer_step
+            own, exact = op.integer, op.weight.double() * op.spiking.gain
+            assert (own.weight.double() * own.step - exact).abs().max() <= own.step
     assert seen == 10  # seven convolutions, two projections, one identity
 
 
@@ -146,7 +149,7 @@ def test_an_integer_network_survives_its_file(networks, tmp_path):
     _, images, quantized = networks
     save(quantized, tmp_path / "network.snn")
     again = load(tmp_path / "network.snn")
-    assert again.integer and torch.equal(again(images, 12), quantized(images, 12))
+    assert again.is_integer and torch.equal(again(images, 12), quantized(images, 12))
 
 
 # ---- what does not fit ----

@@ -19,7 +19,7 @@ from s_resnet.conversion.passes import calibrate_neurons, fit_thresholds, recons
 from s_resnet.errors import ConversionError, InvalidArtifact
 from s_resnet.graph import Neuron, Node
 from s_resnet.graph.alphabet import Signed, power_of_two
-from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
+from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear, SpikingWeights
 from s_resnet.graph.provenance import AppliedPass, ReconstructedBlock
 from s_resnet.models import CifarResNet
 from s_resnet.runtime import progress
@@ -90,7 +90,7 @@ def one_block(spiking, analog):
     weight = dyadic(1, 3, 2, 1, 1, scale=8) + 0.25
     op = Neuron(torch.tensor([0.5, 1.0, 0.75]), 0.5, schedule="lagged", correction=dyadic(2, 3))
     nodes = (
-        Node("conv", Conv2d(weight, torch.tensor([-0.25, 0.5, 0.25]), spiking_weight=weight - 0.125), ("x",)),
+        Node("conv", Conv2d(weight, torch.tensor([-0.25, 0.5, 0.25]), spiking=SpikingWeights(weight - 0.125)), ("x",)),
         Node("n", op, ("conv",)),
     )
     return module._Block(nodes, {"x": Pair(spiking, analog)}, len(spiking), 1.0)
@@ -103,7 +103,7 @@ def test_the_loss_and_its_gradient_on_real_spikes_by_hand():
     loss.backward()
     loss = loss.detach()
     conv, neuron = (node.op for node in block.nodes)
-    x, w = spiking[:, chosen].double(), conv.spiking_weight.double().flatten(1)
+    x, w = spiking[:, chosen].double(), conv.spiking.weight.double().flatten(1)
     shape, bias = (3, 1, 1), conv.bias.double().view(3, 1, 1)
     target = torch.einsum("oc,bchw->bohw", conv.weight.double().flatten(1), analog.double()) + bias
     scale = target.relu().pow(2).mean()  # over all images
@@ -222,7 +222,7 @@ def test_what_the_source_is_made_of_stays(given):
         assert (old.name, old.inputs) == (new.name, new.inputs)
         if isinstance(old.op, Conv2d | Linear):
             assert torch.equal(old.op.weight, new.op.weight) and torch.equal(old.op.bias, new.op.bias)
-            assert not torch.equal(new.op.spiking_weight, old.op.weight) and not new.op.spiking_weight.requires_grad
+            assert not torch.equal(new.op.spiking.weight, old.op.weight) and not new.op.spiking.weight.requires_grad
             learned += 1
         if isinstance(old.op, Neuron):
             assert not torch.equal(old.op.threshold, new.op.threshold) and bool((new.op.threshold > 0).all())

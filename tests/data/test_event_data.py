@@ -547,11 +547,11 @@ def test_step_t_gets_frame_t_as_in_a_loop() -> None:
     answers, counts, total = [], [], torch.zeros(3, 3)
     spikes = torch.zeros(3)
     for step, frame in enumerate(events):
-        v = v + F.conv2d(frame, conv.weight * conv.gain, conv.bias, padding=1)
+        v = v + F.conv2d(frame, conv.weight * conv.spiking.gain, conv.bias, padding=1)
         fired = (v >= 1).float()
         v = v - fired
         spikes = spikes + fired.flatten(1).sum(1)
-        total = total + F.linear(fired.mean([2, 3]), fc.weight * fc.gain, fc.bias)
+        total = total + F.linear(fired.mean([2, 3]), fc.weight * fc.spiking.gain, fc.bias)
         answers.append(total / (step + 1) * readout.scale)
         counts.append(spikes)
     result = simulate(graph, events, 12, at=range(1, 13))
@@ -683,7 +683,7 @@ def test_named_nodes_give_means_over_the_frames_that_were_simulated() -> None:
     each = F.max_pool2d(events[:5].flatten(0, 1), 2)
     torch.testing.assert_close(pooled, each.unflatten(0, (5, 3)).mean(0))  # not the pool of the mean
     op, scale = graph["conv"].op, graph["relu"].op.scale.view(-1, 1, 1)
-    want = F.conv2d(pooled, op.weight * op.gain, op.bias, padding=1) * scale
+    want = F.conv2d(pooled, op.weight * op.spiking.gain, op.bias, padding=1) * scale
     torch.testing.assert_close(current, want, rtol=1e-4, atol=1e-4)
 
 

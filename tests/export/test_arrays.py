@@ -16,7 +16,7 @@ from s_resnet import RECIPES, Graph, SResNetError, convert, simulate
 from s_resnet.errors import InvalidData
 from s_resnet.export import arrays, export_npz
 from s_resnet.graph import Neuron, Node, Readout
-from s_resnet.graph.ops import Conv2d, Input
+from s_resnet.graph.ops import Conv2d, Input, SpikingWeights
 from s_resnet.models import CifarResNet
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "npz.md").read_text()
@@ -102,7 +102,7 @@ def test_what_spiking_runs_multiply_with_is_what_is_written(tmp_path):
     """The compensation is in the weight, once; the source's own weight is not there."""
     graph = tiny()
     weight = graph["conv"].op.weight
-    fitted = replace(graph["conv"], op=replace(graph["conv"].op, spiking_weight=weight + 1))
+    fitted = replace(graph["conv"], op=replace(graph["conv"].op, spiking=SpikingWeights(weight + 1, 1.25)))
     graph = replace(graph, nodes=tuple(fitted if node.name == "conv" else node for node in graph.nodes))
     export_npz(graph, tmp_path / "network.npz")
     with np.load(tmp_path / "network.npz") as file:

@@ -18,7 +18,7 @@ from s_resnet.export.engines import _settled
 from s_resnet.export.execute import read_nir
 from s_resnet.export.lower import lower
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
-from s_resnet.graph.neuron import Neuron
+from s_resnet.graph.neuron import IntegerNeuron, Neuron
 from s_resnet.graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -33,6 +33,7 @@ from s_resnet.graph.ops import (
     ReLU,
     Scale,
     Slice,
+    SpikingWeights,
 )
 from s_resnet.graph.provenance import AppliedRecipe, Provenance
 from s_resnet.graph.readout import Readout, SpikingMaxPool2d
@@ -65,7 +66,7 @@ SHORTCUTS = {
         lambda x: x * torch.tensor([0.5, 1.0, 2.0, 0.25]).view(-1, 1, 1),
         1,
     ),
-    "compensated": ((Node("s", Scale(ONE, gain=1.25), ("a",)),), lambda x: 1.25 * x, 1),
+    "compensated": ((Node("s", Scale(ONE, SpikingWeights(gain=1.25)), ("a",)),), lambda x: 1.25 * x, 1),
     "projection": (
         (Node("s", Conv2d(dyadic(4, 4, 1, 1, seed=5), dyadic(4, seed=6), stride=(2, 2)), ("a",)),),
         lambda x: F.conv2d(x, dyadic(4, 4, 1, 1, seed=5), dyadic(4, seed=6), stride=2),
@@ -225,9 +226,9 @@ def test_a_correction_beside_a_tied_shortcut(tmp_path):
 
 def test_in_float64_the_weights_are_those_of_the_file(tmp_path):
     """Rounded to float32 once, with the gain: 1.1 is not dyadic."""
-    snn = changed("c1", gain=1.1)
+    snn = changed("c1", spiking=SpikingWeights(gain=1.1))
     settled = _settled(snn, torch.float64)["c1"].op
-    assert settled.gain == 1.0 and settled.weight.dtype == torch.float64
+    assert settled.spiking is None and settled.weight.dtype == torch.float64
     weight = nir.read(str(saved(tmp_path, snn))).nodes["c1"].weight
     assert np.array_equal(settled.weight.numpy(), weight.astype(np.float64))
 
@@ -441,7 +442,7 @@ REFUSED = {
     "threshold": (lambda: changed("a", threshold=ONE * 2), r"^a: got a neuron with threshold 2"),
     "time-indexed": (lambda: changed("b", correction=torch.ones(T, 4)), r"^b: got a neuron with a correction for ev"),
     "readout weights": (lambda: changed("readout", weights=torch.ones(T)), r"^readout: got a weight for every step"),
-    "integer": (lambda: changed("a", integer=torch.ones(4, dtype=torch.int32)), r"^export: got an integer network"),
+    "integer": (lambda: changed("a", integer=IntegerNeuron(torch.ones(4).int())), r"^export: got an integer network"),
     "relu": (lambda: swapped("s", ReLU()), r"^s: got ReLU"),
     "ceil pool": (lambda: swapped("s", AvgPool2d((4, 4), (4, 4), ceil_mode=True)), r"^s: got AvgPool2d, which is no"),
     "border pool": (

@@ -18,7 +18,7 @@ from s_resnet.errors import InvalidData
 from s_resnet.export import export_torch, program
 from s_resnet.graph import Neuron, Node, Readout, Scale
 from s_resnet.graph.alphabet import Amplitudes, Differential, MultiThreshold, Signed
-from s_resnet.graph.ops import AdaptiveAvgPool2d, Conv2d, Flatten, Input, Linear
+from s_resnet.graph.ops import AdaptiveAvgPool2d, Conv2d, Flatten, Input, Linear, SpikingWeights
 from s_resnet.models import CifarResNet
 
 # From inside torch.export: what it deprecates in itself is not ours.
@@ -44,7 +44,7 @@ def tiny(readout=None, start=0.5, **settings):
         Node("input", Input(), ()),
         Node("stem", Conv2d(stem, stem_bias, padding=(1, 1)), ("input",)),
         Node("n0", Neuron(ONE, start, **settings), ("stem",)),
-        Node("conv", Conv2d(inner, inner_bias, padding=(1, 1), gain=1.25), ("n0",)),
+        Node("conv", Conv2d(inner, inner_bias, padding=(1, 1), spiking=SpikingWeights(gain=1.25)), ("n0",)),
         Node("short", Scale(torch.tensor([0.5, 1.0, 0.75, 0.25])), ("n0",)),
         Node("n1", Neuron(ONE, start, **settings), ("conv", "short")),
         Node("pool", AdaptiveAvgPool2d((1, 1)), ("n1",)),
@@ -101,7 +101,7 @@ def agrees(answers, graph, x, steps):
     Not so where a sum is divided by t = 3, 5, ..., and where the classifier's weights are whole numbers times a step.
     """
     batches = [x, x[:1], torch.cat([x, x])]
-    rounding = 1e-6 if "differential" in graph.alphabet or graph.integer else 0.0
+    rounding = 1e-6 if "differential" in graph.alphabet or graph.is_integer else 0.0
     return all(
         torch.allclose(answer, simulate(graph, batch, steps).outputs[-1], rounding, rounding)
         for answer, batch in zip(answers, batches, strict=True)

@@ -179,7 +179,7 @@ def test_the_analog_run_is_the_quantized_ann_also_from_a_file(tmp_path):
 def test_integer_weights_and_other_T_are_possible():
     module, x = quantized()
     snn = convert(module.float(), (3, 16, 16), RECIPES["s-resnet"].with_weights("int8"), timesteps=6)
-    assert snn.integer and snn.provenance.recipe.timesteps == 6
+    assert snn.is_integer and snn.provenance.recipe.timesteps == 6
     assert snn(x.float(), 6).isfinite().all()
 
 

@@ -8,7 +8,7 @@ import pickle
 import stat
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d, artifact, ne
 from s_resnet.graph.alphabet import Amplitudes, Differential
 from s_resnet.graph.artifact import FORMAT
 from s_resnet.graph.provenance import AppliedRecipe, Provenance
+from s_resnet.graph.ops import SpikingWeights
 
 GENERATOR = torch.Generator().manual_seed(0)
 PROVENANCE = {
@@ -37,18 +38,26 @@ def rand(*shape):
     return torch.randn(shape, generator=GENERATOR)
 
 
+def gain(factor):
+    return SpikingWeights(gain=factor)
+
+
 def every_op():
     """A network with every operation there is, every setting away from its default."""
     half, one = torch.tensor(0.5), torch.ones(())
     rows = [
         ("input", ops.Input()),
-        ("conv", ops.Conv2d(rand(6, 1, 3, 2), rand(6), (2, 1), (1, 2), (1, 2), 3, 1.0625), "input"),
+        (
+            "conv",
+            ops.Conv2d(rand(6, 1, 3, 2), rand(6), (2, 1), (1, 2), (1, 2), 3, SpikingWeights(gain=1.0625)),
+            "input",
+        ),
         ("bn", ops.BatchNorm2d(rand(6), rand(6), rand(6), rand(6).abs() + 0.5, 1e-3), "conv"),
         ("affine", ops.Affine(rand(6), rand(6)), "bn"),
         ("pool", ops.MaxPool2d((3, 2), (1, 1), (1, 1), (1, 1), True), "affine"),
         ("first", Neuron(rand(6).abs() + 0.1, 0.25), "pool"),
         ("gate", SpikingMaxPool2d((2, 3), (1, 1), (1, 0), (1, 1), True), "first"),
-        ("short", ops.Scale(rand(6), 1.5), "gate"),
+        ("short", ops.Scale(rand(6), gain(1.5)), "gate"),
         ("plain", ops.Conv2d(rand(6, 6, 1, 1), None), "gate"),
         ("second", Neuron(half, 0.5, "zero", 0.75), "plain", "short"),
         ("cut", ops.Slice(((None, 4, None), (1, None, 2), (None, None, 2))), "second"),
@@ -57,7 +66,7 @@ def every_op():
         ("quantized", ops.QCFS(torch.tensor(0.75), 4), "relu"),
         ("sum", ops.Add(), "pad", "quantized"),
         ("avg", ops.AvgPool2d((2, 2), (1, 1), (1, 0), True, False), "sum"),
-        ("mixed", ops.Conv2d(rand(6, 6, 1, 1), None, spiking_weight=rand(6, 6, 1, 1)), "avg"),
+        ("mixed", ops.Conv2d(rand(6, 6, 1, 1), None, spiking=SpikingWeights(rand(6, 6, 1, 1))), "avg"),
         (
             "third",
             Neuron(half, correction=rand(9, 6), schedule="lagged", spikes=Amplitudes(3, True), scale=one),
@@ -70,7 +79,7 @@ def every_op():
         ),
         ("adaptive", ops.AdaptiveAvgPool2d((2, 1)), "fourth"),
         ("flat", ops.Flatten(), "adaptive"),
-        ("fc", ops.Linear(rand(5, 12), rand(5), 1.125, spiking_weight=rand(5, 12)), "flat"),
+        ("fc", ops.Linear(rand(5, 12), rand(5), SpikingWeights(rand(5, 12), 1.125)), "flat"),
         ("readout", Readout(one * 3, "spikes", 0.5, rand(9).abs(), rand(5)), "fc"),
     ]
     nodes = tuple(Node(name, op, tuple(inputs)) for name, op, *inputs in rows)
@@ -134,8 +143,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, dtype):
     ]
     tensors = 0
     for old, new in zip(graph.nodes, again.nodes, strict=True):
-        for field in fields(old.op):
-            a, b = getattr(old.op, field.name), getattr(new.op, field.name)
+        for a, b in zip(values(old.op), values(new.op), strict=True):
             if isinstance(a, torch.Tensor):
                 tensors += 1
                 assert a.dtype == b.dtype == dtype and a.shape == b.shape and torch.equal(a, b)
@@ -147,9 +155,21 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, dtype):
         assert torch.equal(again(pictures(), 9), graph(pictures(), 9)) and graph(pictures(), 9).std() > 0
 
 
+def values(part):
+    """Every value in an operation, the parts inside it by their kind and their own values."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if is_dataclass(value):
+            yield type(value)
+            yield from values(value)
+        else:
+            yield value
+
+
 def cast(op, dtype):
     moved = {f.name: getattr(op, f.name) for f in fields(op)}
-    return type(op)(**{k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in moved.items()})
+    changed = {k: v.to(dtype) for k, v in moved.items() if isinstance(v, torch.Tensor)}
+    return replace(op, **changed, **{k: cast(v, dtype) for k, v in moved.items() if is_dataclass(v)})
 
 
 def test_tensors_that_share_memory_or_lie_oddly_come_back(tmp_path):
@@ -239,7 +259,7 @@ def rewrite(path, edit, sign=False):
 
 
 EDITS = {
-    "a setting": lambda h, t: h["nodes"][1]["settings"].update(gain=2.0),
+    "a setting": lambda h, t: h["nodes"][1]["settings"].update(spiking={"kind": "SpikingWeights", "gain": 2.0}),
     "the provenance": lambda h, t: h["provenance"].update(recipe={"name": "better"}),
     "a name": lambda h, t: h["nodes"][2].update(name="n"),
     "no digest": lambda h, t: h.pop("digest") and None,
@@ -283,8 +303,10 @@ def test_a_file_that_describes_no_network_is_refused_even_with_a_digest_that_fit
 
 def test_the_digest_is_all_that_an_honest_edit_needs(file):
     """So the refusals above come from what they changed, not from the rewriting."""
-    rewrite(file, lambda h, t: h["nodes"][1]["settings"].update(gain=2.0), sign=True)
-    assert load(file)["conv"].op.gain == 2.0
+    rewrite(
+        file, lambda h, t: h["nodes"][1]["settings"].update(spiking={"kind": "SpikingWeights", "gain": 2.0}), sign=True
+    )
+    assert load(file)["conv"].op.spiking.gain == 2.0
 
 
 def test_a_newer_format_asks_for_an_upgrade(file):

@@ -1,7 +1,7 @@
 """The engine, whole networks: in every way it may run them, each spike is that of a step-by-step loop in float64."""
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -17,7 +17,8 @@ from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
 from s_resnet.graph.alphabet import Amplitudes, Binary, Differential, MultiThreshold, Signed
 from s_resnet.graph.engine.plan import SIZES, Recent
 from s_resnet.graph.engine.run import DENSE
-from s_resnet.graph.ops import AdaptiveAvgPool2d, Add, AvgPool2d, Conv2d, Flatten, Input, Linear, compensated
+from s_resnet.graph.ops import AdaptiveAvgPool2d, Add, AvgPool2d, Conv2d, Flatten, Input, Linear, SpikingWeights
+from s_resnet.graph.parts import mapped
 from s_resnet.kernels import events, narrow_dtype
 from s_resnet.kernels.build import compiler
 from s_resnet.models import CifarResNet
@@ -47,7 +48,7 @@ def conv(seed, out, channels, kernel=3, stride=1, groups=1, dilation=1, bias=Tru
     weight = dyadic(seed, out, channels // groups, kernel, kernel, scale=32)
     padding = dilation * (kernel // 2)
     shift = dyadic(seed + 1, out) + 0.125 if bias else None
-    return Conv2d(weight, shift, (stride,) * 2, (padding,) * 2, (dilation,) * 2, groups, gain)
+    return Conv2d(weight, shift, (stride,) * 2, (padding,) * 2, (dilation,) * 2, groups, SpikingWeights(gain=gain))
 
 
 def graph(*nodes, features=8):
@@ -71,12 +72,8 @@ def stem(channels=3, out=8, neuron=None):
 def rounded(snn):
     """The same network with every weight, bias, scale and threshold a multiple of 1 / 64."""
 
-    def whole(op):
-        tensors = {f.name: getattr(op, f.name) for f in fields(op)}
-        kept = {name: (x * 64).round() / 64 for name, x in tensors.items() if isinstance(x, torch.Tensor)}
-        return replace(op, **kept)
-
-    return replace(snn, nodes=tuple(replace(node, op=whole(node.op)) for node in snn.nodes))
+    nodes = (replace(node, op=mapped(node.op, lambda x: (x * 64).round() / 64)) for node in snn.nodes)
+    return replace(snn, nodes=tuple(nodes))
 
 
 @cache
@@ -200,9 +197,10 @@ def by_steps(snn, images, steps, frames=None):
 
 
 def double_op(op):
-    op = compensated(op) if isinstance(op, Conv2d | Linear | Scale) else op
-    tensors = {f.name: getattr(op, f.name) for f in fields(op)}
-    return replace(op, **{name: x.double() for name, x in tensors.items() if isinstance(x, torch.Tensor)})
+    if isinstance(op, Conv2d | Linear | Scale) and op.spiking is not None:
+        weight = op.weight if op.spiking.weight is None else op.spiking.weight
+        op = replace(op, weight=weight * op.spiking.gain, spiking=None)
+    return mapped(op, torch.Tensor.double)
 
 
 def run(snn, images, steps=STEPS, chunk=None, state=None, encode=None, precision="exact"):

@@ -38,7 +38,7 @@ def planned(monkeypatch):
     monkeypatch.setattr(cuda, "_aligned", lambda tensor: True)  # which no address says
     # Read once from real numbers, while a network is prepared.
     monkeypatch.setattr(Neuron, "emits_unit_spikes", property(lambda op: op.amplitude in (None, 1)))
-    everywhere(monkeypatch, "_reach", lambda *_: 100)
+    everywhere(monkeypatch, "_max_membrane_step", lambda *_: 100)
     monkeypatch.setattr(validate, "finite", lambda nodes: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (60 * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

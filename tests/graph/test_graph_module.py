@@ -18,6 +18,7 @@ from s_resnet.errors import InvalidData
 from s_resnet.graph import GraphModule, Neuron, Node, Readout
 from s_resnet.graph import module as room
 from s_resnet.graph.alphabet import Amplitudes, Differential, MultiThreshold, Signed
+from s_resnet.graph.neuron import IntegerNeuron
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
 from s_resnet.graph.provenance import Provenance, SeenData
 from s_resnet.kernels.surrogate.reference import fire_reference
@@ -88,7 +89,7 @@ def test_it_fires_spike_for_spike_as_the_simulation(monkeypatch, pooled, recipe,
 def test_weights_that_are_not_dyadic_give_the_same_answer_in_double_precision():
     snn, x = network("s-resnet", 16)
     snn, x = snn.to(torch.float64), x.double()
-    assert {node.op.gain for node in snn.nodes if isinstance(node.op, Conv2d)} != {1.0}
+    assert all(node.op.spiking.gain != 1.0 for node in snn.nodes if isinstance(node.op, Conv2d))
     assert torch.allclose(GraphModule(snn, 16)(x), snn(x, 16), atol=1e-5, rtol=0)
 
 
@@ -228,7 +229,7 @@ def test_a_directly_trained_network_keeps_its_own_gradient():
     assert compared >= 5
     tuned = module.graph()
     assert torch.equal(tuned(x, 3), graph(x, 3)) and all(
-        getattr(node.op, "spiking_weight", None) is None for node in tuned.nodes
+        getattr(node.op, "spiking", None) is None for node in tuned.nodes
     )
 
 
@@ -246,7 +247,7 @@ def with_neuron(graph, **changes):
         ({"spikes": Signed()}, "signed"),
         ({"spikes": Amplitudes(2)}, "2-level"),
         ({"spikes": Differential()}, "differential"),
-        ({"integer": torch.ones(4, dtype=torch.int32)}, "integer"),
+        ({"integer": IntegerNeuron(torch.ones(4, dtype=torch.int32))}, "integer"),
         ({"threshold": torch.tensor([1.0, 2.0, 1.0, 1.0])}, "normalized"),
         ({"spikes": MultiThreshold(torch.tensor([1.0, 2.0]))}, "several thresholds"),
     ],

@@ -81,6 +81,10 @@ def spikes(**settings):
     return lambda s, t, h: s["relu"].update(spikes=settings)
 
 
+def gain(value):
+    return {"kind": "SpikingWeights", "gain": value}
+
+
 def surrogate(**settings):
     return lambda s, t, h: s["relu"].update(surrogate={"kind": "Surrogate", **settings})
 
@@ -110,8 +114,8 @@ SETTINGS = {
     "padding beyond 32 bits": lambda s, t, h: s["conv1"].update(padding=[2**31, 1]),
     "no groups": lambda s, t, h: s["conv1"].update(groups=0),
     "groups that do not divide": lambda s, t, h: s["conv1"].update(groups=3),
-    "a gain of two": lambda s, t, h: s["conv1"].update(gain=[1, 1]),
-    "a gain that is none": lambda s, t, h: s["conv1"].update(gain=float("nan")),
+    "a gain of two": lambda s, t, h: s["conv1"].update(spiking=gain([1, 1])),
+    "a gain that is none": lambda s, t, h: s["conv1"].update(spiking=gain(float("nan"))),
     "a decay above one": lambda s, t, h: s["relu"].update(decay=1.5),
     "a true decay": lambda s, t, h: s["relu"].update(decay=True),
     "amplitudes in a text": spikes(kind="Amplitudes", count="8"),
@@ -156,14 +160,27 @@ SETTINGS = {
     "a surrogate without width": surrogate(shape="arctan", width=0),
     "a surrogate of a width without end": surrogate(shape="arctan", width=1e30),
     "a surrogate that detaches twice": surrogate(shape="arctan", detach_reset=2),
-    "whole numbers in one layer": lambda s, t, h: t.update({"relu/integer": torch.ones(4, dtype=torch.int32)}),
+    "whole numbers in one layer": lambda s, t, h: [
+        s["relu"].update(integer={"kind": "IntegerNeuron"}),
+        t.update({"relu/integer.threshold": torch.ones(4, dtype=torch.int32)}),
+    ],
     "a weight in another type": lambda s, t, h: t.update({"conv1/weight": t["conv1/weight"].double()}),
     "a complex weight": lambda s, t, h: t.update({"conv1/weight": t["conv1/weight"].to(torch.complex64)}),
     "a weight that is none": lambda s, t, h: t["conv1/weight"].view(-1)[3:4].fill_(float("nan")),
     "an infinite bias": lambda s, t, h: t["conv1/bias"].fill_(float("inf")),
     "a weight without end": lambda s, t, h: t["conv1/weight"].fill_(1e38),
-    "weights that add up": lambda s, t, h: [t["conv1/weight"].fill_(1e19), s["conv1"].update(gain=1e6)],
-    "a spiking weight of another shape": lambda s, t, h: t.update({"conv1/spiking_weight": torch.ones(4, 3, 1, 1)}),
+    "weights that add up": lambda s, t, h: [t["conv1/weight"].fill_(1e19), s["conv1"].update(spiking=gain(1e6))],
+    "a gain in a number": lambda s, t, h: s["conv1"].update(spiking=2.0),
+    "a spiking weight of another shape": lambda s, t, h: [
+        s["conv1"].update(spiking=gain(1.0)),
+        t.update({"conv1/spiking.weight": torch.ones(4, 3, 1, 1)}),
+    ],
+    "a spiking weight that none has": lambda s, t, h: t.update({"relu/spiking.weight": t["conv1/weight"]}),
+    "whole weights without a tensor": lambda s, t, h: s["conv1"].update(integer={"kind": "IntegerWeights"}),
+    "whole weights of a neuron": lambda s, t, h: [
+        s["relu"].update(integer={"kind": "IntegerWeights"}),
+        t.update({"relu/integer.weight": torch.ones(4, dtype=torch.int8)}),
+    ],
     "a setting too many": lambda s, t, h: s["relu"].update(speed=2),
     "a tensor that no node has": lambda s, t, h: t.update({"relu/more": torch.ones(1)}),
     "answers for other classes": lambda s, t, h: t.update({"readout/correction": torch.ones(7)}),
@@ -201,7 +218,7 @@ def test_every_setting_of_every_operation_has_a_rule():
     kinds = [*vars(ops).values(), *vars(neuron).values(), *vars(readout).values()]
     known = {kind for kind in kinds if dataclasses.is_dataclass(kind) and hasattr(kind, "run")}
     known |= {part for kind in known for name in validate._RULES.get(kind, {}) for part in validate.parts(kind, name)}
-    assert {*alphabet.SPIKES, alphabet.Surrogate} <= known
+    assert {*alphabet.SPIKES, alphabet.Surrogate, ops.SpikingWeights, neuron.IntegerNeuron} <= known
     known = {kind for kind in known if kind.__name__[0] != "_"}
     assert len(known) >= 16
     for kind in known - {ops.Op}:
@@ -233,7 +250,10 @@ def test_save_writes_nothing_that_load_would_refuse(tmp_path, graphs):
     plain = graphs["plain"]
     first, *_, last = (node.name for node in plain.nodes)
     unread = Node("other", ops.Conv2d(torch.ones(1, 3, 1, 1), None), (first,))
-    for nodes in (changed(plain, {"conv1": {"gain": float("inf")}}), (*plain.nodes[:-1], unread, plain[last])):
+    for nodes in (
+        changed(plain, {"conv1": {"spiking": ops.SpikingWeights(gain=float("inf"))}}),
+        (*plain.nodes[:-1], unread, plain[last]),
+    ):
         with pytest.raises((InvalidData, ConversionError)):
             save(Graph(nodes, plain.provenance), tmp_path / "a.snn")
     assert os.listdir(tmp_path) == []

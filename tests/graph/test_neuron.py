@@ -19,7 +19,7 @@ from s_resnet.graph.alphabet import (
     power_of_two,
 )
 from s_resnet.graph.parts import mapped, tensors
-from s_resnet.kernels.membrane.reference import SCHEDULES
+from s_resnet.kernels.membrane.update import SCHEDULES
 
 ALPHABETS = {
     "binary": Binary(),

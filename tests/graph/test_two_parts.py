@@ -139,7 +139,7 @@ def in_two_parts(snn):
         if not isinstance(op, Conv2d):
             return op
         more = torch.randint(-31, 32, op.weight.shape, generator=generator) / 2**14
-        return replace(op, weight=op.weight + more, gain=1.0)
+        return replace(op, weight=op.weight + more, spiking=None)
 
     snn = replace(snn, nodes=tuple(replace(n, op=finer(n.op)) for n in snn.nodes))
     snn._plans["exact"] = replace(snn._plan("exact"), two_part=True)

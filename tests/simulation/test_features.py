@@ -18,7 +18,7 @@ from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
 from s_resnet.models import CifarResNet
 from s_resnet.simulation import features
-from s_resnet.simulation.features import worth
+from s_resnet.simulation.features import unit_of
 
 
 def activations(model, x):
@@ -116,7 +116,7 @@ def test_every_node_is_in_the_source_networks_units(model, batches, recipe):
         expected = after.get(name) if after.get(name) is not None else source.get(name)
         if expected is None:
             continue
-        unit = worth(snn, name)
+        unit = unit_of(snn, name)
         unit = unit if unit.ndim == 0 else unit.view(-1, *(1,) * (value.ndim - 2))
         assert torch.allclose(value * unit, expected, 1e-3, 1e-4 * float(expected.abs().max())), name
         checked += 1
@@ -172,7 +172,7 @@ def test_every_alphabet_and_what_spiking_runs_multiply_with(monkeypatch, name):
             assert torch.allclose(found[key].double(), value.double().mean(0), atol=1e-6)
         op = graph["conv"].op
         expected = F.conv2d(sent["n0"].double().mean(0), 1.25 * op.weight.double(), op.bias.double(), padding=1)
-        rounding = 0.05 if snn.integer else 1e-5
+        rounding = 0.05 if snn.is_integer else 1e-5
         assert torch.allclose(found["conv"].double(), expected, atol=rounding)
 
 

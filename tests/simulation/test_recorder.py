@@ -121,7 +121,7 @@ def test_an_integer_network():
     name = snn.neurons[2].name
     (found,) = record(snn, x, 4, [name], 10**6)
     op = snn[name].op
-    unit = op.integer.view(-1, 1, 1).expand(-1, 8, 8).flatten()[list(found.neurons)]
+    unit = op.integer.threshold.view(-1, 1, 1).expand(-1, 8, 8).flatten()[list(found.neurons)]
     whole = found.membrane * unit
     torch.testing.assert_close(whole, whole.round(), atol=1e-2, rtol=0)
     (chunk,) = snn.stream(x, 4, 4)

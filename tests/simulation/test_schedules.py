@@ -19,6 +19,7 @@ from s_resnet import RECIPES, Graph, convert, load_checkpoint, simulate
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
 from s_resnet.graph.alphabet import Differential, power_of_two
+from s_resnet.graph.neuron import IntegerNeuron
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear, MaxPool2d, Pad, Slice
 from s_resnet.models import CifarResNet
 from s_resnet.simulation import SimulationSettings, closed_form, lockstep, simulate_with_early_exit
@@ -308,7 +309,7 @@ def test_after_the_last_row_comes_their_mean():
     rows = op.bias_current(1, 4, 5)
     assert rows.shape == (4, 1, 2, 1, 1)
     assert rows.flatten(1).tolist() == [[2, 4], [6, 0], [3, 4], [3, 4]]
-    whole = replace(op, integer=torch.ones(2, dtype=torch.int32), integer_correction=torch.tensor([[1, 8], [2, 3]]))
+    whole = Neuron(torch.ones(2, dtype=torch.int32), correction=torch.tensor([[1, 8], [2, 3]]))
     assert whole.bias_current(1, 2, 3).flatten(1).tolist() == [[2, 3], [2, 6]]  # 3/2 and 11/2, halves to even
     assert replace(op, correction=torch.tensor([1.0, 2.0])).bias_current(7, 4, 5).shape == (2, 1, 1)
     assert Neuron(torch.ones(())).bias_current(0, 4, 5) is None
@@ -400,7 +401,7 @@ NO_CLOSED_FORM = {
     "levels, whose spikes are not what they count": (without_rows(network(PLANS["phased levels"])), 4, None),
     "a weighed readout": (without_rows(network(PLANS["phased"], weighed=True)), 4, None),
     "a spiking readout": (changed(PHASED, "readout", mode="spikes"), 4, None),
-    "whole numbers": (changed(PHASED, "n1", integer=torch.ones(4, dtype=torch.int32)), 4, None),
+    "whole numbers": (changed(PHASED, "n1", integer=IntegerNeuron(torch.ones(4, dtype=torch.int32))), 4, None),
     "no steps": (PHASED, 0, None),
     "at 0": (PHASED, 4, [0, 2]),
     "at beyond": (PHASED, 4, [5]),
@@ -443,7 +444,7 @@ def whole_numbers(graph, x, steps, rows):
     grid = graph.nodes[0].op.grid
 
     def correction(op, step):
-        table = op.integer_correction.double()
+        table = op.integer.correction.double()
         if table.ndim == 2:
             assert len(table) == rows
             table = table[step] if step < rows else table.mean(0).round()
@@ -454,13 +455,13 @@ def whole_numbers(graph, x, steps, rows):
         if isinstance(op, Input):
             value[node.name] = (x.double() * grid).round().clamp(-8 * grid, 8 * grid).expand(steps, *x.shape)
         elif isinstance(op, Conv2d):
-            current = F.conv2d(inputs[0].flatten(0, 1), op.integer.double(), None, op.stride, op.padding)
-            current = (current / grid).round() if op.grid else current
-            value[node.name] = (current + op.integer_bias.double().view(-1, 1, 1)).unflatten(0, (steps, len(x)))
+            current = F.conv2d(inputs[0].flatten(0, 1), op.integer.weight.double(), None, op.stride, op.padding)
+            current = (current / grid).round() if op.integer.grid else current
+            value[node.name] = (current + op.integer.bias.double().view(-1, 1, 1)).unflatten(0, (steps, len(x)))
         elif isinstance(op, Scale):
-            value[node.name] = inputs[0] * op.integer.double().view(-1, 1, 1)
+            value[node.name] = inputs[0] * op.integer.weight.double().view(-1, 1, 1)
         elif isinstance(op, Neuron):
-            theta = op.integer.double().view(-1, 1, 1)
+            theta = op.integer.threshold.double().view(-1, 1, 1)
             arriving = [sum(parts) + correction(op, t) for t, parts in enumerate(zip(*inputs, strict=True))]
             v = (op.initial_potential * theta).round()
             closed[node.name] = torch.div(v + sum(arriving), theta, rounding_mode="floor").clamp(0, steps)
@@ -488,14 +489,14 @@ def test_an_integer_network_counts_in_whole_numbers(monkeypatch, model, schedule
     """Fitted to 5 steps, run for 5 and for 7; a phased one also in closed form."""
     recipe = RECIPES["phased"].set("relu_to_neuron", schedule=schedule)
     recipe = recipe.set("calibrate_neurons", time_indexed=time_indexed)
-    graph = convert(model, [images(24, 12, seed=5)], RECIPES[recipe].at(5).with_weights("int8"))
-    tables = [node.op.integer_correction for node in graph.neurons]
+    graph = convert(model, [images(24, 12, seed=5)], recipe.at(5).with_weights("int8"))
+    tables = [node.op.integer.correction for node in graph.neurons]
     by_step = time_indexed and schedule != "phased"
     assert [table.ndim for table in tables] == [1, *[2 if by_step else 1] * 6]
     assert not by_step or all(bool((table != table[0]).any()) for table in tables[1:])
     for node in graph.neurons:
-        exact = node.op.correction.double() * node.op.integer
-        assert (node.op.integer_correction - exact).abs().max() <= 0.5 + 1e-4
+        exact = node.op.correction.double() * node.op.integer.threshold
+        assert (node.op.integer.correction - exact).abs().max() <= 0.5 + 1e-4
     x = images(4, 12, seed=6)
     for steps in (5, 7):
         want, closed = whole_numbers(graph, x, steps, 5)

@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from s_resnet import Graph, simulate
 from s_resnet.errors import ConversionError, InvalidData
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
-from s_resnet.graph.ops import Add, AvgPool2d, Conv2d, Flatten, Input, Linear, MaxPool2d, Pad, ReLU, Slice
+from s_resnet.graph.ops import (
+    Add,
+    AvgPool2d,
+    Conv2d,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool2d,
+    Pad,
+    ReLU,
+    Slice,
+    SpikingWeights,
+)
 from s_resnet.kernels import events
 from s_resnet.simulation import SimulationSettings
 
@@ -44,7 +56,7 @@ def graph(*nodes):
 
 
 def conv(name, reads, stride=1, padding=1, gain=1.0):
-    return node(name, Conv2d(*W[name], (stride, stride), (padding, padding), gain=gain), reads)
+    return node(name, Conv2d(*W[name], (stride, stride), (padding, padding), spiking=SpikingWeights(gain=gain)), reads)
 
 
 def network(mode="current"):
@@ -56,7 +68,7 @@ def network(mode="current"):
         conv("a1", "n0"),
         node("na", Neuron(THETA_A, 0.25), "a1"),
         conv("a2", "na"),
-        node("a.short", Scale(torch.tensor(0.5), gain=1.5), "n0"),
+        node("a.short", Scale(torch.tensor(0.5), SpikingWeights(gain=1.5)), "n0"),
         node("n1", Neuron(torch.tensor(2.0)), "a2", "a.short"),
         node("gate", SpikingMaxPool2d((3, 3), (1, 1), (1, 1)), "n1"),
         conv("b1", "gate", 2),
@@ -73,7 +85,7 @@ def network(mode="current"):
         node("n3", Neuron(torch.tensor(1.0)), "c2", "c.short"),
         node("avg", AvgPool2d((2, 2), (2, 2)), "n3"),
         node("flat", Flatten(), "avg"),
-        node("fc", Linear(*W["fc"], gain=2.0), "flat"),
+        node("fc", Linear(*W["fc"], SpikingWeights(gain=2.0)), "flat"),
         node("readout", Readout(torch.tensor(4.0), mode), "fc"),
     )
 
@@ -233,9 +245,11 @@ def test_a_neuron_starts_at_its_share_of_the_threshold_and_emits_threshold_times
 
 
 def test_gain_multiplies_weights_and_not_biases_and_only_in_spiking_runs():
-    convolution = Conv2d(torch.ones(1, 1, 1, 1), torch.tensor([0.125]), gain=1.5)
-    linear = Linear(torch.eye(4), torch.tensor([0.0, 0.25, 0.0, 0.0]), gain=2.0)
-    snn = tiny(convolution, Scale(torch.tensor(0.5), gain=3.0), Neuron(torch.tensor(1.0)), Flatten(), linear)
+    convolution = Conv2d(torch.ones(1, 1, 1, 1), torch.tensor([0.125]), spiking=SpikingWeights(gain=1.5))
+    linear = Linear(torch.eye(4), torch.tensor([0.0, 0.25, 0.0, 0.0]), SpikingWeights(gain=2.0))
+    snn = tiny(
+        convolution, Scale(torch.tensor(0.5), SpikingWeights(gain=3.0)), Neuron(torch.tensor(1.0)), Flatten(), linear
+    )
     images = torch.tensor([0.25, 0.5, 1.0, -1.0]).view(1, 1, 2, 2)
     analog = [(0.25 + 0.125) / 2, (0.5 + 0.125) / 2 + 0.25, (1 + 0.125) / 2, 0.0]
     assert snn.run(images)[0].tolist() == analog
