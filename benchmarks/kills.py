@@ -58,8 +58,7 @@ class Case:
 
 def network(path: Path) -> list[Any]:
     """The tensors of a network."""
-    nodes = s_resnet.load(path).nodes
-    return [value for node in nodes for value in vars(node.op).values() if isinstance(value, torch.Tensor)]
+    return list(s_resnet.load(path).tensors().values())
 
 
 def checkpoint(path: Path) -> list[Any]:

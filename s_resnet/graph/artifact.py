@@ -21,7 +21,7 @@ from . import ops, readout, validate
 from .formats import upgraded
 from .graph import Graph, check_spiking
 from .ops import Node, Op
-from .parts import settings, tensors
+from .parts import settings
 from .provenance import Provenance
 from .shapes import image_of, shapes
 
@@ -155,10 +155,9 @@ def _edited(path: Path, got: str) -> InvalidArtifact:
 
 def _pack(graph: Graph) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The tensors by ``node/field``, and everything else as JSON."""
-    held: dict[str, Tensor] = {}
+    held = {name: value.detach().cpu().contiguous().clone() for name, value in graph.tensors().items()}
     nodes = []
     for node in graph.nodes:
-        held |= {f"{node.name}/{name}": value.detach().cpu().contiguous().clone() for name, value in tensors(node.op)}
         said = {"name": node.name, "op": type(node.op).__name__, "inputs": node.inputs}
         nodes.append({**said, "settings": settings(node.op)})
     return held, nodes

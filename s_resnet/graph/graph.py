@@ -117,18 +117,19 @@ class Graph(Displayed):
         """The neuron layers, in execution order; empty for an analog network."""
         return tuple(node for node in self.nodes if isinstance(node.op, Neuron))
 
-    def _tensors(self) -> Iterator[Tensor]:
-        return (value for node in self.nodes for _, value in tensors(node.op))
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor, by ``node/field``, those of an operation's parts by ``node/part.field``."""
+        return {f"{node.name}/{name}": value for node in self.nodes for name, value in tensors(node.op)}
 
     @property
     def device(self) -> torch.device:
         """Where its tensors are; the CPU where it has none."""
-        return next((value.device for value in self._tensors()), torch.device("cpu"))
+        return next((value.device for node in self.nodes for _, value in tensors(node.op)), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """The widest type of its floating-point numbers; float32 where it has none."""
-        found = {value.dtype for value in self._tensors() if value.is_floating_point()} or {torch.float32}
+        found = {value.dtype for value in self.tensors().values() if value.is_floating_point()} or {torch.float32}
         return reduce(torch.promote_types, found)
 
     @property

@@ -17,6 +17,7 @@ from .engine import freed
 from .graph import Graph, check_spiking
 from .neuron import Neuron
 from .ops import SYNAPSES, Affine, BatchNorm2d, Conv2d, Linear, Node, Op, Scale, SpikingWeights
+from .parts import tensors
 from .readout import Readout, SpikingMaxPool2d
 
 TUNABLE = "s-resnet, calibrated, calibrated-streaming or phased"
@@ -152,7 +153,7 @@ class GraphModule(nn.Module):
         if node.name not in self.places:
             return node.op
         names = dict(self.places[node.name].named_parameters(recurse=False))
-        home = next(value.device for value in vars(node.op).values() if isinstance(value, Tensor))
+        home = next(value.device for _, value in tensors(node.op))
         learned = {name: value.detach().to(home, copy=True) for name, value in names.items()}
         op = node.op
         if isinstance(op, SYNAPSES):

@@ -51,11 +51,7 @@ def trains(graph, x, steps):
 
 
 def in_double(graph):
-    def double(op):
-        values = {name: value for name, value in vars(op).items() if isinstance(value, torch.Tensor)}
-        return replace(op, **{name: value.double() for name, value in values.items() if value.is_floating_point()})
-
-    return replace(graph, nodes=tuple(replace(node, op=double(node.op)) for node in graph.nodes))
+    return graph.to(torch.float64)
 
 
 def shuffled(graph):

@@ -25,7 +25,7 @@ from s_resnet.conversion.passes import (
     relu_to_neuron,
 )
 from s_resnet.errors import ConversionError, InvalidData
-from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d
+from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d, parts
 from s_resnet.graph.alphabet import Amplitudes, power_of_two
 from s_resnet.graph.ops import AvgPool2d, Conv2d, Flatten, Input, Linear, SpikingWeights
 
@@ -85,12 +85,9 @@ def same(a, b):
     """Two graphs, tensor for tensor."""
     for old, new in zip(a.nodes, b.nodes, strict=True):
         assert (old.name, old.inputs, type(old.op)) == (new.name, new.inputs, type(new.op))
-        for name, value in vars(old.op).items():
-            other = getattr(new.op, name)
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(value, other), (old.name, name)
-            else:
-                assert value == other, (old.name, name)
+        assert parts.settings(old.op) == parts.settings(new.op), old.name
+    assert a.tensors().keys() == b.tensors().keys()
+    assert all(torch.equal(value, b.tensors()[name]) for name, value in a.tensors().items())
     return True
 
 

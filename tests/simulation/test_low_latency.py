@@ -308,11 +308,7 @@ def everything(result):
 
 
 def float32(graph):
-    def narrow(op):
-        tensors = {k: v.float() for k, v in vars(op).items() if isinstance(v, torch.Tensor)}
-        return replace(op, **tensors)
-
-    return replace(graph, nodes=tuple(replace(node, op=narrow(node.op)) for node in graph.nodes))
+    return graph.to(torch.float32)
 
 
 def some_network(name):
