@@ -21,8 +21,8 @@ from s_resnet.errors import InvalidArtifact
 from s_resnet.graph import Neuron, Node, Readout, SpikingMaxPool2d, artifact, neuron, ops, readout
 from s_resnet.graph.alphabet import Amplitudes, Differential
 from s_resnet.graph.artifact import FORMAT
-from s_resnet.graph.provenance import AppliedRecipe, Provenance
 from s_resnet.graph.ops import SpikingWeights
+from s_resnet.graph.provenance import AppliedRecipe, Provenance
 
 GENERATOR = torch.Generator().manual_seed(0)
 PROVENANCE = {
