@@ -33,7 +33,12 @@ SCALES = (
 
 @dataclass(frozen=True, repr=False)
 class Alternative(Displayed):
-    """Options of ``sresnet convert``, and the :attr:`Fit.score` that network and images have with them."""
+    """Another guess about what a checkpoint does not say.
+
+    Attributes:
+        options: those of ``sresnet convert`` that make it.
+        score: the :attr:`Fit.score` of network and images with them.
+    """
 
     options: str
     score: float
@@ -47,8 +52,10 @@ def alternatives(
     One thing at a time is changed. What is returned fits, and at least twice as well as what was chosen.
 
     Args:
-        path, checkpoint: the file, and what :func:`s_resnet.load_checkpoint` made of it.
-        images: ``[B, 3, H, W]``, prepared as ``preprocessing`` says.
+        path: the file.
+        checkpoint: what :func:`s_resnet.load_checkpoint` made of it.
+        images: ``[B, 3, H, W]``.
+        preprocessing: how they were prepared.
     """
     images = images[: IMAGES if preprocessing.size < LARGE else IMAGES // 2]
     chosen = _score(checkpoint.model, images)

@@ -34,7 +34,12 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
     scales of a CIFAR ResNet-20 came out up to two times too small, and its agreement with the ANN at T = 256 fell by
     6 points (150 training images).
 
-    Raises InvalidData when the graph has no BatchNorm.
+    Args:
+        graph: an analog graph, with its BatchNorm nodes.
+        percentile: in percent, above 0 and at most 100.
+
+    Raises:
+        InvalidData: the graph has no BatchNorm, or there is no such percentile.
     """
     percentile = check_percentile(percentile)
     if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):

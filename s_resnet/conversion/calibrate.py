@@ -29,7 +29,12 @@ Counted = tuple[int, tuple[int, ...]]  # images, and the fingerprints of all
 
 @dataclass(frozen=True, repr=False)
 class Samples(Displayed):
-    """Calibration images kept apart from the statistics, for passes that search: ``[B, C, H, W]``, labels ``[B]``."""
+    """Calibration images kept apart from the statistics, for passes that search.
+
+    Attributes:
+        images: ``[B, C, H, W]``.
+        labels: ``[B]``, or None.
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -37,14 +42,20 @@ class Samples(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class Calibration(Displayed):
-    """The scale of every activation: ``scales[node]`` is lambda, positive and finite.
+    """The scale of every activation, and the images that it was found on.
 
-    ``percentile`` in percent; ``images`` counted; ``source`` is ``"data"`` or ``"batchnorm"``; ``silent`` names the
-    nodes that were never above zero and so have a stand-in scale. ``rounding`` is the share of its activations that a
-    layer running T steps is expected to lose, times T: of images the median layer's, else the mean over layers.
-    ``samples`` and ``fitting`` are calibration images, for passes that search and for passes that fit,
-    ``[B, C, H, W]``; no image is in both, and neither are saved. ``marks`` tell every calibration image again
-    (:func:`image_fingerprints`), so that an evaluation can say how many of its images it has been calibrated on.
+    Attributes:
+        scales: lambda by node, positive and finite.
+        percentile: in percent.
+        images: how many were counted.
+        source: ``"data"``, ``"batchnorm"``, or ``"training"`` where none is needed.
+        silent: the nodes that were never above zero, and so have a stand-in scale.
+        samples: images for passes that search; they are not saved.
+        rounding: the share of its activations that a layer running T steps is expected to lose, times T: with images
+            the median layer's, else the mean over layers.
+        fitting: images ``[N, C, H, W]`` for passes that fit, none of them in ``samples``; they are not saved.
+        marks: the fingerprints of all calibration images, so that an evaluation can say how many of its images are
+            among them.
     """
 
     scales: Mapping[str, float]

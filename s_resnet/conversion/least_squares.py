@@ -34,12 +34,15 @@ def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: i
     Every image counts. Where they have more than 256 places for each weight of an output, only those on a coarser grid
     are looked at, which starts elsewhere in the next image.
 
+    The source's weight is kept beside the spiking one.
+
     Args:
+        op: with the weight that the source has.
         parts: pairs of mean inputs over the time steps, ``[B, C, H, W]`` or ``[B, features]``, and of what is wanted,
             ``[B, C_out, *]``, in the units of the outputs; gone through once.
         images: how many there are in all parts.
 
-    The source's weight is kept beside the spiking one. Source: ridge regression; towards what the unquantized layer
+    Source: ridge regression; towards what the unquantized layer
     gives, on inputs that are quantized already, as in the asymmetric reconstruction of Nagel et al., ICML 2020
     (arXiv:2004.10568).
     """

@@ -31,9 +31,13 @@ NEARER, NEARER_REVERSED = 0.8, 0.96
 
 @dataclass(frozen=True)
 class Rival:
-    """Another network, or the first layers of the same for ``reverse`` channels, and what to say where it is nearer.
+    """Another network that may be nearer to what BatchNorm remembers.
 
-    layers: the BatchNorm layers that the two are compared in; none stands for all.
+    Attributes:
+        graph: the network, or its first layers where ``reverse``.
+        note: what to say where it is nearer.
+        reverse: whether it gets the channels of the images in reverse.
+        layers: the BatchNorm layers that the two are compared in; none stands for all.
     """
 
     graph: Graph

@@ -34,9 +34,15 @@ HINT = (
 class SourceCheck(Displayed):
     """The source network on the first calibration images.
 
-    answers: its classes ``[B]``. labels: theirs ``[B]``, None where there are none that tell anything. confidence: the
-    mean largest softmax share. classes: its outputs. fit: of its BatchNorm statistics. mean, std: of the images, per
-    channel. notes: what about them is most probably not as it was meant, one sentence or two each.
+    Attributes:
+        answers: its classes ``[B]``.
+        labels: those of the images ``[B]``; None where there are none that tell anything.
+        confidence: the mean of the largest softmax share.
+        classes: how many outputs it has.
+        fit: that of its BatchNorm statistics.
+        mean: of the images, per channel.
+        std: of the images, per channel.
+        notes: what about them is most probably not as it was meant, one sentence or two each.
     """
 
     answers: Tensor
@@ -94,7 +100,8 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
         graph: an analog graph, with its BatchNorm nodes.
         batches: as of :func:`s_resnet.calibrate`.
 
-    Raises InvalidData for batches that are none of images.
+    Raises:
+        InvalidData: the batches hold no images.
     """
     check_repeatable(batches)
     moments, images, answers, shares = Moments(graph), list[Tensor](), list[Tensor](), list[Tensor]()

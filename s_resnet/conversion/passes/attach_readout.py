@@ -18,13 +18,19 @@ from ..context import Context
 def attach_readout(graph: Graph, context: Context, mode: str = "current", initial_potential: float = 0.0) -> Graph:
     """Append a readout after the classifier; the analog run is preserved exactly.
 
-    mode ``"current"``: the mean classifier current so far, in the units of the logits.
-    mode ``"spikes"``: the paper's, an extra integrate-and-fire layer after the global average pool (its threshold the
-    scale of the ReLU before the pool, so nothing is rescaled) and one after the classifier (threshold the scale of the
-    logits), scored by spike count plus softmax of the membrane.
+    Args:
+        graph: a network with its neurons.
+        context: for ``"spikes"`` with the calibrated scales.
+        mode: ``"current"``: the mean classifier current so far, in the units of the logits. ``"spikes"``: the paper's,
+            an extra integrate-and-fire layer after the global average pool (its threshold the scale of the ReLU before
+            the pool, so nothing is rescaled) and one after the classifier (threshold the scale of the logits), scored
+            by spike count plus softmax of the membrane.
+        initial_potential: v(0) of these extra layers, as a share of their thresholds.
+
+    Raises:
+        ConversionError: there is no such mode.
 
     Source: arXiv:1805.01352 ("an extra layer of IF neuron is added after pooling layer or fully-connected layer").
-    Raises ConversionError for another mode.
     """
     if mode not in ("current", "spikes"):
         raise ConversionError(

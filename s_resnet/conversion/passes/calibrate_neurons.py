@@ -27,21 +27,26 @@ def calibrate_neurons(graph: Graph, context: Context, weights: bool = False, tim
     activation, over calibration images and pixels. Where the images do not fit in memory at once they come in eight
     parts or more, each with its own such step, and the steps share the same sum of rates: 1/2 for each of eight parts,
     1/32 for each of 128. That takes the bias out of clipping, rounding, and unevenness (what
-    a neuron emits too early it cannot take back, so that rates are too high on average). ``time_indexed`` corrects
-    every step by its own mean, ``b[t] += (E[a] - E[s[t]]) / 2``, but for layers under constant current and networks
-    where only counts matter.
-
-    With ``weights`` the synapses of each layer come first: least squares on the mean spikes they really get, towards
-    the source's currents (:func:`s_resnet.conversion.least_squares.refit`), so that a channel that quantization made
-    noisy counts less and the others make up for it. On a residual sum they also make up for what the shortcut lacks.
+    a neuron emits too early it cannot take back, so that rates are too high on average).
 
     The corrections are currents of the neuron layer, so a residual sum gets its own once; they and the weights belong
     to spiking runs only, and the analog run is preserved.
 
+    Args:
+        graph: a network with its neurons and their thresholds.
+        context: with calibration images to fit to, and T.
+        weights: whether the synapses of each layer come first: least squares on the mean spikes they really get,
+            towards the source's currents (:func:`s_resnet.conversion.least_squares.refit`), so that a channel that
+            quantization made noisy counts less and the others make up for it. On a residual sum they also make up for
+            what the shortcut lacks.
+        time_indexed: whether every step is corrected by its own mean, ``b[t] += (E[a] - E[s[t]]) / 2``, but for layers
+            under constant current and networks where only counts matter.
+
+    Raises:
+        ConversionError: there are no calibration images, or no T.
+
     Source: Li et al., ICML 2021 (arXiv:2106.06984), bias calibration; Wu et al., ECCV 2024 (arXiv:2403.18388),
     forward temporal bias correction.
-
-    Raises ConversionError without calibration images or T.
     """
     if not graph.neurons:
         return graph

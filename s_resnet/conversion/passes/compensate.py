@@ -34,6 +34,13 @@ def compensate(graph: Graph, context: Context) -> Graph:
     image, the one next to the expected c is taken: so few images cannot lead far away from it. Curve and range go into
     the provenance.
 
+    Args:
+        graph: a network with its readout.
+        context: with the expected rounding, held-out images for the search, and T.
+
+    Raises:
+        ConversionError: there is no T.
+
     Source: arXiv:1805.01352, "Compensation of Propagation Error"; which weights are scaled is known from the released
     code, the search is ours (the paper's is not published).
     """

@@ -53,8 +53,13 @@ def dyadic_weights(graph: Graph, context: Context) -> Graph:
 
     The analog run keeps the source's weights, and changes by the rounding of biases. Answers stay in floating point.
 
-    Raises ConversionError for neurons that leak, whose threshold is not 1 (run normalize before), that send means
-    (differential), or whose inputs are not spikes or images times weights.
+    Args:
+        graph: a normalized network.
+        context: nothing of it is needed.
+
+    Raises:
+        ConversionError: neurons leak, have a threshold other than 1 (run normalize before), send means
+            (differential), or get anything but spikes or images times weights.
     """
     if not graph.neurons:
         return graph

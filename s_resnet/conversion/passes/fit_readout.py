@@ -28,12 +28,19 @@ def fit_readout(graph: Graph, context: Context, weighted: bool = True) -> Graph:
 
     over the T x T normal equations, added up over all images. Early steps, in which deep layers have seen little, get
     small weights: a delayed readout whose delay is measured. The correction is then, per class,
-    ``E[z] - E[answer]``. With ``weighted`` off, and where only counts matter (phased networks), there is nothing to
-    weigh, only to correct.
+    ``E[z] - E[answer]``. Where only counts matter (phased networks), there is nothing to weigh, only to correct.
 
-    The analog run is preserved. Source: delayed readout, Bu et al., CVPR 2025 (arXiv:2502.17671); the weights are ours.
+    The analog run is preserved.
 
-    Raises ConversionError without calibration images or T.
+    Args:
+        graph: a network with a readout of currents.
+        context: with calibration images to fit to, and T.
+        weighted: whether steps are weighed; the answer is corrected in any case.
+
+    Raises:
+        ConversionError: there are no calibration images, or no T.
+
+    Source: delayed readout, Bu et al., CVPR 2025 (arXiv:2502.17671); the weights are ours.
     """
     if not any(isinstance(node.op, Readout) and node.op.mode == "current" for node in graph.nodes):
         return graph

@@ -32,10 +32,17 @@ def fit_thresholds(graph: Graph, context: Context) -> Graph:
     (1,024 bins up to its largest, over all calibration images and pixels), among 80 full scales ``L threshold`` from a
     tenth of the largest activation to all of it. A channel that was never active gets the layer's median.
 
-    The analog run is preserved. Source: the grid search of Li et al., ICML 2021 (arXiv:2106.06984), with the quantizer
-    that rounds where v(0) is half the threshold.
+    The analog run is preserved.
 
-    Raises ConversionError without calibration images or T.
+    Args:
+        graph: a network with its neurons.
+        context: with calibration images to fit to, and T.
+
+    Raises:
+        ConversionError: there are no calibration images, or no T.
+
+    Source: the grid search of Li et al., ICML 2021 (arXiv:2106.06984), with the quantizer that rounds where v(0) is
+    half the threshold.
     """
     if not graph.neurons:
         return graph

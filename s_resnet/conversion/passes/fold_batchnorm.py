@@ -17,6 +17,11 @@ def fold_batchnorm(graph: Graph, context: Context) -> Graph:
     possible, since nothing else may see the folded weights, it becomes a scale or, with a shift, a depthwise 1x1
     convolution, of features a diagonal linear layer.
 
-    Raises ConversionError for more than 4,096 features of which none of this is possible.
+    Args:
+        graph: the analog network.
+        context: nothing of it is needed.
+
+    Raises:
+        ConversionError: there are more than 4,096 features of which none of this is possible.
     """
     return folded(graph)

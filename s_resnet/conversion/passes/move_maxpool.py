@@ -21,7 +21,13 @@ def move_maxpool(graph: Graph, context: Context) -> Graph:
     paper's :class:`~s_resnet.graph.SpikingMaxPool2d`. The analog run is preserved exactly.
 
     Under Poisson coding the stem's current varies too; a moved pool then takes the maximum of noisy currents.
-    Raises ConversionError for a deeper max-pool over currents whose sign matters (a sum or BatchNorm comes after it).
+
+    Args:
+        graph: a network with its neurons.
+        context: nothing of it is needed.
+
+    Raises:
+        ConversionError: a deeper max-pool is over currents whose sign matters (a sum or BatchNorm comes after it).
     """
     nodes = {node.name: node for node in graph.nodes}
     changed = False

@@ -41,6 +41,13 @@ def normalize(graph: Graph, context: Context) -> Graph:
     Spikes are preserved: identical when all thresholds are powers of two, up to rounding otherwise. The analog run
     is preserved up to rounding.
 
+    Args:
+        graph: a network with its neurons and readout.
+        context: with the scale of the logits.
+
+    Raises:
+        ConversionError: an operation has no units.
+
     Source: arXiv:1805.01352 (Hu, Tang, Pan): data-based normalization and shortcut conversion model.
     """
     if not graph.neurons:

@@ -35,8 +35,13 @@ def quantize_weights(graph: Graph, context: Context) -> Graph:
 
     Spikes are the same on every device, bit for bit; ``evaluate`` shows the distance to the unquantized network.
 
-    Raises ConversionError where a convolution reads anything but spikes or the images, where one is read by anything
-    but one neuron layer, and where thresholds are not 1 (run normalize before).
+    Args:
+        graph: a normalized network with spikes of 0 and 1.
+        context: nothing of it is needed.
+
+    Raises:
+        ConversionError: a convolution reads anything but spikes or the images, or is read by anything but one neuron
+            layer; spikes are signed or multi-level; or thresholds are not 1 (run normalize before).
     """
     if not graph.neurons:
         return graph
