@@ -14,11 +14,6 @@ import torch
 TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type, without a period."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def line_of_error(error: BaseException, besides: str) -> str:
     """The last line in an error's traceback outside of torch and the folder ``besides``; empty without one."""
     lines = [(f.filename, f.lineno or 0, f.line or "") for f in traceback.extract_tb(error.__traceback__)]

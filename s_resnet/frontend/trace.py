@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidData, SResNetError, UnsupportedModel, message
+from ..files import reason
 from ..graph import validate
 from ..graph.graph import Graph
 from ..graph.provenance import AppliedRecipe, Provenance
 from . import spiking_layers
 from .batchnorm_check import check_answer, check_norms
-from .source_lines import first_line
 from .watch import answer_of, follow
 
 SIGNALS = (
@@ -131,7 +131,7 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(model, memo).eval()
     except Exception as error:
-        got, expected = first_line(error), "a module that copy.deepcopy copies into evaluation mode"
+        got, expected = reason(error), "a module that copy.deepcopy copies into evaluation mode"
         remedy = "Keep what cannot be copied out of it"
         raise UnsupportedModel(message(f"{type(model).__name__}", "cannot be copied", got, expected, remedy)) from error
     for part in list(copied.modules()):
@@ -152,7 +152,7 @@ def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
     except Exception as error:
         exported = any(kind.__name__ == "GraphModule" for kind in type(model).__mro__)
         remedy = "Pass the nn.Module that it was exported from" if exported else "Pass images of its size and channels"
-        got, expected = f"shape {tuple(given.shape)} and {first_line(error)}", "images that fit the model"
+        got, expected = f"shape {tuple(given.shape)} and {reason(error)}", "images that fit the model"
         raise InvalidData(message("trace", "the model failed on the example", got, expected, remedy)) from error
     if not isinstance(answer, Tensor):
         kind = type(answer).__name__

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel, message
+from ..files import reason
 from ..graph.ops import BatchNorm2d, Node, Op
 from . import spiking_layers
 from .activation import Activation, Value, parts
 from .network import Call, Network
 from .rules import EXPECTED, HINTS, RULES
-from .source_lines import first_line, library_of, line_here, line_of_error
+from .source_lines import library_of, line_here, line_of_error
 
 OWN = str(Path(__file__).parent)  # lines of this folder are not the model's
 # Calls that read the values of an activation: what a model does with these cannot be followed.
@@ -51,7 +52,7 @@ def follow(model: nn.Module, example: Tensor) -> tuple[Node, ...]:
     except UnsupportedModel:
         raise
     except Exception as error:
-        raise watch.lost(line_of_error(error, OWN), first_line(error)) from error
+        raise watch.lost(line_of_error(error, OWN), reason(error)) from error
     return watch.nodes(result)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...kernels import events, tf32
 from ..execution import Execution
 from ..neuron import Memory, Neuron
-from ..ops import Conv2d, Input, Node, Op, Scale, channels_last
+from ..ops import Conv2d, Node, Op, Scale, channels_last
 from ..readout import Readout, SpikingMaxPool2d
 from .plan import Plan
 from .precision import arithmetic
@@ -63,7 +63,7 @@ def constants(plan: Plan, images: Tensor) -> dict[str, Tensor]:
     with arithmetic(images, tf32=False):
         for node in plan.nodes:
             if node.name in plan.static:
-                inputs = [channels_last(images)] if isinstance(node.op, Input) else map(found.get, node.inputs)
+                inputs = map(found.get, node.inputs) if node.inputs else [channels_last(images)]
                 found[node.name] = plan.ops[node.name].run(*inputs)
     return found
 
@@ -91,7 +91,7 @@ class Run:
             op = plan.ops[node.name]
             if node.name in self.constant or node.name in plan.deferred:
                 continue
-            if isinstance(node.op, Input):
+            if not node.inputs:
                 assert self.encode is not None
                 self.values[node.name] = op.run(channels_last(self.encode(steps).flatten(0, 1)))
             elif isinstance(op, Neuron):
