@@ -180,6 +180,26 @@ def test_the_version_is_the_same_everywhere():
     assert cited["version"] == s_resnet.__version__
 
 
+def keys(value):
+    """Every key of a JSON value, at any depth, without names of layers."""
+    if isinstance(value, dict):
+        yield from value
+    for below in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from keys(below)
+
+
+def test_every_key_of_the_results_is_on_its_page():
+    text = (DOCS / "reference" / "json.md").read_text()
+    named = set(re.findall(r"`(\w+)`", text))
+    batches = [(torch.rand(32, 3, 16, 16), torch.arange(32) % 4)]
+    snn = s_resnet.convert(randomized(CifarResNet(8, num_classes=4)), batches, "s-resnet", timesteps=4)
+    settings = s_resnet.analysis.EvaluationSettings(early_exit=0.9)
+    found = [s_resnet.evaluate(snn, batches, 4, settings, at=[2, 4]), s_resnet.verify(snn, batches, 4)]
+    for result in found:
+        written = set(keys(result.to_dict())) - {"loader"}
+        assert len(written) > 20 and not written - named
+
+
 def test_tables_are_those_of_the_results():
     checked = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True, check=False
