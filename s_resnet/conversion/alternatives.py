@@ -47,8 +47,10 @@ def alternatives(
     One thing at a time is changed. What is returned fits, and at least twice as well as what was chosen.
 
     Args:
-        path, checkpoint: the file, and what :func:`s_resnet.load_checkpoint` made of it.
-        images: ``[B, 3, H, W]``, prepared as ``preprocessing`` says.
+        path: the file of the checkpoint.
+        checkpoint: what :func:`s_resnet.load_checkpoint` made of it.
+        images: ``[B, 3, H, W]``.
+        preprocessing: how they were prepared.
     """
     images = images[: IMAGES if preprocessing.size < LARGE else IMAGES // 2]
     chosen = _score(checkpoint.model, images)
