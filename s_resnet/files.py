@@ -72,7 +72,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def save_json(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
-    """Write plain JSON values, whole or not at all. Raises SResNetError when the file cannot be written."""
+    """Write plain JSON values, whole or not at all.
+
+    Raises:
+        SResNetError: the file cannot be written.
+    """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n")
 

@@ -52,7 +52,7 @@ def alternatives(
     One thing at a time is changed. What is returned fits, and at least twice as well as what was chosen.
 
     Args:
-        path: the file.
+        path: the file of the checkpoint.
         checkpoint: what :func:`s_resnet.load_checkpoint` made of it.
         images: ``[B, 3, H, W]``.
         preprocessing: how they were prepared.

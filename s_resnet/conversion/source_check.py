@@ -140,7 +140,11 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
     usable = together is not None and bool(((together >= 0) & (together < classes)).all())
     deviation, mean = torch.std_mean(torch.cat([part.transpose(0, 1).flatten(1) for part in images], 1), 1)
     return SourceCheck(
-        *(answer, together if usable else None, confidence, classes, fit),
+        answers=answer,
+        labels=together if usable else None,
+        confidence=confidence,
+        classes=classes,
+        fit=fit,
         mean=tuple(mean.tolist()),
         std=tuple(deviation.tolist()),
         notes=tuple(notes),

@@ -225,8 +225,21 @@ def _convolve(events: Events, packed: Packed, out: Tensor | None, neurons: layer
     _check_fit(events, packed)
     n, c, h, w = events.shape
     shape = _Shape(
-        *(n, h, w, c, packed.out_size[0], packed.out_size[1] // packed.group, packed.out_channels * packed.group),
-        *(*packed.kernel, *packed.stride, *packed.padding, packed.limit, torch.get_num_threads()),
+        images=n,
+        height=h,
+        width=w,
+        channels=c,
+        out_height=packed.out_size[0],
+        out_width=packed.out_size[1] // packed.group,
+        out_channels=packed.out_channels * packed.group,
+        kernel_h=packed.kernel[0],
+        kernel_w=packed.kernel[1],
+        stride_h=packed.stride[0],
+        stride_w=packed.stride[1],
+        pad_h=packed.padding[0],
+        pad_w=packed.padding[1],
+        limit=packed.limit,
+        threads=torch.get_num_threads(),
     )
     function = library.sresnet_convolve_float if packed.rows.dtype == torch.float32 else library.sresnet_convolve_fixed
     pointers = [None if t is None else _pointer(t) for t in (events.ids, events.start, packed.rows, packed.step, out)]

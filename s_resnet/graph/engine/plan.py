@@ -132,7 +132,12 @@ def prepare(network: Network, precision: str) -> Plan:
     reads = {node.name: node.inputs for node in nodes}
     spiking = {n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in counted}
     return Plan(
-        *(nodes, ops, static, deferred, freed(nodes, deferred), unit),
+        nodes=nodes,
+        ops=ops,
+        static=static,
+        deferred=deferred,
+        freed=freed(nodes, deferred),
+        unit=unit,
         binary=frozenset(name for name in unit if neurons[name].binary),
         counted=counted,
         bias=bias,
