@@ -9,10 +9,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
-
-import jinja2
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidData, SResNetError, message, printable
 from ..files import replacing, save_json
@@ -22,6 +19,9 @@ from . import accuracy_section, energy_section, layers_section, settings_section
 from .charts import COLORS, need_matplotlib
 from .format import these
 from .network_report import NetworkReport, Networks, compared
+
+if TYPE_CHECKING:
+    import jinja2
 
 SCHEMA = 1
 NAMES = ("index.html", "report.json")
@@ -100,6 +100,8 @@ def environment() -> jinja2.Environment:
 
     A name that a template does not know is an error.
     """
+    import jinja2  # late, as few who import the package write a page
+
     made = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
         autoescape=True,
@@ -113,10 +115,12 @@ def environment() -> jinja2.Environment:
 
 def _shown(value: object) -> object:
     """What a template shows of a value; what is HTML already stays."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _page(networks: Networks, command: str, created: str) -> str:
+    from markupsafe import Markup
+
     style = resources.files(__package__).joinpath("templates", "page.css").read_text(encoding="utf-8")
     sections = {
         "accuracy": accuracy_section,
