@@ -152,7 +152,7 @@ def test_the_factor_is_on_every_weight_and_on_no_bias():
     assert torch.equal(result.run(images()), graph.run(images()))
 
     def by_hand(op):
-        return replace(op, weight=op.weight * factor) if hasattr(op, "gain") else op
+        return replace(op, weight=op.weight * factor) if hasattr(op, "spiking") else op
 
     scaled = replace(graph, nodes=tuple(replace(node, op=by_hand(node.op)) for node in graph.nodes))
     assert torch.allclose(result(images(), 6), scaled(images(), 6), atol=1e-5)
@@ -175,7 +175,7 @@ def test_the_recorded_curve_is_the_networks_own(rounding):
     apart = {}
     for point in found.curve:
         nodes = [
-            replace(n, op=replace(n.op, weight=n.op.weight * point.factor)) if hasattr(n.op, "gain") else n
+            replace(n, op=replace(n.op, weight=n.op.weight * point.factor)) if hasattr(n.op, "spiking") else n
             for n in graph.nodes
         ]
         answer = replace(graph, nodes=tuple(nodes))(x, 5)
