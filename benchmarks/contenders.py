@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 import s_resnet
 from s_resnet.graph.ops import Conv2d
-from s_resnet.kernels.build import compiler as native
 
 WARM = 32  # steps before the clock starts
 CALIBRATION = 256  # images
@@ -183,7 +182,7 @@ def ours(compiler: bool = True, weights: str = "float32", precision: str = "exac
 
     def build(setting: Setting) -> Runner:
         snn = setting.converted(weights)
-        missing = mock.patch.object(native, "compiled", lambda: (None, "left out"))
+        missing = mock.patch("s_resnet.kernels.build.compiler.compiled", lambda: (None, "left out"))
 
         def simulate(steps: int, state: s_resnet.graph.State | None) -> s_resnet.Simulation:
             if compiler:

@@ -44,17 +44,17 @@ def environment() -> dict[str, str]:
 
 def compile_to(library: Path, path: str) -> None:
     """Compile the kernels to a library, with the sanitizers in them."""
-    from s_resnet.kernels.build import compiler as native
+    from s_resnet.kernels.build import compiler
 
-    flags = [flag for flag in native.FLAGS if flag != "-O3"]
-    sources = [str(native.HERE / name) for name in native.SOURCES]
+    flags = [flag for flag in compiler.FLAGS if flag != "-O3"]
+    sources = [str(compiler.HERE / name) for name in compiler.SOURCES]
     command = [path, *flags, *SANITIZERS, "-fopenmp", "-shared", *sources, "-o", str(library)]
     subprocess.run(command, check=True, timeout=600)
 
 
 def load(library: str) -> None:
     """Have this process run them."""
-    from s_resnet.kernels.build import compiler as native
+    from s_resnet.kernels.build import compiler
 
     loaded = ctypes.CDLL(library)
-    native.compiled = lambda: (loaded, "sanitized")
+    compiler.compiled = lambda: (loaded, "sanitized")

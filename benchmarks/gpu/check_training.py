@@ -38,7 +38,7 @@ def laid(x: Tensor, last: bool) -> Tensor:
 def gradient(fire: object, current: Tensor, grad: Tensor, firing: inside.Firing) -> tuple[Tensor, Tensor]:
     """Spikes, and the gradient of the current."""
     leaf = current.detach().requires_grad_()
-    spikes = fire(leaf, **vars(firing))  # type: ignore[operator]
+    spikes = fire(leaf, firing)  # type: ignore[operator]
     (gradient,) = torch.autograd.grad(spikes, leaf, grad)
     return spikes.detach(), gradient
 
@@ -75,7 +75,7 @@ def normalized(
     leaves = [x.to(device, kind, memory_format=form), weight.to(device), bias.to(device)]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     firing = inside.Firing((0.5,), 0.25, "zero", "arctan", 2.0)
-    spikes, statistics = inside.normalize_and_fire(*leaves, firing, 2, eps_outside=outside)
+    spikes, statistics = inside.normalize_and_fire(*leaves, firing, 2, inside.Normalization(eps_outside=outside))
     grads = torch.autograd.grad(spikes, leaves, grad.to(device, kind))
     return [value.detach().cpu().double() for value in (*statistics[:2], *grads, spikes)]
 

@@ -18,21 +18,18 @@ from s_resnet import kernels
 from s_resnet.graph import engine
 from s_resnet.graph.ops import Conv2d
 from s_resnet.kernels import Update
-from s_resnet.kernels.build import compiler as cpp_compiler
 from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.membrane import cuda, reference
 from s_resnet.kernels.surrogate import cuda as surrogate_cuda
-from s_resnet.kernels.surrogate import fire as surrogate
-from s_resnet.kernels.surrogate import normalize
-from s_resnet.kernels.surrogate.fire import fire
-from s_resnet.kernels.surrogate.normalize import normalize_and_fire
+from s_resnet.kernels.surrogate.fire import fire, run
+from s_resnet.kernels.surrogate.normalize import Normalization, normalize_and_fire
 from s_resnet.kernels.surrogate.reference import SURROGATES as SURROGATES_IN_ORDER
 from s_resnet.kernels.surrogate.reference import Firing, fire_reference
 from s_resnet.runtime.device import prefetch
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
-__all__ = ["Conv2d", "Firing", "Update", "fire", "fire_reference", "normalize_and_fire", "prefetch"]
+__all__ = ["Conv2d", "Firing", "Normalization", "Update", "fire", "fire_reference", "normalize_and_fire", "prefetch"]
 PRECISIONS, SURROGATES = ("exact", "fast"), SURROGATES_IN_ORDER
 Instance = tuple[str, str]  # the file of a kernel, and one of its template instances
 
@@ -83,7 +80,7 @@ def without_graphs(snn: s_resnet.Graph, images: Tensor, steps: int, chunk: int |
 @contextmanager
 def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
     """On CPU tensors choose what a GPU would, and note which instances; the numbers are the reference's."""
-    fire_on_cpu, prepare_on_cpu = surrogate.run, engine.prepare
+    fire_on_cpu, prepare_on_cpu = run, engine.prepare
 
     def prepared(*given: Any) -> engine.Plan:
         plan = prepare_on_cpu(*given)
@@ -100,12 +97,12 @@ def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
         return fire_on_cpu(current, grad, firing, affine)
 
     with (
-        mock.patch.object(cpp_compiler, "compiled", lambda: (None, "as on a GPU")),
+        mock.patch("s_resnet.kernels.build.compiler.compiled", lambda: (None, "as on a GPU")),
         mock.patch.object(kernels, "integrate_and_fire", membrane_noted),
         mock.patch.object(engine, "prepare", prepared),
         mock.patch("s_resnet.graph.engine.plan.narrow_dtype", lambda device: torch.float16),
-        mock.patch.object(surrogate, "run", fire_noted),
-        mock.patch.object(normalize, "run", fire_noted),
+        mock.patch("s_resnet.kernels.surrogate.fire.run", fire_noted),
+        mock.patch("s_resnet.kernels.surrogate.normalize.run", fire_noted),
     ):
         yield
 

@@ -33,7 +33,7 @@ def surrogates(device: str, many: int) -> Iterator[None]:
     chosen = itertools.product(check_training.neurons(), check_training.DTYPES)
     for (steps, firing), dtype in list(chosen)[::EACH][:many]:
         current = torch.zeros(steps, *check_training.PIXELS, device=device, dtype=dtype).requires_grad_()
-        spikes = inside.fire(current, **vars(firing))
+        spikes = inside.fire(current, firing)
         torch.autograd.grad(spikes, current, torch.ones_like(spikes))
         yield
 

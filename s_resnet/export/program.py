@@ -16,18 +16,20 @@ from torch._higher_order_ops.while_loop import while_loop
 from ..errors import InvalidData
 from ..files import replacing
 from ..graph import engine
-from ..graph.alphabet import Binary, Differential, MultiThreshold
+from ..graph.execution import Execution
 from ..graph.graph import Graph, check_spiking
 from ..graph.inputs import check_size
 from ..graph.neuron import Neuron
 from ..graph.ops import Conv2d, Op
 from ..graph.readout import STATEFUL, Readout, SpikingMaxPool2d
 from ..kernels import per_channel
+from ..kernels.membrane import reference
 from ..version import __version__
 
 Memory = tuple[Tensor, ...]
 # Steps that are written out one by one; beyond them a network without windows gets a loop.
 UNROLLED, LONGEST = 16, 256
+TRACEABLE = Execution(kernel=reference.integrate_and_fire)
 _ORIGIN = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"}
 
 
@@ -222,22 +224,24 @@ class _Run:
             inputs = [self.constant[n] if n in self.constant else values[n] for n in node.inputs]
             fixed = [n in self.constant for n in node.inputs]
             if isinstance(op, STATEFUL):
-                parts = [x[None] if c else _unfold(x, steps) for x, c in zip(inputs, fixed, strict=True)]
+                parts = [
+                    x.expand(steps, *x.shape) if c else _unfold(x, steps) for x, c in zip(inputs, fixed, strict=True)
+                ]
                 rows = self.rows[node.name]
                 if rows is not None:
                     at = (first + torch.arange(steps)).clamp_max(len(rows) - 1)
                     rows = rows.index_select(0, at)
                 if isinstance(op, Neuron):
-                    currents = _total(op, parts, self.bias[node.name], rows, steps)
-                    spikes, after[node.name] = _fire(op, currents, before)
+                    bias = _bias(op, self.bias[node.name], rows, parts[0].ndim)
+                    spikes, after[node.name] = op.advance(parts, before, None, bias, TRACEABLE)
                     value = spikes.flatten(0, 1)
                     value = value if node.name in self.plan.unit else op.scale_output(value)
                     values[node.name] = value.to(self.plan.dtype)
                 elif isinstance(op, SpikingMaxPool2d):
-                    value, after[node.name] = _gate(op, parts[0].expand(steps, *parts[0].shape[1:]), before)
+                    value, after[node.name] = _gate(op, parts[0], before)
                     values[node.name] = value.flatten(0, 1)
                 else:
-                    after[node.name] = _read(op, parts[0].expand(steps, *parts[0].shape[1:]), rows, before)
+                    after[node.name] = _read(op, parts[0], rows, before)
             else:
                 wide = [x.expand(steps, *x.shape).flatten(0, 1) if c else x for x, c in zip(inputs, fixed, strict=True)]
                 values[node.name] = op.run(*wide)
@@ -256,76 +260,15 @@ class _Run:
         return answer.to(self.plan.dtype)
 
 
-def _total(op: Neuron, parts: list[Tensor], bias: Tensor | None, rows: Tensor | None, steps: int) -> Tensor:
-    """All that arrives at a layer, ``[S, B, *]``, in the membrane's type."""
-    dtype = _membrane(op)
-    total = parts[0].to(dtype)
-    ndim = total.ndim
-    correction = op.correction
-    for part in parts[1:]:
-        total = total + part.to(dtype)
-    if bias is not None:
-        total = total + bias
+def _bias(op: Neuron, bias: Tensor | None, rows: Tensor | None, ndim: int) -> Tensor | None:
+    """The convolutions' biases and the layer's correction, for currents ``[S, B, C, *]`` of ``ndim`` axes."""
     if rows is not None:
-        total = total + rows.view(steps, 1, -1, *(1,) * (ndim - 3))
-    elif correction is not None:
-        total = total + per_channel(correction, ndim - 1)
-    return total.expand(steps, *total.shape[1:])
-
-
-def _membrane(op: Neuron) -> torch.dtype:
-    """float32 or wider, or int32."""
-    return op.membrane_dtype
-
-
-def _fire(op: Neuron, current: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
-    """Spikes ``[S, B, *]`` of a layer and its memory after: the equation of the reference kernel, without in-place."""
-    if isinstance(op.spikes, MultiThreshold):  # each threshold a layer of its own, on the same currents
-        thresholds = op.spikes.thresholds
-        held = [None] * len(thresholds) if memory is None else [(v,) for v in memory]
-        levels = [replace(op, threshold=thresholds[k], spikes=Binary()) for k in range(len(thresholds))]
-        fired = [_fire(level, current, v) for level, v in zip(levels, held, strict=True)]
-        return torch.stack([spikes for spikes, _ in fired]).sum(0), tuple(v for _, (v,) in fired)
-    theta = per_channel(op.threshold, current.ndim - 1).to(current.dtype)
-    v, *rest = op.start(current[0]) if memory is None else memory
-    currents: list[Tensor | None] = [current[t] for t in range(len(current))]
-    if op.schedule == "lagged":
-        v, currents = v + current[0], [*currents[1:], None]
-    elif op.schedule == "phased":
-        v, currents = v + current.sum(0, dtype=v.dtype), [None] * len(currents)
-    spikes = []
-    for now in currents:
-        if isinstance(op.spikes, Differential):
-            spike, v, rest = _differential(op, theta, v, now, rest)
-        else:
-            u = v if op.decay == 1.0 else op.decay * v
-            u = u if now is None else u + now
-            spike = _emission(op, theta, u, rest)
-            v = u * (1 - spike) if op.reset == "zero" else u - theta * spike
-            rest = [emitted + spike for emitted in rest]
-        spikes.append(spike)
-    return torch.stack(spikes), (v, *rest)
-
-
-def _emission(op: Neuron, theta: Tensor, u: Tensor, rest: list[Tensor]) -> Tensor:
-    """How many thresholds a membrane emits in a step; ``rest``: what a signed one emitted before."""
-    if op.binary:
-        return (u >= theta).to(u.dtype)
-    k = torch.div(u, theta, rounding_mode="floor") if u.dtype == torch.int32 else torch.floor(u / theta)
-    most = op.max_emission
-    return (torch.maximum(k, -rest[0].clamp(max=most)) if rest else k.clamp_min(0)).clamp_max(most)
-
-
-def _differential(
-    op: Neuron, theta: Tensor, v: Tensor, now: Tensor | None, rest: list[Tensor]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """One step of differential coding: what it stands for, the membrane, and the sum and number of steps after."""
-    total, step = rest
-    mean = total / step.clamp_min(1)
-    u = (v if now is None else v + now) - theta * mean
-    k = torch.floor(u / theta).clamp(-op.max_emission, op.max_emission)
-    k = torch.maximum(k, torch.ceil(-(total + mean)))
-    return mean + k, u - theta * k, [total + mean + k, step + 1]
+        correction: Tensor | None = rows.view(len(rows), 1, -1, *(1,) * (ndim - 3))
+    else:
+        correction = None if op.correction is None else per_channel(op.correction, ndim - 1)
+    if bias is None or correction is None:
+        return correction if bias is None else bias
+    return bias + correction
 
 
 def _gate(op: SpikingMaxPool2d, spikes: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:

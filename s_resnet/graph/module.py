@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data.arguments import whole_number
 from ..errors import InvalidData
 from ..kernels.surrogate.fire import fire
+from ..kernels.surrogate.reference import Firing
 from .alphabet import Binary, MultiThreshold
 from .engine import freed
 from .graph import Graph, check_spiking
@@ -124,14 +125,14 @@ class GraphModule(nn.Module):
         if op.surrogate is not None:
             shape, width, detach_reset = op.surrogate.shape, op.surrogate.width, op.surrogate.detach_reset
             gradient = {"surrogate": shape, "width": width, "detach_reset": detach_reset}
-        spikes = fire(
-            total,
-            thresholds=thresholds,
+        firing = Firing(
+            thresholds,
             decay=op.decay,
             reset=op.reset,
             initial=op.initial_potential * thresholds[0],
             **gradient,  # type: ignore[arg-type]
-        ).flatten(0, 1)
+        )
+        spikes = fire(total, firing).flatten(0, 1)
         amplitude = thresholds[0] if op.amplitude is None else op.amplitude
         return spikes if amplitude == 1 else spikes * amplitude
 

@@ -265,8 +265,9 @@ class Neuron(Displayed):
     ) -> tuple[Tensor, Memory]:
         """Multi-threshold firing: the same currents into K membranes."""
         fired = [
-            how.compute(arrived, v, replace(self._update(how, v), threshold=threshold))
-            for threshold, v in zip(several.thresholds, memory, strict=True)
+            # By index: what iterates over a tensor makes views of it, which a traced loop refuses.
+            how.compute(arrived, v, replace(self._update(how, v), threshold=several.thresholds[k]))
+            for k, v in enumerate(memory)
         ]
         spikes = fired[0][0]
         for more, _ in fired[1:]:

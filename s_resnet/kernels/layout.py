@@ -26,3 +26,8 @@ def in_step(values: Tensor, v: Tensor) -> Tensor:
     steps = values[:1] if constant else values
     copy = empty_steps(len(steps), v, values.dtype).copy_(steps)
     return copy.expand(values.shape) if constant else copy
+
+
+def inner_of(step: Tensor) -> int:
+    """How many numbers of one channel lie together in a dense ``[B, C, *]``; 1 where channels are innermost."""
+    return 1 if step.movedim(1, -1).is_contiguous() else step[0, 0].numel()

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from ..errors import InvalidData, message
 from ..kernels.surrogate.fire import fire
-from ..kernels.surrogate.normalize import normalize, normalize_and_fire
+from ..kernels.surrogate.normalize import Normalization, normalize, normalize_and_fire
 from ..kernels.surrogate.reference import Firing
 
 LIF = Firing((0.5,), decay=0.25, reset="zero", surrogate="rectangle", width=1.0)
@@ -46,7 +46,7 @@ class SpikingNeuron(nn.Module):
         self.firing = replace(firing, thresholds=tuple(thresholds))
 
     def forward(self, current: Tensor) -> Tensor:
-        return fire(in_time(current, self.timesteps), **vars(self.firing)).flatten(0, 1)
+        return fire(in_time(current, self.timesteps), self.firing).flatten(0, 1)
 
     def extra_repr(self) -> str:
         firing = self.firing
@@ -123,8 +123,8 @@ class TDBatchNorm2d(nn.BatchNorm2d):
         if not self.eps_outside and self.group is None:
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, weight, self.bias, True, self.momentum, self.eps)
-        outside, group = self.eps_outside, self.group
-        current, statistics = normalize(x, weight, self.bias, eps=self.eps, eps_outside=outside, group=group)
+        how = Normalization(self.eps, self.eps_outside, self.group)
+        current, statistics = normalize(x, weight, self.bias, how)
         _observe(self, *statistics)
         return current
 
@@ -137,14 +137,11 @@ def fired(norm: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
         return spikes
     assert isinstance(norm, nn.BatchNorm2d) and isinstance(neuron, SpikingNeuron)
     weight: Tensor = norm.weight
-    outside, group = False, None
+    how = Normalization(norm.eps)
     if isinstance(norm, TDBatchNorm2d):
         weight = weight if norm.threshold == 1.0 else weight * norm.threshold
-        outside, group = norm.eps_outside, norm.group
-    steps = neuron.timesteps
-    spikes, statistics = normalize_and_fire(
-        x, weight, norm.bias, neuron.firing, steps, eps=norm.eps, eps_outside=outside, group=group
-    )
+        how = Normalization(norm.eps, norm.eps_outside, norm.group)
+    spikes, statistics = normalize_and_fire(x, weight, norm.bias, neuron.firing, neuron.timesteps, how)
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     _observe(norm, *statistics)

@@ -15,7 +15,7 @@ from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.alphabet import MultiThreshold, Signed, Surrogate
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
 from s_resnet.graph.provenance import AppliedRecipe, Provenance
-from s_resnet.kernels.surrogate.reference import fire_reference
+from s_resnet.kernels.surrogate.reference import Firing, fire_reference
 
 X = images(6, SIZE)
 
@@ -25,12 +25,14 @@ def dormant(module, currents):
     currents, firing = currents.detach().requires_grad_(), module.firing
     spikes = fire_reference(
         currents,
-        thresholds=firing.thresholds,
-        decay=firing.decay,
-        reset=firing.reset,
-        surrogate=firing.surrogate,
-        width=firing.width,
-        detach_reset=True,
+        Firing(
+            thresholds=firing.thresholds,
+            decay=firing.decay,
+            reset=firing.reset,
+            surrogate=firing.surrogate,
+            width=firing.width,
+            detach_reset=True,
+        ),
     )
     (gradient,) = torch.autograd.grad((spikes * torch.rand_like(spikes)).sum(), currents)
     return (gradient == 0).all(0)

@@ -21,7 +21,7 @@ from s_resnet.graph.alphabet import Amplitudes, Differential, MultiThreshold, Si
 from s_resnet.graph.neuron import IntegerNeuron
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
 from s_resnet.graph.provenance import Provenance, SeenData
-from s_resnet.kernels.surrogate.reference import fire_reference
+from s_resnet.kernels.surrogate.reference import Firing, fire_reference
 from s_resnet.models import CifarResNet
 from s_resnet.models.catalog import build
 
@@ -71,8 +71,8 @@ def test_it_fires_spike_for_spike_as_the_simulation(monkeypatch, pooled, recipe,
         answer = chunk.outputs[-1]
     fired = []
 
-    def recording(*args, **settings):
-        fired.append(fire_reference(*args, **settings))
+    def recording(current, firing):
+        fired.append(fire_reference(current, firing))
         return fired[-1]
 
     monkeypatch.setattr(room, "fire", recording)
@@ -131,7 +131,7 @@ def test_gradients_are_those_of_a_loop_over_time(schedule, detach):
             + leaves["one.correction"][t].view(-1, 1, 1)
             for t in range(steps)
         ]),
-        thresholds=(1.0,), surrogate="triangle", width=0.75, detach_reset=detach, initial=0.5,
+        Firing(thresholds=(1.0,), surrogate="triangle", width=0.75, detach_reset=detach, initial=0.5),
     )  # fmt: skip
     currents = [
         F.conv2d(s, leaves["conv.weight"], graph["conv"].op.bias, padding=1)
@@ -146,7 +146,7 @@ def test_gradients_are_those_of_a_loop_over_time(schedule, detach):
         "phased": [currents[0] + currents[1] + currents[2], nothing, nothing],
     }[schedule]
     two = fire_reference(
-        torch.stack(late), thresholds=(1.0,), surrogate="triangle", width=0.75, detach_reset=detach, initial=0.5
+        torch.stack(late), Firing(thresholds=(1.0,), surrogate="triangle", width=0.75, detach_reset=detach, initial=0.5)
     )
     answers = [F.linear(s.flatten(1), leaves["fc.weight"], graph["fc"].op.bias) for s in two]
     expected = (0.5 * answers[0] + answers[1] + 2 * answers[2]) / 3.5 * 2 + leaves["readout.correction"]

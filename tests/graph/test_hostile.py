@@ -27,7 +27,7 @@ from s_resnet.graph.shapes import MOST, image_of, shapes
 from s_resnet.kernels import Update, check, events
 from s_resnet.kernels.build import compiler
 from s_resnet.kernels.membrane import cpp, eager, reference
-from s_resnet.kernels.surrogate import cpp as surrogate_host
+from s_resnet.kernels.surrogate import cpp as surrogate_cpp
 from s_resnet.kernels.surrogate.qcfs import qcfs
 from s_resnet.kernels.surrogate.reference import Firing
 from s_resnet.models import CifarResNet
@@ -494,7 +494,7 @@ def test_weights_that_cannot_be_laid_out_are_refused(arguments):
 def test_training_kernels_refuse_what_does_not_fit():
     current, out, firing = torch.zeros(3, 2, 4, 5), torch.zeros(3, 2, 4, 5), Firing((1.0,))
     scale = torch.ones(4)
-    surrogate_host.run(current, None, out, firing, (scale, scale))
+    surrogate_cpp.run(current, None, out, firing, (scale, scale))
     wrong = [
         (current.half(), None, out.half(), None),
         (current, None, out[:2], None),
@@ -510,14 +510,14 @@ def test_training_kernels_refuse_what_does_not_fit():
     ]
     for one, grad, result, affine in wrong:
         with pytest.raises(InvalidData, match="kernel: fire"):
-            surrogate_host.run(one, grad, result, firing, affine)
+            surrogate_cpp.run(one, grad, result, firing, affine)
     p = torch.zeros(6, 4, 5)
     crossed, gaps = p.transpose(0, 1).contiguous().transpose(0, 1), p[..., ::2]
     for one, other in ((p, p[:3]), (p, p.double()), (p, crossed), (gaps, gaps), (p.half(), p.half())):
         with pytest.raises(InvalidData, match="kernel: normalize"):
-            surrogate_host.sums(one, other)
+            surrogate_cpp.sums(one, other)
     with pytest.raises(InvalidData, match="kernel: normalize: coefficients"):
-        surrogate_host.normalized_gradient(p, p.clone(), torch.zeros(3, 4))
+        surrogate_cpp.normalized_gradient(p, p.clone(), torch.zeros(3, 4))
 
 
 def test_qcfs_refuses_what_does_not_fit():

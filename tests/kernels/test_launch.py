@@ -14,6 +14,7 @@ from cuda_on_cpu import prepare
 from membrane_cases import Case, make
 
 from s_resnet.errors import BackendUnavailable
+from s_resnet.kernels import Update
 from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.surrogate import cuda
 from s_resnet.kernels.surrogate.reference import Firing
@@ -142,7 +143,7 @@ def test_c_types_have_the_sizes_of_the_kernels():
 )
 def test_the_membrane_kernel_gets_its_arguments(case, driver):
     current, v, options = make(case, (2, 8, 3, 5), 4)
-    plan = prepare(current, v, **options)[0]
+    plan = prepare(current, v, Update(**options))[0]
     types = signature("membrane.cu", "membrane")
     function, shape, stream, values = launched(driver, plan, "membrane.cu", types)
     assert values == passed(plan.arguments) and stream == LEGACY

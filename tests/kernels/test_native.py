@@ -20,13 +20,12 @@ from test_simulate import network, pictures
 from s_resnet.conversion.spill import Spill
 from s_resnet.errors import ConversionError
 from s_resnet.kernels import describe, fastest
-from s_resnet.kernels.build import cache
-from s_resnet.kernels.build import compiler as native
+from s_resnet.kernels.build import cache, compiler
 from s_resnet.kernels.membrane import layer
 
 ROOT = Path(__file__).resolve().parents[2]
-REAL, LOAD = native._compiler(), native.compiled.__wrapped__
-needs_compiler = pytest.mark.skipif(native.compiled()[0] is None, reason=native.compiled()[1])
+REAL, LOAD = compiler._compiler(), compiler.compiled.__wrapped__
+needs_compiler = pytest.mark.skipif(compiler.compiled()[0] is None, reason=compiler.compiled()[1])
 
 VERSION = 'case "$*" in *--version*) echo "script ${SCRIPT_VERSION:-1}"; exit 0;; esac\n'
 TARGET = 'for word; do [ "$before" = -o ] && target=$word; before=$word; done\n'
@@ -92,7 +91,7 @@ def built(machine, small):
     """A machine whose compiler works, and has."""
     machine.monkeypatch.setenv("LIBRARY", str(small))
     machine.compiler(COMPILE)
-    assert machine.works() == len(native.SOURCES) + 1
+    assert machine.works() == len(compiler.SOURCES) + 1
     return machine
 
 
@@ -124,9 +123,9 @@ def test_without_one_in_the_path_the_three_names_are_said(machine, monkeypatch):
     for name in ("clang++", "g++", "c++"):  # each is taken before the last
         machine.compiler("exit 0", name)
         monkeypatch.delenv("CXX")
-        assert native._compiler() == str(machine.place / name)
+        assert compiler._compiler() == str(machine.place / name)
     named = machine.compiler("exit 0", "mine")
-    assert native._compiler() == str(named)
+    assert compiler._compiler() == str(named)
 
 
 # ---- compilers that fail ----
@@ -150,7 +149,7 @@ def test_a_compiler_that_fails_is_a_reason_and_not_an_exception(machine, name):
     script = machine.compiler(body)
     library, how = machine.load()
     assert library is None and str(script) in how and reason in how and "\n" not in how
-    machine.monkeypatch.setattr(native, "compiled", lambda: (library, how))
+    machine.monkeypatch.setattr(compiler, "compiled", lambda: (library, how))
     assert fastest(torch.device("cpu")) == "cpu" and how in describe()
     left = machine.files() if (machine.place / "cache").exists() else []
     assert all(path.name.startswith("host-") for path in left), "something half done was left behind"
@@ -171,14 +170,14 @@ def test_what_is_no_program(machine, kind):
 
 def test_a_compiler_that_hangs_is_given_up(machine, monkeypatch):
     machine.compiler(VERSION)
-    plain, stuck = native._run, ["--version", native.FLAGS[0]]
+    plain, stuck = compiler._run, ["--version", compiler.FLAGS[0]]
 
     def slow(command):
         if command[1] == stuck[0]:
             raise subprocess.TimeoutExpired(command, 300)
         return plain(command)
 
-    monkeypatch.setattr(native, "_run", slow)
+    monkeypatch.setattr(compiler, "_run", slow)
     while stuck:
         library, how = machine.load()
         assert library is None and "timed out" in how
@@ -189,7 +188,7 @@ def test_a_compiler_that_hangs_is_given_up(machine, monkeypatch):
 def test_a_compiler_without_openmp_compiles_without(machine, small):
     machine.monkeypatch.setenv("LIBRARY", str(small))
     machine.compiler(VERSION + 'case "$*" in *-fopenmp*) echo "unsupported -fopenmp" >&2; exit 1;; esac\n' + COMPILE)
-    assert machine.works() == 1 + len(native.SOURCES) + 1
+    assert machine.works() == 1 + len(compiler.SOURCES) + 1
     assert "-fopenmp" in machine.calls()[0] and not any("-fopenmp" in call for call in machine.calls()[1:])
 
 
@@ -198,7 +197,7 @@ def test_a_compiler_without_openmp_compiles_without(machine, small):
 
 @needs_compiler
 def test_the_library_is_built_once(built):
-    sources = [str(native.HERE / name) for name in native.SOURCES]
+    sources = [str(compiler.HERE / name) for name in compiler.SOURCES]
     assert [next(word for word in call.split() if word in sources) for call in built.calls()[:-1]] == sources
     assert all("-ffp-contract=off" in call and "-march=native" in call for call in built.calls()[:-1])
     library, note = built.files()
@@ -208,21 +207,21 @@ def test_the_library_is_built_once(built):
     assert built.files() == [library, note]
 
 
-# native.py without the package, and so without torch: a process in no time.
+# compiler.py without the package, and so without torch: a process in no time.
 ALONE = """
 import sys, types
 for name, folder in (("s_resnet", "."), ("s_resnet.kernels", "kernels"), ("s_resnet.kernels.build", "kernels/build")):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [f"{sys.argv[1]}/{folder}"]
-from s_resnet.kernels.build import compiler as native
-library, how = native.compiled()
-print(library.answer() if library else how, native.compiled()[1])
+from s_resnet.kernels.build import compiler
+library, how = compiler.compiled()
+print(library.answer() if library else how, compiler.compiled()[1])
 """
 
 
 def start():
     return subprocess.Popen(
-        [sys.executable, "-c", ALONE, str(native.HERE.parents[1])], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ALONE, str(compiler.HERE.parents[1])], stdout=subprocess.PIPE, text=True
     )
 
 
@@ -242,7 +241,7 @@ def test_several_processes_at_once(machine, small):
     machine.compiler(VERSION + "sleep 0.2\n" + COMPILE)
     processes = [start() for _ in range(4)]
     assert [process.communicate(timeout=60)[0].strip() for process in processes] == ["42 script 1"] * 4
-    assert len(machine.calls()) > len(native.SOURCES) + 1, "they did not meet"
+    assert len(machine.calls()) > len(compiler.SOURCES) + 1, "they did not meet"
     assert len(machine.files()) == 2 and machine.works() == 0
 
 
@@ -268,7 +267,7 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_what_is_damaged_is_built_again(built, name):
     DAMAGE[name](*built.files())
-    assert built.works() == len(native.SOURCES) + 1
+    assert built.works() == len(compiler.SOURCES) + 1
     assert built.works() == 0 and len(built.files()) == 2
 
 
@@ -279,7 +278,7 @@ def test_a_cache_that_cannot_be_written_is_replaced(built, tmp_path, place, monk
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked" / ("" if place == "a file" else "deeper")))
-    assert built.works() == len(native.SOURCES) + 1
+    assert built.works() == len(compiler.SOURCES) + 1
     (instead,) = (tmp_path / "temporary").iterdir()
     assert len(list(instead.iterdir())) == 2 and stat.S_IMODE(instead.stat().st_mode) == 0o700
 
@@ -305,7 +304,7 @@ def test_what_others_can_write_is_not_loaded(built, what, tmp_path, monkeypatch)
     pattern, mode = OPEN[what]
     target = {".": place, "..": place.parent}.get(pattern) or next(place.glob(pattern))
     target.chmod(mode)
-    assert built.works() == len(native.SOURCES) + 1, "it was taken"
+    assert built.works() == len(compiler.SOURCES) + 1, "it was taken"
     assert built.works() == 0, "and built anew every time"
     elsewhere = list((tmp_path / "temporary").iterdir())
     assert len(elsewhere) == (target.is_dir()) and all(stat.S_IMODE(f.stat().st_mode) == 0o700 for f in elsewhere)
@@ -327,7 +326,7 @@ def test_what_is_another_users_is_not_loaded(built, what, tmp_path, monkeypatch)
         return os.stat_result((*status[:4], status.st_uid + 1, *status[5:10]))
 
     monkeypatch.setattr(os, "lstat", lstat)
-    assert built.works() == len(native.SOURCES) + 1
+    assert built.works() == len(compiler.SOURCES) + 1
 
 
 @needs_users
@@ -336,7 +335,7 @@ def test_a_link_in_place_of_the_library_is_not_followed(built):
     library, _ = built.files()
     library.rename(built.place / "elsewhere.so")
     library.symlink_to(built.place / "elsewhere.so")
-    assert built.works() == len(native.SOURCES) + 1 and not library.is_symlink()
+    assert built.works() == len(compiler.SOURCES) + 1 and not library.is_symlink()
 
 
 def test_without_a_home_or_with_a_relative_place_the_temporary_folder_serves(machine, tmp_path, monkeypatch):
@@ -452,15 +451,15 @@ def test_the_library_belongs_to_its_source_compiler_and_processor(built, change,
         if change == "version":
             changed.setenv("SCRIPT_VERSION", "2")
         elif change == "flags":
-            changed.setattr(native, "FLAGS", (*native.FLAGS, "-O1"))
+            changed.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-O1"))
         elif change == "processor":
-            changed.setattr(native, "_processor", lambda: "another")
+            changed.setattr(compiler, "_processor", lambda: "another")
         else:
-            sources = Path(shutil.copytree(native.HERE, built.place / "sources"))
-            with (sources / {"source": native.SOURCES[0], "header": native.HEADERS[0]}[change]).open("a") as file:
+            sources = Path(shutil.copytree(compiler.HERE, built.place / "sources"))
+            with (sources / {"source": compiler.SOURCES[0], "header": compiler.HEADERS[0]}[change]).open("a") as file:
                 file.write("// changed\n")
-            changed.setattr(native, "HERE", sources)
-        assert built.works() == len(native.SOURCES) + 1
+            changed.setattr(compiler, "HERE", sources)
+        assert built.works() == len(compiler.SOURCES) + 1
         assert built.works() == 0
     assert built.works() == 0, "what was there before was thrown away"
     assert len(built.files()) == 4
@@ -468,8 +467,8 @@ def test_the_library_belongs_to_its_source_compiler_and_processor(built, change,
 
 def test_every_source_and_header_is_part_of_the_key():
     """A file that is compiled but not named would be changed without effect."""
-    assert {path.name for path in native.HERE.glob("*.cpp")} == set(native.SOURCES)
-    assert {path.name for path in native.HERE.glob("*.h")} == set(native.HEADERS)
+    assert {path.name for path in compiler.HERE.glob("*.cpp")} == set(compiler.SOURCES)
+    assert {path.name for path in compiler.HERE.glob("*.h")} == set(compiler.HEADERS)
 
 
 # ---- the real one ----
@@ -478,7 +477,7 @@ def test_every_source_and_header_is_part_of_the_key():
 @needs_compiler
 def test_the_layer_is_laid_out_as_in_the_header():
     """ctypes and C++ have their own ideas of the structure: a field more on one side would shift all that follows."""
-    text = (native.HERE / "layer.h").read_text()
+    text = (compiler.HERE / "layer.h").read_text()
     body = text[text.index("struct Layer {") : text.index("};", text.index("struct Layer {"))]
     fields = [line.split("//")[0].strip() for line in body.splitlines()[1:]]
     names = [n.strip(" *;") for line in fields for n in line.replace("const ", "").partition(" ")[2].split(",")]
@@ -492,5 +491,5 @@ def test_bfloat16_is_a_feature_of_the_processor(monkeypatch):
         ("Features : asimd bf16", True),
         ("flags : avx512f", False),
     ):
-        monkeypatch.setattr(native, "_processor", lambda features=features: features)
-        assert native.has_bf16() is there
+        monkeypatch.setattr(compiler, "_processor", lambda features=features: features)
+        assert compiler.has_bf16() is there

@@ -12,7 +12,7 @@ from s_resnet.errors import InvalidData
 from s_resnet.kernels.build import compiler
 from s_resnet.kernels.surrogate import cpp, normalize
 from s_resnet.kernels.surrogate.fire import fire
-from s_resnet.kernels.surrogate.normalize import normalize_and_fire
+from s_resnet.kernels.surrogate.normalize import PLAIN, Normalization, normalize_and_fire
 from s_resnet.kernels.surrogate.reference import Firing, fire_reference
 
 T = 4
@@ -40,20 +40,20 @@ def make(shape, dtype=torch.float64, seed=0, last=False):
     return made
 
 
-def oracle(x, weight, bias, firing, timesteps, *, eps=1e-5, eps_outside=False, loop=fire_reference):
-    if not eps_outside:
-        current = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+def oracle(x, weight, bias, firing, timesteps, how=PLAIN, loop=fire_reference):
+    if not how.eps_outside:
+        current = F.batch_norm(x, None, None, weight, bias, True, 0.0, how.eps)
     else:
         dims, shape = [0, *range(2, x.ndim)], (-1, *(1,) * (x.ndim - 2))
         var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-        current = (x - mean) / (var.sqrt() + eps) * weight.view(shape) + bias.view(shape)
-    return loop(current.unflatten(0, (timesteps, -1)), **vars(firing)).flatten(0, 1)
+        current = (x - mean) / (var.sqrt() + how.eps) * weight.view(shape) + bias.view(shape)
+    return loop(current.unflatten(0, (timesteps, -1)), firing).flatten(0, 1)
 
 
-def gradients(function, made, firing, **settings):
+def gradients(function, made, firing, how=PLAIN):
     x, grad, *others = made
     leaves = [each.detach().clone(memory_format=torch.preserve_format).requires_grad_() for each in (x, *others)]
-    found = function(*leaves, firing, T, **settings)
+    found = function(*leaves, firing, T, how)
     spikes = found[0] if isinstance(found, tuple) else found
     return spikes, *torch.autograd.grad(spikes, leaves, grad)
 
@@ -65,8 +65,8 @@ def test_gradients_are_those_of_autograd_through_both(path):
     both = (Firing(**MS_RESNET), Firing(**MLF, surrogate="triangle", width=1.5), Firing((0.4,), surrogate="arctan"))
     for i, (shape, firing, outside) in enumerate(itertools.product(SHAPES, both, (False, True))):
         made = make(shape, seed=i, last=i % 3 == 1 and len(shape) == 4)
-        settings = {"eps": (1e-5, 0.1)[i % 2], "eps_outside": outside}
-        want, got = (gradients(f, made, firing, **settings) for f in (oracle, normalize_and_fire))
+        how = Normalization((1e-5, 0.1)[i % 2], outside)
+        want, got = (gradients(f, made, firing, how) for f in (oracle, normalize_and_fire))
         assert torch.equal(got[0], want[0]) and got[1].norm() > 0
         for mine, theirs in zip(got, want, strict=True):
             assert (mine - theirs).norm() <= 1e-10 * theirs.norm().clamp_min(1e-3), (shape, firing, outside)
@@ -109,7 +109,7 @@ def test_a_large_mean_costs_no_digits():
 def test_a_constant_channel_is_no_division_by_zero(path, outside):
     made = make((8, 3, 4, 4))
     made[0][:, 1] = 2.0
-    found = gradients(normalize_and_fire, made, Firing(**MS_RESNET), eps_outside=outside)
+    found = gradients(normalize_and_fire, made, Firing(**MS_RESNET), Normalization(eps_outside=outside))
     assert all(each.isfinite().all() for each in found)
 
 
@@ -148,12 +148,12 @@ def test_processes_share_their_statistics(path, outside, monkeypatch):
     pair, results = Pair(), {}
     monkeypatch.setattr(normalize.distributed, "all_reduce", pair.all_reduce)
     made = make((4 * 5, 6, 3, 4))
-    want = gradients(normalize_and_fire, made, Firing(**MLF), eps_outside=outside)
+    want = gradients(normalize_and_fire, made, Firing(**MLF), Normalization(eps_outside=outside))
 
     def work(images):
         halves = [each.unflatten(0, (T, -1))[:, images].flatten(0, 1) for each in made[:2]]
         results[images.start] = gradients(
-            normalize_and_fire, [*halves, *made[2:]], Firing(**MLF), eps_outside=outside, group=pair
+            normalize_and_fire, [*halves, *made[2:]], Firing(**MLF), Normalization(eps_outside=outside, group=pair)
         )
 
     threads = [threading.Thread(target=work, args=(images,)) for images in (slice(0, 2), slice(2, 5))]

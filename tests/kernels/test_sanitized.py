@@ -42,7 +42,8 @@ from membrane_cases import EVERY, SHAPES, make, run, same
 from s_resnet import kernels
 from s_resnet.kernels import Update, events
 from s_resnet.kernels.membrane import reference
-from s_resnet.kernels.surrogate import fire as surrogate
+from s_resnet.kernels.surrogate.fire import fire
+from s_resnet.kernels.surrogate.reference import Firing
 from s_resnet.kernels.surrogate.cpp import normalized_gradient, sums
 torch.set_num_threads(2)
 checked = 0
@@ -72,7 +73,7 @@ names = ("rectangle", "triangle", "arctan", "sigmoid")
 for shape, dtype in itertools.product(((3, 2, 5), (4, 1, 7, 3, 3)), (torch.float32, torch.float64)):
     current = torch.randn(shape, dtype=dtype, requires_grad=True)
     for name, thresholds in itertools.product(names, ((0.5,), (0.6, 1.6, 2.6))):
-        surrogate.fire(current, thresholds=thresholds, surrogate=name, decay=0.5).sum().backward()
+        fire(current, Firing(thresholds, decay=0.5, surrogate=name)).sum().backward()
         checked += 1
     p = torch.randn(shape[1:], dtype=dtype)
     sums(p, p.clone())

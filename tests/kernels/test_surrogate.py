@@ -3,6 +3,7 @@ against the reference's. The CUDA source: test_surrogate_cuda.py."""
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def make(shape, dtype=torch.float64, seed=0, dyadic=False):
 
 def gradient(function, current, grad, **neuron):
     leaf = current.clone(memory_format=torch.preserve_format).requires_grad_()
-    (found,) = torch.autograd.grad(function(leaf, **neuron), leaf, grad)
+    (found,) = torch.autograd.grad(function(leaf, Firing(**neuron)), leaf, grad)
     return found
 
 
@@ -57,7 +58,7 @@ def cases():
 def test_a_trace_of_ms_resnet_by_hand(path):
     """u = 0.25 w + I: 0.5 fires at equality; 0.25 is kept; 0.0625 + 0.4375 fires again; -1; 0.5 - 0.25; 1 fires."""
     current = torch.tensor([0.5, 0.25, 0.4375, -1.0, 0.5, 0.9375])[:, None].requires_grad_()
-    spikes = fire(current, **MS_RESNET)
+    spikes = fire(current, Firing(**MS_RESNET))
     assert spikes.flatten().tolist() == [1, 0, 1, 0, 0, 1]
     # The rectangle is 1 for 0 < u < 1: not for -1, nor for 1. Back: d[t] = g + 0.25 d[t+1] where none fired.
     (grad,) = torch.autograd.grad(spikes.sum(), current)
@@ -68,7 +69,7 @@ def test_a_trace_of_reset_by_subtraction_by_hand(path):
     """Charge stays: u = 1.5, 1.5 - 1 + 0.25 = 0.75, 1 which fires. Undetached, each reset takes a gradient back."""
     current = torch.tensor([1.5, 0.25, 0.25])[:, None].requires_grad_()
     detached, through = (
-        fire(current, thresholds=(1.0,), surrogate="triangle", detach_reset=detach) for detach in (True, False)
+        fire(current, Firing(thresholds=(1.0,), surrogate="triangle", detach_reset=detach)) for detach in (True, False)
     )
     assert detached.flatten().tolist() == through.flatten().tolist() == [1, 0, 1]
     # The triangle's heights are 0.5, 0.75 and 1.
@@ -80,7 +81,7 @@ def test_a_trace_of_reset_by_subtraction_by_hand(path):
 def test_levels_have_membranes_of_their_own(path):
     """1.7 is two spikes; the third level keeps a quarter of it, 0.425, and so it alone needs more than 2.2 to fire."""
     current = torch.tensor([1.7, 2.2])[:, None].double().requires_grad_()
-    spikes = fire(current, **MLF)
+    spikes = fire(current, Firing(**MLF))
     assert spikes.flatten().tolist() == [2, 3]
     # Step 2: u = 2.2, 2.2, 2.625, and of the windows around 0.6, 1.6 and 2.6 only the last has its own: 1.
     # Step 1: u = 1.7 lies in the second window: 1. The third level did not fire and hands a quarter of step 2 on.
@@ -89,8 +90,8 @@ def test_levels_have_membranes_of_their_own(path):
 
 
 def test_the_membrane_begins_where_it_is_told_to(path):
-    assert fire(torch.tensor([[0.25]]), thresholds=(0.5,), initial=0.25).item() == 1
-    assert fire(torch.tensor([[0.25]]), thresholds=(0.5,), initial=0.25, decay=0.5).item() == 0
+    assert fire(torch.tensor([[0.25]]), Firing(thresholds=(0.5,), initial=0.25)).item() == 1
+    assert fire(torch.tensor([[0.25]]), Firing(thresholds=(0.5,), initial=0.25, decay=0.5)).item() == 0
 
 
 # ---- the reference: its slopes are derivatives of what they stand for ----
@@ -144,7 +145,7 @@ def test_fused_gradients_are_those_of_autograd_through_the_reference(path):
         want, got = (gradient(function, current, grad, **neuron) for function in (fire_reference, fire))
         assert want.norm() > 0 and (got - want).norm() <= 1e-10 * want.norm(), neuron
         assert ((got - want).abs() <= 1e-10 * want.abs().clamp(min=1e-3)).all(), neuron
-        assert torch.equal(fire(current, **neuron), fire_reference(current, **neuron))
+        assert torch.equal(fire(current, Firing(**neuron)), fire_reference(current, Firing(**neuron)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -153,7 +154,7 @@ def test_dyadic_spikes_are_equal_bit_for_bit(path, dtype):
         if kind == "rectangle":
             neuron = {"thresholds": THRESHOLDS[:levels], "decay": 0.5, "reset": reset, "detach_reset": detach}
             current, _ = make((steps, 3, 70), dtype, seed=i, dyadic=True)
-            got, want = fire(current, **neuron), fire_reference(current, **neuron)
+            got, want = fire(current, Firing(**neuron)), fire_reference(current, Firing(**neuron))
             assert torch.equal(got, want) and got.dtype == dtype
             assert set(want.unique().tolist()) == set(range(levels + 1)) or steps == 1
 
@@ -182,7 +183,7 @@ def test_any_neuron(kind, reset, detach, thresholds, steps, neurons, decay, widt
     current, grad = make((steps, 1, neurons), seed=neurons)
     neuron = {"thresholds": tuple(thresholds), "decay": decay, "reset": reset, "surrogate": kind, "width": width,
               "detach_reset": detach, "initial": initial}  # fmt: skip
-    assert torch.equal(fire(current, **neuron), fire_reference(current, **neuron))
+    assert torch.equal(fire(current, Firing(**neuron)), fire_reference(current, Firing(**neuron)))
     want, got = (gradient(function, current, grad, **neuron) for function in (fire_reference, fire))
     assert (got - want).norm() <= 1e-10 * want.norm()
 
@@ -208,13 +209,13 @@ def test_what_is_not_a_number_is_not_hidden():
         found = gradient(fire, current, grad, **neuron)
         assert found[:2, 7].isnan().all()
         assert found[:, torch.arange(40) != 7].isfinite().all()
-    assert torch.equal(fire(current, thresholds=(0.5,)), fire_reference(current, thresholds=(0.5,)))
+    assert torch.equal(fire(current, Firing(thresholds=(0.5,))), fire_reference(current, Firing(thresholds=(0.5,))))
 
 
 # ---- memory ----
 
 
-def saved_bytes(function, current, **neuron):
+def saved_bytes(function, current):
     """What autograd keeps between forward and backward, every tensor once."""
     found = {}
 
@@ -225,24 +226,26 @@ def saved_bytes(function, current, **neuron):
 
     kept, leaf = [], current.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        function(leaf, **neuron)
+        function(leaf)
     return sum(found.values())
 
 
 def test_the_current_is_all_that_is_kept(path):
     for steps, neuron in itertools.product((1, 4, 16), (MS_RESNET, MLF)):
         current, _ = make((steps, 2, 8), torch.float32)
-        assert saved_bytes(fire, current, **neuron) == current.numel() * 4
-    assert saved_bytes(fire_reference, current, **MLF) > 4 * current.numel() * 4  # the count sees what there is
+        assert saved_bytes(partial(fire, firing=Firing(**neuron)), current) == current.numel() * 4
+    assert (
+        saved_bytes(partial(fire_reference, firing=Firing(**MLF)), current) > 4 * current.numel() * 4
+    )  # the count sees what there is
     narrow = current.bfloat16()
-    assert saved_bytes(fire, narrow, **MLF) == narrow.numel() * 2
+    assert saved_bytes(partial(fire, firing=Firing(**MLF)), narrow) == narrow.numel() * 2
 
 
 def test_without_gradients_nothing_is_kept(path):
     current, _ = make((3, 2, 8))
-    assert not fire(current, **MLF).requires_grad
+    assert not fire(current, Firing(**MLF)).requires_grad
     with torch.no_grad():
-        assert not fire(current.requires_grad_(), **MLF).requires_grad
+        assert not fire(current.requires_grad_(), Firing(**MLF)).requires_grad
 
 
 # ---- layouts ----
@@ -270,7 +273,7 @@ def last_of(x):
 @pytest.mark.parametrize(("name", "current", "grad"), list(layouts()), ids=[name for name, *_ in layouts()])
 def test_any_layout(name, current, grad):
     leaf, plain = current.detach().requires_grad_(), current.detach().contiguous().requires_grad_()
-    spikes, want = fire(leaf, **MLF), fire_reference(plain, **MLF)
+    spikes, want = fire(leaf, Firing(**MLF)), fire_reference(plain, Firing(**MLF))
     assert torch.equal(spikes, want)
     got = torch.autograd.grad(spikes, leaf, grad)[0]
     assert torch.allclose(got, torch.autograd.grad(want, plain, grad)[0], rtol=1e-10, atol=1e-12)
@@ -280,7 +283,7 @@ def test_any_layout(name, current, grad):
 
 def test_no_images_are_no_error(path):
     leaf = torch.zeros(4, 0, 3).requires_grad_()
-    spikes = fire(leaf, **MS_RESNET)
+    spikes = fire(leaf, Firing(**MS_RESNET))
     spikes.sum().backward()
     assert spikes.shape == leaf.grad.shape == (4, 0, 3)
 
@@ -296,7 +299,7 @@ def test_threads_share_the_blocks(monkeypatch):
 def test_the_current_must_stay_as_it_was(path):
     leaf = torch.ones(2, 3, requires_grad=True)
     current = leaf * 2
-    spikes = fire(current, **MS_RESNET)
+    spikes = fire(current, Firing(**MS_RESNET))
     current.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         spikes.sum().backward()
@@ -304,7 +307,7 @@ def test_the_current_must_stay_as_it_was(path):
 
 def test_a_gradient_of_the_gradient_is_refused(path):
     leaf = torch.ones(2, 3, requires_grad=True)
-    (grad,) = torch.autograd.grad(fire(leaf * 0.5, **MS_RESNET).sum(), leaf, create_graph=True)
+    (grad,) = torch.autograd.grad(fire(leaf * 0.5, Firing(**MS_RESNET)).sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError):
         grad.sum().backward()
 
@@ -347,5 +350,5 @@ def test_the_layer_is_laid_out_as_in_the_source():
 )
 def test_bad_input(function, current, wrong, match):
     with pytest.raises(InvalidData, match=match) as error:
-        function(current, **{"thresholds": (0.5,), **wrong})
+        function(current, Firing(**{"thresholds": (0.5,), **wrong}))
     assert "\n" not in str(error.value) and str(error.value).startswith("fire: ")

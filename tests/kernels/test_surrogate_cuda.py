@@ -19,7 +19,7 @@ from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.membrane import cuda
 from s_resnet.kernels.surrogate import cuda as surrogate_cuda
 from s_resnet.kernels.surrogate.fire import fire
-from s_resnet.kernels.surrogate.normalize import normalize_and_fire
+from s_resnet.kernels.surrogate.normalize import Normalization, normalize_and_fire
 from s_resnet.kernels.surrogate.reference import Firing, fire_reference
 
 needs_compiler = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="no C++ compiler (g++ or $CXX)")
@@ -79,7 +79,7 @@ def test_the_source_on_the_cpu_equals_the_reference(dtype, levels, steps, shape)
     cuda_on_cpu.kernels([plan.instance for plan, *_ in plans], None, None, surrogate_cuda.FILE, ARGUMENTS)
     for firing, forward, backward in zip(chosen, plans[::2], plans[1::2], strict=True):
         neuron = settings_of(firing)
-        want = fire_reference(current, **neuron)
+        want = fire_reference(current, Firing(**neuron))
         assert torch.equal(launch(*forward), want) and want.unique().numel() == levels + 1
         oracle = gradient(fire_reference, current.double(), grad.double(), **neuron)
         error, plain = ((x.double() - oracle).norm() for x in (
@@ -120,7 +120,7 @@ def test_currents_that_are_made_by_scale_and_shift(shape, dtype):
         current, grad = ((last_of(x) if last else x).to(dtype) for x in make((4, *shape), torch.float32, dyadic=True))
         made = current.float() * affine[0].view(-1, *(1,) * (len(shape) - 2))
         made = made + affine[1].view(-1, *(1,) * (len(shape) - 2))
-        want = fire_reference(made, **vars(firing))
+        want = fire_reference(made, firing)
         assert torch.equal(launch(*prepared(current, None, firing, affine)), want.to(dtype))
         got = launch(*prepared(current, grad, firing, affine))
         assert torch.equal(got, gradient(fire, made, grad.float(), **vars(firing)).to(dtype))
@@ -253,8 +253,8 @@ def test_on_a_gpu_as_on_the_cpu(dtype, steps):
         for firing in list(neurons(levels, levels))[::3]:
             neuron = settings_of(firing)
             assert surrogate_cuda.takes(current.cuda(), firing) == (dtype != torch.float64)
-            spikes = fire(current.cuda(), **neuron)
-            assert torch.equal(spikes.cpu(), fire_reference(current, **neuron))
+            spikes = fire(current.cuda(), Firing(**neuron))
+            assert torch.equal(spikes.cpu(), fire_reference(current, Firing(**neuron)))
             assert spikes.stride() == current.stride()
             want, got = (gradient(fire, current.to(d), grad.to(d), **neuron).double().cpu() for d in ("cpu", "cuda"))
             assert (got - want).norm() <= (1e-10 if dtype == torch.float64 else 1e-6) * want.norm()
@@ -274,7 +274,7 @@ def test_normalized_on_a_gpu_as_on_the_cpu(dtype, outside):
         for device in ("cpu", "cuda"):
             leaf = x.to(device).requires_grad_()
             parts = [torch.linspace(0.5, 1, 24, device=device, requires_grad=True) for _ in range(2)]
-            spikes, (mean, var, count) = normalize_and_fire(leaf, *parts, firing, 4, eps_outside=outside)
+            spikes, (mean, var, count) = normalize_and_fire(leaf, *parts, firing, 4, Normalization(eps_outside=outside))
             grads = torch.autograd.grad(spikes, [leaf, *parts], grad.to(device))
             found.append([each.double().cpu() for each in (mean, var, count, *grads)])
             assert (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .reference import amplitudes
+
 Memory = tuple[Tensor, ...]
 
 
@@ -38,17 +40,17 @@ def integrate_and_fire(
     """
     v, total, step = memory
     most = 2**levels - 1
-    out = torch.empty_like(current, dtype=v.dtype)
-    for index, now in enumerate(current):
+    sent, emitted = [], []
+    for now in current.unbind():
         mean = total / step.clamp_min(1)
         u = v + now - threshold * mean
         k = torch.floor(u / threshold).clamp(-most, most)
         k = torch.maximum(k, torch.ceil(-(total + mean)))
         v = u - threshold * k
-        out[index] = mean + k
-        total, step = total + out[index], step + 1
-        if counts is not None:
-            bits = sum(k.abs().to(torch.int32).bitwise_right_shift(n).bitwise_and(1) for n in range(levels))
-            assert isinstance(bits, Tensor)
-            counts[index] += bits.flatten(1).sum(1).to(torch.int32)
-    return out, (v, total, step)
+        y = mean + k
+        total, step = total + y, step + 1
+        sent.append(y)
+        emitted.append(k)
+    if counts is not None:
+        counts.add_(amplitudes(torch.stack(emitted), levels).flatten(2).sum(2, dtype=torch.int32))
+    return torch.stack(sent), (v, total, step)

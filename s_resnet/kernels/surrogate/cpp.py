@@ -10,6 +10,7 @@ from torch import Tensor
 from ...errors import InvalidData
 from .. import check
 from ..build import compiler
+from ..layout import inner_of
 from .reference import LEVELS, SURROGATES, Affine, Firing
 
 TYPES = (torch.float32, torch.float64)
@@ -23,6 +24,11 @@ class Layer(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("decay", "initial", "inside", "height")),
         *((name, ctypes.c_void_p) for name in ("current", "grad", "scale", "shift", "out")),
     ]
+
+
+def takes(current: Tensor) -> bool:
+    """Whether the kernel is there and takes this current, converted to float32 or wider."""
+    return current.device.type == "cpu" and compiler.compiled()[0] is not None
 
 
 def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affine: Affine | None) -> None:
@@ -65,11 +71,6 @@ def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affin
     )
     fire = library.sresnet_fire_float if current.dtype == torch.float32 else library.sresnet_fire_double
     fire(ctypes.byref(layer))
-
-
-def inner_of(step: Tensor) -> int:
-    """How many numbers of one channel lie together in a dense ``[B, C, *]``; 1 where channels are innermost."""
-    return 1 if step.movedim(1, -1).is_contiguous() else step[0, 0].numel()
 
 
 class Norm(ctypes.Structure):

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .. import check, fallback
 from ..build import nvrtc
+from ..layout import inner_of
 from ..membrane import cuda
-from .cpp import inner_of
 from .reference import Affine, Firing
 
 FILE = "surrogate.cu"

@@ -13,22 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..build import compiler
 from . import cpp, cuda
-from .reference import Affine, Firing, _loop
+from .reference import Affine, Firing, fire_reference
 
 
-def fire(
-    current: Tensor,
-    *,
-    thresholds: tuple[float, ...],
-    decay: float = 1.0,
-    reset: str = "subtract",
-    surrogate: str = "rectangle",
-    width: float = 1.0,
-    detach_reset: bool = True,
-    initial: float = 0.0,
-) -> Tensor:
+def fire(current: Tensor, firing: Firing) -> Tensor:
     """Do what :func:`fire_reference` does, with its arguments, results and errors, fused over time.
 
     Between forward and backward nothing is kept but the current, whatever T and K: the membranes are computed again.
@@ -38,7 +27,6 @@ def fire(
     float32 and float64 on the CPU go through C++, types of 16 bits as float32; all but float64 on a CUDA device through
     a kernel compiled at first use for this T and these levels. Where there is no compiler, plain torch does the same.
     """
-    firing = Firing(tuple(thresholds), decay, reset, surrogate, width, detach_reset, initial)
     firing.check(current)
     spikes: Tensor = _Fire.apply(current, firing)
     return spikes
@@ -64,7 +52,7 @@ def run(current: Tensor, grad: Tensor | None, firing: Firing, affine: Affine | N
     affine: ``[C]`` each, of ``[T, B, C, *]``: the current is ``affine[0] * current + affine[1]`` then, and the gradient
     is that of the result.
     """
-    if current.device.type == "cpu" and compiler.compiled()[0] is not None:
+    if cpp.takes(current):
         wide = current if current.dtype == torch.float64 else current.float()
         wide_grad = None if grad is None else grad.to(wide.dtype)
         return _fused(cpp.run, wide, wide_grad, firing, affine).to(current.dtype)
@@ -74,10 +62,10 @@ def run(current: Tensor, grad: Tensor | None, firing: Firing, affine: Affine | N
         scale, shift = (value.view(-1, *(1,) * (current.ndim - 3)) for value in affine)
         return run((current * scale + shift).to(current.dtype), grad, firing)
     if grad is None:
-        return _loop(current, firing)
+        return fire_reference(current, firing)
     with torch.enable_grad():
         again = current.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(_loop(again, firing), again, grad)
+        (gradient,) = torch.autograd.grad(fire_reference(again, firing), again, grad)
     return gradient
 
 

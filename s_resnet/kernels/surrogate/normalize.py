@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,12 +11,29 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from ...errors import InvalidData
-from ..build import compiler
 from . import cpp
 from .fire import run
 from .reference import Affine, Firing
 
 Statistics = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How values are divided by the root of their variance, and whose values.
+
+    Attributes:
+        eps: what is added to the variance.
+        eps_outside: whether it is added to the root instead.
+        group: processes that share their statistics; None: this one alone.
+    """
+
+    eps: float = 1e-5
+    eps_outside: bool = False
+    group: distributed.ProcessGroup | None = None
+
+
+PLAIN = Normalization()
 
 
 def normalize_and_fire(
@@ -24,14 +42,11 @@ def normalize_and_fire(
     bias: Tensor,
     firing: Firing,
     timesteps: int,
-    *,
-    eps: float = 1e-5,
-    eps_outside: bool = False,
-    group: distributed.ProcessGroup | None = None,
+    how: Normalization = PLAIN,
 ) -> tuple[Tensor, Statistics]:
     """Normalize by the statistics of the batch, then fire: what training does after a convolution.
 
-    With mean and var of each channel over ``T * B`` and space, of all processes of ``group``::
+    With mean and var of each channel over ``T * B`` and space, of all processes of ``how.group``::
 
         I = weight * (x - mean) / sqrt(var + eps) + bias            or, eps_outside: / (sqrt(var) + eps)
         spikes = fire(I), see s_resnet.kernels.surrogate
@@ -39,9 +54,12 @@ def normalize_and_fire(
     Between forward and backward ``x`` is kept and vectors of a channel's length; ``I`` is computed again.
 
     Args:
-        x: ``[T * B, C, *]``, time outermost. weight, bias: ``[C]``.
-        firing: what the neurons do. timesteps: T.
-        group: processes that share their statistics; None: this one alone.
+        x: ``[T * B, C, *]``, time outermost.
+        weight: ``[C]``.
+        bias: ``[C]``.
+        firing: what the neurons do.
+        timesteps: T.
+        how: eps, and the processes that share their statistics.
 
     Returns:
         spikes ``[T * B, C, *]``; and mean ``[C]``, biased var ``[C]`` and the number of values in a channel, which have
@@ -60,7 +78,7 @@ def normalize_and_fire(
             f"[{x.shape[1]}]. Reshape them."
         )
     firing.check(_in_time(x, timesteps))
-    spikes, *found = _NormFire.apply(x, weight, bias, firing, timesteps, eps, eps_outside, group)
+    spikes, *found = _NormFire.apply(x, weight, bias, firing, timesteps, how)
     return spikes, (found[0], found[1], found[2])
 
 
@@ -68,22 +86,17 @@ def normalize(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    *,
-    eps: float = 1e-5,
-    eps_outside: bool = False,
-    group: distributed.ProcessGroup | None = None,
+    how: Normalization = PLAIN,
 ) -> tuple[Tensor, Statistics]:
     """The current ``I`` of :func:`normalize_and_fire` in the type of ``x``, and the statistics; arguments as there."""
-    current, *found = _Norm.apply(x, weight, bias, eps, eps_outside, group)
+    current, *found = _Norm.apply(x, weight, bias, how)
     return current, (found[0], found[1], found[2])
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: bool, group: Any
-    ) -> tuple[Tensor, ...]:
-        wide, affine, statistics = _standardized(ctx, x, weight, bias, eps, out, group)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, how: Normalization) -> tuple[Tensor, ...]:
+        wide, affine, statistics = _standardized(ctx, x, weight, bias, how)
         scale, shift = _over_channels(affine, x)
         return (wide * scale + shift).to(x.dtype), *statistics
 
@@ -91,15 +104,15 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: recomputing allows no more
-        return *_backward(ctx, saved, torch.empty_like(_wide(saved[0])).copy_(grad)), None, None, None
+        return *_backward(ctx, saved, torch.empty_like(_wide(saved[0])).copy_(grad)), None
 
 
 class _NormFire(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, firing: Firing, steps: int, eps: float, out: bool, group: Any
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, firing: Firing, steps: int, how: Normalization
     ) -> tuple[Tensor, ...]:
-        wide, affine, statistics = _standardized(ctx, x, weight, bias, eps, out, group)
+        wide, affine, statistics = _standardized(ctx, x, weight, bias, how)
         ctx.firing, ctx.steps = firing, steps
         return run(_in_time(wide, steps), None, firing, affine).flatten(0, 1).to(x.dtype), *statistics
 
@@ -110,22 +123,22 @@ class _NormFire(torch.autograd.Function):
         x, *_, scale, shift = saved
         arrived = _in_time(_wide(grad), ctx.steps)
         g = run(_in_time(_wide(x), ctx.steps), arrived, ctx.firing, (scale, shift)).flatten(0, 1)
-        return *_backward(ctx, saved, g), None, None, None, None, None
+        return *_backward(ctx, saved, g), None, None, None
 
 
 def _standardized(
-    ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: bool, group: Any
+    ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, how: Normalization
 ) -> tuple[Tensor, Affine, Statistics]:
     """``x`` as it is computed with, what makes I of it, and the statistics; keeps what goes back needs."""
     x = _placed(x)
     wide = _wide(x)
-    mean, var, count = _shared(*_moments(wide), group)
-    root = (var if out else var + eps).sqrt()
-    inverse = 1 / (root + eps if out else root)
+    mean, var, count = _shared(*_moments(wide), how.group)
+    root = (var if how.eps_outside else var + how.eps).sqrt()
+    inverse = 1 / (root + how.eps if how.eps_outside else root)
     scale = weight.to(mean.dtype) * inverse
     affine = (scale, bias.to(mean.dtype) - mean * scale)
     ctx.save_for_backward(x, mean, inverse, torch.where(root > 0, inverse / root, 0.0), count, *affine)
-    ctx.group, ctx.types = group, (weight.dtype, bias.dtype)
+    ctx.group, ctx.types = how.group, (weight.dtype, bias.dtype)
     ctx.mark_non_differentiable(mean, var, count)
     return wide, affine, (mean, var, count)
 
@@ -167,14 +180,10 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.device.type == "cuda" else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _compiled(x: Tensor) -> bool:
-    return x.device.type == "cpu" and compiler.compiled()[0] is not None
-
-
 def _moments(x: Tensor) -> Statistics:
     """Mean and biased variance of each channel, and how many values they are of, in float32 or float64."""
     count = x.new_tensor(x.numel() // x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-    if _compiled(x):
+    if cpp.takes(x):
         mean, square = cpp.sums(x, x) / count.double()
         return mean.to(x.dtype), (square - mean * mean).clamp_min_(0).to(x.dtype), count
     if x.device.type == "cuda":
@@ -198,7 +207,7 @@ def _shared(mean: Tensor, var: Tensor, count: Tensor, group: Any) -> Statistics:
 
 def _sums(g: Tensor, x: Tensor, mean: Tensor) -> Tensor:
     """``[2, C]``: the sums of g, and of g times what x is above its mean."""
-    if _compiled(x):
+    if cpp.takes(x):
         of_g, of_both = cpp.sums(g, x)
         return torch.stack([of_g, of_both - mean.double() * of_g]).to(mean.dtype)
     ones = torch.ones_like(mean)
@@ -209,7 +218,7 @@ def _sums(g: Tensor, x: Tensor, mean: Tensor) -> Tensor:
 
 
 def _gradient(g: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
-    if _compiled(x):
+    if cpp.takes(x):
         return cpp.normalized_gradient(g, x, coefficients)
     scale, g0, x0, slope = _over_channels(coefficients, x)
     gradient: Tensor = ((g - g0) - (x - x0) * slope) * scale

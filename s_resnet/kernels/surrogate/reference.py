@@ -21,9 +21,19 @@ RESETS = ("subtract", "zero")
 
 @dataclass(frozen=True, repr=False)
 class Firing(Displayed):
-    """What a layer of neurons does, the same for all of them; the fields are the arguments of :func:`fire`.
+    """What a layer of neurons with a gradient does; the equation is that of :func:`fire_reference`.
 
-    Raises InvalidData, as there, for settings that are not possible.
+    Attributes:
+        thresholds: K positive numbers, 1 to 8.
+        decay: factor on the membrane per step, 0 to 1; 1 is the integrate-and-fire neuron.
+        reset: ``"subtract"`` (soft) or ``"zero"`` (hard).
+        surrogate: ``"rectangle"``, ``"triangle"``, ``"arctan"`` or ``"sigmoid"``.
+        width: of the first two, in the units of the thresholds; the steepness of the last two.
+        detach_reset: whether the gradient leaves out the reset.
+        initial: membrane potential before the first step.
+
+    Raises:
+        InvalidData: a setting that is not as said here.
     """
 
     thresholds: tuple[float, ...]
@@ -107,17 +117,7 @@ class _Step(torch.autograd.Function):
         return grad * slope(x, ctx.firing), None
 
 
-def fire_reference(
-    current: Tensor,
-    *,
-    thresholds: tuple[float, ...],
-    decay: float = 1.0,
-    reset: str = "subtract",
-    surrogate: str = "rectangle",
-    width: float = 1.0,
-    detach_reset: bool = True,
-    initial: float = 0.0,
-) -> Tensor:
+def fire_reference(current: Tensor, firing: Firing) -> Tensor:
     """Fire for ``T`` steps of current, differentiably: a loop over time in plain torch.
 
     Each of the K levels has a threshold and a membrane of its own, and all receive the same current. For level k and
@@ -135,32 +135,20 @@ def fire_reference(
     Args:
         current: ``[T, B, *]``, charge per step, in the units of the thresholds. Types of 16 bits are computed in
             float32, and their spikes come back in their own type.
-        thresholds: K positive numbers, 1 to 8.
-        decay: factor on the membrane per step, 0 to 1; 1 is the integrate-and-fire neuron.
-        reset: ``"subtract"`` (soft) or ``"zero"`` (hard).
-        surrogate: ``"rectangle"``, ``"triangle"``, ``"arctan"`` or ``"sigmoid"``.
-        width: of the first two, in the units of the thresholds; the steepness of the last two.
-        detach_reset: whether the gradient leaves out the reset.
-        initial: membrane potential before the first step.
+        firing: what the neurons do.
 
     Returns:
         spikes ``[T, B, *]``, whole numbers 0 to K in the type of the current.
 
     Raises:
-        InvalidData: a setting or a current that is not as said here.
+        InvalidData: a current that is not as said here.
 
     Source: the neuron of MS-ResNet (arXiv:2112.08954) is ``thresholds=(0.5,), decay=0.25, reset="zero"`` with the
     rectangle of width 1, detached; multi-level firing (MLF, Feng et al., IJCAI 2022, arXiv:2210.06386) is
     ``thresholds=(0.6, 1.6, 2.6), decay=0.25, reset="zero"`` with the same rectangle, not detached. Their released code
     fires at ``>``; here it is ``>=``, as everywhere in this package.
     """
-    firing = Firing(tuple(thresholds), decay, reset, surrogate, width, detach_reset, initial)
     firing.check(current)
-    return _loop(current, firing)
-
-
-def _loop(current: Tensor, firing: Firing) -> Tensor:
-    """What :func:`fire_reference` says."""
     wide = current if current.dtype == torch.float64 else current.float()
     w = [torch.full_like(wide[0], firing.initial) for _ in firing.thresholds]
     spikes = []
