@@ -5,7 +5,8 @@
     python benchmarks/unchanged.py FIXTURES WORK > after.jsonl
     diff before.jsonl after.jsonl
 
-One JSON line for each: the command, and accuracy, agreement and rates at each T, or a digest of the arrays of a file.
+One JSON line for each: the case, and accuracy, agreement and rates at each T, or a digest of the arrays of a file. In
+a .snn file arrays may change their names, so their digest is of what they hold.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import torch
 from safetensors import safe_open
 
 CALIBRATION, IMAGES = "--calibration-images 64", "--limit 100"
@@ -31,6 +34,7 @@ RECIPES = {
     "signed": "--timesteps 8",
     "multilevel": "--timesteps 4",
 }
+TRAINING = "--data digits --width 8 --batch-size 32 --epochs 1 --device cpu --workers 0"
 KEPT = ("timesteps", "end_to_end_steps", "top1", "agreement", "spikes_per_neuron")
 
 
@@ -49,10 +53,33 @@ def digest(arrays: dict[str, Any]) -> str:
     return sha.hexdigest()
 
 
-def tensors(path: Path) -> dict[str, Any]:
-    """The tensors of a network's file, as arrays."""
+def tensors(path: Path) -> str:
+    """A digest of the tensors of a network's file, whatever their names."""
     with safe_open(path, "numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        found = [digest({"": file.get_tensor(name)}) for name in file.keys()]  # noqa: SIM118 (it is no dict)
+    return hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
+
+
+def exported(network: Path, form: str, work: Path, *more: str) -> str:
+    """A digest of what an exported file holds, or of what a program answers."""
+    file = work / f"exported.{form}"
+    sresnet("export", str(network), "--format", form, "--force", "-o", str(file), *more)
+    if form == "torch":
+        images = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32).remainder(97) / 32 - 1
+        with torch.no_grad():
+            return digest({"answer": torch.export.load(file).module()(images).numpy()})
+    if form == "npz":
+        with np.load(file, allow_pickle=False) as arrays:
+            return digest({name: arrays[name] for name in arrays.files if name != "graph"})
+    found: dict[str, Any] = {}
+    with h5py.File(file) as arrays:
+        arrays.visititems(lambda name, item: found.update({name: item[()]} if numeric(item) else {}))
+    return digest(found)
+
+
+def numeric(item: Any) -> bool:
+    """Whether an item of an HDF5 file is an array of numbers."""
+    return isinstance(item, h5py.Dataset) and item.dtype.kind in "fiu"
 
 
 def evaluated(network: Path, data: str, work: Path) -> dict[str, Any]:
@@ -81,13 +108,21 @@ def main() -> None:
     for name, words in cases.items():
         network = asked.work / f"{name.replace(' ', '-')}.snn"
         sresnet("convert", str(checkpoint), *words.split(), "--force", "-o", str(network))
-        line = {"case": name, "tensors": digest(tensors(network)), **evaluated(network, test, asked.work)}
-        print(json.dumps(line), flush=True)
-    arrays = asked.work / "dyadic.npz"
-    sresnet("export", str(asked.work / "dyadic.snn"), "--format", "npz", "--force", "-o", str(arrays))
-    with np.load(arrays, allow_pickle=False) as file:
-        found = {name: file[name] for name in file.files if name != "graph"}
-    print(json.dumps({"case": "npz", "arrays": digest(found)}), flush=True)
+        say(case=name, tensors=tensors(network), **evaluated(network, test, asked.work))
+    for arch in ("ms_resnet8", "ds_resnet8"):
+        trained, network = asked.work / f"{arch}.pt", asked.work / f"{arch}.snn"
+        sresnet("train", arch, *TRAINING.split(), "-o", str(trained))
+        sresnet("convert", str(trained), "--force", "-o", str(network))
+        say(case=arch, tensors=tensors(network), **evaluated(network, "digits", asked.work))
+    dyadic = asked.work / "dyadic.snn"
+    say(case="npz", arrays=exported(dyadic, "npz", asked.work))
+    say(case="nir", arrays=exported(asked.work / "calibrated-streaming.snn", "nir", asked.work))
+    say(case="program", arrays=exported(dyadic, "torch", asked.work, "--timesteps", "8"))
+
+
+def say(**line: Any) -> None:
+    """One line of the list."""
+    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
