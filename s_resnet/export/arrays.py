@@ -102,7 +102,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, Any] = {}
     nodes = []
     for node in (snn if snn.is_integer else snn.spiking()).nodes:
-        settings, tensors = _ENTRIES[type(node.op)](node.op)
+        settings, tensors = _ENTRIES[type(snn[node.name].op)](node.op)
         own = {name: _array(node, tensor) for name, tensor in tensors.items() if tensor is not None}
         arrays.update({f"{node.name}/{name}": value for name, value in own.items()})
         entry = {"name": node.name, "op": type(snn[node.name].op).__name__, "inputs": node.inputs, "settings": settings}
@@ -225,7 +225,6 @@ def _nothing(op: Op) -> Entry:
 
 _ENTRIES: dict[type, Callable[[Op], Entry]] = {
     Input: _input,
-    GridInput: _input,
     Conv2d: _conv,
     Linear: _linear,
     Scale: _scale,

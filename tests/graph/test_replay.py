@@ -215,7 +215,9 @@ def test_a_copy_of_a_network_has_no_recordings_and_makes_its_own(gpu):  # noqa: 
 
 def test_it_is_captured_on_the_images_device_whatever_the_current_one(gpu, monkeypatch):  # noqa: F811
     """On tensors that claim to be on the second GPU; one of another device in between would be refused."""
-    monkeypatch.setattr(Neuron, "unit", property(lambda op: op.amplitude in (None, 1)))  # read while it is prepared
+    monkeypatch.setattr(
+        Neuron, "emits_unit_spikes", property(lambda op: op.amplitude in (None, 1))
+    )  # read while it is prepared
     monkeypatch.setattr("s_resnet.graph.validate.finite", lambda node: None)  # so are its numbers
     second, real = torch.device("cuda:1"), network("three inputs")
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -197,7 +197,7 @@ def test_only_float32_on_a_gpu_is_in_two_parts(monkeypatch):
     snn = network("three inputs")
     assert not snn._plan("exact").two_part and not snn._plan("fast").two_part
     cuda = replace(snn).to("meta")  # any device that is no CPU, by another name
-    monkeypatch.setattr(Neuron, "unit", True)
+    monkeypatch.setattr(Neuron, "emits_unit_spikes", True)
     monkeypatch.setattr("s_resnet.graph.validate.finite", lambda nodes: None)  # there are no numbers to look at
     monkeypatch.setattr(torch.Tensor, "device", property(lambda self: torch.device("cuda")))
     assert cuda._plan("exact").two_part and not cuda._plan("fast").two_part
