@@ -17,10 +17,10 @@ Kind: TypeAlias = Callable[[object, str], T]
 
 @dataclass(frozen=True, repr=False)
 class Entry(Displayed):
-    """What a network says of one matter: a base of dataclasses whose fields have kinds.
+    """What a network says about one thing: the base of dataclasses whose fields have a kind.
 
-    In JSON every field has its own name. Fields without a default are always there; of the others those that are None
-    are left out, and so are entries that say nothing.
+    The JSON is a dict with the names of the fields. A field without a default is always in it. Of the others, None and
+    entries that say nothing are left out.
 
     Attributes:
         extra: what else the JSON says, as it is.
