@@ -682,8 +682,8 @@ def test_named_nodes_give_means_over_the_frames_that_were_simulated() -> None:
     pooled, current = features(graph, events, 5, names).values()
     each = F.max_pool2d(events[:5].flatten(0, 1), 2)
     torch.testing.assert_close(pooled, each.unflatten(0, (5, 3)).mean(0))  # not the pool of the mean
-    op, scale = graph["conv"].op, graph["relu"].op.scale.view(-1, 1, 1)
-    want = F.conv2d(pooled, op.weight * op.spiking.gain, op.bias, padding=1) * scale
+    op, scale = graph.spiking()["conv"].op, graph["relu"].op.scale.view(-1, 1, 1)
+    want = F.conv2d(pooled, op.weight, op.bias, padding=1) * scale
     torch.testing.assert_close(current, want, rtol=1e-4, atol=1e-4)
 
 

@@ -213,7 +213,7 @@ def text_of(markup):
 
 
 # Without an example: what others are made of, and operations that the tiny networks lack.
-ABSENT = {"LabeledData", "Firing"}
+ABSENT = {"LabeledData", "Firing", "Update"}
 OPERATIONS = {f"s_resnet.graph.{part}" for part in ("ops", "neuron", "alphabet", "readout")}
 
 

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidData, message
+from ...runtime.display import Displayed
 
 LEVELS = 8  # so that every number of thresholds fits a byte, and bfloat16
 SCHEDULES = ("streaming", "lagged", "phased")
 RESETS = ("subtract", "zero")
 
 
-@dataclass(frozen=True, eq=False)
-class Update:
+@dataclass(frozen=True, eq=False, repr=False)
+class Update(Displayed):
     """What a neuron layer does to a chunk of ``T`` steps.
 
     The equation is that of :func:`s_resnet.kernels.membrane.reference.integrate_and_fire`.
