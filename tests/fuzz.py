@@ -27,6 +27,7 @@ import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
+sys.path += [str(folder) for folder in HERE.parent.iterdir() if folder.is_dir()]  # as setup.cfg has it for pytest
 PATIENCE, MOST = 60.0, 2 * 2**30  # seconds and bytes of memory for one file
 FAULTS = ("raw", "crash", "hang", "blow-up", "fault")
 

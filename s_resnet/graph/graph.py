@@ -188,8 +188,10 @@ class Graph(Displayed):
     def spiking(self) -> Graph:
         """The network that a spiking run in floating point computes: every weight is the one that is used.
 
-        The source's analog run is lost in it, as are whole numbers.
+        The source's analog run is lost in it. An integer network is taken for what it was made from.
         """
+        if self.is_integer:  # the grid of the images is that of its whole numbers
+            return self._with(lambda op: Input() if isinstance(op, Input) else forms.spiking(op))
         return self._with(forms.spiking)
 
     def integer(self) -> Graph:

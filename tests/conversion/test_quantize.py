@@ -13,8 +13,10 @@ from s_resnet import RECIPES, convert, load, save, simulate
 from s_resnet.conversion import Context
 from s_resnet.conversion.passes import quantize_weights
 from s_resnet.errors import ConversionError, InvalidData
-from s_resnet.graph.neuron import Neuron
-from s_resnet.graph.ops import Conv2d, Linear, Scale
+from s_resnet.graph import Graph, Node, Readout
+from s_resnet.graph.engine import prepare
+from s_resnet.graph.neuron import IntegerNeuron, Neuron
+from s_resnet.graph.ops import Conv2d, Flatten, Input, IntegerWeights, Linear, Scale
 from s_resnet.kernels.build import compiler
 from s_resnet.models import CifarResNet
 from s_resnet.simulation import SimulationSettings
@@ -204,3 +206,56 @@ def test_the_program_converts_evaluates_and_inspects(tmp_path):
     assert json.loads(figures.read_text())["precision"] == "fast"
     shown = run("inspect", snn)
     assert "16x3x3x3 int8" in shown and "quantize_weights" in shown
+
+
+def by_hand(bias, shortcut):
+    """Images of one channel on a grid of 4, two convolutions of one weight, a shortcut."""
+
+    def numbers(value, dtype, *shape):
+        return torch.full(shape, value, dtype=dtype)
+
+    def conv(weight, shift, grid=0):
+        own = IntegerWeights(numbers(weight, torch.int8, 1, 1, 1, 1), numbers(shift, torch.int32, 1), grid=grid)
+        return Conv2d(torch.ones(1, 1, 1, 1), torch.zeros(1), integer=own)
+
+    def neuron(correction):
+        own = IntegerNeuron(numbers(10, torch.int32, 1), numbers(correction, torch.int32, 1))
+        return Neuron(torch.tensor(1.0), integer=own)
+
+    rows = [
+        ("input", Input(4)),
+        ("stem", conv(-3, bias, 4), "input"),
+        ("first", neuron(-4), "stem"),
+        ("conv", conv(6, -9), "first"),
+        ("short", Scale(torch.ones(()), integer=IntegerWeights(numbers(shortcut, torch.int32, 1))), "first"),
+        ("second", neuron(2), "conv", "short"),
+        ("flat", Flatten(), "second"),
+        ("readout", Readout(torch.tensor(1.0)), "flat"),
+    ]
+    return Graph(tuple(Node(name, op, tuple(reads)) for name, op, *reads in rows)).validate()
+
+
+@pytest.mark.parametrize(
+    ("bias", "shortcut", "most"),
+    [(7, 11, 3 * 8 + 7 + 4), (-70, 11, 3 * 8 + 70 + 4), (7, 50, 6 + 9 + 50 + 2)],
+)
+def test_how_far_a_membrane_moves_in_a_step_counts_weights_biases_shortcuts_and_corrections(bias, shortcut, most):
+    snn = by_hand(bias, shortcut)
+    assert prepare(snn, "exact").max_membrane_step == most
+    image = torch.full((1, 1, 1, 1), -100.0)  # clipped to -8
+    (chunk,) = snn.stream(image, 1)
+    assert int(chunk.state.memory["first"][0]) == 3 * 8 + bias - 4 - 10 * (3 * 8 + bias - 4 >= 10)
+
+
+def test_the_network_that_runs_is_plain_and_runs_the_same(networks):
+    snn, images, quantized = networks
+    for graph, running in ((snn, snn.spiking()), (quantized, quantized.integer())):
+        assert all(getattr(node.op, "spiking", None) is None for node in running.nodes)
+        assert all(getattr(node.op, "integer", None) is None for node in running.nodes)
+        assert running.is_integer == graph.is_integer
+        assert torch.equal(running(images, 9), graph(images, 9))
+        assert torch.equal(running.running()(images, 9), graph(images, 9))
+    assert not quantized.spiking().is_integer
+    assert torch.equal(quantized.spiking()(images, 9), snn(images, 9))
+    with pytest.raises(InvalidData, match="expected one of whole numbers"):
+        snn.integer()

@@ -127,6 +127,7 @@ def prepare(network: Network, precision: str) -> Plan:
         for node in nodes
         if isinstance(node.op, Scale) and users[node.name] and all(user in neurons for user in users[node.name])
     }
+    most = _max_membrane_step(nodes, ops) if integer else 0  # with the biases, which leave the operations next
     ops, bias = _biases(nodes, ops, users, static)
     fused = frozenset(n.name for n in nodes if len(users[n.name]) == 1 and users[n.name][0] in neurons)
     reads = {node.name: node.inputs for node in nodes}
@@ -149,7 +150,7 @@ def prepare(network: Network, precision: str) -> Plan:
         two_part=single and precision == "exact" and weights[0].device.type == "cuda",
         precision=precision,
         integer=integer,
-        max_membrane_step=_max_membrane_step(nodes, ops) if integer else 0,
+        max_membrane_step=most,
         packed=Recent(SIZES * len(spiking)),
     )
 
