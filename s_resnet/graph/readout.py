@@ -67,7 +67,7 @@ class Readout(Displayed):
         scale / t * (spike count + softmax(membrane))
 
     Attributes:
-        scale: logits that a current, or a rate, of 1 stands for; ``[1]`` or ``[N]``.
+        scale: the logit that a current, or a rate, of 1 stands for: one for all classes, or ``[N]``.
         mode: ``"current"`` or ``"spikes"``.
         initial_potential: of the membranes of mode ``"spikes"``, in thresholds.
         weights: ``[T]``, positive; the last one also counts for later steps. None weights all steps alike.
