@@ -139,6 +139,17 @@ def test_links_and_files_that_a_page_names_are_there(page):
     assert linked or named
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=name)
+def test_names_of_the_package_that_a_page_uses_are_public(page):
+    for dotted in set(re.findall(r"\bs_resnet(?:\.\w+)+", page.read_text())) - {
+        "s_resnet.json"
+    }:  # a file of torch.export
+        found = s_resnet
+        for part in dotted.split(".")[1:]:
+            assert not hasattr(found, "__all__") or part in found.__all__, dotted
+            found = getattr(found, part)
+
+
 def kind(line):
     """What a line of Markdown belongs to: a fence, a table, a list, a comment, or text."""
     marks = {"fence": "```", "table": r"\|", "list": r"([*-]|\d+\.) |  ", "comment": "<!--"}

@@ -1,6 +1,7 @@
 """The Graph: an immutable network of operations, how it runs, and its file."""
 
 from . import ops, provenance
+from .alphabet import Amplitudes, Binary, Differential, MultiThreshold, Signed, Surrogate
 from .artifact import load, save
 from .graph import Graph, State
 from .module import GraphModule
@@ -10,15 +11,21 @@ from .readout import Readout, SpikingMaxPool2d
 from .shortcuts import Shortcut, scales, shortcuts
 
 __all__ = [
+    "Amplitudes",
+    "Binary",
+    "Differential",
     "Graph",
     "GraphModule",
+    "MultiThreshold",
     "Neuron",
     "Node",
     "Readout",
     "Scale",
     "Shortcut",
+    "Signed",
     "SpikingMaxPool2d",
     "State",
+    "Surrogate",
     "load",
     "ops",
     "provenance",

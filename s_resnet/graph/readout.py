@@ -56,13 +56,24 @@ class SpikingMaxPool2d(Displayed):
 class Readout(Displayed):
     """The answer after t steps, in the units of the source network's logits; ``I`` is the classifier's current.
 
-    mode ``"current"``: ``scale * sum(w[j] I[j]) / sum(w[j]) + correction`` over ``j = 1 ... t``: the mean classifier
-    current, weighted. Weights that are small at first make a delayed readout.
-    mode ``"spikes"``: an integrate-and-fire layer of threshold 1 after the classifier, ``scale / t * (spike count +
-    softmax(membrane))``, the score of the released code of arXiv:1805.01352; the softmax (< 1) only breaks ties.
+    Mode ``"current"`` is the weighted mean of the classifier's current over ``j = 1 ... t``. Weights that are small at
+    first make a delayed readout::
 
-    weights: ``[T]``, positive, the last one for the steps beyond; None weighs all steps alike.
-    correction: ``[N]``, of spiking runs only, or None.
+        scale * sum(w[j] I[j]) / sum(w[j]) + correction
+
+    Mode ``"spikes"`` is an integrate-and-fire layer of threshold 1 after the classifier. The softmax (< 1) only breaks
+    ties::
+
+        scale / t * (spike count + softmax(membrane))
+
+    Attributes:
+        scale: the logit that a current, or a rate, of 1 stands for: one for all classes, or ``[N]``.
+        mode: ``"current"`` or ``"spikes"``.
+        initial_potential: of the membranes of mode ``"spikes"``, in thresholds.
+        weights: ``[T]``, positive; the last one also counts for later steps. None weights all steps alike.
+        correction: ``[N]``, added in spiking runs only; or None.
+
+    Source: the released code of arXiv:1805.01352, for mode ``"spikes"``.
     """
 
     scale: Tensor

@@ -25,11 +25,15 @@ class Network(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Shortcut(Displayed):
-    """One residual branch: ``ratio`` = lambda_in / lambda_out, in the mean over channels.
+    """One residual branch.
 
-    neuron: the layer that integrates it. synapse: the node that it arrives through. kind: ``"identity"``, whose weight
-    is the ratio itself, or ``"projection"``, whose convolution's weights hold it. scale: lambda_out, what a spike of
-    the neuron stands for in the source network.
+    Attributes:
+        neuron: the layer that integrates it.
+        synapse: the node that it arrives through.
+        kind: ``"identity"``, whose weight is the ratio itself, or ``"projection"``, whose convolution's weights
+            include it.
+        ratio: lambda_in / lambda_out, mean over channels.
+        scale: lambda_out, what a spike of the neuron stands for in the source network.
     """
 
     neuron: str

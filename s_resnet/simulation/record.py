@@ -23,13 +23,15 @@ from .lockstep import Pair, propagate_both
 class Trace(Displayed):
     """What ``n`` neurons of one layer did, for one image.
 
-    neurons: their positions in the layer's flattened ``[C, H, W]``, the most active first.
-    begins: steps from the first input of the network to the first of this layer, which waits for those before.
-    lag: steps that the layer itself waits (:meth:`Neuron.delay`).
-    spikes: ``[T, n]``, thresholds emitted at t, negative where taken back, of directly trained neurons spikes; row t is
-        step ``begins + lag + t``.
-    membrane: ``[lag + T, n]``, v after each step from ``begins + 1`` on, in thresholds; of multi-level firing that of
-        the first level. None for an integer network whose layers wait for their window: those are run all at once.
+    Attributes:
+        layer: its name.
+        neurons: their positions in the layer's flattened ``[C, H, W]``, the most active first.
+        begins: steps from the first input of the network to the first of this layer, which waits for those before.
+        lag: steps that the layer itself waits (:meth:`Neuron.delay`).
+        spikes: ``[T, n]``, thresholds emitted at t, negative where taken back; spikes for directly trained neurons.
+            Row t is step ``begins + lag + t``.
+        membrane: ``[lag + T, n]``, v after each step from ``begins + 1`` on, in thresholds; with multi-level firing
+            that of the first level. None for an integer network whose layers wait: all its steps are run at once.
     """
 
     layer: str
