@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import math
 import os
 import re
 import subprocess
@@ -19,10 +18,10 @@ import click
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from sresnet_cli.__main__ import main, sresnet
 from torch import nn
+from trained_networks import T, put_trained
 
 import s_resnet
 from s_resnet.graph.provenance import Source
@@ -374,6 +373,17 @@ def test_json_is_as_documented_and_the_table_shows_it(program, network, tmp_path
     assert "18 images" in table and report["device"] in table and report["kernel"] in table
 
 
+@pytest.mark.parametrize("arch", ["ms_resnet8", "ds_resnet8"])
+def test_a_trained_network_has_no_ann_beside_it(program, tmp_path, arch):
+    model, x, labels = put_trained(tmp_path, arch)
+    asked = ("--timesteps", 4, "--at", f"1,{T}", "--data", "data.npz", "--json", "out.json")
+    said = program.works("evaluate", "net.snn", *asked)
+    entry = json.loads((tmp_path / "out.json").read_text())
+    top1 = float((model(x).argmax(1) == labels).double().mean())
+    assert entry["snn"][1]["top1"] == pytest.approx(top1) and entry["ann"] is None and entry["recipe"] == "trained"
+    assert f"trained for T = {T}" in said and "ANN" not in said
+
+
 def test_the_ann_beside_it_is_the_checkpoint(program, network, tmp_path, monkeypatch):
     """Its accuracy, computed by hand from the files that were evaluated."""
     used = record_loaders(monkeypatch)
@@ -462,67 +472,6 @@ def test_defaults_are_the_papers(program, network):
     assert (known.recipe.name, known.recipe.timesteps) == ("s-resnet", 350)
     assert known.calibration.percentile == 99.9
     assert known.preprocessing.mean == s_resnet.data.IMAGENET_MEAN
-
-
-# ---- inspect
-
-
-def synapse(model: nn.Module, convolution: str, norm: str) -> torch.Tensor:
-    """A convolution's weight with its BatchNorm folded in, by hand."""
-    conv, bn = model.get_submodule(convolution), model.get_submodule(norm)
-    return conv.weight.detach() * (bn.weight / (bn.running_var + bn.eps).sqrt()).detach().view(-1, 1, 1, 1)
-
-
-def test_inspect_shows_the_shortcut_conversion_model(program, network):
-    """Neuron by neuron lambda_in / lambda_out from the calibrated scales, and the weights that follow from it."""
-    said = program.works("inspect", "tiny.snn")
-    snn, model = s_resnet.load("tiny.snn"), tiny()
-    scale = snn.provenance.calibration.scales
-    feeds = {"layer1.0.relu_1": "relu", "layer2.0.relu_1": "layer1.0.relu_1", "layer3.0.relu_1": "layer2.0.relu_1"}
-    section = said.split("\n\n")[2].splitlines()
-    assert "lambda_in / lambda_out" in section[0]
-    rows = [line.split() for line in section[1:]]
-    assert [row[0] for row in rows] == list(feeds)
-    assert [row[2] for row in rows] == ["identity", "projection", "projection"]
-    for neuron, name, kind, ratio, threshold in rows:
-        expected = scale[feeds[neuron]] / scale[neuron]
-        assert ratio == f"{expected:.4f}" and threshold == f"{scale[neuron]:.4g}"
-        weight = torch.ones(())
-        if kind == "projection":
-            stage = name.partition(".0.")[0]
-            weight = synapse(model, f"{stage}.0.shortcut.0", f"{stage}.0.shortcut.1")
-        torch.testing.assert_close(snn[name].op.weight, expected * weight)
-        assert snn[neuron].inputs[1] == name
-
-
-def test_inspect_shows_graph_recipe_and_provenance(program, network):
-    header, nodes, _, known = program.works("inspect", "tiny.snn").split("\n\n")
-    snn = s_resnet.load("tiny.snn")
-    assert "cifar_resnet8" in header and "recipe s-resnet" in header and "T = 4" in header
-    rows = {line.split()[0]: line.split() for line in nodes.splitlines()[1:]}
-    assert list(rows) == [node.name for node in snn.nodes]
-    for name, scale in snn.provenance.calibration.scales.items():
-        assert f"{scale:.4g}" in rows[name]
-    assert all(rows[node.name][1:3] == ["Neuron", "1"] for node in snn.neurons)
-    shown = dict(line.split(": ", 1) for line in known.splitlines())
-    assert set(shown) == set(snn.provenance.to_json())
-    for name in ("recipe", "preprocessing", "source", "classes", "versions", "compensation"):
-        assert json.loads(shown[name]) == snn.provenance.to_json()[name]
-    assert "fingerprints" not in known and json.loads(shown["data"])["images"] == 6
-
-
-def test_inspect_lists_every_shortcut_of_a_torchvision_resnet(program, tmp_path):
-    make_checkpoint(tmp_path / "r18.pth", randomized(torchvision.models.resnet18(num_classes=5)))
-    code, _, _ = program("convert", "r18.pth", "--input-size", 32, "-o", "r18.snn")
-    said = program.works("inspect", "r18.snn")
-    scale = s_resnet.load("r18.snn").provenance.calibration.scales
-    rows = [line.split() for line in said.split("\n\n")[2].splitlines()[1:]]
-    before = "relu"  # the stem's, behind its max-pool
-    assert code == 0 and len(rows) == 8
-    assert [row[2] for row in rows] == ["identity", "identity", *["projection", "identity"] * 3]
-    for neuron, _, _, ratio, _ in rows:
-        assert ratio == f"{scale[before] / scale[neuron]:.4f}" and math.isfinite(float(ratio))
-        before = neuron
 
 
 # ---- the demo

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import trained_networks
 from conftest import images, load_program, randomized
 from test_schedules import PLANS, dyadic, network, pictures
+from trained_networks import dyadic_images, watched
 
 from s_resnet import Graph, SResNetError, convert, simulate
 from s_resnet.conversion import Context
@@ -124,11 +126,20 @@ LOOPED = {
 }
 
 
+TRAINED = ("ms_resnet8", "ds_resnet8", "sew_resnet8")
+
+
 def test_it_runs_without_this_package_for_any_batch(tmp_path):
-    """One other process reads them all: it starts for seconds."""
-    cases = CASES | LOOPED
-    for name, answers in reloaded(tmp_path, cases, LOOPED).items():
-        assert agrees(answers, *cases[name]), name
+    """One other process reads them all: it starts for seconds. Trained networks also answer as their modules."""
+    x, steps = dyadic_images(), 2
+    modules, graphs = zip(*map(trained_networks.dyadic, TRAINED), strict=True)
+    trained = {arch: (graph, x, steps) for arch, graph in zip(TRAINED, graphs, strict=True)}
+    cases = CASES | LOOPED | trained
+    answers = reloaded(tmp_path, cases, LOOPED)
+    for name, case in cases.items():
+        assert agrees(answers[name], *case), name
+    for arch, module in zip(TRAINED, modules, strict=True):
+        torch.testing.assert_close(answers[arch][0], watched(module, x, steps)[0])
 
 
 def test_many_steps_are_a_loop(tmp_path):
