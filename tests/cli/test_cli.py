@@ -242,24 +242,42 @@ def test_the_options_are_frozen():
     assert required == {name: [name == "convert"] for name in FROZEN}
 
 
-@pytest.mark.parametrize("command", ["", *FROZEN])
-def test_help_teaches_without_loading_torch(command):
-    code = "\n".join((
-        "import sys", "from sresnet_cli.__main__ import main",
-        "try: main()", "except SystemExit as exit: assert not exit.code, exit.code",
-        "assert not {'torch', 'numpy', 's_resnet'} & set(sys.modules)",
-    ))  # fmt: skip
-    asked = [sys.executable, "-c", code, *command.split(), "--help"]
-    result = subprocess.run(asked, capture_output=True, text=True)
+HELP = """
+import contextlib, io, json, sys
+from sresnet_cli.__main__ import main
+said = {}
+for command in sys.argv[1:]:
+    sys.argv, out = ["sresnet", *command.split(), "--help"], io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            main()
+        except SystemExit as exit:
+            assert not exit.code, exit.code
+    said[command] = [out.getvalue(), sorted({"torch", "numpy", "s_resnet"} & set(sys.modules))]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def helped():
+    """What --help prints, and what of the heavy modules is loaded then: of every command in one process."""
+    result = subprocess.run([sys.executable, "-c", HELP, "", *FROZEN], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    assert all(option in result.stdout for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("command", ["", *FROZEN])
+def test_help_teaches_without_loading_torch(helped, command):
+    text, loaded = helped[command]
+    assert not loaded
+    assert all(option in text for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
     if command in ("", "convert", "evaluate", "verify", "report", "export", "train"):
-        assert f"  sresnet {command}".rstrip() in result.stdout.partition("\n")[2]  # an example, beside the usage
+        assert f"  sresnet {command}".rstrip() in text.partition("\n")[2]  # an example, beside the usage
     if command in ("convert", "evaluate", "verify", "report", "export", "train"):
         for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
                      "digits", ".npz"):  # fmt: skip
-            assert form in result.stdout, form
-        assert command == "export" or "events: cifar10dvs:DIR, dvsgesture:DIR." in result.stdout
+            assert form in text, form
+        assert command == "export" or "events: cifar10dvs:DIR, dvsgesture:DIR." in text
 
 
 # An option does something or is something; what it belongs to comes later in the sentence.
@@ -302,16 +320,15 @@ def test_version_says_which_kernel_runs(program):
 # ---- the whole path
 
 
-def test_two_commands_from_a_checkpoint_to_figures(tmp_path):
+def test_two_commands_from_a_checkpoint_to_figures(program, tmp_path):
+    """The first as a shell starts it, which takes seconds; the second finds what that has written."""
     make_checkpoint(tmp_path / "tiny.pth")
     make_photos(tmp_path / "photos")
-    said = []
-    for arguments in (("convert", "tiny.pth", *CALIBRATED), ("evaluate", "--json", "out.json")):
-        command = [sys.executable, "-m", "sresnet_cli", *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert (result.returncode, result.stderr) == (0, "")
-        said.append(result.stdout)
-    assert said[0].endswith("\nNext: sresnet evaluate tiny.snn\n")
+    command = [sys.executable, "-m", "sresnet_cli", "convert", "tiny.pth", *map(str, CALIBRATED)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("\nNext: sresnet evaluate tiny.snn\n")
+    program.works("evaluate", "--json", "out.json")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "photos", "tiny.pth", "tiny.snn"]
     assert json.loads((tmp_path / "out.json").read_text())["images"] == 18
 
@@ -449,7 +466,7 @@ def test_settings_reach_the_network(program, tmp_path):
     assert known.data.spec == str((tmp_path / "photos").resolve())
 
 
-def test_it_says_how_many_images_went_into_what(program, tmp_path):
+def test_it_says_how_many_images_went_into_what(program, tmp_path, monkeypatch):
     """Of 10 asked for, at most half are held out for the search of the compensation."""
     make_checkpoint(tmp_path / "tiny.pth")
     make_photos(tmp_path / "photos")
@@ -460,6 +477,8 @@ def test_it_says_how_many_images_went_into_what(program, tmp_path):
     assert (found.calibration.images, found.compensation.images) == (5, 5)
     factor = found.compensation.factor
     assert f"thresholds from 5 images, compensation {factor:.4f} from 5 others" in said
+    whole = s_resnet.Recipe.reconstructed
+    monkeypatch.setattr(s_resnet.Recipe, "reconstructed", lambda self: whole(self, steps=1, joint=1))
     said = program.works(*given, "--calibration-images", 10, "--timesteps", 4, "--recipe", "phased", "--reconstruct")
     found = s_resnet.load("tiny.snn").provenance
     assert (found.calibration.fitted, found.reconstruction.images) == (10, 10)
