@@ -2,11 +2,14 @@
 
 import copy
 
+import numpy as np
 import torch
 from conftest import images, randomized
 from torch import nn
 
 import s_resnet
+from s_resnet.data import Preprocessing
+from s_resnet.graph.provenance import Source
 from s_resnet.models import catalog
 from s_resnet.models.layers import SpikingNeuron
 
@@ -79,3 +82,17 @@ def dyadic(arch, timesteps=T, **settings):
                 outputs = child.weight.shape[0]
                 child.bias = nn.Parameter(torch.randint(0, 9, (outputs,), generator=generator) / 16)
     return model, s_resnet.trace(model, dyadic_images()).with_provenance(input_shape=(3, SIZE, SIZE))
+
+
+def put_trained(folder, arch="ms_resnet8"):
+    """net.snn and data.npz, 24 images of one size, in the folder; the module, the images as it sees them, labels."""
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+    model, _ = trained(arch)
+    snn = s_resnet.convert(model, [torch.zeros(1, 3, SIZE, SIZE)])
+    source, preprocessing = Source(arch=arch, classes=CLASSES), Preprocessing(SIZE, SIZE, mean, std)
+    s_resnet.save(snn.with_provenance(preprocessing=preprocessing, source=source), folder / "net.snn")
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (24, SIZE, SIZE, 3), dtype=np.uint8), rng.integers(0, CLASSES, 24)
+    np.savez(folder / "data.npz", x=x, y=y)
+    mean, std = (torch.tensor(part).view(-1, 1, 1) for part in (mean, std))
+    return model, (torch.tensor(x).permute(0, 3, 1, 2) / 255 - mean) / std, torch.tensor(y)

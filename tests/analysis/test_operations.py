@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Net, images, randomized
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import resnet18, resnet50
+from trained_networks import FAMILIES, SIZE, fed, trained, watched
 
 from s_resnet import RECIPES, Graph, convert, simulate, trace
-from s_resnet.analysis import count_operations
-from s_resnet.analysis.cost.fan_out import fan_out, synapses
+from s_resnet.analysis import count_operations, energy
+from s_resnet.analysis.cost.fan_out import synapses
+from s_resnet.conversion import Context, passes
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
@@ -345,151 +346,59 @@ def test_a_dead_layer_costs_its_updates_and_reaches_nothing():
     assert layers["d"].ann.macs == synapses(graph["d"].op, (4, 5, 6), (4, 3, 4)) == 4 * 4 * 9 * 12
 
 
-# ---- what no spike drives, by hand: 4 neurons of 5 x 6 pixels, 4 channels ----
+# ---- directly trained networks against counts from the modules: convolutions of ones over what they read ----
 
-PIXELS = 5 * 6
-N = 4 * PIXELS
-
-
-def test_constants_are_added_once_for_each_neuron_and_step():
-    biased = Conv2d(dyadic(4, 4, 4, 3, 3), dyadic(5, 4), padding=(1, 1))
-    pointwise = Conv2d(dyadic(6, 4, 4, 1, 1), dyadic(7, 4))
-    plain = Conv2d(dyadic(6, 4, 4, 1, 1), torch.zeros(4))
-    graph = network(
-        ("c", biased, "n0"),
-        ("p", pointwise, "n0"),
-        ("n1", "neuron", "c p"),  # two biases, one addition
-        ("q", plain, "n1"),
-        ("n2", "neuron", "q n1"),  # none
-        ("r", biased, "n2"),
-        ("a", Add(), "r n2"),  # the bias is added before: the sum has two readers
-        ("n3", "neuron", "a"),
-        ("n4", "neuron", "a n3"),
-    )
-    layers = {layer.name: layer for layer in same(graph, [grid()]).layers}
-    additions = {name: layer.additions for name, layer in layers.items() if layer.additions}
-    assert additions == {"stem": N, "n0": T * N, "n1": T * N, "r": T * N, "out": T * 3}
-    corrected = Graph(
-        tuple(
-            Node(n.name, Neuron(torch.ones(()), 0.5, correction=torch.full((T, 4), 0.125)), n.inputs)
-            if n.name == "n2"
-            else n
-            for n in graph.nodes
-        )
-    )
-    assert {layer.name: layer.additions for layer in same(corrected, [grid()]).layers}["n2"] == T * N
-    # Of the source network: biases, residual sums and ReLUs.
-    ann = {name: layer.ann.additions for name, layer in layers.items() if layer.ann.additions}
-    assert ann == {
-        **dict.fromkeys(("stem", "c", "p", "r", "a", "n0", "n3", "mean"), N),
-        **dict.fromkeys(("n1", "n2", "n4"), 2 * N),
-        "fc": 3,
-    }
+X = images(3, SIZE)
 
 
-def test_the_readout_and_decay():
-    weights = torch.tensor([1.0, 2, 3, 4])
-    graph = network(decay=0.5)
-    last = Readout(torch.ones(()), weights=weights, correction=torch.ones(3))
-    graph = Graph((*graph.nodes[:-1], Node("out", last, ("fc",))))
-    layers = {layer.name: layer for layer in count_operations(graph, [grid()], T).layers}
-    assert (layers["out"].macs, layers["out"].updates, layers["out"].additions) == (3 + 3 * T, 3 * T, 3 * T + 3)
-    assert layers["n0"].macs == 0  # halving is a shift
-    leaking = count_operations(network(decay=0.75), [grid()], T).layers
-    assert [layer.macs for layer in leaking if layer.name == "n0"] == [T * N]
-    assert layers["fc"].ann.macs == layers["fc"].ann.dense_macs == 12 and layers["fc"].parameters == 15
+def reaching(module, given):
+    """Unit spikes, or values that are not 0, over the synapses that they reach: a convolution with ones."""
+    if isinstance(module, nn.Linear):
+        return float(given.sum()) * module.out_features
+    ones = torch.ones_like(module.weight)
+    return float(F.conv2d(given, ones, None, module.stride, module.padding, module.dilation, module.groups).sum())
 
 
-def test_a_stem_with_a_pool_is_computed_once():
-    nodes = (
-        Node("x", Input(), ()),
-        Node("stem", Conv2d(dyadic(1, 4, 2, 3, 3), dyadic(2, 4), padding=(1, 1)), ("x",)),
-        Node("pool", MaxPool2d((3, 3), (2, 2), (1, 1)), ("stem",)),
-        Node("n0", Neuron(torch.ones(()), 0.5), ("pool",)),
-        Node("flat", Flatten(), ("n0",)),
-        Node("fc", Linear(dyadic(3, 3, 36), None), ("flat",)),
-        Node("out", Readout(torch.ones(())), ("fc",)),
-    )
-    graph = Graph(nodes)
-    layers = {layer.name: layer for layer in same(graph, [grid()]).layers}
-    inside = 4 * sum(reached(graph["pool"].op, (1, 5, 6), (1, 3, 3)).values())
-    macs = sum(reached(graph["stem"].op, (2, 5, 6), (4, 5, 6)).values())
-    assert layers["stem"].macs == layers["stem"].ann.macs == macs < layers["stem"].ann.dense_macs == N * 18
-    assert (layers["pool"].additions, layers["pool"].acs, layers["pool"].ann.additions) == (inside, 0, inside)
-    assert layers["n0"].additions == T * 36 and layers["fc"].acs == 3 * layers["n0"].spikes
-    many = count_operations(graph, [grid()], 2 * T)
-    assert many.layers[0].macs == macs and many.layers[1].additions == inside
-    poisson = {layer.name: layer for layer in count_operations(graph, [grid()], T, coding="poisson").layers}
-    assert poisson["pool"].additions == T * inside
-    assert (poisson["stem"].additions, poisson["n0"].additions) == (T * N, 0)  # the bias is added before the pool
+def whole(values):
+    return bool((values == values.round()).all())
 
 
-def test_traffic_by_hand():
-    graph = network(*BODIES["shortcut"], spikes=Signed())
-    operations = count_operations(graph, [grid(1)], T)
-    layers = {layer.name: layer for layer in operations.layers}
-    n0, n1, c, s = (layers[name] for name in ("n0", "n1", "c", "s"))
-    assert n0.spikes and n1.spikes
-    # 120 neurons take 7 bits, and the sign one.
-    assert n0.traffic.spike_bits_written == 8 * n0.spikes
-    assert c.traffic.spike_bits_read == s.traffic.spike_bits_read == 8 * n0.spikes
-    for layer in (c, s):
-        moved = layer.traffic
-        assert moved.weight_reads == moved.sum_reads == moved.sum_writes == layer.acs
-        assert moved.state_reads == moved.value_reads == 0
-    # Two words each: the membrane, and what it has emitted. The stem's current is read at every step.
-    assert n1.traffic.state_reads == n1.traffic.state_writes == 2 * T * N and n1.state == 2 * N
-    assert n0.traffic.value_reads == T * N and n1.traffic.value_reads == 0
-    stem = layers["stem"]
-    assert stem.traffic.weight_reads == stem.traffic.value_reads == stem.macs and stem.traffic.value_writes == N
-    # The ANN: the stem's ReLU writes its values, the sum reads them again beside what c adds up in place.
-    assert (stem.ann.value_writes, n0.ann.value_writes, n1.ann.value_reads) == (0, N, 0)
-    assert layers["c"].ann.value_reads == c.ann.macs and s.ann.macs == 0 and s.ann.value_writes == 0
-    moved = operations.total.traffic
-    assert operations.bytes["weights_read"] == 4 * moved.weight_reads
-    assert operations.bytes["spikes_read"] == moved.spike_bits_read / 8
+@pytest.mark.parametrize("folded", [False, True], ids=["traced", "folded"])
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_synapses_and_spikes_are_those_of_the_module(arch, folded):
+    """A convolution over spikes adds once for each of them, one over currents multiplies, the stem once an image."""
+    model, graph = trained(arch)
+    graph = passes.fold_batchnorm(graph, Context()) if folded else graph
+    layers = {layer.name: layer for layer in count_operations(graph, [X], T).layers}
+    modules, kinds = dict(model.named_modules()), set()
+    for name, given in fed(model, X, T).items():
+        module, spiking = modules[name], whole(given)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            first = given[: len(X)]
+            if not spiking and torch.equal(given, first.repeat(len(given) // len(X), *[1] * (first.ndim - 1))):
+                given = first  # of the stem alone: the same current at every step
+            expected = reaching(module, given if spiking else (given != 0).float()) / len(X)
+            got = (layers[name].acs, layers[name].macs)
+            assert got == pytest.approx((expected, 0) if spiking else (0, expected)), name
+            kinds.add((type(module).__name__, spiking))
+    assert {("Conv2d", True), ("Conv2d", False), ("Linear", False)} == kinds
+    stem = modules["stem.0"]
+    assert layers["stem.0"].macs == reaching(stem, torch.ones(1, 3, SIZE, SIZE))
+    for name, (_, out) in watched(model, X, T)[1].items():
+        membranes = len(modules[name].firing.thresholds)
+        neurons = out[0, 0].numel()
+        assert layers[name].spikes == pytest.approx(float(out.sum()) / len(X)) and layers[name].macs == 0
+        assert layers[name].updates == T * neurons * membranes and layers[name].state == neurons * membranes
+        assert layers[name].traffic.state_reads == T * neurons * membranes
 
 
-# ---- fan-out and the source's MACs against torch ----
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_fan_out_is_the_gradient_of_a_sum(seed):
-    """The gradient of the sum of a layer of ones is, for each input, how many outputs it reaches."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def pick(low, high, count=2):
-        return tuple(torch.randint(low, high + 1, (count,), generator=draw).tolist())
-
-    groups, (inside, outside) = pick(1, 3, 1)[0], pick(1, 3)
-    kernel, stride, padding, dilation = pick(1, 4), pick(1, 5), pick(0, 3), pick(1, 3)
-    op = Conv2d(
-        torch.ones(groups * outside, inside, *kernel, dtype=torch.float64), None, stride, padding, dilation, groups
-    )
-    x = torch.zeros(1, groups * inside, *pick(10, 14), dtype=torch.float64, requires_grad=True)
-    y = op.run(x)
-    (gradient,) = torch.autograd.grad(y.sum(), x)
-    each = fan_out(op, tuple(x.shape[1:]), tuple(y.shape[1:]))
-    assert each.dtype == torch.int64 and torch.equal(each.double().expand_as(gradient[0]), gradient[0])
-    assert synapses(op, tuple(x.shape[1:]), tuple(y.shape[1:])) == gradient.sum()
-
-
-@pytest.mark.parametrize(("build", "published"), [(resnet18, 1.814), (resnet50, 4.089)])
-def test_macs_of_torchvision_networks_are_the_published_ones(build, published):
-    """Theirs are MACs of convolutions and classifier, zeros of the padding included, without biases and pools."""
-    model = randomized(build())
-    x = images(1, 224)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(x)
-    operations = count_operations(convert(model, (3, 224, 224)), [x], 1)
-    ann = operations.total.ann
-    assert ann.dense_macs == counter.get_total_flops() / 2
-    assert round(ann.dense_macs / 1e9, 3) == published
-    assert 0.9 * ann.dense_macs < ann.macs < ann.dense_macs
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    folded = sum(norm.bias.numel() for norm in norms)  # one bias each instead of weight and bias
-    assert operations.total.parameters == sum(p.numel() for p in model.parameters()) - folded
+def test_the_dense_pass_is_labeled_so():
+    """No source network: MACs of one dense pass, which does not depend on T, and no word of an ANN."""
+    _, graph = trained("sew_resnet8")
+    one, other = (count_operations(graph, [X], steps) for steps in (1, T))
+    assert one.trained and one.total.ann.macs == other.total.ann.macs
+    assert "dense MAC" in one.table() and "ANN" not in one.table() and "ANN" not in energy(one).table()
+    assert one.to_dict()["trained"] is True and energy(one).to_dict()["trained"] is True
 
 
 # ---- whole networks ----
@@ -529,7 +438,7 @@ def test_parts_and_chunks_and_batches_change_nothing(monkeypatch):
     x = grid(5)
     whole = count_operations(graph, [x], T)
     apart = count_operations(graph, x.split(2), T, progress=True)
-    monkeypatch.setattr("s_resnet.analysis.cost.operations.ROOM", 2 * T * N)
+    monkeypatch.setattr("s_resnet.analysis.cost.operations.ROOM", 2 * T * 4 * 5 * 6)
     assert count_operations(graph, [x], T) == whole == apart
 
 

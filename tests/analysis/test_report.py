@@ -1,4 +1,4 @@
-"""The report's figures against counts made by hand, image by image and step by step, in numpy."""
+"""The report's figures against counts made by hand in numpy, and of trained networks against their modules."""
 
 import json
 import math
@@ -6,16 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import images
 from torch import nn
+from trained_networks import CLASSES, FAMILIES, SIZE, T, over, trained, watched
 
 from s_resnet import Graph, Report, SResNetError, convert, evaluate
 from s_resnet.analysis import EvaluationSettings, Row, powers_of_two
+from s_resnet.conversion import Context, passes
 from s_resnet.data.intervals import difference
 from s_resnet.errors import BackendUnavailable, InvalidData
 from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear, ReLU
 from s_resnet.graph.provenance import AppliedRecipe, Provenance
 from s_resnet.runtime import find_device
+from s_resnet.simulation import closed_form
 
 RNG = np.random.default_rng(0)
 CONV, BIAS = RNG.integers(-8, 12, (3, 1, 2, 2)) / 16, RNG.integers(-4, 8, 3) / 16
@@ -179,6 +183,59 @@ def test_requested_steps_are_reported_in_order_from_one_pass():
     ]
 
 
+# ---- directly trained networks against the modules themselves ----
+
+
+def batches(count=12, batch=5, seed=3):
+    labels = torch.randint(CLASSES, (count,), generator=torch.Generator().manual_seed(seed))
+    return list(zip(images(count, SIZE, seed=seed).split(batch), labels.split(batch), strict=True))
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["traced", "folded"])
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_figures_of_a_trained_network_are_those_of_its_module(arch, folded):
+    """At every T accuracy, agreement with the module's own answer after the T it was trained for, and its spikes."""
+    model, graph = trained(arch)
+    graph = passes.fold_batchnorm(graph, Context()) if folded else graph
+    report = evaluate(graph, batches(), 5, at=(1, T, 5))
+    x, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    own = watched(model, x, T)[0].argmax(1)
+    for row in report.snn:
+        logits, seen = watched(model, x, row.timesteps)
+        neurons = sum(given[0, 0].numel() for given, _ in seen.values())
+        spikes = sum(float(out.sum()) for _, out in seen.values())
+        assert row.top1 == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+        assert row.agreement == pytest.approx(float((logits.argmax(1) == own).double().mean()))
+        assert row.spikes_per_neuron == pytest.approx(spikes / neurons / len(x))
+    assert report.snn[1].agreement == 1.0 and report.recipe == "trained"
+    assert report.trained_for == T and report.ann is None
+
+
+def test_of_a_trained_network_json_and_table_know_no_ann():
+    report = evaluate(trained("ms_resnet8")[1], batches(), 2)
+    stored, table = report.to_dict(), report.table()
+    assert stored["ann"] is None and stored["trained_for"] == T
+    assert f"trained for T = {T}" in table and "ANN" not in table
+    assert "3 firing levels" in evaluate(trained("ds_resnet8")[1], batches(), 2).table()
+
+
+def test_the_exit_stops_where_the_module_is_sure():
+    """One image at a time: the first t at which softmax(answer * t / T) reaches the confidence."""
+    model, graph = trained("ms_resnet8", timesteps=4)
+    report = evaluate(graph, batches(), 4, EvaluationSettings(early_exit=0.4))
+    stops, right = [], 0
+    for x, labels in batches():
+        answers = [over(model, t)(x).detach() for t in range(1, 5)]
+        for i, label in enumerate(labels.tolist()):
+            shares = [float((answers[t - 1][i] * t / 4).softmax(0).max()) for t in range(1, 5)]
+            stop = next((t for t, share in enumerate(shares, 1) if share >= 0.4), 4)
+            stops.append(stop)
+            right += int(answers[stop - 1][i].argmax()) == label
+    assert report.exit is not None and len(set(stops)) > 1
+    assert report.exit.mean_timesteps == pytest.approx(sum(stops) / len(stops))
+    assert report.exit.top1 == pytest.approx(right / len(stops))
+
+
 # ---- what is written ----
 
 SCHEMA = {
@@ -314,6 +371,7 @@ MISUSE = {
     "an analog network": lambda: evaluate(
         Graph((Node("i", Input(), ()), Node("r", ReLU(), ("i",)), Node("f", Flatten(), ("r",)))), [(IMAGES, ZEROS)], 4
     ),
+    "too few channels for a trained network": lambda: evaluate(trained("ms_resnet8")[1], [(IMAGES, ZEROS)], 2),
 }
 
 
@@ -324,9 +382,21 @@ def test_what_does_not_fit_is_refused_in_one_line(misuse):
     assert "\n" not in str(caught.value) and "got" in str(caught.value)
 
 
-def test_a_label_out_of_range_is_named():
-    with pytest.raises(InvalidData, match=r"label 7 .* 3 classes"):
-        evaluate(network(3), [(IMAGES, torch.tensor([0, 1, 7, 2]))], 4)
+@pytest.mark.parametrize("made", ["converted", "trained"])
+def test_a_label_out_of_range_is_named(made):
+    snn, x, classes = network(3), IMAGES, 3
+    if made == "trained":
+        snn, x, classes = trained("ms_resnet8")[1], images(4, SIZE), CLASSES
+    with pytest.raises(InvalidData, match=rf"label 7 for a network of {classes} classes"):
+        evaluate(snn, [(x, torch.tensor([0, 1, 7, 2]))], 4)
+
+
+def test_a_trained_network_has_no_closed_form():
+    _, graph = trained("ms_resnet8")
+    with pytest.raises(InvalidData, match="closed_form"):
+        closed_form(graph, images(4, SIZE), 2)
+    with pytest.raises(InvalidData, match="closed_form"):
+        evaluate(graph, [(images(4, SIZE), ZEROS)], 2, EvaluationSettings(in_closed_form=True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

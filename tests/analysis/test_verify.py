@@ -1,30 +1,28 @@
-"""Where a network loses what: every part alone by construction, their sum, the counts, and what is said about them."""
+"""Where a network loses what, and how a trained one fires: by construction, by the modules, by hand; what is said."""
 
 import json
 import math
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from conftest import images as noise
 from conftest import randomized
-from sresnet_cli.__main__ import main
-from sresnet_cli.words import spoken
+from trained_networks import CLASSES, FAMILIES, SIZE, T, trained, watched
 
-from s_resnet import RECIPES, Graph, convert, save, simulate, verify
+from s_resnet import RECIPES, Graph, convert, evaluate, simulate, verify
 from s_resnet.analysis.losses import MEASURES, PARTS, split
+from s_resnet.conversion import Context, passes
 from s_resnet.errors import InvalidData
-from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
+from s_resnet.graph.alphabet import Amplitudes, Differential, MultiThreshold, Signed, Surrogate
 from s_resnet.graph.neuron import Neuron
 from s_resnet.graph.ops import SYNAPSES, Conv2d, Flatten, Input, Linear, Node, SpikingWeights
-from s_resnet.graph.provenance import AppliedPass, AppliedRecipe
+from s_resnet.graph.provenance import AppliedPass, AppliedRecipe, Provenance
 from s_resnet.graph.readout import Readout, SpikingMaxPool2d
+from s_resnet.kernels.surrogate.reference import Firing, fire_reference
 from s_resnet.models import CifarResNet
 from s_resnet.simulation.lockstep import fire_mean, lockstep, order_free
-
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 def scalar(*values):
@@ -333,7 +331,172 @@ def test_no_one_is_told_to_do_what_was_done():
     assert verify(one(), [scalar(0.91)], 40).cause == "inherited"
 
 
-# ---- the JSON, the program, and what is refused
+# ---- directly trained networks: against the modules, against autograd, and by hand
+
+X = noise(6, SIZE)
+
+
+def dormant(module, currents):
+    """Neurons and images through which autograd passes nothing at any step, ``[B, *]``."""
+    currents, firing = currents.detach().requires_grad_(), module.firing
+    spikes = fire_reference(
+        currents,
+        Firing(
+            thresholds=firing.thresholds,
+            decay=firing.decay,
+            reset=firing.reset,
+            surrogate=firing.surrogate,
+            width=firing.width,
+            detach_reset=True,
+        ),
+    )
+    weights = torch.rand(spikes.shape, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad((spikes * weights).sum(), currents)
+    return (gradient == 0).all(0)
+
+
+def channels(values):
+    """The channels ``[C]`` of ``[..., C, H, W]`` after ``values`` as a mean over all else."""
+    return values.double().mean((0, 2, 3))
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["traced", "folded"])
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_layers_of_a_trained_network_are_those_of_its_module(arch, folded):
+    model, graph = trained(arch)
+    graph = passes.fold_batchnorm(graph, Context()) if folded else graph
+    modules = dict(model.named_modules())
+    for steps in (1, T, 2 * T - 1):
+        found = verify(graph, [X[:4], X[4:]], steps)
+        logits, seen = watched(model, X, steps)
+        before, known = watched(model, X, T)
+        assert found.trained_for == T and [layer.name for layer in found.layers] == list(seen)
+        for layer in found.layers:
+            given, spikes = (part.detach() for part in seen[layer.name])
+            asleep, most = dormant(modules[layer.name], given), len(modules[layer.name].firing.thresholds)
+            full = (spikes == most).all(0)
+            assert layer.rate == pytest.approx(spikes.double().mean().item(), rel=1e-12)
+            assert layer.dormant == pytest.approx(asleep.double().mean().item())
+            assert layer.channels["dormant"] == pytest.approx(channels(asleep).tolist())
+            assert layer.channels["saturation"] == pytest.approx(channels(full).tolist())
+            silent = (spikes == 0).transpose(2, 0).flatten(1).all(1).nonzero()[:, 0].tolist()
+            assert layer.dead == tuple(silent)
+            assert layer.saturated == tuple((channels(full) > 0.01).nonzero()[:, 0].tolist())
+            mean, trained_mean = spikes.double().mean(0), known[layer.name][1].double().mean(0)
+            assert layer.drift == pytest.approx(float((mean - trained_mean).norm() / trained_mean.norm()))
+        assert found.logit_error == pytest.approx(float((logits - before).norm() / before.norm()), abs=1e-6)
+        assert found.agreement == pytest.approx(float((logits.argmax(1) == before.argmax(1)).double().mean()))
+
+
+def learned(**neuron):
+    """A single neuron that the image itself drives, trained for 4 steps."""
+    op = Neuron(torch.tensor(0.5), decay=0.25, reset="zero", amplitude=1.0, surrogate=Surrogate("rectangle"))
+    nodes = (
+        Node("input", Input(), ()),
+        Node("conv", Conv2d(torch.ones(1, 1, 1, 1), None), ("input",)),
+        Node("neuron", replace(op, **neuron), ("conv",)),
+        Node("flat", Flatten(), ("neuron",)),
+        Node("fc", Linear(torch.tensor([[1.0], [-1.0]]), None), ("flat",)),
+        Node("mean", Readout(torch.ones(())), ("fc",)),
+    )
+    return Graph(nodes, Provenance(AppliedRecipe("trained", 4))).validate()
+
+
+def layer_of(graph, *values, steps=4):
+    return verify(graph, [torch.tensor(values).view(-1, 1, 1, 1)], steps).layers[0]
+
+
+def test_trained_neurons_by_hand():
+    """Decay 1/4, threshold 1/2, window (0, 1): u = 0.4, 0.5 (spike), 0.4, 0.5 ...; -1 and 1 never lie in it."""
+    assert layer_of(learned(), 0.4).rate == 0.5 and layer_of(learned(), 0.4).dormant == 0
+    asleep = layer_of(learned(), -1.0, 1.0, 0.25)
+    assert asleep.dormant == 2 / 3 and asleep.rate == 1 / 3 and asleep.saturated == (0,)
+    assert layer_of(learned(surrogate=Surrogate("rectangle", 2.5)), -0.5, 1.0).dormant == 0
+    assert (
+        layer_of(learned(surrogate=Surrogate("triangle")), -0.75, 1.0).dormant == 1 / 2
+    )  # the triangle's reach is (-0.5, 1.5)
+    assert layer_of(learned(surrogate=Surrogate("arctan")), -9.0, 9.0).dormant == 0
+    # Three levels: 1.2 lies in the second window, fires the first at once, 1.2 + 0.3 + 0.075 ... never the second.
+    levels = torch.tensor([0.6, 1.6, 2.6])
+    several = learned(threshold=levels[0], spikes=MultiThreshold(levels))
+    assert layer_of(several, 1.2).rate == 1 and layer_of(several, 9.0).saturated == (0,)
+    assert layer_of(several, 9.0).dormant == 1 and layer_of(several, 1.2, 9.0).dormant == 1 / 2
+    assert layer_of(several, 9.0).rate == 3
+
+
+def test_drift_by_hand():
+    """0.4 spikes in every second step: after one step nothing, after 4 half; the logits 1/2 and -1/2."""
+    found = verify(learned(), [torch.full((1, 1, 1, 1), 0.4)], 1)
+    assert found.layers[0].drift == 1.0 and found.logit_error == 1.0 and found.trained_for == 4
+    assert "trained for T = 4" in found.verdict and found.layers[0].dead == (0,)
+    again = verify(learned(), [torch.full((1, 1, 1, 1), 0.4)], 4)
+    assert again.layers[0].drift == again.logit_error == 0 and again.agreement == 1
+    silent = verify(learned(), [torch.full((1, 1, 1, 1), -1.0)], 4)
+    assert silent.logit_error == 0 and "never fire" in silent.verdict and "No gradient" in silent.advice
+
+
+def test_the_json_of_a_trained_network_has_the_keys_of_a_converted_one(tmp_path):
+    _, graph = trained("ds_resnet8")
+    labels = torch.arange(len(X)) % CLASSES
+    found = verify(graph, [(X, labels)], 1, network="a.snn")
+    found.save(tmp_path / "a.json")
+    entry = json.loads((tmp_path / "a.json").read_text())
+    assert entry["schema"] == 1 and entry["trained_for"] == T and set(entry["top1"]) == {"snn", "trained"}
+    assert entry["breaks"] is entry["worst"] is entry["cause"] is None
+    assert all(layer["errors"] is None and layer["unsettled"] is None for layer in entry["layers"])
+    shares = [float((graph(X, steps).argmax(1) == labels).double().mean()) for steps in (1, T)]
+    assert [entry["top1"]["snn"], entry["top1"]["trained"]] == shares
+    assert set(verify(graph, [(X, labels)], T).top1) == {"snn"}
+
+
+def test_what_has_no_meaning_is_none():
+    """One type for both kinds; the JSON of a converted network has no keys of a trained one."""
+    found, other = (
+        verify(learned(), [torch.full((2, 1, 1, 1), 0.4)], 4),
+        verify(learned(surrogate=None), [torch.ones(2, 1, 1, 1)], 4),
+    )
+    assert type(found) is type(other) and type(found.layers[0]) is type(other.layers[0])
+    assert found.breaks is found.worst is found.cause is other.trained_for is None
+    assert found.layers[0].errors is found.layers[0].unsettled is None
+    assert other.layers[0].dormant is other.layers[0].drift is None and other.worst == "neuron"
+    trained, entry = found.to_dict(), other.to_dict()
+    assert trained.keys() - entry.keys() == {"trained_for"}
+    assert trained["layers"][0].keys() - entry["layers"][0].keys() == {"dormant", "drift"}
+
+
+def test_the_table_of_a_trained_network(tmp_path):
+    result = verify(trained("ms_resnet8")[1], [X], 1, network="a.snn")
+    header, table, logits, said = result.table().split("\n\n")
+    rows = table.splitlines()
+    assert rows[0].split() == ["layer", "rate", "dead", "dormant", "drift"]
+    assert len(rows) == 1 + len(result.layers) and rows[1].split()[0] == "body.0.0.neuron1"
+    assert f"(trained for {T})" in header and "agreement" in logits and result.verdict in said
+    _, table, said = verify(trained("ms_resnet8")[1], [X], T).table().split("\n\n")
+    assert "drift" not in table and "agreement" not in said
+    assert "saturated" in verify(trained("ms_resnet8")[1], [X], 4).table()
+
+
+def test_events_step_by_step():
+    """Events [T, B, C, H, W]: the same figures as the module's; fewer frames than steps are refused."""
+    model, graph = trained("ms_resnet8")
+    events = torch.stack([noise(4, SIZE, seed=seed) for seed in range(T)])
+    labels = torch.arange(4)
+    found = verify(graph, [(events, labels)], T)
+    logits, seen = watched(model, events, T)
+    for layer in found.layers:
+        given, spikes = seen[layer.name]
+        asleep = dormant(dict(model.named_modules())[layer.name], given)
+        assert layer.rate == pytest.approx(spikes.double().mean().item())
+        assert layer.dormant == pytest.approx(asleep.double().mean().item())
+    top1 = float((logits.argmax(1) == labels).double().mean())
+    assert found.top1 == {"snn": pytest.approx(top1)} and found.images == 4
+    report = evaluate(graph, [(events, labels)], T, at=(1, T))
+    assert report.snn[1].top1 == pytest.approx(top1) and report.snn[1].agreement == 1 and report.images == 4
+    with pytest.raises(InvalidData, match=rf"{T} frames of events for {T + 1} steps"):
+        verify(graph, [events], T + 1)
+
+
+# ---- the JSON, and what is refused
 
 
 def test_json_has_every_channel_and_no_infinity(tmp_path):
@@ -352,6 +515,13 @@ def test_json_has_every_channel_and_no_infinity(tmp_path):
     assert result.layers[0].channels["inherited"][1] == math.inf
 
 
+def half_trained():
+    """A trained network of which one layer sends signed spikes."""
+    graph = trained("ms_resnet8")[1]
+    odd = replace(graph["body.3"], op=replace(graph["body.3"].op, reset="subtract", spikes=Signed()))
+    return replace(graph, nodes=tuple(odd if node.name == odd.name else node for node in graph.nodes))
+
+
 @pytest.mark.parametrize(
     ("change", "timesteps", "batches", "said"),
     [
@@ -364,6 +534,10 @@ def test_json_has_every_channel_and_no_infinity(tmp_path):
         (lambda g: replace(g, nodes=g.nodes[:-1]), 4, [scalar(1.0)], "ends in Linear"),
         (lambda g: replace(g, nodes=g.nodes[:2]), 4, [scalar(1.0)], "without neurons"),
         (lambda g: residual(weights="int8")[0], 4, [noise(1)], "integer network"),
+        (lambda g: learned(), 0, [scalar(1.0)], "timesteps=0"),
+        (lambda g: learned(), 2, [], "no images"),
+        (lambda g: learned(), 2, [(scalar(1.0), torch.tensor([9]))], "label 9 for a network of 2 classes"),
+        (lambda g: half_trained(), 2, [X], "body.3"),
     ],
 )
 def test_what_cannot_be_verified_is_refused(change, timesteps, batches, said):
@@ -371,66 +545,3 @@ def test_what_cannot_be_verified_is_refused(change, timesteps, batches, said):
     with pytest.raises(InvalidData) as error:
         verify(network, batches, timesteps)
     assert said in str(error.value) and "expected" in str(error.value) and str(error.value).endswith(".")
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch, capfd):
-    """The program, in a folder with tiny.snn and its images: arguments in; exit code, stdout and stderr out."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    np.savez("photos.npz", x=rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8), y=np.arange(20) % 10)
-    torch.save(randomized(CifarResNet(8, width=4)).state_dict(), "tiny.pth")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sresnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return exit.value.code or 0, *capfd.readouterr()
-
-    settings = (
-        "--calibration-images",
-        6,
-        "--input-size",
-        8,
-        "--timesteps",
-        4,
-        "--recipe",
-        "s-resnet",
-        "-o",
-        "tiny.snn",
-    )
-    assert run("convert", "tiny.pth", "--calibration", "photos.npz", *settings)[0] == 0
-    return run
-
-
-def test_the_program_says_which_layer_loses_what(program, tmp_path):
-    """On the images it was not calibrated on, at its own T."""
-    code, out, err = program("verify", "tiny.snn", "--json", "out.json")
-    assert (code, err) == (0, "")
-    stored = json.loads((tmp_path / "out.json").read_text())
-    assert (stored["images"], stored["timesteps"], stored["recipe"], stored["network"]) == (
-        14,
-        4,
-        "s-resnet",
-        "tiny.snn",
-    )
-    rows = [line.split() for line in out.splitlines()]
-    assert rows[1][0] == "data:" and rows[3][0] == "layer" and len(rows[3]) == 11
-    for row, layer in zip(rows[4:], stored["layers"], strict=False):
-        assert row[:2] == [layer["name"], f"{layer['rate']:.4f}"]
-        assert row[2:8] == [f"{100 * layer['errors'][name]:.1f}%" for name in MEASURES]
-        assert row[9:] == [f"{len(layer[few])}/{len(layer['channels']['rate'])}" for few in ("dead", "saturated")]
-    assert out.rstrip().endswith(f"{stored['verdict']}\n{spoken(stored['advice'])}") and "--" in out
-    code, out, _ = program("verify", "tiny.snn", "--timesteps", 9, "--limit", 5, "--data", "photos.npz")
-    assert code == 0 and "T = 9   5 images" in out
-
-
-def test_the_program_asks_and_refuses_in_one_line(program):
-    assert program("verify", "absent.snn")[0] == 1
-    assert program("verify", "tiny.snn", "--timesteps", 0)[0] == 2
-    save(one(), "bare.snn")
-    code, _, err = program("verify", "bare.snn")
-    assert code == 2 and "Pass --timesteps T" in err
-    code, _, err = program("verify", "tiny.snn", "--json", "absent/out.json")
-    assert code == 1 and err.startswith("Error: absent/out.json") and err.count("\n") == 1

@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import math
 import os
 import re
 import subprocess
@@ -19,10 +18,10 @@ import click
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from sresnet_cli.__main__ import main, sresnet
 from torch import nn
+from trained_networks import T, put_trained
 
 import s_resnet
 from s_resnet.graph.provenance import Source
@@ -243,24 +242,42 @@ def test_the_options_are_frozen():
     assert required == {name: [name == "convert"] for name in FROZEN}
 
 
-@pytest.mark.parametrize("command", ["", *FROZEN])
-def test_help_teaches_without_loading_torch(command):
-    code = "\n".join((
-        "import sys", "from sresnet_cli.__main__ import main",
-        "try: main()", "except SystemExit as exit: assert not exit.code, exit.code",
-        "assert not {'torch', 'numpy', 's_resnet'} & set(sys.modules)",
-    ))  # fmt: skip
-    asked = [sys.executable, "-c", code, *command.split(), "--help"]
-    result = subprocess.run(asked, capture_output=True, text=True)
+HELP = """
+import contextlib, io, json, sys
+from sresnet_cli.__main__ import main
+said = {}
+for command in sys.argv[1:]:
+    sys.argv, out = ["sresnet", *command.split(), "--help"], io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            main()
+        except SystemExit as exit:
+            assert not exit.code, exit.code
+    said[command] = [out.getvalue(), sorted({"torch", "numpy", "s_resnet"} & set(sys.modules))]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def helped():
+    """What --help prints, and what of the heavy modules is loaded then: of every command in one process."""
+    result = subprocess.run([sys.executable, "-c", HELP, "", *FROZEN], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    assert all(option in result.stdout for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("command", ["", *FROZEN])
+def test_help_teaches_without_loading_torch(helped, command):
+    text, loaded = helped[command]
+    assert not loaded
+    assert all(option in text for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
     if command in ("", "convert", "evaluate", "verify", "report", "export", "train"):
-        assert f"  sresnet {command}".rstrip() in result.stdout.partition("\n")[2]  # an example, beside the usage
+        assert f"  sresnet {command}".rstrip() in text.partition("\n")[2]  # an example, beside the usage
     if command in ("convert", "evaluate", "verify", "report", "export", "train"):
         for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
                      "digits", ".npz"):  # fmt: skip
-            assert form in result.stdout, form
-        assert command == "export" or "events: cifar10dvs:DIR, dvsgesture:DIR." in result.stdout
+            assert form in text, form
+        assert command == "export" or "events: cifar10dvs:DIR, dvsgesture:DIR." in text
 
 
 # An option does something or is something; what it belongs to comes later in the sentence.
@@ -303,16 +320,15 @@ def test_version_says_which_kernel_runs(program):
 # ---- the whole path
 
 
-def test_two_commands_from_a_checkpoint_to_figures(tmp_path):
+def test_two_commands_from_a_checkpoint_to_figures(program, tmp_path):
+    """The first as a shell starts it, which takes seconds; the second finds what that has written."""
     make_checkpoint(tmp_path / "tiny.pth")
     make_photos(tmp_path / "photos")
-    said = []
-    for arguments in (("convert", "tiny.pth", *CALIBRATED), ("evaluate", "--json", "out.json")):
-        command = [sys.executable, "-m", "sresnet_cli", *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert (result.returncode, result.stderr) == (0, "")
-        said.append(result.stdout)
-    assert said[0].endswith("\nNext: sresnet evaluate tiny.snn\n")
+    command = [sys.executable, "-m", "sresnet_cli", "convert", "tiny.pth", *map(str, CALIBRATED)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("\nNext: sresnet evaluate tiny.snn\n")
+    program.works("evaluate", "--json", "out.json")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "photos", "tiny.pth", "tiny.snn"]
     assert json.loads((tmp_path / "out.json").read_text())["images"] == 18
 
@@ -372,6 +388,17 @@ def test_json_is_as_documented_and_the_table_shows_it(program, network, tmp_path
         ]
         assert row["drop"] == pytest.approx(report["ann"]["top1"] - row["top1"]) and row["top5"] is None
     assert "18 images" in table and report["device"] in table and report["kernel"] in table
+
+
+@pytest.mark.parametrize("arch", ["ms_resnet8", "ds_resnet8"])
+def test_a_trained_network_has_no_ann_beside_it(program, tmp_path, arch):
+    model, x, labels = put_trained(tmp_path, arch)
+    asked = ("--timesteps", 4, "--at", f"1,{T}", "--data", "data.npz", "--json", "out.json")
+    said = program.works("evaluate", "net.snn", *asked)
+    entry = json.loads((tmp_path / "out.json").read_text())
+    top1 = float((model(x).argmax(1) == labels).double().mean())
+    assert entry["snn"][1]["top1"] == pytest.approx(top1) and entry["ann"] is None and entry["recipe"] == "trained"
+    assert f"trained for T = {T}" in said and "ANN" not in said
 
 
 def test_the_ann_beside_it_is_the_checkpoint(program, network, tmp_path, monkeypatch):
@@ -439,7 +466,7 @@ def test_settings_reach_the_network(program, tmp_path):
     assert known.data.spec == str((tmp_path / "photos").resolve())
 
 
-def test_it_says_how_many_images_went_into_what(program, tmp_path):
+def test_it_says_how_many_images_went_into_what(program, tmp_path, monkeypatch):
     """Of 10 asked for, at most half are held out for the search of the compensation."""
     make_checkpoint(tmp_path / "tiny.pth")
     make_photos(tmp_path / "photos")
@@ -450,6 +477,8 @@ def test_it_says_how_many_images_went_into_what(program, tmp_path):
     assert (found.calibration.images, found.compensation.images) == (5, 5)
     factor = found.compensation.factor
     assert f"thresholds from 5 images, compensation {factor:.4f} from 5 others" in said
+    whole = s_resnet.Recipe.reconstructed
+    monkeypatch.setattr(s_resnet.Recipe, "reconstructed", lambda self: whole(self, steps=1, joint=1))
     said = program.works(*given, "--calibration-images", 10, "--timesteps", 4, "--recipe", "phased", "--reconstruct")
     found = s_resnet.load("tiny.snn").provenance
     assert (found.calibration.fitted, found.reconstruction.images) == (10, 10)
@@ -462,67 +491,6 @@ def test_defaults_are_the_papers(program, network):
     assert (known.recipe.name, known.recipe.timesteps) == ("s-resnet", 350)
     assert known.calibration.percentile == 99.9
     assert known.preprocessing.mean == s_resnet.data.IMAGENET_MEAN
-
-
-# ---- inspect
-
-
-def synapse(model: nn.Module, convolution: str, norm: str) -> torch.Tensor:
-    """A convolution's weight with its BatchNorm folded in, by hand."""
-    conv, bn = model.get_submodule(convolution), model.get_submodule(norm)
-    return conv.weight.detach() * (bn.weight / (bn.running_var + bn.eps).sqrt()).detach().view(-1, 1, 1, 1)
-
-
-def test_inspect_shows_the_shortcut_conversion_model(program, network):
-    """Neuron by neuron lambda_in / lambda_out from the calibrated scales, and the weights that follow from it."""
-    said = program.works("inspect", "tiny.snn")
-    snn, model = s_resnet.load("tiny.snn"), tiny()
-    scale = snn.provenance.calibration.scales
-    feeds = {"layer1.0.relu_1": "relu", "layer2.0.relu_1": "layer1.0.relu_1", "layer3.0.relu_1": "layer2.0.relu_1"}
-    section = said.split("\n\n")[2].splitlines()
-    assert "lambda_in / lambda_out" in section[0]
-    rows = [line.split() for line in section[1:]]
-    assert [row[0] for row in rows] == list(feeds)
-    assert [row[2] for row in rows] == ["identity", "projection", "projection"]
-    for neuron, name, kind, ratio, threshold in rows:
-        expected = scale[feeds[neuron]] / scale[neuron]
-        assert ratio == f"{expected:.4f}" and threshold == f"{scale[neuron]:.4g}"
-        weight = torch.ones(())
-        if kind == "projection":
-            stage = name.partition(".0.")[0]
-            weight = synapse(model, f"{stage}.0.shortcut.0", f"{stage}.0.shortcut.1")
-        torch.testing.assert_close(snn[name].op.weight, expected * weight)
-        assert snn[neuron].inputs[1] == name
-
-
-def test_inspect_shows_graph_recipe_and_provenance(program, network):
-    header, nodes, _, known = program.works("inspect", "tiny.snn").split("\n\n")
-    snn = s_resnet.load("tiny.snn")
-    assert "cifar_resnet8" in header and "recipe s-resnet" in header and "T = 4" in header
-    rows = {line.split()[0]: line.split() for line in nodes.splitlines()[1:]}
-    assert list(rows) == [node.name for node in snn.nodes]
-    for name, scale in snn.provenance.calibration.scales.items():
-        assert f"{scale:.4g}" in rows[name]
-    assert all(rows[node.name][1:3] == ["Neuron", "1"] for node in snn.neurons)
-    shown = dict(line.split(": ", 1) for line in known.splitlines())
-    assert set(shown) == set(snn.provenance.to_json())
-    for name in ("recipe", "preprocessing", "source", "classes", "versions", "compensation"):
-        assert json.loads(shown[name]) == snn.provenance.to_json()[name]
-    assert "fingerprints" not in known and json.loads(shown["data"])["images"] == 6
-
-
-def test_inspect_lists_every_shortcut_of_a_torchvision_resnet(program, tmp_path):
-    make_checkpoint(tmp_path / "r18.pth", randomized(torchvision.models.resnet18(num_classes=5)))
-    code, _, _ = program("convert", "r18.pth", "--input-size", 32, "-o", "r18.snn")
-    said = program.works("inspect", "r18.snn")
-    scale = s_resnet.load("r18.snn").provenance.calibration.scales
-    rows = [line.split() for line in said.split("\n\n")[2].splitlines()[1:]]
-    before = "relu"  # the stem's, behind its max-pool
-    assert code == 0 and len(rows) == 8
-    assert [row[2] for row in rows] == ["identity", "identity", *["projection", "identity"] * 3]
-    for neuron, _, _, ratio, _ in rows:
-        assert ratio == f"{scale[before] / scale[neuron]:.4f}" and math.isfinite(float(ratio))
-        before = neuron
 
 
 # ---- the demo

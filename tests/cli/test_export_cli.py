@@ -12,6 +12,7 @@ from sresnet_cli import export as module
 from test_cli import CALIBRATED, SIZE, make_checkpoint, make_photos, randomized
 from test_cli import network as network  # the fixtures
 from test_cli import program as program
+from trained_networks import put_trained
 
 import s_resnet
 from s_resnet.graph.provenance import AppliedRecipe
@@ -162,6 +163,16 @@ def test_networks_that_the_format_cannot_say(program, network):
     code, _, err = program("export", "phased.snn", *NIR)
     assert code == 1 and "got a neuron with schedule 'phased'" in err
     assert "--recipe calibrated-streaming or --recipe s-resnet" in err
+
+
+@pytest.mark.parametrize("arch", ["ms_resnet8", "ds_resnet8"])
+def test_trained_networks_of_one_level(program, tmp_path, arch):
+    put_trained(tmp_path, arch)
+    code, out, err = program("export", "net.snn", *NIR, "--verify", "nir", "--data", "data.npz")
+    if arch == "ds_resnet8":
+        assert code == 1 and "body.0: got a neuron with 3 firing levels" in err
+    else:
+        assert code == 0 and "images with the same spikes" in out
 
 
 def test_without_nir_it_names_the_extra(program, network, monkeypatch):

@@ -1,5 +1,6 @@
 """Being stopped: no signal is lost, wherever it arrives; it says how to go on, and leaves no file behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -36,38 +37,60 @@ except BaseException:
 """,
     "plain code": "hit()",
 }
+# A child for every place and signal, all at once: the program as it ends, its words in files.
 SCRIPT = """
-import ctypes, os, signal, sys, threading, time, weakref
+import ctypes, itertools, json, os, signal, sys, threading, time, weakref
 from sresnet_cli import stop
 from sresnet_cli.__main__ import main, sresnet
-number, place = getattr(signal, sys.argv[1]), sys.argv[2]
-stop.LATER = float(sys.argv[3])  # seconds
+places, numbers = json.loads(sys.argv[1]), sys.argv[2:]
 for usual in stop.SIGNALS:
     signal.signal(usual, signal.default_int_handler if usual == signal.SIGINT else signal.SIG_DFL)
 hits = []
-def hit():
-    if not hits:
-        hits.append(1)
-        signal.raise_signal(number)
-@sresnet.command()
-def work():
-    exec(place)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        time.sleep(0.001)
-    print("lost")
-sys.argv[1:] = ["work"]
-main()
+def child(name, number):
+    for words, file in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{name}-{number}.{words}", os.O_CREAT | os.O_WRONLY), file)
+    stop.LATER = 0.3 if name == "who swallows it" else 60.0  # seconds
+    def hit():
+        if not hits:
+            hits.append(1)
+            signal.raise_signal(getattr(signal, number))
+    @sresnet.command()
+    def work():
+        exec(places[name], globals() | {"hit": hit})
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            time.sleep(0.001)
+        print("lost")
+    sys.argv[1:] = ["work"]
+    main()
+children = {}
+for name, number in itertools.product(places, numbers):
+    children[f"{name}-{number}"] = pid = os.fork()
+    if not pid:
+        child(name, number)
+print(json.dumps({name: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for name, pid in children.items()}))
 """
+NUMBERS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Exit code, stdout and stderr of a program that was hit by a signal, by place and signal."""
+    folder = tmp_path_factory.mktemp("hit")
+    path = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(PLACES), *NUMBERS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder, env=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = {
+        name: [(folder / f"{name}.{kind}").read_text() for kind in ("out", "err")] for name in json.loads(done.stdout)
+    }
+    return {name: (code, *words[name]) for name, code in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("place", PLACES)
-def test_no_signal_is_lost(place, number):
-    later = "0.3" if place == "who swallows it" else "60"
-    command = [sys.executable, "-c", SCRIPT, number, PLACES[place], later]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (128 + getattr(signal, number), "", "Interrupted.\n")
+def test_no_signal_is_lost(ended, place, number):
+    assert ended[f"{place}-{number}"] == (128 + getattr(signal, number), "", "Interrupted.\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -11,8 +11,10 @@ import torch
 from conftest import images, randomized
 from test_program import TINY, X, tiny
 from test_schedules import PLANS, network, pictures, recorded
+from trained_networks import FAMILIES, T, dyadic, dyadic_images, trained, watched
 
 from s_resnet import RECIPES, Graph, SResNetError, convert, simulate
+from s_resnet.conversion import Context, passes
 from s_resnet.errors import InvalidData
 from s_resnet.export import arrays, export_npz
 from s_resnet.graph import Neuron, Node, Readout
@@ -61,6 +63,20 @@ def test_and_for_every_alphabet_reset_and_readout(monkeypatch, tmp_path, documen
         return
     differ, of, apart = compared(monkeypatch, tmp_path, documented, tiny(**TINY[name]), X, 4)
     assert differ == 0 and of > 1000 and apart < 1e-5
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_the_documented_simulator_has_the_spikes_of_a_trained_module(tmp_path, documented, arch):
+    (model, graph), x = dyadic(arch), dyadic_images()
+    export_npz(graph, tmp_path / "x.npz")
+    logits, spikes = documented["simulate"](tmp_path / "x.npz", x.numpy(), T)
+    expected, seen = watched(model, x, T)
+    assert spikes.keys() == seen.keys()
+    for name, (_, out) in seen.items():
+        assert np.array_equal(spikes[name], out.numpy()) and out.sum() > 0, name
+    assert np.allclose(logits, expected.numpy(), atol=1e-6)
+    most = max(float(out.max()) for _, out in seen.values())
+    assert most == (3 if arch.startswith("ds") else 1)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +135,22 @@ def test_the_page_names_every_operation_and_field(tmp_path, integers):
         words = {word for node in header["nodes"] for word in (*node, *node["settings"], *node["arrays"])} | set(header)
         assert not [word for word in words if f"`{word}`" not in PAGE]
     assert not [kind.__name__ for kind in arrays._ENTRIES if f"`{kind.__name__}`" not in PAGE]
+
+
+def test_format_and_fields_of_trained_networks(tmp_path):
+    """Format 2 where there are several levels; batch normalization as it is, or folded; each word on the page."""
+    for arch, format in (("ds_resnet8", 2), ("ms_resnet8", 1)):
+        _, graph = trained(arch)
+        export_npz(graph, tmp_path / "traced.npz")
+        export_npz(passes.fold_batchnorm(graph, Context()), tmp_path / "x.npz")
+        for name in ("traced", "x"):
+            with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as file:
+                header = json.loads(bytes(file["graph"]))
+                node = graph.neurons[0].name
+                assert (file[f"{node}/emission"] == 1).all() and header["format"] == format
+                assert (f"{node}/firing" in file) == (format == 2)
+            words = {word for node in header["nodes"] for word in (*node, *node["settings"], *node["arrays"])}
+            assert not [word for word in words if f"`{word}`" not in PAGE]
 
 
 def test_refusals(tmp_path):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import trained_networks
 from conftest import images, load_program, randomized
 from test_schedules import PLANS, dyadic, network, pictures
+from trained_networks import dyadic_images, watched
 
 from s_resnet import Graph, SResNetError, convert, simulate
 from s_resnet.conversion import Context
@@ -111,24 +113,41 @@ def agrees(answers, graph, x, steps):
 # ---- the same answers, to the last bit on dyadic weights ----
 
 
+def joined(*names, **more):
+    """A network with the settings of several cases: a program costs a second, whatever it holds."""
+    return tiny(**{key: value for name in names for key, value in TINY[name].items()}, **more)
+
+
 CASES = {
-    **{name: (tiny(**settings), X, 3) for name, settings in TINY.items()},  # every alphabet
+    "binary": (tiny(), X, 3),
+    "leaky, reset to zero, spikes readout": (joined("leaky, reset to zero", "spikes readout"), X, 3),
+    "signed, corrected": (joined("signed", "corrected"), X, 3),
+    "levels, weighted readout": (joined("levels, weighted readout"), X, 3),
+    "differential": (joined("differential"), X, 3),
+    "multi-level firing": (joined("multi-level firing", decay=0.5, reset="zero"), X, 3),
     "integers": (quantize_weights(tiny(), Context()), X, 3),
     # Every schedule, shortcuts and a gated pool.
-    **{name: (network(PLANS[name], weighed=True), pictures(), 2) for name in ("mixed", "lagged")},
+    "mixed": (network(PLANS["mixed"], weighed=True), pictures(), 2),
 }
-MEMORIES = (("signed", "corrected"), ("differential",), ("spikes readout",), ("multi-level firing",))
 LOOPED = {
-    f"{', '.join(names)}, many steps": (tiny(**{k: v for name in names for k, v in TINY[name].items()}), X, 7)
-    for names in MEMORIES
+    "signed, corrected, many steps": (joined("signed", "corrected"), X, 7),
+    "differential, many steps": (joined("differential"), X, 7),
+    "multi-level firing, spikes readout, many steps": (joined("multi-level firing", "spikes readout"), X, 7),
 }
+TRAINED = ("ms_resnet8", "sew_resnet8")  # sums of currents and of spikes
 
 
 def test_it_runs_without_this_package_for_any_batch(tmp_path):
-    """One other process reads them all: it starts for seconds."""
-    cases = CASES | LOOPED
-    for name, answers in reloaded(tmp_path, cases, LOOPED).items():
-        assert agrees(answers, *cases[name]), name
+    """One other process reads them all: it starts for seconds. Trained networks also answer as their modules."""
+    x, steps = dyadic_images(), 2
+    modules, graphs = zip(*map(trained_networks.dyadic, TRAINED), strict=True)
+    trained = {arch: (graph, x, steps) for arch, graph in zip(TRAINED, graphs, strict=True)}
+    cases = CASES | LOOPED | trained
+    answers = reloaded(tmp_path, cases, LOOPED)
+    for name, case in cases.items():
+        assert agrees(answers[name], *case), name
+    for arch, module in zip(TRAINED, modules, strict=True):
+        torch.testing.assert_close(answers[arch][0], watched(module, x, steps)[0])
 
 
 def test_many_steps_are_a_loop(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import images, randomized
 from test_verify import build, conv, one, scalar, uneven
+from trained_networks import SIZE, T, trained, watched
 
 from s_resnet import RECIPES, convert, simulate
 from s_resnet.errors import InvalidData
@@ -145,3 +146,23 @@ def test_an_integer_network():
 def test_what_cannot_be_recorded_is_refused(layers, batch, count, says):
     with pytest.raises(InvalidData, match=says):
         record(one(), scalar(*[0.5] * batch), 4, layers, count)
+
+
+# ---- directly trained
+
+
+def test_recorded_spikes_and_membranes_are_those_of_the_module():
+    """In numbers of spikes, and membranes in thresholds, after the reset to zero; of several levels the first."""
+    for arch in ("ms_resnet8", "ds_resnet8", "sew_resnet8"):
+        model, graph = trained(arch)
+        x, layer = images(1, SIZE, seed=8), graph.neurons[1].name
+        (trace,) = record(graph, x, T, [layer], 6)
+        given, spikes = (part[:, 0].flatten(1)[:, list(trace.neurons)] for part in watched(model, x, T)[1][layer])
+        op = graph[layer].op
+        theta, v, path = float(op.threshold), torch.zeros(6), []
+        for now in given:
+            v = op.decay * v + now
+            v = v * (v < theta)
+            path.append(v / theta)
+        assert torch.equal(trace.spikes, spikes) and trace.spikes.sum() > 0
+        assert torch.allclose(trace.membrane, torch.stack(path), atol=1e-5)
