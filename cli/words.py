@@ -15,7 +15,7 @@ PHRASES = (
     (r"match_classes\(data, natural_order\(data\.classes\)\)", "--classes natural"),
     (r"Match them: s_resnet\.data\.match_classes\(data, names\)", "Give it with --classes FILE"),
     (r"Number them as the network does: s_resnet\.data\.match_classes.*\)", "Give the network's with --classes FILE"),
-    (r"Evaluate on held-out ones", "Name held-out ones (--data)"),
+    (r"Evaluate on held-out images", "Name held-out images (--data)"),
     (r"size, mean, std and range(?=\. What)", r"\g<0> (--input-size, --mean, --std)"),
     (r"were taken from the architecture", r"\g<0> (--arch)"),
     (r"(?<=what would help: )more calibration images", r"\g<0> (convert --calibration-images)"),

@@ -1,4 +1,4 @@
-"""What a neuron layer of a directly trained network does by itself, as it has no source to be compared with."""
+"""What a neuron layer of a directly trained network does; there is no source network to compare it with."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from ..graph.ops import Node
 from ..kernels import per_channel
 from ..kernels.surrogate.reference import Firing, slope
 
-EVERYWHERE = ("arctan", "sigmoid")  # surrogates that are nowhere zero
+EVERYWHERE = ("arctan", "sigmoid")  # surrogates that are zero nowhere
 
 
 def check_trained(node: Node) -> None:
-    """Raise InvalidData for a neuron layer that no directly trained network has."""
+    """Check that a neuron layer is one that a directly trained network can have.
+
+    Raises:
+        InvalidData: it is not.
+    """
     op = node.op
     assert isinstance(op, Neuron)
     if op.surrogate is None or op.waits or not isinstance(op.spikes, Binary | MultiThreshold):
         got = f"a converted, waiting or {op.alphabet} neuron in a trained network"
-        expected, remedy = "neurons with a surrogate gradient alone", "Verify the network that it was trained from"
+        expected, remedy = "only neurons with a surrogate gradient", "Verify the network that it was trained from"
         raise InvalidData(message("verify", node.name, got, expected, remedy))
 
 
@@ -40,7 +44,7 @@ def activity(op: Neuron, currents: Tensor, timesteps: int, trained_for: int) -> 
         trained_for: the T that it was trained for.
 
     Yields:
-        Names and values ``[B, *]``: ``emitted`` (spikes in T steps), ``saturated`` and ``dormant`` (1 where it is),
+        Names and values ``[B, *]``: ``emitted`` (spikes in T steps), ``saturated`` and ``dormant`` (1 where true),
         ``drift`` (square of the mean output after T steps minus that after the T trained for), and ``signal``, the
         square of the latter.
     """
@@ -71,7 +75,7 @@ def activity(op: Neuron, currents: Tensor, timesteps: int, trained_for: int) -> 
 
 
 def _in_window(op: Neuron, above: Tensor) -> Tensor:
-    """Whether a gradient passes at a membrane that is ``above`` its threshold by so much."""
+    """Whether a gradient passes at a membrane that exceeds its threshold by ``above``."""
     assert op.surrogate is not None
     if op.surrogate.shape in EVERYWHERE:
         return torch.ones_like(above, dtype=torch.bool)

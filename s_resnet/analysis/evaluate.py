@@ -44,8 +44,8 @@ class EvaluationSettings(Displayed):
             :func:`s_resnet.simulation.simulate_with_early_exit` does. The fixed T of ``at`` are then simulated only if
             ``at`` is given: they cost the steps that the exit saves. None: no exit.
         precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as of a simulation.
-        in_closed_form: of a phased network, take spike counts from :func:`s_resnet.simulation.closed_form`, about T
-            times faster.
+        in_closed_form: whether to take the spike counts of a phased network from
+            :func:`s_resnet.simulation.closed_form`, which is about T times faster.
         network: a name for the report.
         progress: whether to show bars on stderr when it is a terminal, in the first process.
         watch: called for every batch with images, labels, the logits to agree with and the answers ``[rows, B, N]``.
@@ -66,8 +66,8 @@ class EvaluationSettings(Displayed):
             object.__setattr__(self, "early_exit", probability(self.early_exit, "evaluate", "early_exit"))
         if self.in_closed_form and (self.precision != "exact" or self.early_exit is not None):
             asked = "an exit" if self.precision == "exact" else f"precision {self.precision}"
-            got, remedy = f"the closed form with {asked}", "Choose one of the two"
-            expected = "it alone, as it counts in float32 and has no steps to leave at"
+            got, remedy = f"the closed form with {asked}", "Leave the closed form out"
+            expected = "it alone, as it computes in float32 and has no steps to stop at"
             raise InvalidData(message("evaluate", "", got, expected, remedy))
 
 
@@ -94,15 +94,15 @@ def evaluate(
     Args:
         snn: a converted or directly trained network.
         loader: batches of (images ``[B, C, H, W]``, labels ``[B]``, ...) or dicts with ``pixel_values`` or ``images``
-            and ``labels``; of events ``[T, B, C, H, W]`` the ANN sees the mean over T.
+            and ``labels``. With events ``[T, B, C, H, W]`` the ANN sees the mean over T.
         timesteps: T >= 1.
         settings: early exit, precision, and what else is seldom needed.
-        at: the steps to report; by default T, and for a network that is not fitted to one T also 1, 2, 4, ...
+        at: the steps to report; by default T, and also 1, 2, 4, ... for a network that is not fitted to one T.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        InvalidData: no images, images or answers that are not finite, labels that the network has no class for, classes
-            in another order than the network's, or a setting out of range.
+        InvalidData: there are no images, images or answers are not finite, the network has no class for a label, the
+            classes are in another order than the network's, or a setting is out of range.
         BackendUnavailable: ``device="cuda"`` without a GPU.
     """
     with shared_errors():
@@ -132,7 +132,7 @@ def powers_of_two(timesteps: int) -> tuple[int, ...]:
 
 @dataclass
 class _Sums:
-    """Sums over images, of one way to simulate them: integers, or doubles that hold integers, but for the time."""
+    """Sums over images for one way to simulate them: exact integers (some stored as doubles), and the time."""
 
     right: Tensor  # [rows, 4] int64: top-1, top-5, agreement, top-1 of network and ANN both
     spikes: Tensor  # [rows] float64
@@ -144,14 +144,14 @@ class _Sums:
         return cls(torch.zeros(rows, 4, dtype=torch.int64), torch.zeros(rows, dtype=torch.float64))
 
     def add(self, row: int, answer: Tensor, labels: Tensor, choice: Tensor, spikes: Iterable[Tensor]) -> None:
-        """Count what is right in the answers ``[B, N]`` of a batch, and its spikes ``[B]`` per layer."""
+        """Count the right answers ``[B, N]`` of a batch, and its spikes ``[B]`` per layer."""
         same = answer.argmax(1) == choice
         both = same & (choice == labels)
         self.right[row] += torch.stack([*_hits(answer, labels), same.sum(), both.sum()]).cpu()
         self.spikes[row] += torch.stack([count.sum() for count in spikes]).sum().cpu()
 
     def shares(self, row: int, images: int, neurons: int, ann: Tensor | None, classes: int) -> dict[str, Any]:
-        """Top-1, top-5, agreement and spikes per neuron and image, and the drop from ``ann``, its right ones."""
+        """Top-1, top-5, agreement, spikes per neuron and image, and the drop from ``ann``, the ANN's right answers."""
         top1, top5, same, both = self.right[row].tolist()
         found = {
             "top1": top1 / images,
@@ -171,8 +171,8 @@ class _Tally:
 
     def __init__(self, snn: Graph, timesteps: int, at: tuple[int, ...] | None, settings: EvaluationSettings) -> None:
         self.snn, self.timesteps, self.at, self.settings = snn, timesteps, at, settings
-        self.images, self.number, self.classes = 0, 0, 0  # the number of the batch, from 1
-        self.batches, self.size = 1, 0  # how many are expected, and of how many images
+        self.images, self.number, self.classes = 0, 0, 0  # the batch is counted from 1
+        self.batches, self.size = 1, 0  # how many batches are expected, and how many images each has
         self.ann = torch.zeros(2, dtype=torch.int64)  # right at top-1, top-5
         self.fixed = _Sums.of(len(at or ()))
         self.exit = _Sums.of(1)
@@ -185,7 +185,7 @@ class _Tally:
         self.number += 1
         count = count_images(images)
         sizes, logits = _source(self.snn, images)
-        logits = logits.flatten(1) if logits.shape[2:] == (1, 1) else logits  # of a fully convolutional network
+        logits = logits.flatten(1) if logits.shape[2:] == (1, 1) else logits  # a fully convolutional network gives maps
         self._check(logits, labels)
         self.neurons = sum(sizes[node.name] for node in self.snn.neurons)
         self.images += count
@@ -206,7 +206,7 @@ class _Tally:
             else:
                 self.size = self.size or count
                 repeats = self.batches if count == self.size else 1
-                inner = progress and not self.snn.windowed  # its window is one chunk: a bar would stand still
+                inner = progress and not self.snn.windowed  # a window is one chunk, so a bar would not move
                 result = answers(self.snn, images, at, settings.precision, repeats, inner)
         self._finite(result.outputs, "network")
         self.fixed.steps += (sum(at) if self.snn.windowed else at[-1]) * count
@@ -227,7 +227,11 @@ class _Tally:
         self.exit.add(0, exits.outputs, labels, choice, exits.spikes.values())
 
     def _check(self, logits: Tensor, labels: Tensor) -> None:
-        """Raise InvalidData unless these are scores of classes, one of which each label is."""
+        """Check that logits are scores of classes, and that each label is one of the classes.
+
+        Raises:
+            InvalidData: they are not.
+        """
         self.classes = logits.shape[1]
         if logits.ndim != 2:
             got = f"answers of shape {tuple(logits.shape)}"
@@ -254,7 +258,8 @@ class _Tally:
         every, known, anns, fixed, exits, neurons, peaks, classes, seen, unreadable = zip(*said, strict=True)
         images, whole, exit = sum(every), _total(fixed), _total(exits)
         if images == 0:
-            raise InvalidData(message("evaluate", "", "no images", "at least one batch", "Check the data"))
+            remedy = "Pass a loader that yields batches; a generator can be read only once"
+            raise InvalidData(message("evaluate", "", "no images", "at least one batch", remedy))
         timed = exit if self.at is None else whole
         ann = None if self.snn.trained else sum(anns, torch.zeros_like(self.ann))
         common = (images, max(neurons), ann, max(classes))
@@ -296,13 +301,13 @@ class _Tally:
 
 
 def _accuracies(right: Tensor, images: int, classes: int) -> dict[str, Any]:
-    """Of the source network."""
+    """The source network's accuracies, from how many answers were right."""
     top1, top5 = (right.double() / images).tolist()
     return {"top1": top1, "top5": top5 if classes >= MANY_CLASSES else None}
 
 
 def _source(snn: Graph, images: Tensor) -> tuple[dict[str, int], Tensor]:
-    """Per node how many values it has, and the logits ``[B, N]`` to agree with."""
+    """The number of values of each node, and the logits ``[B, N]`` to agree with."""
     sizes = {}
     for name, value in snn.activations(images.narrow(-4, 0, 1) if snn.trained else images):
         sizes[name] = value[0].numel()
@@ -330,9 +335,9 @@ def _timed(sums: _Sums, device: torch.device) -> Iterator[None]:
 
 
 def _hits(logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """How many of the batch are right at top-1 and at top-5 (all classes where there are fewer).
+    """How many of the batch are right at top-1 and at top-5 (or among all classes if there are fewer than 5).
 
-    Among equal logits the first counts as the largest, as in argmax; topk would pick any.
+    Among equal logits the first counts as the largest, as in argmax; topk may pick any of them.
     """
     best = logits.sort(dim=1, descending=True, stable=True).indices[:, :5] == labels[:, None]
     return [best[:, 0].sum(), best.any(1).sum()]

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: how good a spiking network is at every T, against its own ANN on the same images."""
+"""The figures of an evaluation: how good a spiking network is at every T, compared with its ANN on the same images."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from ..runtime.display import Displayed, Figures, Table, percent, plain
 
 SCHEMA = 1
 COLUMNS = ("T", "top-1", "drop", "95% interval", "top-5", "agreement", "spikes/neuron", "end-to-end steps")
-MANY_CLASSES = 20  # from which on a top-5 accuracy says something
+MANY_CLASSES = 20  # with fewer classes a top-5 accuracy says little
 
 
 @dataclass(frozen=True, repr=False)
 class Row(Displayed):
-    """The network at one T, in shares of the images.
+    """The network at one T; accuracies are shares of the images.
 
     Attributes:
         timesteps: T.
         end_to_end_steps: steps from the first input to the answer.
         top1: accuracy.
         top5: accuracy of the first five answers; None below 20 classes.
-        agreement: share of images with the answer of its source.
-        spikes_per_neuron: per image, up to T.
+        agreement: share of images on which the network and its source give the same answer.
+        spikes_per_neuron: spikes per neuron and image, up to T.
         drop: the ANN's top-1 minus the network's, positive where the network is worse; None for a directly trained
             network.
-        drop_interval: its 95 % interval.
-        fitted: whether a recipe that is fitted to its T was fitted to this one; None for a recipe that is not.
+        drop_interval: the 95 % interval of the drop.
+        fitted: whether the recipe was fitted to this T; None for a recipe that is not fitted to a T.
     """
 
     timesteps: int
@@ -44,19 +44,19 @@ class Row(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class EarlyExit(Displayed):
-    """The network where each image stops once its answer is confident.
+    """The network when each image stops as soon as its answer is confident.
 
     Attributes:
-        confidence: how sure an image has to be.
-        timesteps: steps that an image may take at most.
-        mean_timesteps: the mean of the steps that images took.
-        top1: as of a :class:`Row`.
-        top5: as of a :class:`Row`.
-        agreement: as of a :class:`Row`.
-        spikes_per_neuron: per image, up to where it stopped.
-        images_per_second: of this simulation alone.
-        drop: as of a :class:`Row`.
-        drop_interval: as of a :class:`Row`.
+        confidence: the softmax share at which an image stops.
+        timesteps: the most steps that an image may take.
+        mean_timesteps: the mean number of steps that images took.
+        top1: as in :class:`Row`.
+        top5: as in :class:`Row`.
+        agreement: as in :class:`Row`.
+        spikes_per_neuron: spikes per neuron and image, up to the step where the image stopped.
+        images_per_second: speed of this simulation alone.
+        drop: as in :class:`Row`.
+        drop_interval: as in :class:`Row`.
     """
 
     confidence: float
@@ -83,26 +83,27 @@ class Report(Figures):
         kernel: the membrane kernel.
         ann: the source network's ``top1`` and ``top5`` (None below 20 classes) on the same images; None for a directly
             trained network.
-        snn: the network at each T; empty where only the exit was asked for.
-        images_per_second: of the simulation, without decoding and the ANN: all images over the time of the slowest
-            process. Of the fixed T where it was simulated, else of the exit.
-        seconds_per_step_per_image: that same time over all the steps of all the images.
-        peak_memory_bytes: of the process with the largest: its GPU's tensors, or on the CPU the whole process.
-        exit: where each image stops once it is confident; None, and absent in the JSON, unless asked for.
+        snn: the network at each T; empty if only the early exit was asked for.
+        images_per_second: speed of the simulation, without decoding and the ANN: all images divided by the time of the
+            slowest process. It is that of the fixed T if they were simulated, else that of the exit.
+        seconds_per_step_per_image: that same time divided by the steps of all images.
+        peak_memory_bytes: the largest of any process: tensors on its GPU, or the whole process on a CPU.
+        exit: the early exit; None, and absent from the JSON, unless asked for.
         precision: ``"exact"``, which the JSON leaves out, or ``"fast"``.
         alphabet: what the neurons send, as :attr:`Graph.alphabet`; the JSON leaves ``"binary"`` out.
         calibrated_on: how many of the images the network was calibrated on; the JSON leaves 0 out.
-        trained_for: the T that a directly trained network was trained for, whose answers the agreement is with; the
-            JSON leaves None out.
+        trained_for: the T that a directly trained network was trained for; the agreement is with its answers at that
+            T. The JSON leaves None out.
         data: which images these are: ``path``, ``split``, how many there are (``of``), and what was ``left_out``:
             ``calibrated_on``, ``unreadable``, files that are ``no_images``, the share ``events_outside`` the bins. For
-            a loader of one's own what it is, as ``loader``.
-        notes: what about the images or answers is most probably not as it was meant.
+            any other iterable, its description as ``loader``.
+        notes: what about the images or answers is probably not as intended.
         repeated: how many of the images had been counted before; the JSON leaves 0 out.
-        fitted_for: the T that the recipe was fitted to; the JSON leaves None out, as of a recipe that is not fitted.
+        fitted_for: the T that the recipe was fitted to; None for a recipe that is not fitted, which the JSON leaves
+            out.
 
     Raises:
-        InvalidData: a share is not within 0 and 1, since then something was counted wrong.
+        InvalidData: a share is not between 0 and 1, so something was counted wrong.
     """
 
     network: str
@@ -183,7 +184,7 @@ class Report(Figures):
         yield "\n".join(self._foot())
 
     def _head(self) -> Iterator[str]:
-        """What was measured, and what has to be known of it."""
+        """What was measured, and what to know about it."""
         fast = ", fast" if self.precision == "fast" else ""
         yield (
             f"{self.network or 'network'}   recipe {self.recipe}   {self.images} images   {self.device}, kernel "
@@ -208,7 +209,7 @@ class Report(Figures):
 
 
 def described(data: Mapping[str, Any] | None, images: int) -> str:
-    """Which images these are, in a line."""
+    """One line that says which images these are."""
     if data is None:
         return "not said"
     if "loader" in data:

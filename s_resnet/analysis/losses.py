@@ -20,18 +20,18 @@ MEASURES = (*PARTS, "own", "total")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What a neuron layer loses, neuron by neuron and image by image: ``[B, *]``, float64, as :func:`split` says.
+    """What a neuron layer loses per neuron and image, ``[B, *]`` in float64; :func:`split` defines the symbols.
 
     Attributes:
         output: r.
         source: a.
         counts: N.
         unevenness: the first part.
-        quantization: the second.
-        clipping: the third.
-        inherited: the fourth.
-        settled: whether N is what the total charge is worth.
-        saturated: whether N is the largest, and a is larger still.
+        quantization: the second part.
+        clipping: the third part.
+        inherited: the fourth part.
+        settled: whether N is the count that the total charge gives.
+        saturated: whether N is the largest count, while a is larger still.
     """
 
     output: Tensor
@@ -46,23 +46,24 @@ class Split:
 
 
 def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split:
-    """Split the distance of a neuron layer from the source network into four parts that sum to it.
+    """Split the error of a neuron layer against the source network into four parts that sum to it.
 
-    With N the thresholds that it really emits in T steps, ``r = threshold N / T``, a the source's activation, z the
-    mean over T of its real current, correction included, and ``R = threshold most`` its full scale::
+    N is the number of thresholds that the layer really emits in T steps, ``r = threshold N / T``, a the source's
+    activation, z the mean over T of the layer's real current, correction included, and
+    ``R = threshold max_emission`` its full scale::
 
         r - a = [r - Q(z)]                   unevenness: the same charge, evenly spread, would give another count
-              + [Q(z) - clip(z, 0, R)]       quantization: T steps know T most + 1 values
-              + [clip(z, 0, R) - ReLU(z)]    clipping: no more than R can be said
+              + [Q(z) - clip(z, 0, R)]       quantization: T steps can express T max_emission + 1 values
+              + [clip(z, 0, R) - ReLU(z)]    clipping: no value above R can be expressed
               + [ReLU(z) - a]                inherited: from the layers before; also what corrections change on purpose
         Q(z) = threshold / T * quantize(T z)
 
-    What a decay or a reset to zero loses counts as unevenness. A differential layer has no such Q: it is taken as
+    The loss from a decay or a reset to zero counts as unevenness. A differential layer has no such Q: it is taken as
     ``Q(z) = r``, so quantization stands for both, and R is the most that it can reach.
 
     Args:
         op: the neuron layer.
-        currents: ``[S, B, *]`` without its correction, as :func:`s_resnet.simulation.lockstep.lockstep` gives them.
+        currents: ``[S, B, *]`` without the correction, as :func:`s_resnet.simulation.lockstep.lockstep` gives them.
         source: a, ``[B, *]``, in the same units.
         timesteps: T.
     """
@@ -92,7 +93,7 @@ def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split
 
 
 def _charge(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
-    """T z: all that arrives within T steps, ``[B, *]``; for S = 1 < T in the arithmetic in which the layer counts."""
+    """T z, the charge that arrives within T steps, ``[B, *]``; for S = 1 < T in the arithmetic of the layer itself."""
     bias = op.bias_current(0, len(currents), currents.ndim)
     if len(currents) == 1 < timesteps:
         return (currents[0] if bias is None else currents[0] + bias) * timesteps
@@ -105,11 +106,11 @@ def _charge(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
 
 
 def losses(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Iterator[tuple[str, Tensor]]:
-    """What a layer of a converted network loses, neuron by neuron and image by image; arguments as of :func:`split`.
+    """What a layer of a converted network loses, neuron by neuron and image by image; arguments as in :func:`split`.
 
     Yields:
-        Names and values ``[B, *]``: ``emitted`` (thresholds in T steps), ``saturated`` and ``unsettled`` (1 where it
-        is), the squares of all ``MEASURES``, and ``signal``, the square of the source's activation.
+        Names and values ``[B, *]``: ``emitted`` (thresholds in T steps), ``saturated`` and ``unsettled`` (1 where
+        true), the squares of all ``MEASURES``, and ``signal``, the square of the source's activation.
     """
     parts = split(op, currents, source, timesteps)
     yield "emitted", parts.counts
@@ -123,11 +124,15 @@ def losses(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Iter
 
 
 def relative(error: Tensor, signal: Tensor) -> Tensor:
-    """The root of a quotient of squares: 0 where there is no error, infinite where there is one of nothing."""
+    """The root of a quotient of squares: 0 where there is no error, infinite where only the signal is 0."""
     return torch.where(error == 0, 0.0, error / signal).sqrt()
 
 
 def right(answers: Mapping[str, Tensor], labels: Tensor) -> dict[str, int]:
-    """How many of the logits ``[B, N]`` are right, by name. Raises InvalidData for labels that are no class."""
+    """How many of the logits ``[B, N]`` are right, by name.
+
+    Raises:
+        InvalidData: a label is not a class of the network.
+    """
     check_labels(labels, next(iter(answers.values())).shape[1], "verify")
     return {name: int((logits.argmax(1) == labels).sum()) for name, logits in answers.items()}

@@ -1,4 +1,4 @@
-"""Which images an evaluation was made on, which were left out or counted twice, and what about them is odd."""
+"""Which images an evaluation used, which were left out or counted twice, and what about them looks wrong."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ..errors import InvalidData, message
 from ..graph.graph import Graph
 
 FITTING = ("fit_thresholds", "calibrate_neurons")  # passes that fit a network to its T
-# Between the images of calibration and those of evaluation: the ratio of spreads, and the shift in spreads.
+# Limits between calibration and evaluation images: ratio of standard deviations, shift of the mean in such deviations.
 RATIO, SHIFT, ENOUGH = math.exp(0.6), 1.0, 16
 
 
 def fitted_for(snn: Graph) -> int | None:
-    """The T that the recipe was fitted to; None where it runs as well at any T."""
+    """The T that the recipe was fitted to; None for a recipe that is not fitted to a T."""
     recipe = snn.provenance.recipe
     return recipe.timesteps if any(step.name in FITTING for step in recipe.passes or ()) else None
 
 
 def described_data(loader: object, unreadable: int, events: tuple[int, int]) -> dict[str, Any]:
-    """What a loader loads from, as :attr:`Report.data` says it; the counts are those of all processes."""
+    """What a loader reads, in the form of :attr:`Report.data`; counts are over all processes."""
     if not isinstance(loader, Loader):
         dataset = _dataset(loader)
         of = "" if dataset is None else f" of {type(dataset).__name__}"
@@ -45,26 +45,34 @@ def described_data(loader: object, unreadable: int, events: tuple[int, int]) -> 
 
 
 def training_notes(loader: object) -> list[str]:
-    """What to know of images that the network's ANN may have been trained on."""
+    """A note if the network's ANN may have been trained on these images."""
     if not isinstance(loader, Loader):
         return []
     if loader.data.split == "train" or Path(loader.data.spec).name.lower() in TRAINING:
-        return ["these are training images, on which accuracies are higher than on others. Evaluate on held-out ones."]
+        return ["these are training images, on which accuracy is higher than on new ones. Evaluate on held-out images."]
     if loader.excluded and loader.data.split == "all":
         return ["these lie beside the calibration images: if the ANN was trained on them, accuracies are too high."]
     return []
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> None:
-    """Raise InvalidData for labels that are no class of the network."""
+    """Check that every label is a class of the network.
+
+    Raises:
+        InvalidData: one is not.
+    """
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         got, expected = f"label {int(wrong[0])} for a network of {classes} classes", f"labels 0 ... {classes - 1}"
-        raise InvalidData(message(where, "", got, expected, "Choose the data that the network was trained on"))
+        raise InvalidData(message(where, "", got, expected, "Use data with the classes of the network"))
 
 
 def check_names(loader: object, snn: Graph) -> list[str]:
-    """What to know of class names that are not the network's. InvalidData where they are, in another order."""
+    """A note if the class names are not the network's.
+
+    Raises:
+        InvalidData: they are the network's, but in another order.
+    """
     names = snn.provenance.classes or ()
     theirs = getattr(loader.data if isinstance(loader, Loader) else _dataset(loader), "classes", None)
     if not names or not isinstance(theirs, list | tuple) or same_names(theirs, names):
@@ -74,13 +82,13 @@ def check_names(loader: object, snn: Graph) -> list[str]:
     got, expected = (f"{some[place]!r} as number {place}" for some in (theirs, names))
     if same_names(sorted(map(plain, theirs)), sorted(map(plain, names))):
         remedy = "Number them as the network does: s_resnet.data.match_classes(data, snn.provenance.classes)"
-        got = f"the classes of the network in another order, {got}"
+        got = f"the network's classes in another order, {got}"
         raise InvalidData(message("evaluate", "", got, expected, remedy))
-    return [f"class names are not those of the network ({got}, in the network {expected}): they count by position"]
+    return [f"class names differ from the network's ({got}, in the network {expected}); classes are matched by number"]
 
 
 def _dataset(loader: object) -> Any:
-    """The data set in a DataLoader, also of a Subset."""
+    """The data set inside a DataLoader, and inside a Subset."""
     dataset = getattr(loader, "dataset", None)
     while (inner := getattr(dataset, "dataset", None)) is not None:
         dataset = inner
@@ -89,21 +97,29 @@ def _dataset(loader: object) -> Any:
 
 @dataclass
 class Seen:
-    """What went through an evaluation: a mark of every image, the source's answers, the labels, and sums of values."""
+    """What went through an evaluation.
+
+    Attributes:
+        marks: a fingerprint of every image.
+        answers: the source's answers.
+        labels: the labels.
+        sums: sums of values and of their squares, ``[2, C]`` in float64.
+        count: the number of values per channel.
+    """
 
     marks: list[Tensor] = field(default_factory=list)
     answers: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
-    sums: Tensor = field(default_factory=lambda: torch.zeros(2, 1, dtype=torch.float64))  # values and squares, [2, C]
-    count: int = 0  # of values of a channel
+    sums: Tensor = field(default_factory=lambda: torch.zeros(2, 1, dtype=torch.float64))
+    count: int = 0
 
     def add(self, images: Tensor, labels: Tensor, answers: Tensor) -> list[int]:
-        """Take in a batch, with the classes that the source answers; gives the marks of its images."""
+        """Add a batch with the classes that the source answers; returns the fingerprints of its images."""
         marks = image_fingerprints(images)
         self.marks.append(torch.tensor(marks, dtype=torch.int64))
         self.answers.append(answers.cpu())
         self.labels.append(labels.cpu())
-        if images.ndim == 4:  # events are counts, of which recordings have very different numbers
+        if images.ndim == 4:  # the number of events differs too much between recordings
             values = images.double()
             self.sums = self.sums + torch.stack([values.sum((0, 2, 3)), (values**2).sum((0, 2, 3))]).cpu()
             self.count += images.numel() // images.shape[1]
@@ -111,20 +127,20 @@ class Seen:
 
 
 def repeated(parts: Iterable[Seen]) -> int:
-    """How many images had been counted before, in whichever process."""
+    """How many images had been counted before, in any process."""
     marks = torch.cat([mark for part in parts for mark in part.marks])
     return len(marks) - len(torch.unique(marks))
 
 
 def notes_on(snn: Graph, parts: Sequence[Seen], classes: int) -> list[str]:
-    """What about the images of all processes, or the answers to them, is most probably not as it was meant."""
+    """What about the images of all processes, or the answers to them, is probably not as intended."""
     labels = torch.cat([one for part in parts for one in part.labels])
     answers = torch.cat([one for part in parts for one in part.answers])
     notes = label_notes(answers, labels, classes, "evaluated")
     again = repeated(parts)
     if again:
         advice = ": give each process its own part (s_resnet.runtime.shard)" if len(parts) > 1 else ""
-        notes.append(f"{again} of the {len(labels)} images had been counted before, pixel for pixel{advice}.")
+        notes.append(f"{again} of the {len(labels)} images are exact repeats of others{advice}.")
     check, count = snn.provenance.check, sum(part.count for part in parts)
     if count and len(labels) >= ENOUGH and check.mean is not None and check.std is not None:
         mean, square = sum((part.sums for part in parts), torch.zeros(2, 1, dtype=torch.float64)) / count
@@ -133,7 +149,7 @@ def notes_on(snn: Graph, parts: Sequence[Seen], classes: int) -> list[str]:
 
 
 def _moved(mean: Tensor, spread: Tensor, known: tuple[Sequence[float], Sequence[float]]) -> list[str]:
-    """Whether the images are of another range than those of calibration, of which mean and std are known."""
+    """A note if the images have another range than the calibration images, whose mean and std are ``known``."""
     usual_mean, usual = (torch.tensor(numbers, dtype=torch.float64) for numbers in known)
     if not len(usual) == len(usual_mean) == len(spread) or not bool((usual > 0).all()):
         return []
@@ -143,7 +159,7 @@ def _moved(mean: Tensor, spread: Tensor, known: tuple[Sequence[float], Sequence[
         return []
     worst = int(torch.maximum(ratio.log().abs(), shift).argmax())
     return [
-        f"the images are of another range than those of calibration: channel {worst} has mean "
-        f"{float(mean[worst]):.3g} and standard deviation {float(spread[worst]):.3g}, there it had "
-        f"{float(usual_mean[worst]):.3g} and {float(usual[worst]):.3g}. Prepare them alike."
+        f"the images have another range than the calibration images: channel {worst} has mean "
+        f"{float(mean[worst]):.3g} and standard deviation {float(spread[worst]):.3g}, but had "
+        f"{float(usual_mean[worst]):.3g} and {float(usual[worst]):.3g} there. Preprocess both the same way."
     ]

@@ -17,20 +17,20 @@ LEGEND = (
 )
 SHORT = ("uneven", "quantized", "clipped", "inherited", "own", "total")
 TABLE = "print(_.table()) shows every layer, _.to_dict() also every channel"
-SATURATING = 4  # steps from which on firing at each of them says something
-MOSTLY = 0.5  # the share of dormant neurons from which a layer learns little
+SATURATING = 4  # with fewer steps many neurons fire at each of them, and are not stuck
+MOSTLY = 0.5  # a layer learns little if more than this share of its neurons is dormant
 
-# What helps against a part, each with the recipes for which it is nothing new.
+# What helps against each part, with the recipes that already do it.
 _FITTED = ("calibrated", "phased", "signed", "multilevel")
 _ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "unevenness": (
-        ('recipe="phased", whose layers fire once they have seen all', ("phased",)),
-        ('recipe="signed", which takes back what it has emitted in excess', ("phased", "signed")),
+        ('recipe="phased", whose layers fire after they have received all their input', ("phased",)),
+        ('recipe="signed", whose neurons take back surplus spikes', ("phased", "signed")),
         ('recipe="calibrated", which corrects every layer on the spikes it really gets', _FITTED),
     ),
     "quantization": (
         ("a larger T (convert with timesteps={twice})", ()),
-        ('recipe="multilevel", whose steps count up to several thresholds', ("multilevel",)),
+        ('recipe="multilevel", whose neurons emit several thresholds per step', ("multilevel",)),
     ),
     "clipping": (
         ("more calibration images", ()),
@@ -39,39 +39,42 @@ _ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "inherited": (("recipe.reconstructed(), with a recipe that fits (calibrated, phased, signed or multilevel)", ()),),
 }
-# Of networks trained with QCFS, which other recipes would take the thresholds of.
-_TUNING = ("s_resnet.fine_tune, which tunes it on the spikes that come", ())
+# The same for networks trained with QCFS: other recipes would replace the thresholds that they have learned.
+_TUNING = ("s_resnet.fine_tune, which trains on the real spikes", ())
 _QCFS_ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    "unevenness": (('recipe="phased", whose layers fire once they have seen all', ("qcfs-phased",)), _TUNING),
+    "unevenness": (
+        ('recipe="phased", whose layers fire after they have received all their input', ("qcfs-phased",)),
+        _TUNING,
+    ),
     "quantization": (("a larger T (convert with timesteps={twice})", ()), ("training with more levels", ())),
-    "clipping": (("a longer training, in which thresholds are learned", ()), _TUNING),
+    "clipping": (("longer training, which learns the thresholds", ()), _TUNING),
     "inherited": (_TUNING,),
 }
 
 
 @dataclass(frozen=True, repr=False)
 class LayerVerification(Displayed):
-    """One neuron layer: what it loses against the source network, or what it does where there is none.
+    """One neuron layer: what it loses against the source network, or what it does if there is none.
 
-    Errors are root mean squares over neurons and images, relative to the source's own; channels are weighted in the
+    Errors are root mean squares over neurons and images, relative to that of the source; channels are weighted in the
     source's units (:attr:`Neuron.scale`). Parts may cancel, so their root mean squares do not sum to the total; the
     parts themselves do.
 
     Attributes:
         name: the node.
-        rate: thresholds (of a trained network spikes) emitted per neuron and step.
-        dead: channels that never fire although the source network is active there; of a trained network all that
-            never fire.
-        saturated: channels where more than 1 % of neurons and images are stuck at the largest count, below what the
-            source has there; of a trained network, fire all they can at every step.
+        rate: thresholds emitted per neuron and step (spikes, in a directly trained network).
+        dead: channels that never fire although the source network is active there; in a directly trained network, all
+            that never fire.
+        saturated: channels in which more than 1 % of neurons and images are stuck at the largest count, below the
+            source's activation; in a directly trained network, those that fire all they can at every step.
         channels: per channel ``rate``, ``saturation`` (that share), and each of ``errors`` or ``dormant``.
-        errors: ``unevenness``, ``quantization``, ``clipping``, ``inherited``; ``own``, the first three as one;
+        errors: ``unevenness``, ``quantization``, ``clipping``, ``inherited``; ``own``, the sum of the first three;
             ``total``. None for a directly trained network, which has no source.
-        unsettled: share of neurons and images whose count is not the one that their total charge is worth; None for
-            a directly trained network.
-        differential: whether quantization stands for unevenness as well.
+        unsettled: share of neurons and images whose count is not the one that the total charge gives; None for a
+            directly trained network.
+        differential: whether quantization includes unevenness.
         dormant: share of neurons and images whose membranes never lie in the surrogate's window, so that no gradient
-            passes; 0 for a surrogate that is nowhere zero, None for a converted network.
+            passes; 0 for a surrogate that is zero nowhere, None for a converted network.
         drift: root mean square of the mean output after T steps minus that after the T it was trained for, relative
             to the latter; None for a converted network.
     """
@@ -89,17 +92,17 @@ class LayerVerification(Displayed):
 
     @property
     def few(self) -> tuple[str, str]:
-        """How many channels are dead, and how many saturated, as ``3/64``."""
+        """How many channels are dead, and how many saturated, in the form ``3/64``."""
         of = len(self.channels["rate"])
         return f"{len(self.dead)}/{of}", f"{len(self.saturated)}/{of}"
 
 
 @dataclass(frozen=True, repr=False)
 class Verification(Figures):
-    """Where a spiking network parts from its source network, on the same images.
+    """Where a spiking network departs from its source network, on the same images.
 
     A directly trained network has no source. It is compared with its own answers after the T that it was trained for,
-    and its layers are looked at by themselves.
+    and its layers are examined by themselves.
 
     Attributes:
         network: its name.
@@ -109,16 +112,16 @@ class Verification(Figures):
         layers: its neuron layers in execution order.
         logit_error: root mean square of the logits' error, relative to the logits it is compared with.
         agreement: share of images with the same answer.
-        top1: accuracies of ``ann`` and ``snn``; of a directly trained network of ``snn``, and of ``trained`` at the T
-            trained for where that is another. Empty without labels.
+        top1: accuracies of ``ann`` and ``snn``; for a directly trained network those of ``snn``, and of ``trained`` if
+            it was trained for another T. Empty without labels.
         breaks: the first layer whose total error reaches half of its signal (a signal-to-error power ratio of 4), or
             None.
         worst: the layer with the largest own error; None for a directly trained network.
-        cause: the part with the largest sum of squared errors over the layers up to ``breaks`` (all, without one). It
-            is ``inherited``, many small ones add up, where no own error is a tenth of its signal and nothing is
-            reconstructed. None for a directly trained network.
+        cause: the part with the largest sum of squared errors over the layers up to ``breaks`` (over all if it is
+            None). It is ``inherited``, meaning that many small errors add up, if every own error is below a tenth of
+            its signal and nothing is reconstructed. None for a directly trained network.
         trained_for: the T that a directly trained network was trained for; None for a converted one.
-        data: which images these are, as of a :class:`s_resnet.Report`.
+        data: which images these are, as in :class:`s_resnet.Report`.
     """
 
     network: str
@@ -153,8 +156,8 @@ class Verification(Figures):
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON object, schema 1.
 
-        An error where the source network is silent is null, as is what has no meaning for a directly trained network;
-        what only such a network has is left out for a converted one.
+        An error where the source network is silent is null, and so is a figure that has no meaning for a directly
+        trained network. Figures that only such a network has are left out for a converted one.
         """
         entry = {"schema": SCHEMA, **asdict(self), "verdict": self.verdict, "advice": self.advice}
         if self.trained_for is None:
@@ -185,8 +188,8 @@ class Verification(Figures):
         yield "\n".join(rest)
 
     def _activity_table(self) -> Table:
-        """A line per layer; drift where T is not the one it was trained for."""
-        stuck = self.timesteps >= SATURATING  # in fewer steps many neurons fire at each of them, and are not stuck
+        """A line per layer; with the drift if T is not the one it was trained for."""
+        stuck = self.timesteps >= SATURATING
         titles = ("layer", "rate", "dead", *["saturated"] * stuck, "dormant", *["drift"] * self._moved)
         rows = []
         for layer in self.layers:
@@ -242,8 +245,8 @@ def _activity(result: Verification, trained_for: int) -> str:
     if result.timesteps != trained_for:
         moved = max(result.layers, key=lambda layer: layer.drift or 0.0)
         said.append(
-            f"It was trained for T = {trained_for}: at T = {result.timesteps} logits are "
-            f"{percent(result.logit_error)} from those, and {percent(result.agreement)} of the answers are the same; "
+            f"It was trained for T = {trained_for}: at T = {result.timesteps} logits differ from those by "
+            f"{percent(result.logit_error)}, and {percent(result.agreement)} of the answers are the same; "
             f"{moved.name} drifts most ({percent(moved.drift)})."
         )
     return " ".join(said)
@@ -262,8 +265,8 @@ def _training(result: Verification) -> str:
     if asleep:
         said.append(
             f"No gradient passes through most neurons of {len(asleep)} of {len(result.layers)} layers; what would "
-            "help in training: neurons (from Python, SpikingNeuron) with a wider surrogate, one that is nowhere "
-            "zero, or more firing levels."
+            "help in training: neurons (SpikingNeuron in Python) with a wider surrogate, one that is zero nowhere, "
+            "or more thresholds."
         )
     if result.timesteps != result.trained_for and result.agreement < 1:
         said.append(f"Run it at T = {result.trained_for}, or train it for T = {result.timesteps}.")

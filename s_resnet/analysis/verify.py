@@ -24,29 +24,28 @@ from .losses import MEASURES, PARTS, losses, relative, right
 from .measured_on import described_data
 from .verification import LayerVerification, Verification
 
-# A layer is broken where its error is half as large as its signal, a quarter of its power.
-BREAKS = 0.5
-SMALL = BREAKS / 5  # where all own errors are below it, what breaks is the sum of many
+BREAKS = 0.5  # a layer breaks if its error is half as large as its signal, which is a quarter of its power
+SMALL = BREAKS / 5  # if all own errors are below it, the damage is the sum of many small ones
 SATURATED = 0.01  # the share of a channel's neurons and images that may be stuck at its largest count
 
 
 def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", progress: bool = False) -> Verification:
-    """Run a spiking network beside its source network and split what every layer loses.
+    """Run a spiking network beside its source network and split the error of every layer.
 
-    :func:`s_resnet.analysis.losses.split` says into which parts. A directly trained network has no source: its layers
-    are looked at by themselves, and have no errors.
+    :func:`s_resnet.analysis.losses.split` defines the parts. A directly trained network has no source: its layers are
+    examined by themselves, and have no errors.
 
     Args:
         snn: a converted or directly trained network. Images are moved to its device.
         loader: batches of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``, alone or as (images, labels). Large
-            ones are taken apart, so that all T steps of a layer fit in memory.
+            batches are split, so that all T steps of a layer fit in memory.
         timesteps: T >= 1.
         network: a name for the result.
         progress: show bars on stderr when it is a terminal.
 
     Raises:
-        InvalidData: no images, labels that do not fit, T out of range, or a network without neurons, without a readout
-            at its end, or of whole numbers.
+        InvalidData: there are no images, labels do not fit, T is out of range, or the network has no neurons, does not
+            end in a readout, or is an integer network.
     """
     check_spiking(snn, "verify")
     timesteps = whole_number(timesteps, "verify", "timesteps")
@@ -82,8 +81,8 @@ def _check(snn: Graph) -> None:
 class _Tally:
     """The sums over batches that a Verification divides.
 
-    What a converted network answers is compared with its source, what a directly trained one answers after T steps
-    with its own answer after the T that it was trained for.
+    A converted network is compared with its source; a directly trained network's answers after T steps are compared
+    with its own answers after the T that it was trained for.
     """
 
     def __init__(self, snn: Graph, timesteps: int) -> None:
@@ -132,13 +131,13 @@ class _Tally:
         if len(shown) < self.steps:
             got = f"{len(shown)} frames of events for {self.steps} steps"
             expected = f"one for each of T and of the {trained_for} that the network was trained for"
-            raise InvalidData(message("verify", "", got, expected, "Bin the events into more"))
+            raise InvalidData(message("verify", "", got, expected, "Bin the events into more frames"))
         start = {self.snn.nodes[0].name: Pair(shown[: self.steps], shown[0])}
         with torch.no_grad(), arithmetic(images, tf32=False):
             propagate_both(self.snn.nodes, start, self.steps, visit, progress)
 
     def _read(self, op: Readout, currents: Tensor, images: Tensor) -> Tensor:
-        """The answer after T steps; where mean currents do not tell it, that of a simulation."""
+        """The answer after T steps; from a simulation if mean currents do not determine it."""
         if len(currents) == 1 < self.timesteps and (op.mode != "current" or op.weights is not None):
             return self.snn(images, self.timesteps).flatten(1)
         return op.advance([currents], None)[0][-1]
@@ -155,9 +154,10 @@ class _Tally:
             self.right[name] = self.right.get(name, 0) + count
 
     def result(self, network: str) -> Verification:
-        """What the sums say."""
+        """The verification that the sums give."""
         if self.images == 0:
-            raise InvalidData(message("verify", "", "no images", "at least one batch", "Check the data"))
+            remedy = "Pass a loader that yields batches; a generator can be read only once"
+            raise InvalidData(message("verify", "", "no images", "at least one batch", remedy))
         recipe = self.snn.provenance.recipe
         layers = tuple(self.layers[node.name].divided(node, self.timesteps) for node in self.snn.neurons)
         found = Verification(
@@ -181,7 +181,7 @@ class _Tally:
 
 
 def _cause(errors: Mapping[str, Mapping[str, float]], breaks: str | None, small: float) -> str:
-    """The part that does most harm up to the layer that breaks."""
+    """The part with the largest squared error up to the layer that breaks."""
     found = list(errors.values())
     if breaks is not None:
         found = found[: list(errors).index(breaks) + 1]
@@ -191,10 +191,10 @@ def _cause(errors: Mapping[str, Mapping[str, float]], breaks: str | None, small:
 
 
 class _Sums:
-    """Sums over neurons and images of one layer, per channel ``[C]`` float64, by the names of what was measured."""
+    """Sums over neurons and images of one layer, per channel ``[C]`` in float64, by the name of the measure."""
 
     def __init__(self) -> None:
-        self.neurons = 0  # of one channel, times images
+        self.neurons = 0  # neurons of one channel times images
         self.sums: dict[str, Tensor] = {}
 
     def add(self, measured: Iterable[tuple[str, Tensor]]) -> None:

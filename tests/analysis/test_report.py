@@ -325,7 +325,7 @@ def test_images_that_are_counted_twice_are_counted():
     assert evaluate(network(9), batches, 2).repeated == 0
     again = evaluate(network(9), [*batches, batches[0], batches[0]], 2)
     assert again.images == 23 and again.repeated == again.to_dict()["repeated"] == 10
-    assert any("10 of the 23 images had been counted before" in note for note in again.notes)
+    assert any("10 of the 23 images are exact repeats of others" in note for note in again.notes)
 
 
 @pytest.mark.parametrize(

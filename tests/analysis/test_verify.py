@@ -305,12 +305,12 @@ def test_the_advice_follows_the_cause(network, value, cause, said):
     ("network", "value", "cause", "said"),
     [
         (one(), 0.3, "quantization", "a larger T (convert with timesteps=8); or training with more levels."),
-        (one(), 1.5, "clipping", "a longer training, in which thresholds are learned; or s_resnet.fine_tune"),
+        (one(), 1.5, "clipping", "longer training, which learns the thresholds; or s_resnet.fine_tune"),
         (
             uneven(),
             0.25,
             "unevenness",
-            'recipe="phased", whose layers fire once they have seen all; or s_resnet',
+            'recipe="phased", whose layers fire after they have received all their input; or s_resnet',
         ),
         (one(), 0.25, "inherited", "what would help: s_resnet.fine_tune"),
     ],

@@ -165,7 +165,7 @@ def test_the_closed_form_in_a_report(networks):
         with pytest.raises(InvalidData, match=r"^closed_form: got"):
             evaluate(networks[other], fresh, 4, EvaluationSettings(in_closed_form=True))
     for besides in ({"precision": "fast"}, {"early_exit": 0.5}):
-        with pytest.raises(InvalidData, match=r"^evaluate: got the closed form with .*Choose one of the two\.$"):
+        with pytest.raises(InvalidData, match=r"^evaluate: got the closed form with .*Leave the closed form out\.$"):
             evaluate(snn, fresh, 4, EvaluationSettings(in_closed_form=True, **besides))
 
 

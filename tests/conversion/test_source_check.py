@@ -152,7 +152,7 @@ def test_evaluation_on_images_of_another_scale_is_noticed(small):
     snn = convert(settled(copy.deepcopy(small[0]), x), [x], timesteps=2)
     for other, noticed in ((x, False), (x * 1.2 + 0.1, False), (255 * x, True), (x * 0.225 + 0.45, True)):
         notes = s_resnet.evaluate(snn, [(other, labels)], 2).notes
-        assert any("another range than those of calibration" in note for note in notes) == noticed
+        assert any("another range than the calibration images" in note for note in notes) == noticed
 
 
 def test_statistics_from_before_training_are_named():

@@ -6,29 +6,30 @@ the arithmetic::
     spiking  synapses = A e_add + M (e_mul + e_add)         neurons = U e_add, an update being one addition
     ANN      synapses = M (e_mul + e_add)                   neurons = (additions) e_add
 
-A directly trained network has no ANN: its rival is one dense pass through its own layers, as an ANN of that
-architecture would make it, and tables say ``dense``. Convolutions that read sums of currents multiply at every step,
-and are counted so: ``4.6 pJ * MAC of the first convolution + 0.9 pJ * AC of the rest`` (arXiv:2112.08954) has
-accumulations in their place.
+A directly trained network has no ANN: it is compared with one dense pass through its own layers, as an ANN of that
+architecture would make it, and tables say ``dense``. Convolutions that read sums of currents multiply at every step
+and are counted as MACs; ``4.6 pJ * MAC of the first convolution + 0.9 pJ * AC of the rest`` (arXiv:2112.08954) counts
+them as accumulations.
 
 * float32: 32-bit floating point on both sides, the usual comparison.
-* 8-bit: the spiking network with 8-bit weights, 32-bit integer membranes, against the *equal-bit* ANN, its fair rival:
-  8-bit weights, and activations of ``bits = ceil(log2(T most + 1))``, which is what a neuron can say in T steps (Yan,
-  Bai and Wong, arXiv:2409.08290, take the same rival). Both accumulate in 32-bit integers. A multiplier's energy is
-  assumed to grow with the product of its operands' widths: ``e_mul(bits) = multiply_int8 * bits / 8``; images, and the
-  means that the spiking network's classifier reads, have 8 bits. These are assumptions: the table has no such figures.
-* Memory: all that is moved, without reuse on either side: a spiking network's :class:`Traffic`; of an ANN one weight
-  and one value read for each MAC, and each value written once. On both sides sums are formed in registers. Weights,
-  state and values of a layer lie in the smallest of three on-chip memories that holds them (larger ones in several of
-  the largest); spikes wait in the smallest; an image comes from DRAM once. Energy is in proportion to bytes, a 64-bit
-  access for 8 of them.
-* Scatter: what it costs besides to form the spiking network's sums in memory, one read and one write for each synaptic
-  event, as event-driven chips do (so counts Lemaire et al., 2022). It is not in ``total``.
-* A Loihi-like chip: a synaptic operation for each A and M, an update for each neuron and step; the stem's MACs, which
-  it has not, are 8-bit ones off the chip. Only figures for Loihi 1 are known to us.
+* 8-bit: the spiking network with 8-bit weights and 32-bit integer membranes, against the *equal-bit* ANN, which makes
+  the comparison fair: 8-bit weights, and activations of ``bits = ceil(log2(T max_emission + 1))``, as many as a neuron
+  can express in T steps (Yan, Bai and Wong, arXiv:2409.08290, compare with the same ANN). Both accumulate in 32-bit
+  integers. A multiplier's energy is assumed to grow with the product of its operands' widths:
+  ``e_mul(bits) = multiply_int8 * bits / 8``; images, and the means that the spiking network's classifier reads, have 8
+  bits. These are assumptions: the table has no such figures.
+* Memory: everything that is moved, without reuse on either side. A spiking network moves its :class:`Traffic`; an ANN
+  reads one weight and one value for each MAC, and writes each value once. Both form sums in registers. A layer's
+  weights, state and values lie in the smallest of three on-chip memories that holds them (larger ones in several of
+  the largest); spikes wait in the smallest; an image is read from DRAM once. Energy is proportional to bytes; a 64-bit
+  access moves 8.
+* Scatter: the additional cost of forming the spiking network's sums in memory, with one read and one write for each
+  synaptic event, as event-driven chips do (Lemaire et al., 2022, count so). It is not in ``total``.
+* A Loihi-like chip: a synaptic operation for each A and M, an update for each neuron and step. It has no multipliers,
+  so the stem's MACs are 8-bit ones off the chip. Only figures for Loihi 1 are known to us.
 
-Static power, clocks, routing, instruction fetch and the host are left out. The energy of a GPU that simulates is
-another thing altogether.
+Static power, clocks, routing, instruction fetch and the host are left out. The energy of a GPU that runs the simulation
+is a different matter.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from .operations import Operations
 SCHEMA = 1
 LONGEST, MOST = 2**20, 1e15  # bytes of a table, and pJ of an entry
 PICO = 1e-12
-WEIGHT_BITS = PIXEL_BITS = 8  # of the quantized networks
+WEIGHT_BITS = PIXEL_BITS = 8  # in the quantized networks
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,17 +60,17 @@ class Constants(Displayed):
     """Energies in pJ; the defaults are published estimates for 45 nm at 0.9 V, and for Loihi in 14 nm.
 
     Attributes:
-        name: what these are.
-        add_float32: one operation.
-        multiply_float32: one operation.
-        add_int32: one operation.
-        multiply_int8: one operation.
+        name: a title for these constants.
+        add_float32: one addition.
+        multiply_float32: one multiplication.
+        add_int32: one addition.
+        multiply_int8: one multiplication.
         cache_8kb: an access of 64 bits.
         cache_32kb: an access of 64 bits.
         cache_1mb: an access of 64 bits.
         dram: an access of 64 bits; the lower end of 1300 to 2600.
-        synaptic_event: the least.
-        neuron_update: of an active neuron.
+        synaptic_event: the minimum for one synaptic event on Loihi.
+        neuron_update: one update of an active neuron on Loihi.
 
     Source: Horowitz, "Computing's energy problem", ISSCC 2014, doi:10.1109/ISSCC.2014.6757323; the last two: Davies et
     al., "Loihi", IEEE Micro 2018, doi:10.1109/MM.2018.112130359.
@@ -88,7 +89,7 @@ class Constants(Displayed):
     neuron_update: float = 81.0
 
     def to_toml(self) -> str:
-        """The constants as a file that :func:`load_constants` reads: a start for one's own."""
+        """The constants as a file that :func:`load_constants` reads: a starting point for your own."""
         lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(self).items()]
         return "\n".join(["# Energies in pJ; of memories for an access of 64 bits.", *lines, ""])
 
@@ -100,7 +101,7 @@ def load_constants(path: str | os.PathLike[str]) -> Constants:
     """Read constants from a TOML file with a number for each field of :class:`Constants`; ``name`` may be left out.
 
     Raises:
-        InvalidData: a file that cannot be read, is no TOML, or has unknown, missing or impossible entries.
+        InvalidData: the file cannot be read, is not TOML, or has unknown, missing or impossible entries.
     """
     entries = _read(Path(path))
     title = entries.pop("name", Path(path).stem)
@@ -117,7 +118,7 @@ def load_constants(path: str | os.PathLike[str]) -> Constants:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value <= MOST:
             expected = f"a number of pJ from 0 to {MOST:g}"
-            raise InvalidData(message(str(path), name, repr(value), expected, "Change it"))
+            raise InvalidData(message(str(path), name, repr(value), expected, "Write the energy in picojoules"))
     return Constants(title, **{name: float(value) for name, value in entries.items()})
 
 
@@ -126,7 +127,8 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(tomllib.loads(read(path, LONGEST).decode()))
     except (OSError, ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
         reason = " ".join(str(error).split())
-        raise InvalidData(message(str(path), "cannot be read", reason, "a TOML file", "Correct it")) from error
+        remedy = "Start from s_resnet.analysis.Constants().to_toml()"
+        raise InvalidData(message(str(path), "cannot be read", reason, "a TOML file", remedy)) from error
 
 
 @dataclass(frozen=True, repr=False)
@@ -136,8 +138,8 @@ class Cost(Displayed):
     Attributes:
         synapses: accumulations and MACs.
         neurons: updates and additions.
-        memory: all that is moved.
-        scatter: besides, where sums are formed in memory; not part of the total.
+        memory: everything that is moved.
+        scatter: the additional cost if sums are formed in memory; not part of the total.
     """
 
     synapses: float
@@ -147,34 +149,34 @@ class Cost(Displayed):
 
     @property
     def arithmetic(self) -> float:
-        """All but memory."""
+        """Everything but memory."""
         return self.synapses + self.neurons
 
     @property
     def total(self) -> float:
-        """With memory, sums being formed in registers."""
+        """With memory, when sums are formed in registers."""
         return self.arithmetic + self.memory
 
     @property
     def scattered(self) -> float:
-        """With memory, sums being formed there as well."""
+        """With memory, when sums are formed there as well."""
         return self.total + self.scatter
 
 
 @dataclass(frozen=True, repr=False)
 class Energy(Figures):
-    """Estimated joules per image of a spiking network and of its rivals; the module says by which model.
+    """Estimated joules per image of a spiking network and of the ANNs it is compared with; the module has the model.
 
     Attributes:
         timesteps: T.
-        activation_bits: of the quantized ANN, as many as a neuron can say in T steps.
+        activation_bits: bits of the quantized ANN's activations, as many as a neuron can express in T steps.
         constants: energies per operation.
         snn_float32: in 32-bit floating point.
         ann_float32: in 32-bit floating point.
         snn_int8: with 8-bit weights.
         ann_int8: with 8-bit weights and activations of ``activation_bits``.
         snn_loihi: on a Loihi-like chip, whose figures include its memory.
-        trained: whether the rivals are dense passes, as there is no ANN.
+        trained: whether the comparison is with dense passes, as there is no ANN.
     """
 
     timesteps: int
@@ -189,7 +191,7 @@ class Energy(Figures):
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Spiking over ANN, in like arithmetic, without memory, with it, and scattered: below 1 the SNN saves."""
+        """SNN over ANN in equal arithmetic, without memory, with it, and scattered; below 1 the SNN saves energy."""
         pairs = {"float32": (self.snn_float32, self.ann_float32), "int8": (self.snn_int8, self.ann_int8)}
         found = {}
         for name, (snn, ann) in pairs.items():
@@ -234,7 +236,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def energy(operations: Operations, constants: Constants = CONSTANTS) -> Energy:
-    """Estimate the energy per image of counted operations, with that of the same ANN; the module says how.
+    """Estimate the energy per image of counted operations, and that of the same ANN; the module has the model.
 
     Args:
         operations: from :func:`s_resnet.analysis.count_operations`.
@@ -294,13 +296,13 @@ def _image_bytes(operations: Operations) -> Mapping[str, float]:
 
 
 def _per_byte(size: float, c: Constants) -> float:
-    """pJ to move a byte of something of ``size`` bytes, in the smallest memory that holds it."""
+    """pJ to move one byte, from the smallest memory that holds ``size`` bytes."""
     access = c.cache_8kb if size <= 2**13 else c.cache_32kb if size <= 2**15 else c.cache_1mb
     return access / 8
 
 
 def _spiking_memory(layer: LayerOperations, weight: float, value: float, c: Constants) -> float:
-    """pJ of a layer's traffic: weights and what they multiply in bytes of this width, currents and state in 4."""
+    """pJ of a layer's traffic: ``weight`` bytes for a weight, ``value`` for its operand, 4 for currents and state."""
     moved = layer.traffic
     read = value if layer.op in ("Conv2d", "Linear", "Scale") else 4.0
     return (

@@ -15,16 +15,19 @@ Shape = tuple[int, ...]
 
 
 def fan_out(op: Op, before: Shape, after: Shape) -> Tensor:
-    """Synapses that leave each input position of one channel: int64 ``[H, W]``, 0-dimensional where all are alike.
+    """Synapses that leave each input position of one channel: int64 ``[H, W]``, 0-dimensional if all are equal.
 
-    For a convolution, with p the position, i the output's, k the kernel's, s stride, a padding and d dilation::
+    For a convolution, with p the input position, i that of the output, k that of the kernel, s stride, a padding and d
+    dilation::
 
         fan_out[p] = C_out / groups * rows[p_h] * columns[p_w],  rows[p] = #{(i, k): i s - a + k d = p}
 
-    A pool reaches the windows that hold the position, a linear layer all its outputs, everything else one output each.
+    In a pool a position reaches the windows that hold it, in a linear layer all outputs, elsewhere one output.
 
     Args:
-        before, after: shapes of one image's value, without the batch: ``[C, H, W]`` or ``[features]``.
+        op: the operation.
+        before: the shape of its input for one image, without the batch: ``[C, H, W]`` or ``[features]``.
+        after: the shape of its output likewise.
     """
     if isinstance(op, Linear):
         return torch.tensor(op.weight.shape[0])
@@ -43,14 +46,14 @@ def fan_out(op: Op, before: Shape, after: Shape) -> Tensor:
 
 
 def synapses(op: Op, before: Shape, after: Shape) -> int:
-    """All synapses of an operation; zeros of the padding have none."""
+    """All synapses of an operation; padding has none."""
     each = fan_out(op, before, after)
     positions = each.numel() if each.ndim else 1
     return int(each.sum()) * (torch.Size(before).numel() // positions)
 
 
 def _windows(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
-    """For each of ``size`` positions of an axis the windows that hold it, int64."""
+    """For each of ``size`` positions on an axis the number of windows that hold it, int64."""
     starts = torch.arange(outputs) * stride - padding
     held = (starts[:, None] + torch.arange(kernel) * dilation).flatten()
     return torch.bincount(held[(held >= 0) & (held < size)], minlength=size)

@@ -2,30 +2,32 @@
 
 The counting model, for one image and T steps:
 
-* ``acs``: an accumulation for each spike and each synapse that it reaches, borders, strides and groups counted. A
-  spike of amplitude 2^k is a shift and one accumulation; what a step emits as a sum of n powers of two is n spikes, a
-  negative one costs what a positive one does. A shortcut is a synapse, with a scale or without. A pool adds a spike to
-  every window that holds it; a max-pool gate counts it, compares it in every window, and counts what it sends on.
-  Multi-level firing sends 0 ... K spikes a step, and a sum of trained neurons' spikes is all of them, one by one. An
-  analog current that several read (a sum in the membrane domain) is added by each of them, as often as it is not 0.
-* ``macs``: a multiplication wherever a synapse reads no spike: of the constant image once, and each step of values that
-  are graded (means of a pool, sums of currents, Poisson input, whose amplitude is the image's) as often as they are not
-  0. A readout multiplies by its scale once and by its weights, if it has any, at every step; so does a decay, unless it
-  is a power of two and so a shift.
-* ``updates``: a neuron is updated in each step in which it integrates or may fire: T, lagged T + 1, phased 2 T; each of
-  its K membranes of multi-level firing.
-* ``additions``: of what is constant, one for each neuron and step: the current of the stem, biases and corrections
-  together; and the additions and comparisons of pools and sums before the first neuron, once.
+* ``acs``: an accumulation for each spike and each synapse that it reaches; borders, strides and groups are taken into
+  account. A spike of amplitude 2^k is a shift and one accumulation; a neuron that emits a sum of n powers of two in a
+  step sends n spikes; a negative spike costs as much as a positive one. A shortcut is a synapse, with or without a
+  scale. A pool adds a spike to every window that holds it; a max-pool gate counts it, compares it in every window, and
+  counts what it sends on. Multi-threshold firing sends 0 ... K spikes per step; a sum of trained neurons' spikes is
+  all of them, one by one. An analog current with several readers (a sum in the membrane domain) is added by each of
+  them, whenever it is not 0.
+* ``macs``: a multiplication wherever a synapse reads something other than spikes: once for the constant image, and at
+  each step for every graded value (means of a pool, sums of currents, Poisson input, whose amplitude is the image's)
+  that is not 0. A readout multiplies by its scale once and by its weights, if it has any, at every step; so does a
+  decay, unless it is a power of two and thus a shift.
+* ``updates``: a neuron is updated in each step in which it integrates or may fire: T, lagged T + 1, phased 2 T; with
+  multi-threshold firing, each of its K membranes.
+* ``additions``: one for each neuron and step, for everything constant: the current of the stem, biases and corrections
+  together; and, once, the additions and comparisons of pools and sums before the first neuron.
 
-Traffic, event-driven and without reuse: each synaptic event fetches its weight; each update reads and writes all of a
-neuron's state; the constant current of a stem is read by each neuron in each step; spikes are address events, written
-once and read once by each reader. Where a chip does not form the sum of a neuron's currents in a register, as an ANN's
-is here, but in memory, spike by spike, each event also reads and writes the sum that it reaches: counted apart.
+Traffic is event-driven and without reuse: each synaptic event fetches its weight; each update reads and writes all of a
+neuron's state; each neuron reads the constant current of a stem at each step; spikes are address events, written
+once and read once by each reader. Some chips form the sum of a neuron's currents not in a register, as assumed for the
+ANN, but in memory, spike by spike. Then each event also reads and writes the sum that it reaches; this is counted
+separately.
 
-Of the source network: ``dense_macs`` is the usual count, which takes the zeros of the padding for products;
-``macs`` leaves them out, as the spikes' fan-out does. Its BatchNorm is folded, its identity shortcuts have no scale.
-A directly trained network has no source: there the same counts are of one dense pass through its own layers, as an ANN
-of that architecture would make it.
+For the source network ``dense_macs`` is the usual count, which includes products with the zeros of the padding;
+``macs`` leaves them out, as the fan-out of spikes does. Its BatchNorm is folded, its identity shortcuts have no scale.
+A directly trained network has no source: the same counts are then those of one dense pass through its own layers, as an
+ANN of that architecture would make it.
 """
 
 from __future__ import annotations
@@ -65,15 +67,15 @@ class Traffic(Displayed):
     """What is moved per image.
 
     Attributes:
-        weight_reads: words of weights.
-        value_reads: words of values: graded ones, and stored currents.
-        value_writes: the same.
-        state_reads: words of the neurons' state.
-        state_writes: the same.
-        sum_reads: words of sums, where they are formed in memory.
-        sum_writes: the same.
-        spike_bits_written: bits of spikes.
-        spike_bits_read: the same.
+        weight_reads: words of weights read.
+        value_reads: words of graded values and stored currents read.
+        value_writes: words of them written.
+        state_reads: words of neurons' state read.
+        state_writes: words of it written.
+        sum_reads: words of sums read, if sums are formed in memory.
+        sum_writes: words of them written.
+        spike_bits_written: bits of spikes written.
+        spike_bits_read: bits of spikes read.
     """
 
     weight_reads: float = 0.0
@@ -89,15 +91,15 @@ class Traffic(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class SourceOperations(Displayed):
-    """What the source network computes here per image. Each MAC reads a weight and a value.
+    """What the source network computes at one node per image. Each MAC reads a weight and a value.
 
     Attributes:
-        macs: without the zeros of the padding.
-        dense_macs: the usual count, with them.
+        macs: multiply-accumulates without the zeros of the padding.
+        dense_macs: the usual count, which includes them.
         additions: biases, residual sums, windows of pools, and a comparison for each ReLU.
-        value_reads: words.
-        value_writes: words.
-        from_image: whether no activation comes before, so that it reads the image.
+        value_reads: words of values read.
+        value_writes: words of values written.
+        from_image: whether no activation comes before the node, so that it reads the image.
     """
 
     macs: int = 0
@@ -110,20 +112,20 @@ class SourceOperations(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class LayerOperations(Displayed):
-    """What one node computes per image, as the module says.
+    """What one node computes per image; the module defines what is counted.
 
     Attributes:
         name: the node.
-        op: its kind.
-        inputs: values that it reads.
-        outputs: values that it gives.
+        op: the kind of its operation.
+        inputs: number of values that it reads.
+        outputs: number of values that it gives.
         state: words that its neurons keep.
-        parameters: weights and biases.
-        spikes: those that it emits.
+        parameters: number of weights and biases.
+        spikes: spikes that it emits.
         acs: accumulations.
         macs: multiply-accumulates.
-        updates: of neurons.
-        additions: of constants.
+        updates: updates of neurons.
+        additions: additions of constants.
         traffic: what is moved.
         ann: what the source network computes here.
     """
@@ -144,7 +146,7 @@ class LayerOperations(Displayed):
 
 
 class _Tally:
-    """The sums over all images of one node, as integers."""
+    """The integer sums of one node over all images."""
 
     def __init__(self) -> None:
         self.spikes = self.acs = self.macs = self.updates = self.additions = 0
@@ -153,7 +155,7 @@ class _Tally:
         self.spike_bits_written = self.spike_bits_read = 0
 
     def events(self, count: int, graded: bool, weighted: bool) -> None:
-        """Values that arrive at sums."""
+        """Count values that arrive at sums."""
         if graded and weighted:
             self.macs += count
         else:
@@ -164,7 +166,7 @@ class _Tally:
 
 
 class OperationCounter:
-    """Turns what was seen into the operations of each node."""
+    """Turns the spikes that were counted into the operations of each node."""
 
     def __init__(
         self, flow: SpikeFlow, seen: SpikeCounter, shapes: dict[str, Shape], timesteps: int, images: int
@@ -205,7 +207,7 @@ class OperationCounter:
         )
 
     def _once(self, node: Node, tally: _Tally) -> None:
-        """What the constant input costs before the first neuron."""
+        """Count what the constant input costs before the first neuron."""
         op, size = node.op, self.size(node.name)
         if isinstance(op, Conv2d | Linear | Scale):
             tally.macs = self.images * self._synapses(node)
@@ -219,10 +221,10 @@ class OperationCounter:
         tally.value_writes = self.images * size if tally.value_reads else 0
 
     def _spiking(self, node: Node, tally: _Tally) -> None:
-        """What T steps cost."""
+        """Count what T steps cost."""
         op, every = node.op, self.images * self.timesteps * self.size(node.name)
-        pooled = isinstance(op, MaxPool2d) and node.name in self.flow.alphabet  # each step's spikes, without a gate
-        if isinstance(op, MaxPool2d) and not pooled:  # of currents that change, as under Poisson coding: all windows
+        pooled = isinstance(op, MaxPool2d) and node.name in self.flow.alphabet  # pools spikes without a gate
+        if isinstance(op, MaxPool2d) and not pooled:  # changing currents, as under Poisson coding: all windows
             tally.additions = tally.value_reads = self.images * self.timesteps * self._synapses(node)
             tally.value_writes = every
         elif not isinstance(op, Input | Flatten | Pad | Slice) and not self._relays(node):
@@ -241,12 +243,12 @@ class OperationCounter:
             tally.value_reads += every
         if isinstance(op, Neuron | Readout):
             self._update(node, op, tally, every)
-        if node.name in self.flow.keepers:  # e[t] = e[t-1] + W k[t] / t, and e counts as well
+        if node.name in self.flow.keepers:  # e[t] = e[t-1] + W k[t] / t, and e is state as well
             tally.macs += every
             tally.additions += every
 
     def _relays(self, node: Node) -> bool:
-        """Whether it is a sum of spikes, which only come together at those that read it."""
+        """Whether the node is a sum of spikes that its readers form themselves."""
         return isinstance(node.op, Add) and node.name in self.flow.alphabet
 
     def _arrivals(self, node: Node, tally: _Tally) -> None:
@@ -267,14 +269,14 @@ class OperationCounter:
         tally.updates = updated * membranes
         tally.state_reads += updated * self._words(node)
         tally.state_writes += updated * self._words(node)
-        if isinstance(op, Neuron) and op.decay and math.frexp(op.decay)[0] != 0.5:  # no power of two, as 1 is
+        if isinstance(op, Neuron) and op.decay and math.frexp(op.decay)[0] != 0.5:  # not a power of two (1 is one)
             tally.macs += every * membranes
         if isinstance(op, Readout):
             tally.macs += every // self.timesteps + (every if op.weights is not None else 0)
             tally.additions += every // self.timesteps if op.correction is not None else 0
 
     def _constants(self, node: Node) -> bool:
-        """Whether something constant is added in each step: one addition, for all of it together."""
+        """Whether something constant is added at each step; all of it together is one addition."""
         op = node.op
         if isinstance(op, Conv2d | Linear):
             return self.flow.has_bias(node) and not self.flow.folds_bias(node.name)
@@ -288,7 +290,7 @@ class OperationCounter:
         )
 
     def _words(self, node: Node) -> int:
-        """Words of state per neuron: membranes, what a signed one has emitted, a differential one's sum, a mean."""
+        """Words of state per neuron: membranes, a signed neuron's count, a differential neuron's sum, a mean."""
         op = node.op
         own = len(op.thresholds) if isinstance(op, Neuron) else int(isinstance(op, Readout | SpikingMaxPool2d))
         more = isinstance(op, Neuron) and (op.spikes.signed or isinstance(op.spikes, Differential))

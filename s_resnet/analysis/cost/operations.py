@@ -1,7 +1,4 @@
-"""Operation counts of a spiking network and of its source.
-
-Exact; :mod:`s_resnet.analysis.cost.layers` says what counts.
-"""
+"""Exact operation counts of a spiking network and of its source; :mod:`.layers` defines what is counted."""
 
 from __future__ import annotations
 
@@ -37,11 +34,11 @@ class Operations(Figures):
         images: how many were counted.
         coding: ``"direct"``, ``"poisson"`` or ``"events"``.
         alphabet: what its neurons send, as :attr:`s_resnet.Graph.alphabet`.
-        most: thresholds that a neuron emits in a step, at most.
-        pixels: values of an image.
+        most: the most thresholds that a neuron emits in a step.
+        pixels: number of values of an image.
         weight_bytes: 4, or 1 for an integer network.
         layers: the nodes in execution order, without those that compute nothing.
-        trained: whether there is no source network, so that its counts are those of one dense pass through these
+        trained: whether there is no source network; the counts in its place are those of one dense pass through these
             layers.
     """
 
@@ -71,13 +68,13 @@ class Operations(Figures):
 
     @property
     def spikes_per_synapse(self) -> float:
-        """Synaptic events per MAC of the source network or of a dense pass: below it a spiking network saves."""
+        """Synaptic events per MAC of the source network or of a dense pass."""
         total = self.total
         return total.acs / total.ann.macs
 
     @property
     def bytes(self) -> dict[str, float]:
-        """Bytes moved per image: weights of this network's width, spikes in bits, all else in 4 bytes."""
+        """Bytes moved per image: weights of this network's width, spikes in bits, everything else in 4 bytes."""
         moved = self.total.traffic
         return {
             "weights_read": moved.weight_reads * self.weight_bytes,
@@ -119,20 +116,21 @@ class Operations(Figures):
 def count_operations(
     snn: Graph, batches: Batches, timesteps: int, *, coding: str = "direct", seed: int = 0, progress: bool = False
 ) -> Operations:
-    """Simulate a spiking network and count what it computes and moves per image, exactly.
+    """Simulate a spiking network and count exactly what it computes and moves per image.
 
-    :mod:`s_resnet.analysis.cost.layers` says what counts as what. BatchNorm is folded first, where it is not yet.
+    :mod:`s_resnet.analysis.cost.layers` defines what is counted. BatchNorm is folded first.
 
     Args:
         snn: a converted or directly trained network. Images are moved to its device.
-        batches: of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``, alone or as (images, labels).
+        batches: images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``, alone or as (images, labels).
         timesteps: T >= 1.
         coding: how images become currents, as in :func:`s_resnet.simulate`.
-        seed: of Poisson coding, as there.
+        seed: the seed of Poisson coding.
         progress: show a bar on stderr when it is a terminal.
 
     Raises:
-        InvalidData: no images, a setting out of range, or an operation that cannot be counted, by its name.
+        InvalidData: there are no images, a setting is out of range, or an operation cannot be counted; the message
+            names it.
     """
     check_spiking(snn, "operations")
     timesteps = whole_number(timesteps, "operations", "timesteps")
@@ -147,14 +145,15 @@ def count_operations(
             spikes = SpikeCounter(flow)
         if (x.ndim == 5) != (coding == "events"):
             got, expected = f"a batch of shape {tuple(x.shape)} in coding {coding!r}", "only images, or only events"
-            raise InvalidData(message("operations", "", got, f"{expected} in coding 'direct'", "Count each by itself"))
+            remedy = "Count images and events in separate calls"
+            raise InvalidData(message("operations", "", got, f"{expected} in coding 'direct'", remedy))
         if count_images(x) == 0:
-            raise InvalidData(message("operations", "", "a batch of 0 images", "at least one", "Check the loader"))
+            raise InvalidData(message("operations", "", "a batch of 0 images", "at least one", "Leave it out"))
         found = {name: tuple(value.shape[1:]) for name, value in snn.activations(x.narrow(-4, 0, 1))}
         if shapes and found != shapes:
             got = f"images of {tuple(x.shape[-3:])} after {shapes[snn.nodes[0].name]}"
             expected = "one size, since counts are means per image"
-            raise InvalidData(message("operations", "", got, expected, "Count each size by itself"))
+            raise InvalidData(message("operations", "", got, expected, "Count each size in a call of its own"))
         shapes = found
         images += count_images(x)
         most = max(torch.Size(shape).numel() for shape in shapes.values())
@@ -162,7 +161,8 @@ def count_operations(
         for part in torch.split(x, size, -4):
             _show(spikes, snn, part, timesteps, None if coding == "events" else encoder(part, coding, seed, 0))
     if not images:
-        raise InvalidData(message("operations", "", "no images", "at least one batch", "Check the data"))
+        remedy = "Pass a loader that yields batches; a generator can be read only once"
+        raise InvalidData(message("operations", "", "no images", "at least one batch", remedy))
     counter = OperationCounter(flow, spikes, shapes, timesteps, images)
     layers = [counter.layer(node) for node in snn.nodes]
     return Operations(

@@ -26,7 +26,7 @@ from ...graph.ops import (
 from ...graph.readout import Readout, SpikingMaxPool2d
 from ...kernels.membrane.reference import amplitudes
 
-_MOVED = (Flatten, Pad, Slice)  # what only renames the neurons that spikes come from
+_MOVED = (Flatten, Pad, Slice)  # operations that only move spikes to other positions
 _SUMMED = (Conv2d, Linear, Scale, AvgPool2d, AdaptiveAvgPool2d, Add)
 _SUMS = (Neuron, Add, Readout)
 KNOWN = (Input, MaxPool2d, SpikingMaxPool2d, *_MOVED, *_SUMMED, *_SUMS)
@@ -39,12 +39,12 @@ class SpikeFlow:
         graph: the network.
         constant: nodes whose value is the same at every step, under a constant input current.
         alphabet: nodes that carry spikes, with the neurons whose alphabet they have. Everything else is graded.
-        units: those of them that carry numbers of spikes of amplitude 1: multi-level firing, and sums of trained
-            neurons' spikes, which are all sent on one by one, as a synapse does the same to each.
+        units: those of them that carry numbers of spikes of amplitude 1: multi-threshold firing, and sums of trained
+            neurons' spikes. All of these are sent one by one, since a synapse treats them alike.
         keepers: nodes that keep the running mean of what differential neurons send them.
 
     Raises:
-        InvalidData: an operation that cannot be counted, by its name.
+        InvalidData: an operation cannot be counted; the message names it.
     """
 
     def __init__(self, graph: Graph, constant: frozenset[str]) -> None:
@@ -52,7 +52,7 @@ class SpikeFlow:
         self.alphabet: dict[str, Neuron] = {}
         self.units: set[str] = set()
         self.keepers: set[str] = set()
-        means: set[str] = set()  # what carries increments of a mean
+        means: set[str] = set()  # nodes that carry increments of a mean
         for node in graph.nodes:
             self._check(node)
             op = node.op
@@ -76,14 +76,14 @@ class SpikeFlow:
         op, kind = node.op, type(node.op).__name__
         if not isinstance(op, KNOWN):
             got = f"{kind}, whose operations are not known"
-            raise InvalidData(message(node.name, "", got, "a converted network", "Convert it"))
+            raise InvalidData(message(node.name, "", got, "a converted network", "Call convert first"))
         if isinstance(op, SpikingMaxPool2d) and not self._binary_or_signed(node.inputs[0]):
-            got = f"{kind} over values that are no spikes"
-            expected = "the spikes of neurons without differential coding"
-            raise InvalidData(message(node.name, "", got, expected, "Choose another recipe"))
+            got = f"{kind} over values that are not spikes"
+            expected, remedy = "spikes that are not differential", "Convert with a recipe without differential spikes"
+            raise InvalidData(message(node.name, "", got, expected, remedy))
         if isinstance(op, Neuron) and not op.binary and op.integer is None and not op.emits_unit_spikes:
             got = f"{kind} of threshold {op.threshold.flatten()[0].item():g}"
-            raise InvalidData(message(node.name, "", got, "1 of signed and multi-level ones", "Run normalize"))
+            raise InvalidData(message(node.name, "", got, "1 for signed and multi-level spikes", "Run normalize"))
 
     def _passes_spikes(self, node: Node) -> bool:
         if isinstance(node.op, Add | MaxPool2d):
@@ -91,7 +91,7 @@ class SpikeFlow:
         return isinstance(node.op, (*_MOVED, SpikingMaxPool2d)) and node.inputs[0] in self.alphabet
 
     def _counts(self, node: Node) -> bool:
-        """Whether a value is a number of spikes, 0 ... any."""
+        """Whether a value is a number of spikes, 0 or more."""
         if isinstance(node.op, Neuron):
             return isinstance(node.op.spikes, MultiThreshold)
         summed = isinstance(node.op, Add) and node.name in self.alphabet
@@ -101,11 +101,11 @@ class SpikeFlow:
         return name in self.alphabet and not isinstance(self.alphabet[name].spikes, Differential)
 
     def free(self, name: str, reader: Node) -> bool:
-        """Whether what ``name`` adds up, it adds up where ``reader`` wants it, so that reading costs nothing."""
+        """Whether ``name`` forms its sum where ``reader`` needs it, so that reading costs nothing."""
         return name not in self.constant and name not in self.alphabet and self.in_place(name, reader)
 
     def in_place(self, name: str, reader: Node) -> bool:
-        """The same for the source network, where nothing is a constant."""
+        """The same for the source network, in which nothing is constant."""
         summed = isinstance(self.graph[name].op, _SUMMED) and isinstance(reader.op, _SUMS)
         return summed and self.graph.users[name] == (reader.name,)
 
@@ -114,36 +114,36 @@ class SpikeFlow:
         return isinstance(node.op, Conv2d | Linear) and node.op.bias is not None and bool(node.op.bias.any())
 
     def folds_bias(self, name: str) -> bool:
-        """Whether the bias of ``name`` is added with the other constants of the neurons that read it, as one."""
+        """Whether the bias of ``name`` is added together with the other constants of the neurons that read it."""
         return all(isinstance(self.graph[user].op, Neuron | Readout) for user in self.graph.users[name])
 
     def bits(self, name: str, size: int) -> int:
-        """Bits of an address event: which of ``size`` neurons fired, its sign and which amplitude."""
+        """Bits of an address event: which of ``size`` neurons fired, with which sign and amplitude."""
         op = self.alphabet[name]
         sign = op.spikes.signed or isinstance(op.spikes, Differential)
         return (size - 1).bit_length() + int(sign) + (op.spikes.amplitudes - 1).bit_length()
 
 
 class SpikeCounter:
-    """Counts, per node and position, the spikes (or non-zero graded values) that a simulation shows it.
+    """Counts the spikes (or non-zero graded values) of a simulation, per node and position.
 
-    Nothing here grows with steps or images.
+    Its memory does not grow with steps or images.
 
     Attributes:
-        seen: by node, int64 ``[H, W]``, summed over channels, steps and images; 0-dimensional where a value has no
+        seen: counts by node, int64 ``[H, W]``, summed over channels, steps and images; 0-dimensional if a value has no
             positions.
     """
 
     def __init__(self, flow: SpikeFlow) -> None:
         self.flow = flow
         self.seen: dict[str, Tensor] = {}
-        self.totals: dict[str, tuple[Tensor, int]] = {}  # of differential spikes: the sum so far, and the steps
+        self.totals: dict[str, tuple[Tensor, int]] = {}  # for differential spikes: the sum so far, and the steps
         graph = flow.graph
         self.wanted = {
             node.name
             for node in graph.nodes
             if node.name not in flow.constant
-            and not isinstance(node.op, Scale)  # one-to-one: its input tells
+            and not isinstance(node.op, Scale)  # one-to-one, so its input has the same count
             and (
                 isinstance(node.op, Neuron | SpikingMaxPool2d)
                 or any(not flow.free(node.name, graph[user]) for user in graph.users[node.name])
@@ -151,11 +151,11 @@ class SpikeCounter:
         }
 
     def begin(self, images: int) -> None:
-        """New images, whose differential neurons have sent nothing yet."""
+        """Start with new images, whose differential neurons have sent nothing yet."""
         self.images, self.totals = images, {}
 
     def __call__(self, name: str, values: Tensor) -> None:
-        """Add what ``[S * B, *]`` shows."""
+        """Count the values ``[S * B, *]`` of a node."""
         if name not in self.wanted:
             return
         op = self.flow.alphabet.get(name)
@@ -172,7 +172,7 @@ class SpikeCounter:
         self.seen[name] = self.seen[name] + count if name in self.seen else count
 
     def _increments(self, name: str, values: Tensor) -> Tensor:
-        """What a differential neuron sends: k[t] = y[t] - mean(y[1] ... y[t-1])."""
+        """The increments that a differential neuron sends: k[t] = y[t] - mean(y[1] ... y[t-1])."""
         steps = values.view(-1, self.images, *values.shape[1:])
         total, done = self.totals.get(name, (torch.zeros_like(steps[0]), 0))
         sent = torch.empty_like(steps)
@@ -183,7 +183,7 @@ class SpikeCounter:
         return sent.flatten(0, 1)
 
     def positions(self, name: str) -> Tensor:
-        """What was seen of a node; a shortcut synapse passes on as many values as reach it."""
+        """The counts of a node; a shortcut synapse passes on as many values as reach it."""
         while isinstance(self.flow.graph[name].op, Scale):
             name = self.flow.graph[name].inputs[0]
         return self.seen[name].cpu()
