@@ -1,6 +1,7 @@
 """The plan of the house, read from the source by ``ast``: who may import whom, what is exported, what is never done."""
 
 import ast
+import configparser
 import dataclasses
 import importlib
 import inspect
@@ -388,6 +389,23 @@ def test_every_module_says_what_it_is_and_imports(path):
     module = importlib.import_module(name)
     assert Path(module.__file__).resolve() == ROOT / path
     assert path == "s_resnet/version.py" or module.__doc__
+
+
+def test_every_package_and_what_it_needs_is_in_the_wheel():
+    """A checkout finds what setup.cfg forgets; a wheel does not."""
+    said = configparser.ConfigParser()
+    said.read(ROOT / "setup.cfg")
+    packages = set(said["options"]["packages"].split())
+    assert packages == {name for name in MODULES if (ROOT / name.replace(".", "/") / "__init__.py").is_file()} | {
+        "s_resnet.kernels.csrc",
+        "sresnet_cli",
+    }
+    data = {}
+    for name, patterns in said["options.package_data"].items():
+        folder = ROOT / name.replace(".", "/")
+        data |= {path: name for pattern in patterns.split(",") for path in folder.glob(pattern.strip())}
+    others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others and others == data.keys() and set(data.values()) <= packages
 
 
 # ---- what is never done ----
