@@ -94,7 +94,7 @@ def fires(tensors, thresholds):
     + [pytest.param("conv2", edit, id=label) for label, edit in SYNAPSES.items()],
 )
 def test_a_sealed_file_of_an_earlier_format_that_cannot_be_simulated_is_refused(name, edit, tmp_path):
-    (file,) = (path for path in FILES if path.stem == "format5_qcfs")
+    (file,) = (path for path in FILES if path.stem == "format4")
     header, tensors = mutations.unsealed(file.read_bytes())
     (settings,) = (node["settings"] for node in header["nodes"] if node["name"] == name)
     path = tmp_path / "edited.snn"
