@@ -72,20 +72,35 @@ EDITS = {
     "a tensor of a later format": lambda s, t: t.update({"relu1/spikes.thresholds": torch.tensor([0.5, 1.0])}),
 }
 
+SYNAPSES = {
+    "a gain in a list": lambda s, t: s.update(gain=[1, 1]),
+    "a true gain": lambda s, t: s.update(gain=True),
+    "a grid without whole numbers": lambda s, t: s.update(grid=8),
+    "a bias in whole numbers alone": lambda s, t: t.update({"conv2/integer_bias": torch.ones(4, dtype=torch.int32)}),
+    "a spiking weight of another shape": lambda s, t: t.update({"conv2/spiking_weight": torch.ones(4, 4, 1, 1)}),
+    "a spiking weight in a list": lambda s, t: s.update(spiking_weight=[1.0]),
+    "whole numbers in one layer": lambda s, t: t.update({"conv2/integer": torch.ones(4, 4, 3, 3, dtype=torch.int8)}),
+    "a part of a later format": lambda s, t: s.update(spiking={"kind": "SpikingWeights"}),
+}
+
 
 def fires(tensors, thresholds):
     tensors["relu1/firing"] = torch.tensor(thresholds)
 
 
-@pytest.mark.parametrize("edit", EDITS)
-def test_a_sealed_file_of_an_earlier_format_that_cannot_be_simulated_is_refused(edit, tmp_path):
-    (file,) = (path for path in FILES if path.stem == "format5_qcfs")
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [pytest.param("relu1", edit, id=label) for label, edit in EDITS.items()]
+    + [pytest.param("conv2", edit, id=label) for label, edit in SYNAPSES.items()],
+)
+def test_a_sealed_file_of_an_earlier_format_that_cannot_be_simulated_is_refused(name, edit, tmp_path):
+    (file,) = (path for path in FILES if path.stem == "format4")
     header, tensors = mutations.unsealed(file.read_bytes())
-    (settings,) = (node["settings"] for node in header["nodes"] if node["name"] == "relu1")
+    (settings,) = (node["settings"] for node in header["nodes"] if node["name"] == name)
     path = tmp_path / "edited.snn"
     path.write_bytes(mutations.sealed(header, tensors))
     assert s_resnet.load(path).neurons
-    EDITS[edit](settings, tensors)
+    edit(settings, tensors)
     path.write_bytes(mutations.sealed(header, tensors))
     with pytest.raises(InvalidArtifact, match="damaged or edited"):
         s_resnet.load(path)
