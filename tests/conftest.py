@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,16 @@ from torch import nn
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled")
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES}")
+
+
+SEED = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Whatever a test and its fixtures draw without a generator is the same alone, after others and in any worker."""
+    torch.manual_seed(SEED)
+    random.seed(SEED)
 
 
 @pytest.fixture(autouse=True)

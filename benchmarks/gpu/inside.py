@@ -23,14 +23,23 @@ from s_resnet.kernels.membrane import cuda, reference
 from s_resnet.kernels.surrogate import cuda as surrogate_cuda
 from s_resnet.kernels.surrogate.fire import fire, run
 from s_resnet.kernels.surrogate.normalize import Normalization, normalize_and_fire
-from s_resnet.kernels.surrogate.reference import SURROGATES as SURROGATES_IN_ORDER
-from s_resnet.kernels.surrogate.reference import Firing, fire_reference
+from s_resnet.kernels.surrogate.reference import SURROGATES, Firing, fire_reference
 from s_resnet.runtime.device import prefetch
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
-__all__ = ["Conv2d", "Firing", "Normalization", "Update", "fire", "fire_reference", "normalize_and_fire", "prefetch"]
-PRECISIONS, SURROGATES = ("exact", "fast"), SURROGATES_IN_ORDER
+__all__ = [
+    "SURROGATES",
+    "Conv2d",
+    "Firing",
+    "Normalization",
+    "Update",
+    "fire",
+    "fire_reference",
+    "normalize_and_fire",
+    "prefetch",
+]
+PRECISIONS = ("exact", "fast")
 Instance = tuple[str, str]  # the file of a kernel, and one of its template instances
 
 # The membrane kernel and its specification: tensors in, tensors out.

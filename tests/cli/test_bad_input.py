@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from forks import Process
 from test_cli import CALIBRATED, SIZE, Program, make_checkpoint, make_photos, put_converted, tiny, unexpected
 
 import s_resnet
@@ -337,15 +337,15 @@ def test_the_old_file_survives_a_failing_disk(program, network, monkeypatch, err
     assert err.startswith("Error: out.json: cannot be written") and err.count("\n") == 1
 
 
-def test_the_old_file_survives_a_full_disk(program, network):
+def test_the_old_file_survives_a_full_disk(program, network, tmp_path_factory):
     """A true one, as far as a process can have it: files may grow to 10,000 bytes."""
     before = files()
     code = (
         "import resource, sys, torch; from sresnet_cli.__main__ import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); main()"
     )
-    command = [sys.executable, "-c", code, "convert", "--force", *map(str, PLAIN)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    said = tmp_path_factory.mktemp("said")
+    result = Process(code, "convert", "--force", *PLAIN, place=Path.cwd(), folder=said).done()
     assert result.returncode == 1 and files() == before and len(before["tiny.snn"]) > 10_000
     assert result.stderr.splitlines()[1:] and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: tiny.snn: cannot be written")
@@ -377,7 +377,7 @@ def test_an_interrupt_leaves_nothing(program, network, monkeypatch, where, comma
     assert code == 130 and err.split() == ["Interrupted."] and files() == before
 
 
-def test_a_true_interrupt_while_workers_decode(program, network):
+def test_a_true_interrupt_while_workers_decode(program, network, tmp_path_factory):
     before = files()
     code = "\n".join((
         # A shell's background jobs are born deaf to the interrupt.
@@ -387,15 +387,10 @@ def test_a_true_interrupt_while_workers_decode(program, network):
         "def answers(*args, **named): print('started', flush=True); return real(*args, **named)",
         "report.answers = answers", "from sresnet_cli.__main__ import main", "main()",
     ))  # fmt: skip
-    command = [sys.executable, "-c", code, "evaluate", "--timesteps", "1000000", "--at", "1000000", "--batch-size", "1"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        assert process.stdout.readline() == "started\n"
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (process.returncode, out, err.split()) == (130, "", ["Interrupted."])
+    asked = ("evaluate", "--timesteps", 1000000, "--at", 1000000, "--batch-size", 1)
+    process = Process(code, *asked, place=Path.cwd(), folder=tmp_path_factory.mktemp("said"))
+    process.wait_for(lambda: process.said() == "started\n")
+    os.killpg(process.pid, signal.SIGINT)
+    code, out, err = process.done()
+    assert (code, out, err.split()) == (130, "started\n", ["Interrupted."])
     assert files() == before

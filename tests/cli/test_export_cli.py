@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_program
-from sresnet_cli import export as module
+from sresnet_cli import export
 from test_cli import CALIBRATED, SIZE, make_checkpoint, make_photos, randomized
 from test_cli import network as network  # the fixtures
 from test_cli import program as program
@@ -150,7 +150,7 @@ def test_an_engine_that_is_not_installed_is_told_before_anything_is_written(prog
 
 
 def test_what_is_there_is_not_written_over(program, network):
-    for form in module.FORMATS:
+    for form in export.FORMATS:
         Path("there").write_text("mine")
         code, _, err = program("export", "tiny.snn", "--format", form, "-o", "there")
         assert code == 2 and "there already exists" in err and Path("there").read_text() == "mine"
@@ -193,4 +193,4 @@ def test_a_network_without_T_asks(program):
 
 
 def test_the_engines_are_those_there_are():
-    assert tuple(s_resnet.export.ENGINES) == module.ENGINES
+    assert tuple(s_resnet.export.ENGINES) == export.ENGINES

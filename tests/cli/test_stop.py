@@ -16,7 +16,7 @@ from test_train import trained
 
 from s_resnet import files
 from s_resnet.conversion import recipes
-from s_resnet.data import loader as loading
+from s_resnet.data import loader
 from s_resnet.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,11 +152,11 @@ def test_what_comes_while_workers_start_is_raised_when_they_have(number):
     def raising(number, frame):
         raise KeyboardInterrupt(number)
 
-    loader, before = Starting(number), signal.signal(number, raising)
+    starting, before = Starting(number), signal.signal(number, raising)
     try:
         with pytest.raises(KeyboardInterrupt) as caught:
-            loading.started(loader)
-        assert loader.started and caught.value.args == (number,)
+            loader.started(starting)
+        assert starting.started and caught.value.args == (number,)
         assert signal.getsignal(number) is raising
     finally:
         signal.signal(number, before)
@@ -168,7 +168,7 @@ def test_a_thread_starts_workers_as_ever():
             return iter([1, 2])
 
     found = []
-    thread = threading.Thread(target=lambda: found.extend(loading.started(Quiet(0))))
+    thread = threading.Thread(target=lambda: found.extend(loader.started(Quiet(0))))
     thread.start()
     thread.join()
     assert found == [1, 2]

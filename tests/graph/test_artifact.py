@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from forks import Process
 from safetensors.torch import save_file
 
 from s_resnet import Graph, SResNetError, load, save
@@ -401,7 +402,7 @@ def test_a_folder_without_permission_is_named(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file size")
-def test_a_really_full_disk_leaves_the_old_file(tmp_path, file):
+def test_a_really_full_disk_leaves_the_old_file(tmp_path, tmp_path_factory, file):
     """A limit on the size of files stands in for the disk: the error then comes from the system itself."""
     kept = file.read_bytes()
     program = (
@@ -412,9 +413,6 @@ def test_a_really_full_disk_leaves_the_old_file(tmp_path, file):
         "try: s_resnet.save(snn, 'network.snn')\n"
         "except s_resnet.SResNetError as error: print(error)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = Process(program, place=tmp_path, folder=tmp_path_factory.mktemp("said")).done()
     assert done.returncode == 0 and done.stdout.startswith("network.snn: cannot be written"), done.stderr
     assert os.listdir(tmp_path) == ["network.snn"] and file.read_bytes() == kept

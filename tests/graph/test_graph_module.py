@@ -16,7 +16,6 @@ from s_resnet.conversion import Context
 from s_resnet.conversion.passes import dyadic_weights
 from s_resnet.errors import InvalidData
 from s_resnet.graph import GraphModule, Neuron, Node, Readout
-from s_resnet.graph import module as room
 from s_resnet.graph.alphabet import Amplitudes, Differential, MultiThreshold, Signed
 from s_resnet.graph.neuron import IntegerNeuron
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
@@ -75,7 +74,7 @@ def test_it_fires_spike_for_spike_as_the_simulation(monkeypatch, pooled, recipe,
         fired.append(fire_reference(current, firing))
         return fired[-1]
 
-    monkeypatch.setattr(room, "fire", recording)
+    monkeypatch.setattr("s_resnet.graph.module.fire", recording)
     module = GraphModule(snn, timesteps).eval()
     logits = module(x)
     expected = [trains[node.name] for node in snn.neurons]

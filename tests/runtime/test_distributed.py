@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import PATIENCE, context, words_to
 from test_cli import SIZE, Program, figures, make_checkpoint, make_photos, tiny
 
 import s_resnet
@@ -25,8 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]
-# Two processes on busy cores take minutes, and the compiler before them; one that hangs is ended here.
-PATIENCE = 600
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
@@ -51,8 +49,7 @@ def as_rank(rank, port, folder, arguments):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(TORCHELASTIC_RUN_ID="x", TORCHELASTIC_USE_AGENT_STORE="True")
-    for name, number in (("out", 1), ("err", 2)):
-        os.dup2(os.open(f"{name}{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    words_to(folder, rank)
     torch.set_num_threads(1)
     if arguments[0] == "evaluate":
         sys.argv = ["sresnet", *arguments]
@@ -63,8 +60,7 @@ def as_rank(rank, port, folder, arguments):
 
 def forked(folder, *arguments):
     """As torchrun, from a process that has imported torch once for all tests: a fraction of the time."""
-    fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["torchvision", "s_resnet", "sresnet_cli.__main__"])
+    fork = context()
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     told = [(rank, store.port, folder, list(map(str, arguments))) for rank in range(2)]
     processes = [fork.Process(target=as_rank, args=each) for each in told]

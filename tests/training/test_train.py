@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import Process
 from PIL import Image
 from test_cli import Program, unexpected
-from test_distributed import PATIENCE, forked
+from test_distributed import forked
 
 import s_resnet
 from s_resnet import SResNetError, Training, files, train
@@ -378,7 +379,8 @@ SCRIPT = """
 import os, signal, sys
 import torch
 from test_train import data, trained, replace, LONG
-how, path = sys.argv[1:]
+how, path, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
 if how == "writing":
     original, count = torch.save, 0
     def save(content, file):
@@ -405,25 +407,23 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("how", ["anywhere", "writing"])
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, whole, how):
-    path = tmp_path / "x.pt"
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    with subprocess.Popen([sys.executable, tmp_path / "script.py", how, path], env=environment) as process:
-        if how == "anywhere":
-            end = time.monotonic() + PATIENCE
-            while not path.exists() and time.monotonic() < end and process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(int.from_bytes(os.urandom(1), "big") / 256 * 0.3)
-            process.send_signal(signal.SIGKILL)
-        assert process.wait(PATIENCE) == -signal.SIGKILL
-    left = [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+    place = tmp_path / "place"
+    place.mkdir()
+    path = place / "x.pt"
+    process = Process(SCRIPT, how, path, torch.get_num_threads(), place=place, folder=tmp_path)
+    if how == "anywhere":
+        process.wait_for(path.exists)
+        time.sleep(int.from_bytes(os.urandom(1), "big") / 256 * 0.3)
+        os.kill(process.pid, signal.SIGKILL)
+    done = process.done()
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [name for name in os.listdir(place) if name.endswith(".tmp")]
     if how == "writing":
         assert content(path)["epoch"] == 2 and len(left) == 1  # the half of the third beside it
     result = trained(path, settings=LONG)
     assert 1 <= result.resumed < 60
     assert same_end(path, whole)
-    assert sorted(os.listdir(tmp_path)) == ["script.py", "x.pt"]  # nothing is left of the killed
+    assert os.listdir(place) == ["x.pt"]  # nothing is left of the killed
 
 
 def test_a_run_may_go_on_with_less_memory(tmp_path):
