@@ -1,4 +1,4 @@
-"""Pass: an integer network with weights in int8, thresholds and membranes in int32; spikes are equal on every device."""
+"""Pass: an integer network with weights in int8, thresholds and membranes in int32; equal spikes on every device."""
 
 from __future__ import annotations
 
