@@ -318,7 +318,7 @@ def _check_neuron(node: Node, op: Neuron) -> None:
     remedy = 'Convert with recipe="calibrated-streaming" or recipe="s-resnet"'
     wrong = ""
     if isinstance(op.spikes, MultiThreshold):
-        wrong = f"{op.max_emission} thresholds"
+        wrong = f"{op.max_emission} firing levels"
         remedy = "Save it as an artifact, or train with one threshold (ms_resnet)"
     elif not op.emits_unit_spikes:
         wrong, remedy = f"threshold {float(op.threshold.max()):g}", "Run passes.normalize on the network"
