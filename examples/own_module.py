@@ -2,7 +2,7 @@
 
 python examples/own_module.py
 
-The network is not trained here, so ``convert`` warns that it is hardly sure of any answer.
+The network is not trained here, so ``convert`` warns that it has almost no confidence in its answers.
 """
 
 import torch

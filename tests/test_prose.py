@@ -11,7 +11,20 @@ from s_resnet import errors
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "s_resnet").rglob("*.py"))
 # Rooms whose docstrings and messages have these forms throughout; the others have yet to follow.
-ROOMS = ("data/", "runtime/", "models/", "frontend/", "report/", "training/", "files.py", "errors.py")
+ROOMS = (
+    "analysis/",
+    "conversion/",
+    "data/",
+    "export/",
+    "frontend/",
+    "models/",
+    "report/",
+    "runtime/",
+    "simulation/",
+    "training/",
+    "files.py",
+    "errors.py",
+)
 FORMED = [path for path in FILES if path.startswith(tuple(f"s_resnet/{room}" for room in ROOMS))]
 ERRORS = {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
 SECTIONS = ("Args", "Attributes", "Raises")

@@ -1,4 +1,4 @@
-"""Other guesses about what a checkpoint does not say, tried on its BatchNorm statistics: what would have fitted?"""
+"""Other guesses about what a checkpoint does not say, compared by how well its BatchNorm statistics fit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..frontend.trace import trace
 from ..models.torchvision_resnets import variants_of
 from ..runtime.display import Displayed
 
-IMAGES = 32  # that are tried, and half as many where they are large
+IMAGES = 32  # to try each guess on; half as many if they are large
 SIZES = (32, 64, 224)
 LARGE = 128  # pixels
 BATCH = 16
-# Mean and std that networks are trained with besides ImageNet's: half, none, and pixels from 0 to 255.
+# Mean and std that networks are trained with, besides ImageNet's: 0.5, none, and pixels from 0 to 255.
 SCALES = (
     (IMAGENET_MEAN, IMAGENET_STD),
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -36,8 +36,8 @@ class Alternative(Displayed):
     """Another guess about what a checkpoint does not say.
 
     Attributes:
-        options: those of ``sresnet convert`` that make it.
-        score: the :attr:`Fit.score` of network and images with them.
+        options: the options of ``sresnet convert`` that select it.
+        score: the :attr:`Fit.score` of network and images with these options.
     """
 
     options: str
@@ -49,7 +49,7 @@ def alternatives(
 ) -> list[Alternative]:
     """Other mean and std, input sizes and variants of the architecture that fit the BatchNorm statistics, best first.
 
-    One thing at a time is changed. What is returned fits, and at least twice as well as what was chosen.
+    One thing is changed at a time. Each alternative fits at least twice as well as the choice that was made.
 
     Args:
         path: the file of the checkpoint.
@@ -75,7 +75,7 @@ def _tried(
         if (mean, std) != (preprocessing.mean, preprocessing.std):
             prepared = _rescaled(images, preprocessing, replace(preprocessing, mean=mean, std=std))
             yield Alternative(f"--mean {_written(mean)} --std {_written(std)}", _score(checkpoint.model, prepared))
-    for size in SIZES if variants_of(checkpoint.arch) else SIZES[:2]:  # CIFAR's are for small images
+    for size in SIZES if variants_of(checkpoint.arch) else SIZES[:2]:  # CIFAR networks take small images
         if size != preprocessing.size:
             some = images if size < LARGE else images[: IMAGES // 2]
             resized = F.interpolate(some, (size, size), mode="bilinear", antialias=True)
@@ -83,7 +83,7 @@ def _tried(
 
 
 def _score(model: nn.Module, images: Tensor) -> float:
-    """How far they are from fitting."""
+    """How far network and images are from fitting; 0 is a perfect fit."""
     moments = Moments(trace(model, images[:2]))
     for part in torch.split(images, BATCH):
         for _ in moments.watch(part):
@@ -92,7 +92,7 @@ def _score(model: nn.Module, images: Tensor) -> float:
 
 
 def _rescaled(images: Tensor, before: Preprocessing, after: Preprocessing) -> Tensor:
-    """Images prepared with one mean and std as with another."""
+    """Images that were normalized with one mean and std, as if with another."""
     (mean, std), (new_mean, new_std) = (
         (torch.tensor(one.mean).view(3, 1, 1), torch.tensor(one.std).view(3, 1, 1)) for one in (before, after)
     )

@@ -1,4 +1,4 @@
-"""Recipe "auto": try what the target allows on calibration images kept apart, choose, and say why."""
+"""Recipe "auto": try what the target allows on held-out calibration images, choose, and say why."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .calibrate import Calibration
 from .context import Context
 from .recipes import RECIPES, Recipe
 
-# What each alphabet allows, the plainest first: a target that can send signed spikes can send binary ones.
+# The recipes that each alphabet allows, simplest first: a target that can send signed spikes can send binary ones.
 ALPHABETS = {
     "binary": ("calibrated", "phased"),
     "signed": ("calibrated", "phased", "signed"),
@@ -32,18 +32,18 @@ BATCH = 32
 
 @dataclass(frozen=True, repr=False)
 class Auto(Displayed):
-    """What to choose a recipe by. It goes where a recipe goes: ``convert(model, batches, Auto("signed").at(8))``.
+    """The criteria for choosing a recipe. Pass it in place of one: ``convert(model, batches, Auto("signed").at(8))``.
 
     Attributes:
         spikes: what the target can send: ``"binary"``, ``"signed"`` or ``"levels"``.
-        target_drop: the percentage of held-out calibration images that the network may answer otherwise than the ANN,
-            to choose T by; None where T is given.
-        timesteps: T; None for 16, or where a drop is given.
-        weights: of every recipe that is tried, as :meth:`Recipe.with_weights` takes them.
+        target_drop: the percentage of held-out calibration images on which the network may disagree with the ANN; T is
+            chosen accordingly. None if T is given.
+        timesteps: T; None for 16, or if a drop is given.
+        weights: the weights of every recipe that is tried, as :meth:`Recipe.with_weights` takes them.
         reconstruction: the settings of :meth:`Recipe.reconstructed` for every recipe that is tried; None for none.
 
     Raises:
-        InvalidData: an unknown alphabet or weights, a drop or a T out of range, or both.
+        InvalidData: the alphabet or weights are unknown, the drop or T is out of range, or both are given.
         ConversionError: a recipe that is tried cannot have the weights.
     """
 
@@ -67,11 +67,10 @@ class Auto(Displayed):
         drop = self.target_drop
         if self.spikes not in ALPHABETS:
             expected = f"one of {', '.join(ALPHABETS)}"
-            raise InvalidData(message("auto", "", f"spikes {self.spikes!r}", expected, "Choose one of them"))
+            raise InvalidData(message("auto", "", f"spikes {self.spikes!r}", expected, "Pass what the target can send"))
         if drop is not None and not 0 < drop < 100:
-            raise InvalidData(
-                message("auto", "", f"target_drop={drop}", "points between 0 and 100", "Pass one such as 1")
-            )
+            remedy = "Pass a percentage such as 1"
+            raise InvalidData(message("auto", "", f"target_drop={drop}", "points between 0 and 100", remedy))
         if self.timesteps is not None:
             object.__setattr__(self, "timesteps", whole_number(self.timesteps, "auto", "timesteps"))
         if drop is not None and self.timesteps is not None:
@@ -83,46 +82,47 @@ class Auto(Displayed):
         self.recipes()
 
     def at(self, timesteps: int) -> Auto:
-        """The same wishes for this T."""
+        """The same criteria for this T."""
         return replace(self, timesteps=timesteps)
 
     def with_weights(self, weights: str) -> Auto:
-        """The same wishes with weights ``"float32"``, ``"dyadic"`` or ``"int8"``."""
+        """The same criteria with weights ``"float32"``, ``"dyadic"`` or ``"int8"``."""
         return replace(self, weights=weights)
 
     def reconstructed(self, **settings: object) -> Auto:
-        """The same wishes with every recipe reconstructed, as by :meth:`Recipe.reconstructed`."""
+        """The same criteria with every recipe reconstructed, as by :meth:`Recipe.reconstructed`."""
         return replace(self, reconstruction=settings)
 
     def recipes(self) -> tuple[Recipe, ...]:
-        """Those that are tried, the plainest first."""
+        """The recipes that are tried, simplest first."""
         found = [RECIPES[name].with_weights(self.weights) for name in ALPHABETS[self.spikes]]
         if self.reconstruction is None:
             return tuple(found)
         return tuple(recipe.reconstructed(**self.reconstruction) for recipe in found)
 
     def apply(self, graph: Graph, context: Context) -> Graph:
-        """The network of the recipe that :func:`choose_recipe` chooses."""
+        """Convert with the recipe that :func:`choose_recipe` chooses."""
         return choose_recipe(graph, context, self)
 
 
 def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) -> Graph:
-    """Convert with every recipe that the alphabet allows, and keep the one that serves best.
+    """Convert with every recipe that the alphabet allows, and keep the best.
 
-    Their agreement with the ANN is measured on calibration images that no pass has fitted to, without labels. The share
-    that they disagree on bounds the drop in accuracy on those images from above, in the interval that the choice says;
-    on images that the ANN was not trained on, which it is less sure of, a network may lose more.
+    Agreement with the ANN is measured on calibration images that no pass has fitted to, without labels. The share of
+    images on which they disagree is an upper bound for the drop in accuracy on those images, within the interval that
+    the choice reports. On images that the ANN was not trained on, where it is less confident, a network may lose more.
 
-    * Given T (16 by default): of the recipes whose agreement is within one standard error of the best, the one that
-      answers first, end to end; of equally fast ones the plainest.
+    * Given T (16 by default): among the recipes whose agreement is within one standard error of the best, the one with
+      the lowest end-to-end latency; among equally fast ones the simplest.
     * Given a target drop in points: the smallest T of 4, 8, 16, 32, 64 at which a recipe disagrees on no more than that
-      percentage of the images; of those recipes the fastest, end to end. Where none does, the best at the largest T.
+      percentage of the images; among those recipes the one with the lowest end-to-end latency. If none does, the best
+      at the largest T.
 
     The trials, the choice and the reason go into the provenance as ``choice``.
 
     Args:
         graph: the source network.
-        context: with calibration images kept apart.
+        context: the context, with held-out calibration images.
         wishes: by default ``Auto()``.
 
     Raises:
@@ -159,7 +159,7 @@ def _trial(name: str, snn: Graph, calibration: Calibration, timesteps: int) -> T
         same += int((snn(images, timesteps).argmax(1) == snn.run(images).argmax(1)).sum())
     count = len(calibration.samples.images)
     share = same / count
-    # Of the share with one more of each kind: no share is known for certain.
+    # One more image of each kind is assumed, so that the standard error is never 0.
     smoothed = (same + 1) / (count + 2)
     error = math.sqrt(smoothed * (1 - smoothed) / count)
     differ = wilson(count - same, count)
@@ -179,7 +179,7 @@ def _best(tried: list[tuple[Trial, Graph]], target_drop: float | None) -> tuple[
 
 
 def _holds(trial: Trial, target_drop: float) -> bool:
-    """Whether it disagrees on no more than that; 97 of 100 images are 3 % short, whatever floats make of it."""
+    """Whether it disagrees on no more than that; 97 of 100 images are 3 % short, whatever float rounding says."""
     return 100 * (1 - trial.agreement) <= target_drop + 1e-9
 
 

@@ -17,8 +17,9 @@ from .calibrate import Calibration, calibrated_nodes, check_percentile, with_sca
 def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibration:
     """The scales that the BatchNorm statistics imply, without a single image.
 
-    During training BatchNorm made channel c of its output have mean ``beta_c`` and standard deviation ``|gamma_c|``.
-    Taking it for Laplace distributed, with mean mu, variance 2 b^2, ``F`` its distribution and ``e = exp(-|mu| / b)``::
+    In training BatchNorm gave channel c of its output the mean ``beta_c`` and the standard deviation ``|gamma_c|``.
+    Assume a Laplace distribution with mean mu, variance 2 b^2 and distribution function ``F``, and let
+    ``e = exp(-|mu| / b)``::
 
         ReLU:     mean = max(mu, 0) + b e / 2
                   E[x^2] = mu^2 + 2 b^2 - b^2 e  for mu >= 0,   b^2 e  for mu < 0
@@ -26,8 +27,8 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
         synapse:  mean = W mean + b,   variance = W^2 variance
         lambda:   mean over c of F_c(lambda) = percentile / 100
 
-    (for a single channel ``lambda = mu - b ln(2 - 2 p)``; for the layer's mixture the equation is solved by bisection,
-    to float64 precision; a percentile above 99.9999 counts as that).
+    For a single channel ``lambda = mu - b ln(2 - 2 p)``; for the mixture of a layer the equation is solved by bisection
+    to float64 precision. A percentile above 99.9999 counts as 99.9999.
 
     Assumptions: the data look like the training data; the two branches of a residual sum are independent; pooling
     keeps mean and variance; every channel has Laplace tails. The last is the one that matters: with Gaussian tails the
@@ -39,23 +40,22 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
         percentile: in percent, above 0 and at most 100.
 
     Raises:
-        InvalidData: the graph has no BatchNorm, or there is no such percentile.
+        InvalidData: the graph has no BatchNorm, or the percentile is out of range.
     """
     percentile = check_percentile(percentile)
     if not any(isinstance(node.op, BatchNorm2d) for node in graph.nodes):
-        raise InvalidData(
-            message("calibrate", "", "a network without BatchNorm and no images", "one of the two", "Pass images")
-        )
+        got, remedy = "a network without BatchNorm and no images", "Pass calibration_batches"
+        raise InvalidData(message("calibrate", "", got, "one of the two", remedy))
     moments: dict[str, Moments] = {}
     values = {}
     losses = []
     names = set(calibrated_nodes(graph))
-    for node in graph.to("cpu").nodes:  # figures per channel: nothing for a GPU
+    for node in graph.to("cpu").nodes:  # a few numbers per channel are not worth a GPU
         inputs = [moments[name] for name in node.inputs]
         if node.name in names:
             before = inputs[0] if isinstance(node.op, ReLU) else _propagate(node.op, inputs)
             quantile = _mixture_quantile(before, percentile / 100)
-            values[node.name] = quantile if quantile > 1e-9 else 0.0  # zero up to the bisection's rounding
+            values[node.name] = quantile if quantile > 1e-9 else 0.0  # bisection may round zero up
         moments[node.name] = _propagate(node.op, inputs)
         if isinstance(node.op, ReLU) and values[node.name] > 0:
             losses.append(_rounding(inputs[0], moments[node.name], values[node.name]))
@@ -63,7 +63,7 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
     return replace(calibration, rounding=sum(losses) / len(losses) if losses else None)
 
 
-Moments = tuple[Tensor, Tensor]  # mean and variance per channel, float64 [C]; the input's are [1]
+Moments = tuple[Tensor, Tensor]  # mean and variance per channel, float64 [C]; [1] for the input
 
 
 def _propagate(op: Op, inputs: list[Moments]) -> Moments:
@@ -86,7 +86,7 @@ def _propagate(op: Op, inputs: list[Moments]) -> Moments:
     if isinstance(op, Add):
         return sum(m for m, _ in inputs), sum(v for _, v in inputs)  # type: ignore[return-value]
     if isinstance(op, Pad | Slice):
-        # As images of one pixel: what happens to channels happens, what happens to space does not.
+        # On images of one pixel an operation acts on channels and leaves space alone.
         return _channels_only(op, mean), _channels_only(op, var)
     return mean, var
 
@@ -111,7 +111,7 @@ def _through_synapse(op: Conv2d | Linear, mean: Tensor, var: Tensor) -> Moments:
 def _rounding(before: Moments, after: Moments, scale: float) -> float:
     """T times the share of its activations that a layer loses by rounding down to the grid lambda / T.
 
-    An active neuron loses half a grid step on average: ``P(x > 0) lambda / 2`` of ``E[ReLU(x)]``.
+    An active neuron loses half a grid step on average, so the share is ``P(x > 0) lambda / (2 T E[ReLU(x)])``.
     """
     mean, b = before[0], _spread(before[1])
     tail = torch.exp(-mean.abs() / b) / 2
@@ -120,7 +120,7 @@ def _rounding(before: Moments, after: Moments, scale: float) -> float:
 
 
 def _spread(var: Tensor) -> Tensor:
-    """The Laplace distribution's b of a variance; a little above zero, so that a dead channel is a step."""
+    """The Laplace parameter b for a variance; slightly above zero, so that a dead channel becomes a step."""
     return (var / 2).sqrt().clamp_min(1e-12)
 
 

@@ -24,7 +24,7 @@ from ..runtime.progress import Progress
 from .spill import Spill, gather
 
 HALF = 1 << 16
-Counted = tuple[int, tuple[int, ...]]  # images, and the fingerprints of all
+Counted = tuple[int, tuple[int, ...]]  # the number of images, and all their fingerprints
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,13 +48,13 @@ class Calibration(Displayed):
         scales: lambda by node, positive and finite.
         percentile: in percent.
         images: how many were counted.
-        source: ``"data"``, ``"batchnorm"``, or ``"training"`` where none is needed.
-        silent: the nodes that were never above zero, and so have a stand-in scale.
+        source: ``"data"``, ``"batchnorm"``, or ``"training"`` if no calibration is needed.
+        silent: the nodes that were never above zero, which got a scale of 1.
         samples: images for passes that search; they are not saved.
-        rounding: the share of its activations that a layer running T steps is expected to lose, times T: with images
-            the median layer's, else the mean over layers.
+        rounding: the share of its activations that a layer running T steps is expected to lose, times T: that of the
+            median layer with images, the mean over layers without.
         fitting: images ``[N, C, H, W]`` for passes that fit, none of them in ``samples``; they are not saved.
-        marks: the fingerprints of all calibration images, so that an evaluation can say how many of its images are
+        marks: the fingerprints of all calibration images, so that an evaluation can tell how many of its images are
             among them.
     """
 
@@ -103,7 +103,7 @@ class Calibration(Displayed):
         )
 
 
-# For passes that ask for no statistics, and networks that bring what they need from their training.
+# For passes that need no statistics, and networks that learned their scales in training.
 NO_CALIBRATION = Calibration({}, 100.0, 0, "training")
 
 
@@ -124,21 +124,22 @@ def calibrate(
 
     lambda is the element of 1-based rank ``floor(p n)`` of all ``n`` values sorted ascending. It is found by a radix
     search on the bits of the floats: one pass counts the upper 16 bits of every value, a second pass the lower 16 of
-    those that share the upper 16 of the answer. So memory is 2 tables of 65,536 counts per node whatever the number
-    of images, and neither the order of the batches nor their size matters.
+    those that share the upper 16 of the answer. Memory is thus 2 tables of 65,536 counts per node for any number of
+    images, and neither the order of the batches nor their size matters.
 
     Args:
         graph: an analog graph.
-        batches: gone through twice, so a list or a DataLoader, not a generator; the same images each time, shuffled
-            or not. They are moved to the graph's device.
+        batches: read twice, so a list or a DataLoader, not a generator; the same images each time, shuffled or not.
+            They are moved to the graph's device.
         percentile: in percent, above 0 and at most 100.
         held_out: how many of the first images (at most half) to leave out and return as ``samples``.
         progress: show a bar on stderr when it is a terminal.
-        fitting: whether to return the other images, for passes that fit to images; in a temporary file where they are
+        fitting: whether to return the other images, for passes that fit to images; in a temporary file if there are
             many.
 
     Raises:
-        InvalidData: a one-shot iterator, no images, images that do not fit, or values that are not finite.
+        InvalidData: the batches are a one-shot iterator, there are no images, images do not fit, or values are not
+            finite.
 
     Source: percentile normalization as in the released code of arXiv:1805.01352 (Hu, Tang, Pan): all scalars of a
     layer sorted, element floor(p n).
@@ -172,7 +173,8 @@ def _exact(
     )
     for name in names:
         if upper[name][_INFINITE].any():
-            raise InvalidData(message(name, "", "activations that are not finite", "numbers", "Check the images"))
+            remedy = "Check the weights for NaN, and the scale of the images"
+            raise InvalidData(message(name, "", "activations that are not finite", "numbers", remedy))
     ranks = {name: _rank(percentile, int(upper[name].sum())) for name in names}
     bucket = {name: int(torch.searchsorted(upper[name].cumsum(0), ranks[name])) for name in names}
 
@@ -181,7 +183,7 @@ def _exact(
 
     lower, again = _count(graph, batches, kept_apart, "calibrate 2/2", progress, inside)
     if again != counted:
-        got, expected = "other images when going through the batches again", "the same ones, in any order"
+        got, expected = "different images in the second pass over the batches", "the same ones, in any order"
         raise InvalidData(message("calibrate", "", got, expected, "Turn off random augmentation and drop_last"))
     values = {}
     for name in names:
@@ -192,21 +194,22 @@ def _exact(
 
 
 def check_repeatable(batches: Batches) -> None:
-    """Raise InvalidData for a one-shot iterator."""
+    """Check that batches can be read twice.
+
+    Raises:
+        InvalidData: they are a one-shot iterator.
+    """
     if iter(batches) is batches:
-        raise InvalidData(
-            message(
-                "calibrate",
-                "",
-                "a one-shot iterator of batches",
-                "something that can be gone through twice",
-                "Pass a list or a DataLoader",
-            )
-        )
+        got, expected = "a one-shot iterator of batches", "batches that can be read twice"
+        raise InvalidData(message("calibrate", "", got, expected, "Pass a list or a DataLoader"))
 
 
 def check_percentile(percentile: float) -> float:
-    """Itself as a float; InvalidData unless it is above 0 and at most 100."""
+    """``percentile`` as a float.
+
+    Raises:
+        InvalidData: it is not above 0 and at most 100.
+    """
     number = real_number(percentile)
     if not 0 < number <= 100:
         raise InvalidData(message("calibrate", "", f"percentile {percentile}", "above 0 and at most 100", "Use 99.9"))
@@ -226,8 +229,11 @@ def _value(key: int) -> float:
 def _lost(counts: Tensor, scale: float) -> float:
     """T times the share of its activations that a layer loses by rounding down to the grid ``scale / T``.
 
-    An active neuron loses half a grid step on average: ``P(x > 0) scale / 2`` of ``E[x]``. ``counts``: of
-    values by their upper 16 bits, each taken for the middle of its bucket.
+    An active neuron loses half a grid step on average, so the share is ``P(x > 0) scale / (2 T E[x])``.
+
+    Args:
+        counts: how often each upper 16 bits of a value occur; a value counts as the middle of its bucket.
+        scale: lambda.
     """
     middle = (torch.arange(1, HALF // 2) << 16) + HALF // 2
     values = middle.to(torch.int32).view(torch.float32).double().nan_to_num()  # no finite value is counted there
@@ -236,7 +242,7 @@ def _lost(counts: Tensor, scale: float) -> float:
 
 
 def _rank(percentile: float, n: int) -> int:
-    """The 1-based rank floor(p n), at least 1; in fractions, since 0.999 has no exact binary form."""
+    """The 1-based rank floor(p n), at least 1; computed in fractions, since 0.999 has no exact binary form."""
     return max(1, math.floor(Fraction(str(percentile)) / 100 * n))
 
 
@@ -248,7 +254,7 @@ def _count(
     progress: bool,
     index: Callable[[str, Tensor], Tensor],
 ) -> tuple[dict[str, Tensor], Counted]:
-    """Per calibrated node how often each 16-bit ``index(name, keys)`` occurs; images counted, and the marks of all."""
+    """How often each 16-bit ``index(name, keys)`` occurs at each calibrated node, and the images that were counted."""
     tables = {name: torch.zeros(HALF, dtype=torch.int64) for name in calibrated_nodes(graph)}
     images, seen = 0, list[int]()
     waiting = Counter(kept_apart)
@@ -264,14 +270,13 @@ def _count(
             if name in tables:
                 tables[name] += torch.bincount(index(name, ordered_key(value)), minlength=HALF).cpu()
     if images == 0:
-        raise InvalidData(
-            message("calibrate", "", "no images beyond those held out", "at least one", "Pass more images")
-        )
+        got = "no images beyond those held out"
+        raise InvalidData(message("calibrate", "", got, "at least one", "Pass more images"))
     return tables, (images, tuple(sorted(seen)))
 
 
 def _not_kept(marks: list[int], waiting: Counter[int]) -> list[int]:
-    """The places of the images that are not kept apart; of images that are the same, only as many as are waited for."""
+    """The positions of the images that are not held out; of identical images no more are held out than were chosen."""
     free = []
     for index, mark in enumerate(marks):
         if waiting[mark]:
@@ -310,7 +315,7 @@ def _first_images(batches: Batches, count: int, device: torch.device) -> Samples
 
 
 def _others(batches: Batches, kept_apart: list[int], device: torch.device) -> Iterator[Tensor]:
-    """The images that are not kept apart."""
+    """The images that are not held out."""
     waiting = Counter(kept_apart)
     for batch in batches:
         images = _images(batch)
@@ -320,7 +325,7 @@ def _others(batches: Batches, kept_apart: list[int], device: torch.device) -> It
 def with_scales(
     values: Mapping[str, float], percentile: float, images: int, source: str, samples: Samples | None = None
 ) -> Calibration:
-    """Scales that are positive and finite whatever the values: a silent layer gets 1, as it never reaches it."""
+    """Scales that are positive and finite whatever the values: a silent layer gets 1, which it never reaches."""
     silent = tuple(name for name, value in values.items() if not value > 0)
     scales = {name: value if value > 0 else 1.0 for name, value in values.items()}
     return Calibration(scales, percentile, images, source, silent, samples)

@@ -17,9 +17,8 @@ class Context(Displayed):
     """The second argument of every pass.
 
     Attributes:
-        calibration: the scales and calibration images; by default none, which is enough for passes that ask for none.
-        timesteps: T, for passes that fit to it; None where none of them does, or for :meth:`Recipe.apply` to take the
-            recipe's.
+        calibration: the scales and calibration images; by default none, which is enough for passes that need none.
+        timesteps: T, for passes that fit to it; None if no pass does, or for :meth:`Recipe.apply` to use the recipe's.
         progress: whether to show bars on stderr when it is a terminal.
     """
 
@@ -35,15 +34,8 @@ class Context(Displayed):
         """
         images = self.calibration.fitting
         if images is None or len(images) == 0:
-            raise ConversionError(
-                message(
-                    where,
-                    "",
-                    "no calibration images",
-                    "256 to 1,024",
-                    "Pass calibration_batches, or choose the recipe s-resnet, which can do without",
-                )
-            )
+            remedy = "Pass calibration_batches, or choose the recipe s-resnet, which can do without"
+            raise ConversionError(message(where, "", "no calibration images", "256 to 1,024", remedy))
         return images
 
     def fitting_steps(self, where: str) -> int:
@@ -53,7 +45,6 @@ class Context(Displayed):
             ConversionError: there is none.
         """
         if self.timesteps is None:
-            raise ConversionError(
-                message(where, "", "no T to fit to", "one", "Pass Context(calibration, timesteps=16)")
-            )
+            remedy = "Pass Context(calibration, timesteps=16)"
+            raise ConversionError(message(where, "", "no T to fit to", "one", remedy))
         return self.timesteps

@@ -26,9 +26,9 @@ from .recipes import QUANTIZED, RECIPES, TRAINED, Recipe, default_recipe
 from .source_check import check_source, untouched_note, warn
 
 Shape = tuple[int, int, int]
-HELD_OUT = 32  # at most, for the search of the compensation; calibrate keeps at least half for the statistics
-WATCHED = 256  # at most, held out for recipe "auto" to choose by
-IMAGENET_SIZED = 128  # pixels; from here on the percentile's default is the paper's for ImageNet
+HELD_OUT = 32  # images at most, to search the compensation; calibrate keeps at least half for the statistics
+WATCHED = 256  # images at most, for recipe "auto" to choose by
+IMAGENET_SIZED = 128  # pixels from which the default percentile is the paper's for ImageNet
 
 
 def convert(
@@ -42,33 +42,35 @@ def convert(
 ) -> Graph:
     """Turn a trained ResNet into a spiking network: ``snn(images, timesteps=64)`` gives logits ``[B, N]``.
 
-    Of a model that ends in features, one number or scores ``[B, N, 1, 1]`` it gives those, in the same shape.
+    A model that ends in features, one number or scores ``[B, N, 1, 1]`` gives a network with answers of the same shape.
 
-    A directly trained spiking network stays what it is: its batch normalization is folded, and it takes neither recipe
-    nor T. A :class:`s_resnet.frontend.QCFSModule` brings its thresholds, and takes no calibration: by default all
-    layers run at once for T = L steps; with recipe ``"phased"`` the spike counts are the ANN's own.
+    A directly trained spiking network stays as it is: only its batch normalization is folded, and it takes neither
+    recipe nor T. A :class:`s_resnet.frontend.QCFSModule` has learned its thresholds and takes no calibration: by
+    default all layers run at once for T = L steps; with recipe ``"phased"`` the spike counts are the ANN's own.
 
     Args:
-        model: any module that :func:`s_resnet.trace` follows, or its Graph. It is not changed.
-        calibration_batches: images ``[B, C, H, W]`` as the model wants them, alone or as (images, labels); a list or a
-            DataLoader, without random augmentation, all of which are used. For recipes with a compensation the first
-            32 images (at most half) are kept for its search, the others give the percentiles. Labels are not looked
-            at. Without images thresholds and compensation come from the BatchNorm statistics, and the shape
-            ``(C, H, W)`` of an image may stand here; by default H and W are 224 for a network with a max-pool stem,
-            else 32.
-        recipe: a name in :data:`s_resnet.RECIPES` or ``"auto"``; or a :class:`Recipe` or :class:`Auto` with all that is
-            wished for: ``RECIPES["phased"].reconstructed(minutes=10).with_weights("int8")``. By default
-            ``"calibrated"`` with calibration batches, and without ``"s-resnet"``, the paper's, which can do without.
-        timesteps: the T to tune for, in place of the recipe's (16 for calibrated, 350, the paper's, for s-resnet).
+        model: any module that :func:`s_resnet.trace` can trace, or its Graph. It is not changed.
+        calibration_batches: images ``[B, C, H, W]`` preprocessed for the model, alone or as (images, labels); a list or
+            a DataLoader without random augmentation. All of them are used, without their labels. For recipes with a
+            compensation the first 32 images (at most half) are held out for its search, and the others give the
+            percentiles. Without images thresholds and compensation come from the BatchNorm statistics, and the shape
+            ``(C, H, W)`` of an image may be passed instead; by default H and W are 224 for a network with a max-pool
+            stem, else 32.
+        recipe: a name in :data:`s_resnet.RECIPES` or ``"auto"``; or a :class:`Recipe` or :class:`Auto` with all its
+            settings: ``RECIPES["phased"].reconstructed(minutes=10).with_weights("int8")``. By default
+            ``"calibrated"`` with calibration batches, and without them ``"s-resnet"``, the paper's, which needs none.
+        timesteps: the T to tune for, instead of the recipe's (16 for calibrated, the paper's 350 for s-resnet).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: where to calibrate, fit and reconstruct. The result
             is on the CPU.
         progress: show bars on stderr when it is a terminal.
 
     Returns:
-        The spiking network, with where it is from as its ``provenance``.
+        The spiking network; its ``provenance`` says where it is from.
 
     Raises:
-        UnsupportedModel, InvalidData, ConversionError: each says where, what it got, and what to do.
+        UnsupportedModel: the model has an operation that cannot be traced or converted.
+        InvalidData: images, T or other settings do not fit the model.
+        ConversionError: the recipe cannot convert this model, or not without calibration images.
         BackendUnavailable: ``device="cuda"`` without a GPU.
 
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352.
@@ -99,17 +101,26 @@ def convert(
 
 
 def _told_apart(given: Batches | Shape | None) -> tuple[Batches | None, Shape | None]:
-    """Calibration batches, or the shape that stands in their place. Raises InvalidData for what is no shape."""
+    """Calibration batches, or the image shape that was passed instead.
+
+    Raises:
+        InvalidData: it is not the shape of an image.
+    """
     if not isinstance(given, tuple | list) or not given or not isinstance(given[0], int):
         return given, None
     if len(given) != 3 or any(type(size) is not int or size < 1 for size in given):
         expected = "(C, H, W), whole numbers above 0"
-        raise InvalidData(message("convert", "", f"an image shape {given!r}", expected, "Pass one such as (3, 32, 32)"))
+        remedy = "Pass a shape such as (3, 32, 32)"
+        raise InvalidData(message("convert", "", f"an image shape {given!r}", expected, remedy))
     return None, (given[0], given[1], given[2])
 
 
 def _wished(recipe: str | Recipe | Auto | None, with_images: bool) -> Recipe | Auto:
-    """The recipe of that name, the default one, or ``recipe`` itself. Raises ConversionError for an unknown name."""
+    """The recipe of that name, the default one, or ``recipe`` itself.
+
+    Raises:
+        ConversionError: the name is unknown.
+    """
     if recipe is None:
         return default_recipe(with_images)
     if not isinstance(recipe, str):
@@ -118,67 +129,51 @@ def _wished(recipe: str | Recipe | Auto | None, with_images: bool) -> Recipe | A
         return Auto()
     if recipe not in RECIPES:
         expected = f"one of {', '.join(RECIPES)} or auto"
-        raise ConversionError(message("recipe", "", repr(recipe), expected, "Choose one"))
+        raise ConversionError(message("recipe", "", repr(recipe), expected, "Pass one of these names"))
     return RECIPES[recipe]
 
 
 def _scores(graph: Graph, example: Tensor, recipe: Recipe | Auto) -> tuple[Graph, Parts]:
-    """The network with an answer ``[B, N]`` inside, and what its provenance says where the source's is not so.
+    """The network with an answer ``[B, N]``, and what its provenance records if the source's answer differs.
 
-    Raises UnsupportedModel for a source network without a ReLU, and for one that answers with maps; ConversionError for
-    a spiking network, and for one that answers one number, by a recipe that counts the spikes of classes.
+    Raises:
+        UnsupportedModel: the source network has no ReLU, or answers with maps.
+        ConversionError: it is a spiking network, or it answers one number and the recipe scores classes by spikes.
     """
     if graph.neurons:
-        raise ConversionError(
-            message("convert", "", "a spiking network", "its source", "Convert the module that it is from")
-        )
+        remedy = "Convert the module that it was made from"
+        raise ConversionError(message("convert", "", "a spiking network", "its source", remedy))
     if not any(isinstance(node.op, ReLU | QCFS) for node in graph.nodes):
-        raise UnsupportedModel(
-            message(
-                "convert",
-                "",
-                "a network without a ReLU",
-                "at least one, as ReLUs become spiking neurons",
-                "Check that activations are nn.ReLU or F.relu, and are in the forward",
-            )
-        )
+        expected = "at least one, as ReLUs become spiking neurons"
+        remedy = "Use nn.ReLU or F.relu for the activations, and call them in forward"
+        raise UnsupportedModel(message("convert", "", "a network without a ReLU", expected, remedy))
     numbers = next(iter(graph.tensors().values()))
     *_, (name, answer) = graph.activations(example.to(numbers))
     if answer.shape[1] == 1 and recipe.counts_spikes:
-        raise ConversionError(
-            message(
-                "convert",
-                "",
-                f"recipe {recipe.name}, which scores classes by their spikes, for a network that answers one number",
-                "a recipe that reads currents",
-                "Choose s-resnet or calibrated",
-            )
-        )
+        got = f"recipe {recipe.name}, which scores classes by their spikes, for a network that answers one number"
+        remedy = "Choose s-resnet or calibrated"
+        raise ConversionError(message("convert", "", got, "a recipe that reads currents", remedy))
     if answer.ndim == 2:
         return graph, Parts()
     shape = tuple(answer.shape[1:])
     if shape[1:] != (1, 1):
-        raise UnsupportedModel(
-            message(
-                name,
-                "",
-                f"an answer of {' x '.join(map(str, shape))} for an image",
-                "scores or features [B, N], or [B, N, 1, 1]",
-                "End the model in a global average pool or a linear layer; the maps of a whole network are to be had "
-                f"by name: s_resnet.simulation.features(snn, images, timesteps, [{name!r}])",
-            )
+        got = f"an answer of {' x '.join(map(str, shape))} for an image"
+        remedy = (
+            "End the model in a global average pool or a linear layer; to get its maps, call "
+            f"s_resnet.simulation.features(snn, images, timesteps, [{name!r}])"
         )
+        raise UnsupportedModel(message(name, "", got, "scores or features [B, N], or [B, N, 1, 1]", remedy))
     flat = Node(f"{name}.flatten", Flatten(), (name,))
     return replace(graph, nodes=(*graph.nodes, flat)), Parts(answer_shape=shape)
 
 
 def _given(**wishes: object) -> list[str]:
-    """The names of what was asked for."""
+    """The names of the arguments that were passed."""
     return [name for name, value in wishes.items() if value is not None and value is not False]
 
 
 def _checked(graph: Graph, batches: Batches | None) -> Graph:
-    """The analog network with what a look at it and at the first images told; what looks wrong is warned of."""
+    """The analog network with a check of it and of the first images in its provenance; warns of what looks wrong."""
     if batches is None:
         warn(untouched_note(graph))
         return graph
@@ -188,7 +183,7 @@ def _checked(graph: Graph, batches: Batches | None) -> Graph:
 
 
 def _calibrated(graph: Graph, batches: Batches | None, recipe: Recipe | Auto, size: int, progress: bool) -> Calibration:
-    """The statistics that a recipe, or the choice among recipes, needs; from BatchNorm where there are no images."""
+    """The statistics that a recipe, or the choice among recipes, needs; from BatchNorm if there are no images."""
     percentile = recipe.percentile
     if percentile is None:
         percentile = 99.99 if size >= IMAGENET_SIZED else 99.9
@@ -201,7 +196,7 @@ def _calibrated(graph: Graph, batches: Batches | None, recipe: Recipe | Auto, si
 
 
 def _documented(snn: Graph, calibration: Calibration, example: Tensor) -> Graph:
-    """The network on the CPU, and where it is from."""
+    """The network on the CPU, with its provenance completed."""
     return snn.to("cpu").with_provenance(
         calibration=calibration.summary(),
         input_shape=tuple(example.shape[1:]),
@@ -239,7 +234,7 @@ def _quantized(
     for node, scale in scales.items():
         if not scale > 0:
             raise InvalidData(message(node, "", f"threshold {scale}", "a positive one", "Train with a lower rate"))
-    if timesteps is None:  # a recipe of the caller's own brings its T
+    if timesteps is None:  # a Recipe that the caller passes has its own T
         most = max(op.quantization_levels for op in ops.values())
         timesteps = recipe.timesteps if isinstance(recipe, Recipe) else most
     schedule = "phased" if wished.name == "phased" else "streaming"
@@ -261,41 +256,28 @@ def _example(model: nn.Module | Graph, batches: Batches | None, shape: Shape | N
         return _first_images(batches, convs[:1])
     if not convs:
         got = f"{type(model).__name__} without a convolution"
-        raise InvalidData(message("convert", "", got, "a ResNet", "Check it"))
+        raise InvalidData(message("convert", "", got, "a ResNet", "Pass the whole network"))
     size = 224 if pooled else 32
     shape = shape or (convs[0], size, size)
     if shape[0] != convs[0]:
         got, expected = f"an image shape {shape} for a network of {convs[0]} channels", f"({convs[0]}, H, W)"
-        raise InvalidData(message("convert", "", got, expected, "Channels come first"))
+        raise InvalidData(message("convert", "", got, expected, "Put the channels first"))
     return torch.zeros(2, *shape)
 
 
 def _first_images(batches: Batches, channels: list[int]) -> Tensor:
-    """Two of the first batch, also where it has one: x.squeeze() must not drop the batch."""
+    """Two images of the first batch, or one twice: x.squeeze() in a model must not drop the batch axis."""
     for batch in batches:
         given = given_images(batch)
         if isinstance(given, Tensor) and given.ndim == 3:
             raise InvalidData(message("convert", "", f"a batch of {tuple(given.shape)}", "[B, C, H, W]", SIGNALS))
         images = images_of(batch, "convert")
         if images.ndim != 4 or len(images) == 0:
-            raise InvalidData(
-                message(
-                    "convert",
-                    "",
-                    f"a batch of shape {tuple(images.shape)}",
-                    "images [B, C, H, W], at least one",
-                    "Of events pass the mean over their frames",
-                )
-            )
+            got, remedy = f"a batch of shape {tuple(images.shape)}", "For events, pass the mean over their frames"
+            raise InvalidData(message("convert", "", got, "images [B, C, H, W], at least one", remedy))
         if images.shape[1] not in channels and images.shape[3] in channels:
-            raise InvalidData(
-                message(
-                    "convert",
-                    "",
-                    f"images of shape {tuple(images.shape)} for a network of {channels[0]} channels",
-                    "[B, C, H, W]",
-                    "They look like [B, H, W, C]: pass images.permute(0, 3, 1, 2)",
-                )
-            )
+            got = f"images of shape {tuple(images.shape)} for a network of {channels[0]} channels"
+            remedy = "They look like [B, H, W, C]: pass images.permute(0, 3, 1, 2)"
+            raise InvalidData(message("convert", "", got, "[B, C, H, W]", remedy))
         return images[[0, -1]].cpu()
     raise InvalidData(message("convert", "", "no calibration batch", "images [B, C, H, W]", "Pass at least one batch"))

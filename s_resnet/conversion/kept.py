@@ -1,4 +1,4 @@
-"""What the layers of both networks give on many images, in temporary files, to be read by images."""
+"""The values of both networks' layers on many images, in temporary files that are read image by image."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ class Shown:
 
 
 class Kept:
-    """What a neuron layer sends, and the source's activations: spikes as bits, bytes or words.
+    """The spikes of a neuron layer, stored as bits, bytes or words, and the source's activations.
 
-    It gives what it got, to the last bit; layers of images channel by channel within each place, as convolutions like
-    them best.
+    Values come back bit for bit; feature maps come in the channels-last layout, which is fastest for convolutions.
     """
 
     def __init__(self, op: Neuron, timesteps: int, values: Iterable[Pair]) -> None:
@@ -76,7 +75,7 @@ class Kept:
         return self._op.binary and not self._mean
 
     def _packed(self, value: Pair) -> Tensor:
-        """Per image the spikes of all its steps."""
+        """The spikes of all steps, packed per image."""
         spiking = _channels_behind(value.spiking.flatten(0, 1)).view(*value.spiking.shape[:2], -1)
         if self._bits:
             bits = (spiking != 0).transpose(0, 1).flatten(1)
@@ -90,7 +89,7 @@ class Kept:
         return counts.to(fits).transpose(0, 1).contiguous()
 
 
-Values = Pair | Kept | Shown  # of many images, to be had by images
+Values = Pair | Kept | Shown  # values on many images, indexed by image
 
 
 def _channels_behind(value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Neuron layers fitted one after the other, each on all images, a part of them at a time."""
+"""Fit neuron layers one after the other, each on all images, one part of them at a time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..simulation.lockstep import Pair, arriving, fire_mean, passed, steps_of
 from .kept import Kept, Shown, Values
 from .spill import Spill
 
-# Values of the largest layer, over all steps and images, up to which all images are kept in memory; of a part of more.
+# Values of the largest layer, over all steps and images, that are held in memory: of all images, or else of one part.
 ROOM, PART = 2**24, 2**23
-PARTS = 8  # at least, where there are several
+PARTS = 8  # at least so many, if there are several
 
 
 @dataclass(frozen=True)
 class Each:
-    """What a function gives for every part of the images, computed whenever it is gone through."""
+    """A function's values for every part of the images, computed anew in each iteration."""
 
     parts: tuple[slice, ...]
     of: Callable[[slice], tuple[Tensor, Tensor]]
@@ -43,21 +43,29 @@ Fit = Callable[[Node, Pairs], Op]
 def fit_layers(
     graph: Graph, images: Tensor | Spill, timesteps: int, fit: Fit, refit: Fit | None = None, progress: str = ""
 ) -> Graph:
-    """Run both networks on all of ``images`` ``[N, C, H, W]``; the graph with the neuron layers that ``fit`` chose.
+    """Run both networks on all images, and fit the neuron layers one after the other.
 
-    ``fit(node, parts)`` is called for every neuron layer in execution order. Each of the parts, which can be gone
-    through any number of times, is a pair: currents ``[S, B, *]`` per step, without the layer's own correction, made by
-    layers that are already final; and the source network's activation ``[B, *]``. S is T, or 1 where the network is
-    order-free (:func:`s_resnet.simulation.lockstep.order_free`): the currents are then the mean over T and spikes are
-    mean rates.
+    S is T, or 1 if the network is order-free (:func:`s_resnet.simulation.lockstep.order_free`): currents are then means
+    over T, and spikes are mean rates.
 
-    ``refit(node, parts)`` is called before for every convolution and linear layer that only neuron layers read. Its
-    pairs: inputs ``[B, *]``, the mean over the steps, and what its mean output should be: the source network's value,
-    and for a single reader also what that one's other inputs, as far as they are there, lack against the source's.
+    If the images do not all fit in memory, the spikes of the neuron layers and the source's activations are kept in
+    temporary files, and the values in between are computed again for each part. Memory thus does not depend on the
+    number of images; time and disk space do.
 
-    Where not all images fit in memory, what the neuron layers send is kept in temporary files, as bits, bytes or words
-    beside the source's activations, and what lies between is computed again for each part. So memory does not depend
-    on the number of images; time and the disk do.
+    Args:
+        graph: a network with its neurons.
+        images: ``[N, C, H, W]``.
+        timesteps: T.
+        fit: called as ``fit(node, parts)`` for every neuron layer in execution order; returns the layer to use. The
+            parts can be iterated over any number of times. Each is a pair: the currents ``[S, B, *]`` per step, without
+            the layer's own correction, from layers that are already final; and the source's activation ``[B, *]``.
+        refit: called likewise, and earlier, for every convolution and linear layer that only neuron layers read. A pair
+            is then the inputs ``[B, *]``, the mean over the steps, and what the mean output should be: the source's
+            value, plus, with a single reader, the shortfall of the reader's other inputs where already computed.
+        progress: a label for a bar; empty for none.
+
+    Returns:
+        The graph with the layers that ``fit`` and ``refit`` returned.
     """
     with torch.no_grad(), arithmetic(images[:1], tf32=False):
         values = _Values(graph, images, timesteps, refit is not None)
@@ -72,24 +80,24 @@ def fit_layers(
 
 
 def in_memory(graph: Graph, images: Tensor | Spill, steps: int, room: int) -> int:
-    """How many images have no more than ``room`` values in the largest layer, over so many steps; at least one."""
+    """How many images have at most ``room`` values in the largest layer over all steps; at least one."""
     sizes = [value.numel() * (1 if name in graph.static else steps) for name, value in graph.activations(images[:1])]
     return max(1, room // max(sizes))
 
 
 def parts_of(graph: Graph, images: Tensor | Spill, steps: int, room: int | None = None) -> tuple[slice, ...]:
-    """All images in parts that fit in memory: no more than ``room`` values in the largest layer, by default PART."""
+    """All images in parts with at most ``room`` values in the largest layer, by default PART."""
     return _parts(len(images), in_memory(graph, images, steps, PART if room is None else room))
 
 
 def _parts(count: int, size: int) -> tuple[slice, ...]:
-    """Of equal size, but for one."""
+    """Parts of equal size, but for the last one."""
     number = -(-count // size)
     return tuple(slice(count * part // number, count * (part + 1) // number) for part in range(number))
 
 
 def _fires(graph: Graph, node: Node) -> bool:
-    """Whether it is a synapse that only neuron layers read."""
+    """Whether the node is a synapse that only neuron layers read."""
     readers = graph.users[node.name]
     return (
         isinstance(node.op, Conv2d | Linear)
@@ -99,7 +107,7 @@ def _fires(graph: Graph, node: Node) -> bool:
 
 
 class _Values:
-    """What the finished nodes give on all images: kept for neuron layers, computed from those for what lies between."""
+    """The values of finished nodes on all images: stored for neuron layers, computed from these for other nodes."""
 
     def __init__(self, graph: Graph, images: Tensor | Spill, timesteps: int, refitted: bool) -> None:
         self.graph, self.images, self.timesteps, self.steps = graph, images, timesteps, steps_of(graph, timesteps)
@@ -109,8 +117,8 @@ class _Values:
             self.parts = _parts(len(images), size)
         self.done: dict[str, Node] = {}
         self.kept: dict[str, Values] = {}
-        self.at_hand: dict[str, Pair] = {}  # of the one part, where there is one
-        self.last: dict[str, int] = {}  # the last node that is fitted with its help
+        self.at_hand: dict[str, Pair] = {}  # values in memory, if there is only one part
+        self.last: dict[str, int] = {}  # index of the last node that needs a value
         for index, node in reversed(list(enumerate(graph.nodes))):
             fitted = isinstance(node.op, Neuron) or (refitted and _fires(graph, node))
             use = max(index if fitted else -1, -1 if isinstance(node.op, Neuron) else self.last.get(node.name, -1))
@@ -118,7 +126,7 @@ class _Values:
                 self.last[name] = max(use, self.last.get(name, -1))
 
     def synapse(self, node: Node) -> Pairs:
-        """Mean inputs and what is wanted of a synapse."""
+        """The mean inputs and the target outputs of a synapse."""
         assert isinstance(node.op, Conv2d | Linear)
         op, readers = node.op, self.graph.users[node.name]
         beside = self.graph[readers[0]].inputs if len(readers) == 1 else ()
@@ -136,7 +144,7 @@ class _Values:
         return self._pairs(pair)
 
     def neuron(self, node: Node) -> Pairs:
-        """Currents and source activations of a neuron layer."""
+        """The currents and source activations of a neuron layer."""
 
         def pair(part: slice) -> tuple[Tensor, Tensor]:
             assert isinstance(node.op, Neuron)
@@ -149,7 +157,7 @@ class _Values:
         return [pair(self.parts[0])] if len(self.parts) == 1 else Each(self.parts, pair)
 
     def finish(self, index: int, node: Node) -> None:
-        """Add a node as it is to be, and let it fire; forget what nobody needs any more."""
+        """Add a finished node and let it fire; drop values that nothing needs any more."""
         self.done[node.name] = node
         needed = self.last.get(node.name, -1) > index
         if isinstance(node.op, Input):
@@ -170,7 +178,7 @@ class _Values:
         return self.at_hand if len(self.parts) == 1 else {}
 
     def _value(self, name: str, part: slice, found: dict[str, Pair]) -> Pair:
-        """A node's value of some images; ``found`` has those that are known already."""
+        """A node's value on some images; ``found`` holds those already computed."""
         if name not in found:
             node = self.done[name]
             if name in self.kept:

@@ -13,38 +13,37 @@ from torch import Tensor
 from ..graph.forms import synapse
 from ..graph.ops import Conv2d, Linear, SpikingWeights
 
-PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of the inputs' mean variance, the strongest first
-CHECKED = 8  # one image of so many is kept apart, to choose the penalty by
-ENOUGH = 256  # places per weight of an output; of more, those on a coarser grid are taken
-ROOM = 2**24  # values of the unfolded inputs that are in memory at a time
+PENALTIES = (1.0, 0.1, 0.01, 0.001)  # as shares of the inputs' mean variance, the strongest first
+CHECKED = 8  # one image of so many is held out, to choose the penalty
+ENOUGH = 256  # positions per weight of an output; with more, only those on a coarser grid are used
+ROOM = 2**24  # values of the unfolded inputs in memory at a time
 
 
 def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: int) -> Conv2d | Linear:
-    """The synapse with the spiking weights ``W + D`` that bring its outputs closest to what is wanted.
+    """The synapse with the spiking weights ``W + D`` that bring its outputs closest to the targets.
 
-    D minimizes, over images and places, with x the unfolded inputs and all means taken out::
+    D minimizes, over images and positions, with x the unfolded inputs and all means subtracted::
 
-        E[|(wanted - W x - b) - D x|^2] + penalty E[x^2] |D|^2
+        E[|(target - W x - b) - D x|^2] + penalty E[x^2] |D|^2
 
-    which is a system of normal equations per group, of as many unknowns as an output has weights; where there are fewer
-    places than that, its dual is solved. The penalty is the one of four with the least error on images kept apart, one
-    of eight; where none is better than D = 0 there, the synapse stays as it is. The mean error that is left is for the
-    neuron layer's correction.
+    This is a system of normal equations per group, with as many unknowns as an output has weights; if there are fewer
+    positions than that, its dual is solved. The penalty is the one of four with the least error on the held-out images,
+    one of eight. If none improves on D = 0 there, the synapse stays as it is. The mean error that remains is left to
+    the neuron layer's correction.
 
-    Every image counts. Where they have more than 256 places for each weight of an output, only those on a coarser grid
-    are looked at, which starts elsewhere in the next image.
+    Every image counts. If images have more than 256 positions for each weight of an output, only those on a coarser
+    grid are used, with another offset in each image.
 
     The source's weight is kept beside the spiking one.
 
     Args:
-        op: with the weight that the source has.
-        parts: pairs of mean inputs over the time steps, ``[B, C, H, W]`` or ``[B, features]``, and of what is wanted,
-            ``[B, C_out, *]``, in the units of the outputs; gone through once.
-        images: how many there are in all parts.
+        op: the synapse with the source's weight.
+        parts: pairs of inputs averaged over the time steps, ``[B, C, H, W]`` or ``[B, features]``, and targets
+            ``[B, C_out, *]`` in the units of the outputs; read once.
+        images: the number of images in all parts.
 
-    Source: ridge regression; towards what the unquantized layer
-    gives, on inputs that are quantized already, as in the asymmetric reconstruction of Nagel et al., ICML 2020
-    (arXiv:2004.10568).
+    Source: ridge regression towards the outputs of the unquantized layer, on inputs that are already quantized, as in
+    the asymmetric reconstruction of Nagel et al., ICML 2020 (arXiv:2004.10568).
     """
     now = synapse(op)
     learned, checked = _Sums(now), _Sums(now)
@@ -62,7 +61,7 @@ def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: i
     for change in learned.solutions():
         error = held.error(change)
         if error >= least:
-            break  # weaker penalties fit what is particular to these images even more closely
+            break  # weaker penalties would overfit these images even more
         least, best = error, change
     if best is None:
         return op
@@ -72,18 +71,18 @@ def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: i
 
 @dataclass(frozen=True, eq=False)
 class _Few:
-    """Output places without their means: what they see, ``[G, n, K]``, and lack, ``[G, n, C_out / G]``."""
+    """Output positions, centered: their inputs ``seen`` ``[G, n, K]`` and errors ``lacking`` ``[G, n, C_out / G]``."""
 
     seen: Tensor
     lacking: Tensor
 
     def error(self, change: Tensor) -> float:
-        """By how much the mean square of what is lacking grows with such a change ``[G, K, C_out / G]``."""
+        """By how much the mean squared error grows with a change ``[G, K, C_out / G]`` of the weights."""
         given = self.seen @ change.to(self.seen.dtype)
         return float((given * (given - 2 * self.lacking)).sum(dtype=torch.float64)) / self.seen.shape[1]
 
     def solutions(self) -> Iterator[Tensor]:
-        """The best change at each penalty, from as many equations as there are places."""
+        """The best change at each penalty, from as many equations as there are positions."""
         count = self.seen.shape[1]
         variance = self.seen.pow(2).mean(1, dtype=torch.float64).mean(1)
         system = (self.seen @ self.seen.transpose(1, 2)).double().div_(count)
@@ -93,34 +92,34 @@ class _Few:
 
 @dataclass(frozen=True, eq=False)
 class _Many:
-    """Of more places the covariances, ``[G, K, K]`` and ``[G, K, C_out / G]``, float64."""
+    """Covariances of more positions, ``[G, K, K]`` and ``[G, K, C_out / G]``, float64."""
 
     gram: Tensor
     right: Tensor
 
     def error(self, change: Tensor) -> float:
-        """As for few."""
+        """The same as in :class:`_Few`."""
         return float((change * (self.gram @ change - 2 * self.right)).sum())
 
     def solutions(self) -> Iterator[Tensor]:
-        """The best change at each penalty; the covariances are of no use afterwards."""
+        """The best change at each penalty; overwrites the covariances."""
         yield from _ridge(self.gram, self.right, self.gram.diagonal(dim1=1, dim2=2).mean(1))
 
 
 def _ridge(system: Tensor, right: Tensor, variance: Tensor) -> Iterator[Tensor]:
-    """The solutions with a penalty on the diagonal, as far as rounding lets them be found; in place, as K^2 is much."""
+    """The solutions with a penalty on the diagonal, until rounding prevents one; in place, as K^2 values are many."""
     diagonal = system.diagonal(dim1=1, dim2=2)
     unlifted = diagonal.clone()
     for penalty in PENALTIES:
         diagonal.copy_(unlifted + penalty * variance.clamp_min(torch.finfo(torch.float32).tiny)[:, None])
         factor, failed = torch.linalg.cholesky_ex(system)
         if bool(failed.any()):
-            return  # of few images, whose float32 sums are off by more than this penalty
+            return  # with few images the rounding of float32 sums exceeds this penalty
         yield torch.cholesky_solve(right, factor)
 
 
 class _Sums:
-    """What output places see and lack, added up: the places themselves while there are few, then covariances."""
+    """Inputs and errors of output positions: the positions themselves while there are few, then covariances."""
 
     def __init__(self, op: Conv2d | Linear) -> None:
         self.weights, self.count = op.weight[0].numel(), 0
@@ -129,7 +128,7 @@ class _Sums:
         self.squares: tuple[Tensor, Tensor] | None = None
 
     def add(self, seen: Tensor, lacking: Tensor) -> None:
-        """Some places more, ``[G, n, K]`` and ``[G, n, C_out / G]``."""
+        """Add positions, ``[G, n, K]`` and ``[G, n, C_out / G]``."""
         self.rows.append((seen, lacking))
         self.count += seen.shape[1]
         first, second = (value.sum(1, keepdim=True, dtype=torch.float64) for value in (seen, lacking))
@@ -148,7 +147,7 @@ class _Sums:
         self.rows = []
 
     def centered(self) -> _Few | _Many:
-        """All of them without their means."""
+        """All positions with their means subtracted."""
         assert self.totals is not None
         first, second = (total / self.count for total in self.totals)
         if self.squares is None:
@@ -160,7 +159,7 @@ class _Sums:
         return _Many(gram.sub_(first.transpose(1, 2) * first), right.sub_(first.transpose(1, 2) * second))
 
     def solutions(self) -> Iterator[Tensor]:
-        """The best changes of the weights, by the smaller system."""
+        """The best changes of the weights, from the smaller system."""
         if self.count >= self.weights and self.rows:
             self._multiply()
         return self.centered().solutions()
@@ -169,7 +168,7 @@ class _Sums:
 def _places(
     op: Conv2d | Linear, inputs: Tensor, wanted: Tensor, number: Tensor, images: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What output places see, ``[G, n, K]``, and lack, ``[G, n, C_out / G]``, of images with such numbers."""
+    """Inputs ``[G, n, K]`` and errors ``[G, n, C_out / G]`` of output positions, of images with these numbers."""
     if isinstance(op, Linear):
         if len(inputs):
             yield inputs[None], (wanted - op.run(inputs))[None]

@@ -1,4 +1,4 @@
-"""What the provenance says of the batches that a network was converted with."""
+"""What the provenance records about the batches that a network was converted with."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..graph.provenance import Parts, SeenData
 
 
 def origin(batches: object, classes: int) -> Parts:
-    """Which images a network was converted with, how they were prepared and what their classes are called.
+    """Which images a network was converted with, how they were preprocessed, and the names of their classes.
 
-    All of that is known of a :class:`s_resnet.data.ImageLoader` or EventLoader; of a DataLoader whose data set is
-    transformed as torchvision's weights say, how they were prepared; of others nothing.
+    A :class:`s_resnet.data.ImageLoader` or EventLoader tells all of it; a DataLoader whose data set has the transform
+    of torchvision's weights tells how images were preprocessed; other iterables tell nothing.
 
     Args:
         batches: what the network was calibrated on.
-        classes: how many the network tells apart; names of another number of classes are left out.
+        classes: the number of classes of the network; if the data have another number, their names are left out.
     """
     if isinstance(batches, Loader):
         data = batches.data

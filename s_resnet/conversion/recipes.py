@@ -1,4 +1,4 @@
-"""Recipes: passes with settings, in order, and what else a conversion is asked for. Plain data."""
+"""Recipes: passes with settings, in order, and the other choices of a conversion. Plain data."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .calibrate import check_percentile
 from .context import Context
 from .passes.relu_to_neuron import NeuronSettings, neuron_like
 
-FITS = ("fit_thresholds", "calibrate_neurons", "reconstruct", "fit_readout")  # to calibration images
-TUNED = ("compensate", *FITS)  # for T
+FITS = ("fit_thresholds", "calibrate_neurons", "reconstruct", "fit_readout")  # passes fitted to calibration images
+TUNED = ("compensate", *FITS)  # passes tuned for T
 ROUNDING: Mapping[str, Callable[..., Graph]] = {"dyadic": passes.dyadic_weights, "int8": passes.quantize_weights}
 WEIGHTS = ("float32", *ROUNDING)
 
@@ -31,11 +31,11 @@ class Step(Displayed):
 
     Attributes:
         run: the pass, ``(graph, context, **settings) -> graph``.
-        settings: numbers and words, as JSON knows them.
+        settings: numbers and strings, as in JSON.
         optional: whether a network may have nothing for it to do.
 
     Raises:
-        ConversionError: the pass has no such setting, or not with these others.
+        ConversionError: the pass has no such setting, or not in this combination.
         InvalidData: a setting of neurons is out of range.
     """
 
@@ -49,15 +49,16 @@ class Step(Displayed):
             neuron_like(cast(NeuronSettings, self.settings))
         elif unknown := [name for name in self.settings if name not in known]:
             expected = f"one of {', '.join(known)}" if known else "none"
-            raise ConversionError(message(self.name, "", f"setting {unknown[0]!r}", expected, "Change the recipe"))
+            remedy = "Leave the setting out of the recipe"
+            raise ConversionError(message(self.name, "", f"setting {unknown[0]!r}", expected, remedy))
 
     @property
     def name(self) -> str:
-        """The pass's."""
+        """The name of the pass."""
         return self.run.__name__
 
     def told(self, timesteps: int) -> AppliedPass:
-        """What an artifact keeps of it."""
+        """The record of this step in an artifact."""
         tuned = {"timesteps": timesteps} if self.name in TUNED else {}
         kept = {name: value for name, value in self.settings.items() if name != "resume"}
         return AppliedPass(self.name, extra={**tuned, **kept})
@@ -65,17 +66,17 @@ class Step(Displayed):
 
 @dataclass(frozen=True, repr=False)
 class Recipe(Displayed):
-    """A way to convert, and all that it is asked for: ``RECIPES["phased"].at(8).with_weights("int8")``.
+    """A way to convert, with all its settings: ``RECIPES["phased"].at(8).with_weights("int8")``.
 
-    It is never changed; every method gives another one. What cannot be combined is refused at once.
+    It is immutable; every method returns a new recipe. Settings that cannot be combined raise an error at once.
 
     Attributes:
-        name: in :data:`s_resnet.RECIPES`.
-        about: a line that tells it from others.
+        name: its key in :data:`s_resnet.RECIPES`.
+        about: a one-line description.
         timesteps: the T to tune for.
         steps: its passes, in order.
-        percentile: of the activations, in percent, for thresholds that are not found by their error; None for the usual
-            one: 99.9, and 99.99 from 128 pixels on.
+        percentile: percentile of the activations, in percent, for thresholds that are not chosen by their error; None
+            for the default: 99.9, and 99.99 from 128 pixels on.
 
     Raises:
         InvalidData: T or the percentile is out of range.
@@ -94,23 +95,22 @@ class Recipe(Displayed):
         if self.percentile is not None:
             object.__setattr__(self, "percentile", check_percentile(self.percentile))
             if self.fits:
-                expected = "none, as it finds its thresholds by their error"
-                raise ConversionError(
-                    message(where, "", "a percentile", expected, "Leave it out, or choose the recipe s-resnet")
-                )
+                expected = "none, as it chooses its thresholds by their error"
+                remedy = "Leave it out, or choose the recipe s-resnet"
+                raise ConversionError(message(where, "", "a percentile", expected, remedy))
         if self.weights == "int8" and _more_than_binary(self):
             binary = [other.name for other in RECIPES.values() if other.fits and not _more_than_binary(other)]
             remedy = f"Leave weights as they are, or choose one of {', '.join(binary)}"
             got = "weights int8 with signed or multi-level spikes"
             raise ConversionError(message(where, "", got, "spikes in {0, 1}", remedy))
         if self.weights != "float32" and self.counts_spikes:
-            got = f"weights {self.weights} for neurons behind pools and classifier"
+            got = f"weights {self.weights} for neurons after pools and classifier"
             remedy = "Leave weights as they are, or choose s-resnet"
-            raise ConversionError(message(where, "", got, "them behind convolutions", remedy))
+            raise ConversionError(message(where, "", got, "neurons after convolutions", remedy))
 
     @property
     def fits(self) -> bool:
-        """Whether a step is fitted to calibration images, without which the recipe cannot do."""
+        """Whether a step is fitted to calibration images, so that the recipe needs them."""
         return any(step.name in FITS for step in self.steps)
 
     @property
@@ -144,7 +144,7 @@ class Recipe(Displayed):
         """The same recipe, tuned for another T.
 
         Raises:
-            InvalidData: it is not a whole number, or below 1.
+            InvalidData: T is not a whole number of at least 1.
         """
         return replace(self, timesteps=timesteps)
 
@@ -153,7 +153,7 @@ class Recipe(Displayed):
 
         Raises:
             InvalidData: it is not above 0 and at most 100.
-            ConversionError: the recipe does not look at a percentile.
+            ConversionError: the recipe does not use a percentile.
         """
         return replace(self, percentile=percentile)
 
@@ -164,7 +164,7 @@ class Recipe(Displayed):
         makes an integer network (:func:`s_resnet.conversion.passes.quantize_weights`).
 
         Raises:
-            InvalidData: there are no such weights.
+            InvalidData: the weights are none of these.
             ConversionError: the recipe cannot have them.
         """
         check_weights(weights)
@@ -176,8 +176,8 @@ class Recipe(Displayed):
         """The same recipe with weights and biases reconstructed block by block after its neurons are calibrated.
 
         Args:
-            **settings: of :func:`s_resnet.conversion.passes.reconstruct`: ``minutes`` that it may take, by default 30,
-                ``resume``, a file to go on from after an interruption, ``steps`` and ``joint``.
+            **settings: those of :func:`s_resnet.conversion.passes.reconstruct`: ``minutes`` that it may take, by
+                default 30; ``resume``, a file to resume from after an interruption; ``steps`` and ``joint``.
 
         Raises:
             ConversionError: the recipe does not calibrate neurons.
@@ -186,8 +186,9 @@ class Recipe(Displayed):
         names = [step.name for step in plain.steps]
         if "calibrate_neurons" not in names:
             fitting = ", ".join(recipe.name for recipe in RECIPES.values() if recipe.fits)
-            where, expected = f"recipe {self.name}", f"one of {fitting}"
-            raise ConversionError(message(where, "", "nothing to reconstruct for", expected, "Choose one of them"))
+            where, got = f"recipe {self.name}", "nothing to reconstruct for"
+            remedy = "Reconstruct with a recipe that calibrates neurons"
+            raise ConversionError(message(where, "", got, f"one of {fitting}", remedy))
         at = names.index("calibrate_neurons") + 1
         return replace(plain, steps=(*plain.steps[:at], Step(passes.reconstruct, settings), *plain.steps[at:]))
 
@@ -204,7 +205,7 @@ class Recipe(Displayed):
         have = [s.name for s in self.steps]
         if step not in have:
             where, expected = f"recipe {self.name}", f"one of {', '.join(have)}"
-            raise ConversionError(message(where, "", f"step {step!r}", expected, "Choose one of them"))
+            raise ConversionError(message(where, "", f"step {step!r}", expected, "Name a step of this recipe"))
         steps = (replace(s, settings={**s.settings, **settings}) if s.name == step else s for s in self.steps)
         return replace(self, steps=tuple(steps))
 
@@ -213,7 +214,7 @@ class Recipe(Displayed):
 
         Args:
             graph: the source network.
-            context: the calibration; T where it is to be another than the recipe's.
+            context: the calibration, and T if it differs from the recipe's.
 
         Raises:
             ConversionError: a pass that is not optional finds nothing to rewrite.
@@ -232,25 +233,28 @@ class Recipe(Displayed):
                     applied.append(step.told(timesteps))
                 elif not step.optional:
                     expected = f"something, as recipe {self.name} needs it"
-                    remedy = "Mark the step optional if that is right"
-                    raise ConversionError(
-                        message(step.name, "", "nothing to rewrite in this network", expected, remedy)
-                    )
-        graph = graph.to(graph.dtype)  # of a source in double precision what the passes add is not yet
+                    got, remedy = "nothing to rewrite in this network", "Mark the step optional if that is right"
+                    raise ConversionError(message(step.name, "", got, expected, remedy))
+        graph = graph.to(graph.dtype)  # passes add float32 tensors, also to a source in double precision
         validate.finite(graph.nodes)
         return graph.validate().with_provenance(recipe=AppliedRecipe(self.name, timesteps, tuple(applied)))
 
 
 def _more_than_binary(recipe: Recipe) -> bool:
-    """Whether neurons send other spikes than 0 and 1."""
+    """Whether neurons send spikes other than 0 and 1."""
     neurons = next((step.settings for step in recipe.steps if step.name == "relu_to_neuron"), {})
     return neurons.get("spikes", "unsigned") != "unsigned" or neurons.get("amplitudes", 1) != 1
 
 
 def check_weights(weights: str) -> None:
-    """Raise InvalidData for weights that there are not."""
+    """Check the name of weights.
+
+    Raises:
+        InvalidData: there are no such weights.
+    """
     if weights not in WEIGHTS:
-        raise InvalidData(message("convert", "", f"weights {weights!r}", ", ".join(WEIGHTS), "Choose one of them"))
+        remedy = "Pass one of these names"
+        raise InvalidData(message("convert", "", f"weights {weights!r}", ", ".join(WEIGHTS), remedy))
 
 
 def _recipe(name: str, about: str, initial_potential: float, compensated: bool, readout: str) -> Recipe:
@@ -267,7 +271,7 @@ def _recipe(name: str, about: str, initial_potential: float, compensated: bool, 
 
 
 def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, object], **calibrated: object) -> Recipe:
-    """A recipe for few steps: neurons that round, thresholds per channel for that T, synapses fitted to real spikes."""
+    """A recipe for few steps: rounding neurons, thresholds per channel for that T, synapses fitted to real spikes."""
     return Recipe(
         name,
         about,
@@ -338,11 +342,11 @@ RECIPES: Mapping[str, Recipe] = {
 """The recipes by name. Each is data: change a setting by :meth:`Recipe.set`."""
 
 
-# What a directly trained network needs to become an artifact; T is the one that it was trained for.
+# The steps that make an artifact of a directly trained network; T is the one that it was trained for.
 TRAINED = Recipe("trained", "trained as a spiking network", 4, (Step(passes.fold_batchnorm, optional=True),))
 
 
-# What a network with QCFS activations needs: its thresholds are learned, and T is its number of levels.
+# The steps for a network with QCFS activations: its thresholds are learned, and T is its number of levels.
 QUANTIZED = Recipe(
     "qcfs",
     "trained with QCFS activations (arXiv:2303.04347)",
@@ -358,9 +362,9 @@ QUANTIZED = Recipe(
 
 
 def default_recipe(with_images: bool) -> Recipe:
-    """The recipe that is taken where none is named.
+    """The recipe to use if none is named.
 
-    With calibration images ``calibrated``: on training images that it was not fitted to the best of those that plain
-    neurons run, in a tenth of the paper's steps (docs/explanation/latency.md). Without, the paper's.
+    With calibration images it is ``calibrated``: on training images that it was not fitted to, it was the best recipe
+    with plain neurons, in a tenth of the paper's steps (docs/explanation/latency.md). Without, it is the paper's.
     """
     return RECIPES["calibrated" if with_images else "s-resnet"]

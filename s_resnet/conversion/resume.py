@@ -1,4 +1,4 @@
-"""What an interrupted reconstruction has finished: the file that keeps it, and whose it is."""
+"""The file that keeps what an interrupted reconstruction has finished, and the key that it belongs to."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PART = 32  # images that are read at a time
 
 
 def kept_at(graph: Graph, path: str | os.PathLike[str] | None, key: str, blocks: list[ReconstructedBlock]) -> Graph:
-    """The graph, also written to ``path`` as far as it is."""
+    """The graph, after writing its finished blocks to ``path``."""
     if path is not None:
         save(graph.with_provenance(reconstruction=Reconstruction(tuple(blocks), key=key)), path)
     return graph
 
 
 def key_of(graph: Graph, images: Tensor | Spill, settings: Mapping[str, float]) -> str:
-    """What tells one reconstruction from another."""
+    """A key that identifies a reconstruction: network, images and settings."""
     sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for first in range(0, len(images), PART):
         sha.update(images[first : first + PART].cpu().contiguous().numpy().tobytes())
@@ -47,7 +47,7 @@ def key_of(graph: Graph, images: Tensor | Spill, settings: Mapping[str, float]) 
 
 
 def resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tuple[Graph, list[ReconstructedBlock]]:
-    """The graph with the blocks that an interrupted call has finished, and what is said of each."""
+    """The graph with the blocks that an interrupted call has finished, and the record of each."""
     if path is None or not Path(path).exists():
         return graph, []
     kept = load(path)
@@ -57,20 +57,14 @@ def resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tupl
     expected = [part[-1].name for part in blocks(graph)] + ["all together"]
     alike = len(kept.nodes) == len(graph.nodes) and all(map(_alike, kept.nodes, graph.nodes))
     if found.key != key or not done or finished != expected[: len(done)] or not alike:
-        raise InvalidArtifact(
-            message(
-                f"{path}",
-                "",
-                "the reconstruction of another network, other images or other settings",
-                "this one's",
-                "Delete the file, or repeat the command that it is from",
-            )
-        )
+        got = "the reconstruction of another network, other images or other settings"
+        remedy = "Delete the file, or repeat the command that wrote it"
+        raise InvalidArtifact(message(f"{path}", "", got, "this one's", remedy))
     return replace(graph, nodes=kept.to(graph.device).nodes), done
 
 
 def _alike(kept: Node, node: Node) -> bool:
-    """Whether a node is another one but for what is learned."""
+    """Whether two nodes differ at most in what is learned."""
     if (kept.name, type(kept.op), kept.inputs) != (node.name, type(node.op), node.inputs):
         return False
     (then, held), (now, own) = (_fixed(kept.op), _fixed(node.op))
@@ -79,6 +73,6 @@ def _alike(kept: Node, node: Node) -> bool:
 
 
 def _fixed(op: Op) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """The settings and the tensors of an operation but for what is learned."""
+    """The settings and tensors of an operation, without what is learned."""
     settings = {name: value for name, value in settings_of(op).items() if name not in LEARNED}
     return settings, {name: value for name, value in tensors(op) if name.partition(".")[0] not in LEARNED}

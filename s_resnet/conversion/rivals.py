@@ -1,7 +1,7 @@
-"""Would blue for red, another nonlinearity or other strides be nearer to what BatchNorm remembers, on the same images?
+"""Would swapped color channels, another nonlinearity or other strides fit the BatchNorm statistics better?
 
-Some mistakes change activations by less than right networks and images differ anyway (:mod:`.batchnorm_check`). On the
-same images, though, most of that difference is the same for two networks, and the nearer of the two can be told.
+Some mistakes change activations by less than correct networks and images differ anyway (:mod:`.batchnorm_check`). On
+the same images, though, most of that difference is common to two networks, which tells the better fit.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from ..frontend.batchnorm_check import Moments
 from ..graph.graph import Graph
 from ..graph.ops import BatchNorm2d, Conv2d, Node, ReLU
 
-IMAGES = 32  # that are compared on, and half as many where they are large
+IMAGES = 32  # to compare on; half as many if they are large
 LARGE = 128  # pixels
 BATCH = 8
-SLOPE = 0.1  # of the leaky ReLU that is tried: smaller than most, so that it is nearer to those than a ReLU is
+SLOPE = 0.1  # of the leaky ReLU that is tried: a small one, so that larger slopes fit it better than a ReLU, too
 FIRST = 3  # layers in which the order of channels shows
-LEAST = 1e-3  # a distance that tells nothing
-# Limits that right and wrong pairs were measured against: docs/explanation/batchnorm-check.md.
+LEAST = 1e-3  # smaller distances tell nothing
+# Limits from measurements on right and wrong pairs: docs/explanation/batchnorm-check.md.
 NEARER, NEARER_REVERSED = 0.8, 0.96
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Another network that may be nearer to what BatchNorm remembers.
+    """Another network that may fit the BatchNorm statistics better.
 
     Attributes:
-        graph: the network, or its first layers where ``reverse``.
-        note: what to say where it is nearer.
-        reverse: whether it gets the channels of the images in reverse.
-        layers: the BatchNorm layers that the two are compared in; none stands for all.
+        graph: the network, or only its first layers if ``reverse``.
+        note: what to say if it fits better.
+        reverse: whether it gets the channels of the images in reverse order.
+        layers: the BatchNorm layers that the two are compared in; empty for all.
     """
 
     graph: Graph
@@ -57,11 +57,12 @@ class _LeakyReLU:
 
 
 def rival_notes(graph: Graph, images: Tensor, moments: Moments) -> list[str]:
-    """What to know of the rival that is nearest to the running statistics, where it is nearer than the network itself.
+    """A note on the rival that fits the running statistics best, if it fits better than the network itself.
 
     Args:
         graph: an analog graph, with its BatchNorm nodes.
-        images: ``[B, C, H, W]``, those that ``moments`` has seen, in their order.
+        images: ``[B, C, H, W]``, those that ``moments`` has seen, in the same order.
+        moments: the network's own statistics on these images.
     """
     if len(moments.norms) < FIRST:
         return []
@@ -74,34 +75,35 @@ def rival_notes(graph: Graph, images: Tensor, moments: Moments) -> list[str]:
 
 
 def rivals(graph: Graph, channels: int) -> Iterator[Rival]:
-    """The same network with one thing changed that is not in a checkpoint, and that is often taken for another."""
+    """The same network with one thing changed that a checkpoint does not say and that is often mistaken."""
     if channels == 3:
         norms = [place for place, node in enumerate(graph.nodes) if isinstance(node.op, BatchNorm2d)]
         yield Rival(
             Graph(graph.nodes[: norms[FIRST - 1] + 1]),
-            "with blue for red the images would be nearer to BatchNorm's statistics: the network seems to be trained "
-            "on images with their channels in reverse, as OpenCV reads them. Pass images.flip(1), or reverse the input "
-            "channels of the first convolution.",
+            "with red and blue swapped the images would fit the BatchNorm statistics better: the network seems to have "
+            "been trained on BGR images, as OpenCV reads them. Pass images.flip(1), or reverse the input channels of "
+            "the first convolution.",
             reverse=True,
         )
     relus = {node.name: replace(node, op=_LeakyReLU(SLOPE)) for node in graph.nodes if isinstance(node.op, ReLU)}
     yield Rival(
         _with(graph, relus),
-        f"with a leaky ReLU (slope {SLOPE}) activations would be nearer to BatchNorm's statistics: the network seems "
-        "to be trained with another nonlinearity than ReLU, so it answers otherwise here. Use one trained with ReLU.",
+        f"with a leaky ReLU (slope {SLOPE}) activations would fit the BatchNorm statistics better: the network seems "
+        "to have been trained with another nonlinearity, so it answers differently here. Use one trained with ReLU.",
     )
     if stem := _stem(graph):
         yield Rival(
             _with(graph, stem),
-            "with stride 1 in the first convolution activations would be nearer to BatchNorm's statistics: the network "
-            "seems to be one for small images. Build it so (of a checkpoint with another arch, as in resnet18-stem1).",
+            "with stride 1 in the first convolution activations would fit the BatchNorm statistics better: the network "
+            "seems to be one for small images. Build it that way (a checkpoint: with another arch, as in "
+            "resnet18-stem1).",
         )
     if bottlenecks := _bottlenecks(graph):
         yield Rival(
             _with(graph, bottlenecks),
-            "with the strides of its bottlenecks in the other convolution (the first of 1x1, or the second of 3x3) "
-            "activations would be nearer to BatchNorm's statistics. Build it so (of a checkpoint with another arch, "
-            "as in resnet50-v1).",
+            "with the strides of its bottlenecks in the other convolution (the first, 1x1, or the second, 3x3) "
+            "activations would fit the BatchNorm statistics better. Build it that way (a checkpoint: with another "
+            "arch, as in resnet50-v1).",
             layers=frozenset(
                 user
                 for name, node in bottlenecks.items()
@@ -112,16 +114,16 @@ def rivals(graph: Graph, channels: int) -> Iterator[Rival]:
 
 
 def ratio(rival: Rival, images: Tensor, moments: Moments) -> float:
-    """The rival's distance from the running statistics as a share of the network's own; 1 where it takes no images.
+    """The rival's distance from the running statistics as a share of the network's own; 1 if it cannot take the images.
 
-    Of reversed channels it is that of the sums over the first layers; else that of the median layer.
+    For reversed channels it compares sums over the first layers, else the median layer.
     """
     images, other = images.flip(1) if rival.reverse else images, Moments(rival.graph)
     try:
         for part in torch.split(images, BATCH):
             for _ in other.watch(part):
                 pass
-    except SResNetError:  # no images of this size
+    except SResNetError:  # it cannot take images of this size
         return 1.0
     pairs = [
         (mine.distance, own.distance)
@@ -134,12 +136,12 @@ def ratio(rival: Rival, images: Tensor, moments: Moments) -> float:
 
 
 def _with(graph: Graph, nodes: dict[str, Node]) -> Graph:
-    """The graph with these nodes in place of those of their names, for images of any size."""
+    """The graph with these nodes in place of those with the same names, for images of any size."""
     return Graph(tuple(nodes.get(node.name, node) for node in graph.nodes))
 
 
 def _stem(graph: Graph) -> dict[str, Node]:
-    """The convolution that reads the images, with stride 1, where it has another."""
+    """The convolution that reads the images, with stride 1 in place of another."""
     first = graph.nodes[0].name
     found = (node for node in graph.nodes if first in node.inputs)
     return {
@@ -150,7 +152,7 @@ def _stem(graph: Graph) -> dict[str, Node]:
 
 
 def _bottlenecks(graph: Graph) -> dict[str, Node]:
-    """Convolutions of 3x3, and those of 1x1 before them, with the stride of the other, where the two differ."""
+    """Pairs of a 1x1 and a 3x3 convolution with different strides, with these exchanged."""
     found: dict[str, Node] = {}
     for node in graph.nodes:
         before = _convolution_before(graph, node)

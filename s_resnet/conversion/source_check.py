@@ -1,4 +1,4 @@
-"""What the source network itself makes of the calibration images: is it right, is it sure, was it made for them?"""
+"""What the source network makes of the calibration images: is it right, is it confident, was it made for them?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .rivals import rival_notes
 
 CHECKED = 128  # images, and half as many from 128 pixels on
 LARGE = 128
-UNSURE = 0.1  # of the way from chance to certainty: a mean confidence below it is one of no knowledge
+UNSURE = 0.1  # share of the way from chance to certainty; a network with less mean confidence knows nothing
 HINT = (
     "Prepare the images as in training: size, mean, std and range. "
     "What has no weights is in no checkpoint, so max-pools, strides and ReLU were taken from the architecture"
@@ -35,14 +35,14 @@ class SourceCheck(Displayed):
     """The source network on the first calibration images.
 
     Attributes:
-        answers: its classes ``[B]``.
-        labels: those of the images ``[B]``; None where there are none that tell anything.
+        answers: the classes that it answers, ``[B]``.
+        labels: the labels of the images, ``[B]``; None if there are none or they are useless.
         confidence: the mean of the largest softmax share.
         classes: how many outputs it has.
-        fit: that of its BatchNorm statistics.
-        mean: of the images, per channel.
-        std: of the images, per channel.
-        notes: what about them is most probably not as it was meant, one sentence or two each.
+        fit: the fit of images and BatchNorm statistics.
+        mean: mean of the images, per channel.
+        std: standard deviation of the images, per channel.
+        notes: what is probably not as intended, in a sentence or two each.
     """
 
     answers: Tensor
@@ -60,7 +60,7 @@ class SourceCheck(Displayed):
         return None if self.labels is None else int((self.answers == self.labels).sum())
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values, answers and labels as lists; and how many are right."""
+        """The fields as plain JSON values, answers and labels as lists, and the number of right answers."""
         known = {"answers": self.answers.tolist(), "labels": None if self.labels is None else self.labels.tolist()}
         return {**super().to_dict(), **known, "right": self.right}
 
@@ -80,7 +80,7 @@ class SourceCheck(Displayed):
         yield Table(("BatchNorm", "spread", "shift"), tuple(layers))
 
     def summary(self) -> SourceSummary:
-        """What an artifact keeps of it."""
+        """The part that an artifact keeps."""
         first = None if self.fit.fits or self.fit.first is None else self.fit.first.name
         return SourceSummary(
             images=len(self.answers),
@@ -94,11 +94,11 @@ class SourceCheck(Displayed):
 
 
 def check_source(graph: Graph, batches: Batches) -> SourceCheck:
-    """Run the source network on the first 128 calibration images (64 from 128 pixels on) and look at what comes out.
+    """Run the source network on the first 128 calibration images (64 from 128 pixels on) and check its answers.
 
     Args:
         graph: an analog graph, with its BatchNorm nodes.
-        batches: as of :func:`s_resnet.calibrate`.
+        batches: as in :func:`s_resnet.calibrate`.
 
     Raises:
         InvalidData: the batches hold no images.
@@ -132,11 +132,11 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
         notes += rival_notes(graph, torch.cat(images).to(graph.device), moments)
     if scores and not every and confidence < 1 / classes + UNSURE * (1 - 1 / classes):
         notes.append(
-            f"the network is hardly sure of any answer (mean confidence {confidence:.2f}, {classes} classes): it was "
-            "trained on other images, or on images prepared in another way."
+            f"the network has almost no confidence in its answers (mean {confidence:.2f}, {classes} classes): it was "
+            "probably trained on other data, or on images that were preprocessed differently."
         )
     if all_alike(images):
-        notes.append(f"All {len(answer)} images that were looked at are the same: they tell little. Pass real images.")
+        notes.append(f"all {len(answer)} images that were checked are the same. Pass real images.")
     usable = together is not None and bool(((together >= 0) & (together < classes)).all())
     deviation, mean = torch.std_mean(torch.cat([part.transpose(0, 1).flatten(1) for part in images], 1), 1)
     return SourceCheck(
@@ -152,13 +152,13 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
 
 
 def warn(notes: Iterable[str], where: str = "convert") -> None:
-    """Each note as a warning of Python's."""
+    """Issue each note as a Python warning."""
     for note in notes:
         errors.warn(f"{where}: {note}")
 
 
 def untouched_note(graph: Graph) -> list[str]:
-    """What to know where BatchNorm statistics are those from before any training."""
+    """A note if BatchNorm statistics are still those of a new network."""
     names, norms = batchnorm_check.untouched(graph), Moments(graph).norms
     if not names:
         return []

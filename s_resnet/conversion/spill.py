@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..errors import ConversionError, message
 
-ROOM = 2**28  # bytes that are kept in memory before a file is made
+ROOM = 2**28  # bytes to keep in memory before using a file
 
 
 class Spill:
-    """Rows ``[n, *]``, one per image, in a temporary file that is gone once nothing refers to it.
+    """Rows ``[n, *]``, one per image, in a temporary file that is deleted once nothing refers to it.
 
-    It is read by slices, or by a tensor of row numbers, as a tensor is, and gives rows on the device that they came
-    from. The file lies in the folder for temporary files (TMPDIR).
+    It is indexed like a tensor, by slices or by a tensor of row numbers, and returns rows on the device that they came
+    from. The file is in the folder for temporary files (TMPDIR).
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,11 @@ class Spill:
         weakref.finalize(self, self._file.close)
 
     def append(self, rows: Tensor) -> None:
-        """Add rows ``[n, *]``, all of one shape and type. Raises ConversionError when the disk is full."""
+        """Add rows ``[n, *]``, all of one shape and type.
+
+        Raises:
+            ConversionError: the file cannot be written.
+        """
         self._shape, self._dtype, self._device = rows.shape[1:], rows.dtype, rows.device
         try:
             self._file.seek(self._rows * self._size)
@@ -64,26 +68,19 @@ class Spill:
     def _read(self, into: Tensor, row: int) -> None:
         self._file.seek(row * self._size)
         if self._file.readinto(_bytes(into)) != into.nbytes:
-            raise ConversionError(
-                message(
-                    "calibration",
-                    "",
-                    f"fewer bytes from a temporary file in {_place()} than were written",
-                    "all of them",
-                    "Check the disk, and repeat the command",
-                )
-            )
+            got = f"fewer bytes from a temporary file in {_place()} than were written"
+            remedy = "Free space on the disk, and convert again"
+            raise ConversionError(message("calibration", "", got, "all of them", remedy))
 
     def _full(self, error: OSError, missing: int) -> ConversionError:
-        return ConversionError(
-            f"calibration: cannot write {missing:,} more bytes after {self._rows * self._size:,} in "
-            f"{_place()}, got {error.strerror}; expected room for what the layers send on all images. "
-            "Set TMPDIR to a folder on a larger disk, or calibrate on fewer images."
-        )
+        what = f"cannot write {missing:,} more bytes after {self._rows * self._size:,} in {_place()}"
+        remedy = "Set TMPDIR to a folder on a larger disk, or calibrate on fewer images"
+        expected = "room for what the layers send on all images"
+        return ConversionError(message("calibration", what, error.strerror, expected, remedy))
 
 
 def _place() -> str:
-    """The folder for temporary files, or what there is none of."""
+    """The folder for temporary files, or a description if there is none."""
     try:
         return tempfile.gettempdir()
     except OSError:
@@ -95,7 +92,7 @@ def _bytes(value: Tensor) -> memoryview:
 
 
 def gather(parts: Iterable[Tensor]) -> Tensor | Spill:
-    """All rows of ``parts`` ``[n, *]``: a tensor where they fit in ROOM bytes, else a file."""
+    """All rows of ``parts`` ``[n, *]``: a tensor if they fit in ROOM bytes, else a file."""
     waiting: list[Tensor] = []
     spill: Spill | None = None
     for part in parts:

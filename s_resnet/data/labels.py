@@ -40,14 +40,14 @@ def label_notes(answers: Tensor, labels: Tensor | None, classes: int, kind: str 
     if moved:
         label, answer, same, count = moved[0]
         return [
-            f"the network is right on {right} of {images} {kind} images, and {len(moved)} classes get the answer "
-            f"of another one (of label {label}, {same} of {count} images are answered {answer}): the classes of the "
-            "data are in another order than the network's. Match them: s_resnet.data.match_classes(data, names)."
+            f"the network is right on {right} of {images} {kind} images, and {len(moved)} classes mostly get the "
+            f"answer of another one (of label {label}, {same} of {count} images are answered {answer}): the classes of "
+            "the data are in another order than the network's. Match them: s_resnet.data.match_classes(data, names)."
         ]
     if at_chance(right, images, classes):
         return [
-            f"the network is right on {right} of {images} {kind} images, hardly more than by chance (1 in "
-            f"{classes}): it was trained on other images, with another preparation, or with another order of classes."
+            f"the network is right on {right} of {images} {kind} images, hardly more than by chance (1 in {classes}): "
+            "it was probably trained on other data, with other preprocessing, or with its classes in another order."
         ]
     return []
 

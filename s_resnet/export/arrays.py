@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..files import replacing
 from ..graph import engine, forms
 from ..graph.alphabet import Differential, MultiThreshold
@@ -40,10 +40,10 @@ from ..graph.ops import (
 from ..graph.readout import Readout, SpikingMaxPool2d
 from ..version import __version__
 
-FORMAT, FIRING = 1, 2  # 2 where a neuron has several firing levels, which readers of 1 do not know
+FORMAT, FIRING = 1, 2  # 2 if a neuron has several thresholds, which readers of 1 do not know
 Entry = tuple[dict[str, Any], dict[str, Tensor | None]]  # settings, arrays
 
-# What the numbers mean, in words: they travel with the file. docs/reference/npz.md says the same at length, with code.
+# The meaning of the numbers, stored in the file. docs/reference/npz.md explains it at length, with code.
 SEMANTICS = {
     "time": "T steps; the images are a constant input. Nodes are in execution order, the last gives the logits. In a "
     "step every node computes from the values of the same step: there is no transport delay.",
@@ -81,17 +81,21 @@ SEMANTICS = {
 
 
 def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
-    """Write ``snn`` as it spikes: arrays named ``node/field``, and the graph as JSON in the array ``graph`` (UTF-8).
+    """Write the spiking network: arrays named ``node/field``, and the graph as JSON in the array ``graph`` (UTF-8).
 
     ``np.load(path, allow_pickle=False)`` reads it; ``json.loads(bytes(file["graph"]))`` gives the format's version, the
     nodes in execution order (name, op, inputs, settings, arrays), what they mean in words (``semantics``), and the
-    provenance. Arrays are float32; of an integer network weights are int8, thresholds, biases, initial potentials,
-    corrections and shortcut weights int32. Compensation factors and weights for spiking runs alone are already in the
+    provenance. Arrays are float32; in an integer network weights are int8, and thresholds, biases, initial potentials,
+    corrections and shortcut weights int32. Compensation factors and weights for spiking runs are already in the
     weights: the file holds the spiking network, not its source. docs/reference/npz.md lists every field and simulates
     the file with numpy alone.
 
+    Args:
+        snn: a converted or directly trained network.
+        path: the file to write, whole or not at all.
+
     Raises:
-        InvalidData: a network without neurons, or in double precision.
+        InvalidData: the network has no neurons, or is in double precision.
         SResNetError: the file cannot be written.
     """
     check_spiking(snn, "export")
@@ -126,7 +130,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
 
 def _array(node: Node, tensor: Tensor) -> np.ndarray[Any, Any]:
     if tensor.dtype == torch.float64:
-        raise InvalidData(f"{node.name}: got a network in float64; expected float32. Convert a float32 model.")
+        raise InvalidData(message(node.name, "", "a network in float64", "float32", "Convert a float32 model"))
     return tensor.detach().cpu().contiguous().numpy()
 
 
@@ -173,7 +177,7 @@ def _adaptive(op: Op) -> Entry:
 
 
 def _pad(op: Op) -> Entry:
-    """From torch's order, the last axis first, to one pair per axis after the batch."""
+    """Padding as one pair per axis after the batch; torch's order has the last axis first."""
     assert isinstance(op, Pad)
     pairs = [op.padding[i : i + 2] for i in range(0, len(op.padding), 2)][::-1]
     return {"padding": [(0, 0)] * (3 - len(pairs)) + pairs}, {}

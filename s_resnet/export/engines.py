@@ -1,7 +1,8 @@
-"""An exported file in other engines: their neurons with the right settings, and the same spikes or not.
+"""Run an exported file with other engines' neurons in the right settings, and compare the spikes.
 
 The graph is run by :mod:`s_resnet.export.execute`, since the importers of these engines reset to zero, leak, clip, fire
-several times a step, or run residual branches in a wrong order (docs/reference/nir.md); their neurons do not have to.
+several times per step, or run residual branches in the wrong order (docs/reference/nir.md); their neurons can do
+better.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .nir import require
 
 
 def _snntorch(layer: Layer) -> Step:
-    """``Leaky``, of IF without leak. Its reset waits for the next step, and ``spike_grad`` is what compares."""
+    """``Leaky``, without leak for IF. Its reset waits for the next step, and ``spike_grad`` does the comparison."""
     leaky = require("snntorch", "snntorch").Leaky
     neuron = leaky(
         beta=layer.decay,
@@ -47,9 +48,9 @@ def _snntorch(layer: Layer) -> Step:
 
 
 def _norse(layer: Layer) -> Step:
-    """A feed-forward cell with Norse's threshold and reset functions; none of its own cells has no leak and subtracts.
+    """A feed-forward cell of Norse's threshold and reset functions, as no cell of its own subtracts without a leak.
 
-    It fires above the threshold, so that is the next number below.
+    Norse fires above the threshold, so the next smaller float is used.
     """
     cell = require("norse.torch.module.snn", "norse").SNNCell
     compare = require("norse.torch.functional.threshold", "norse").threshold
@@ -73,7 +74,7 @@ def _norse(layer: Layer) -> Step:
 
 
 def _sinabs(layer: Layer) -> Step:
-    """``IAF`` with one spike per step and a membrane that may be negative; with decay ``LIF``, told the decay."""
+    """``IAF`` with one spike per step and a membrane that may be negative; ``LIF`` if there is a decay."""
     layers = require("sinabs.layers", "sinabs")
     activation = require("sinabs.activation", "sinabs")
     reset = activation.MembraneSubtract() if layer.reset == "subtract" else activation.MembraneReset()
@@ -95,11 +96,11 @@ def _sinabs(layer: Layer) -> Step:
 
 
 def _spikingjelly(layer: Layer) -> Step:
-    """``IFNode``, or ``LIFNode`` whose input does not decay; ``v_reset`` None is reset by subtraction."""
+    """``IFNode``, or ``LIFNode`` whose input does not decay; ``v_reset=None`` means reset by subtraction."""
     nodes = require("spikingjelly.activation_based.neuron", "spikingjelly")
     thresholds = torch.unique(layer.threshold)
     if len(thresholds) > 1:
-        got, expected = f"{len(thresholds)} thresholds", "one for the layer, as SpikingJelly knows no more"
+        got, expected = f"{len(thresholds)} thresholds", "one for the layer, as SpikingJelly allows no more"
         raise InvalidData(message(layer.name, "", got, expected, "Export with tie_shortcuts=False"))
     settings: dict[str, Any] = {"v_threshold": float(thresholds), "v_reset": 0.0 if layer.reset == "zero" else None}
     if layer.decay == 1.0:
@@ -137,7 +138,7 @@ class LayerComparison(Displayed):
     Attributes:
         name: the layer.
         spikes: our spikes.
-        mismatches: neurons and steps with a spike in one of the two alone.
+        mismatches: neurons and steps with a spike in only one of the engines.
     """
 
     name: str
@@ -151,14 +152,15 @@ class Comparison(Displayed):
 
     Attributes:
         engine: its name.
-        version: of its package.
+        version: the version of its package.
         images: how many.
         timesteps: T.
-        dtype: what both computed in.
+        dtype: the type that both computed in.
         layers: the neuron layers.
         same_spikes: images without a mismatch.
         same_answers: images with the same class.
-        difference: the largest of any output, in the units of the logits; None where spikes of the output are counted.
+        difference: the largest difference of any output, in the units of the logits; None if spikes of the output are
+            counted.
     """
 
     engine: str
@@ -178,11 +180,11 @@ class Comparison(Displayed):
 
     @property
     def mismatches(self) -> int:
-        """Neurons and steps with a spike in one of the two alone, in all layers."""
+        """Neurons and steps with a spike in only one of the engines, in all layers."""
         return sum(layer.mismatches for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, and the sums over the layers."""
+        """The fields as plain JSON values, and the sums over the layers."""
         return {**super().to_dict(), "spikes": self.spikes, "mismatches": self.mismatches}
 
     def _lines(self) -> Iterator[str]:
@@ -204,10 +206,15 @@ class Comparison(Displayed):
 
 
 def find_engine(name: str) -> None:
-    """Raise InvalidData where there is no such engine, and BackendUnavailable where it is not installed."""
+    """Check that an engine is known and installed.
+
+    Raises:
+        InvalidData: the engine is unknown.
+        BackendUnavailable: it is not installed.
+    """
     if name not in ENGINES:
         expected = f"one of {', '.join(ENGINES)}"
-        raise InvalidData(message("verify", "", f"engine {name!r}", expected, "Choose one of them"))
+        raise InvalidData(message("verify", "", f"engine {name!r}", expected, "Name one of these engines"))
     require(MODULES[name], name)
 
 
@@ -221,27 +228,27 @@ def verify_export(
 ) -> Comparison:
     """Run an exported NIR file in another engine and compare it with our simulator, spike for spike.
 
-    Equal bit for bit on dyadic weights and images. Otherwise engines add in different orders, so a membrane that is at
-    its threshold up to rounding fires in one of them and a step later in the other, and all layers behind it get other
-    spikes. In float64 that does not happen in practice: what differs there is no rounding.
+    With dyadic weights and images both are equal bit for bit. Otherwise engines add in different orders, so a membrane
+    that is at its threshold up to rounding may fire one step later in one of them, and all later layers get other
+    spikes. In float64 this does not happen in practice: a difference there is not due to rounding.
 
     Args:
-        path: what :func:`export_nir` wrote.
+        path: a file from :func:`export_nir`.
         snn: the network that was exported.
         images: ``[B, C, H, W]``, preprocessed, on the CPU.
         timesteps: T >= 1.
         engine: ``"nir"`` (plain torch, ours), ``"norse"``, ``"sinabs"``, ``"snntorch"`` or ``"spikingjelly"``.
-        dtype: what both compute in, ``"float32"`` or ``"float64"``; the weights are those of the file.
+        dtype: the type that both compute in, ``"float32"`` or ``"float64"``; the weights are those of the file.
 
     Raises:
-        InvalidData: settings or images that do not fit.
-        InvalidArtifact: a file that cannot be read.
+        InvalidData: settings or images do not fit.
+        InvalidArtifact: the file cannot be read.
         BackendUnavailable: the engine is not installed.
     """
     find_engine(engine)
     if dtype not in _DTYPES:
         expected = f"one of {', '.join(_DTYPES)}"
-        raise InvalidData(message("verify", "", f"dtype {dtype!r}", expected, "Choose one of them"))
+        raise InvalidData(message("verify", "", f"dtype {dtype!r}", expected, "Pass the name of one of these types"))
     timesteps = whole_number(timesteps, "verify", "timesteps")
     program = read_nir(path).to(_DTYPES[dtype])
     snn, images = _settled(folded(snn), _DTYPES[dtype]), images.to(_DTYPES[dtype])
@@ -249,7 +256,7 @@ def verify_export(
     given = host_input(snn, images) if split else snn.nodes[0].op.run(images)
     if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:
         got, expected = f"images that make {tuple(given.shape)}", f"[B, {', '.join(map(str, program.input_shape))}]"
-        raise InvalidData(message("verify", "", got, expected, "Preprocess them as the network was calibrated"))
+        raise InvalidData(message("verify", "", got, expected, "Preprocess them as for calibration"))
     missing = {node.name for node in snn.neurons} - {layer.name for layer in program.layers.values()}
     if missing:
         got, expected = f"no layer {min(missing)!r}", "this network's file"
@@ -292,18 +299,18 @@ class _Tally:
             self.differs |= other > 0
 
     def agreeing(self) -> int:
-        """Images of which our class is the other's largest output, or one of several equal ones."""
+        """Images for which our class is the other engine's largest output, or one of several equal ones."""
         chosen = self.total.gather(1, self.answer.argmax(1, keepdim=True))[:, 0]
         return int((chosen == self.total.amax(1)).sum())
 
 
 def _settled(snn: Graph, dtype: torch.dtype) -> Graph:
-    """The network as a spiking run uses it, rounded to float32 as in the file, then in ``dtype``."""
+    """The network of spiking runs, rounded to float32 as in the file, then in ``dtype``."""
     return snn.spiking().to(dtype)
 
 
 def _simulated(snn: Graph, images: Tensor, timesteps: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Our simulator's answer ``[B, N]`` and every value that it computed ``[B, *]``, spikes included, at each step."""
+    """At each step our simulator's answer ``[B, N]`` and all values ``[B, *]`` that it computed, spikes included."""
     values: dict[str, Tensor] = {}
     for part in snn.stream(images, timesteps, 1, observe=values.__setitem__):
         yield part.outputs[0], values

@@ -1,4 +1,4 @@
-"""Run a NIR file step by step in plain torch: every node after all that it reads, whatever the file's order."""
+"""Run a NIR file step by step in plain torch: every node after its inputs, whatever the file's order."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidArtifact
+from ..errors import InvalidArtifact, message
 from .nir import EXTRA, require
 
-# One step of a neuron layer with a memory of its own: currents [B, C, H, W] in, spikes of the same shape out.
+# One step of a neuron layer that keeps its memory: currents [B, C, H, W] in, spikes of the same shape out.
 Step = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An IF node: threshold and membrane at the start, ``[C, H, W]`` or one number; reset ``"subtract"`` / ``"zero"``.
+    """An IF or LIF node.
 
-    decay: factor on the membrane per step, of a LIF node below 1.
-    name: the node's name in the network that it was exported from.
+    Attributes:
+        name: the node's name in the network that it was exported from.
+        threshold: ``[C, H, W]`` or one number.
+        start: the membrane at the start, likewise.
+        reset: ``"subtract"`` or ``"zero"``.
+        decay: factor on the membrane per step, below 1 for a LIF node.
     """
 
     name: str
@@ -35,7 +39,7 @@ class Layer:
 
 
 def integrate_and_fire(layer: Layer) -> Step:
-    """Plain torch: ``v = decay v + I``; a spike where ``v >= threshold``; then minus the threshold, or to zero."""
+    """A neuron layer in plain torch: ``v = decay v + I``, a spike where ``v >= threshold``, then the reset."""
     v = layer.start
 
     def step(current: Tensor) -> Tensor:
@@ -50,9 +54,13 @@ def integrate_and_fire(layer: Layer) -> Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A NIR graph in an order to run it in.
+    """A NIR graph in execution order.
 
-    nodes: name, NIR node, and the names that it reads; the last is the output. layers: the IF nodes, by name.
+    Attributes:
+        nodes: name, NIR node, and the names of its inputs; the last one is the output.
+        layers: the IF and LIF nodes, by name.
+        metadata: the graph's metadata.
+        dtype: the type to compute in.
     """
 
     nodes: tuple[tuple[str, Any, tuple[str, ...]], ...]
@@ -76,9 +84,15 @@ class Program:
     def run(
         self, images: Tensor, timesteps: int, neuron: Callable[[Layer], Step] = integrate_and_fire
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """For each step the output ``[B, N, 1, 1]`` and the spikes of every IF node ``[B, C, H, W]``, by original name.
+        """Run the program step by step.
 
-        images: ``[B, C, H, W]``, the same at every step. neuron: makes the neuron layers, each with a fresh memory.
+        Args:
+            images: ``[B, C, H, W]``, the same at every step.
+            timesteps: T.
+            neuron: makes the neuron layers, each with a fresh memory.
+
+        Yields:
+            The output ``[B, N, 1, 1]`` of a step, and the spikes ``[B, C, H, W]`` of every IF node by original name.
         """
         steps = {name: neuron(layer) for name, layer in self.layers.items()}
         for _ in range(timesteps):
@@ -90,26 +104,30 @@ class Program:
 
 
 def read_nir(path: str | os.PathLike[str]) -> Program:
-    """Read a file of Input, Conv2d, IF, LIF and Output nodes. Raises InvalidArtifact for any other."""
+    """Read a file of Input, Conv2d, IF, LIF and Output nodes.
+
+    Raises:
+        InvalidArtifact: the file cannot be read, or has other nodes.
+        BackendUnavailable: nir is not installed.
+    """
     nir = require("nir", EXTRA)
     try:
         graph = nir.read(Path(path))
         kinds = {name: type(node).__name__ for name, node in graph.nodes.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InvalidArtifact(
-            f"{path}: cannot be read, got {reason}; expected a file of nir {nir.version}. Export it again, or upgrade "
-            "nir: a network that resets to zero needs a newer one than 1.0.4."
-        ) from error
+        expected = f"a file of nir {nir.version}"
+        remedy = "Export it again, or upgrade nir: a network that resets to zero needs a newer version than 1.0.4"
+        raise InvalidArtifact(message(f"{path}", "cannot be read", reason, expected, remedy)) from error
     for name, kind in kinds.items():
         if kind not in ("Input", "Conv2d", "IF", "LIF", "Output"):
-            raise InvalidArtifact(
-                f"{path}: {name}: got a {kind} node; expected Input, Conv2d, IF, LIF, Output, as export writes them. "
-                "Use the engine that wrote the file."
-            )
+            expected = "Input, Conv2d, IF, LIF, Output, as export writes them"
+            remedy = "Use the engine that wrote the file"
+            raise InvalidArtifact(message(f"{path}: {name}", "", f"a {kind} node", expected, remedy))
     order = _ordered(graph, path)
     if [kinds[order[0][0]], kinds[order[-1][0]]] != ["Input", "Output"] or [*kinds.values()].count("Input") != 1:
-        raise InvalidArtifact(f"{path}: got no single way from one input to one output; expected one. Export it again.")
+        got = "no single way from one input to one output"
+        raise InvalidArtifact(message(f"{path}", "", got, "one", "Export it again"))
     reset = str(graph.metadata.get("reset", "subtract"))
     layers = {name: _layer(name, node, reset, path) for name, node, _ in order if kinds[name] in ("IF", "LIF")}
     return Program(order, layers, dict(graph.metadata))
@@ -123,9 +141,9 @@ def _ordered(graph: Any, path: str | os.PathLike[str]) -> tuple[tuple[str, Any, 
     while len(order) < len(inputs):
         ready = [name for name, needed in inputs.items() if name not in order and all(n in order for n in needed)]
         if not ready:
-            raise InvalidArtifact(f"{path}: got a cycle of nodes; expected none. Export it again.")
+            raise InvalidArtifact(message(f"{path}", "", "a cycle of nodes", "none", "Export it again"))
         order |= dict.fromkeys(ready)
-    # The output last, also where nodes beside it are as far from the input.
+    # The output comes last, even if other nodes are as far from the input.
     names = sorted(order, key=lambda name: type(graph.nodes[name]).__name__ == "Output")
     return tuple((name, graph.nodes[name], inputs[name]) for name in names)
 
@@ -138,16 +156,15 @@ def _layer(name: str, node: Any, reset: str, path: str | os.PathLike[str]) -> La
 
 
 def _decay(name: str, node: Any, path: str | os.PathLike[str]) -> float:
-    """The decay of a LIF node at dt = 1: as its metadata says, which float32 may round, and as its tau says."""
+    """The decay of a LIF node at dt = 1, from its metadata, since float32 may round tau; its tau has to agree."""
     if not hasattr(node, "tau"):
         return 1.0
     said = float(node.metadata.get("decay", 1 - 1 / float(node.tau.flat[0])))
     told = bool((abs(1 - 1 / node.tau - said) < 1e-6).all())
     if not told or bool((node.r != node.tau).any()) or bool(node.v_leak.any()):
-        raise InvalidArtifact(
-            f"{path}: {name}: got a LIF node of other tau, r or v_leak; expected r = tau = 1 / (1 - decay) and "
-            "v_leak 0, as export writes them. Use the engine that wrote the file."
-        )
+        expected = "r = tau = 1 / (1 - decay) and v_leak 0, as export writes them"
+        got, remedy = "a LIF node of other tau, r or v_leak", "Use the engine that wrote the file"
+        raise InvalidArtifact(message(f"{path}: {name}", "", got, expected, remedy))
     return said
 
 

@@ -1,4 +1,4 @@
-"""Folding: what lies between two layers as one convolution, made from what it does and checked where it may fail."""
+"""Folding: the operations between two layers as one convolution, built from their effect and checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.ops import AdaptiveAvgPool2d, AvgPool2d, Conv2d, Linear, Op, Scale, Slice
 
 Shape = tuple[int, ...]
@@ -20,7 +20,7 @@ def is_identity(op: Op) -> bool:
 
 
 def ungrouped(op: Conv2d) -> Conv2d:
-    """The same convolution as one group, zeros between the groups: readers take the second axis for all channels."""
+    """The same convolution as one group, with zeros between groups: readers take the second axis for all channels."""
     if op.groups == 1:
         return op
     out, part, *kernel = op.weight.shape
@@ -32,10 +32,10 @@ def ungrouped(op: Conv2d) -> Conv2d:
 
 
 def squared(op: Conv2d, shape: Shape) -> Conv2d | None:
-    """The same convolution of maps ``shape`` with a kernel as high as it is wide, zeros around; None if there is none.
+    """The same convolution on maps ``shape`` with a square kernel, padded with zeros; None if there is none.
 
-    Padding is the same on both sides, so a kernel of an odd number of rows more or less needs one output along them, or
-    a stride that leaves no room for another.
+    Padding is equal on both sides. If height and width of the kernel differ by an odd number, this takes an axis with
+    one output only, or a stride that leaves no room for another output.
     """
     kernel = op.weight.shape[2:]
     side = max(kernel)
@@ -59,7 +59,7 @@ def squared(op: Conv2d, shape: Shape) -> Conv2d | None:
 
 
 def affine(chain: tuple[Op, ...], shape: Shape) -> tuple[Tensor, Tensor]:
-    """An affine map of feature maps ``shape`` as a weight ``[N, C, H, W]`` and a bias ``[N]``."""
+    """The weight ``[N, C, H, W]`` and the bias ``[N]`` of an affine map of feature maps ``shape``."""
     (last,) = (op for op in chain if isinstance(op, Linear))
     x = torch.zeros(1, *shape, dtype=last.weight.dtype, requires_grad=True)
     with torch.enable_grad():
@@ -69,9 +69,9 @@ def affine(chain: tuple[Op, ...], shape: Shape) -> tuple[Tensor, Tensor]:
 
 
 def as_convolution(chain: tuple[Op, ...], shape: Shape) -> Conv2d | None:
-    """One convolution that does what a chain of pool, subsampling, zero padding and gain does; None if there is none.
+    """One convolution equal to a chain of pool, subsampling, zero padding and gain; None if there is none.
 
-    It is made from what the chain does to channels and from its one pool or stride, then checked on a feature map.
+    It is built from the chain's effect on channels and from its one pool or stride, then checked on a feature map.
     """
     channels, *size = shape
     kernel, stride, padding = (1, 1), (1, 1), (0, 0)
@@ -97,17 +97,16 @@ def as_convolution(chain: tuple[Op, ...], shape: Shape) -> Conv2d | None:
 
 def _run(chain: tuple[Op, ...], x: Tensor) -> Tensor:
     for op in chain:
-        # Another linear layer's neurons are [N, 1, 1] here.
+        # The neurons of a linear layer are [N, 1, 1] here.
         x = op.run(x.flatten(1) if isinstance(op, Linear) else x)
     return x
 
 
 def shape_after(op: Conv2d, shape: Shape) -> Shape:
-    """Of what a convolution makes of ``shape``, by running it on one channel of nothing."""
+    """The output shape of a convolution on ``shape``, found by running it on one channel of zeros."""
     if op.weight.shape[1] != shape[0]:
-        raise InvalidData(
-            f"export: got {shape[0]} channels for a convolution of {op.weight.shape[1]}; expected equal numbers. "
-            "Pass the input_shape that the network was converted for."
-        )
+        got = f"{shape[0]} channels for a convolution of {op.weight.shape[1]}"
+        remedy = "Pass the input_shape that the network was converted for"
+        raise InvalidData(message("export", "", got, "equal numbers", remedy))
     sizes = zip(shape[1:], op.weight.shape[2:], op.stride, op.padding, op.dilation, strict=True)
     return (op.weight.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes))

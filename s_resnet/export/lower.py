@@ -1,6 +1,6 @@
-"""Lowering: a spiking network as images, convolutions with bias and neurons alone, which is what other engines know.
+"""Lowering: express a spiking network by what other engines have, images, convolutions with bias, and neurons.
 
-In the result a neuron emits plain spikes whatever its threshold, reads the sum of its inputs, and every value is
+In the result a neuron emits plain spikes whatever its threshold and reads the sum of its inputs, and every value is
 ``[C, H, W]`` (an answer ``[N, 1, 1]``). Nodes are in topological order, a main branch before its shortcut.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..errors import ConversionError
+from ..errors import ConversionError, message
 from ..graph.alphabet import MultiThreshold
 from ..graph.engine import constants, prepare
 from ..graph.fold import folded
@@ -37,7 +37,7 @@ from ..graph.ops import (
 from ..graph.readout import Readout, SpikingMaxPool2d
 from .fold import Shape, affine, as_convolution, is_identity, shape_after, ungrouped
 
-# What has no node of its own: it is folded into one convolution with what it is next to.
+# Operations without a node of their own: they are folded into a convolution next to them.
 _FOLDED = (Scale, Slice, Pad, AvgPool2d, AdaptiveAvgPool2d, Flatten)
 
 
@@ -45,10 +45,11 @@ _FOLDED = (Scale, Slice, Pad, AvgPool2d, AdaptiveAvgPool2d, Flatten)
 class Lowered:
     """The lowered network.
 
-    nodes: Input, Conv2d (with bias, groups 1, nothing left to multiply in) and Neuron only; inputs are summed.
-    shapes: of each node's output, ``(C, H, W)``.
-    readout: ``"current"``: the mean of the last node's output over the steps is the answer, in the units of the
-        source's logits. ``"spikes"``: the last node is a neuron layer, and its spike counts are.
+    Attributes:
+        nodes: Input, Conv2d (with bias, groups 1, nothing left to multiply in) and Neuron only; inputs are summed.
+        shapes: the shape ``(C, H, W)`` of each node's output.
+        readout: ``"current"``: the answer is the mean of the last node's output over the steps, in the units of the
+            source's logits. ``"spikes"``: the last node is a neuron layer, and the answer is its spike counts.
     """
 
     nodes: tuple[Node, ...]
@@ -66,27 +67,33 @@ class _Value:
 
 
 def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_maxpool: bool = False) -> Lowered:
-    """The same spikes from images, convolutions and neurons alone.
+    """Express a network by images, convolutions and neurons, with the same spikes.
 
-    Convolutions are taken as spiking runs use them (:meth:`s_resnet.Graph.spiking`), batch normalization is
-    folded, a constant correction goes into a bias, an addition into all that read it, which read its operands instead
-    (so do convolutions of sums of currents), a shortcut's gain, zero padding and
-    subsampling into one strided 1x1 convolution (none where the gain is 1), average pools into a convolution, and pool,
-    flatten, classifier and the readout's scale into one whose kernel is the feature map.
+    Convolutions have the weights of spiking runs (:meth:`s_resnet.Graph.spiking`), with batch normalization folded. A
+    constant correction becomes part of a bias. The readers of an addition read its operands instead (convolutions of
+    sums of currents, too). A shortcut's gain, zero padding and subsampling become one strided 1x1 convolution (none if
+    the gain is 1), average pools a convolution, and pool, flatten, classifier and the readout's scale one convolution
+    whose kernel is the feature map.
 
-    bare_shortcuts: a neuron that reads an identity shortcut of gain g gets the threshold ``1 / g`` in place of 1 and
-    its other synapses and bias are divided by g, so that the shortcut needs no synapse. Spikes stay the same.
-    split_maxpool: begin behind a max-pool whose value is the same at every step, with that value (:func:`host_input`).
+    Args:
+        snn: a spiking network.
+        input_shape: ``(C, H, W)`` of one image.
+        bare_shortcuts: a neuron that reads an identity shortcut of gain g gets the threshold ``1 / g`` instead of 1,
+            and its other synapses and its bias are divided by g, so that the shortcut needs no synapse. Spikes stay the
+            same.
+        split_maxpool: start after a max-pool whose value is the same at every step, with that value
+            (:func:`host_input`).
 
-    Raises ConversionError, by the node's name, for what cannot be said this way.
+    Raises:
+        ConversionError: something cannot be expressed this way; the message names the node.
     """
     if not snn.neurons:
-        raise ConversionError("export: got a network without neurons; expected a converted one. Call convert first.")
+        got, remedy = "a network without neurons", "Call convert first"
+        raise ConversionError(message("export", "", got, "a converted one", remedy))
     if snn.is_integer:
-        raise ConversionError(
-            "export: got an integer network; expected float32 weights, as the format has no integer arithmetic. "
-            'Convert with recipe.with_weights("float32").'
-        )
+        expected = "float32 weights, as the format has no integer arithmetic"
+        remedy = 'Convert with recipe.with_weights("float32")'
+        raise ConversionError(message("export", "", "an integer network", expected, remedy))
     if split_maxpool and not any(_splits(snn, node) for node in snn.nodes):
         raise _no_pool()
     snn = folded(snn).spiking()
@@ -97,23 +104,22 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_ma
 
 
 def host_input(snn: Graph, images: Tensor) -> Tensor:
-    """What a network that was split at its max-pool takes for ``images`` ``[B, C, H, W]``: the pooled currents.
+    """The input for a network that was split at its max-pool: the pooled currents of images ``[B, C, H, W]``.
 
-    Raises ConversionError for a network without a max-pool whose value is the same at every step.
+    Raises:
+        ConversionError: the network has no max-pool whose value is the same at every step.
     """
     pools = [node.name for node in snn.nodes if _splits(snn, node)]
     if not pools:
         raise _no_pool()
-    next(iter(snn.activations(images)))  # says what is wrong with the images
+    next(iter(snn.activations(images)))  # checks the images
     with torch.no_grad():
         return constants(prepare(snn, "exact"), images)[pools[-1]]
 
 
 def _no_pool() -> ConversionError:
-    return ConversionError(
-        "export: got no max-pool over currents that are the same at every step; expected one in the stem to split at. "
-        "Export without split_maxpool."
-    )
+    got, expected = "no max-pool over currents that are the same at every step", "one in the stem to split at"
+    return ConversionError(message("export", "", got, expected, "Export without split_maxpool"))
 
 
 def _splits(snn: Graph, node: Node) -> bool:
@@ -160,10 +166,8 @@ class _Lowering:
     def emit(self, name: str, op: Op, inputs: tuple[str, ...], shape: Shape) -> None:
         lost = [before for before in inputs if before not in self.nodes]
         if lost:
-            raise ConversionError(
-                f"{name}: got {lost[0]!r}, which stays at the host, besides the pooled input; expected the pool alone. "
-                "Export without the split."
-            )
+            got = f"{lost[0]!r}, which stays at the host, besides the pooled input"
+            raise ConversionError(message(name, "", got, "the pool alone", "Export without the split"))
         self.nodes[name] = Node(name, op, inputs)
         self.shapes[name] = shape
         self.values[name] = _Value((name,), shape)
@@ -174,23 +178,21 @@ class _Lowering:
         self.emit(name, op, inputs, shape_after(op, self.shapes[inputs[0]]))
 
     def sources(self, name: str) -> tuple[str, ...]:
-        """The nodes whose sum is the value ``name``; what is to be folded becomes a convolution of that name."""
+        """The nodes whose sum is the value ``name``; operations to fold become a convolution of that name."""
         value = self.values[name]
         chain = tuple(op for op in value.chain if not is_identity(op))
         if not chain:
             return value.sources
         op = as_convolution(chain, value.shape)
         if op is None:
-            raise ConversionError(
-                f"{name}: got {' and '.join(type(op).__name__ for op in chain)}, which is no convolution; expected "
-                "subsampling from the first pixel, channels of zeros, or an average over whole windows. "
-                "Change the model there."
-            )
+            got = f"{' and '.join(type(op).__name__ for op in chain)}, which is not a convolution"
+            expected = "subsampling from the first pixel, channels of zeros, or an average over whole windows"
+            raise ConversionError(message(name, "", got, expected, "Use one of these in the model"))
         self.convolve(name, op, value.sources)
         return (name,)
 
     def classify(self, node: Node, op: Linear) -> None:
-        """A linear layer over a whole feature map, with the pools before it, is a convolution of one position."""
+        """Turn a linear layer over a whole feature map, and the pools before it, into a convolution of one position."""
         value = self.values[node.inputs[0]]
         weight, bias = affine((*value.chain, op), value.shape)
         self.convolve(node.name, Conv2d(weight, bias), value.sources)
@@ -228,7 +230,7 @@ class _Lowering:
         return gain if bool((gain > 0).all()) and bool((gain != 1).any()) else None
 
     def private(self, node: Node, name: str, names: tuple[str, ...]) -> bool:
-        """Whether the branch ``name`` of a neuron is a convolution of that name, and the neuron alone reads it."""
+        """Whether the branch ``name`` of a neuron is a convolution of that name that only the neuron reads."""
         alone = names == (name,) and self.snn.users[name] == (node.name,) and node.inputs.count(name) == 1
         return alone and isinstance(self.nodes[name].op, Conv2d)
 
@@ -255,31 +257,27 @@ class _Lowering:
         return (name,)
 
     def together(self, node: Node, branches: list[tuple[str, ...]]) -> tuple[str, ...]:
-        """All nodes of several branches; a second edge between two nodes would be lost, so there may be none."""
+        """All nodes of several branches; none may occur twice, as a second edge between two nodes would be lost."""
         names = tuple(name for branch in branches for name in branch)
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ConversionError(
-                f"{node.name}: got {twice!r} twice in one sum; expected it once, as the format has one edge between "
-                "two nodes. Multiply it by two in the model."
-            )
+            got, expected = f"{twice!r} twice in one sum", "it once, as the format has one edge between two nodes"
+            raise ConversionError(message(node.name, "", got, expected, "Multiply it by two in the model"))
         return names
 
     def answer(self, node: Node, op: Readout) -> None:
-        """The readout's scale and correction go into the classifier; its spikes become a neuron layer."""
+        """Move the readout's scale and correction into the classifier; a readout of spikes becomes a neuron layer."""
         if op.weights is not None:
-            raise ConversionError(
-                f"{node.name}: got a weight for every step; expected all steps to count alike, as the format does not "
-                'know the step. Convert with recipe="calibrated-streaming" or recipe="s-resnet".'
-            )
+            expected = "all steps to count alike, as the format does not know the step"
+            remedy = 'Convert with recipe="calibrated-streaming" or recipe="s-resnet"'
+            raise ConversionError(message(node.name, "", "a weight for every step", expected, remedy))
         self.readout = op.mode
         (last,) = node.inputs
         names = self.sources(last) if isinstance(self.snn[last].op, Conv2d | Linear) else ()
         if not self.private(node, last, names):
-            raise ConversionError(
-                f"{node.name}: got the answer of {type(self.snn[last].op).__name__}; expected a linear layer or a "
-                "convolution of its own. End the model in one."
-            )
+            got = f"the answer of {type(self.snn[last].op).__name__}"
+            expected = "a linear layer or a convolution of its own"
+            raise ConversionError(message(node.name, "", got, expected, "End the model in a linear layer"))
         if op.mode == "spikes":
             plain = Neuron(torch.ones(()), op.initial_potential)
             self.emit(node.name, plain, names, self.shapes[last])
@@ -298,7 +296,7 @@ class _Lowering:
 def _ordered(nodes: Mapping[str, Node]) -> list[Node]:
     """Topological order, a main branch before its shortcut, also among the inputs of a node.
 
-    Sorted by the longest way to the output, then by the longest way from the input: a main branch is the longer one.
+    Sorted by the longest path to the output, then by the longest path from the input; that of a main branch is longer.
     """
     depth: dict[str, int] = {}
     height = dict.fromkeys(nodes, 0)
@@ -312,38 +310,42 @@ def _ordered(nodes: Mapping[str, Node]) -> list[Node]:
 
 
 def _check_neuron(node: Node, op: Neuron) -> None:
-    """ConversionError for a neuron that is not integrate-and-fire of spikes 1, or leaky with a reset to zero."""
-    again = 'Convert with recipe="calibrated-streaming" or recipe="s-resnet".'
+    """Check that a neuron is integrate-and-fire with spikes of 1, or leaky with a reset to zero.
+
+    Raises:
+        ConversionError: it is neither.
+    """
+    remedy = 'Convert with recipe="calibrated-streaming" or recipe="s-resnet"'
     wrong = ""
     if isinstance(op.spikes, MultiThreshold):
         wrong = f"{op.max_emission} firing levels"
-        again = "Save it as an artifact, or train with one threshold (ms_resnet)."
+        remedy = "Save it as an artifact, or train with one threshold (ms_resnet)"
     elif not op.emits_unit_spikes:
-        wrong, again = f"threshold {float(op.threshold.max()):g}", "Run passes.normalize on the network."
+        wrong, remedy = f"threshold {float(op.threshold.max()):g}", "Run passes.normalize on the network"
     elif op.waits:
         wrong = f"schedule {op.schedule!r}"
     elif not op.binary:
         wrong = f"{op.alphabet} spikes"
     elif op.decay != 1.0 and op.reset != "zero":
-        wrong, again = f"decay {op.decay:g} and reset by subtraction", "Convert without decay."
+        wrong, remedy = f"decay {op.decay:g} and reset by subtraction", "Convert without decay"
     elif op.correction is not None and op.correction.ndim > 1:
-        wrong, again = "a correction for every step", "Convert with time_indexed=False in calibrate_neurons."
+        wrong, remedy = "a correction for every step", "Convert with time_indexed=False in calibrate_neurons"
     if wrong:
-        raise ConversionError(
-            f"{node.name}: got a neuron with {wrong}; expected integrate-and-fire of threshold 1, or leaky with a "
-            "reset to zero, a spike of 1 at most per step, the same currents at every step: the format has no more. "
-            f"{again}"
+        expected = (
+            "integrate-and-fire with threshold 1, or leaky with a reset to zero, at most one spike of 1 per step and "
+            "the same currents at every step, as the format has nothing else"
         )
+        raise ConversionError(message(node.name, "", f"a neuron with {wrong}", expected, remedy))
 
 
 def _refused(node: Node) -> ConversionError:
     if isinstance(node.op, MaxPool2d | SpikingMaxPool2d):
-        return ConversionError(
-            f"{node.name}: got a max-pool; expected convolutions, average pools and neurons, as the format has no "
-            "max-pool. Export with split_maxpool=True where it is in the stem (the part up to it stays at the host, "
-            "exactly), or train the model with average pooling."
+        expected = "convolutions, average pools and neurons, as the format has no max-pool"
+        remedy = (
+            "Export with split_maxpool=True if it is in the stem (the part up to it stays at the host, exactly), or "
+            "train the model with average pooling"
         )
-    return ConversionError(
-        f"{node.name}: got {type(node.op).__name__}; expected convolutions, linear layers, average pools, shortcuts "
-        "and neurons. Convert the model with a recipe first."
-    )
+        return ConversionError(message(node.name, "", "a max-pool", expected, remedy))
+    expected = "convolutions, linear layers, average pools, shortcuts and neurons"
+    remedy = "Convert the model with a recipe first"
+    return ConversionError(message(node.name, "", type(node.op).__name__, expected, remedy))

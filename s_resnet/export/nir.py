@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BackendUnavailable, ConversionError, InvalidData
+from ..errors import BackendUnavailable, ConversionError, InvalidData, message
 from ..files import replacing
 from ..graph.graph import Graph, check_spiking
 from ..graph.inputs import check_size
@@ -23,7 +23,7 @@ from ..version import __version__
 from .fold import Shape, squared
 from .lower import Lowered, lower
 
-# The last version whose IF node resets by subtraction, and the first whose IF node resets to a value.
+# The last version in which IF nodes reset by subtraction, and the first in which they reset to a value.
 SUBTRACTS, RESETS = "1.0.4", "1.0.8"
 OUTPUT = "output"
 EXTRA = "nir"
@@ -40,49 +40,49 @@ def export_nir(
 ) -> None:
     """Write a spiking network as a NIR file of Input, Conv2d, IF or LIF, and Output nodes (docs/reference/nir.md).
 
-    An addition is several edges into each node that reads it. Threshold 1 and resistance 1 of a converted network, all
-    in float32; the mean of the outputs over the steps is the answer, in the units of the source's logits. A neuron
-    with decay d and reset to zero is LIF with ``tau = r = 1 / (1 - d)`` and ``v_leak`` 0, which for dt = 1 is
+    An addition becomes several edges into each node that reads it. A converted network has threshold 1 and resistance
+    1, all in float32; the answer is the mean of the outputs over the steps, in the units of the source's logits. A
+    neuron with decay d and reset to zero is LIF with ``tau = r = 1 / (1 - d)`` and ``v_leak`` 0, which for dt = 1 is
     ``v[t] = v[t-1] + (r I - v[t-1]) / tau = d v[t-1] + I``.
 
-    What NIR has no word for is in the metadata: reset by subtraction, the membrane at the start, firing at
-    ``v >= threshold``, one spike per step at most, the number of steps. For reset by subtraction the file has no
-    ``v_reset``, which is NIR 1.0.4, where IF resets by subtraction; nir 1.0.8 reads it as well. A network that resets
-    to zero has ``v_reset`` = 0, which only newer readers know.
+    The metadata hold what NIR cannot express: reset by subtraction, the membrane at the start, firing at
+    ``v >= threshold``, at most one spike per step, the number of steps. For reset by subtraction the file has no
+    ``v_reset``, as in NIR 1.0.4, where IF resets by subtraction; nir 1.0.8 reads it as well. A network that resets to
+    zero has ``v_reset`` = 0, which only newer readers know.
 
     Args:
         snn: a converted or directly trained network.
         path: the file to write, whole or not at all.
-        timesteps: T, for the metadata; by default the one that it was converted for.
-        tie_shortcuts: identity shortcuts become bare edges; their gain goes into the threshold of the neuron that
-            reads them (:func:`s_resnet.export.lower.lower`). Same spikes, fewer synapses, thresholds other than 1.
-        split_maxpool: the part up to a max-pool in the stem stays at the host, and the file begins with what the pool
-            gives (:func:`host_input`): the same current at every step, computed once per image.
-        input_shape: ``(C, H, W)`` of one image; by default the one that it was converted with.
+        timesteps: T, for the metadata; by default the one that the network was converted for.
+        tie_shortcuts: whether identity shortcuts become bare edges, with their gain in the threshold of the neuron that
+            reads them (:func:`s_resnet.export.lower.lower`): the same spikes, fewer synapses, thresholds other than 1.
+        split_maxpool: whether the part up to a max-pool in the stem stays at the host; the file then starts with the
+            pool's output (:func:`host_input`), the same current at every step, computed once per image.
+        input_shape: ``(C, H, W)`` of one image; by default the one that the network was converted with.
 
     Raises:
-        ConversionError: the network has something that NIR cannot say; the message names the node.
-        InvalidData: no input shape is known. BackendUnavailable: nir is not installed.
+        ConversionError: the network has something that NIR cannot express; the message names the node.
+        InvalidData: no input shape is known.
+        BackendUnavailable: nir is not installed.
         SResNetError: the file cannot be written.
     """
     nir, h5py = require("nir", EXTRA), require("h5py", EXTRA)
     check_spiking(snn, "export")
     shape = input_shape or snn.provenance.input_shape or ()
     if len(shape) != 3:
-        raise InvalidData(
-            f"export: got input_shape {tuple(shape)}; expected (channels, height, width). Pass input_shape, as the "
-            "network does not say."
-        )
+        remedy = "Pass input_shape, as the network does not say"
+        raise InvalidData(message("export", "", f"input_shape {tuple(shape)}", "(channels, height, width)", remedy))
     check_size(snn.provenance, shape[1:], "export")
     lowered = lower(snn.to("cpu"), shape, tie_shortcuts, split_maxpool)
     resets = {node.op.reset for node in lowered.nodes if isinstance(node.op, Neuron)}
     if len(resets) > 1:
-        raise InvalidData("export: got neurons of both resets; expected one for the whole network. Convert it again.")
+        remedy = "Convert all neurons with the same reset"
+        raise InvalidData(message("export", "", "neurons of both resets", "one for the whole network", remedy))
     (reset,) = resets
     if timesteps is None:
         timesteps = snn.provenance.recipe.timesteps
     graph = _graph(nir, lowered, _metadata(snn, lowered, reset, timesteps))
-    written = io.BytesIO()  # HDF5 does not say what of a file on a full disk went wrong
+    written = io.BytesIO()  # HDF5 itself gives no reason when a disk is full
     nir.write(written, graph)
     with h5py.File(written, "r+") as file:
         _settle_reset(file, reset)
@@ -91,13 +91,16 @@ def export_nir(
 
 
 def require(module: str, package: str) -> Any:
-    """The optional module of that name; BackendUnavailable, naming what pip installs it with, where it is not there."""
+    """Import an optional module.
+
+    Raises:
+        BackendUnavailable: it is not installed; the message names the package to install.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise BackendUnavailable(
-            f"{module}: got no such module ({error}); expected it installed. Run: pip install {package}."
-        ) from error
+        got, remedy = f"no such module ({error})", f"Run: pip install {package}"
+        raise BackendUnavailable(message(module, "", got, "it installed", remedy)) from error
 
 
 def _graph(nir: Any, lowered: Lowered, metadata: Mapping[str, Any]) -> Any:
@@ -124,7 +127,7 @@ def _graph(nir: Any, lowered: Lowered, metadata: Mapping[str, Any]) -> Any:
 
 
 def _names(lowered: Lowered) -> dict[str, str]:
-    """Names that are attributes in Python and groups in HDF5: no dots, no slashes, each once."""
+    """Unique names that can be attributes in Python and groups in HDF5: without dots and slashes."""
     taken, names = {OUTPUT}, {}
     for node in lowered.nodes:
         plain = "".join(letter if letter.isalnum() else "_" for letter in node.name)
@@ -138,14 +141,13 @@ def _names(lowered: Lowered) -> dict[str, str]:
 
 
 def _conv2d(nir: Any, node: Node, shape: Shape) -> Any:
-    """The convolution with a square kernel: nir works out the size of the result with its height alone."""
+    """The convolution with a square kernel, as nir computes the size of the result from the kernel's height alone."""
     assert isinstance(node.op, Conv2d)
     op = squared(node.op, shape)
     if op is None:
-        raise ConversionError(
-            f"{node.name}: got a kernel of {tuple(node.op.weight.shape[2:])} over {tuple(shape[1:])} pixels; expected "
-            "a square one, or odd or even numbers in both directions, as nir reads no others. Change the model there."
-        )
+        got = f"a kernel of {tuple(node.op.weight.shape[2:])} over {tuple(shape[1:])} pixels"
+        expected = "a square one, or odd or even numbers in both directions, as nir reads no others"
+        raise ConversionError(message(node.name, "", got, expected, "Use a square kernel in the model"))
     assert op.bias is not None
     return nir.Conv2d(
         input_shape=(shape[1], shape[2]),
@@ -178,7 +180,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 def _metadata(snn: Graph, lowered: Lowered, reset: str, timesteps: int | None) -> dict[str, Any]:
-    """What NIR has no word for, as texts and numbers; lists as JSON."""
+    """What NIR cannot express, as texts and numbers; lists as JSON."""
     answers = {
         "current": "mean of the output over the steps, in the units of the source's logits",
         "spikes": "spike count of the output; a tie has no answer",
@@ -209,7 +211,7 @@ def _metadata(snn: Graph, lowered: Lowered, reset: str, timesteps: int | None) -
 
 
 def _settle_reset(file: Any, reset: str) -> None:
-    """Leave ``v_reset`` in neurons that reset to a value, whatever the nir that wrote it."""
+    """Keep ``v_reset`` only in neurons that reset to a value, whatever version of nir wrote the file."""
     for node in file["node/nodes"].values():
         if node["type"][()] not in (b"IF", b"LIF"):
             continue

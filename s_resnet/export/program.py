@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..files import replacing
 from ..graph import engine
 from ..graph.execution import Execution
@@ -27,7 +27,7 @@ from ..kernels.membrane import reference
 from ..version import __version__
 
 Memory = tuple[Tensor, ...]
-# Steps that are written out one by one; beyond them a network without windows gets a loop.
+# The most steps to unroll; with more a network without windows becomes a loop.
 UNROLLED, LONGEST = 16, 256
 TRACEABLE = Execution(kernel=reference.integrate_and_fire)
 _ORIGIN = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"}
@@ -39,16 +39,16 @@ def export_torch(
     """Write ``snn`` over ``timesteps`` steps as a program: images ``[B, C, H, W]`` to logits ``[B, N]``.
 
     ``torch.export.load(path).module()(images)`` runs it on a CPU, with torch and without this package: every operation
-    is torch's own, B may be any, and H and W are fixed. The answer is that of ``snn(images, timesteps)``: equal where
-    weights and images are dyadic; spike for spike, with the answer up to rounding, of an integer network; else sums may
-    be rounded otherwise, and a membrane within rounding of its threshold may fire a step apart.
+    is torch's own, B is free, and H and W are fixed. The answer is that of ``snn(images, timesteps)``: equal if weights
+    and images are dyadic; with equal spikes and an answer up to rounding for an integer network. Otherwise sums may be
+    rounded differently, and a membrane within rounding of its threshold may fire a step apart.
 
-    Layers go one after the other over all T steps, so memory grows with T, and so does the program, which writes every
-    step of every neuron layer out. From T = 17 on a network whose layers do not wait for a window is therefore a loop
+    Layers run one after the other over all T steps, so memory grows with T, and so does the program, which unrolls
+    every step of every neuron layer. From T = 17 on, a network whose layers do not wait for a window becomes a loop
     over steps instead (torch's ``while_loop``), in which neither grows.
 
     The file also holds ``s_resnet.json``: T, the input's shape, the alphabet and the provenance (preprocessing,
-    classes), to be read by ``torch.export.load(path, extra_files={"s_resnet.json": ""})``.
+    classes). Read it with ``torch.export.load(path, extra_files={"s_resnet.json": ""})``.
 
     Args:
         snn: a converted network.
@@ -56,7 +56,7 @@ def export_torch(
         input_shape: ``[C, H, W]`` of an image; by default that of the calibration images.
 
     Raises:
-        InvalidData: no T, no shape, images that do not fit, or too many steps to write out.
+        InvalidData: T or the shape is missing or does not fit, or there are too many steps to unroll.
         SResNetError: the file cannot be written.
     """
     check_spiking(snn, "export")
@@ -73,24 +73,22 @@ def export_torch(
 def _input_shape(snn: Graph, given: Sequence[int] | None) -> list[int]:
     shape = snn.provenance.input_shape if given is None else given
     if shape is None or len(shape) != 3:
-        raise InvalidData(f"export: got input_shape={shape}; expected [C, H, W]. Pass the shape of one image.")
+        remedy = "Pass the shape of one image"
+        raise InvalidData(message("export", "", f"input_shape={shape}", "[C, H, W]", remedy))
     check_size(snn.provenance, shape[1:], "export")
     return [int(size) for size in shape]
 
 
 def _program(snn: Graph, timesteps: int, shape: list[int]) -> torch.export.ExportedProgram:
     if not isinstance(snn.nodes[-1].op, Readout):
-        raise InvalidData(
-            f"{snn.nodes[-1].name}: got {type(snn.nodes[-1].op).__name__} as the last node; expected a readout. "
-            "Run attach_readout before."
-        )
+        got = f"{type(snn.nodes[-1].op).__name__} as the last node"
+        raise InvalidData(message(snn.nodes[-1].name, "", got, "a readout", "Run attach_readout before"))
     rolled = timesteps > UNROLLED and not snn.windowed
     if timesteps > LONGEST and not rolled:
-        raise InvalidData(
-            f"export: got T = {timesteps} for a network whose layers wait for their window; expected at most "
-            f"{LONGEST}, since every step is written out. Lower T."
-        )
-    # Refuses, by name, what a simulation of T steps refuses.
+        got = f"T = {timesteps} for a network whose layers wait for their window"
+        expected = f"at most {LONGEST}, since every step is unrolled"
+        raise InvalidData(message("export", "", got, expected, "Lower T"))
+    # Raises the errors that a simulation of T steps would raise.
     one = torch.zeros(1, *shape, dtype=_dtype(snn))
     next(snn.stream(one, timesteps, None if snn.windowed else 1))
     batch = torch.export.Dim("batch", min=1)
@@ -100,7 +98,7 @@ def _program(snn: Graph, timesteps: int, shape: list[int]) -> torch.export.Expor
         program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
-            for origin in _ORIGIN & node.meta.keys():  # source lines and paths of this machine: half of the file
+            for origin in _ORIGIN & node.meta.keys():  # source lines and paths of this machine, half of the file's size
                 del node.meta[origin]
     return program
 
@@ -117,7 +115,7 @@ class _Network(nn.Module):
         self.plan = engine.prepare(snn, "exact")
         self.timesteps, self.rolled = timesteps, rolled
         self.weighed = _weighed(snn.nodes[-1].op, timesteps)
-        self.tensors: dict[str, str] = {}  # what a tensor is -> the buffer that holds it
+        self.tensors: dict[str, str] = {}  # the buffer of each tensor, by the tensor's place in the network
         for name, op in self.plan.ops.items():
             self.hold_all(name, op)
         for name, bias in self.plan.bias.items():
@@ -134,7 +132,7 @@ class _Network(nn.Module):
             self.register_buffer(self.tensors[what], tensor.detach().clone(memory_format=torch.contiguous_format))
 
     def hold_all(self, where: str, op: Any) -> None:
-        """Every tensor of an operation, also of one inside it."""
+        """Register every tensor of an operation, and of operations inside it."""
         for field in fields(op):
             value, what = getattr(op, field.name), f"{where}/{field.name}"
             if isinstance(value, Tensor):
@@ -200,7 +198,7 @@ def _rows(op: Neuron) -> Tensor | None:
 
 
 class _Run:
-    """The network on one batch: what is constant computed once, then steps at a time, a layer after the other."""
+    """The network on one batch: constants are computed once, then all layers in turn for some steps at a time."""
 
     def __init__(self, network: _Network, images: Tensor) -> None:
         self.plan, self.steps, self.weighed = network.plan, network.timesteps, network.weighed
@@ -214,7 +212,7 @@ class _Run:
                 self.constant[node.name] = self.ops[node.name].run(*inputs)
 
     def advance(self, memory: Mapping[str, Memory], first: int | Tensor, steps: int) -> dict[str, Memory]:
-        """The memory after ``steps`` steps more, of which the first is step ``first`` counted from 0."""
+        """The memory after ``steps`` more steps, of which the first is step ``first``, counted from 0."""
         after: dict[str, Memory] = {}
         values: dict[str, Tensor] = {}  # [S * B, *]
         for node in self.plan.nodes:
@@ -248,7 +246,7 @@ class _Run:
         return after
 
     def answer(self, memory: Mapping[str, Memory]) -> Tensor:
-        """What the readout says after the last step."""
+        """The answer of the readout after the last step."""
         last = self.plan.nodes[-1]
         op, (total, *v) = self.ops[last.name], memory[last.name]
         assert isinstance(op, Readout)
@@ -272,7 +270,7 @@ def _bias(op: Neuron, bias: Tensor | None, rows: Tensor | None, ndim: int) -> Te
 
 
 def _gate(op: SpikingMaxPool2d, spikes: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
-    """The gated max-pool over all steps at once: highest counts so far, less those of the step before."""
+    """The gated max-pool over all steps at once: the highest counts so far, minus those of the step before."""
     counts = spikes.cumsum(0)
     if memory is not None:
         counts = counts + memory[0]

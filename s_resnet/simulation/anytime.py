@@ -17,18 +17,18 @@ from ..runtime.display import Displayed, Table, plain
 from ..runtime.progress import Progress
 from .simulate import USUAL, SimulationSettings, per_image, spikes_table
 
-# Steps between two looks at who may stop, and images times steps in between: what is simulated in vain stays small.
+# How often to check for early exit, in steps and in images times steps, so that few steps are simulated in vain.
 LOOK, FOLD = 4, 64
 
 
 @dataclass(frozen=True, repr=False)
 class AnytimeSimulation(Displayed):
-    """What a spiking network answered where each image stopped as soon as it was confident.
+    """What a spiking network answered when each image stopped as soon as it was confident.
 
     Attributes:
         steps: ``[B]`` int64, the step at which each image stopped.
-        outputs: ``[B, N]``, its answer there, in the units of the source's logits.
-        spikes: per neuron layer ``[B]``, its spikes up to there.
+        outputs: ``[B, N]``, the answer at that step, in the units of the source's logits.
+        spikes: per neuron layer ``[B]``, the spikes up to that step.
     """
 
     steps: Tensor
@@ -61,33 +61,33 @@ def simulate_with_early_exit(
     """Run a spiking network for at most ``timesteps`` steps, each image only until its answer is confident.
 
     An image stops at the first step t where the softmax of ``readout(t) * t / timesteps`` reaches ``confidence`` in one
-    class: what has been accumulated is answer enough even if the steps to come brought nothing. Images that stopped
-    leave the batch, so that their steps are saved; the answers of the others are those of :func:`simulate`.
+    class: the accumulated answer would then be confident even if the remaining steps added nothing. Images that stopped
+    leave the batch, which saves their steps; the answers of the others are those of :func:`simulate`.
 
-    The plain softmax of ``readout(t)`` is no measure here: after few steps it holds few spikes, which make it large
-    and wrong at once. The factor ``t / timesteps`` also makes ``timesteps`` a choice of how sure to be.
+    The plain softmax of ``readout(t)`` would not do: after few steps it depends on few spikes, and may be large and
+    wrong. With the factor ``t / timesteps`` a larger ``timesteps`` also means later and safer exits.
 
     Args:
         graph: a converted network.
         images: ``[B, C, H, W]``, preprocessed, on the graph's device, or events ``[T, B, C, H, W]`` as in
             :func:`simulate`.
-        timesteps: T >= 1, where an image stops that has not been confident before.
+        timesteps: T >= 1, the step at which an image stops at the latest.
         confidence: 0 < P < 1.
-        settings: how to simulate; ``chunk`` is the number of steps between two looks at who may stop. Images are
-            presented as a constant current.
+        settings: how to simulate; ``chunk`` is the number of steps between two checks for exits. Images are presented
+            as a constant current.
 
     Raises:
-        InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
+        InvalidData: a setting is out of range, images do not fit, or the graph has no neurons.
     """
     check_spiking(graph, "simulate")
     check_dense(images, "simulate")
     confidence = probability(confidence, "simulate", "confidence")
     if settings.coding != "direct":
-        got, remedy = f"an exit with coding {settings.coding!r}", "Simulate it without an exit"
+        got, remedy = f"an early exit with coding {settings.coding!r}", "Simulate it without an exit"
         raise InvalidData(message("simulate", "", got, "'direct'", remedy))
     if graph.windowed:
-        got = "an exit for a network whose layers wait for their window of T, so that it answers once"
-        raise InvalidData(message("simulate", "", got, "a streaming one", "Leave the confidence out"))
+        got = "an early exit for a network whose layers wait for their window of T, so that it answers only once"
+        raise InvalidData(message("simulate", "", got, "a streaming network", "Leave the confidence out"))
     exits = _Exits(images, timesteps, confidence)
     state, chunk, precision = None, settings.chunk, settings.precision
     with (
@@ -99,7 +99,7 @@ def simulate_with_early_exit(
             for part in graph.stream(images, timesteps - exits.done, size, state, precision=precision):
                 kept = _kept(exits.look(part), images.is_cuda)
                 bar.update(len(part.outputs))
-                # A smaller batch has to be set up anew: not for one image of many.
+                # A smaller batch needs a new setup, which does not pay for a single image.
                 if len(kept) - int(kept.sum()) >= len(kept) / 8:
                     break
             images = images[kept] if images.ndim == 4 else images[:, kept]
@@ -109,7 +109,7 @@ def simulate_with_early_exit(
 
 
 def _kept(waiting: Tensor, repeating: bool) -> Tensor:
-    """Who stays in the batch: who waits; where sizes should repeat, with others up to a power of two."""
+    """Which images stay in the batch: those that wait and, if sizes should repeat, others up to a power of two."""
     count = int(waiting.sum())
     if not repeating or count == 0:
         return waiting
@@ -118,19 +118,19 @@ def _kept(waiting: Tensor, repeating: bool) -> Tensor:
 
 
 class _Exits:
-    """Who has stopped, with which answer, and which image of the batch is which."""
+    """Which images have stopped, with which answers, and which image is where in the batch."""
 
     def __init__(self, images: Tensor, limit: int, confidence: float) -> None:
         self.limit, self.confidence, self.done = limit, confidence, 0
-        self.number = torch.arange(count_images(images), device=images.device)  # of the images in the batch
+        self.number = torch.arange(count_images(images), device=images.device)  # indices of the images in the batch
         self.waiting = torch.ones_like(self.number, dtype=torch.bool)  # which of them have not stopped yet
         self.steps = torch.zeros_like(self.number)
         self.outputs = torch.empty(0)
         self.spikes: dict[str, Tensor] = {}
-        self.totals: dict[str, Tensor] = {}  # spikes so far, of the images in the batch
+        self.totals: dict[str, Tensor] = {}  # spikes so far of the images in the batch
 
     def look(self, part: Chunk) -> Tensor:
-        """Note who stops within the chunk; gives who in the batch does not."""
+        """Note which images stop within the chunk; returns which images of the batch do not."""
         length, batch, classes = part.outputs.shape
         t = torch.arange(self.done + 1, self.done + length + 1, device=part.outputs.device)
         shares = (part.outputs.double() * (t.double() / self.limit)[:, None, None]).softmax(2)
@@ -151,13 +151,13 @@ class _Exits:
         return self.waiting
 
     def select(self, keep: Tensor) -> None:
-        """Go on with a part of the batch."""
+        """Keep a part of the batch."""
         self.number, self.waiting = self.number[keep], self.waiting[keep]
         self.totals = {name: total[keep] for name, total in self.totals.items()}
 
 
 def _selected(state: State, keep: Tensor) -> State:
-    """The memory of a part of the batch; what has no batch (a readout's step) stays. Indexing keeps channels_last."""
+    """The memory of a part of the batch; a readout's step has no batch axis. Indexing keeps channels_last."""
     memory = {
         name: tuple(part[keep.to(part.device)] if part.ndim else part for part in parts)
         for name, parts in state.memory.items()

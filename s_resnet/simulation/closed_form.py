@@ -1,4 +1,4 @@
-"""The closed form of a phased network: spike counts depend on total charge alone, so one quantized pass gives them."""
+"""The closed form of a phased network: spike counts depend only on the total charge, so one quantized pass suffices."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from .simulate import Simulation
 def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] | None = None) -> Simulation:
     """What :func:`s_resnet.simulate` answers for a phased network, from one forward pass for each T.
 
-    A phased layer has the charge of its whole window before it fires, so it emits::
+    A phased layer has the charge of its whole window before it fires, so with a mean current z it emits::
 
         N = clip(floor(v(0) / threshold + T z / threshold), 0, T)
 
-    for its mean current z, in whatever order the spikes came: the quantized network with T + 1 levels. Counts are equal
-    to the simulated ones, but where the charge is so close to a threshold that the order of float additions matters.
+    whatever the order of the spikes: it is a quantized network with T + 1 levels. Counts equal the simulated ones
+    unless the charge is so close to a threshold that the order of float additions matters.
 
     Args:
+        graph: a converted network.
         images: ``[B, C, H, W]``.
         timesteps: T >= 1.
         at: the windows to give answers for; by default T.
@@ -36,19 +37,19 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
         A Simulation without state.
 
     Raises:
-        InvalidData: a network whose counts depend on the order of spikes.
+        InvalidData: the network's counts depend on the order of spikes, or a setting is out of range.
     """
     if images.ndim != 4:
         got, expected = f"a current of shape {tuple(images.shape)}", "images [B, C, H, W], the same at every step"
-        raise InvalidData(message("closed_form", "", got, expected, "Simulate events"))
+        raise InvalidData(message("closed_form", "", got, expected, "Run events through simulate"))
     wanted = (timesteps,) if at is None else tuple(sorted({whole_number(step, "closed_form", "at", 0) for step in at}))
     if not wanted or wanted[0] < 1 or wanted[-1] > timesteps:
-        got, expected = f"T = {timesteps} and {list(wanted)} to answer for", "T of at least 1, and none beyond it"
-        raise InvalidData(message("closed_form", "", got, expected, "Change them"))
+        got, expected = f"T = {timesteps} and at={list(wanted)}", f"one or more steps within 1 ... {timesteps}"
+        raise InvalidData(message("closed_form", "", got, expected, "Raise T, or leave at out"))
     weighed = any(isinstance(node.op, Readout) and not _plain(node.op) for node in graph.nodes)
     if not order_free(graph) or weighed or graph.is_integer or graph.alphabet != "binary":
         got = "a network whose answer depends on when spikes come, an integer one, or one whose spikes are not 0 and 1"
-        raise InvalidData(message("closed_form", "", got, "recipe phased in float32", "Simulate it"))
+        raise InvalidData(message("closed_form", "", got, "recipe phased in float32", "Run it through simulate"))
     answers: list[Tensor] = []
     spikes: dict[str, list[Tensor]] = {node.name: [] for node in graph.neurons}
     for window in wanted:
@@ -66,7 +67,7 @@ def _plain(op: Readout) -> bool:
 
 
 def _pass(graph: Graph, images: Tensor, timesteps: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Answers ``[B, N]``, and spikes per layer ``[B]``, of one window of T steps."""
+    """The answers ``[B, N]``, and the spikes per layer ``[B]``, of one window of T steps."""
     counts: dict[str, Tensor] = {}
     answers: list[Tensor] = []
 
@@ -83,5 +84,5 @@ def _pass(graph: Graph, images: Tensor, timesteps: int) -> tuple[Tensor, dict[st
     lockstep(graph, images, timesteps, visit)
     if not answers:
         got = "a network without a readout"
-        raise InvalidData(message("closed_form", "", got, "one made by convert", "Simulate it"))
+        raise InvalidData(message("closed_form", "", got, "one made by convert", "Run it through simulate"))
     return answers[0], counts

@@ -29,44 +29,44 @@ from ..graph.ops import (
 from ..graph.readout import Readout, SpikingMaxPool2d
 from ..kernels import per_channel
 
-# The mean over the steps of what these give is what they give for the means of their inputs.
+# Affine operations: the mean of their outputs over the steps is their output for the mean input.
 _AFFINE = (*SYNAPSES, Affine, BatchNorm2d, Add, *(kind for kind in UNIT_PRESERVING if kind is not MaxPool2d))
-# What lies between a synapse and the neurons that set its unit.
+# Operations between a synapse and the neurons that set its unit.
 _BETWEEN = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Add, Flatten)
 
 
 def features(
     snn: Graph, images: Tensor, timesteps: int, names: Sequence[str], precision: str = "exact"
 ) -> dict[str, Tensor]:
-    """What nodes give on average over T steps from a fresh state, in the units of the source network's activations.
+    """The mean values of nodes over T steps from a fresh state, in the units of the source network's activations.
 
-    ::
+    A neuron layer gives its rate::
 
         rate = sum_t scale * threshold * spikes_t / T
 
-    is that of a neuron layer; rates approach the source's ReLU as T grows. Any other node gives the mean of its current
-    or value, without what a recipe adds at the neurons; the last node gives the answer.
+    Rates approach the source's ReLU as T grows. Any other node gives the mean of its current or value, without what a
+    recipe adds at the neurons; the last node gives the answer.
 
     Args:
         snn: a network with neurons.
-        images: ``[B, C, H, W]``; or events ``[T, B, C, H, W]``, of which step t gets the frame t.
+        images: ``[B, C, H, W]``; or events ``[T, B, C, H, W]``, where step t receives frame t.
         timesteps: T >= 1.
-        names: of nodes. They are those of the source module's calls: ``layer3.1.relu`` is the first call of that module
-            (or of ``F.relu`` in ``layer3.1``), ``layer3.1.relu_1`` the second. A convolution includes the BatchNorm
-            folded into it.
+        names: names of nodes. They follow the calls in the source module: ``layer3.1.relu`` is the first call of that
+            module (or of ``F.relu`` in ``layer3.1``), ``layer3.1.relu_1`` the second. A convolution includes the
+            BatchNorm folded into it.
         precision: as in :meth:`s_resnet.Graph.stream`.
 
     Returns:
-        ``[B, *]`` by name, in the order of ``names``; of the last node ``[B, N]``.
+        ``[B, *]`` by name, in the order of ``names``; ``[B, N]`` for the last node.
 
     Raises:
-        InvalidData: a name that no node has, a T below 1, or images that do not fit.
+        InvalidData: no node has the name, T is below 1, or images do not fit.
     """
     timesteps = whole_number(timesteps, "simulate", "timesteps")
     check_spiking(snn, "simulate")
     _check_names(snn, names)
     sizes = snn.portions(images, timesteps, precision)
-    # Who observes sees all images of a chunk at once, so that portions are made here.
+    # An observer sees all images of a chunk at once, so they are split here.
     parts = [_portion(snn, part, timesteps, names, precision) for part in torch.split(images, sizes, -4)]
     return {name: torch.cat([part[name] for part in parts]) for name in names}
 
@@ -85,7 +85,11 @@ def _portion(snn: Graph, images: Tensor, timesteps: int, names: Sequence[str], p
 
 
 def _check_names(snn: Graph, wanted: Sequence[str]) -> None:
-    """InvalidData for a name that no node has; the message lists near ones."""
+    """Check that nodes have these names.
+
+    Raises:
+        InvalidData: no node has a name; the message lists similar ones.
+    """
     names = [node.name for node in snn.nodes]
     if isinstance(wanted, str):
         raise InvalidData(message("features", "names", repr(wanted), "a list of names", f"Pass [{wanted!r}]"))
@@ -96,14 +100,12 @@ def _check_names(snn: Graph, wanted: Sequence[str]) -> None:
         near = [layer for layer in layers if layer.startswith(f"{name}.")][-3:]
         near += [other for other in difflib.get_close_matches(str(name), names, 5, 0.5) if other not in near]
         expected = ", ".join(near or [*layers[:2], "...", *layers[-2:]])
-        remedy = (
-            "Choose a node of the network: BatchNorm is part of its convolution, an addition of the neurons after it"
-        )
+        remedy = "Name a node of the network: BatchNorm is part of its convolution, an addition of the neurons after it"
         raise InvalidData(message("features", "", f"node {name!r}", expected, remedy))
 
 
 class _Sums:
-    """Sums over the steps, ``[B, *]`` in float64, of the values of some nodes."""
+    """Sums of some nodes' values over the steps, ``[B, *]`` in float64."""
 
     def __init__(self, names: set[str], batch: int) -> None:
         self.batch, self.totals = batch, {name: torch.zeros(()) for name in names}
@@ -115,12 +117,12 @@ class _Sums:
             self.totals[name] = self.totals[name].to(value.device) + steps.sum(0, dtype=torch.float64)
 
     def means(self, timesteps: int, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The mean of each of T steps."""
+        """The mean of each sum over T steps."""
         return {name: (total / timesteps).to(dtype) for name, total in self.totals.items()}
 
 
 def _recorded(snn: Graph, wanted: Sequence[str], constant: bool) -> set[str]:
-    """``wanted``, or in place of what is affine the nodes before; nothing of what is constant, if the images are."""
+    """The nodes to record: ``wanted``, with affine nodes replaced by their inputs, without constants if images are."""
     static = snn.static if constant else frozenset[str]()
     found: set[str] = set()
     todo = [name for name in wanted if name not in static]
@@ -142,7 +144,7 @@ def _in_units(snn: Graph, name: str, value: Tensor) -> Tensor:
 
 
 def _mean(running: Graph, name: str, images: Tensor, means: dict[str, Tensor]) -> Tensor:
-    """The mean of a node over the steps, as the engine counts; those that it follows from are added to ``means``."""
+    """The mean of a node over the steps, in the engine's units; adds the means that it needs to ``means``."""
     if name not in means:
         inputs = [_mean(running, before, images, means) for before in running[name].inputs] or [images]
         means[name] = running[name].op.run(*inputs)
@@ -152,8 +154,8 @@ def _mean(running: Graph, name: str, images: Tensor, means: dict[str, Tensor]) -
 def unit_of(snn: Graph, name: str) -> Tensor:
     """What one unit of a node's value is worth in the source network's units, 0-dimensional or ``[C]``.
 
-    Of spikes their layer's scale; of a current the scale of the neurons that integrate it, as the pass normalize made
-    it; of the images and of the logits 1. Whole numbers of an integer network count parts of it.
+    For spikes it is the scale of their layer; for a current the scale of the neurons that integrate it, as set by the
+    pass normalize; for the images and the logits 1. In an integer network one is a fraction of this unit.
     """
     op, inputs = snn[name].op, snn[name].inputs
     if isinstance(op, Neuron):
@@ -168,7 +170,7 @@ def unit_of(snn: Graph, name: str) -> Tensor:
 
 
 def _arriving(snn: Graph, name: str) -> Tensor:
-    """The unit in which the one reader of a current counts; with several readers normalize leaves the source's."""
+    """The unit of the one reader of a current; with several readers normalize keeps the source's unit."""
     if len(snn.users[name]) != 1:
         return torch.ones(())
     user = snn.users[name][0]

@@ -1,8 +1,7 @@
 """A spiking network and its source network side by side, layer by layer, on images that fit in memory.
 
-For every neuron layer a visitor sees the currents of all T steps and what the source network has there; it gives back
-the layer as it should be, and that one then fires. Many images are gone through in parts
-(:func:`s_resnet.conversion.layerwise.fit_layers`).
+For every neuron layer a visitor gets the currents of all T steps and the source's activation, and returns the layer to
+use, which then fires. For more images than fit in memory see :func:`s_resnet.conversion.layerwise.fit_layers`.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from ..graph.readout import Readout, SpikingMaxPool2d
 from ..kernels import events
 from ..runtime.progress import Progress
 
-# Values of the largest layer, over all steps and images, that are in memory at a time.
+# Values of the largest layer, over all steps and images, in memory at a time.
 ROOM = 2**26
-# Convolutions of more images than this at a time are no faster, and take more memory.
+# Convolutions over more images than this at a time are no faster, and take more memory.
 PART = 2048
 
 
@@ -46,7 +45,7 @@ class Pair:
         return len(self.analog)
 
     def __getitem__(self, images: slice | Tensor) -> Pair:
-        """The same of some images; what is constant stays expanded."""
+        """The values of some images; constant ones stay expanded."""
         spiking = self.spiking[:1] if self.constant else self.spiking
         return Pair(spiking[:, images].expand(len(self.spiking), -1, *self.analog.shape[1:]), self.analog[images])
 
@@ -55,15 +54,15 @@ Visit = Callable[[Node, Tensor, Tensor], Op]
 
 
 def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progress: str = "") -> Graph:
-    """Run both networks on ``images`` ``[B, C, H, W]`` and give back the graph with the operations ``visit`` chose.
+    """Run both networks on images, and return the graph with the operations that ``visit`` chose.
 
-    S is T, or 1 where the network is order-free (:func:`order_free`): the currents are then the mean over T and spikes
-    are mean rates, which is exact and T times cheaper.
+    S is T, or 1 if the network is order-free (:func:`order_free`): currents are then means over T and spikes are mean
+    rates, which is exact and T times cheaper.
 
     Args:
         graph: a converted network.
-        images: or events ``[T, B, C, H, W]``, of which the spiking network gets a frame per step, the source network
-            their mean.
+        images: ``[B, C, H, W]``; or events ``[T, B, C, H, W]``, where the spiking network receives a frame per step and
+            the source network their mean.
         timesteps: T.
         visit: called as ``visit(node, currents, target)`` for every neuron layer and the readout, in execution order,
             with the currents ``[S, B, *]`` per step without the layer's own correction, and the source network's value
@@ -74,7 +73,7 @@ def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progres
     if images.ndim == 5:
         if len(images) < timesteps:
             got = f"{len(images)} frames of events for {timesteps} steps"
-            raise InvalidData(message("lockstep", "", got, "one for each", "Lower T"))
+            raise InvalidData(message("lockstep", "", got, "one for each step", "Lower T"))
         start = {graph.nodes[0].name: Pair(seen[:timesteps], images.mean(0))}
     else:
         start = {graph.nodes[0].name: Pair(seen.expand(steps_of(graph, timesteps), *images.shape), images)}
@@ -84,14 +83,14 @@ def lockstep(graph: Graph, images: Tensor, timesteps: int, visit: Visit, progres
 
 
 def steps_of(graph: Graph, timesteps: int) -> int:
-    """The steps that have to be looked at one by one: 1 where only the counts matter."""
+    """The number of steps to compute one by one: 1 if only the counts matter."""
     return 1 if order_free(graph) else timesteps
 
 
 def order_free(graph: Graph) -> bool:
-    """Whether spike counts depend on nothing but the total charge, so that one pass over mean currents gives them.
+    """Whether spike counts depend only on the total charge, so that one pass over mean currents gives them.
 
-    So it is where every neuron layer is phased, or streaming under a constant current; with reset by subtraction, no
+    This holds if every neuron layer is phased, or streaming under a constant current, with reset by subtraction, no
     decay, no time-indexed correction and no differential coding.
     """
     return bool(graph.neurons) and all(_order_free(graph, node) for node in graph.neurons)
@@ -107,10 +106,10 @@ def _order_free(graph: Graph, node: Node) -> bool:
 
 
 def nearly_order_free(graph: Graph) -> bool:
-    """Whether one pass over mean currents gives the spike counts but for a few: all layers take back, or order-free.
+    """Whether one pass over mean currents gives almost all spike counts: every layer is signed, or order-free.
 
-    A signed layer one step behind has answered its whole charge at the end of its window, unless more than one
-    threshold of it came with the last step.
+    A signed layer one step behind has emitted its whole charge at the end of its window, unless more than one
+    threshold of it arrived with the last step.
     """
 
     def settles(node: Node) -> bool:
@@ -123,7 +122,7 @@ def nearly_order_free(graph: Graph) -> bool:
 
 
 def images_that_fit(graph: Graph, images: Tensor, steps: int) -> int:
-    """How many images fit in memory for so many steps at once, at least 8."""
+    """How many images fit in memory with so many steps at once, at least 8."""
     one = images[:, :1] if images.ndim == 5 else images[:1]
     sizes = [value[0].numel() for _, value in graph.activations(one)]
     return together(count_images(images), max(sizes), steps, ROOM, least=8)
@@ -136,7 +135,7 @@ def propagate_both(
     visit: Visit,
     progress: str = "",
 ) -> tuple[tuple[Node, ...], dict[str, Pair]]:
-    """Go through ``nodes`` from ``values`` on: the nodes as visited, and the values that no node of them read."""
+    """Run ``nodes`` on ``values``; returns the nodes as visited, and the values that none of them read."""
     nodes = tuple(nodes)
     values = dict(values)
     last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
@@ -175,15 +174,15 @@ def arriving(op: Neuron, inputs: list[Pair]) -> tuple[Tensor, Tensor]:
 
 
 def passed(op: Op, inputs: list[Pair], sender: Op | None) -> Pair:
-    """What an operation without neurons gives in both networks; the sender is what its first input comes from."""
+    """The output of an operation without neurons in both networks; ``sender`` is the source of its first input."""
     spiking = propagate(op, [value.spiking for value in inputs], sender)
     return Pair(spiking, op.run(*(value.analog for value in inputs)))
 
 
 def propagate(op: Op, inputs: list[Tensor], sender: Op | None = None) -> Tensor:
-    """An operation without neurons over spiking values ``[S, B, *]``; constant ones are computed once.
+    """Run an operation without neurons on spiking values ``[S, B, *]``; constant ones are computed once.
 
-    Where the sender is a layer of plain neurons that fire rarely, a convolution on the CPU costs their spikes.
+    If the sender is a layer of plain neurons that fire rarely, a convolution on the CPU costs only their spikes.
     """
     steps, batch = inputs[0].shape[:2]
     if isinstance(op, SpikingMaxPool2d):
@@ -206,7 +205,7 @@ def propagate(op: Op, inputs: list[Tensor], sender: Op | None = None) -> Tensor:
 
 
 def _by_events(op: Conv2d, values: Tensor, sender: Neuron) -> Tensor | None:
-    """The convolution of what plain neurons send, ``[N, C, H, W]``; None where the dense one is to be taken."""
+    """The convolution of what plain neurons send, ``[N, C, H, W]``; None if the dense convolution is faster."""
     height, width = values.shape[-2:]
     if not events.usable(op.weight, op.groups, op.dilation, (height, width)):
         return None
@@ -219,7 +218,7 @@ def _by_events(op: Conv2d, values: Tensor, sender: Neuron) -> Tensor | None:
 
 
 def fire_mean(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
-    """What a neuron layer sends on, ``[S, B, *]``, for currents without its correction; for S = 1 < T mean rates."""
+    """What a neuron layer sends, ``[S, B, *]``, for currents without its correction; mean rates for S = 1 < T."""
     bias = op.bias_current(0, len(currents), currents.ndim)
     if len(currents) == 1 < timesteps:
         mean = currents[0] if bias is None else currents[0] + bias
@@ -229,7 +228,7 @@ def fire_mean(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
 
 
 def blocks(graph: Graph) -> list[tuple[Node, ...]]:
-    """The nodes in runs that end at a neuron layer through which everything passes, and what follows the last."""
+    """The nodes in blocks that end at a neuron layer through which everything passes, and the nodes after the last."""
     last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     found: list[tuple[Node, ...]] = []
     begin = 0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..graph.engine import arithmetic
 from ..graph.graph import Graph, count_images
 from ..graph.neuron import Neuron
@@ -24,14 +24,15 @@ class Trace(Displayed):
     """What ``n`` neurons of one layer did, for one image.
 
     Attributes:
-        layer: its name.
+        layer: the name of the layer.
         neurons: their positions in the layer's flattened ``[C, H, W]``, the most active first.
-        begins: steps from the first input of the network to the first of this layer, which waits for those before.
+        begins: steps from the network's first input to this layer's first input, when layers before it wait.
         lag: steps that the layer itself waits (:meth:`Neuron.delay`).
-        spikes: ``[T, n]``, thresholds emitted at t, negative where taken back; spikes for directly trained neurons.
-            Row t is step ``begins + lag + t``.
-        membrane: ``[lag + T, n]``, v after each step from ``begins + 1`` on, in thresholds; with multi-level firing
-            that of the first level. None for an integer network whose layers wait: all its steps are run at once.
+        spikes: ``[T, n]``, thresholds emitted at t, negative if taken back (spikes, for directly trained neurons); row
+            t is step ``begins + lag + t``.
+        membrane: ``[lag + T, n]``, v after each step from ``begins + 1`` on, in thresholds; the first membrane of
+            multi-threshold firing. None for an integer network whose layers wait for their window, as those compute
+            all steps at once.
     """
 
     layer: str
@@ -47,7 +48,7 @@ class Trace(Displayed):
         return {**super().to_dict(), "spikes": plain(self.spikes.tolist()), "membrane": membrane}
 
     def _parts(self) -> Iterator[str | Table]:
-        """Of every neuron how much it emitted, and at which steps."""
+        """How much every neuron emitted, and at which steps."""
         first, rows = self.begins + self.lag + 1, []
         yield f"{self.layer}   {len(self.neurons)} neurons, T = {len(self.spikes)}, from step {first} on"
         for neuron, emitted in zip(self.neurons, self.spikes.T, strict=True):
@@ -59,10 +60,11 @@ class Trace(Displayed):
 def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], count: int) -> tuple[Trace, ...]:
     """Simulate one image and record ``count`` neurons of each of ``layers``.
 
-    They are spread evenly over the neurons that fire, from the most active to the least; where fewer fire, silent ones
-    follow. Spikes are those of :func:`s_resnet.simulate`. So are membranes where all layers are active in every step;
-    where they wait, membranes follow the equation of :func:`s_resnet.kernels.membrane.reference.integrate_and_fire`
-    from the currents that :mod:`s_resnet.simulation.lockstep` gives.
+    They are spread evenly over the neurons that fire, from the most active to the least active; if fewer fire, silent
+    ones follow. Spikes are those of :func:`s_resnet.simulate`, and so are membranes if all layers are active in every
+    step. If layers wait, membranes follow the equation of
+    :func:`s_resnet.kernels.membrane.reference.integrate_and_fire` with the currents of
+    :mod:`s_resnet.simulation.lockstep`.
 
     Args:
         graph: a converted network.
@@ -72,13 +74,14 @@ def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], c
         count: how many of each, at most.
 
     Raises:
-        InvalidData: not one image, no such neuron layer, or a setting out of range.
+        InvalidData: there is not exactly one image, a layer does not exist, or a setting is out of range.
     """
     ops = {node.name: node.op for node in graph.neurons if isinstance(node.op, Neuron)}
     wrong = [name for name in layers if name not in ops]
     if wrong or count_images(image) != 1 or count < 1:
         got = f"layer {wrong[0]!r}" if wrong else f"{count_images(image)} images, count={count}"
-        raise InvalidData(f"record: got {got}; expected neuron layers, one image, a count of 1 or more. Change it.")
+        expected, remedy = "neuron layers, one image and a count of at least 1", "Take names from graph.neurons"
+        raise InvalidData(message("record", "", got, expected, remedy if wrong else "Pass images[:1] and a count"))
     waited = graph.waited(timesteps)
     active: dict[str, Tensor] = {}
 
@@ -116,7 +119,7 @@ def _spread(active: Tensor, count: int) -> Tensor:
 def _watched(
     graph: Graph, image: Tensor, timesteps: int, chosen: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Spikes ``[T, n]`` of chosen neurons and, unless layers wait for their window, membranes, from the engine."""
+    """Spikes ``[T, n]`` of chosen neurons from the engine, and their membranes unless layers wait for their window."""
     spikes: dict[str, list[Tensor]] = {name: [] for name in chosen}
     membranes: dict[str, list[Tensor]] = {name: [] for name in chosen}
 
@@ -139,7 +142,7 @@ def _watched(
 def _waiting(
     graph: Graph, image: Tensor, timesteps: int, chosen: Mapping[str, Tensor], spikes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Membranes ``[lag + T, n]`` of layers that wait, from the currents of all steps and the spikes they gave."""
+    """Membranes ``[lag + T, n]`` of layers that wait, from the currents of all steps and the emitted spikes."""
     membranes: dict[str, Tensor] = {}
 
     def visit(node: Node, currents: Tensor, _: Tensor) -> Op:
@@ -161,8 +164,9 @@ def _waiting(
 def membrane(op: Neuron, arrived: Tensor, emitted: Tensor) -> Tensor:
     """The potential after each step, ``[lag + T, n]``, of neurons that got and emitted ``[T, n]``, all in thresholds.
 
-    Over the lag charge is summed up; then, with ``I[t]`` zero beyond T and k the spikes, ``v[t] = decay v[t-1] + I[t] -
-    k[t]``, or 0 after a spike where the reset is to zero.
+    During the lag charge accumulates. Then, with ``I[t]`` zero beyond T and k the spikes::
+
+        v[t] = decay v[t-1] + I[t] - k[t], or 0 after a spike with reset to zero
     """
     timesteps, lag = len(arrived), op.delay(len(arrived))
     v = torch.full_like(arrived[0], op.initial_potential)

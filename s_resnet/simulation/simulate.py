@@ -26,9 +26,9 @@ class SimulationSettings(Displayed):
             (bit for bit on dyadic weights and inputs, else up to the convolution's rounding); memory does. None:
             chosen from the batch size.
         coding: ``"direct"`` presents the image as a constant current at every step; ``"poisson"`` draws spikes ``s`` in
-            {0, 1} with probability ``|x| / a`` and presents ``sign(x) a s``, ``a`` the image's largest ``|x|``, so that
-            the mean current is the image.
-        seed: of the Poisson spikes.
+            {0, 1} with probability ``|x| / a`` and presents ``sign(x) a s``, where ``a`` is the image's largest
+            ``|x|``, so that the mean current is the image.
+        seed: the seed of the Poisson spikes.
         precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as in :meth:`Graph.stream`.
         progress: whether to show a bar on stderr when it is a terminal.
     """
@@ -51,7 +51,7 @@ class Simulation(Displayed):
         steps: the requested steps, ascending.
         outputs: ``[len(steps), B, N]``, the answer after each requested step, in the units of the source's logits.
         spikes: per neuron layer ``[len(steps), B]``, spikes of each image up to each requested step.
-        state: the memory after the last step; pass it to :func:`simulate` to go on.
+        state: the memory after the last step; pass it to :func:`simulate` to continue.
     """
 
     steps: tuple[int, ...]
@@ -60,7 +60,7 @@ class Simulation(Displayed):
     state: State
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values, answers and spikes as lists; of the memory type and shape."""
+        """The fields as plain JSON values, answers and spikes as lists; only type and shape of the memory."""
         spikes = {name: count.tolist() for name, count in self.spikes.items()}
         return {**super().to_dict(), "outputs": plain(self.outputs.tolist()), "spikes": spikes}
 
@@ -89,20 +89,21 @@ def simulate(
 
     All layers are active in every step, in topological order, without transport delay: a spike emitted at t is
     integrated downstream at t (the paper's clock-driven simulation). Layers that wait for a part of their window of T
-    steps (:class:`Neuron`, schedule) are each simulated in their own time, so steps are those of the window; such a
-    network is run anew for every T in ``at``, and has no state to go on from.
+    steps (:class:`Neuron`, schedule) are each simulated in their own time, so steps are those of the window. Such a
+    network is run anew for every T in ``at``, and has no state to continue from.
 
     Args:
         graph: a converted network.
         images: ``[B, C, H, W]``, preprocessed, on the graph's device; or events ``[T, B, C, H, W]`` with at least as
-            many frames as steps: step t gets the frame t, counted from the fresh state.
+            many frames as steps: step t, counted from the fresh state, receives frame t.
         timesteps: T >= 1.
         settings: coding, precision, and how many steps go through a layer at a time.
-        at: the steps (counted from this call's first) to keep answers of; by default the last one.
-        state: where an earlier simulation of the same images stopped; None starts fresh. It is not changed.
+        at: the steps to keep answers of, counted from the first step of this call; by default the last one.
+        state: the state at which an earlier simulation of the same images stopped; None starts fresh. It is not
+            changed.
 
     Raises:
-        InvalidData: a setting out of range, images that do not fit, or a graph without neurons.
+        InvalidData: a setting is out of range, images do not fit, or the graph has no neurons.
     """
     check_spiking(graph, "simulate")
     check_dense(images, "simulate")
@@ -116,13 +117,17 @@ def simulate(
 
 
 def steps_to_report(steps: int, at: Iterable[int] | None) -> tuple[int, ...]:
-    """The steps ``at`` in ascending order, by default the last; InvalidData for one that is not within ``steps``."""
+    """The steps ``at`` in ascending order, by default the last one.
+
+    Raises:
+        InvalidData: a step is not within ``steps``.
+    """
     if at is not None and not isinstance(at, Iterable):
         raise InvalidData(message("simulate", "", f"at={at!r}", "steps to report", "Pass a list of them"))
     wanted = (steps,) if at is None else tuple(sorted({whole_number(step, "simulate", "at", 0) for step in at}))
     if not wanted or wanted[0] < 1 or wanted[-1] > steps:
         got = f"steps to report {list(wanted)}"
-        raise InvalidData(message("simulate", "", got, f"within 1 ... {steps}", "Change them"))
+        raise InvalidData(message("simulate", "", got, f"within 1 ... {steps}", "Raise T, or leave those steps out"))
     return wanted
 
 
@@ -133,10 +138,10 @@ def answers(
 
     Args:
         graph: a converted network.
-        images: as of :func:`simulate`.
+        images: as in :func:`simulate`.
         wanted: the steps to keep answers of.
-        precision: as of :class:`SimulationSettings`.
-        repeats: how many such simulations are expected, of as many images.
+        precision: as in :class:`SimulationSettings`.
+        repeats: how many such simulations of equally many images are expected.
         progress: show a bar on stderr when it is a terminal.
     """
     whole = Whole(state=False, repeats=repeats)
@@ -148,7 +153,7 @@ def answers(
 
 
 def _together(runs: Sequence[Simulation]) -> Simulation:
-    """What was asked for in runs of several lengths, and the state of the longest."""
+    """The results of runs of several lengths as one, with the state of the longest."""
     if len(runs) == 1:
         return runs[0]
     spikes = {name: torch.cat([run.spikes[name] for run in runs]) for name in runs[0].spikes}
@@ -157,7 +162,7 @@ def _together(runs: Sequence[Simulation]) -> Simulation:
 
 
 def _collected(parts: Iterable[Chunk], steps: int, wanted: tuple[int, ...], progress: bool) -> Simulation:
-    """What came out of a stream of ``steps`` steps at those wanted."""
+    """The simulation at the ``wanted`` steps of a stream of ``steps`` steps."""
     outputs: list[Tensor] = []
     spikes: list[Tensor] = []
     total: Tensor | float = 0.0
@@ -169,7 +174,7 @@ def _collected(parts: Iterable[Chunk], steps: int, wanted: tuple[int, ...], prog
         for part in parts:
             length = len(part.outputs)
             kept = [t - done - 1 for t in wanted if done < t <= done + length]
-            # Per image and layer a float32 count is exact; their running sum over T is kept in float64.
+            # A float32 count per image and layer is exact; its running sum over T is float64.
             running = torch.stack(list(part.spikes.values())).double().cumsum(1) + total
             outputs.extend(part.outputs[index] for index in kept)
             spikes.extend(running[:, index] for index in kept)
@@ -181,32 +186,32 @@ def _collected(parts: Iterable[Chunk], steps: int, wanted: tuple[int, ...], prog
 
 
 def per_image(spikes: Mapping[str, Tensor]) -> Tensor:
-    """Spikes of all layers ``[steps]`` in the mean over images, of ``[steps, B]`` each."""
+    """Mean spikes per image of all layers together, ``[steps]``, from ``[steps, B]`` for each layer."""
     return torch.stack([count.double().mean(1) for count in spikes.values()]).sum(0)
 
 
 def spikes_table(spikes: Mapping[str, Tensor], titles: tuple[str, ...]) -> Table:
-    """Spikes per image of every layer under so many titles, of ``[len(titles), B]`` each, and of all together."""
+    """A table of spikes per image of every layer and of all together, from ``[len(titles), B]`` for each layer."""
     rows = {name: count.double().mean(1) for name, count in spikes.items()} | {"all": per_image(spikes)}
     cells = ((name, *(f"{float(count):,.1f}" for count in counts)) for name, counts in rows.items())
     return Table(("layer", *titles), tuple(cells))
 
 
 def encoder(images: Tensor, coding: str, seed: int, done: int) -> Callable[[int], Tensor] | None:
-    """The function that gives the next S steps of input after ``done`` ones, or None when the input is constant."""
+    """A function that gives the next S steps of input after ``done`` steps, or None if the input is constant."""
     if coding == "direct":
         return None
     if coding != "poisson":
         got = f"coding {coding!r}"
-        raise InvalidData(message("simulate", "", got, "'direct' or 'poisson'", "Choose one"))
+        raise InvalidData(message("simulate", "", got, "'direct' or 'poisson'", "Pass 'direct' for a constant current"))
     if images.ndim != 4:
         got = f"coding 'poisson' for a current of shape {tuple(images.shape)}"
-        remedy = "Events are presented as they are: choose 'direct'"
+        remedy = "Pass 'direct', which presents events unchanged"
         raise InvalidData(message("simulate", "", got, "images [B, C, H, W]", remedy))
     generator = torch.Generator(images.device).manual_seed(seed)
 
     def draw() -> Tensor:
-        # Step by step, so that the draws do not depend on the chunk.
+        # Drawn step by step, so that spikes do not depend on the chunk.
         return torch.rand(images.shape, generator=generator, device=images.device)
 
     def encode(steps: int) -> Tensor:
@@ -215,7 +220,7 @@ def encoder(images: Tensor, coding: str, seed: int, done: int) -> Callable[[int]
         spike = images.sign() * amplitude
         return torch.stack([spike * (draw() < probability) for _ in range(steps)])
 
-    for _ in range(done):  # an earlier simulation has had these
+    for _ in range(done):  # an earlier simulation has used these
         draw()
 
     return encode

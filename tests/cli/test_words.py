@@ -80,7 +80,7 @@ def test_arguments_and_options_have_the_same_names():
         ("warmup=5 or amp=False, with", "--warmup 5 or no --amp, with"),
         ('recipe="calibrated-streaming".', "--recipe calibrated-streaming."),
         ("a larger T (convert with timesteps=32);", "a larger T (convert with --timesteps 32);"),
-        ("Export with split_maxpool=True where", "Export with --pool host where"),
+        ("Export with split_maxpool=True if", "Export with --pool host if"),
         ("Leave out arch, or leave out arch", "Leave out --arch, or leave out --arch"),
         (
             "a lower lr or a larger warmup=2. Lower validation.",

@@ -173,7 +173,7 @@ def test_what_answers_once_has_no_exit(networks):
     fresh = [(images(4, 8), torch.arange(4))]
     for name, snn in networks.items():
         if snn.windowed:
-            with pytest.raises(InvalidData, match=r"^simulate: got an exit for a network whose layers wait"):
+            with pytest.raises(InvalidData, match=r"^simulate: got an early exit for a network whose layers wait"):
                 evaluate(snn, fresh, 4, EvaluationSettings(early_exit=0.5))
         else:
             assert evaluate(snn, fresh, 4, EvaluationSettings(early_exit=0.5)).exit.mean_timesteps <= 4, name

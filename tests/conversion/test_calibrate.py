@@ -279,7 +279,7 @@ def test_equal_images_are_held_out_one_by_one():
 def test_images_that_change_between_the_passes_are_refused():
     data = TensorDataset(numbered(40), torch.arange(40))
     dropping = DataLoader(data, 7, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(InvalidData, match=r"other images when going through the batches again.*Turn off random"):
+    with pytest.raises(InvalidData, match=r"different images in the second pass over the batches.*Turn off random"):
         calibrate(IDENTITY, dropping, 100, held_out=5)
 
 

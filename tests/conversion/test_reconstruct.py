@@ -93,7 +93,7 @@ def one_block(spiking, analog):
         Node("conv", Conv2d(weight, torch.tensor([-0.25, 0.5, 0.25]), spiking=SpikingWeights(weight - 0.125)), ("x",)),
         Node("n", op, ("conv",)),
     )
-    return module._Block(nodes, {"x": Pair(spiking, analog)}, len(spiking), 1.0)
+    return module._Block(nodes, {"x": Pair(spiking, analog)}, len(spiking))
 
 
 def test_the_loss_and_its_gradient_on_real_spikes_by_hand():

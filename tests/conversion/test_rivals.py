@@ -16,7 +16,7 @@ from s_resnet.models import CifarResNet
 from s_resnet.models.torchvision_resnets import build_torchvision
 
 SAID = {
-    "blue for red": "with blue for red the images would be nearer",
+    "blue for red": "with red and blue swapped the images would fit",
     "leaky": "with a leaky ReLU",
     "stem": "with stride 1 in the first convolution",
     "strides": "with the strides of its bottlenecks in the other convolution",

@@ -46,7 +46,7 @@ REFUSED = {
     "readout weights": (lambda: changed("readout", weights=torch.ones(T)), r"^readout: got a weight for every step"),
     "integer": (lambda: changed("a", integer=IntegerNeuron(torch.ones(4).int())), r"^export: got an integer network"),
     "relu": (lambda: swapped("s", ReLU()), r"^s: got ReLU"),
-    "ceil pool": (lambda: swapped("s", AvgPool2d((4, 4), (4, 4), ceil_mode=True)), r"^s: got AvgPool2d, which is no"),
+    "ceil pool": (lambda: swapped("s", AvgPool2d((4, 4), (4, 4), ceil_mode=True)), r"^s: got AvgPool2d, which is not"),
     "border pool": (
         lambda: swapped("s", AvgPool2d((3, 3), (1, 1), (1, 1), count_include_pad=False)), r"^s: got AvgPool2d",
     ),

@@ -304,7 +304,7 @@ def test_what_does_not_fit_is_refused_as_by_simulate(images, steps, chunk):
 
 
 def test_a_coding_that_needs_every_step_is_refused():
-    with pytest.raises(InvalidData, match=r"got an exit with coding 'poisson'; expected 'direct'"):
+    with pytest.raises(InvalidData, match=r"got an early exit with coding 'poisson'; expected 'direct'"):
         simulate_with_early_exit(network(), pictures(2), 4, 0.8, SimulationSettings(coding="poisson"))
 
 

@@ -20,22 +20,21 @@ def attach_readout(graph: Graph, context: Context, mode: str = "current", initia
 
     Args:
         graph: a network with its neurons.
-        context: for ``"spikes"`` with the calibrated scales.
-        mode: ``"current"``: the mean classifier current so far, in the units of the logits. ``"spikes"``: the paper's,
-            an extra integrate-and-fire layer after the global average pool (its threshold the scale of the ReLU before
-            the pool, so nothing is rescaled) and one after the classifier (threshold the scale of the logits), scored
-            by spike count plus softmax of the membrane.
+        context: the calibrated scales, for ``"spikes"``.
+        mode: ``"current"``: the mean classifier current so far, in the units of the logits. ``"spikes"``, as in the
+            paper: an extra integrate-and-fire layer after the global average pool (its threshold is the scale of the
+            ReLU before the pool, so nothing is rescaled) and one after the classifier (its threshold is the scale of
+            the logits), scored by spike count plus softmax of the membrane.
         initial_potential: v(0) of these extra layers, as a share of their thresholds.
 
     Raises:
-        ConversionError: there is no such mode.
+        ConversionError: the mode is unknown.
 
     Source: arXiv:1805.01352 ("an extra layer of IF neuron is added after pooling layer or fully-connected layer").
     """
     if mode not in ("current", "spikes"):
-        raise ConversionError(
-            message("attach_readout", "", f"mode {mode!r}", "'current' or 'spikes'", "Change the recipe")
-        )
+        remedy = "Set one of these modes in the recipe"
+        raise ConversionError(message("attach_readout", "", f"mode {mode!r}", "'current' or 'spikes'", remedy))
     nodes = list(graph.nodes)
     if mode == "spikes":
         nodes = _with_pool_neuron(graph, context.calibration, initial_potential)

@@ -1,4 +1,4 @@
-"""Pass: synapses and currents of every neuron layer corrected for how its spiking input really arrives."""
+"""Pass: correct the synapses and currents of every neuron layer for the spikes that it really receives."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from ..layerwise import Pairs, fit_layers
 from ..least_squares import refit
 
 SWEEPS = 8
-RATE = 0.5  # of the distance to the source's mean that one sweep corrects
+RATE = 0.5  # share of the distance to the source's mean that one sweep corrects
 
 
 def calibrate_neurons(graph: Graph, context: Context, weights: bool = False, time_indexed: bool = False) -> Graph:
-    """Correct neuron layers one after the other, each on the spikes that the corrected ones before it really send.
+    """Correct neuron layers one after the other, each on the spikes that the corrected layers before it really send.
 
-    Eight times ``b += (E[a] - E[r]) / 2`` per channel, r being its mean output over T steps and a the source network's
-    activation, over calibration images and pixels. Where the images do not fit in memory at once they come in eight
-    parts or more, each with its own such step, and the steps share the same sum of rates: 1/2 for each of eight parts,
-    1/32 for each of 128. That takes the bias out of clipping, rounding, and unevenness (what
-    a neuron emits too early it cannot take back, so that rates are too high on average).
+    Each channel is corrected eight times by ``b += (E[a] - E[r]) / 2``, where r is its mean output over T steps and a
+    the source's activation, with means over calibration images and pixels. Images that do not fit in memory at once are
+    split into eight parts or more, with one such step for each; the rates of all steps have the same sum: 1/2 for each
+    of 8 parts, 1/32 for each of 128. This removes the bias of clipping, rounding and unevenness (a neuron cannot take
+    back what it emits too early, so rates are too high on average).
 
-    The corrections are currents of the neuron layer, so a residual sum gets its own once; they and the weights belong
-    to spiking runs only, and the analog run is preserved.
+    The corrections are currents of the neuron layer, so a residual sum gets one only. Corrections and weights apply to
+    spiking runs alone; the analog run is preserved.
 
     Args:
         graph: a network with its neurons and their thresholds.
-        context: with calibration images to fit to, and T.
-        weights: whether the synapses of each layer come first: least squares on the mean spikes they really get,
-            towards the source's currents (:func:`s_resnet.conversion.least_squares.refit`), so that a channel that
-            quantization made noisy counts less and the others make up for it. On a residual sum they also make up for
-            what the shortcut lacks.
-        time_indexed: whether every step is corrected by its own mean, ``b[t] += (E[a] - E[s[t]]) / 2``, but for layers
-            under constant current and networks where only counts matter.
+        context: calibration images to fit to, and T.
+        weights: whether to refit the synapses of each layer first, by least squares on the mean spikes they really
+            receive, towards the source's currents (:func:`s_resnet.conversion.least_squares.refit`). A channel that
+            quantization made noisy then counts less, and the others make up for it; on a residual sum the synapses
+            also make up for the shortfall of the shortcut.
+        time_indexed: whether to correct every step by its own mean, ``b[t] += (E[a] - E[s[t]]) / 2``, except in layers
+            under constant current and in networks where only counts matter.
 
     Raises:
         ConversionError: there are no calibration images, or no T.
@@ -59,7 +59,7 @@ def calibrate_neurons(graph: Graph, context: Context, weights: bool = False, tim
 
     def refitted(node: Node, parts: Pairs) -> Op:
         assert isinstance(node.op, Conv2d | Linear)
-        exact = all(name in graph.static for name in node.inputs)  # what reads the images lacks nothing
+        exact = all(name in graph.static for name in node.inputs)  # a layer that reads the images has no error
         return node.op if exact else refit(node.op, parts, len(images))
 
     label = "calibrate_neurons" if context.progress else ""
@@ -84,5 +84,5 @@ def _unbiased(op: Neuron, parts: Pairs, timesteps: int, time_indexed: bool) -> N
 
 
 def _mean(value: Tensor) -> Tensor:
-    """Per channel, of ``[B, C, *]``."""
+    """The mean per channel of ``[B, C, *]``."""
     return value.transpose(0, 1).flatten(1).mean(1)

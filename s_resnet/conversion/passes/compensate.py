@@ -1,4 +1,4 @@
-"""Pass: the compensation for discretization, one factor on every synaptic weight."""
+"""Pass: compensate for discretization by one factor on every synaptic weight."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ EVALUATIONS = 6
 def compensate(graph: Graph, context: Context) -> Graph:
     """Set ``gain = c`` on every synapse, shortcut synapses included; biases and the analog run stay as they are.
 
-    A neuron's rate is its current rounded down to the grid 1/T, and layer after layer the loss adds up::
+    A neuron's rate is its current rounded down to the grid 1/T, and the loss adds up over layers::
 
         r_l(T) = W r_{l-1}(T) + b - (V_l(T) - V_l(0)) / T
 
-    A factor c a little above 1 makes up for it. To be expected is half a grid step of every active neuron,
-    ``c = 1 + P(x > 0) lambda / (2 T E[ReLU(x)])``, of the median layer on the calibration images; from BatchNorm
-    statistics, without images, of the mean over layers. Without either c stays 1.
+    A factor c slightly above 1 makes up for it. The expected loss is half a grid step of every active neuron, so
+    ``c = 1 + P(x > 0) lambda / (2 T E[ReLU(x)])``, taken from the median layer on calibration images, or from the mean
+    over layers with BatchNorm statistics. Without either c stays 1.
 
     With held-out images c is searched for the least mean distance of the answers from the analog logits, relative to
-    these; labels are not looked at. The search starts at c = 1, which may win, and half-way to the expected c, goes on
-    in steps twice as large while the error falls, and closes the bracket by parabolas through its three points: at most
-    six evaluations, on all held-out images. Of the factors whose error is within one standard error of the least, by
-    image, the one next to the expected c is taken: so few images cannot lead far away from it. Curve and range go into
-    the provenance.
+    these; labels are not used. The search starts at c = 1, which is a candidate, and half-way to the expected c,
+    doubles the step while the error falls, and closes the bracket by parabolas through its three points: at most six
+    evaluations, on all held-out images. Among the factors whose error is within one standard error (over images) of the
+    least, the one nearest to the expected c is chosen, so that a few images cannot lead far away from it. Curve and
+    range go into the provenance.
 
     Args:
         graph: a network with its readout.
-        context: with the expected rounding, held-out images for the search, and T.
+        context: the expected rounding, held-out images for the search, and T.
 
     Raises:
         ConversionError: there is no T.
@@ -80,7 +80,7 @@ def _with_gain(graph: Graph, gain: float) -> Graph:
 
 
 class _Objective:
-    """The logit error of a factor, each computed once, image by image."""
+    """The logit error of a factor, image by image; each factor is evaluated once."""
 
     def __init__(self, graph: Graph, images: Tensor, timesteps: int, progress: bool) -> None:
         self.graph, self.images, self.timesteps = graph, images, timesteps
@@ -98,11 +98,11 @@ class _Objective:
 
     @property
     def best(self) -> float:
-        """The factor of the least error, of equal ones the least."""
+        """The factor with the least error; among equal ones the smallest."""
         return min(sorted(self.errors), key=self)
 
     def nearest(self, expected: float) -> float:
-        """The factor nearest to ``expected`` of those that are worse than the best by no more than a standard error."""
+        """The factor nearest to ``expected`` among those within one standard error of the best."""
         least = self.errors[self.best]
 
         def as_good(factor: float) -> bool:

@@ -34,32 +34,33 @@ from ...graph.ops import (
 from ...graph.readout import SpikingMaxPool2d
 from ..context import Context
 
-FINEST = 16  # binary digits behind the point, at most
+FINEST = 16  # binary digits after the point, at most
 EXACT = 24  # binary digits that float32 adds exactly
-STEPS = 16  # worst steps that a membrane may be away from zero and still be exact
-MOVES = (MaxPool2d, SpikingMaxPool2d, Flatten, Pad, Slice)  # what gives values on as they are
-MIXES = (Flatten, Pad, Slice)  # and may give channels other places
+STEPS = 16  # a membrane within so many of the largest possible steps from zero is exact
+MOVES = (MaxPool2d, SpikingMaxPool2d, Flatten, Pad, Slice)  # operations that pass values on unchanged
+MIXES = (Flatten, Pad, Slice)  # those among them that may reorder channels
 
 
 def dyadic_weights(graph: Graph, context: Context) -> Graph:
     """Round the weights, biases, corrections and v(0) of a neuron layer to multiples of ``2^-k``; thresholds are 1.
 
-    k is one number for all that a channel of a neuron layer sums, at most 16 and such that with
-    ``R = sum |W| + |b| + |correction|``, what a step can bring at most, ``16 R 2^k <= 2^24``. Spikes are whole, so all
-    currents and the membrane are multiples of 2^-k below 2^24 of them, float32 adds them without rounding, and no order
-    of additions gives other spikes: kernels, devices and engines that work in float32 agree spike for spike. The images
-    are read as whole multiples of 1/64 within +-8 (about the step of normalized 8-bit pixels), the first convolution's
-    weights are finer by that factor, and k is such that its sums are exact.
+    One k holds for everything that a channel of a neuron layer sums. It is at most 16, and such that
+    ``16 R 2^k <= 2^24``, where ``R = sum |W| + |b| + |correction|`` is the most that a step can add. Spikes are whole
+    numbers, so all currents and the membrane are multiples of 2^-k, fewer than 2^24 of them. float32 adds these without
+    rounding, and the order of additions cannot change a spike: kernels, devices and engines that compute in float32
+    agree spike for spike. The images are read as whole multiples of 1/64 within +-8 (about the step of normalized 8-bit
+    pixels); the first convolution's weights are finer by that factor, with a k for which its sums are exact.
 
-    The analog run keeps the source's weights, and changes by the rounding of biases. Answers stay in floating point.
+    The analog run keeps the source's weights, and changes only by the rounding of biases. Answers stay in floating
+    point.
 
     Args:
         graph: a normalized network.
-        context: nothing of it is needed.
+        context: not used.
 
     Raises:
-        ConversionError: neurons leak, have a threshold other than 1 (run normalize before), send means
-            (differential), or get anything but spikes or images times weights.
+        ConversionError: neurons leak, have a threshold other than 1 (run normalize before), send means (differential),
+            or receive anything but weighted spikes or images.
     """
     if not graph.neurons:
         return graph
@@ -69,16 +70,13 @@ def dyadic_weights(graph: Graph, context: Context) -> Graph:
 
 
 def _digits(graph: Graph, node: Node) -> Tensor:
-    """Binary digits behind the point of all that a neuron layer sums, ``[C]``, or 0-dimensional for all channels."""
+    """Binary digits after the point of all that a neuron layer sums, ``[C]``, or 0-dimensional for all channels."""
     op = node.op
     assert isinstance(op, Neuron)
     if not bool((op.threshold == 1).all()) or op.decay != 1.0 or isinstance(op.spikes, Differential):
-        raise _refused(
-            node,
-            "a threshold other than 1, a leak or differential coding",
-            "a normalized integrate-and-fire network",
-            "Run normalize before, or leave weights as they are",
-        )
+        got = "a threshold other than 1, a leak or differential coding"
+        remedy = "Run normalize before, or leave weights as they are"
+        raise _refused(node, got, "a normalized integrate-and-fire network", remedy)
     reach, room = torch.zeros(()), EXACT - math.log2(STEPS)
     for source, kept in _summed(graph, node):
         synapse, most = source.op, _most(graph, source)
@@ -105,15 +103,12 @@ def _summed(graph: Graph, node: Node) -> Iterator[tuple[Node, bool]]:
         elif isinstance(source.op, SYNAPSES):
             yield source, True
         else:
-            raise _refused(
-                node,
-                f"current from {name}, {type(source.op).__name__}",
-                "convolutions, linear layers and shortcut synapses",
-            )
+            got = f"current from {name}, {type(source.op).__name__}"
+            raise _refused(node, got, "convolutions, linear layers and shortcut synapses")
 
 
 def _origin(graph: Graph, node: Node) -> Node:
-    """What a synapse reads, behind operations that give values on as they are."""
+    """What a synapse reads, looking through operations that pass values on unchanged."""
     source = graph[node.inputs[0]]
     while isinstance(source.op, MOVES):
         source = graph[source.inputs[0]]
@@ -121,7 +116,7 @@ def _origin(graph: Graph, node: Node) -> Node:
 
 
 def _most(graph: Graph, node: Node) -> int:
-    """The most that one input of a synapse can be: of the images within +-8, of spikes their largest amplitude."""
+    """The largest input of a synapse: 8 in steps of 1/64 for images, the largest amplitude for spikes."""
     source = _origin(graph, node)
     if isinstance(source.op, Input):
         return LARGEST_PIXEL
@@ -154,7 +149,7 @@ def _rounded(graph: Graph, node: Node, digits: Mapping[str, Tensor]) -> Op:
 
 
 def _digits_of(graph: Graph, node: Node, digits: Mapping[str, Tensor]) -> Tensor | None:
-    """Binary digits behind the point of a value: those of the neuron layers that sum it, None where there is none."""
+    """Binary digits after the point of a value: those of the neuron layers that sum it; None if there are none."""
     found: Tensor | None = None
     for name in graph.users[node.name]:
         user = graph[name]

@@ -1,4 +1,4 @@
-"""Pass: how much each step counts for the answer, and what the answer lacks on average."""
+"""Pass: weigh the steps of the readout, and correct the mean of its answer."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ...simulation.lockstep import lockstep, steps_of
 from ..context import Context
 from ..layerwise import parts_of
 
-LEAST = 1e-3  # of the mean weight: an answer exists at every step
-RIDGE = 1e-2  # of the currents' own variance, towards equal weights
+LEAST = 1e-3  # share of the mean weight that every step keeps, so that an answer exists at every step
+RIDGE = 1e-2  # share of the currents' variance, towards equal weights
 
 
 def fit_readout(graph: Graph, context: Context, weighted: bool = True) -> Graph:
-    """Weigh the classifier's currents by step, and add what the answer lacks on average, without labels.
+    """Weigh the classifier's currents by step, and correct the mean of the answer, without labels.
 
     With ``I[t]`` the classifier's current and z the source's logits, both centered per class, the weights minimize::
 
         E[(sum(w[t] I[t]) - z)^2] + ridge,   w[t] > 0
 
-    over the T x T normal equations, added up over all images. Early steps, in which deep layers have seen little, get
-    small weights: a delayed readout whose delay is measured. The correction is then, per class,
-    ``E[z] - E[answer]``. Where only counts matter (phased networks), there is nothing to weigh, only to correct.
+    They solve T x T normal equations, summed over all images. Early steps, in which deep layers have received little,
+    get small weights: a delayed readout whose delay is measured. The correction per class is then
+    ``E[z] - E[answer]``. If only counts matter (phased networks), there is nothing to weigh, only to correct.
 
     The analog run is preserved.
 
     Args:
         graph: a network with a readout of currents.
-        context: with calibration images to fit to, and T.
-        weighted: whether steps are weighed; the answer is corrected in any case.
+        context: calibration images to fit to, and T.
+        weighted: whether to weigh the steps; the answer is corrected in any case.
 
     Raises:
         ConversionError: there are no calibration images, or no T.
@@ -65,9 +65,14 @@ def fit_readout(graph: Graph, context: Context, weighted: bool = True) -> Graph:
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """Over images, of currents ``[T, B, N]`` and targets ``[B, N]``, float64: what the normal equations are made of.
+    """Sums over images for the normal equations, in float64.
 
-    currents ``[T, N]``, targets ``[N]``; gram ``[T, T]`` and right ``[T]``, also over classes, of products.
+    Attributes:
+        images: how many there were.
+        currents: sum of the currents, ``[T, N]``.
+        targets: sum of the targets, ``[N]``.
+        gram: products of currents, summed over classes too, ``[T, T]``.
+        right: products of currents and targets, summed over classes too, ``[T]``.
     """
 
     images: int
@@ -95,7 +100,7 @@ def _fitted(op: Readout, sums: _Sums, weighted: bool) -> Readout:
 
 
 def _weights(sums: _Sums) -> Tensor:
-    """The positive weights ``[T]``, of sum 1, with which the currents come closest to the targets."""
+    """The positive weights ``[T]`` with sum 1 that bring the currents closest to the targets."""
     steps = len(sums.gram)
     gram = sums.gram - sums.currents @ sums.currents.T / sums.images
     if float(gram.diagonal().sum()) <= 1e-9 * float(sums.gram.diagonal().sum()):  # images that do not vary tell nothing
@@ -111,7 +116,7 @@ def _least_squares(gram: Tensor, right: Tensor, least: float) -> Tensor:
     """The minimum of ``w gram w / 2 - right w`` over ``w >= least``, by the active set method of Lawson and Hanson."""
     right = right - least * gram.sum(1)
     w, free = torch.zeros_like(right), torch.zeros(len(right), dtype=torch.bool, device=right.device)
-    for _ in range(3 * len(right)):  # as many as are ever needed; rounding could have it go in circles
+    for _ in range(3 * len(right)):  # always enough; without a limit rounding could make it go in circles
         downhill = torch.where(free, -torch.inf, right - gram @ w)
         if float(downhill.max()) <= 1e-12 * float(right.abs().max()):
             break
@@ -122,7 +127,7 @@ def _least_squares(gram: Tensor, right: Tensor, least: float) -> Tensor:
             over = free & (wished <= 0)
             if not bool(over.any()):
                 break
-            # As far towards it as nothing falls below 0; what gets there is held.
+            # Move towards the solution until a weight reaches 0, and hold that weight there.
             w = w + (w[over] / (w[over] - wished[over])).min() * (wished - w)
             free = free & (w > 1e-14)
         w = wished

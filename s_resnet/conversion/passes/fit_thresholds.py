@@ -1,4 +1,4 @@
-"""Pass: a threshold per channel for the given T, the one that loses least between clipping and rounding."""
+"""Pass: for each channel, the threshold with the least loss from clipping and rounding in T steps."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..layerwise import parts_of
 from ..spill import Spill
 
 BINS = 1024
-# Shares of the largest activation that are tried as full scale.
+# Shares of the largest activation to try as full scale.
 SHARES = torch.logspace(-1.0, 0.0, 80, dtype=torch.float64)
-LEAST = 1e-3  # of the layer's median threshold: a channel that is almost silent must not fire at any noise
-ROOM = 2**24  # activations of a layer that are in memory at a time
+LEAST = 1e-3  # share of the layer's median threshold: an almost silent channel must not fire at mere noise
+ROOM = 2**24  # activations of a layer in memory at a time
 
 
 def fit_thresholds(graph: Graph, context: Context) -> Graph:
-    """Set every threshold, per channel, to the least mean squared error of the quantizer that T steps are.
+    """Set the threshold of every channel to the one with the least mean squared error in T steps.
 
-    A neuron layer that starts at ``v(0) = p threshold`` and answers a constant current x in T steps of up to L
-    thresholds (``L = max_emission``) emits, in the mean::
+    T steps of a neuron are a quantizer. A neuron that starts at ``v(0) = p threshold`` and answers a constant current x
+    in T steps of up to L thresholds (``L = max_emission``) emits on average::
 
         Q(x) = threshold / T * clip(floor(T x / threshold + p), 0, T L)
 
@@ -36,13 +36,13 @@ def fit_thresholds(graph: Graph, context: Context) -> Graph:
 
     Args:
         graph: a network with its neurons.
-        context: with calibration images to fit to, and T.
+        context: calibration images to fit to, and T.
 
     Raises:
         ConversionError: there are no calibration images, or no T.
 
-    Source: the grid search of Li et al., ICML 2021 (arXiv:2106.06984), with the quantizer that rounds where v(0) is
-    half the threshold.
+    Source: the grid search of Li et al., ICML 2021 (arXiv:2106.06984), with the quantizer that rounds to nearest if
+    v(0) is half the threshold.
     """
     if not graph.neurons:
         return graph
@@ -56,7 +56,7 @@ def fit_thresholds(graph: Graph, context: Context) -> Graph:
 
 
 def _histograms(graph: Graph, images: Tensor | Spill) -> dict[str, tuple[Tensor, Tensor]]:
-    """Per neuron layer the largest activation of each channel ``[C]`` and the counts ``[C, BINS]`` up to it."""
+    """For each neuron layer the largest activation of each channel ``[C]`` and the counts ``[C, BINS]`` up to it."""
     names = {node.name for node in graph.neurons}
     largest: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Pass: max-pooling that is right for spikes."""
+"""Pass: make max-pooling correct for spikes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..context import Context
 
 
 def move_maxpool(graph: Graph, context: Context) -> Graph:
-    """Move a max-pool before its neuron where that is exact, and gate it by spike counts elsewhere.
+    """Move a max-pool before its neurons where that is exact, and gate it by spike counts elsewhere.
 
-    ReLU and max commute, ``max(relu(x)) = relu(max(x))``, so a pool over the neurons of a layer whose input current is
-    the same at every step (a stem under direct coding) may pool the currents instead: exact at every T, and computed
-    once. Deeper, the maximum of momentary currents is not the maximum of their means, and the pool becomes the
+    ReLU and max commute, ``max(relu(x)) = relu(max(x))``. A pool after a layer whose input current is the same at every
+    step (a stem under direct coding) may thus pool the currents instead, which is exact at every T and computed once.
+    In deeper layers the maximum of momentary currents is not the maximum of their means, and the pool becomes the
     paper's :class:`~s_resnet.graph.SpikingMaxPool2d`. The analog run is preserved exactly.
 
     Under Poisson coding the stem's current varies too; a moved pool then takes the maximum of noisy currents.
 
     Args:
         graph: a network with its neurons.
-        context: nothing of it is needed.
+        context: not used.
 
     Raises:
-        ConversionError: a deeper max-pool is over currents whose sign matters (a sum or BatchNorm comes after it).
+        ConversionError: a deeper max-pool reads currents whose sign matters (a sum or BatchNorm comes after it).
     """
     nodes = {node.name: node for node in graph.nodes}
     changed = False
@@ -36,21 +36,15 @@ def move_maxpool(graph: Graph, context: Context) -> Graph:
             continue
         before = graph[node.inputs[0]]
         if isinstance(before.op, Neuron) and graph.users[before.name] == (node.name,) and _constant(graph, before):
-            # The two exchange places, and names with them: whoever read the pool reads the neuron.
+            # The two swap places and names, so that readers of the pool now read the neuron.
             nodes[before.name] = Node(node.name, node.op, before.inputs)
             nodes[node.name] = Node(before.name, before.op, (node.name,))
             changed = True
         elif before.name not in graph.static:
             if not _spikes(graph, before) and not _rectified(graph, node):
-                raise ConversionError(
-                    message(
-                        node.name,
-                        "",
-                        "a max-pool over currents, of which no gate on spikes has the maximum",
-                        "one over ReLU outputs",
-                        "Put the ReLU before the pool",
-                    )
-                )
+                got = "a max-pool over currents, which no gate on spikes can compute"
+                remedy = "Put the ReLU before the pool"
+                raise ConversionError(message(node.name, "", got, "one over ReLU outputs", remedy))
             op = node.op
             gate = SpikingMaxPool2d(op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
             nodes[node.name] = replace(node, op=gate)
@@ -63,14 +57,14 @@ def _constant(graph: Graph, neuron: Node) -> bool:
 
 
 def _spikes(graph: Graph, node: Node) -> bool:
-    """Whether a value is a neuron's output, perhaps pooled."""
+    """Whether a value is a neuron's output, possibly pooled."""
     while isinstance(node.op, UNIT_PRESERVING):
         node = graph[node.inputs[0]]
     return isinstance(node.op, Neuron)
 
 
 def _rectified(graph: Graph, node: Node) -> bool:
-    """Whether nothing reads a value but neurons that integrate it alone: what the gate cuts off they do not emit."""
+    """Whether only neurons without other inputs read a value: negative currents, which a gate drops, emit nothing."""
     readers = [graph[name] for name in graph.users[node.name]]
     return all(isinstance(reader.op, Neuron) and len(reader.inputs) == 1 for reader in readers)
 

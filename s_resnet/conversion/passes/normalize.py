@@ -43,7 +43,7 @@ def normalize(graph: Graph, context: Context) -> Graph:
 
     Args:
         graph: a network with its neurons and readout.
-        context: with the scale of the logits.
+        context: the scale of the logits.
 
     Raises:
         ConversionError: an operation has no units.
@@ -59,7 +59,7 @@ def normalize(graph: Graph, context: Context) -> Graph:
 
 
 class _Work:
-    """The rewriting under way: ``unit[name]`` is what one unit of a value is worth, 0-dimensional or ``[C]``."""
+    """The rewrite in progress: ``unit[name]`` is what one unit of a value is worth, 0-dimensional or ``[C]``."""
 
     def __init__(self, graph: Graph, calibration: Calibration) -> None:
         self.graph, self.calibration = graph, calibration
@@ -91,20 +91,13 @@ class _Work:
         elif isinstance(op, Input):
             unit = self.one
         else:
-            raise ConversionError(
-                message(
-                    node.name,
-                    "",
-                    f"{type(op).__name__}, which has no units",
-                    "synapses, pools and neurons",
-                    "Run fold_batchnorm and relu_to_neuron before",
-                )
-            )
+            got, remedy = f"{type(op).__name__}, which has no units", "Run fold_batchnorm and relu_to_neuron before"
+            raise ConversionError(message(node.name, "", got, "synapses, pools and neurons", remedy))
         self.unit[node.name] = unit
         self.nodes.append(Node(node.name, op, inputs))
 
     def wanted(self, node: Node) -> Tensor:
-        """The unit of a synapse's output: the threshold of the one neuron that integrates it, else 1, the ANN's own."""
+        """The unit of a synapse's output: the threshold of the one neuron that integrates it, else 1, as in the ANN."""
         users = self.graph.users[node.name]
         if len(users) == 1:
             user = self.graph[users[0]]
@@ -118,7 +111,7 @@ class _Work:
         return self.one
 
     def branch(self, node: Node, name: str, target: Tensor) -> str:
-        """The name that ``node`` reads in place of ``name``, in units of ``target``: a shortcut synapse if need be."""
+        """The name that ``node`` reads instead of ``name``, in units of ``target``; may add a shortcut synapse."""
         source = name
         while isinstance(self.graph[source].op, _CHANNELWISE):
             source = self.graph[source].inputs[0]
@@ -133,7 +126,7 @@ class _Work:
 
 
 _SYNAPTIC = (Conv2d, Linear, Scale, Add)
-# What lies between a synapse and its neuron without mixing channels.
+# Operations between a synapse and its neuron that do not mix channels.
 _CHANNELWISE = (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d)
 
 

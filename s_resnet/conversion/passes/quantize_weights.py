@@ -1,4 +1,4 @@
-"""Pass: an integer network. Weights in int8, thresholds and membranes in int32, and the same spikes on every device."""
+"""Pass: an integer network with weights in int8, thresholds and membranes in int32; equal spikes on every device."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from ...graph.ops import GRID, LARGEST_PIXEL, Conv2d, Input, IntegerWeights, Lin
 from ...graph.readout import SpikingMaxPool2d
 from ..context import Context
 
-LARGEST = 127  # of int8, used symmetrically
-THRESHOLDS = 2**15  # the largest: finer than that the weights are not
-EXACT = 2**24  # sums of whole numbers below it are exact in float32, in any order
+LARGEST = 127  # int8 is used symmetrically
+THRESHOLDS = 2**15  # the largest threshold: int8 weights are not finer
+EXACT = 2**24  # smaller sums of whole numbers are exact in float32, in any order
 
 
 def quantize_weights(graph: Graph, context: Context) -> Graph:
-    """Give every synapse whole numbers besides its own, which a spiking run then uses; the analog run is unchanged.
+    """Give every synapse integer weights beside its own, for spiking runs; the analog run is unchanged.
 
-    Per output channel k the threshold becomes ``theta_k = floor(127 / max |c W_k|)``, the maximum over all
+    For output channel k the threshold becomes ``theta_k = floor(127 / max |c W_k|)``, with the maximum over all
     convolutions that the neuron layer sums, and in units of ``1 / theta_k``::
 
         W_q = round(theta_k c W)  int8        b_q = round(theta_k b)  int32        shortcut: round(theta_k c w)  int32
 
-    so the neuron's equation holds as it is, in whole numbers, with c the compensation and W what spiking runs use.
-    Corrections become whole numbers as biases do. The first convolution reads the
-    images in steps of 1/64 (coarser where its sums would not fit 24 bits) and its currents are rounded once. The
-    classifier's weights are int8 in one common step; its currents and the answer stay floating point.
+    Here c is the compensation and W the weight of spiking runs. The neuron's equation thus holds unchanged, in whole
+    numbers. Corrections are rounded as biases are. The first convolution reads the images in steps of 1/64 (coarser if
+    its sums would not fit 24 bits), and its currents are rounded once. The classifier's weights are int8 with one
+    common step; its currents and the answer stay floating point.
 
     Spikes are the same on every device, bit for bit; ``evaluate`` shows the distance to the unquantized network.
 
     Args:
         graph: a normalized network with spikes of 0 and 1.
-        context: nothing of it is needed.
+        context: not used.
 
     Raises:
         ConversionError: a convolution reads anything but spikes or the images, or is read by anything but one neuron
@@ -55,19 +55,11 @@ def _threshold(graph: Graph, node: Node) -> Tensor:
     """The neuron layer's thresholds ``[C]``, int32."""
     assert isinstance(node.op, Neuron)
     if not bool((node.op.threshold == 1).all()) or node.op.decay != 1.0:
-        raise _refused(
-            node,
-            "a threshold other than 1, or a decay",
-            "a normalized integrate-and-fire network",
-            "Run normalize before",
-        )
+        got, expected = "a threshold other than 1, or a decay", "a normalized integrate-and-fire network"
+        raise _refused(node, got, expected, "Run normalize before")
     if not node.op.binary:
-        raise _refused(
-            node,
-            "signed or multi-level spikes",
-            "spikes in {0, 1}",
-            "Leave weights as they are, or choose the recipe calibrated or phased",
-        )
+        remedy = "Leave weights as they are, or choose the recipe calibrated or phased"
+        raise _refused(node, "signed or multi-level spikes", "spikes in {0, 1}", remedy)
     largest: Tensor | None = None
     for name in node.inputs:
         op = graph[_source(graph, name)].op
@@ -75,27 +67,20 @@ def _threshold(graph: Graph, node: Node) -> Tensor:
             peak = synapse(op).weight.abs().flatten(1).amax(1)
             largest = peak if largest is None else torch.maximum(largest, peak)
         elif not isinstance(op, Scale):
-            raise _refused(
-                node,
-                f"current from {name}, {type(op).__name__}",
-                "convolutions and shortcut synapses",
-                "Choose a recipe without neurons behind pools and the classifier, such as s-resnet",
-            )
+            got = f"current from {name}, {type(op).__name__}"
+            remedy = "Choose a recipe without neurons after pools and the classifier, such as s-resnet"
+            raise _refused(node, got, "convolutions and shortcut synapses", remedy)
     if largest is None:
         raise _refused(node, "no convolution among its inputs", "one")
     finest = torch.where(largest > 0, LARGEST / largest.clamp_min(LARGEST / THRESHOLDS), THRESHOLDS)
     if bool((finest < 1).any()):
-        raise _refused(
-            node,
-            f"a weight {float(largest.max()):g} times the threshold",
-            f"at most {LARGEST}",
-            "Calibrate on images like those it was trained on",
-        )
+        got = f"a weight {float(largest.max()):g} times the threshold"
+        raise _refused(node, got, f"at most {LARGEST}", "Calibrate on images like those it was trained on")
     return finest.floor().to(torch.int32)
 
 
 def _source(graph: Graph, name: str) -> str:
-    """The synapse behind pools that mix no channels (the max-pool of a stem, moved before the neuron)."""
+    """The synapse before pools that do not mix channels (the max-pool of a stem, moved before the neuron)."""
     while isinstance(graph[name].op, MaxPool2d):
         name = graph[name].inputs[0]
     return name
@@ -146,9 +131,8 @@ def _quantized(graph: Graph, node: Node, theta: dict[str, Tensor], grid: int) ->
     own = theta[_neuron(graph, node)]
     images = _reads_images(graph, node)
     if not images and not isinstance(graph[node.inputs[0]].op, Neuron | SpikingMaxPool2d):
-        raise _refused(
-            node, f"input from {node.inputs[0]}, {type(graph[node.inputs[0]].op).__name__}", "spikes or the images"
-        )
+        got = f"input from {node.inputs[0]}, {type(graph[node.inputs[0]].op).__name__}"
+        raise _refused(node, got, "spikes or the images")
     bias = None if op.bias is None else (op.bias * own).round().to(torch.int32)
     return replace(op, integer=IntegerWeights(_whole_weight(op, own), bias, grid=grid if images else 0))
 

@@ -1,4 +1,4 @@
-"""Pass: weights, biases and thresholds of the spiking network reconstructed block by block, without labels."""
+"""Pass: reconstruct weights, biases and thresholds of the spiking network block by block, without labels."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from ..resume import kept_at, key_of, resumed
 from ..spill import Spill, gather
 
 BATCH = 32
-# Learning rates: of a weight in its layer's standard deviations, of a correction in full scales, of a log threshold.
+# Learning rates: for weights in standard deviations of their layer, for corrections in full scales, for log thresholds.
 WEIGHT, CORRECTION, THRESHOLD = 0.006, 0.0006, 0.002
-JOINT = 0.15  # of these rates, for all blocks at once
-SHIFT = 1 / 8  # of the image's size, the most by which an image is shifted while all blocks are trained
-CHECKED = 8  # one image of so many is not trained on, but decides whether the block is better than before
+JOINT = 0.15  # factor on these rates while all blocks are trained together
+SHIFT = 1 / 8  # the largest shift of an image, as a share of its size, while all blocks are trained
+CHECKED = 8  # one image of so many is held out, to decide whether a block has improved
 
 
 def reconstruct(
@@ -45,37 +45,37 @@ def reconstruct(
     minutes: float = 30.0,
     resume: str | os.PathLike[str] | None = None,
 ) -> Graph:
-    """Train each block's spiking weights, corrections and thresholds to give what the source network's block gives.
+    """Train each block's spiking weights, corrections and thresholds to reproduce the source network's block.
 
     A block lies between two neuron layers through which everything passes (in a ResNet, the ends of its residual
-    blocks). On calibration images it gets what the finished blocks before it really send, and minimizes::
+    blocks). On calibration images it receives what the finished blocks before it really send, and minimizes::
 
         E[(r - a)^2],   r: the mean output of the real spiking forward over T steps, a: the source's activation
 
-    by Adam, ``steps`` steps of 32 images, the learning rate falling to zero along a cosine. Then all blocks together
-    get ``joint`` such steps towards the source's logits, at 0.15 of the rates, on images mirrored and shifted at
-    random, for which the source is asked anew. The gradient goes straight through the spikes: with
+    by Adam, in ``steps`` steps of 32 images, with the learning rate falling to zero along a cosine. Then all blocks
+    together are trained for ``joint`` such steps towards the source's logits, at 0.15 of the rates, on randomly
+    mirrored and shifted images, for which the source is run anew. The gradient is straight-through: with
     ``u = clip(z / threshold, 0, L)`` of the mean current z, and N the real count, the backward pass sees
     ``r = threshold (u + (N / T - u).detach())``, so that weights, corrections and thresholds learn. One image of eight
-    is kept apart: a block that is no better on those, and the whole that is no better, stays as it was.
+    is held out: a block, or the whole network, that has not improved on those stays as it was.
 
-    Where counts depend on nothing but the total charge (recipe phased), and where they nearly do (recipe signed), one
-    pass over mean currents gives them, T times cheaper. Of the latter the whole is held against what it was by its real
-    spikes at the end, on as many of the images kept apart as fit in memory.
+    If counts depend only on the total charge (recipe phased), or nearly so (recipe signed), one pass over mean currents
+    gives them, T times cheaper. In the second case the whole network is finally compared with its earlier version by
+    its real spikes, on as many of the held-out images as fit in memory.
 
-    What spiking runs use is written beside the source's weights, so the analog run is preserved. The provenance gets an
-    entry ``reconstruction``: what was asked, the number of images, per block, and for all of them together, how many
-    steps it got and whether it is better for them, and whether the outcome was taken.
+    The values for spiking runs are stored beside the source's weights, so the analog run is preserved. The provenance
+    gets an entry ``reconstruction``: the settings, the number of images, for each block and for all together how many
+    steps it got and whether it improved, and whether the outcome was kept.
 
     Args:
         graph: the network after :func:`calibrate_neurons`.
-        context: with calibration images to fit to, and T.
-        steps: for each block.
-        joint: for all blocks together.
-        minutes: the time that it may take. The block under way when it is over is finished; the blocks after it stay as
-            they were calibrated, and got 0 steps. All together get as many steps as fit in what the blocks leave. So
-            the result depends on nothing but the numbers of steps that the provenance tells.
-        resume: a file that keeps finished blocks, from which the same call goes on after an interruption, with all its
+        context: calibration images to fit to, and T.
+        steps: steps for each block.
+        joint: steps for all blocks together.
+        minutes: the time limit. The block in progress when it expires is finished; later blocks stay as they were
+            calibrated, with 0 steps. The joint training gets as many steps as fit in the remaining time. The result
+            thus depends only on the numbers of steps, which the provenance records.
+        resume: a file that keeps finished blocks. After an interruption the same call resumes from it, with all its
             minutes.
 
     Raises:
@@ -106,18 +106,18 @@ def reconstruct(
                 if time.monotonic() >= end:
                     break
                 bar.show(part=f"{index + 1}/{len(parts) + 1}")
-                part, done, better = _Block(part, values, timesteps, 1.0, room=room).train(steps, bar)
+                part, done, better = _Block(part, values, timesteps, room=room).train(steps, bar)
                 said.append(ReconstructedBlock(names[index], done, better))
                 graph = kept_at(_replaced(graph, part), resume, key, said)
             if index < len(parts) - 1:
                 values = _sent(part, values, timesteps, room)
         if len(parts) == len(said) < len(names) and time.monotonic() < end:
             bar.show(part=f"{len(parts) + 1}/{len(parts) + 1}")
-            together = _Block(graph.nodes, entered, timesteps, JOINT, varied=True, room=room)
+            together = _Block(graph.nodes, entered, timesteps, joint=True, room=room)
             whole, done, better = together.train(joint, bar, end)
             said.append(ReconstructedBlock(names[-1], done, better))
             graph = kept_at(_replaced(graph, whole), resume, key, said)
-        bar.update(total - _credited(len(said), len(parts), steps, joint))  # of those that there was no time for
+        bar.update(total - _credited(len(said), len(parts), steps, joint))  # steps for which there was no time
         sure = order_free(graph) or rounds > 1
         taken = graph if sure else _closer(before, graph, images, timesteps)
     said += [ReconstructedBlock(name, 0, False) for name in names[len(said) :]]
@@ -126,7 +126,7 @@ def reconstruct(
 
 
 def _credited(count: int, blocks: int, steps: int, joint: int) -> int:
-    """The steps that so many finished parts stand for: the blocks, and then all of them together."""
+    """The number of steps of so many finished parts: the blocks, and then all of them together."""
     return steps * min(count, blocks) + joint * (count > blocks)
 
 
@@ -137,7 +137,7 @@ def _shown(graph: Graph, images: Tensor | Spill, steps: int) -> Shown:
 
 
 def _sent(nodes: tuple[Node, ...], values: Mapping[str, Values], timesteps: int, room: int) -> dict[str, Values]:
-    """What the last of the nodes, a neuron layer, sends on all images; kept in a file where they are many."""
+    """What the last of the nodes, a neuron layer, sends on all images; in a file if there are many."""
     last = nodes[-1]
     assert isinstance(last.op, Neuron)
     count = len(next(iter(values.values())))
@@ -154,7 +154,7 @@ def _sent(nodes: tuple[Node, ...], values: Mapping[str, Values], timesteps: int,
 
 
 def _closer(before: Graph, after: Graph, images: Tensor | Spill, timesteps: int) -> Graph:
-    """The one of the two whose real spikes come closer to the source's logits, on the images kept apart."""
+    """The graph whose real spikes come closer to the source's logits, on the held-out images."""
     jump = CHECKED * BATCH
     held = gather(images[first : first + jump : CHECKED] for first in range(0, len(images), jump))
     room = in_memory(before, held, timesteps, PART)
@@ -168,15 +168,20 @@ def _closer(before: Graph, after: Graph, images: Tensor | Spill, timesteps: int)
 
 
 def _replaced(graph: Graph, part: tuple[Node, ...]) -> Graph:
-    """The graph with these nodes in place of those of their names."""
+    """The graph with these nodes in place of those with the same names."""
     changed = {node.name: node for node in part}
     return replace(graph, nodes=tuple(changed.get(node.name, node) for node in graph.nodes))
 
 
 class _Block:
-    """A block under training: its nodes, and the leaves that learn, by node and field.
+    """A block in training: its nodes, and the tensors that learn, by node.
 
-    varied: it is the whole network, and learns from images mirrored and shifted. room: images in memory at a time.
+    Args:
+        nodes: the nodes of the block.
+        values: the values that enter it, by name.
+        timesteps: T.
+        joint: whether it is the whole network, which learns from mirrored and shifted images at lower rates.
+        room: images in memory at a time.
     """
 
     def __init__(
@@ -184,12 +189,11 @@ class _Block:
         nodes: tuple[Node, ...],
         values: Mapping[str, Values],
         timesteps: int,
-        rate: float,
-        varied: bool = False,
+        joint: bool = False,
         room: int = BATCH,
     ) -> None:
-        self.nodes, self.values, self.timesteps, self.rate, self.varied = nodes, values, timesteps, rate, varied
-        self.room = min(room, BATCH)
+        self.nodes, self.values, self.timesteps, self.joint = nodes, values, timesteps, joint
+        self.rate, self.room = JOINT if joint else 1.0, min(room, BATCH)
         count = len(next(iter(values.values())))
         squares: list[float] = []
 
@@ -222,7 +226,7 @@ class _Block:
         self.groups += [{"params": [leaf], "lr": rate * self.rate} for leaf, rate in leaves]
 
     def trained(self) -> tuple[Node, ...]:
-        """The nodes with what has been learned."""
+        """The nodes with the learned values."""
         return tuple(replace(node, op=_detached(self._op(node))) for node in self.nodes)
 
     def _op(self, node: Node) -> Op:
@@ -235,21 +239,21 @@ class _Block:
         return op
 
     def _fitting(self, chosen: Tensor, steps: int, end: float) -> int:
-        """How many of these steps fit in the time until ``end``, at the pace of a second try of one; at least one.
+        """How many of these steps fit in the time until ``end``, judged by the second of two trial steps; at least one.
 
-        They are counted before they are made, and not cut off: what they learn depends on their number alone.
+        The number is fixed in advance and not cut off, so that what is learned depends on it alone.
         """
         start = end
-        for _ in range(2):  # the first warms up
+        for _ in range(2):  # the first one warms up
             start = time.monotonic()
             float(self._backward(chosen, torch.Generator().manual_seed(0)))  # waits for a GPU
         now = time.monotonic()
         return max(1, min(steps, int((end - now) / max(now - start, 1e-9))))
 
     def train(self, steps: int, bar: Progress[None], end: float | None = None) -> tuple[tuple[Node, ...], int, bool]:
-        """The nodes after ``steps`` steps, or as many as fit before ``end``; how many; whether that is better.
+        """The nodes after ``steps`` steps, or as many as fit before ``end``; their number; whether the block improved.
 
-        Where it is not, the nodes are unchanged.
+        If it has not improved, the nodes are unchanged.
         """
         count = len(self.target)
         checked = torch.arange(0, count, CHECKED)
@@ -273,7 +277,7 @@ class _Block:
         return self.trained() if better else self.nodes, steps, better
 
     def _backward(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """Add the gradient of the mean loss of the chosen images to that of the leaves; the last part's share of it."""
+        """Add the gradient of the mean loss over the chosen images to the leaves; returns the last part's share."""
         for part in torch.split(chosen, self.room):
             loss = self._loss(part, generator) * (len(part) / len(chosen))
             loss.backward()  # type: ignore[no-untyped-call]
@@ -297,8 +301,8 @@ class _Block:
         return (mean[self.nodes[-1].name] - target).pow(2).mean() / self.scale
 
     def _entering(self, chosen: Tensor, generator: torch.Generator | None) -> tuple[dict[str, Pair], Tensor]:
-        """The values of the chosen images that enter, and what the source makes of them; varied where one learns."""
-        if self.varied and generator is not None:
+        """The values of the chosen images that enter, and the source's output for them; varied in joint training."""
+        if self.joint and generator is not None:
             ((name, value),) = self.values.items()
             shown = value[chosen]
             images = varied(shown.analog, generator)
@@ -307,7 +311,7 @@ class _Block:
 
     @torch.no_grad()
     def _source(self, values: dict[str, Tensor]) -> Tensor:
-        """What the source network's nodes make of what enters."""
+        """The output of the source network's nodes for these values."""
         last = {name: index for index, node in enumerate(self.nodes) for name in node.inputs}
         for index, node in enumerate(self.nodes):
             if node.inputs:
@@ -317,7 +321,7 @@ class _Block:
         return values[self.nodes[-1].name]
 
     def _forward(self, node: Node, mean: dict[str, Tensor], real: dict[str, Tensor]) -> None:
-        """The node's mean output, with gradient, and its real one over the steps, without."""
+        """Compute the node's mean output, with gradient, and its real output over the steps, without."""
         op = self._op(node)
         inputs, trains = [mean[name] for name in node.inputs], [real[name] for name in node.inputs]
         if isinstance(op, Neuron):
@@ -333,7 +337,7 @@ class _Block:
             return
         mean[node.name] = (synapse(op) if isinstance(op, Conv2d | Linear) else op).run(*inputs)
         if len(trains[0]) == 1 and not isinstance(op, SpikingMaxPool2d):
-            real[node.name] = mean[node.name].detach()[None]  # the mean is all there is
+            real[node.name] = mean[node.name].detach()[None]  # only the mean is known
             return
         with torch.no_grad():
             real[node.name] = propagate(op, trains)
@@ -362,9 +366,9 @@ def _through_spikes(op: Neuron, inputs: list[Tensor], rate: Tensor) -> Tensor:
     correction = op.correction if op.correction.ndim < 2 else op.correction.mean(0)
     fixed = threshold.detach()
     z = (total + per_channel(correction, total.ndim)) / threshold
-    # Unlike clamp, whose gradient at both ends is 1 in torch 2.11, and 0 in 2.14.
+    # clamp would not do: its gradient at both ends is 1 in torch 2.11, and 0 in 2.14.
     u = F.hardtanh(z, 0.0, float(op.max_emission))
-    # The rate to the last bit, so that the layers behind count as they will; then what has a gradient and no value.
+    # The exact rate, so that later layers count as they will when running, plus a term with a gradient but no value.
     return rate + (threshold - fixed) * (rate / fixed) + fixed * (u - u.detach())
 
 

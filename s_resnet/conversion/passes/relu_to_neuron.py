@@ -1,4 +1,4 @@
-"""Pass: every ReLU becomes an integrate-and-fire neuron that does the additions before it itself."""
+"""Pass: turn every ReLU into an integrate-and-fire neuron, which also does the additions before it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SPIKES = ("unsigned", "signed", "differential")
 
 
 class NeuronSettings(TypedDict, total=False):
-    """The settings of :func:`relu_to_neuron`, plain data that a recipe holds and a file tells.
+    """The settings of :func:`relu_to_neuron`, as plain data for recipes and files.
 
     Attributes:
-        initial_potential: v(0) as a share of the threshold, in [0, 1); 0, the default, is the paper's theory, 0.5 its
+        initial_potential: v(0) as a share of the threshold, in [0, 1); the default 0 is the paper's theory, 0.5 its
             released code.
         reset: ``"subtract"``, the default, or ``"zero"``.
         schedule: ``"streaming"``, the default, ``"lagged"`` or ``"phased"``, as in :class:`s_resnet.graph.Neuron`. A
-            layer with no neuron before it sees a constant current, which has no unevenness to wait for: its schedule is
+            layer with no neuron before it receives a constant current and need not wait: its schedule is
             ``"streaming"`` in any case.
         spikes: ``"unsigned"``, the default; ``"signed"``, for neurons that take back what they sent too early; or
-            ``"differential"``, for those that send changes of their mean.
+            ``"differential"``, for neurons that send changes of their mean.
         amplitudes: how many amplitudes 1, 2, 4, ... a spike may have; by default 1.
     """
 
@@ -43,16 +43,16 @@ class NeuronSettings(TypedDict, total=False):
 def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSettings]) -> Graph:
     """Replace every ReLU by a neuron that emits up to the calibrated scale of that activation per step.
 
-    A QCFS activation brings the scale that it was trained with, and stays what the analog run has.
+    A QCFS activation has its scale from training, and remains the activation of the analog run.
 
-    A residual addition read by nothing but the ReLU disappears: the neuron integrates both branches, and its bias is
-    the sum of theirs. The analog run is preserved exactly; the spiking rate of a neuron under constant current x
-    satisfies ``|mean output - clip(x, 0, most threshold)| <= threshold / T``.
+    A residual addition that only the ReLU reads disappears: the neuron integrates both branches, and its bias is the
+    sum of theirs. The analog run is preserved exactly; the spiking rate of a neuron under constant current x
+    satisfies ``|mean output - clip(x, 0, max_emission threshold)| <= threshold / T``.
 
     Args:
-        graph: the analog network, its batch normalization folded.
-        context: with a calibrated scale of every ReLU.
-        **settings: of the neurons, see :class:`NeuronSettings`.
+        graph: the analog network, with its batch normalization folded.
+        context: a calibrated scale for every ReLU.
+        **settings: the neurons' settings, see :class:`NeuronSettings`.
 
     Raises:
         ConversionError: the calibration lacks a ReLU of this graph, or a setting is out of range.
@@ -86,47 +86,40 @@ def neuron_like(settings: NeuronSettings) -> Neuron:
     """A neuron of threshold 1 with these settings.
 
     Raises:
-        ConversionError: a setting that there is not, or one out of range.
-        InvalidData: settings that do not go together.
+        ConversionError: a setting is unknown or out of range.
+        InvalidData: settings do not go together.
     """
     for name in settings:
         if name not in NeuronSettings.__annotations__:
             expected = f"one of {', '.join(NeuronSettings.__annotations__)}"
-            raise ConversionError(message("relu_to_neuron", "", f"setting {name!r}", expected, "Change the recipe"))
+            remedy = "Leave the setting out of the recipe"
+            raise ConversionError(message("relu_to_neuron", "", f"setting {name!r}", expected, remedy))
     reset, start = settings.get("reset", "subtract"), settings.get("initial_potential", 0.0)
     if reset not in ("subtract", "zero") or not 0 <= start < 1:
-        raise ConversionError(
-            message(
-                "relu_to_neuron",
-                "",
-                f"reset={reset!r}, initial_potential={start}",
-                "'subtract' or 'zero', and a share of the threshold in [0, 1)",
-                "Change the recipe",
-            )
-        )
+        got, remedy = f"reset={reset!r}, initial_potential={start}", "Set both to such values in the recipe"
+        expected = "'subtract' or 'zero', and a share of the threshold in [0, 1)"
+        raise ConversionError(message("relu_to_neuron", "", got, expected, remedy))
     spikes = settings.get("spikes", "unsigned")
     if spikes not in SPIKES:
-        raise ConversionError(
-            message("relu_to_neuron", "", f"spikes={spikes!r}", f"one of {', '.join(SPIKES)}", "Change the recipe")
-        )
+        expected, remedy = f"one of {', '.join(SPIKES)}", "Set one of these in the recipe"
+        raise ConversionError(message("relu_to_neuron", "", f"spikes={spikes!r}", expected, remedy))
     count = settings.get("amplitudes", 1)
     alphabet = Differential(count) if spikes == "differential" else power_of_two(count, spikes == "signed")
     return Neuron(torch.ones(()), start, reset, schedule=settings.get("schedule", "streaming"), spikes=alphabet)
 
 
 def _scale(node: Node, context: Context, device: torch.device) -> Tensor:
-    """The scale of an activation: the one that it was trained with, or the calibrated one."""
+    """The scale of an activation: the one from training, or the calibrated one."""
     if isinstance(node.op, QCFS):
         return node.op.threshold
     if node.name not in context.calibration.scales:
-        raise ConversionError(
-            message(node.name, "", "no calibrated scale", "one per ReLU", "Calibrate this very graph")
-        )
+        remedy = "Calibrate this very graph"
+        raise ConversionError(message(node.name, "", "no calibrated scale", "one per ReLU", remedy))
     return torch.tensor(context.calibration.scales[node.name], device=device)
 
 
 def _summands(graph: Graph, node: Node, absorbed: set[str]) -> tuple[str, ...]:
-    """The inputs of a node, with additions that it alone reads replaced by what they add."""
+    """The inputs of a node, with additions that it alone reads replaced by their summands."""
     names: list[str] = []
     for name in node.inputs:
         before = graph[name]
