@@ -159,7 +159,7 @@ def _closer(before: Graph, after: Graph, images: Tensor | Spill, timesteps: int)
     held = gather(images[first : first + jump : CHECKED] for first in range(0, len(images), jump))
     room = in_memory(before, held, timesteps, PART)
     old, new = (
-        _Block(graph.nodes, {graph.nodes[0].name: _shown(graph, held, timesteps)}, timesteps, 1.0, room=room).error(
+        _Block(graph.nodes, {graph.nodes[0].name: _shown(graph, held, timesteps)}, timesteps, room=room).error(
             torch.arange(len(held))
         )
         for graph in (before, after)
