@@ -14,7 +14,7 @@ ROUNDED = {
     "calibrated int8": ("calibrated", "int8"),
     "s-resnet dyadic": ("s-resnet", "dyadic"),
 }
-TRAINED = ("ms_resnet20", "ds_resnet20")  # the second fires at several levels
+TRAINED = ("ms_resnet8", "ds_resnet8")  # the second fires at several levels
 NETWORKS = (*s_resnet.RECIPES, *ROUNDED, *TRAINED)
 
 

@@ -24,8 +24,8 @@ MODES = {
     "phased": {"SUBTRACT", "PHASED"},
     "signed": {"SIGNED", "LAGGED"},
     "multilevel": {"SIGNED"},
-    "ms_resnet20": {"ZERO"},
-    "ds_resnet20": {"ZERO"},
+    "ms_resnet8": {"ZERO"},
+    "ds_resnet8": {"ZERO"},
 }
 HALVES = ("s-resnet", "s-resnet-released", "s-resnet dyadic", "calibrated", "calibrated-streaming", "phased")
 
