@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,12 +46,31 @@ def environment() -> dict[str, str]:
 
 def compile_to(library: Path, path: str) -> None:
     """Compile the kernels to a library, with the sanitizers in them."""
+    subprocess.run([*_command(path), "-o", str(library)], check=True, timeout=600)
+
+
+def _command(path: str) -> list[str]:
     from s_resnet.kernels.build import compiler
 
     flags = [flag for flag in compiler.FLAGS if flag != "-O3"]
-    sources = [str(compiler.HERE / name) for name in compiler.SOURCES]
-    command = [path, *flags, *SANITIZERS, "-fopenmp", "-shared", *sources, "-o", str(library)]
-    subprocess.run(command, check=True, timeout=600)
+    return [path, *flags, *SANITIZERS, "-fopenmp", "-shared", *(str(compiler.HERE / name) for name in compiler.SOURCES)]
+
+
+def compiled_in(folder: Path, path: str) -> Path:
+    """The library in a folder that outlives a run: compiled anew when the compiler, its flags or a source changed."""
+    from s_resnet.kernels.build import compiler
+
+    digest = hashlib.sha256(subprocess.run([path, "--version"], capture_output=True, check=True).stdout)
+    digest.update("\0".join(_command(path)).encode())
+    for name in (*compiler.SOURCES, *compiler.HEADERS):
+        digest.update((compiler.HERE / name).read_bytes())
+    library = folder / f"{digest.hexdigest()[:32]}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = library.with_suffix(f".{os.getpid()}")
+        compile_to(fresh, path)
+        os.replace(fresh, library)
+    return library
 
 
 def load(library: str) -> None:

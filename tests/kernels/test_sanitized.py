@@ -16,15 +16,14 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Runs a program with the sanitized kernels, which are compiled once."""
-    library = tmp_path_factory.mktemp("sanitized") / "host.so"
+def run():
+    """Runs a program with the sanitized kernels, which are compiled once for each state of their sources."""
     environment = {
         **os.environ,
         **sanitized.environment(),
         "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE.parent, *HERE.parent.iterdir()))),
     }
-    sanitized.compile_to(library, environment["CXX"])
+    library = sanitized.compiled_in(Path(os.environ["XDG_CACHE_HOME"]) / "sanitized", environment["CXX"])
 
     def run(program, timeout=600):
         words = f"import sanitized; sanitized.load({str(library)!r})\n" + program
