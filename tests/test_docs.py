@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -66,25 +67,32 @@ def installed(page, folder):
         make_gestures(folder / "recordings")
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    """A folder with small stand-ins for the files that the pages name: checkpoints, and images in class folders."""
-    generator = torch.Generator().manual_seed(0)
-    for folder, size, count in (
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Small stand-ins for the files that the pages name: checkpoints, and images in class folders."""
+    folder, generator = tmp_path_factory.mktemp("files"), torch.Generator().manual_seed(0)
+    for split, size, count in (
         ("cifar10/train", 32, 8),
         ("cifar10/test", 32, 2),
         ("photos/train", 72, 3),
         ("photos/val", 72, 1),
     ):
         for label, name in enumerate(CLASSES):
-            (tmp_path / folder / name).mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
             for index in range(count):
                 pixels = torch.randint(40 * label, 100 + 40 * label, (size, size, 3), generator=generator)
                 image = Image.fromarray(pixels.to(torch.uint8).numpy())
-                image.save(tmp_path / folder / name / f"{index}.png")
-    torch.save(randomized(CifarResNet(8, num_classes=4)).state_dict(), tmp_path / "resnet20.th")
+                image.save(folder / split / name / f"{index}.png")
+    torch.save(randomized(CifarResNet(8, num_classes=4)).state_dict(), folder / "resnet20.th")
     small = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=4)
-    torch.save(randomized(small).state_dict(), tmp_path / "resnet18.pth")
+    torch.save(randomized(small).state_dict(), folder / "resnet18.pth")
+    return folder
+
+
+@pytest.fixture
+def world(files, tmp_path, monkeypatch):
+    """A folder of a page's own with copies of those files."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
