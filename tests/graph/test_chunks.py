@@ -137,9 +137,9 @@ def test_cudnn_looks_for_algorithms_where_a_shape_comes_often(tuned, steps, chun
 def test_an_evaluation_says_how_many_batches_of_the_first_size_it_expects(monkeypatch):
     told, stream = [], type(network("three inputs")).stream
 
-    def noted(self, images, *rest, whole=None, **named):
-        told.append((len(images), whole))
-        return stream(self, images, *rest, whole=whole, **named)
+    def noted(self, images, *rest, settings, **named):
+        told.append((len(images), settings.whole))
+        return stream(self, images, *rest, settings=settings, **named)
 
     monkeypatch.setattr(type(network("three inputs")), "stream", noted)
     batches = [(pictures(size), torch.zeros(size, dtype=torch.int64)) for size in (3, 3, 2)]
