@@ -68,7 +68,7 @@ def test_there_are_sections_to_be_seen():
         for section in SECTIONS
         for name, _ in entries(text, section)
     ]
-    assert len(found) > 600
+    assert len(found) > 1000
 
 
 @pytest.mark.parametrize(
