@@ -80,7 +80,14 @@ def counted_graphs() -> Iterator[dict[str, int]]:
 
 def without_graphs(snn: s_resnet.Graph, images: Tensor, steps: int, chunk: int | None, precision: str) -> list[Any]:
     """The chunks of a simulation that is watched, and so records no CUDA graph."""
-    return list(snn.stream(images, steps, chunk, precision=precision, observe=lambda name, value: None))
+    return list(
+        snn.stream(
+            images,
+            steps,
+            chunk,
+            settings=s_resnet.graph.StreamSettings(precision=precision, observe=lambda name, value: None),
+        )
+    )
 
 
 # ---- instances ----

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.arguments import whole_number
 from ..errors import InvalidData, message
+from ..graph.engine import StreamSettings
 from ..graph.fold import folded
 from ..graph.graph import Graph
 from ..runtime.display import Displayed, Table
@@ -312,7 +313,7 @@ def _settled(snn: Graph, dtype: torch.dtype) -> Graph:
 def _simulated(snn: Graph, images: Tensor, timesteps: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """At each step our simulator's answer ``[B, N]`` and all values ``[B, *]`` that it computed, spikes included."""
     values: dict[str, Tensor] = {}
-    for part in snn.stream(images, timesteps, 1, observe=values.__setitem__):
+    for part in snn.stream(images, timesteps, 1, settings=StreamSettings(observe=values.__setitem__)):
         yield part.outputs[0], values
 
 

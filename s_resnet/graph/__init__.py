@@ -3,6 +3,7 @@
 from . import ops, provenance
 from .alphabet import Amplitudes, Binary, Differential, MultiThreshold, Signed, Surrogate
 from .artifact import load, save
+from .engine import StreamSettings
 from .graph import Graph, State
 from .module import GraphModule
 from .neuron import Neuron
@@ -25,6 +26,7 @@ __all__ = [
     "Signed",
     "SpikingMaxPool2d",
     "State",
+    "StreamSettings",
     "Surrogate",
     "load",
     "ops",

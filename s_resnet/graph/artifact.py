@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import InvalidArtifact, InvalidData, SResNetError
+from ..errors import InvalidArtifact, InvalidData, SResNetError, message
 from ..files import read, reason, replacing
 from . import ops, readout, validate
 from .formats import upgraded
@@ -42,8 +42,10 @@ _OPS = {
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write ``graph`` with its provenance; the file appears whole or not at all, and an old one survives a failure.
 
-    Metadata: format version, nodes, provenance, and a SHA-256 over those and every tensor.
-    Raises SResNetError when the file cannot be written (disk full, no permission), or :func:`load` would refuse it.
+    The metadata hold the format version, nodes, provenance, and a SHA-256 over those and every tensor.
+
+    Raises:
+        SResNetError: the file cannot be written (disk full, no permission), or :func:`load` would refuse it.
     """
     if not isinstance(graph, Graph):
         check_spiking(graph, "save")
@@ -51,19 +53,16 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     held, nodes = _pack(graph)
     header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": graph.provenance.to_json()}
     try:
-        header = json.loads(json.dumps(header))  # as it will be read: keys are texts, tuples are lists
+        header = json.loads(json.dumps(header))  # as it will be read: keys are strings, tuples are lists
     except (TypeError, ValueError) as error:
-        raise SResNetError(
-            f"{path}: cannot be written, got provenance that is not JSON ({error}); expected "
-            "texts, numbers, lists and dicts. Change what with_provenance was given."
-        ) from error
+        got, remedy = f"provenance that is not JSON ({error})", "Pass such values to with_provenance"
+        expected = "texts, numbers, lists and dicts"
+        raise SResNetError(message(str(path), "cannot be written", got, expected, remedy)) from error
     header["digest"] = _digest(header, held)
     text = json.dumps(header, sort_keys=True)
     if len(text) > LONGEST:
-        raise SResNetError(
-            f"{path}: cannot be written, got {len(text)} letters of provenance and settings; expected at most "
-            f"{LONGEST}. Shorten the provenance."
-        )
+        got, remedy = f"{len(text)} letters of provenance and settings", "Shorten the provenance"
+        raise SResNetError(message(str(path), "cannot be written", got, f"at most {LONGEST}", remedy))
     with replacing(path) as temporary:
         save_file(held, temporary, {_KEY: text})
 
@@ -71,26 +70,27 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str]) -> Graph:
     """Read what :func:`save` wrote. No code is run and no pickle is read.
 
-    The file is hostile until checked: an abstract run of the network, over shapes, types and ranges without a number
-    being computed, accepts it or not. What becomes of the file later does not change the network.
+    The file is hostile until checked: an abstract run of the network, over shapes, types and ranges and without
+    computing a number, accepts or refuses it. Later changes to the file do not affect the network.
 
-    Raises InvalidArtifact for a missing, truncated, edited or foreign file, and for one of a newer format.
+    Raises:
+        InvalidArtifact: the file is missing, truncated, edited, foreign, or of a newer format.
     """
     path = Path(path)
     if not os.path.exists(path):
-        raise InvalidArtifact(f"{path}: got no such file; expected a .snn file. Check the path.")
+        raise InvalidArtifact(message(str(path), "", "no such file", "a .snn file", "Check the path"))
     text, held = _read(path)
     if text is None:
-        raise InvalidArtifact(
-            f"{path}: got a safetensors file without a network; expected a .snn file. Run `sresnet convert` on it."
-        )
+        got, remedy = "a safetensors file without a network", "Run `sresnet convert` on it"
+        raise InvalidArtifact(message(str(path), "", got, "a .snn file", remedy))
     try:
         header: dict[str, Any] = json.loads(text) if len(text) <= LONGEST else {}
         version = header["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _edited(path, "a header that is not ours") from error
     if not isinstance(version, int) or version > FORMAT:
-        raise InvalidArtifact(f"{path}: got format version {version}; expected at most {FORMAT}. Upgrade S-ResNet.")
+        got = f"format version {version}"
+        raise InvalidArtifact(message(str(path), "", got, f"at most {FORMAT}", "Upgrade S-ResNet"))
     try:
         if header.get("digest") != _digest(header, held):
             raise _edited(path, "a digest that does not match the content")
@@ -111,11 +111,16 @@ def load(path: str | os.PathLike[str]) -> Graph:
 
 
 def check(graph: Graph) -> Graph:
-    """The abstract run: the network, or InvalidData where it cannot be simulated, whatever the images."""
+    """The network, after an abstract run.
+
+    Raises:
+        InvalidData: it cannot be simulated, whatever the images.
+    """
     for node in graph.nodes:
         named = isinstance(node.name, str) and node.name and all(isinstance(name, str) for name in node.inputs)
         if not named:
-            raise InvalidData(f"graph: got a node of name {node.name!r}; expected a text. Convert the network again.")
+            got = f"a node of name {node.name!r}"
+            raise InvalidData(message("graph", "", got, "a text", "Convert the network again"))
     validate.check(graph.nodes)
     shapes(graph.nodes, image_of(graph.nodes, graph.provenance))
     validate.check_reach(graph.nodes)
@@ -128,18 +133,16 @@ def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
     try:
         data = read(path, LARGEST)
         if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[8:9] != b"{"):  # zip, and pickle
-            raise InvalidArtifact(
-                f"{path}: got a checkpoint of PyTorch; expected a .snn file. Convert it first: sresnet convert {path}."
-            )
+            remedy = f"Convert it first: sresnet convert {path}"
+            raise InvalidArtifact(message(str(path), "", "a checkpoint of PyTorch", "a .snn file", remedy))
         length = int.from_bytes(data[:8], "little")
-        # The reader itself checks the header as a whole; of its metadata it tells nothing.
+        # safetensors checks the header as a whole, but does not return its metadata.
         tensors = safetensors.torch.load(data)
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
         return metadata.get(_KEY), tensors
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InvalidArtifact(
-            f"{path}: cannot be read, got {_short(error)}; expected a .snn file. Convert the checkpoint again."
-        ) from error
+        remedy = "Convert the checkpoint again"
+        raise InvalidArtifact(message(str(path), "cannot be read", _short(error), "a .snn file", remedy)) from error
 
 
 def _short(error: BaseException) -> str:
@@ -148,9 +151,8 @@ def _short(error: BaseException) -> str:
 
 
 def _edited(path: Path, got: str) -> InvalidArtifact:
-    return InvalidArtifact(
-        f"{path}: damaged or edited, got {got}; expected what `sresnet convert` wrote. Convert the checkpoint again."
-    )
+    expected, remedy = "what `sresnet convert` wrote", "Convert the checkpoint again"
+    return InvalidArtifact(message(str(path), "damaged or edited", got, expected, remedy))
 
 
 def _pack(graph: Graph) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

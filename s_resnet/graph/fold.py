@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..errors import ConversionError
+from ..errors import ConversionError, message
 from .graph import Graph
 from .ops import POOLS, Add, Affine, BatchNorm2d, Conv2d, Flatten, Input, Linear, Node, Op, Scale
 
@@ -25,13 +25,13 @@ def folded(graph: Graph) -> Graph:
 
 
 class _Folding:
-    """The nodes so far. ``renamed``: who has the value of a node that is gone."""
+    """The nodes so far; ``renamed`` says which node has the value of a removed one."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.found: dict[str, Node] = {}
         self.renamed: dict[str, str] = {}
-        self.ahead: dict[str, tuple[Tensor, Tensor]] = {}  # what linear layers are to take up
+        self.ahead: dict[str, tuple[Tensor, Tensor]] = {}  # maps that linear layers will take up
 
     def visit(self, node: Node) -> None:
         maps = [self.ahead[name] for name in node.inputs if name in self.ahead]
@@ -53,12 +53,12 @@ class _Folding:
         return self.graph.users[name] == (reader,)
 
     def only_linear(self, name: str) -> bool:
-        """Whether a value is read, and by linear layers alone."""
+        """Whether only linear layers read a value, and at least one."""
         users = self.graph.users[name]
         return bool(users) and all(isinstance(self.graph[user].op, Linear) for user in users)
 
     def into(self, name: str, factor: Tensor, shift: Tensor) -> bool:
-        """Whether the node, which nothing else reads, has taken up the map."""
+        """Fold the map into the node if nothing else reads it; returns whether this was possible."""
         node = self.found[name]
         if isinstance(node.op, Conv2d | Linear):
             self.found[name] = replace(node, op=_fold(node.op, factor, shift))
@@ -66,12 +66,12 @@ class _Folding:
         return isinstance(node.op, Add) and self.into_sum(node, factor, shift)
 
     def into_sum(self, node: Node, factor: Tensor, shift: Tensor) -> bool:
-        """The summands scaled; the shift needs a convolution or linear layer among them."""
+        """Scale the summands; the shift needs a convolution or linear layer among them."""
         own = [n for n in self.graph[node.name].inputs if self.alone(n, node.name)]
         layers = [n for n in (self.renamed.get(n, n) for n in own) if isinstance(self.found[n].op, Conv2d | Linear)]
         if not layers and bool((shift != 0).any()):
             return False
-        del self.found[node.name]  # it comes again behind its new inputs
+        del self.found[node.name]  # it is added again after its new inputs
         inputs = []
         for name in node.inputs:
             if name in layers:
@@ -86,7 +86,7 @@ class _Folding:
         return True
 
     def fresh(self, label: str) -> str:
-        """The label, or one with a number behind it that no node has."""
+        """The label, with a number appended if a node has that name."""
         name, count = label, 0
         while name in self.found or name in self.graph.users:
             count += 1
@@ -94,16 +94,15 @@ class _Folding:
         return name
 
     def synapse(self, node: Node, factor: Tensor, shift: Tensor) -> Op:
-        """A layer that does nothing else."""
+        """A layer that does nothing but this map."""
         if not bool((shift != 0).any()):
             return Scale(_one(factor))
         if not self.is_flat(node.inputs[0]):
             return Conv2d(factor.view(-1, 1, 1, 1), shift, groups=len(factor))
         if len(factor) > WIDEST:
-            raise ConversionError(
-                f"{node.name}: got a scale for each of {len(factor)} features; expected at most {WIDEST} that no layer "
-                "before takes up. Put it behind a convolution or linear layer."
-            )
+            got, remedy = f"a scale for each of {len(factor)} features", "Put it after a convolution or linear layer"
+            expected = f"at most {WIDEST} that no layer before takes up"
+            raise ConversionError(message(node.name, "", got, expected, remedy))
         return Linear(torch.diag(factor), shift)
 
     def is_flat(self, name: str) -> bool:
@@ -123,19 +122,19 @@ def _affine(op: BatchNorm2d | Affine) -> tuple[Tensor, Tensor]:
 
 
 def _one(factor: Tensor) -> Tensor:
-    """One number where all channels have the same."""
+    """One number if all channels have the same."""
     return factor[0] if bool((factor == factor[0]).all()) else factor
 
 
 def _fold(op: Op, factor: Tensor, shift: Tensor) -> Conv2d | Linear:
-    """What a layer is with the map behind it."""
+    """The layer with the map after it folded in."""
     assert isinstance(op, Conv2d | Linear)
     weight = op.weight * factor.view(-1, *(1,) * (op.weight.ndim - 1))
     return replace(op, weight=weight, bias=shift if op.bias is None else op.bias * factor + shift)
 
 
 def _after(op: Op, factor: Tensor, shift: Tensor) -> Linear:
-    """What a linear layer is with the map before it."""
+    """The linear layer with the map before it folded in."""
     assert isinstance(op, Linear)
     bias = op.weight @ shift if op.bias is None else op.bias + op.weight @ shift
     return replace(op, weight=op.weight * factor, bias=bias)

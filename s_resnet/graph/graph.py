@@ -81,7 +81,9 @@ class Graph(Displayed):
             InvalidData: ``timesteps`` is below 1, the images do not fit, or, off a GPU, are not finite.
         """
         with torch.no_grad():
-            for chunk in self.stream(images, timesteps, precision=precision, whole=engine.Whole(state=False)):
+            for chunk in self.stream(
+                images, timesteps, settings=engine.StreamSettings(precision=precision, whole=engine.Whole(state=False))
+            ):
                 answer = chunk.outputs[-1]
         return self._as_source(answer)
 
@@ -233,25 +235,31 @@ class Graph(Displayed):
         return self._with(lambda op: mapped(op, move))
 
     def validate(self) -> Graph:
-        """Itself, or ConversionError when a name is used twice, an input comes from nowhere, or a value is lost."""
+        """The graph itself, after a check of its structure.
+
+        Raises:
+            ConversionError: a name is used twice, an input does not exist, or nothing reads a value.
+        """
         seen: set[str] = set()
         if not self.nodes:
-            raise ConversionError("graph: got no nodes; expected an input first.")
+            raise ConversionError(message("graph", "", "no nodes", "an input first", "Start with an Input node"))
         for node in self.nodes:
             if isinstance(node.op, Input) != (node is self.nodes[0]) or isinstance(node.op, Input) == bool(node.inputs):
-                raise ConversionError(
-                    f"{node.name}: got {type(node.op).__name__} with {len(node.inputs)} inputs as node {len(seen)}; "
-                    "expected the images as node 0, and every other node to read one."
-                )
+                got = f"{type(node.op).__name__} with {len(node.inputs)} inputs as node {len(seen)}"
+                expected = "the images as node 0, and every other node to read one"
+                raise ConversionError(message(node.name, "", got, expected, "Give each node its inputs"))
             if node.name in seen:
-                raise ConversionError(f"graph: node names must be unique, got {node.name!r} twice; expected one.")
+                what, remedy = "node names must be unique", "Rename a node"
+                raise ConversionError(message("graph", what, f"{node.name!r} twice", "one", remedy))
             missing = [name for name in node.inputs if name not in seen]
             if missing:
-                raise ConversionError(f"{node.name}: got input {missing[0]!r}; expected an earlier node.")
+                got, remedy = f"input {missing[0]!r}", "Put the nodes in execution order"
+                raise ConversionError(message(node.name, "", got, "an earlier node", remedy))
             seen.add(node.name)
         lost = [node.name for node in self.nodes[:-1] if not self.users[node.name]]
         if lost:
-            raise ConversionError(f"{lost[0]}: got no reader; expected every node but the last to be read.")
+            expected, remedy = "every node but the last to be read", "Leave the node out"
+            raise ConversionError(message(lost[0], "", "no reader", expected, remedy))
         return self
 
     # ---- analog ----
@@ -307,49 +315,38 @@ class Graph(Displayed):
         timesteps: int,
         chunk: int | None = None,
         state: State | None = None,
-        encode: Callable[[int], Tensor] | None = None,
-        precision: str = "exact",
-        observe: engine.Observe | None = None,
-        whole: engine.Whole | None = None,
+        settings: engine.StreamSettings = engine.USUAL,
     ) -> Iterator[Chunk]:
         """Simulate ``timesteps`` steps, ``chunk`` steps through one layer at a time, and yield each chunk's results.
 
         Args:
-            images: ``[B, C, H, W]``, the constant input current (direct coding); or events ``[T, B, C, H, W]``, of
-                which step t since the fresh state gets the frame t. T may be larger than what is simulated.
-            chunk: steps per layer visit; results do not depend on it, memory does. By default from the batch size, on
-                a GPU also from its free memory.
-            state: where to go on from; None starts fresh.
-            encode: gives the next ``S`` steps of input ``[S, B, C, H, W]`` in place of the constant images.
-            precision: ``"exact"`` is float32 (on a GPU convolutions of spikes are two in TF32, as exact together);
-                ``"fast"`` multiplies in 16 bits where that is faster: bfloat16 or fixed-point weights on a CPU, float16
-                on a GPU. Membranes and classifier are float32 in both, whatever precision the caller has set in torch.
-            observe: called with the name and the value ``[S * B, *]`` of every node that is computed for each chunk:
-                neurons, pools and currents, but not what is constant, and not the currents that go straight into a
-                membrane (a shortcut synapse, an event-driven convolution). It must not change them.
-            whole: says that all chunks are taken, and that of their states the last one is wanted or none; the others
-                come without memory. It costs less, and on a GPU what Python would slow down is recorded and replayed.
+            images: ``[B, C, H, W]``, the constant input current (direct coding); or events ``[T, B, C, H, W]``, where
+                step t, counted from the fresh state, receives frame t. T may exceed the simulated steps.
+            timesteps: T >= 1.
+            chunk: steps per layer visit; results do not depend on it, memory does. By default it is chosen from the
+                batch size, and on a GPU also from its free memory.
+            state: the state to continue from; None starts fresh.
+            settings: input coding, precision, and who observes.
+
+        Raises:
+            InvalidData: a setting, the images or the state do not fit, or answers are not finite.
         """
         timesteps = whole_number(timesteps, "simulate", "timesteps")
         chunk = None if chunk is None else whole_number(chunk, "simulate", "chunk")
         _check(self, images, timesteps, chunk, state)
-        plan = self._plan(precision)
+        plan, encode = self._plan(settings.precision), settings.encode
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
         if plan.integer and (encode is not None or images.ndim == 5):
-            raise InvalidData(
-                "simulate: got coding 'poisson' or events for an integer network; expected images in coding 'direct'. "
-                "Convert it with other weights."
-            )
+            got, remedy = "coding 'poisson' or events for an integer network", "Convert it with other weights"
+            raise InvalidData(message("simulate", "", got, "images in coding 'direct'", remedy))
         given = images
         if images.ndim == 5:
             given, encode = images[0], presented(images, step)
         if plan.max_membrane_step * (step + timesteps) >= 2**31:
             most = 2**31 // plan.max_membrane_step
-            raise InvalidData(
-                f"simulate: got T = {step + timesteps}; expected below {most}, beyond which the 32-bit membranes of "
-                "this integer network could overflow. Lower T."
-            )
-        job = engine.Job(given, timesteps, chunk, memory, step, encode, observe, whole)
+            expected = f"below {most}, beyond which the 32-bit membranes of this integer network could overflow"
+            raise InvalidData(message("simulate", "", f"T = {step + timesteps}", expected, "Lower T"))
+        job = engine.Job(given, timesteps, chunk, memory, step, encode, settings.observe, settings.whole)
         for outputs, spikes, after in engine.advance(plan, job):
             step += len(outputs)
             outputs = marked(outputs, images) if images.is_cuda else finite_answers(outputs, "simulate")
@@ -362,32 +359,30 @@ def count_images(images: Tensor) -> int:
 
 
 def check_spiking(snn: object, where: str) -> None:
-    """Raise InvalidData for what is no network with neurons: a module, say, that is not converted yet."""
+    """Check that something is a network with neurons, and not a module that still has to be converted.
+
+    Raises:
+        InvalidData: it is not.
+    """
     if not isinstance(snn, Graph) or not snn.neurons:
         got = "a network without neurons" if isinstance(snn, Graph) else f"a {type(snn).__name__}"
-        raise InvalidData(f"{where}: got {got}; expected a converted one. Call convert first.")
+        raise InvalidData(message(where, "", got, "a converted one", "Call convert first"))
 
 
 def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
     check_spiking(graph, "simulate")
     check_dense(images, "simulate")
     if images.ndim not in (4, 5) or images.numel() == 0:
-        raise InvalidData(
-            f"simulate: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W], "
-            "with B >= 1. Check them."
-        )
+        got, expected = f"images of shape {tuple(images.shape)}", "[B, C, H, W], or events [T, B, C, H, W], with B >= 1"
+        raise InvalidData(message("simulate", "", got, expected, "Reshape them, and leave empty batches out"))
     check_size(graph.provenance, images.shape[-2:], "simulate")
     found = check_images(graph.nodes, images, "simulate")
     total = timesteps + (0 if state is None else state.step)
     if images.ndim == 5 and total > len(images):
-        raise InvalidData(
-            f"simulate: got {len(images)} frames of events for {total} steps; expected one for each. Lower T, or bin "
-            "the events into more."
-        )
+        got, remedy = f"{len(images)} frames of events for {total} steps", "Lower T, or bin the events into more frames"
+        raise InvalidData(message("simulate", "", got, "one for each step", remedy))
     if graph.windowed and (state is not None or chunk not in (None, timesteps)):
-        raise InvalidData(
-            f"simulate: got chunk={chunk} or a state for a network whose layers wait for their window of T; expected "
-            "all T steps at once. Leave both out."
-        )
+        got = f"chunk={chunk} or a state for a network whose layers wait for their window of T"
+        raise InvalidData(message("simulate", "", got, "all T steps at once", "Leave both out"))
     if state is not None:
         check_state(graph.nodes, found, state.memory, count_images(images), images.device)

@@ -1,4 +1,4 @@
-"""What a network is given to run on: images that fit it, and frames of events one after the other."""
+"""The inputs of a network: images that fit it, and frames of events one after the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.arguments import check_finite
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from .ops import Conv2d, Node
 from .provenance import Provenance
 from .shapes import Shape, shapes
@@ -17,8 +17,10 @@ from .shapes import Shape, shapes
 def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str, Shape]:
     """The shape of every node for these images.
 
-    InvalidData where the network cannot take them or, off a GPU, where they are not finite: a GPU would have to be
-    waited for. Of such images its answers are no numbers, which :func:`marked` sees to.
+    On a GPU the check for finite numbers would stall the queue; there :func:`marked` makes the answers NaN.
+
+    Raises:
+        InvalidData: the network cannot take the images or, off a GPU, they are not finite.
     """
     for node in nodes[1:]:
         op = node.op
@@ -26,15 +28,13 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
             got = (images.shape[-3] if images.ndim in (4, 5) else None, images.dtype, images.device)
             expected = (op.weight.shape[1] * op.groups, op.weight.dtype, op.weight.device)
             if got != expected:
-                raise InvalidData(
-                    f"{node.name}: got images of shape {tuple(images.shape)}, {got[1]} on {got[2]}; expected "
-                    f"{expected[0]} channels, {expected[1]} on {expected[2]}. Preprocess them as for the source model."
-                )
+                given = f"images of shape {tuple(images.shape)}, {got[1]} on {got[2]}"
+                own = f"{expected[0]} channels, {expected[1]} on {expected[2]}"
+                remedy = "Preprocess them as for the source model"
+                raise InvalidData(message(node.name, "", given, own, remedy))
     if images.ndim not in (4, 5):
-        raise InvalidData(
-            f"{where}: got images of shape {tuple(images.shape)}; expected [B, C, H, W], or events [T, B, C, H, W]. "
-            "Reshape them."
-        )
+        given = f"images of shape {tuple(images.shape)}"
+        raise InvalidData(message(where, "", given, "[B, C, H, W], or events [T, B, C, H, W]", "Reshape them"))
     found = shapes(nodes, images.shape[-3:])
     if not images.is_cuda:
         check_finite(images, where)
@@ -42,20 +42,23 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
 
 
 def check_size(provenance: Provenance, size: Sequence[int], where: str) -> None:
-    """InvalidData where a network is its source for images of one size only, and these have another."""
+    """Check the size of images for a network that equals its source at one size only.
+
+    Raises:
+        InvalidData: the images have another size.
+    """
     fixed = provenance.fixed_size
     if fixed is not None and list(size) != list(fixed):
         got, own = (" x ".join(map(str, pair)) for pair in (size, fixed))
-        raise InvalidData(
-            f"{where}: got images of {got} for a network of images of {own}, as its source has sizes of its own that "
-            f"were taken at {own}; expected that size. Resize the images, or convert the source with some of {got}."
-        )
+        given = f"images of {got} for a network of images of {own}, whose source has sizes that were traced at {own}"
+        remedy = f"Resize the images, or convert the source with images of {got}"
+        raise InvalidData(message(where, "", given, "that size", remedy))
 
 
 def marked(outputs: Tensor, images: Tensor) -> Tensor:
-    """Answers ``[S, B, *]``, NaN where the image is not finite: a membrane that is NaN just never fires.
+    """Answers ``[S, B, *]``, NaN where the image is not finite, since a membrane that is NaN just never fires.
 
-    Nothing is read back, so that nothing waits for a GPU.
+    Nothing is read back, so the GPU is not stalled.
     """
     sound = images.isfinite().flatten(-3).all(-1)
     sound = sound if images.ndim == 4 else sound.all(0)
@@ -63,12 +66,14 @@ def marked(outputs: Tensor, images: Tensor) -> Tensor:
 
 
 def finite_answers(answers: Tensor, where: str) -> Tensor:
-    """The answers; InvalidData where one off a GPU is NaN or infinite: a number that is none must not be ranked."""
+    """The answers, checked off a GPU, as NaN must not be ranked.
+
+    Raises:
+        InvalidData: one is NaN or infinite.
+    """
     if not answers.is_cuda and not bool(answers.isfinite().all()):
-        raise InvalidData(
-            f"{where}: got answers that are NaN or infinite; expected finite numbers. The weights are too large for "
-            "their type, or the images are: check both."
-        )
+        remedy = "The weights or the images are too large for their type: scale them down, or use a wider type"
+        raise InvalidData(message(where, "", "answers that are NaN or infinite", "finite numbers", remedy))
     return answers
 
 

@@ -1,4 +1,4 @@
-"""A spiking Graph as an ``nn.Module`` that gradient descent can tune: the same simulation, with surrogate gradients."""
+"""A spiking Graph as an ``nn.Module`` for gradient descent: the same simulation, with surrogate gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.arguments import whole_number
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..kernels.surrogate.fire import fire
 from ..kernels.surrogate.reference import Firing
 from .alphabet import Binary, MultiThreshold
@@ -27,22 +27,23 @@ TUNABLE = "s-resnet, calibrated, calibrated-streaming or phased"
 class GraphModule(nn.Module):
     """The network over ``timesteps`` steps: images ``[B, C, H, W]``, or ``[T, B, C, H, W]``, to the answer ``[B, N]``.
 
-    The forward pass is the simulation itself, spike by spike, and gives what ``graph(images, timesteps)`` gives: with
-    the time folded into the batch, ``[T * B, *]``, and what is the same at every step computed once.
+    The forward pass is the simulation itself, spike by spike, and equals ``graph(images, timesteps)``. Time is folded
+    into the batch, ``[T * B, *]``, and values that are the same at every step are computed once.
 
-    Backwards a spike has the surrogate gradient of :func:`s_resnet.kernels.surrogate.fire.fire`. Of a converted network
-    that is by default the rectangle of width 1 (in thresholds), and the gradient flows through the reset. With reset by
-    subtraction it is then conserved as the charge is, ``ds + dw = du``: a change of the charge reaches one spike, or
-    none where the neuron stays silent or fires at every step. Where all charge is there before the first spike (recipe
-    phased) that is the derivative of ``clip(charge, 0, T)``. With the reset detached one change would reach up to T
-    spikes in every layer. A directly trained network keeps the gradient that it was trained with.
+    In the backward pass a spike has the surrogate gradient of :func:`s_resnet.kernels.surrogate.fire.fire`. For a
+    converted network this is by default the rectangle of width 1 (in thresholds), and the gradient flows through the
+    reset. With reset by subtraction it is then conserved like the charge, ``ds + dw = du``: a change of the charge
+    reaches one spike, or none if the neuron stays silent or fires at every step. If all charge arrives before the first
+    spike (recipe phased), this is the derivative of ``clip(charge, 0, T)``. With the reset detached one change would
+    reach up to T spikes in every layer. A directly trained network keeps the gradient that it was trained with.
 
-    Parameters are by node name: of a converted network the ``weight`` of every synapse as spiking runs use it (gain and
-    an earlier tuning folded in), and the ``correction`` of every neuron layer and of the readout, which stand for the
-    biases; of a directly trained one ``weight`` and ``bias``.
+    Parameters are named by node. A converted network has the ``weight`` of every synapse in its spiking form (gain and
+    earlier tuning folded in), and the ``correction`` of every neuron layer and of the readout in place of biases. A
+    directly trained network has ``weight`` and ``bias``.
 
-    Raises InvalidData for a network whose spikes are not 0 and 1 with reset as above (signed, multi-level, differential
-    or integer), one that is not normalized, one scored by spike counts, and ``timesteps`` below 1.
+    Raises:
+        InvalidData: spikes are not 0 and 1 with reset as above (signed, multi-level, differential or integer), the
+            network is not normalized or is scored by spike counts, or ``timesteps`` is below 1.
     """
 
     def __init__(
@@ -174,7 +175,11 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
 
 
 def _check(name: str, op: Op) -> None:
-    """InvalidData for what has no gradient here."""
+    """Check that an operation has a gradient here.
+
+    Raises:
+        InvalidData: it has none.
+    """
     if isinstance(op, Neuron):
         problem = None
         if op.integer is not None:
@@ -186,12 +191,11 @@ def _check(name: str, op: Op) -> None:
         elif isinstance(op.spikes, MultiThreshold) and op.initial_potential:
             problem = f"several thresholds from v(0) = {op.initial_potential}", "v(0) = 0"
         if problem:
-            raise InvalidData(f"{name}: cannot be fine-tuned, got {problem[0]}; expected {problem[1]}. Convert so.")
+            remedy = f"Convert with recipe {TUNABLE}, or train a new network"
+            raise InvalidData(message(name, "cannot be fine-tuned", problem[0], problem[1], remedy))
     elif isinstance(op, Readout) and op.mode != "current":
-        raise InvalidData(
-            f"{name}: cannot be fine-tuned, got a score by spike count; expected the classifier's current. "
-            f"Convert with recipe {TUNABLE}."
-        )
+        expected, remedy = "the classifier's current", f"Convert with recipe {TUNABLE}"
+        raise InvalidData(message(name, "cannot be fine-tuned", "a score by spike count", expected, remedy))
 
 
 def _tensors(graph: Graph, node: Node) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -232,11 +236,12 @@ def _before(graph: Graph, name: str) -> Conv2d | Linear:
     for before in graph[name].inputs:
         if not isinstance(graph[before].op, Neuron):
             return _before(graph, before)
-    raise InvalidData(f"{name}: got no synapse before it; expected a convolution or a classifier. Convert it anew.")
+    got, remedy = "no synapse before it", "Convert the source network again"
+    raise InvalidData(message(name, "", got, "a convolution or a classifier", remedy))
 
 
 def _thresholds(op: Neuron) -> tuple[float, ...]:
-    """Numbers, so they stay on the CPU: looking at one would have a GPU wait."""
+    """The thresholds as Python numbers; reading them from a GPU at every call would stall it."""
     return tuple(float(threshold.flatten()[0]) for threshold in op.thresholds)
 
 

@@ -1,6 +1,6 @@
-"""The shape of every value of a network, without computing one: what fits, what it would cost, what a state must hold.
+"""The shapes of a network's values, found without computing them, to check inputs, sizes and states.
 
-A shape is that of one image: ``(C, H, W)``, or ``(N,)`` behind a Flatten. None is a size that is not known yet: a file
+A shape is that of one image: ``(C, H, W)``, or ``(N,)`` after a Flatten. None stands for an unknown size, as a file
 need not say for which images a network was made.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from .alphabet import Differential, MultiThreshold
 from .forms import GridConv2d, GridInput
 from .neuron import Memory, Neuron
@@ -47,8 +47,9 @@ MOST, PER_PIXEL = 2**25, 2**11
 def shapes(nodes: Sequence[Node], image: Sequence[int | None]) -> dict[str, Shape]:
     """The shape of every node's value for an image ``(C, H, W)``.
 
-    Raises InvalidData, which names the node, where an operation cannot take what it gets or leaves nothing of it, and
-    where all values together would be too many.
+    Raises:
+        InvalidData: an operation cannot take its inputs or has an empty output, or all values together are too many;
+            the message names the node.
     """
     found: dict[str, Shape] = {}
     total = 0
@@ -82,7 +83,11 @@ def _channels(op: Op) -> int | None:
 def check_state(
     nodes: Sequence[Node], found: Mapping[str, Shape], memory: Mapping[str, Memory], batch: int, device: torch.device
 ) -> None:
-    """Raise InvalidData where a memory is not that of this network over ``batch`` such images on ``device``."""
+    """Check that a memory is that of this network over ``batch`` such images on ``device``.
+
+    Raises:
+        InvalidData: it is not.
+    """
     for node in nodes:
         if not isinstance(node.op, STATEFUL):
             continue
@@ -93,10 +98,8 @@ def check_state(
         got = [tuple(part.shape) if part.ndim else None for part in held]
         if got != expected and [one and one[1:] for one in got] == [one and one[1:] for one in expected]:
             other = next(one[0] for one in got if one is not None)
-            raise InvalidData(
-                f"simulate: got {batch} images and a state of {other}; expected equal numbers. Pass state=None for new "
-                "images."
-            )
+            got_both, remedy = f"{batch} images and a state of {other}", "Pass state=None for new images"
+            raise InvalidData(message("simulate", "", got_both, "equal numbers", remedy))
         if got != expected:
             raise _other(f"a memory of shapes {got} at {node.name}", str(expected))
         for part in held:
@@ -127,9 +130,8 @@ def _dtype(op: Op) -> torch.dtype | None:
 
 
 def _other(got: str, expected: str) -> InvalidData:
-    return InvalidData(
-        f"simulate: state, got {got}; expected {expected}: that of this network and these images. Pass state=None."
-    )
+    own = f"{expected}: that of this network and these images"
+    return InvalidData(message("simulate", "state", got, own, "Pass state=None"))
 
 
 # ---- one rule for each operation ----
@@ -178,7 +180,7 @@ def _conv(name: str, op: Conv2d, shape: Shape) -> Shape:
     _vector(name, "bias", op.bias, (out,))
     if op.integer is not None:
         _vector(name, "integer bias", op.integer.bias, (out,))
-    return out, *_windows(name, shape, tuple(kernel), op.stride, op.padding, op.dilation)
+    return out, *_windows(name, shape, _Window(tuple(kernel), op.stride, op.padding, op.dilation))
 
 
 def _linear(name: str, op: Linear, shape: Shape) -> Shape:
@@ -213,7 +215,7 @@ def _pool(name: str, op: MaxPool2d | AvgPool2d | SpikingMaxPool2d, shape: Shape)
     dilation = (1, 1) if isinstance(op, AvgPool2d) else op.dilation
     if any(2 * p > d * (k - 1) + 1 for p, k, d in zip(op.padding, op.kernel, dilation, strict=True)):
         raise _invalid(name, f"padding {op.padding} of windows {op.kernel}", "at most half a window")
-    return shape[0], *_windows(name, shape, op.kernel, op.stride, op.padding, dilation, op.ceil_mode)
+    return shape[0], *_windows(name, shape, _Window(op.kernel, op.stride, op.padding, dilation), op.ceil_mode)
 
 
 def _adaptive(name: str, op: AdaptiveAvgPool2d, shape: Shape) -> Shape:
@@ -268,18 +270,19 @@ _RULES: dict[type, Callable[[str, Any, Shape], Shape]] = {
 }
 
 
-def _windows(
-    name: str,
-    shape: Shape,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    up: bool = False,
-) -> Iterable[int | None]:
-    """Height and width of what windows make of ``shape``; ``up``: a window that is cut off counts too."""
+class _Window(NamedTuple):
+    """The windows of a convolution or pool, each field for rows and columns."""
+
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+
+
+def _windows(name: str, shape: Shape, window: _Window, up: bool = False) -> Iterable[int | None]:
+    """Height and width of the output of windows over ``shape``; with ``up`` a window that is cut off counts too."""
     sizes: list[int | None] = []
-    for size, k, s, p, d in zip(shape[1:], kernel, stride, padding, dilation, strict=True):
+    for size, k, s, p, d in zip(shape[1:], *window, strict=True):
         if size is None:
             sizes.append(None)
             continue
@@ -319,4 +322,4 @@ def _said(shape: Sequence[int | None]) -> str:
 
 
 def _invalid(name: str, got: str, expected: str) -> InvalidData:
-    return InvalidData(f"{name}: got {got}; expected {expected}. Check the images, or the network.")
+    return InvalidData(message(name, "", got, expected, "Check the images, or the network"))

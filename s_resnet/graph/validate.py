@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidData
+from ..errors import InvalidData, message
 from ..kernels.membrane.update import SCHEDULES
 from ..kernels.surrogate.reference import SURROGATES
 from . import forms
@@ -50,11 +50,11 @@ EXACT = 2**24  # sums of whole numbers below it are exact in float32
 
 @torch.no_grad()
 def check(nodes: Sequence[Node]) -> None:
-    """Raise InvalidData, which names node and setting, for what no network of ours can be.
+    """Check settings and tensors of a network; :func:`s_resnet.graph.shapes.shapes` checks shapes.
 
-    That is a setting of another type or out of its range, a tensor of another type or with numbers that are not finite
-    or too large, an alphabet that no kernel has, and numbers of several types. Shapes are another matter:
-    :func:`s_resnet.graph.shapes.shapes`.
+    Raises:
+        InvalidData: a setting has another type or is out of range, a tensor has another type or numbers that are not
+            finite or too large, no kernel has the alphabet, or types are mixed; the message names node and setting.
     """
     finite(nodes)
     for node in nodes:
@@ -85,18 +85,20 @@ def parts(kind: type, name: str) -> tuple[type, ...]:
 
 
 def finite(nodes: Sequence[Node]) -> None:
-    """Raise InvalidData, which names the node, where a number of these is NaN, infinite or too large."""
+    """Check the numbers of a network.
+
+    Raises:
+        InvalidData: a number is NaN, infinite or too large; the message names the node.
+    """
     for node in nodes:
         for name, value in tensors(node.op):
             value, power = value.detach(), 2 if name == "var" else 1  # of a variance the root counts
             # The largest of numbers of which one is NaN is NaN.
             if value.is_floating_point() and value.numel() and not float(value.abs().max()) <= LARGE**power:
                 bad = int((~(value.abs() <= LARGE**power)).sum())
-                raise InvalidData(
-                    f"{node.name}: {name}, got {bad} of {value.numel()} values NaN, infinite or beyond "
-                    f"2^{64 * power}; expected "
-                    "finite numbers. Check the weights of the source network, and convert it again."
-                )
+                got = f"{bad} of {value.numel()} values NaN, infinite or beyond 2^{64 * power}"
+                remedy = "Check the weights of the source network, and convert it again"
+                raise InvalidData(message(node.name, name, got, "finite numbers", remedy))
 
 
 # ---- each setting by itself ----
@@ -302,9 +304,8 @@ def _check_types(nodes: Sequence[Node]) -> None:
                 found.setdefault(value.dtype, f"{node.name}.{name}")
     if len(found) > 1:
         (one, first), (other, second) = list(found.items())[:2]
-        raise InvalidData(
-            f"graph: got {one} at {first} and {other} at {second}; expected one type. Convert it with to()."
-        )
+        got = f"{one} at {first} and {other} at {second}"
+        raise InvalidData(message("graph", "", got, "one type", "Convert it with to()"))
     if any(isinstance(node.op, Neuron) and node.op.integer is not None for node in nodes):
         _check_integer(nodes)
         return
@@ -337,9 +338,10 @@ def _check_integer(nodes: Sequence[Node]) -> None:
 
 @torch.no_grad()
 def check_reach(nodes: Sequence[Node]) -> None:
-    """Raise InvalidData where a step's current could leave the range of float32, with images within +-IMAGE.
+    """Check that a step's current stays in the range of float32, with images within +-IMAGE; shapes are checked before.
 
-    Shapes are checked before.
+    Raises:
+        InvalidData: it could leave the range.
     """
     if not any(isinstance(node.op, Neuron) for node in nodes):
         return  # an analog network's worst case means nothing: nothing there is reset
@@ -348,10 +350,9 @@ def check_reach(nodes: Sequence[Node]) -> None:
         below = sum(reach.get(name, 0.0) for name in node.inputs)
         reach[node.name] = _reach(node.op, below)
         if not (below <= CURRENT and reach[node.name] <= CURRENT):
-            raise InvalidData(
-                f"{node.name}: got weights with which a step can bring {max(below, reach[node.name]):.3g}; expected at "
-                f"most {CURRENT:.3g}, so that sums stay finite. Calibrate it again."
-            )
+            got = f"weights with which a step can bring {max(below, reach[node.name]):.3g}"
+            expected = f"at most {CURRENT:.3g}, so that sums stay finite"
+            raise InvalidData(message(node.name, "", got, expected, "Calibrate it again"))
 
 
 def _reach(op: Op, below: float) -> float:
@@ -383,4 +384,4 @@ def _shown(value: Any) -> str:
 
 
 def _invalid(node: Node, name: str, got: object, expected: str) -> InvalidData:
-    return InvalidData(f"{node.name}: {name}, got {got}; expected {expected}. Convert the network again.")
+    return InvalidData(message(node.name, name, got, expected, "Convert the network again"))

@@ -1,4 +1,4 @@
-"""What a kernel is given, checked before it touches memory: shapes, devices and settings, whoever calls it."""
+"""Checks of a kernel's arguments before it touches memory: shapes, devices and settings, whoever calls it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from .membrane.update import Update, wrong
 
 
 def membrane(current: Tensor | int, v: Tensor, update: Update) -> None:
-    """Raise InvalidData where a membrane update is not given what it says.
+    """Check the arguments of a membrane update.
 
     Args:
-        current: ``[T, B, *]``, or T of currents that are not in memory.
+        current: ``[T, B, *]``, or only T if the currents are not in memory.
         v: ``[B, *]``.
-        update: what is to be done, with the rest of the tensors.
+        update: what the layer does, with the other tensors.
+
+    Raises:
+        InvalidData: shapes, types, devices or settings do not fit.
     """
     if v.ndim < 1:
         raise wrong("membrane", "a number", "[B, *]", "Reshape it")
@@ -49,7 +52,7 @@ def membrane(current: Tensor | int, v: Tensor, update: Update) -> None:
 
 
 def _alphabet(v: Tensor, update: Update) -> None:
-    """That the memory is like the membrane, and that the spikes hold what may be emitted."""
+    """Check that the memory is like the membrane, and that the type of the spikes holds what may be emitted."""
     emitted, dtype = update.emitted, update.spike_dtype or v.dtype
     if emitted is not None and (emitted.shape != v.shape or emitted.dtype != v.dtype):
         got = f"{emitted.dtype} {list(emitted.shape)}"
@@ -64,7 +67,7 @@ def _alphabet(v: Tensor, update: Update) -> None:
 
 
 def _result(name: str, value: Tensor, v: Tensor) -> None:
-    """That a membrane or a memory can be written there."""
+    """Check that a membrane or a memory can be written into ``value``."""
     if (value.shape, value.dtype, value.device) != (v.shape, v.dtype, v.device):
         got = f"{value.dtype} {list(value.shape)} on {value.device}"
         like = f"the membrane's {v.dtype} {list(v.shape)} on {v.device}"
@@ -75,7 +78,11 @@ def _result(name: str, value: Tensor, v: Tensor) -> None:
 
 
 def results(v: Tensor, spikes: Tensor, after: Tensor) -> None:
-    """Raise InvalidData where spikes ``[T, B, *]`` or the membrane after them do not lie as the membrane ``v`` does."""
+    """Check that spikes ``[T, B, *]`` and the membrane after them have the memory layout of the membrane ``v``.
+
+    Raises:
+        InvalidData: they have not.
+    """
     _same("after", after, v)
     if spikes.device != v.device or spikes.shape[1:] != v.shape or (len(spikes) > 1 and spikes.stride(0) != v.numel()):
         raise wrong("spikes", list(spikes.shape), f"steps of {list(v.shape)} on {v.device}", "Allocate them so")
@@ -91,13 +98,16 @@ def _spreads(shape: Sequence[int], full: Sequence[int]) -> bool:
 
 
 def quantizer(x: Tensor, threshold: Tensor, levels: int) -> None:
-    """Raise InvalidData where a threshold does not broadcast to ``x``, or there are no levels."""
+    """Check the arguments of a quantizer.
+
+    Raises:
+        InvalidData: the threshold does not broadcast to ``x``, or there are no levels.
+    """
     if not _spreads(threshold.shape, x.shape):
-        raise wrong(
-            "qcfs: threshold", list(threshold.shape), f"a shape that broadcasts to {list(x.shape)}", "Reshape it"
-        )
+        expected = f"a shape that broadcasts to {list(x.shape)}"
+        raise wrong("qcfs: threshold", list(threshold.shape), expected, "Reshape it")
     if levels < 1:
-        raise wrong("qcfs: levels", levels, "at least 1", "Choose more")
+        raise wrong("qcfs: levels", levels, "at least 1", "Use 4 or 8, as usual")
 
 
 def firing(
@@ -107,10 +117,20 @@ def firing(
     affine: tuple[Tensor, Tensor] | None,
     types: Collection[torch.dtype],
 ) -> None:
-    """Raise InvalidData where the steps ``[T, B, *]`` of neurons that are trained do not lie as they are gone through.
+    """Check the memory layout of the steps ``[T, B, *]`` of neurons in training.
 
-    Steps are dense and lie in one order; those of ``out`` follow each other, and so do the others or all are one.
-    affine: ``[C]`` each, at least float32. types: those that the kernel takes.
+    Steps are dense and have one memory order. Those of ``out`` are adjacent; those of the others are adjacent, or all
+    are the same memory.
+
+    Args:
+        current: ``[T, B, *]``.
+        grad: the gradient of the spikes, or None.
+        out: what is written.
+        affine: scale and shift, ``[C]`` each, at least float32.
+        types: the types that the kernel takes.
+
+    Raises:
+        InvalidData: the layout, a shape, a type or a device does not fit.
     """
     if current.dtype not in types:
         raise wrong("fire: current", current.dtype, f"one of {', '.join(map(str, types))}", "Convert it")
@@ -134,9 +154,15 @@ def firing(
 
 
 def normalizing(p: Tensor, q: Tensor, others: Mapping[str, Tensor]) -> None:
-    """Raise InvalidData where the arguments of normalization, ``[B, C, *]``, are not what its C++ goes through.
+    """Check the arguments of normalization in C++.
 
-    others: by name, ``sums`` float64 ``[2, C]``, ``coefficients`` ``[4, C]``, ``out`` like p.
+    Args:
+        p: ``[B, C, *]``.
+        q: like p.
+        others: by name: ``sums`` float64 ``[2, C]``, ``coefficients`` ``[4, C]``, ``out`` like p.
+
+    Raises:
+        InvalidData: the layout, a shape, a type or a device does not fit.
     """
     if p.ndim < 2 or p.numel() == 0 or p.dtype not in (torch.float32, torch.float64) or p.device.type != "cpu":
         got = f"{p.dtype} {list(p.shape)} on {p.device}"
@@ -164,13 +190,13 @@ def _vector(where: str, value: Tensor, shape: tuple[int, ...], like: Tensor, dty
 
 
 def _plain(where: str, step: Tensor) -> None:
-    """``[B, C, *]`` is contiguous or channels_last."""
+    """Check that ``[B, C, *]`` is contiguous or channels_last."""
     if not (step.is_contiguous() or step.movedim(1, -1).is_contiguous()):
         raise wrong(where, f"strides {step.stride()}", "contiguous or channels_last memory", "Call .contiguous()")
 
 
 def _dense(where: str, step: Tensor, like: Tensor) -> None:
-    """Its numbers lie together, without gaps or overlaps, in the order of those of ``like``."""
+    """Check that the numbers are dense, without gaps or overlaps, in the memory order of ``like``."""
     expected = 1
     for stride, size in sorted(zip(step.stride(), step.shape, strict=True)):
         if size > 1 and stride != expected:

@@ -51,10 +51,17 @@ class Events:
 class Packed:
     """A convolution's weight as rows for events, for images of one width.
 
-    rows: ``[kernel_h * kernel_w * C + 1, out_channels padded]``, the last row zeros. ``group`` neighboring output
-    pixels are one pixel of ``group * C_out`` channels, under a kernel as wide as all of them see.
-    step: per output channel what one unit of int16 weights is worth, or None (float32 weights, or integer output).
-    limit: int16 rows that can be summed without overflow.
+    Attributes:
+        rows: ``[kernel_h * kernel_w * C + 1, out_channels padded]``, with zeros in the last row. ``group`` neighboring
+            output pixels are one pixel of ``group * C_out`` channels, under a kernel as wide as their joint input.
+        step: the value of one unit of int16 weights per output channel; None for float32 weights or integer output.
+        limit: the number of int16 rows that can be summed without overflow.
+        group: output pixels that are computed together.
+        out_channels: C_out.
+        out_size: height and width of the output.
+        kernel: height and width of the kernel of a group.
+        stride: stride of a group.
+        padding: padding of a group.
     """
 
     rows: Tensor
@@ -106,10 +113,15 @@ def find(spikes: Tensor) -> Events:
 
 
 def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str = "exact") -> Packed:
-    """Lay a weight ``[C_out, C, kh, kw]`` out for images of height and width ``size``.
+    """Lay out a weight for images of one size.
 
-    precision ``"exact"``: float32. ``"fast"``: 16-bit fixed point, with the finest step per output channel for which no
-    sum of ``RUN`` weights can overflow. A weight of whole numbers in int8 is kept as it is and gives int32.
+    Args:
+        weight: ``[C_out, C, kh, kw]``; int8 weights are kept as they are and give int32.
+        stride: the convolution's stride.
+        padding: the convolution's padding.
+        size: height and width of the images.
+        precision: ``"exact"`` for float32; ``"fast"`` for 16-bit fixed point, with the finest step per output channel
+            for which no sum of ``RUN`` weights can overflow.
     """
     _check_weight(weight, stride, padding, size)
     out_channels, channels, kh, kw = weight.shape
@@ -150,7 +162,7 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
 
 @dataclass(frozen=True, eq=False)
 class Currents:
-    """A convolution of ``steps`` times B images of spikes, not computed yet: its neurons may take it line by line."""
+    """A convolution of ``steps`` times B images of spikes that is not computed yet: neurons may take it by lines."""
 
     events: Events
     packed: Packed
@@ -158,7 +170,11 @@ class Currents:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one step: ``[B, C_out, H_out, W_out]``. Raises InvalidData where the steps do not share the images."""
+        """The shape of one step, ``[B, C_out, H_out, W_out]``.
+
+        Raises:
+            InvalidData: the images cannot be divided into equal steps.
+        """
         images = self.events.shape[0]
         if self.steps < 1 or images % self.steps:
             raise _invalid(f"{images} images for {self.steps} steps", "as many at each step")
@@ -270,7 +286,7 @@ def _check_weight(weight: Tensor, stride: Pair, padding: Pair, size: Pair) -> No
 
 
 def _check_fit(events: Events, packed: Packed) -> None:
-    """That the positions of the events name rows of the weight, and that the weight was laid out for their width."""
+    """Check that the events' positions are rows of the weight, and that the weight was laid out for their width."""
     (n, c, h, w), (kh, kw), group = events.shape, packed.kernel, packed.group
     if min(n, c, h, w) < 1 or w * c >= IDS or n * h >= 2**31 or n * max(packed.out_size) >= 2**31:
         raise _invalid(f"spikes {[n, c, h, w]}", f"at least one, C * W below {IDS} and N * H below 2^31")
@@ -295,9 +311,7 @@ def _check_fit(events: Events, packed: Packed) -> None:
 
 
 def _invalid(got: str, expected: str) -> InvalidData:
-    return InvalidData(
-        f"kernel: events, got {got}; expected {expected}. Check the convolution and the spikes it reads."
-    )
+    return wrong("events", got, expected, "Check the convolution and the spikes it reads")
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

@@ -1,4 +1,4 @@
-"""What is said where a GPU runs the reference kernel because the CUDA kernel is not there."""
+"""The warning when a GPU runs the reference kernel because the CUDA kernel is not available."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _warned: set[int] = set()
 
 
 def warn(device: torch.device, reason: str) -> None:
-    """Say once for each CUDA device what it costs that plain torch does the kernel's work there, and why it does."""
+    """Warn once for each CUDA device that plain torch does the kernel's work, what this costs, and why."""
     index = device.index
     if index is None:
         index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
@@ -19,6 +19,6 @@ def warn(device: torch.device, reason: str) -> None:
     _warned.add(index)
     errors.warn(
         f"cuda:{index}: got the reference kernel, several torch operations for each neuron layer and step; expected "
-        f"the CUDA kernel, one launch for many steps, which is far faster. It is not there: {reason}.",
+        f"the CUDA kernel, one launch for many steps, which is far faster. It is not available: {reason}.",
         UserWarning,
     )

@@ -72,7 +72,8 @@ def fastest(device: torch.device) -> str:
 
 def _named(name: str, device: torch.device) -> Kernel:
     if name not in KERNELS:
-        raise InvalidData(message("kernel", "", repr(name), f"one of {', '.join(KERNELS)}", "Choose one of them"))
+        expected, remedy = f"one of {', '.join(KERNELS)}", "Leave the name out for the fastest kernel"
+        raise InvalidData(message("kernel", "", repr(name), expected, remedy))
     reason = KERNELS[name].missing(device)
     if reason is not None:
         raise BackendUnavailable(

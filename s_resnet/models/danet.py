@@ -112,4 +112,4 @@ def danet(layout: Layout, classes: int, timesteps: int, channels: int = 3) -> Sp
     halved = [2 if index or halving else 1 for index in range(len(parts))]
     body = nn.Sequential(DenselyAdditive(parts, (first, *layout.widths), halved, timesteps), lif(timesteps))
     start = stem(channels, first, layout.kind, TDBatchNorm2d(first, START))
-    return SpikingResNet(timesteps, start, body, layout.widths[-1], classes)
+    return SpikingResNet(timesteps, start, body, nn.Linear(layout.widths[-1], classes))

@@ -68,4 +68,4 @@ def ds_resnet(
     if normalize_input:
         start = nn.Sequential(nn.BatchNorm2d(channels, affine=False), *start)
     body = nn.Sequential(neuron(), *stages(block, first, layout, halving=False))
-    return SpikingResNet(timesteps, start, body, layout.widths[-1], classes)
+    return SpikingResNet(timesteps, start, body, nn.Linear(layout.widths[-1], classes))

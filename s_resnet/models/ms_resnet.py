@@ -65,4 +65,4 @@ def ms_resnet(layout: Layout, classes: int, timesteps: int, channels: int = 3) -
 
     body = nn.Sequential(*stages(block, first, layout, halving=layout.kind != "cifar"), lif(timesteps))
     start = stem(channels, first, layout.kind, TDBatchNorm2d(first, START))
-    return SpikingResNet(timesteps, start, body, layout.widths[-1], classes, dropout=0.2 if deep else 0.0)
+    return SpikingResNet(timesteps, start, body, nn.Linear(layout.widths[-1], classes), dropout=0.2 if deep else 0.0)

@@ -71,4 +71,4 @@ def sew_resnet(
     pool = [nn.MaxPool2d(3, 2, 1)] if layout.kind == "imagenet" else []
     body = nn.Sequential(neuron(), *pool, *stages(block, first, layout, halving=False))
     start = stem(channels, first, layout.kind, nn.BatchNorm2d(first))
-    return SpikingResNet(timesteps, start, body, layout.widths[-1], classes)
+    return SpikingResNet(timesteps, start, body, nn.Linear(layout.widths[-1], classes))

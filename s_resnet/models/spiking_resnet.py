@@ -45,20 +45,19 @@ class SpikingResNet(nn.Module):
         stem: the first convolution and its normalization. Of an image, which is the same at every step, it is computed
             once.
         body: the network from the stem to spikes ``[T * B, features, H', W']``.
-        features: channels of these spikes.
-        classes: N.
+        linear: the classifier, from the channels of these spikes to N classes.
         dropout: rate before the linear layer.
     """
 
     def __init__(
-        self, timesteps: int, stem: nn.Module, body: nn.Module, features: int, classes: int, dropout: float = 0.0
+        self, timesteps: int, stem: nn.Module, body: nn.Module, linear: nn.Linear, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.encode, self.repeat = Encode(timesteps), Repeat(timesteps)
         self.stem, self.body = stem, body
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.linear = nn.Linear(features, classes)
+        self.linear = linear
         self.mean = TimeMean(timesteps)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -125,4 +124,6 @@ def plain_resnet(layout: Layout, classes: int, timesteps: int, channels: int, ne
 
     first = layout.widths[0]
     body = nn.Sequential(neuron(), *stages(block, first, layout, halving=False))
-    return SpikingResNet(timesteps, stem(channels, first, "cifar", norm(first)), body, layout.widths[-1], classes)
+    return SpikingResNet(
+        timesteps, stem(channels, first, "cifar", norm(first)), body, nn.Linear(layout.widths[-1], classes)
+    )

@@ -24,7 +24,6 @@ class Progress(Generic[T]):
         desc: what is being done.
         unit: what is counted.
         shown: whether to show anything.
-        initial: how many were done before.
     """
 
     _under_way: list[Progress[Any]] = []  # noqa: RUF012 (shared by all, the outermost first)
@@ -38,18 +37,15 @@ class Progress(Generic[T]):
         desc: str,
         unit: str,
         shown: bool,
-        initial: int = 0,
     ) -> None:
-        self._items, self._desc, self._done, self._initial = items, desc, initial, initial
+        self._items, self._desc, self._done, self._initial = items, desc, 0, 0
         self._total = len(items) if isinstance(items, Sized) else total
         self._figures: dict[str, str] = {}
         from tqdm import auto  # late: in a notebook without ipywidgets the import warns
 
         drawn = shown and (auto.notebook_tqdm is not auto.std_tqdm or _terminal())
         self._lines = shown and not drawn
-        self._bar = auto.tqdm(
-            total=self._total, desc=desc, unit=unit, leave=False, initial=initial, disable=not drawn, file=sys.stderr
-        )
+        self._bar = auto.tqdm(total=self._total, desc=desc, unit=unit, leave=False, disable=not drawn, file=sys.stderr)
 
     def __iter__(self) -> Iterator[T]:
         with self:
@@ -70,6 +66,10 @@ class Progress(Generic[T]):
         self._bar.close()
         if self in self._under_way:
             self._under_way.remove(self)
+
+    def resume(self, done: int) -> None:
+        """Count from ``done`` on, which an earlier run has finished; the time left is estimated without it."""
+        self._done = self._initial = self._bar.initial = self._bar.n = done
 
     def update(self, count: int = 1) -> None:
         """Count ``count`` more as done."""

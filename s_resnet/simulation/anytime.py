@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.arguments import check_dense, probability
 from ..errors import InvalidData, message
+from ..graph.engine import StreamSettings
 from ..graph.graph import Chunk, Graph, State, check_spiking, count_images
 from ..runtime.display import Displayed, Table, plain
 from ..runtime.progress import Progress
@@ -96,7 +97,7 @@ def simulate_with_early_exit(
     ):
         while state is None or (count_images(images) and exits.done < timesteps):
             size = max(1, min(LOOK, FOLD // max(1, count_images(images)))) if chunk is None else chunk
-            for part in graph.stream(images, timesteps - exits.done, size, state, precision=precision):
+            for part in graph.stream(images, timesteps - exits.done, size, state, StreamSettings(precision=precision)):
                 kept = _kept(exits.look(part), images.is_cuda)
                 bar.update(len(part.outputs))
                 # A smaller batch needs a new setup, which does not pay for a single image.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.arguments import whole_number
 from ..errors import InvalidData, message
-from ..graph.engine import Whole, arithmetic
+from ..graph.engine import StreamSettings, Whole, arithmetic
 from ..graph.graph import Graph, check_spiking, count_images
 from ..graph.neuron import Neuron
 from ..graph.ops import (
@@ -76,7 +76,9 @@ def _portion(snn: Graph, images: Tensor, timesteps: int, names: Sequence[str], p
     wanted = [name for name in names if name != snn.nodes[-1].name]
     sums = _Sums(_recorded(snn, wanted, constant=images.ndim == 4), count_images(images))
     with torch.no_grad(), arithmetic(images, tf32=False):
-        for chunk in snn.stream(images, timesteps, precision=precision, observe=sums.add, whole=Whole(state=False)):
+        for chunk in snn.stream(
+            images, timesteps, settings=StreamSettings(precision=precision, observe=sums.add, whole=Whole(state=False))
+        ):
             answer = chunk.outputs[-1]
         means = sums.means(timesteps, answer.dtype)
         running = snn.running()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidData, message
-from ..graph.engine import arithmetic
+from ..graph.engine import StreamSettings, arithmetic
 from ..graph.graph import Graph, count_images
 from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op
@@ -90,7 +90,7 @@ def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], c
             total = (values != 0).sum(0)
             active[name] = active[name] + total if name in active else total
 
-    for _ in graph.stream(image, timesteps, observe=count_spikes):
+    for _ in graph.stream(image, timesteps, settings=StreamSettings(observe=count_spikes)):
         pass
     chosen = {name: _spread(active[name].flatten().cpu(), count) for name in layers}
     spikes, membranes = _watched(graph, image, timesteps, chosen)
@@ -130,7 +130,7 @@ def _watched(
             spikes[name].append(_at(values, chosen[name]) / unit)
 
     running = graph.running()
-    for chunk in graph.stream(image, timesteps, None if graph.windowed else 1, observe=keep):
+    for chunk in graph.stream(image, timesteps, None if graph.windowed else 1, settings=StreamSettings(observe=keep)):
         for name in () if graph.windowed else chosen:
             v = chunk.state.memory[name][0]
             unit = _threshold(running[name], v, chosen[name])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.arguments import check_dense, whole_number
 from ..errors import InvalidData, message
-from ..graph.engine import Whole
+from ..graph.engine import StreamSettings, Whole
 from ..graph.graph import Chunk, Graph, State, check_spiking
 from ..runtime.display import Displayed, Table, plain
 from ..runtime.progress import Progress
@@ -112,7 +112,13 @@ def simulate(
     wanted = steps_to_report(timesteps, at)
     if graph.windowed and wanted != (timesteps,):
         return _together([simulate(graph, images, window, settings, state=state) for window in wanted])
-    parts = graph.stream(images, timesteps, settings.chunk, state, encode, settings.precision, whole=Whole())
+    parts = graph.stream(
+        images,
+        timesteps,
+        settings.chunk,
+        state,
+        settings=StreamSettings(encode=encode, precision=settings.precision, whole=Whole()),
+    )
     return _collected(parts, timesteps, wanted, settings.progress)
 
 
@@ -146,7 +152,9 @@ def answers(
     """
     whole = Whole(state=False, repeats=repeats)
     runs = [
-        _collected(graph.stream(images, last, precision=precision, whole=whole), last, steps, progress)
+        _collected(
+            graph.stream(images, last, settings=StreamSettings(precision=precision, whole=whole)), last, steps, progress
+        )
         for last, steps in ([(t, (t,)) for t in wanted] if graph.windowed else [(wanted[-1], wanted)])
     ]
     return _together(runs)

@@ -103,34 +103,15 @@ def epoch_order(indices: Sequence[int], settings: Training, epoch: int, world: i
     return [order[at : at + size] for at in range(0, len(order) - size + 1, size)]
 
 
-class EpochLoader:
-    """One process's part of the batches of an epoch: augmented images ``[B, 3, H, W]`` float32 and labels ``[B]``.
-
-    Args:
-        data: the images.
-        batches: the indices of each batch.
-        preprocessing: size, mean and standard deviation.
-        settings: augmentation and seed.
-        epoch: the number of the epoch.
-        workers: processes that decode.
+class _EpochLoader:
+    """The batches of ``items``, loaded by ``workers`` processes.
 
     Raises:
         InvalidData: an image cannot be decoded; the message names the file.
     """
 
-    def __init__(
-        self,
-        data: ImageData,
-        batches: Sequence[Sequence[int]],
-        preprocessing: Preprocessing,
-        settings: Training,
-        epoch: int,
-        workers: int,
-    ) -> None:
-        transform = make_transform(settings.augmentation or (), preprocessing)
-        parts = tuple(map(tuple, batches))
-        self._items = _Augmented(data, parts, transform, preprocessing, settings.seed, epoch)
-        self._workers = min(workers, len(parts))
+    def __init__(self, items: _Augmented, workers: int) -> None:
+        self._items, self._workers = items, min(workers, len(items))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -154,13 +135,20 @@ def epoch_loader(
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """The batches of an epoch: augmented images ``[B, 3, H, W]``, or events ``[T, B, 2, H, W]`` without augmentation.
 
-    The arguments are those of :class:`EpochLoader`.
+    Args:
+        data: the images or events.
+        batches: the indices of each batch of this process.
+        preprocessing: size, mean and standard deviation, or bins.
+        settings: augmentation and seed.
+        epoch: the number of the epoch.
+        workers: processes that decode.
     """
     if isinstance(data, EventData):
         assert isinstance(preprocessing, Binning)
         return _events(data, batches, preprocessing, workers)
     assert isinstance(preprocessing, Preprocessing)
-    return EpochLoader(data, batches, preprocessing, settings, epoch, workers)
+    transform, parts = make_transform(settings.augmentation or (), preprocessing), tuple(map(tuple, batches))
+    return _EpochLoader(_Augmented(data, parts, transform, preprocessing, settings.seed, epoch), workers)
 
 
 def _events(

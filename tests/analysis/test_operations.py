@@ -16,7 +16,7 @@ from s_resnet.analysis import count_operations, energy
 from s_resnet.analysis.cost.fan_out import synapses
 from s_resnet.conversion import Context, passes
 from s_resnet.errors import InvalidData
-from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
+from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d, StreamSettings
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
 from s_resnet.graph.ops import (
     AdaptiveAvgPool2d,
@@ -451,7 +451,9 @@ def test_who_watches_a_simulation_sees_every_step_and_changes_nothing():
         parts = list(
             graph.stream(
                 *(x, T, chunk),
-                observe=lambda name, v, seen=seen: seen.setdefault(name, []).append(v.float().clone()),
+                settings=StreamSettings(
+                    observe=lambda name, v, seen=seen: seen.setdefault(name, []).append(v.float().clone())
+                ),
             )
         )
         assert torch.equal(parts[-1].outputs[-1], plain.outputs[0])

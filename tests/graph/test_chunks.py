@@ -15,7 +15,7 @@ from test_schedules import network as waiting
 from test_schedules import pictures as windows
 
 from s_resnet import Graph, evaluate, simulate
-from s_resnet.graph import Neuron
+from s_resnet.graph import Neuron, StreamSettings
 from s_resnet.graph.engine import Whole, chunks
 from s_resnet.graph.engine.run import Run
 from s_resnet.simulation import SimulationSettings, features, simulate_with_early_exit
@@ -127,19 +127,19 @@ def tuned(monkeypatch):
 def test_cudnn_looks_for_algorithms_where_a_shape_comes_often(tuned, steps, chunk, repeats, want):
     snn, images = replace(network("three inputs")), pictures(2)
     for whole in (Whole(repeats=repeats), None, Whole(repeats=1000)):  # what was decided stays
-        list(snn.stream(images, steps, chunk, whole=whole))
+        list(snn.stream(images, steps, chunk, settings=StreamSettings(whole=whole)))
         assert tuned == want
         tuned.clear()
-    list(snn.stream(images[:1], steps, chunk, whole=Whole(repeats=1000)))
+    list(snn.stream(images[:1], steps, chunk, settings=StreamSettings(whole=Whole(repeats=1000))))
     assert all(tuned)
 
 
 def test_an_evaluation_says_how_many_batches_of_the_first_size_it_expects(monkeypatch):
     told, stream = [], type(network("three inputs")).stream
 
-    def noted(self, images, *rest, whole=None, **named):
-        told.append((len(images), whole))
-        return stream(self, images, *rest, whole=whole, **named)
+    def noted(self, images, *rest, settings, **named):
+        told.append((len(images), settings.whole))
+        return stream(self, images, *rest, settings=settings, **named)
 
     monkeypatch.setattr(type(network("three inputs")), "stream", noted)
     batches = [(pictures(size), torch.zeros(size, dtype=torch.int64)) for size in (3, 3, 2)]
@@ -171,7 +171,7 @@ def test_a_whole_run_keeps_the_last_state_alone_and_what_was_given(name, monkeyp
     kept = {name: [part.clone() for part in parts] for name, parts in begun.state.memory.items()}
     for state, step in ((None, 0), (begun.state, 4)):
         told.clear()
-        parts = list(snn.stream(images, 13 - step, 3, state, whole=Whole()))
+        parts = list(snn.stream(images, 13 - step, 3, state, StreamSettings(whole=Whole())))
         assert [bool(part.state.memory) for part in parts] == [False] * (len(parts) - 1) + [True]
         assert [part.state.step for part in parts][-1] == 13
         spikes = {name: torch.cat([part.spikes[name] for part in parts]) for name in parts[0].spikes}
@@ -182,7 +182,7 @@ def test_a_whole_run_keeps_the_last_state_alone_and_what_was_given(name, monkeyp
         layers = len(snn.neurons)
         assert told == [False] * layers + [True] * (len(told) - layers)
     assert all(torch.equal(a, b) for name, p in kept.items() for a, b in zip(begun.state.memory[name], p, strict=True))
-    parts = list(snn.stream(images, 13, 3, whole=Whole(state=False)))
+    parts = list(snn.stream(images, 13, 3, settings=StreamSettings(whole=Whole(state=False))))
     assert not any(part.state.memory for part in parts) and torch.equal(parts[-1].outputs, want.outputs[-1:])
 
 
@@ -209,7 +209,7 @@ def test_portions_of_the_images_change_nothing(name, case, runs, monkeypatch):
         if case == "events":
             return list(replace(snn).stream(frames, steps))
         encode = None if case == "images" else lambda steps: frames[:steps]
-        return list(replace(snn).stream(x, steps, encode=encode))
+        return list(replace(snn).stream(x, steps, settings=StreamSettings(encode=encode)))
 
     (want,) = parts()
     assert runs == [(5, steps)]
@@ -234,7 +234,9 @@ def test_answers_and_features_in_portions(runs, monkeypatch):
     assert torch.equal(fresh(x, 4), answer) and torch.equal(features(fresh, x, 4, ["readout"])["readout"], answer)
     assert runs == [(2, 4), (2, 4), (1, 4)] * 3
     runs.clear()
-    list(fresh.stream(x, 4, observe=lambda name, value: seen.update({name: len(value)})))  # sees all at once
+    list(
+        fresh.stream(x, 4, settings=StreamSettings(observe=lambda name, value: seen.update({name: len(value)})))
+    )  # sees all at once
     assert runs == [(5, 4)] and set(seen.values()) == {20}
 
 

@@ -13,7 +13,7 @@ from conftest import randomized
 from s_resnet import Graph, convert
 from s_resnet.conversion.recipes import RECIPES
 from s_resnet.errors import InvalidData
-from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
+from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d, StreamSettings
 from s_resnet.graph.alphabet import Amplitudes, Binary, Differential, MultiThreshold, Signed
 from s_resnet.graph.engine.plan import SIZES, Recent
 from s_resnet.graph.engine.run import DENSE
@@ -205,7 +205,9 @@ def double_op(op):
 
 def run(snn, images, steps=STEPS, chunk=None, state=None, encode=None, precision="exact"):
     with torch.no_grad():
-        parts = list(snn.stream(images, steps, chunk, state, encode, precision))
+        parts = list(
+            snn.stream(images, steps, chunk, state, settings=StreamSettings(encode=encode, precision=precision))
+        )
     spikes = {name: torch.cat([part.spikes[name] for part in parts]) for name in parts[0].spikes}
     return SimpleNamespace(outputs=torch.cat([p.outputs for p in parts]), spikes=spikes, state=parts[-1].state)
 

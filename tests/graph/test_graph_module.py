@@ -15,7 +15,7 @@ from s_resnet import RECIPES, Graph, convert, load, save, trace
 from s_resnet.conversion import Context
 from s_resnet.conversion.passes import dyadic_weights
 from s_resnet.errors import InvalidData
-from s_resnet.graph import GraphModule, Neuron, Node, Readout
+from s_resnet.graph import GraphModule, Neuron, Node, Readout, StreamSettings
 from s_resnet.graph.alphabet import Amplitudes, Differential, MultiThreshold, Signed
 from s_resnet.graph.neuron import IntegerNeuron
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear
@@ -66,7 +66,12 @@ def test_it_fires_spike_for_spike_as_the_simulation(monkeypatch, pooled, recipe,
     """Also for other T than the corrections by step were fitted to."""
     snn, x = dyadic(*network(recipe, model=randomized(Pooled()) if pooled else None))
     trains = {}
-    for chunk in snn.stream(x, timesteps, timesteps, observe=lambda name, value: trains.update({name: value.float()})):
+    for chunk in snn.stream(
+        x,
+        timesteps,
+        timesteps,
+        settings=StreamSettings(observe=lambda name, value: trains.update({name: value.float()})),
+    ):
         answer = chunk.outputs[-1]
     fired = []
 

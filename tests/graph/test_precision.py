@@ -10,7 +10,7 @@ import torch
 from test_engine import by_steps, network, node, pictures, run
 
 from s_resnet import Graph
-from s_resnet.graph import Neuron, Readout
+from s_resnet.graph import Neuron, Readout, StreamSettings
 from s_resnet.graph.ops import Flatten, Input, Linear
 
 ONE = torch.tensor(1.0)
@@ -148,13 +148,15 @@ def test_the_classifier_is_exact_whatever_the_caller_has_set():
     seen, products = [], torch.backends.mkldnn.matmul
     torch.set_float32_matmul_precision("medium")
     try:
-        for part in snn.stream(images, 4, 2, observe=lambda *_: seen.append(products.fp32_precision)):
+        for part in snn.stream(
+            images, 4, 2, settings=StreamSettings(observe=lambda *_: seen.append(products.fp32_precision))
+        ):
             assert torch.get_float32_matmul_precision() == "medium" and products.fp32_precision == "bf16"
             step = part.state.step
             assert torch.equal(part.outputs, want.outputs[step - 2 : step])
         assert torch.equal(snn.run(images), analog)
         with pytest.raises(ZeroDivisionError):
-            list(snn.stream(images, 4, observe=lambda *_: 1 / 0))
+            list(snn.stream(images, 4, settings=StreamSettings(observe=lambda *_: 1 / 0)))
         assert products.fp32_precision == "bf16"
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -15,7 +15,7 @@ from test_schedules import pictures as windows
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s_resnet import Graph, simulate
-from s_resnet.graph import Neuron, Node
+from s_resnet.graph import Neuron, Node, StreamSettings
 from s_resnet.graph.engine import Whole, replay, steps
 from s_resnet.simulation import SimulationSettings, features, simulate_with_early_exit
 from s_resnet.simulation.simulate import answers
@@ -72,7 +72,7 @@ def test_every_recipe_and_trained_networks(gpu, name, precision):  # noqa: F811
     snn = fresh(every_recipe.network(name))
     for turn in range(3):
         x = pictures(3, seed=turn) / 2
-        want = list(fresh(snn).stream(claimed(x), every_recipe.STEPS, precision=precision))
+        want = list(fresh(snn).stream(claimed(x), every_recipe.STEPS, settings=StreamSettings(precision=precision)))
         got = simulate(snn, claimed(x), every_recipe.STEPS, SimulationSettings(precision=precision))
         assert torch.equal(got.outputs[0], want[-1].outputs[-1])
         for layer, count in got.spikes.items():
@@ -87,7 +87,7 @@ def test_what_was_returned_stays_and_a_state_can_be_gone_on_from(gpu):  # noqa: 
     first = simulate(snn, claimed(x), T)
     kept = {name: [part.clone() for part in parts] for name, parts in first.state.memory.items()}
     outputs, spikes = first.outputs.clone(), {name: count.clone() for name, count in first.spikes.items()}
-    (chunk,) = snn.stream(claimed(x), T, whole=Whole())
+    (chunk,) = snn.stream(claimed(x), T, settings=StreamSettings(whole=Whole()))
     called = snn(claimed(x), T)
     simulate(snn, claimed(y), T)
     assert gpu.recordings[0].replays == 4

@@ -21,7 +21,7 @@ from test_engine import (
     stem,
 )
 
-from s_resnet.graph import Neuron, Scale
+from s_resnet.graph import Neuron, Scale, StreamSettings
 from s_resnet.graph.engine import arithmetic
 from s_resnet.graph.ops import Conv2d
 from s_resnet.kernels import tf32
@@ -186,7 +186,9 @@ def test_the_second_part_is_the_branch_of_neurons_that_read_nothing_else(emulate
 def test_who_observes_sees_both_parts_together(emulated):
     snn, images, seen = in_two_parts(chain(conv(3, 8, 8), Neuron(ONE), conv(5, 8, 8))), pictures(2), {}
     assert {"m0", "m2"} <= snn._plan("exact").alone
-    list(snn.stream(images, 1, observe=lambda name, value: seen.setdefault(name, value.clone())))
+    list(
+        snn.stream(images, 1, settings=StreamSettings(observe=lambda name, value: seen.setdefault(name, value.clone())))
+    )
     for name in ("m0", "m2"):
         op = snn[name].op
         want = F_CONV(seen[snn[name].inputs[0]].double(), op.weight.double(), None, 1, 1)

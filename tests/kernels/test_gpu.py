@@ -19,6 +19,7 @@ from torch import library as operators
 import s_resnet
 from s_resnet import kernels
 from s_resnet.errors import BackendUnavailable
+from s_resnet.graph import StreamSettings
 from s_resnet.kernels import Update
 from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.membrane import cuda, reference
@@ -277,7 +278,11 @@ def test_a_replayed_graph_gives_what_the_eager_run_does(name, precision, monkeyp
     chunk, eager = None if snn.windowed else 4, []
     with torch.no_grad():
         for x in batches:  # who watches sees every chunk, and no graph is replayed
-            chunks = list(snn.stream(x, STEPS, chunk, precision=precision, observe=lambda name, value: None))
+            chunks = list(
+                snn.stream(
+                    x, STEPS, chunk, settings=StreamSettings(precision=precision, observe=lambda name, value: None)
+                )
+            )
             eager.append((chunks[-1].outputs[-1], chunks[-1].state.memory))
     assert not replays
     runs = [

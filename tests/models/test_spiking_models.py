@@ -12,6 +12,7 @@ from torch import nn
 
 import s_resnet
 from s_resnet.conversion import Context
+from s_resnet.graph import StreamSettings
 from s_resnet.graph.alphabet import Surrogate
 from s_resnet.models import LIF, Firing, catalog
 from s_resnet.models.catalog import ARCHITECTURES, timesteps_of
@@ -216,7 +217,10 @@ def test_spikes_are_the_module_s_on_dyadic_weights(arch, settings):
         graph = s_resnet.trace(model, images)
         found = {}
         for chunk in graph.stream(
-            images, timesteps_of(arch), chunk=1, observe=lambda n, v: found.setdefault(n, []).append(v.clone())
+            images,
+            timesteps_of(arch),
+            chunk=1,
+            settings=StreamSettings(observe=lambda n, v: found.setdefault(n, []).append(v.clone())),
         ):
             answer = chunk.outputs[-1]
     assert len(seen) == len(graph.neurons) >= 7

@@ -84,7 +84,8 @@ def test_work_within_work_is_named_behind_it(clock, capsys):
 
 
 def test_what_was_done_before_does_not_count_for_the_time_left(clock, capsys):
-    with Progress[None](total=100, desc="reconstruct", unit="step", shown=True, initial=80) as bar:
+    with Progress[None](total=100, desc="reconstruct", unit="step", shown=True) as bar:
+        bar.resume(80)
         clock.now += 3600
         bar.update(10)
     assert capsys.readouterr().err == "reconstruct 90/100, 1:00:00, about 1:00:00 left\n"

@@ -28,7 +28,7 @@ from s_resnet.data import ImageData, Preprocessing
 from s_resnet.errors import InvalidCheckpoint, InvalidData, TrainingDiverged
 from s_resnet.models.catalog import build
 from s_resnet.training import loop, processes, run, saved
-from s_resnet.training.images import EpochLoader, epoch_order, usual_augmentation
+from s_resnet.training.images import epoch_loader, epoch_order, usual_augmentation
 from s_resnet.training.recompute import recomputing, residual_blocks
 from s_resnet.training.settings import Execution, derive_seed, learning_rate
 
@@ -159,7 +159,7 @@ def drawn(settings, epoch=0, workers=0, images=None, names=("crop", "flip")):
     settings = replace(settings, augmentation=names)
     order = epoch_order(range(len(images)), settings, epoch)
     preprocessing = s_resnet.data.preprocessing_for(images.pixels.shape[1], (0, 0, 0), (1 / 255,) * 3)
-    batches = list(EpochLoader(images, order, preprocessing, settings, epoch, workers))
+    batches = list(epoch_loader(images, order, preprocessing, settings, epoch, workers))
     return order, torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
@@ -229,7 +229,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     for workers in (0, 2):
         with pytest.raises(InvalidData, match=r"^image 'b/2.png': file, got not an image") as caught:
             drawn_on = s_resnet.data.preprocessing_for(SIZE)
-            list(EpochLoader(images, [[0], [3]], drawn_on, replace(BRIEF, augmentation=()), 0, workers))
+            list(epoch_loader(images, [[0], [3]], drawn_on, replace(BRIEF, augmentation=()), 0, workers))
         assert "\n" not in str(caught.value)
 
 

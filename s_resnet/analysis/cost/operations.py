@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.arguments import Batches, images_of, whole_number
 from ...errors import InvalidData, message
-from ...graph.engine import together
+from ...graph.engine import StreamSettings, together
 from ...graph.fold import folded
 from ...graph.graph import Graph, check_spiking, count_images
 from ...runtime.display import Figures, Table, plain
@@ -183,7 +183,7 @@ def _show(
 ) -> None:
     spikes.begin(count_images(images))
     with torch.no_grad():
-        for _ in snn.stream(images, timesteps, encode=encode, observe=spikes):
+        for _ in snn.stream(images, timesteps, settings=StreamSettings(encode=encode, observe=spikes)):
             pass
 
 

@@ -97,7 +97,8 @@ def reconstruct(
     names = [part[-1].name for part in parts] + ["all together"] * (joint > 0)
     total = steps * len(parts) + joint
     finished = _credited(len(said), len(parts), steps, joint)
-    bar = Progress[None](total=total, desc="reconstruct", unit="step", shown=context.progress, initial=finished)
+    bar = Progress[None](total=total, desc="reconstruct", unit="step", shown=context.progress)
+    bar.resume(finished)
     kept = repeatable(resume, lambda: f"{len(said)} of {len(parts) + 1} parts" if said else "")
     end = time.monotonic() + 60 * minutes
     with bar, arithmetic(images[:1], tf32=False), kept:

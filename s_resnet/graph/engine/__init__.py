@@ -4,14 +4,15 @@ from .analog import activations
 from .chunks import together
 from .plan import Plan, freed, prepare, windowed
 from .precision import arithmetic
-from .run import Encode, Job, Observe, Whole, constants
+from .run import USUAL, Encode, Job, StreamSettings, Whole, constants
 from .steps import advance, portions
 
 __all__ = [
+    "USUAL",
     "Encode",
     "Job",
-    "Observe",
     "Plan",
+    "StreamSettings",
     "Whole",
     "activations",
     "advance",

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ...errors import InvalidData
+from ...errors import InvalidData, message
 from ...kernels import events, narrow_dtype
 from ..alphabet import Differential
 from ..forms import GridConv2d
@@ -44,7 +44,9 @@ class Recent(dict[K, V]):
 class Portion:
     """What goes through a layer at a time: steps of the batch, or images with all their steps.
 
-    numbers: in the largest value of one image at one step.
+    Attributes:
+        size: how many steps, or images.
+        numbers: how many numbers the largest value of one image has at one step.
     """
 
     size: int
@@ -53,10 +55,11 @@ class Portion:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is prepared once for a network and a precision: operations, biases, and who reads what in which form.
+    """What is prepared once for a network and a precision: operations, biases, and the form of each value.
 
-    The fields from ``dense`` on are filled while it runs; what is found there once stays, so that a shape is always
-    computed in the same way, but for packed weights, which come out the same: of the sizes of images seen last.
+    The fields from ``dense`` on are filled while it runs. What is stored there stays, so that a shape is always
+    computed in the same way. Packed weights are the exception: only those for the last image sizes are kept, as they
+    can be computed again.
     """
 
     nodes: tuple[Node, ...]
@@ -108,10 +111,15 @@ class Network(Protocol):
 
 
 def prepare(network: Network, precision: str) -> Plan:
-    """Prepare a spiking network. Raises InvalidData for an unknown precision."""
+    """Prepare a spiking network for a precision.
+
+    Raises:
+        InvalidData: the precision is unknown.
+    """
     nodes, users, static, integer = network.nodes, network.users, network.static, network.is_integer
     if precision not in PRECISIONS:
-        raise InvalidData(f"simulate: got precision {precision!r}; expected exact or fast. Choose one of them.")
+        got, remedy = f"precision {precision!r}", "Pass 'exact' for float32"
+        raise InvalidData(message("simulate", "", got, "exact or fast", remedy))
     ops = {node.name: _laid_out(node.op) for node in network.running().nodes}
     neurons = {name: op for name, op in ops.items() if isinstance(op, Neuron)}
     unit = frozenset(name for name, op in neurons.items() if op.emits_unit_spikes)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import events, tf32
+from ...runtime.display import Displayed
 from ..execution import Execution
 from ..neuron import Memory, Neuron
 from ..ops import Conv2d, Node, Op, Scale, channels_last
@@ -33,14 +34,40 @@ Observe = Callable[[str, Tensor], None]
 
 @dataclass(frozen=True)
 class Whole:
-    """Says that a simulation is run to its end, so that memory may change in place, and nothing needs to be kept.
+    """Says that a simulation is run to its end, so that memory may be updated in place and need not be kept.
 
-    state: whether the memory after the last step is wanted; that after the other chunks is not.
-    repeats: how many such simulations the caller expects: what is looked for once pays if it is used often.
+    Attributes:
+        state: whether the memory after the last step is needed; that after other chunks is not.
+        repeats: how many such simulations the caller expects, as tuning pays only if it is used often.
     """
 
     state: bool = True
     repeats: int = 1
+
+
+@dataclass(frozen=True, repr=False)
+class StreamSettings(Displayed):
+    """How :meth:`s_resnet.Graph.stream` simulates; the defaults are what nearly everyone wants.
+
+    Attributes:
+        encode: gives the next ``S`` steps of input ``[S, B, C, H, W]`` instead of the constant images.
+        precision: ``"exact"`` is float32 (on a GPU convolutions of spikes are two in TF32, as exact together);
+            ``"fast"`` multiplies in 16 bits where that is faster: bfloat16 or fixed-point weights on a CPU, float16 on
+            a GPU. Membranes and classifier are float32 in both, whatever precision the caller has set in torch.
+        observe: called with the name and the value ``[S * B, *]`` of every node that is computed for each chunk:
+            neurons, pools and currents, but not constants, nor currents that go straight into a membrane (a shortcut
+            synapse, an event-driven convolution). It must not change them.
+        whole: promises that all chunks are taken and that at most the last state is needed; the others come without
+            memory. This is faster, and on a GPU short steps are recorded and replayed. None: no promise.
+    """
+
+    encode: Encode | None = None
+    precision: str = "exact"
+    observe: Observe | None = None
+    whole: Whole | None = None
+
+
+USUAL = StreamSettings()
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,11 +14,10 @@ count, many, finite = whole(0, 2**31 - 1), whole(0, 2**63 - 1), between(-1e30, 1
 
 @dataclass(frozen=True, repr=False)
 class AppliedPass(Entry):
-    """A pass of the recipe that changed the network.
+    """A pass of the recipe that changed the network, with its settings as ``extra``.
 
     Attributes:
         name: of the pass; ``"pass"`` in JSON.
-        extra: its settings.
     """
 
     name: str = field(metadata={"kind": text, "key": "pass"})

@@ -52,25 +52,26 @@ def _preprocessing(value: object, where: str) -> Preprocessing | Binning:
 
 @dataclass(frozen=True, repr=False)
 class Provenance(Entry):
-    """Where a network came from. Every part is there; what it does not say is None, and an empty part is false.
+    """Where a network came from. All parts exist: unknown values are None, and an empty part is false.
+
+    The user's own entries, which must be JSON, are in ``extra``.
 
     Attributes:
-        recipe: how it was converted, for which T.
+        recipe: how it was converted, and for which T.
         source: what it was converted from.
         data: what it was calibrated, tuned or trained on.
-        calibration: the statistics of that.
-        preprocessing: how its images, or recordings of events, are prepared.
+        calibration: the statistics of these data.
+        preprocessing: how its images, or recordings of events, are preprocessed.
         classes: their names, in the order of the answer.
         input_shape: ``(C, H, W)`` of the images that it was converted with.
-        fixed_size: ``(H, W)`` where it takes images of that size only.
-        answer_shape: ``(N, 1, 1)`` where the source network answers in that shape; inside it is ``(N,)``.
-        check: a look at the source network.
-        compensation: of the pass of that name.
-        reconstruction: of the pass of that name.
-        choice: of recipe ``"auto"``.
-        tuning: of a fine-tuning.
-        versions: of the packages that it was converted with.
-        extra: the user's own entries, which must be JSON.
+        fixed_size: ``(H, W)`` if it takes images of that size only.
+        answer_shape: ``(N, 1, 1)`` if the source network answers in that shape; internally it is ``(N,)``.
+        check: the check of the source network.
+        compensation: the record of the pass of that name.
+        reconstruction: the record of the pass of that name.
+        choice: the record of recipe ``"auto"``.
+        tuning: the record of fine-tuning.
+        versions: the versions of the packages that it was converted with.
     """
 
     recipe: AppliedRecipe = _part(AppliedRecipe)

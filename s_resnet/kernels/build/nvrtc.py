@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import BackendUnavailable
+from ...errors import BackendUnavailable, message
 from .cache import built
 
 HERE = Path(__file__).parents[1] / "csrc"
@@ -67,7 +67,8 @@ def binary(instance: str, arch: str, file: str = "membrane.cu") -> tuple[str, by
     """
     compile_instance, name = compiler()
     if compile_instance is None:
-        raise BackendUnavailable(f"cuda kernel: got {name}; expected NVRTC. Install what is missing.")
+        remedy = "Install what is missing"
+        raise BackendUnavailable(message("cuda kernel", "", name, "NVRTC", remedy))
     sources = [(HERE / name).read_text() for name in (file, *HEADERS)]
     key = "\n".join([name, arch, instance, *FLAGS, *sources])
 
@@ -86,10 +87,8 @@ def _compile(instance: str, arch: str, file: str = "membrane.cu") -> tuple[str, 
     try:
         return _compiled(instance.encode(), arch, file)
     except Exception as error:  # NVRTC's no, or whatever another version of the bindings raises
-        raise BackendUnavailable(
-            f"cuda kernel: {compiler()[1]} refused {instance} for {arch}, got {_line(error)}; expected a cubin. "
-            f"Install a torch whose CUDA knows this device."
-        ) from error
+        what, remedy = f"{compiler()[1]} refused {instance} for {arch}", "Install a torch whose CUDA knows this device"
+        raise BackendUnavailable(message("cuda kernel", what, _line(error), "a cubin", remedy)) from error
 
 
 def _compiled(instance: bytes, arch: str, file: str) -> tuple[str, bytes]:
@@ -142,20 +141,17 @@ def loaded(instance: str, device: int, file: str = "membrane.cu") -> Launch:
     if launch is not None:
         return launch
     if torch.cuda.is_current_stream_capturing():
-        raise BackendUnavailable(
-            f"cuda kernel: got a first use of {instance} while a CUDA graph is captured; expected one before it. "
-            f"Call warm_up with the same arguments first."
-        )
+        got, remedy = f"a first use of {instance} in a CUDA graph", "Call warm_up with the same arguments first"
+        raise BackendUnavailable(message("cuda kernel", "", got, "one before the capture", remedy))
     with _lock:
         if (device, instance) not in _loaded:  # another thread was first
             symbol, code = binary(instance, "sm_{}{}".format(*torch.cuda.get_device_capability(device)), file)
             try:
                 _loaded[device, instance] = _load(symbol, code, device)
             except Exception as error:  # the driver's no, or whatever another version of the bindings raises
-                raise BackendUnavailable(
-                    f"cuda kernel: the driver refused the cubin of {compiler()[1]}, got {_line(error)}; expected it to "
-                    f"load. Update the driver, or {_install('cuda-bindings[all]')}."
-                ) from error
+                what, remedy = f"the driver refused the cubin of {compiler()[1]}", _install("cuda-bindings[all]")
+                said = message("cuda kernel", what, _line(error), "it to load", f"Update the driver, or {remedy}")
+                raise BackendUnavailable(said) from error
         return _loaded[device, instance]
 
 
@@ -178,10 +174,9 @@ def _load(symbol: str, code: bytes, device: int) -> Launch:
             _values(driver.cuCtxSetCurrent(context))  # a thread that is new to CUDA has none
             _values(driver.cuLaunchKernel(function, *shape, stream, ctypes.addressof(addresses), 0))
         except Exception as error:  # as above; or what an earlier kernel did
-            raise BackendUnavailable(
-                f"cuda kernel: got {_line(error)} from a launch of {blocks} blocks; expected it to start. An earlier "
-                f"kernel may have failed: CUDA_LAUNCH_BLOCKING=1 shows which."
-            ) from error
+            got, remedy = f"{_line(error)} from a launch of {blocks} blocks", "Find it with CUDA_LAUNCH_BLOCKING=1"
+            expected = "it to start, unless an earlier kernel failed"
+            raise BackendUnavailable(message("cuda kernel", "", got, expected, remedy)) from error
 
     return launch
 

@@ -214,7 +214,7 @@ def _check(v: Tensor, update: Update, spikes: Tensor) -> None:
     if v.dtype not in MEMBRANES:
         raise _wrong("membrane", v.dtype, "float32 or int32", "Convert it")
     if spikes.dtype not in TYPES:
-        raise _wrong("spikes", spikes.dtype, _names(), "Choose one of them")
+        raise _wrong("spikes", spikes.dtype, _names(), "Use the membrane's type")
     for name in ("threshold", "bias", "shortcut_scale", "emitted"):
         value = getattr(update, name)
         if value is not None and value.device != v.device:

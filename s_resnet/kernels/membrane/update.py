@@ -64,14 +64,15 @@ class Update(Displayed):
 
     def __post_init__(self) -> None:
         if self.reset not in RESETS:
-            raise wrong("reset", repr(self.reset), " or ".join(map(repr, RESETS)), "Choose one of them")
+            raise wrong("reset", repr(self.reset), " or ".join(map(repr, RESETS)), "Use 'subtract', the default")
         if not 1 <= self.levels <= LEVELS:
-            raise wrong("levels", self.levels, f"1 to {LEVELS}", "Choose one of them")
+            raise wrong("levels", self.levels, f"1 to {LEVELS}", "Use 1 for plain spikes")
         if not self.binary and self.reset != "subtract":
             got = f"{self.reset!r} with {self.alphabet}"
             raise wrong("reset", got, "'subtract'", "Reset to zero is for one level without signs")
         if self.schedule not in SCHEDULES:
-            raise wrong("schedule", repr(self.schedule), f"one of {', '.join(SCHEDULES)}", "Choose one of them")
+            expected, remedy = f"one of {', '.join(SCHEDULES)}", "Use 'streaming', the default"
+            raise wrong("schedule", repr(self.schedule), expected, remedy)
         if self.schedule != "streaming" and self.decay != 1.0:
             got = f"{self.decay} for a {self.schedule} neuron"
             raise wrong("decay", got, "1", "Only a streaming neuron has a decay")

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ...errors import InvalidData
+from ...errors import InvalidData, message
 from .. import check
 from ..build import compiler
 from ..layout import inner_of
@@ -34,12 +34,20 @@ def takes(current: Tensor) -> bool:
 def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affine: Affine | None) -> None:
     """Write the spikes into ``out``; or, given the gradient of the spikes, the gradient of the current.
 
-    current, grad, out: float32 or float64 ``[T, B, *]`` alike, whose steps are dense and lie in one order; the steps of
-    ``out`` follow each other. affine: scale and shift ``[C]`` of that type, which make the current from what is given;
-    then steps are contiguous or channels_last.
+    Args:
+        current: float32 or float64 ``[T, B, *]``, with dense steps.
+        grad: the gradient of the spikes in the same type, shape and memory order; None to run forward.
+        out: likewise, with adjacent steps.
+        firing: what the neurons do.
+        affine: scale and shift ``[C]`` of that type, which turn the given values into the current; then steps are
+            contiguous or channels_last.
+
+    Raises:
+        InvalidData: the arguments do not fit, or are not on the CPU.
     """
     if current.device.type != "cpu":
-        raise InvalidData(f"kernel: fire, got a current on {current.device}; expected one on the CPU. Move it there.")
+        got = f"a current on {current.device}"
+        raise InvalidData(message("kernel", "fire", got, "one on the CPU", "Move it there"))
     check.firing(current, grad, out, affine, TYPES)
     library, reason = compiler.compiled()
     assert library is not None, reason
@@ -82,14 +90,14 @@ class Norm(ctypes.Structure):
 
 
 def sums(p: Tensor, q: Tensor) -> Tensor:
-    """float64 ``[2, C]``, added up as such: ``p`` and ``p * q`` of each channel of ``[B, C, *]``, which lie alike."""
+    """The sums of ``p`` and ``p * q`` in each channel of ``[B, C, *]``, float64 ``[2, C]``; both have one layout."""
     found = torch.empty(2, p.shape[1], dtype=torch.float64)
     _normalize("sums", p, q, sums=found)
     return found
 
 
 def normalized_gradient(p: Tensor, q: Tensor, coefficients: Tensor) -> Tensor:
-    """``scale * (p - p0 - slope * (q - q0))`` in place of ``p``; coefficients: ``[4, C]`` scale, p0, q0, slope."""
+    """Write ``scale * (p - p0 - slope * (q - q0))`` over ``p``; ``coefficients``: ``[4, C]`` scale, p0, q0, slope."""
     _normalize("gradient", p, q, coefficients=coefficients.to(p.dtype).contiguous(), out=p)
     return p
 

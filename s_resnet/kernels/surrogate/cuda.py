@@ -31,9 +31,13 @@ def takes(current: Tensor, firing: Firing) -> bool:
 def run(current: Tensor, grad: Tensor | None, out: Tensor, firing: Firing, affine: Affine | None) -> None:
     """Write the spikes into ``out``; or, given the gradient of the spikes, the gradient of the current.
 
-    current, grad, out: ``[T, B, *]`` of one type, whose steps are dense, lie in one order and follow each other, or are
-    all one (stride 0). affine: scale and shift ``[C]`` in float32, which make the current from what is given; steps are
-    contiguous or channels_last then.
+    Args:
+        current: ``[T, B, *]``, with dense steps that are adjacent or all the same memory (stride 0).
+        grad: the gradient of the spikes in the same type, shape and memory order; None to run forward.
+        out: likewise.
+        firing: what the neurons do.
+        affine: scale and shift ``[C]`` in float32, which turn the given values into the current; then steps are
+            contiguous or channels_last.
     """
     check.firing(current, grad, out, affine, TYPES)
     with torch.cuda.device(current.device):

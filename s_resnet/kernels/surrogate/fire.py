@@ -49,8 +49,12 @@ class _Fire(torch.autograd.Function):
 def run(current: Tensor, grad: Tensor | None, firing: Firing, affine: Affine | None = None) -> Tensor:
     """The spikes; or, given the gradient of the spikes, the gradient of the current.
 
-    affine: ``[C]`` each, of ``[T, B, C, *]``: the current is ``affine[0] * current + affine[1]`` then, and the gradient
-    is that of the result.
+    Args:
+        current: ``[T, B, *]``.
+        grad: the gradient of the spikes; None to run forward.
+        firing: what the neurons do.
+        affine: ``[C]`` each, for ``[T, B, C, *]``: the current is then ``affine[0] * current + affine[1]``, and the
+            gradient is that of the result.
     """
     if cpp.takes(current):
         wide = current if current.dtype == torch.float64 else current.float()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
-from ...errors import InvalidData
+from ...errors import InvalidData, message
 from . import cpp
 from .fire import run
 from .reference import Affine, Firing
@@ -69,16 +69,13 @@ def normalize_and_fire(
         InvalidData: T does not divide the images, weight and bias are not ``[C]``, or as ``fire`` says.
     """
     if x.ndim < 2 or timesteps < 1 or len(x) == 0 or len(x) % timesteps:
-        raise InvalidData(
-            f"normalize_and_fire: x, got {list(x.shape)} with {timesteps} steps; expected [T * B, C, *]. Reshape it."
-        )
+        got = f"{list(x.shape)} with {timesteps} steps"
+        raise InvalidData(message("normalize_and_fire", "x", got, "[T * B, C, *]", "Reshape it"))
     if weight.shape != bias.shape or list(weight.shape) != [x.shape[1]]:
-        raise InvalidData(
-            f"normalize_and_fire: weight and bias, got {list(weight.shape)} and {list(bias.shape)}; expected "
-            f"[{x.shape[1]}]. Reshape them."
-        )
+        got = f"{list(weight.shape)} and {list(bias.shape)}"
+        raise InvalidData(message("normalize_and_fire", "weight and bias", got, f"[{x.shape[1]}]", "Reshape them"))
     firing.check(_in_time(x, timesteps))
-    spikes, *found = _NormFire.apply(x, weight, bias, firing, timesteps, how)
+    spikes, *found = _NormFire.apply(x, weight, bias, (firing, timesteps), how)
     return spikes, (found[0], found[1], found[2])
 
 
@@ -110,10 +107,10 @@ class _Norm(torch.autograd.Function):
 class _NormFire(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, firing: Firing, steps: int, how: Normalization
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, fired: tuple[Firing, int], how: Normalization
     ) -> tuple[Tensor, ...]:
         wide, affine, statistics = _standardized(ctx, x, weight, bias, how)
-        ctx.firing, ctx.steps = firing, steps
+        firing, steps = ctx.firing, ctx.steps = fired
         return run(_in_time(wide, steps), None, firing, affine).flatten(0, 1).to(x.dtype), *statistics
 
     @staticmethod
@@ -123,7 +120,7 @@ class _NormFire(torch.autograd.Function):
         x, *_, scale, shift = saved
         arrived = _in_time(_wide(grad), ctx.steps)
         g = run(_in_time(_wide(x), ctx.steps), arrived, ctx.firing, (scale, shift)).flatten(0, 1)
-        return *_backward(ctx, saved, g), None, None, None
+        return *_backward(ctx, saved, g), None, None
 
 
 def _standardized(

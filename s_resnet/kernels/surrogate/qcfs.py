@@ -1,4 +1,4 @@
-"""The activation of an ANN that is trained to be converted: what T = L steps of a neuron can say."""
+"""The activation of an ANN that is trained for conversion: the values that T = L steps of a neuron can express."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def qcfs(x: Tensor, threshold: Tensor, levels: int) -> Tensor:
 
         h(x) = lambda * clip(floor(x L / lambda + 1/2) / L, 0, 1)
 
-    the mean output over T = L steps of a neuron of threshold lambda that starts at lambda / 2 and gets the current x.
-    Backwards the floor is the identity: with ``u = x L / lambda + 1/2``::
+    This is the mean output over T = L steps of a neuron of threshold lambda that starts at lambda / 2 and receives the
+    current x. In the backward pass the floor is the identity: with ``u = x L / lambda + 1/2``::
 
         dh/dx = 1 where 0 <= u < L, else 0
         dh/dlambda = (h - x) / lambda where 0 <= u < L, 1 above, 0 below
@@ -26,7 +26,8 @@ def qcfs(x: Tensor, threshold: Tensor, levels: int) -> Tensor:
         threshold: positive, broadcastable to x.
         levels: L >= 1.
 
-    Raises InvalidData for a threshold of another shape, and levels below 1.
+    Raises:
+        InvalidData: the threshold has another shape, or there are no levels.
 
     Source: Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency Spiking Neural Networks",
     ICLR 2022 (arXiv:2303.04347).

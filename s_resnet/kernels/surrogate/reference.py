@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InvalidData
+from ...errors import InvalidData, message
 from ...runtime.display import Displayed
 
 Affine = tuple[Tensor, Tensor]
@@ -33,7 +33,7 @@ class Firing(Displayed):
         initial: membrane potential before the first step.
 
     Raises:
-        InvalidData: a setting that is not as said here.
+        InvalidData: a setting is out of these ranges.
     """
 
     thresholds: tuple[float, ...]
@@ -46,31 +46,27 @@ class Firing(Displayed):
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.thresholds) <= LEVELS or not all(0 < theta < math.inf for theta in self.thresholds):
-            raise InvalidData(
-                f"fire: thresholds, got {self.thresholds}; expected 1 to {LEVELS} positive numbers. Choose such."
-            )
+            raise _invalid("thresholds", self.thresholds, f"1 to {LEVELS} positive numbers", "Use (1.0,) for one")
         for name, value, known in (("reset", self.reset, RESETS), ("surrogate", self.surrogate, SURROGATES)):
             if value not in known:
-                raise InvalidData(
-                    f"fire: {name}, got {value!r}; expected one of {', '.join(known)}. Choose one of them."
-                )
+                raise _invalid(name, repr(value), f"one of {', '.join(known)}", f"Use {known[0]!r}, the default")
         if not 0 < self.width < math.inf:
-            raise InvalidData(f"fire: width, got {self.width}; expected a positive number. Choose such.")
+            raise _invalid("width", self.width, "a positive number", "Use 1.0, the default")
         if not 0 <= self.decay <= 1:
-            raise InvalidData(f"fire: decay, got {self.decay}; expected 0 to 1. Choose such.")
+            raise _invalid("decay", self.decay, "0 to 1", "Use 1.0 for no leak")
         if not math.isfinite(self.initial):
-            raise InvalidData(f"fire: initial, got {self.initial}; expected a finite number. Choose such.")
+            raise _invalid("initial", self.initial, "a finite number", "Use 0.0, the default")
 
     def check(self, current: Tensor) -> None:
-        """Raise InvalidData, as :func:`fire` says, where this current is not possible."""
+        """Check that a current can be fired on.
+
+        Raises:
+            InvalidData: its type or shape does not fit.
+        """
         if current.dtype not in TYPES:
-            raise InvalidData(
-                f"fire: current, got {current.dtype}; expected float32, float64, float16 or bfloat16. Convert it."
-            )
+            raise _invalid("current", current.dtype, "float32, float64, float16 or bfloat16", "Convert it")
         if current.ndim < 2 or len(current) == 0:
-            raise InvalidData(
-                f"fire: current, got {list(current.shape)}; expected [T, B, *] with at least one step. Reshape it."
-            )
+            raise _invalid("current", list(current.shape), "[T, B, *] with at least one step", "Reshape it")
 
     def shape(self) -> tuple[float, float]:
         """The two numbers of the surrogate: what scales or bounds its argument, and its height at 0, or nearly so."""
@@ -78,6 +74,10 @@ class Firing(Displayed):
         return {"rectangle": (a / 2, 1 / a), "triangle": (1 / a, 1 / a), "arctan": (math.pi / 2 * a, a / 2)}.get(
             self.surrogate, (a, a)
         )
+
+
+def _invalid(what: str, got: object, expected: str, remedy: str) -> InvalidData:
+    return InvalidData(message("fire", what, got, expected, remedy))
 
 
 def slope(x: Tensor, firing: Firing) -> Tensor:
