@@ -21,7 +21,7 @@ class Source:
     Attributes:
         preprocessing: how its images are prepared.
         batches: the calibration images, or the mean frames of events; None without.
-        origin: what the artifact keeps of them, as parts of its provenance.
+        origin: what the artifact records about them, as parts of its provenance.
     """
 
     preprocessing: Preprocessing
@@ -60,15 +60,9 @@ def calibration_source(
     elif loaded.channels in (1, 3):
         batches = s_resnet.data.loader_for(data, indices, preprocessing, batch_size=32)
     else:
-        raise s_resnet.errors.InvalidData(
-            s_resnet.errors.message(
-                f"data {data.spec!r}",
-                "",
-                f"images for a network of {loaded.channels} channels",
-                "one of 3 (RGB) or 1 (gray)",
-                "Convert it from Python, with batches [B, C, H, W] of its own images",
-            )
-        )
+        where, got = f"data {data.spec!r}", f"images for a network of {loaded.channels} channels"
+        expected, remedy = "one of 3 (RGB) or 1 (gray)", "Convert it from Python, with batches [B, C, H, W]"
+        raise s_resnet.errors.InvalidData(s_resnet.errors.message(where, "", got, expected, remedy))
     marks = tuple(s_resnet.data.fingerprints(data, indices))
     kept = s_resnet.graph.provenance.SeenData(data.spec, data.split, len(indices), marks)
     origin = s_resnet.graph.provenance.Parts(data=kept, preprocessing=preprocessing)
@@ -83,13 +77,7 @@ def read_class_names(path: str, loaded: s_resnet.frontend.Checkpoint) -> tuple[s
 
     names = s_resnet.data.read_names(path)
     if len(names) != loaded.num_classes:
-        raise s_resnet.errors.InvalidData(
-            s_resnet.errors.message(
-                f"classes {path!r}",
-                "",
-                f"{len(names)} names for a network of {loaded.num_classes}",
-                "one for each class, one per line",
-                "Correct the file",
-            )
-        )
+        where, got = f"classes {path!r}", f"{len(names)} names for a network of {loaded.num_classes}"
+        expected, remedy = "one for each class, one per line", "Name every class once, in the order of the outputs"
+        raise s_resnet.errors.InvalidData(s_resnet.errors.message(where, "", got, expected, remedy))
     return tuple(names)

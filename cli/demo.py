@@ -84,11 +84,9 @@ def _check_packages() -> None:
 
     for package, name in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if importlib.util.find_spec(package) is None:
-            raise s_resnet.errors.BackendUnavailable(
-                s_resnet.errors.message(
-                    "demo", "", f"no {name}", "it to be installed", "Run: pip install scikit-learn matplotlib"
-                )
-            )
+            remedy = "Run: pip install scikit-learn matplotlib"
+            said = s_resnet.errors.message("demo", "", f"no {name}", "it to be installed", remedy)
+            raise s_resnet.errors.BackendUnavailable(said)
 
 
 def _make(folder: Path) -> None:
@@ -98,15 +96,9 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise s_resnet.SResNetError(
-            s_resnet.errors.message(
-                str(folder),
-                "cannot be created",
-                str(error.strerror),
-                "a writable place",
-                "Choose another one with -o",
-            )
-        ) from error
+        got, remedy = str(error.strerror), "Choose another one with -o"
+        said = s_resnet.errors.message(str(folder), "cannot be created", got, "a writable place", remedy)
+        raise s_resnet.SResNetError(said) from error
 
 
 def _train(checkpoint: Path) -> None:

@@ -41,7 +41,11 @@ def timesteps_for(snn: s_resnet.Graph, path: Path) -> int:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raise UsageError for a file that is a spiking network, not a checkpoint."""
+    """Check that a file is not a spiking network.
+
+    Raises:
+        click.UsageError: it is one, where a checkpoint is needed.
+    """
     if path.suffix == ".snn" and path.is_file():
         with path.open("rb") as file:
             head = file.read(9)
@@ -63,19 +67,17 @@ def open_matched(spec: str, split: str, download: bool, classes: str | None, kno
 
 
 def check_classes(data: Data, classes: int) -> None:
-    """Raise InvalidData unless the data have as many classes as the network."""
+    """Check that the data have as many classes as the network.
+
+    Raises:
+        InvalidData: they have not.
+    """
     import s_resnet
 
     if len(data.classes) != classes:
-        raise s_resnet.errors.InvalidData(
-            s_resnet.errors.message(
-                f"data {data.spec!r}",
-                "",
-                f"{len(data.classes)} classes for a network of {classes}",
-                "equal numbers",
-                "Choose the data that the network was trained on, or name all its classes (--classes FILE)",
-            )
-        )
+        where, got = f"data {data.spec!r}", f"{len(data.classes)} classes for a network of {classes}"
+        remedy = "Choose the data that the network was trained on, or name all its classes (--classes FILE)"
+        raise s_resnet.errors.InvalidData(s_resnet.errors.message(where, "", got, "equal numbers", remedy))
 
 
 def usual_data(snn: s_resnet.Graph) -> str | None:
@@ -91,8 +93,8 @@ class Found:
     """Images to run a network on.
 
     Attributes:
-        data: what they are part of.
-        indices: which of the data they are.
+        data: the data that they are part of.
+        indices: their indices in the data.
         calibrated_on: how many images were left out because the network was calibrated on them.
         preprocessing: the network's.
     """
@@ -121,16 +123,13 @@ def find_images(snn: s_resnet.Graph, path: Path, asked: Images, others: Sequence
 
     known = snn.provenance
     if known.preprocessing is None:
-        raise s_resnet.errors.InvalidArtifact(
-            s_resnet.errors.message(
-                str(path),
-                "",
-                "no preprocessing, because it was converted from Python",
-                "the size, mean and std of its images, or the bins of its events",
-                "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps), or save it with "
-                "snn.with_provenance(preprocessing=s_resnet.data.preprocessing_for(size, mean, std))",
-            )
+        got = "no preprocessing, because it was converted from Python"
+        expected = "the size, mean and std of its images, or the bins of its events"
+        remedy = (
+            "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps), or save it with "
+            "snn.with_provenance(preprocessing=s_resnet.data.preprocessing_for(size, mean, std))"
         )
+        raise s_resnet.errors.InvalidArtifact(s_resnet.errors.message(str(path), "", got, expected, remedy))
     spec = asked.data or usual_data(snn)
     if spec is None:
         raise click.UsageError(f"Which data? {path} does not name any. Pass --data DATA.")

@@ -24,21 +24,13 @@ def check_output(path: Path, *inputs: Path, force: bool = False) -> None:
     if exists and not force:
         raise click.UsageError(f"{path} already exists. Choose another name, or overwrite it with --force.")
     if not os.path.isdir(path.parent):
-        raise s_resnet.SResNetError(
-            s_resnet.errors.message(
-                str(path), "cannot be written", f"no folder {path.parent}", "an existing folder", "Create it first"
-            )
-        )
+        got, remedy = f"no folder {path.parent}", "Create it first"
+        said = s_resnet.errors.message(str(path), "cannot be written", got, "an existing folder", remedy)
+        raise s_resnet.SResNetError(said)
     if not os.access(path.parent, os.W_OK):
-        raise s_resnet.SResNetError(
-            s_resnet.errors.message(
-                str(path),
-                "cannot be written",
-                f"no permission in {path.parent}",
-                "a writable folder",
-                "Choose another place",
-            )
-        )
+        got, remedy = f"no permission in {path.parent}", "Choose another place"
+        said = s_resnet.errors.message(str(path), "cannot be written", got, "a writable folder", remedy)
+        raise s_resnet.SResNetError(said)
 
 
 def network_path(checkpoint: Path, *words: str) -> Path:

@@ -29,8 +29,9 @@ class RecipeOptions:
         """The recipe that they make together.
 
         Raises:
-            click.UsageError: a percentile for a recipe that does not look at it.
-            InvalidData, ConversionError: they cannot be combined.
+            click.UsageError: a percentile is given for a recipe that does not use it.
+            InvalidData: the options cannot be combined.
+            ConversionError: the recipe cannot have them.
         """
         import s_resnet
 
@@ -38,7 +39,7 @@ class RecipeOptions:
         if self.recipe == "auto":
             built = s_resnet.conversion.Auto(self.spikes or "binary", self.target_drop)
         elif self.spikes is not None or self.target_drop is not None:
-            expected = "them with recipe 'auto', which chooses by them"
+            expected = "them with recipe 'auto', for which they are criteria"
             remedy = "Leave them out, or choose auto"
             raise s_resnet.errors.InvalidData(
                 s_resnet.errors.message("convert", "", "spikes or target_drop with a recipe by name", expected, remedy)

@@ -1,4 +1,4 @@
-"""What the network is worth: headline, accuracy over time steps, and shortcut scales."""
+"""How good the network is: headline, accuracy over time steps, and shortcut scales."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_AVAILABLE = "Not available"
 
 @dataclass(frozen=True)
 class Card:
-    """A figure of the headline with its title, and a few words on it."""
+    """A figure of the headline with its title and a short explanation."""
 
     title: str
     figure: str
@@ -24,7 +24,7 @@ class Card:
 
 
 def cards(net: NetworkReport) -> tuple[Card, ...]:
-    """What a reader in a hurry takes away."""
+    """The figures of the headline."""
     steps = f"End to end, for T = {net.timesteps:,} steps of input. Spikes: {net.report.alphabet}."
     against = _against_itself(net) if net.report.ann is None else _against_ann(net, net.report.ann["top1"])
     return *against, Card("Latency", f"{net.end_to_end_steps:,} steps", steps), _energy(net)
@@ -78,7 +78,7 @@ def _energy(net: NetworkReport) -> Card:
 
 
 def reading(net: NetworkReport) -> str:
-    """The chart of accuracy in a sentence."""
+    """The chart of accuracy in one sentence."""
     report, last = net.report, net.report.snn[-1]
     said = f"{percent(last.top1)} of {report.images:,} images are answered right at T = {last.timesteps}"
     if report.ann is None:

@@ -1,4 +1,4 @@
-"""The drawings of the page, by matplotlib, as SVG. Colors are Okabe and Ito's, which color-blind readers tell apart."""
+"""The charts of the page, by matplotlib, as SVG. Colors are Okabe and Ito's, which color-blind people can tell apart."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing in SVG, what it shows in words for those who do not see it, and its caption."""
+    """A drawing in SVG, a description for readers who cannot see it, and its caption."""
 
     svg: bytes
     alt: str
@@ -60,12 +60,16 @@ class Picture:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """A file that stands in the page itself."""
+    """A file embedded in the page, as a URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def need_matplotlib() -> None:
-    """Raise BackendUnavailable, naming the extra, where matplotlib is not installed."""
+    """Check that matplotlib is installed.
+
+    Raises:
+        BackendUnavailable: it is not.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -129,13 +133,13 @@ def _whose(net: NetworkReport, networks: Networks, what: str) -> str:
 
 
 def _short(name: str, most: int = 28) -> str:
-    """A name that fits; without what matplotlib would read as mathematics."""
+    """A name short enough, without characters that matplotlib would read as mathematics."""
     name = name if len(name) <= most else f"{name[: most // 2]}\N{HORIZONTAL ELLIPSIS}{name[1 - most // 2 :]}"
     return printable(name).replace("$", r"\$")
 
 
 def rates(networks: Networks) -> bytes:
-    """Firing rates layer by layer, from the first at the top; of networks with other layers one after the other."""
+    """Firing rates layer by layer, the first at the top; networks with different layers follow one another."""
     shown = [net for net in networks if net.verification]
     unit = emitted_unit(shown)
     return _by_layer(shown, same_layers(shown), f"{unit} per neuron and step", _draw_rates)
@@ -249,7 +253,7 @@ def energies(networks: Networks) -> bytes:
 
 
 def costs(net: NetworkReport) -> list[tuple[str, Any]]:
-    """What is compared, by the names that page and drawing use."""
+    """The costs that are compared, by the names that page and chart use."""
     found = net.energy
     if found is None:
         return []

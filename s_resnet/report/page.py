@@ -30,21 +30,21 @@ NAMES = ("index.html", "report.json")
 def write_page(networks: Iterable[NetworkReport], folder: str | os.PathLike[str], command: str = "") -> Entries:
     """Write ``index.html`` and ``report.json`` of one network, or of two beside each other, into ``folder``.
 
-    Folder and matplotlib are looked at first, so that a generator of reports is not run in vain; nothing is written
-    before the last one is there.
+    Folder and matplotlib are checked first, so that a generator of reports is not run in vain; nothing is written
+    before the last report is complete.
 
     Args:
         networks: one or two, with as many classes, on the same images.
-        folder: made where it is not there. Other files in it stay.
+        folder: created if necessary. Other files in it stay.
         command: how to make the page again, for its readers.
 
     Returns:
-        What report.json holds.
+        The content of report.json.
 
     Raises:
-        BackendUnavailable: without matplotlib.
-        InvalidData: no network or more than two, or two that do not compare.
-        SResNetError: a folder or file that cannot be written.
+        BackendUnavailable: matplotlib is not installed.
+        InvalidData: there is no network, there are more than two, or the two cannot be compared.
+        SResNetError: a folder or file cannot be written.
     """
     need_matplotlib()
     place = Path(folder)
@@ -79,27 +79,24 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        got, remedy = str(error.strerror), "Choose another one"
+        got, remedy = str(error.strerror), "Choose another folder"
         raise SResNetError(message(str(place), "cannot be written", got, "a writable folder", remedy)) from error
 
 
 def _check(networks: Networks) -> None:
     if not 1 <= len(networks) <= 2:
         got = f"{len(networks)} networks"
-        raise InvalidData(message("report", "", got, "one, or two to compare", "Choose those"))
+        raise InvalidData(message("report", "", got, "one, or two to compare", "Write several pages"))
     images = {part.report.images for part in networks}
     classes = {len(part.classes) for part in networks if part.classes}
     if len(images) > 1 or len(classes) > 1:
         what = f"{sorted(classes)} classes" if len(classes) > 1 else f"{sorted(images)} images"
-        remedy = "Compare like with like"
+        remedy = "Measure both in the same way"
         raise InvalidData(message("report", "", f"networks of {what}", "the same of both", remedy))
 
 
 def environment() -> jinja2.Environment:
-    """What the templates are rendered with: every value is escaped, and what is no letter shown as a mark.
-
-    A name that a template does not know is an error.
-    """
+    """The environment of the templates: values are escaped, unprintable characters become marks, unknown names fail."""
     import jinja2  # late, as few who import the package write a page
 
     made = jinja2.Environment(
