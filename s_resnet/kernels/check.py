@@ -37,7 +37,7 @@ def membrane(current: Tensor | int, v: Tensor, update: Update) -> None:
             raise wrong(name, list(value.shape), f"a shape that broadcasts to {list(v.shape)}", "Reshape it")
     counts = update.counts
     if counts is not None and tuple(counts.shape) != full[:2]:
-        raise wrong("counts", list(counts.shape), list(full[:2]), "Allocate them so")
+        raise wrong("counts", list(counts.shape), list(full[:2]), "Allocate them with torch.empty")
     for name, value in (*in_time.items(), *spread.items(), ("emitted", update.emitted), ("counts", counts)):
         if value is not None and value.device != v.device and value.ndim:
             raise wrong(name, f"a tensor on {value.device}", f"one on {v.device}, as the membrane", "Move it there")
@@ -85,7 +85,7 @@ def results(v: Tensor, spikes: Tensor, after: Tensor) -> None:
     """
     _same("after", after, v)
     if spikes.device != v.device or spikes.shape[1:] != v.shape or (len(spikes) > 1 and spikes.stride(0) != v.numel()):
-        raise wrong("spikes", list(spikes.shape), f"steps of {list(v.shape)} on {v.device}", "Allocate them so")
+        raise wrong("spikes", list(spikes.shape), f"steps of {list(v.shape)} on {v.device}", "Use layout.empty_steps")
     _dense("after", after, v)
     if len(spikes):
         _dense("spikes", spikes[0], v)
@@ -143,7 +143,9 @@ def firing(
     _dense("fire: current", current[0], current[0])
     for name, value, steps in (("current", current, (0, 1)), ("gradient", grad, (0, 1)), ("result", out, (1,))):
         if value is not None and len(value) > 1 and value.stride(0) not in [n * value[0].numel() for n in steps]:
-            raise wrong(f"fire: {name}", f"strides {value.stride()}", "steps that follow each other", "Lay it out so")
+            raise wrong(
+                f"fire: {name}", f"strides {value.stride()}", "steps that follow each other", "Call .contiguous()"
+            )
     if affine is not None:
         if current.ndim < 3:
             raise wrong("fire: current", list(current.shape), "[T, B, C, *] with scales", "Reshape it")
@@ -179,7 +181,7 @@ def normalizing(p: Tensor, q: Tensor, others: Mapping[str, Tensor]) -> None:
 def _same(where: str, value: Tensor, like: Tensor) -> None:
     if (value.shape, value.dtype, value.device) != (like.shape, like.dtype, like.device):
         got = f"{value.dtype} {list(value.shape)} on {value.device}"
-        raise wrong(where, got, f"{like.dtype} {list(like.shape)} on {like.device}", "Give it so")
+        raise wrong(where, got, f"{like.dtype} {list(like.shape)} on {like.device}", "Move and convert it")
 
 
 def _vector(where: str, value: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> None:
@@ -204,4 +206,4 @@ def _dense(where: str, step: Tensor, like: Tensor) -> None:
         expected *= size
     for size, mine, its in zip(step.shape, step.stride(), like.stride(), strict=True):
         if size > 1 and mine != its:
-            raise wrong(where, f"strides {step.stride()}", f"{like.stride()}", "Lay it out so")
+            raise wrong(where, f"strides {step.stride()}", f"{like.stride()}", "Copy it into that layout")

@@ -1,4 +1,4 @@
-"""The charts of the page, by matplotlib, as SVG. Colors are Okabe and Ito's, which color-blind people can tell apart."""
+"""The charts of the page, by matplotlib, as SVG. Colors are Okabe and Ito's, which color-blind people tell apart."""
 
 from __future__ import annotations
 

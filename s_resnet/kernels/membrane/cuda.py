@@ -222,7 +222,7 @@ def _check(v: Tensor, update: Update, spikes: Tensor) -> None:
     counts = update.counts
     if counts is not None and not (counts.dtype == torch.int32 and counts.is_contiguous()):
         got = f"{counts.dtype} {list(counts.shape)} strides {counts.stride()}"
-        raise _wrong("counts", got, f"contiguous int32 {list(spikes.shape[:2])}", "Allocate them so")
+        raise _wrong("counts", got, f"contiguous int32 {list(spikes.shape[:2])}", "Allocate them with torch.empty")
     for name, result in (("after", update.after), ("emitted_after", update.emitted_after)):
         if result is not None and result.stride() != v.stride():
             got = f"strides {result.stride()}"
