@@ -66,16 +66,16 @@ class Graph(Displayed):
     def __call__(self, images: Tensor, timesteps: int, precision: str = "exact") -> Tensor:
         """The answer after ``timesteps`` steps from a fresh state, in the units of the source network's logits.
 
-        What other nodes give is to be had by :func:`s_resnet.simulation.features`.
+        For the values of other nodes see :func:`s_resnet.simulation.features`.
 
         Args:
-            images: ``[B, C, H, W]``; or events ``[T, B, C, H, W]``, of which step t gets the frame t.
+            images: ``[B, C, H, W]``; or events ``[T, B, C, H, W]``, where step t receives frame t.
             timesteps: T >= 1.
-            precision: as in :meth:`stream`.
+            precision: ``"exact"`` or ``"fast"``, as in :class:`s_resnet.graph.StreamSettings`.
 
         Returns:
-            ``[B, N]``, or ``[B, N, 1, 1]`` where the source network answers in that shape; inside, and in simulations,
-            it is ``[B, N]``. Of images that are not finite it is NaN on a GPU.
+            ``[B, N]``, or ``[B, N, 1, 1]`` if the source network answers in that shape; internally, and in simulations,
+            it is ``[B, N]``. On a GPU it is NaN for images that are not finite.
 
         Raises:
             InvalidData: ``timesteps`` is below 1, the images do not fit, or, off a GPU, are not finite.
@@ -125,12 +125,12 @@ class Graph(Displayed):
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are; the CPU where it has none."""
+        """The device of its tensors; the CPU if it has none."""
         return next((value.device for node in self.nodes for _, value in tensors(node.op)), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest type of its floating-point numbers; float32 where it has none."""
+        """The widest type of its floating-point numbers; float32 if it has none."""
         found = {value.dtype for value in self.tensors().values() if value.is_floating_point()} or {torch.float32}
         return reduce(torch.promote_types, found)
 
@@ -141,7 +141,11 @@ class Graph(Displayed):
 
     @property
     def trained_for(self) -> int:
-        """The T that a directly trained network was trained for; InvalidData where its provenance does not say."""
+        """The T that a directly trained network was trained for.
+
+        Raises:
+            InvalidData: the provenance does not say.
+        """
         steps = self.provenance.recipe.timesteps
         if steps is None:
             what, expected = "the recipe of a directly trained network", "the T that it was trained for"
@@ -267,8 +271,8 @@ class Graph(Displayed):
     def run(self, images: Tensor) -> Tensor:
         """The source network's logits ``[B, N]``: neurons act as ReLU and the recipe's corrections are off.
 
-        Of events ``[T, B, C, H, W]`` the source network sees the mean over T. A directly trained network is its own
-        source: the answer after the T steps that it was trained for.
+        With events ``[T, B, C, H, W]`` the source network sees the mean over T. A directly trained network is its own
+        source: this is its answer after the T steps that it was trained for.
         """
         if self.trained:
             return self(images, self.trained_for)
@@ -276,7 +280,7 @@ class Graph(Displayed):
         return finite_answers(self._as_source(logits), "run")
 
     def activations(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Each node's analog value in execution order, of a directly trained network that at the first step.
+        """Each node's analog value in execution order; a directly trained network gives its values at the first step.
 
         A value is freed after its last reader.
         """
@@ -303,7 +307,7 @@ class Graph(Displayed):
         """How many of the images go through the layers together: all, unless layers wait for their window of T.
 
         Raises:
-            InvalidData: what cannot be simulated.
+            InvalidData: the images or a setting do not fit.
         """
         timesteps = whole_number(timesteps, "simulate", "timesteps")
         _check(self, images, timesteps, None, None)

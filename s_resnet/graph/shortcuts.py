@@ -44,7 +44,7 @@ class Shortcut(Displayed):
 
 
 def scales(snn: Network) -> dict[str, float]:
-    """What one spike of a layer (or unit of the logits) stands for in the source network, in the mean over channels."""
+    """The value of one spike of a layer (or unit of the logits) in the source network, the mean over channels."""
     found = {name: float(value) for name, value in (snn.provenance.calibration.scales or {}).items()}
     for node in snn.neurons:
         assert isinstance(node.op, Neuron)

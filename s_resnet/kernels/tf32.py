@@ -10,9 +10,9 @@ LARGEST = 2.0**128 - 2.0**117
 
 
 def rounded(x: Tensor) -> Tensor:
-    """``x`` in float32, rounded to the nearest TF32 number, ties to even; beyond the largest one it is that one.
+    """``x`` in float32, rounded to the nearest TF32 number, ties to even; larger values become the largest one.
 
-    Infinities and what is not a number stay; steps below 2^-126 are 2^-136.
+    Infinities and NaN stay; below 2^-126 the grid has steps of 2^-136.
     """
     bits = x.view(torch.int32)
     odd = (bits >> DROPPED) & 1

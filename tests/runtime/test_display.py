@@ -21,6 +21,7 @@ from trained_networks import T, trained
 
 import s_resnet
 from s_resnet.conversion.alternatives import Alternative
+from s_resnet.graph.engine import Whole
 from s_resnet.graph.provenance import Provenance, Source
 from s_resnet.runtime import display
 from s_resnet.runtime.display import LINES, ROWS, WIDTH, Displayed, Entries, Table, brief, plain
@@ -117,6 +118,7 @@ def results():
         s_resnet.conversion.check_source(analog, [(images(20, SIZE), torch.arange(20) % 10)]),
         *s_resnet.simulation.record(snn, IMAGES[:1], 3, [snn.neurons[1].name], 4),
         *s_resnet.graph.shortcuts(snn),
+        *(s_resnet.graph.StreamSettings(), Whole()),
         s_resnet.frontend.Checkpoint(model, "cifar_resnet8", 10, 32, "0" * 64, "a.pth"),
         photos(),
         s_resnet.data.EventData("dvsgesture:/e", "test", ("a", "b"), ["0"], [0]),

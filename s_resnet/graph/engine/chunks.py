@@ -19,13 +19,13 @@ WINDOW = 2**23
 
 
 def equal(total: int, most: int) -> list[int]:
-    """``total`` in as few parts as there must be of ``most`` at most, of one size but for the last: shapes repeat."""
+    """``total`` in as few parts of at most ``most`` as possible, all equal but the last, so that shapes repeat."""
     size = -(-total // -(-total // most))
     return [min(size, total - done) for done in range(0, total, size)]
 
 
 def together(images: int, numbers: int, steps: int, room: int, least: int = 1) -> int:
-    """How many of the images may be in memory with all their steps, where a layer has room for so many numbers."""
+    """How many of the images may be in memory with all their steps, if a layer may have ``room`` numbers."""
     return min(images, max(least, room // (numbers * steps)))
 
 

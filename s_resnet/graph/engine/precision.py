@@ -15,10 +15,14 @@ IEEE, PRECISION = ("ieee", "none"), "fp32_precision"
 
 @contextmanager
 def arithmetic(images: Tensor, tf32: bool, autotune: bool | None = None) -> Iterator[None]:
-    """Multiply numbers of float32 exactly or, in convolutions on a GPU alone, in TF32; never in autocast's 16 bits.
+    """Multiply float32 exactly or, in convolutions on a GPU only, in TF32; never in the 16 bits of autocast.
 
-    autotune: whether cuDNN tries its algorithms at every new shape; None leaves the caller's choice.
-    The settings are the process's: threads that run in different precisions at once disturb each other.
+    The settings belong to the process: threads that run in different precisions at once disturb each other.
+
+    Args:
+        images: their device decides which settings are changed.
+        tf32: whether convolutions on a GPU may use TF32.
+        autotune: whether cuDNN tries its algorithms at every new shape; None keeps the caller's choice.
     """
     kind = images.device.type
     backends: Any = torch.backends

@@ -22,14 +22,14 @@ CAPTURING = threading.Lock()
 class Replay:
     """A simulation of T steps from a fresh state, recorded once and then run on other images of that shape.
 
-    simulate: what is recorded, a function of the images alone that launches the same work for all of them and reads
-    nothing back; it must have run before, so that everything is compiled, prepared and tuned.
+    It records a function of the images alone, which launches the same work for all images and reads nothing back. The
+    function must have run before, so that everything is compiled, prepared and tuned.
     """
 
     def __init__(self, images: Tensor, simulate: Callable[[Tensor], Result]) -> None:
         self.graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        # What other threads ask of CUDA meanwhile, as a loader that pins memory does, is their own affair.
+        # Other threads may use CUDA meanwhile, such as a loader that pins memory.
         capture = torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local")
         with CAPTURING, torch.cuda.device(images.device), capture:
             self.images = torch.empty_like(images)
@@ -46,9 +46,9 @@ class Replay:
 
 
 class Replays:
-    """The recordings of a plan by what they are of, the least recently used out first.
+    """The recordings of a plan by the runs they replay; the least recently used one is dropped first.
 
-    What comes once is not recorded; the first run makes everything ready for the recording of the second.
+    A run is recorded only when it comes a second time; the first run prepares everything for the recording.
     """
 
     def __init__(self) -> None:

@@ -32,8 +32,8 @@ Encode = Callable[[int], Tensor]
 Observe = Callable[[str, Tensor], None]
 
 
-@dataclass(frozen=True)
-class Whole:
+@dataclass(frozen=True, repr=False)
+class Whole(Displayed):
     """Says that a simulation is run to its end, so that memory may be updated in place and need not be kept.
 
     Attributes:
@@ -72,7 +72,7 @@ USUAL = StreamSettings()
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What is to be simulated, as :meth:`s_resnet.Graph.stream` has it; ``memory`` stopped at ``step``."""
+    """What to simulate, as in :meth:`s_resnet.Graph.stream`; ``memory`` is that after ``step`` steps."""
 
     images: Tensor
     timesteps: int
@@ -85,7 +85,7 @@ class Job:
 
 
 def constants(plan: Plan, images: Tensor) -> dict[str, Tensor]:
-    """The values that are the same at every step, exact in float32: their errors would add up from step to step."""
+    """The values that are the same at every step, exact in float32, as their errors would add up over steps."""
     found: dict[str, Tensor] = {}
     with arithmetic(images, tf32=False):
         for node in plan.nodes:
@@ -96,13 +96,13 @@ def constants(plan: Plan, images: Tensor) -> dict[str, Tensor]:
 
 
 class Run:
-    """One simulation under way: the constant part computed once, the memory, and how densely each layer fired."""
+    """A simulation in progress: the constant part, computed once, the memory, and how densely each layer fired."""
 
     def __init__(self, plan: Plan, job: Job) -> None:
         self.plan, self.batch, self.step = plan, len(job.images), job.step
         self.encode, self.observe, self.whole = job.encode, job.observe, job.whole
         self.memory: dict[str, Memory] = dict(job.memory)
-        self.made: set[str] = set()  # whose memory this run has made
+        self.made: set[str] = set()  # nodes whose memory this run has created
         self.density: dict[str, float] = {}
         self.constant = constants(plan, job.images) if job.encode is None else {}
 
@@ -127,7 +127,7 @@ class Run:
                 self.values[node.name] = self._remember(node, op)
             elif node.name in plan.spiking and isinstance(op, Conv2d):
                 self._convolve(node, op)
-            elif plan.two_part and isinstance(op, Conv2d):  # of analog values, which TF32 would round
+            elif plan.two_part and isinstance(op, Conv2d):  # it reads analog values, which TF32 would round
                 with arithmetic(op.weight, tf32=False):
                     self.values[node.name] = op.run(*(self._analog(name) for name in node.inputs))
             else:
@@ -169,7 +169,7 @@ class Run:
             ),
         )
         self.made.add(node.name)
-        if events.available() and not spikes.is_cuda:  # there it would stop the queue
+        if events.available() and not spikes.is_cuda:  # on a GPU this would stall the queue
             self.density[node.name] = int(counts.sum()) / max(1, spikes.numel())
         folded = spikes.flatten(0, 1)
         return folded if node.name in plan.unit else op.scale_output(folded), counts
@@ -187,7 +187,7 @@ class Run:
         return out.flatten(0, 1)
 
     def _spike_dtype(self, name: str, size: tuple[int, ...]) -> torch.dtype | None:
-        """Bytes for the event-driven convolution; where that is not to be had, what the dense one reads."""
+        """Bytes for the event-driven convolution; if it is not available, the type that the dense one reads."""
         plan = self.plan
         if name not in plan.counted:
             return None  # the membrane's

@@ -39,10 +39,10 @@ def advance(plan: Plan, job: Job) -> Iterator[Result]:
 
 
 def _recorded_as(job: Job) -> Hashable | None:
-    """What a recording of such a job is known by; None where there is none.
+    """The key of a recording of such a job; None if it cannot be recorded.
 
-    A recording is of a whole run from a fresh state, of images alone. Each thread has its own on each of its streams:
-    their tensors are used by one run at a time, and cuDNN finds algorithms for every thread anew.
+    A recording is a whole run on images from a fresh state. Each thread has its own on each of its streams, since their
+    tensors are used by one run at a time, and cuDNN finds algorithms for every thread anew.
     """
     images = job.images
     if not images.is_cuda or job.whole is None or job.memory or job.step:
@@ -87,7 +87,7 @@ def _chunks(plan: Plan, job: Job) -> Iterator[Result]:
 def _window(plan: Plan, job: Job) -> Result:
     """All steps of a network whose layers wait for their window of T, a portion of the images after the other.
 
-    Who observes sees all images at once, as in any other chunk.
+    An observer sees all images at once, as in any other chunk.
     """
     images, steps = job.images, job.timesteps
     sizes = [len(images)] if job.observe is not None else portions(plan, job)

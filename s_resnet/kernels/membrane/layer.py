@@ -31,7 +31,7 @@ class Layer(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A neuron layer as the C++ takes it, the tensors it writes, and those that must live as long."""
+    """A neuron layer in the form that the C++ takes, the tensors it writes, and those that must live as long."""
 
     layer: Layer
     spikes: Tensor

@@ -1,7 +1,7 @@
-"""Neurons that are trained: they fire as the others do, and pass a surrogate gradient back through their spikes.
+"""Neurons in training: they fire as others do, and pass a surrogate gradient back through their spikes.
 
-:func:`fire_reference` is the specification, whose gradient autograd makes; :func:`fire` does the same in one pass
-forward and one back, and keeps nothing but the current between them.
+:func:`fire_reference` is the specification, differentiated by autograd; :func:`fire` does the same in one pass forward
+and one back, and keeps only the current between them.
 """
 
 from __future__ import annotations
