@@ -102,10 +102,14 @@ def _open_to_others(status: os.stat_result) -> bool:
 
 
 def built(name: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The file that ``build`` writes to the path it is given, from the cache when it is there, whole and ours.
+    """A file from the cache, built if it is not there.
 
-    name: of the file, with its suffix. key: everything that the result depends on. A cached file that does not have
-    the digest noted beside it, or that somebody else can write, is built again.
+    A cached file that does not have the digest noted beside it, or that somebody else can write, is built again.
+
+    Args:
+        name: the name of the file, with its suffix.
+        key: everything that the result depends on.
+        build: writes the file to the path that it is given.
     """
     stem, suffix = os.path.splitext(name)
     path = folder() / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"

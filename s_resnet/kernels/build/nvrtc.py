@@ -58,9 +58,12 @@ def _install(package: str) -> str:
 
 
 def binary(instance: str, arch: str, file: str = "membrane.cu") -> tuple[str, bytes]:
-    """Symbol and cubin of an instance such as ``sresnet::membrane<...>`` for ``sm_90``, compiled or from the disk.
+    """Symbol and cubin of an instance, compiled or from the disk.
 
-    file: the source that has the template.
+    Args:
+        instance: such as ``sresnet::membrane<...>``.
+        arch: such as ``sm_90``.
+        file: the source that has the template.
 
     Raises:
         BackendUnavailable: there is no NVRTC, or it cannot compile for this architecture.
@@ -130,12 +133,15 @@ def _line(error: Exception) -> str:
 
 
 def loaded(instance: str, device: int, file: str = "membrane.cu") -> Launch:
-    """The launcher of an instance on a device: blocks and arguments to a launch on torch's current stream there.
+    """The launcher of an instance: takes blocks and arguments, and launches on torch's current stream of the device.
 
-    To be called, as the launcher is, where ``device`` is torch's current one. file: the source that has the template.
+    Args:
+        instance: such as ``sresnet::membrane<...>``.
+        device: torch's current device, now and when the launcher is called.
+        file: the source that has the template.
 
     Raises:
-        BackendUnavailable: it cannot be compiled or loaded, or a CUDA graph is captured that it is too late for.
+        BackendUnavailable: it cannot be compiled or loaded, or this first use is inside the capture of a CUDA graph.
     """
     launch = _loaded.get((device, instance))
     if launch is not None:
