@@ -474,8 +474,12 @@ class Counted(progress.Progress[progress.T]):
 
     def __init__(self, *rest, **named):
         super().__init__(*rest, **named)
-        self.steps, self.parts, self.first = [], [], named["initial"]
+        self.steps, self.parts, self.first = [], [], None
         self.made.append(self)
+
+    def resume(self, done):
+        super().resume(done)
+        self.first = done
 
     def update(self, count=1):
         super().update(count)
