@@ -83,7 +83,7 @@ def files(tmp_path_factory):
                 pixels = torch.randint(40 * label, 100 + 40 * label, (size, size, 3), generator=generator)
                 image = Image.fromarray(pixels.to(torch.uint8).numpy())
                 image.save(folder / split / name / f"{index}.png")
-    torch.save(randomized(CifarResNet(8, num_classes=4)).state_dict(), folder / "resnet20.th")
+    torch.save(randomized(CifarResNet(8, num_classes=4, width=4)).state_dict(), folder / "resnet20.th")
     small = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=4)
     torch.save(randomized(small).state_dict(), folder / "resnet18.pth")
     return folder

@@ -427,34 +427,29 @@ def test_no_file_is_over_400_lines():
 
 
 def oversized(text):
-    """Functions of more than 50 lines, without their docstring, or of more than 6 arguments."""
+    """Functions of more than 50 lines, without their docstring, or of more than 6 arguments besides self."""
     found = []
     for node in nodes(text):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
             described = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
             lines = node.end_lineno - node.lineno + 1 - (first.end_lineno - first.lineno + 1 if described else 0)
-            count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+            names = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len(names) - (names[:1] == ["self"])
             if lines > 50 or count > 6:
                 found.append(f"{node.name}: {lines} lines, {count} arguments")
     return found
 
 
-# Loaders take 6 arguments besides self: data, indices, preprocessing, batch size, workers, and the total of a shard.
-WIDE = {"s_resnet/data/events.py": ["__init__"], "s_resnet/data/loader.py": ["__init__", "__init__"]}
-
-
 def test_functions_are_short():
-    every = {path: oversized(text) for path, text in {**OURS, **PROGRAM}.items()}
-    assert {path: [each.partition(":")[0] for each in found] for path, found in every.items() if found} == WIDE
-    assert all(each.endswith(" lines, 7 arguments") for path in WIDE for each in every[path])
+    assert not {path: found for path, text in {**OURS, **PROGRAM}.items() if (found := oversized(text))}
 
 
 def test_the_check_of_functions_sees_long_ones():
     body = "    x = 1\n" * 49
     assert not oversized(f'def f(a, b, c, d, e, *, g):\n    """Much\n\n    of it."""\n{body}')
     assert oversized(f"def f():\n{body}    x = 1\n") and oversized(
-        "class A:\n    def f(self, a, b, c, d, *, e, g): ..."
+        "class A:\n    def f(self, a, b, c, d, *, e, g, h): ..."
     )
 
 

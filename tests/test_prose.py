@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "s_resnet").rglob("*.py"))
 ERRORS = {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
 SECTIONS = ("Args", "Attributes", "Raises")
+
+
+@cache
+def parsed(path):
+    """A file as it was parsed once for all rules."""
+    return ast.parse((ROOT / path).read_text())
 
 
 def documented(tree):
@@ -55,16 +62,15 @@ def faults(tree):
                     yield f"{name}, which {node.name} has not"
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_docstrings_have_sections(path):
-    assert not list(faults(ast.parse((ROOT / path).read_text())))
+def test_docstrings_have_sections():
+    assert not {path: found for path in FILES if (found := list(faults(parsed(path))))}
 
 
 def test_there_are_sections_to_be_seen():
     found = [
         name
         for path in FILES
-        for _, text in documented(ast.parse((ROOT / path).read_text()))
+        for _, text in documented(parsed(path))
         for section in SECTIONS
         for name, _ in entries(text, section)
     ]
@@ -100,9 +106,8 @@ def written(tree):
             yield node.lineno
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_errors_are_built_by_message(path):
-    assert not list(written(ast.parse((ROOT / path).read_text())))
+def test_errors_are_built_by_message():
+    assert not {path: found for path in FILES if (found := list(written(parsed(path))))}
 
 
 def test_the_check_of_messages_sees_it():
@@ -122,9 +127,8 @@ def spread(tree):
                     yield part.lineno
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_no_call_spreads_a_literal_tuple(path):
-    assert not list(spread(ast.parse((ROOT / path).read_text())))
+def test_no_call_spreads_a_literal_tuple():
+    assert not {path: found for path in FILES if (found := list(spread(parsed(path))))}
 
 
 def test_the_check_of_calls_sees_it():

@@ -436,7 +436,7 @@ def test_a_trained_network_has_a_page_without_an_ann(tmp_path, arch):
     said = page.text.replace("as an ANN would make it", "").replace("there is no ANN", "")
     said = said.replace("The fair rival of a spiking network is the ANN quantized to equal bits", "")
     assert "ANN" not in said and f"directly trained for T = {T}" in said and "dormant" in said
-    assert "dense MAC" in said
+    assert "dense MAC" in said and "Trained for" in said and "Drop from" not in said
 
 
 def test_a_trained_network_at_another_number_of_steps(tmp_path):
