@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..data.arguments import labeled, probability, whole_number
+from ..data.arguments import check_batches, check_kind, labeled, probability, whole_number
 from ..data.intervals import difference
 from ..errors import InvalidData, message
 from ..graph.graph import Graph, check_spiking, count_images
@@ -108,6 +108,9 @@ def evaluate(
     with shared_errors():
         check_spiking(snn, "evaluate")
         timesteps = whole_number(timesteps, "evaluate", "timesteps")
+        check_batches(loader, "evaluate")
+        remedy = "Pass s_resnet.analysis.EvaluationSettings(precision=...), or leave them out"
+        check_kind(settings, EvaluationSettings, "evaluate", "settings", remedy)
         target = find_device(device)
         if at is None:
             usual = powers_of_two(timesteps) if fitted_for(snn) is None else (timesteps,)

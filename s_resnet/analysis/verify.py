@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..data.arguments import Batches, images_of, labels_of, whole_number
+from ..data.arguments import Batches, check_batches, images_of, labels_of, whole_number
 from ..errors import InvalidData, message
 from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic
@@ -49,6 +49,7 @@ def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", pr
     """
     check_spiking(snn, "verify")
     timesteps = whole_number(timesteps, "verify", "timesteps")
+    check_batches(loader, "verify")
     _check(snn)
     tally = _Tally(snn, timesteps)
     device = snn.device

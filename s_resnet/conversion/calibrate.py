@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.arguments import Batches, class_numbers, images_of, real_number
+from ..data.arguments import Batches, check_batches, check_kind, class_numbers, images_of, real_number
 from ..data.leakage import image_fingerprints, ordered_key
 from ..errors import InvalidData, message
 from ..graph.graph import Graph
@@ -138,13 +138,15 @@ def calibrate(
             many.
 
     Raises:
-        InvalidData: the batches are a one-shot iterator, there are no images, images do not fit, or values are not
-            finite.
+        InvalidData: the graph or the batches are something else, the batches are a one-shot iterator, there are no
+            images, images do not fit, or values are not finite.
 
     Source: percentile normalization as in the released code of arXiv:1805.01352 (Hu, Tang, Pan): all scalars of a
     layer sorted, element floor(p n).
     """
+    check_kind(graph, Graph, "calibrate", "graph", "Call s_resnet.trace first")
     percentile = check_percentile(percentile)
+    check_batches(batches, "calibrate")
     check_repeatable(batches)
     samples = _first_images(batches, held_out, graph.device)
     kept_apart = [] if samples is None else image_fingerprints(samples.images)
@@ -212,7 +214,7 @@ def check_percentile(percentile: float) -> float:
     """
     number = real_number(percentile)
     if not 0 < number <= 100:
-        raise InvalidData(message("calibrate", "", f"percentile {percentile}", "above 0 and at most 100", "Use 99.9"))
+        raise InvalidData(message("calibrate", "", f"percentile {percentile!r}", "above 0 and at most 100", "Use 99.9"))
     return number
 
 

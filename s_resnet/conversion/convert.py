@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..data.arguments import Batches, given_images, images_of
+from ..data.arguments import Batches, check_batches, given_images, images_of
 from ..errors import ConversionError, InvalidData, UnsupportedModel, message
 from ..frontend.qcfs import QCFSModule
 from ..frontend.trace import SIGNALS, checked, trace
@@ -104,9 +104,10 @@ def _told_apart(given: Batches | Shape | None) -> tuple[Batches | None, Shape | 
     """Calibration batches, or the image shape that was passed instead.
 
     Raises:
-        InvalidData: it is not the shape of an image.
+        InvalidData: it is neither.
     """
     if not isinstance(given, tuple | list) or not given or not isinstance(given[0], int):
+        check_batches(given, "convert")
         return given, None
     if len(given) != 3 or any(type(size) is not int or size < 1 for size in given):
         expected = "(C, H, W), whole numbers above 0"
@@ -119,17 +120,17 @@ def _wished(recipe: str | Recipe | Auto | None, with_images: bool) -> Recipe | A
     """The recipe of that name, the default one, or ``recipe`` itself.
 
     Raises:
-        ConversionError: the name is unknown.
+        ConversionError: the name is unknown, or it is neither a name nor a recipe.
     """
     if recipe is None:
         return default_recipe(with_images)
-    if not isinstance(recipe, str):
+    if isinstance(recipe, Recipe | Auto):
         return recipe
     if recipe == Auto.name:
         return Auto()
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         expected = f"one of {', '.join(RECIPES)} or auto"
-        raise ConversionError(message("recipe", "", repr(recipe), expected, "Pass one of these names"))
+        raise ConversionError(message("recipe", "", repr(recipe), expected, "Pass one of these names, or a Recipe"))
     return RECIPES[recipe]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -57,6 +58,36 @@ def probability(value: object, where: str, name: str) -> float:
     if not 0 < number < 1:
         raise InvalidData(message(where, "", f"{name}={value!r}", "0 < P < 1", "Pass one such as 0.8"))
     return number
+
+
+def check_kind(value: object, kind: type | tuple[type, ...], where: str, what: str, remedy: str) -> None:
+    """Check the type of an argument.
+
+    Raises:
+        InvalidData: it has another one.
+    """
+    if not isinstance(value, kind):
+        expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise InvalidData(message(where, what, f"a value of type {_name(value)}", expected, remedy))
+
+
+def check_batches(batches: object, where: str) -> None:
+    """Check that ``batches`` can be iterated over, and is not one tensor, array, dict or text.
+
+    Raises:
+        InvalidData: it is not a loader.
+    """
+    if isinstance(batches, Tensor | np.ndarray):
+        got, remedy = f"one {_name(batches)} of shape {tuple(batches.shape)}", "Pass [images], or [(images, labels)]"
+    elif isinstance(batches, str | os.PathLike):
+        got, remedy = repr(batches), "Open the data with s_resnet.data.open_data, and pass an s_resnet.data.ImageLoader"
+    elif isinstance(batches, Mapping):
+        got, remedy = f"one {_name(batches)}", "Pass a list of such batches, or a DataLoader"
+    elif batches is None or isinstance(batches, Iterable) or hasattr(batches, "__getitem__"):
+        return
+    else:
+        got, remedy = f"a value of type {_name(batches)}", "Pass [images], or a DataLoader"
+    raise InvalidData(message(where, "batches", got, "a list of batches or a DataLoader", remedy))
 
 
 def check_dense(images: object, where: str) -> None:

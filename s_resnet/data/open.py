@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidData, message
+from .arguments import check_kind
 from .events import EVENT_BINS, Binning, EventData, EventLoader, open_events
 from .images import ImageData, Pixels, Preprocessing, choose, reason
 from .loader import ImageLoader, Loader
@@ -57,6 +58,7 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData | Even
         BackendUnavailable: event recordings without tonic.
     """
     where = f"data {spec!r}"
+    check_kind(spec, str, where, "name", "Pass the name as text: str(path) for a path")
     if split not in ("calibration", "evaluation"):
         raise InvalidData(message(where, "split", repr(split), "'calibration' or 'evaluation'", "Pass one of the two"))
     if spec == "digits":

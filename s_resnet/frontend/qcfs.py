@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.arguments import whole_number
 from ..errors import InvalidData, UnsupportedModel, message
 from ..graph.graph import Graph
 from ..graph.module import submodule
 from ..graph.ops import QCFS, BatchNorm2d, Conv2d, Linear, Node, ReLU
 from ..kernels.surrogate.qcfs import qcfs
-from .trace import trace
+from .trace import checked, trace
 
 THRESHOLDS = "thresholds."  # the beginning of their names in a state dict
 THRESHOLD = 4.0  # the initial one: outputs of batch normalization are seldom larger
@@ -50,9 +51,9 @@ class QCFSModule(nn.Module):
         thresholds: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if levels < 1:
-            raise InvalidData(message("qcfs", "", f"levels={levels}", "at least 1", "Pass the T to convert for"))
-        dropped = [name for name, m in source.named_modules() if isinstance(m, nn.Dropout | nn.Dropout2d) and m.p > 0]
+        levels = whole_number(levels, "qcfs", "levels")
+        parts = checked(source).named_modules()
+        dropped = [name for name, m in parts if isinstance(m, nn.Dropout | nn.Dropout2d) and m.p > 0]
         if dropped:
             raise InvalidData(
                 message(f"{dropped[0]}", "", "dropout, which qcfs training leaves out", "none", "Set p to 0")

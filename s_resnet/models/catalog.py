@@ -108,6 +108,8 @@ def build(
     Raises:
         InvalidData: there is no such architecture, or it does not have such a setting.
     """
+    if classes < 1:
+        raise InvalidData(message(arch, "classes", classes, "at least 1", "Pass the number of classes"))
     if timesteps is not None and timesteps < 1:
         raise InvalidData(message(arch, "timesteps", timesteps, "at least 1", "Leave it out for the paper's"))
     if width is not None and (width < 4 or width % 4):

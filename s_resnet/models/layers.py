@@ -39,6 +39,9 @@ class SpikingNeuron(nn.Module):
     def __init__(self, timesteps: int, firing: Firing = LIF) -> None:
         super().__init__()
         self.timesteps = _steps(timesteps)
+        if not isinstance(firing, Firing):
+            remedy = "Change the usual one: dataclasses.replace(s_resnet.models.LIF, decay=0.5)"
+            raise InvalidData(message("spiking layer", "firing", repr(firing), "a Firing", remedy))
         if firing.initial:
             raise InvalidData(message("spiking layer", "initial", firing.initial, "0", "Leave it out"))
         # Thresholds rounded to float32, so that they are the same in every precision.

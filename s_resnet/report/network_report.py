@@ -15,6 +15,7 @@ from ..analysis.evaluate import EvaluationSettings, evaluate, powers_of_two
 from ..analysis.figures import Report, described
 from ..analysis.verification import Verification
 from ..analysis.verify import verify
+from ..data.arguments import check_kind
 from ..data.intervals import difference, wilson
 from ..errors import InvalidData
 from ..graph.graph import Graph
@@ -321,6 +322,8 @@ def measure(
         InvalidData: no images, labels that the network has no class for, or T below 1.
         BackendUnavailable: ``device="cuda"`` without a GPU.
     """
+    remedy = "Pass s_resnet.report.ReportSettings(...), and the name as network=..."
+    check_kind(settings, ReportSettings, "report", "settings", remedy)
     target, progress = find_device(device), settings.progress
     snn, answers, missing = snn.to(target), Answers(), dict[str, str]()
     evaluation = EvaluationSettings(network=network, progress=progress, watch=answers)

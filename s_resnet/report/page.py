@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from ..data.arguments import check_kind
 from ..errors import InvalidData, SResNetError, message, printable
 from ..files import replacing, save_json
 from ..runtime.display import Entries
@@ -84,9 +85,11 @@ def _writing(place: Path) -> Iterator[None]:
 
 
 def _check(networks: Networks) -> None:
+    for part in networks:
+        check_kind(part, NetworkReport, "report", "network", "Call s_resnet.report.measure first")
     if not 1 <= len(networks) <= 2:
         got = f"{len(networks)} networks"
-        raise InvalidData(message("report", "", got, "one, or two to compare", "Write several pages"))
+        raise InvalidData(message("report", "", got, "one, or two to compare", "Pass a list of one or two"))
     images = {part.report.images for part in networks}
     classes = {len(part.classes) for part in networks if part.classes}
     if len(images) > 1 or len(classes) > 1:

@@ -16,7 +16,7 @@ from ..graph.engine import StreamSettings
 from ..graph.graph import Chunk, Graph, State, check_spiking, count_images
 from ..runtime.display import Displayed, Table, plain
 from ..runtime.progress import Progress
-from .simulate import USUAL, SimulationSettings, per_image, spikes_table
+from .simulate import USUAL, SimulationSettings, check_settings, per_image, spikes_table
 
 # How often to check for early exit, in steps and in images times steps, so that few steps are simulated in vain.
 LOOK, FOLD = 4, 64
@@ -83,6 +83,7 @@ def simulate_with_early_exit(
     check_spiking(graph, "simulate")
     check_dense(images, "simulate")
     confidence = probability(confidence, "simulate", "confidence")
+    check_settings(settings)
     if settings.coding != "direct":
         got, remedy = f"an early exit with coding {settings.coding!r}", "Simulate it without an exit"
         raise InvalidData(message("simulate", "", got, "'direct'", remedy))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.arguments import check_dense, whole_number
+from ..data.arguments import check_dense, check_kind, whole_number
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings, Whole
 from ..graph.graph import Chunk, Graph, State, check_spiking
@@ -41,6 +41,16 @@ class SimulationSettings(Displayed):
 
 
 USUAL = SimulationSettings()
+
+
+def check_settings(settings: object) -> None:
+    """Check that settings are those of a simulation.
+
+    Raises:
+        InvalidData: they are something else.
+    """
+    remedy = "Pass s_resnet.simulation.SimulationSettings(chunk=..., precision=...), or leave them out"
+    check_kind(settings, SimulationSettings, "simulate", "settings", remedy)
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,6 +118,7 @@ def simulate(
     check_spiking(graph, "simulate")
     check_dense(images, "simulate")
     timesteps = whole_number(timesteps, "simulate", "timesteps")
+    check_settings(settings)
     encode = encoder(images, settings.coding, settings.seed, 0 if state is None else state.step)
     wanted = steps_to_report(timesteps, at)
     if graph.windowed and wanted != (timesteps,):

@@ -16,13 +16,13 @@ from ..data.images import ImageData, Preprocessing
 from ..data.leakage import fingerprints
 from ..data.loader import ImageLoader
 from ..errors import InvalidData, message
-from ..graph.graph import Graph
+from ..graph.graph import Graph, check_spiking
 from ..graph.module import GraphModule
 from ..graph.provenance import SeenData, Tuning
 from ..runtime.device import find_device, prefetch
 from ..runtime.display import Displayed, Table, percent
 from .loop import TrainingResult, carry_out, epochs
-from .run import Parts, Task, split
+from .run import Parts, Task, check_data, split
 from .settings import Execution, Training
 
 HELD_OUT = 256  # images, but at most an eighth of all
@@ -89,6 +89,8 @@ def fine_tune(
         TrainingDiverged: a loss or weight is not finite; the checkpoint of the epoch before is kept.
         BackendUnavailable: the device, or tensorboard, is not there.
     """
+    check_spiking(graph, "fine-tuning")
+    check_data(data, test, "fine-tuning")
     if isinstance(data, EventData):
         got = f"event recordings in {data.spec!r}"
         raise InvalidData(message("fine-tuning", "", got, "images", "Pass image data"))

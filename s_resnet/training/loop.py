@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.arguments import check_kind
 from ..data.events import EventData
 from ..data.images import ImageData
 from ..data.open import loader_for
@@ -25,7 +26,7 @@ from ..runtime.processes import all_gather, in_lockstep_batches, process_group, 
 from ..runtime.progress import Progress, repeatable
 from . import saved
 from .images import epoch_loader, epoch_order
-from .run import Run, Task, half_type, prepare, resume
+from .run import Run, Task, check_data, half_type, prepare, resume
 from .settings import Execution, Training, derive_seed, learning_rate
 
 # How many steps of a GPU go unchecked: reading a loss stalls the GPU.
@@ -104,11 +105,15 @@ def train(
         TrainingDiverged: a loss or weight is not finite; the checkpoint of the epoch before is kept.
         BackendUnavailable: the device, or tensorboard, is not there.
     """
+    check_data(data, test, "train")
     return carry_out(Task(arch, data, Path(output), settings or Training(), test), execution or Execution())
 
 
 def carry_out(task: Task, execution: Execution) -> TrainingResult:
     """Train what a task says, from its start or from where its checkpoint ends."""
+    check_kind(task.settings, Training, "train", "settings", "Pass s_resnet.Training(epochs=...)")
+    remedy = "Pass s_resnet.training.Execution(device=...)"
+    check_kind(execution, Execution, "train", "execution", remedy)
     with process_group(execution.device) as (rank, _), ExitStack() as stack:
         execution = replace(execution, progress=execution.progress and rank == 0)
         run = prepare(task, execution, find_device(execution.device), stack)

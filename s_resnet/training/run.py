@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.arguments import check_kind
 from ..data.events import Binning, EventData
 from ..data.images import ImageData, Preprocessing, choose, preprocessing_for
 from ..data.leakage import fingerprints
@@ -192,6 +193,18 @@ def _completed(task: Task) -> tuple[Training, Preprocessing | Binning]:
     if names is None:
         names = usual_augmentation(data.spec, preprocessing.size)
     return replace(settings, size=preprocessing.size, augmentation=tuple(names), timesteps=timesteps), preprocessing
+
+
+def check_data(data: object, test: object, where: str) -> None:
+    """Check that training data, and test data if there are any, are opened data sets.
+
+    Raises:
+        InvalidData: they are something else, such as a name or a list of batches.
+    """
+    remedy = 'Open them: s_resnet.data.open_data("cifar10:DIR", "calibration")'
+    check_kind(data, (ImageData, EventData), where, "data", remedy)
+    if test is not None:
+        check_kind(test, (ImageData, EventData), where, "test data", remedy.replace("calibration", "evaluation"))
 
 
 def _unfit(data: ImageData | EventData, got: str, expected: str) -> InvalidData:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.arguments import real_number
 from ..data.events import Binning
 from ..data.images import Preprocessing
 from ..errors import InvalidData, message
@@ -103,15 +104,17 @@ class Training(Displayed):
             _whole(name, getattr(self, name), 0)
         if self.warmup > self.epochs:
             raise _invalid("warmup", self.warmup, f"at most the {self.epochs} epochs")
-        if not 0 < self.lr < math.inf:
-            raise _invalid("lr", self.lr, "a number above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise _invalid("weight_decay", self.weight_decay, "a number >= 0")
+        if not 0 < real_number(self.lr) < math.inf:
+            raise _invalid("lr", repr(self.lr), "a number above 0")
+        if not 0 <= real_number(self.weight_decay) < math.inf:
+            raise _invalid("weight_decay", repr(self.weight_decay), "a number >= 0")
         for name in ("momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise _invalid(name, getattr(self, name), "0 <= number < 1")
-        if not 0 < self.gamma <= 1:
-            raise _invalid("gamma", self.gamma, "0 < number <= 1")
+            if not 0 <= real_number(getattr(self, name)) < 1:
+                raise _invalid(name, repr(getattr(self, name)), "0 <= number < 1")
+        if not 0 < real_number(self.gamma) <= 1:
+            raise _invalid("gamma", repr(self.gamma), "0 < number <= 1")
+        if isinstance(self.augmentation, str):
+            raise _invalid("augmentation", repr(self.augmentation), f"a tuple such as ({self.augmentation!r},)")
         for name in self.augmentation or ():
             if name not in AUGMENTATIONS:
                 raise _invalid("augmentation", repr(name), f"some of {', '.join(AUGMENTATIONS)}")
@@ -119,7 +122,7 @@ class Training(Displayed):
 
 def _whole(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _invalid(name, value, f"a whole number >= {least}")
+        raise _invalid(name, repr(value), f"a whole number >= {least}")
 
 
 def _invalid(name: str, got: object, expected: str) -> InvalidData:

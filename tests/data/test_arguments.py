@@ -1,10 +1,13 @@
 """Batches of every usual form and whole numbers of every kind are taken, or refused in one line."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import Net, images, randomized
 
+import s_resnet
 from s_resnet import RECIPES, convert, evaluate, save, simulate, verify
 from s_resnet.analysis import EvaluationSettings, count_operations
 from s_resnet.data.arguments import class_numbers, images_of, labeled, whole_number
@@ -173,6 +176,66 @@ def test_a_module_is_no_network(snn, tmp_path):
         with pytest.raises(InvalidData, match=r"got a CifarResNet; expected a converted one\. Call convert first"):
             call()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (X, "one Tensor of shape .*Pass \\[images\\]"),
+        (X.numpy(), "one ndarray of shape .*Pass \\[images\\]"),
+        ("digits", "'digits'; .*open_data"),
+        (Path("photos"), "'photos'.*open_data"),
+        ({"images": X, "labels": Y}, "one dict with images, labels; .*a list of such batches"),
+        (7, "type int; "),
+    ],
+)
+def test_what_is_no_list_of_batches_is_refused_everywhere(snn, given, said):
+    model = randomized(CifarResNet(8, width=4))
+    for call in (
+        lambda: convert(model, given, timesteps=4),
+        lambda: s_resnet.calibrate(s_resnet.trace(model, X), given),
+        lambda: evaluate(snn, given, 4),
+        lambda: verify(snn, given, 4),
+        lambda: count_operations(snn, given, 4),
+        lambda: s_resnet.report.measure(snn, given, 4),
+    ):
+        with pytest.raises(InvalidData, match=rf": batches, got .*{said}") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_arguments_of_another_kind_are_refused_with_the_one_that_is_meant(snn, tmp_path):
+    """What was passed in that place before, or what belongs one step earlier."""
+    model, path = randomized(CifarResNet(8, width=4)), tmp_path / "out.pt"
+    digits = s_resnet.data.open_data("digits", "calibration")
+    for call, said in (
+        (lambda: simulate(snn, X, 4, 8), r"settings, got a value of type int; .*SimulationSettings\("),
+        (lambda: simulate_with_early_exit(snn, X, 4, 0.5, "fast"), r"settings, got .* str; .*SimulationSettings\("),
+        (lambda: evaluate(snn, [(X, Y)], 4, "fast"), r"settings, got .* str; .*EvaluationSettings\("),
+        (lambda: s_resnet.report.measure(snn, [(X, Y)], 4, "my network"), r"settings, got .* str; .*network=\.\.\."),
+        (lambda: s_resnet.report.write_page([snn], tmp_path / "page"), r"network, got .* Graph; .*report\.measure"),
+        (lambda: s_resnet.calibrate(model, [X]), r"graph, got .* CifarResNet; .*s_resnet\.trace"),
+        (lambda: s_resnet.fine_tune(model, digits, path), "got a CifarResNet; .*convert"),
+        (lambda: s_resnet.fine_tune(snn, [(X, Y)], path), "data, got .* list; .*open_data"),
+        (lambda: s_resnet.train("ms_resnet8", "digits", path), "data, got .* str; .*open_data"),
+        (lambda: s_resnet.train("ms_resnet8", digits, path, test=[(X, Y)]), "test data, got .* list; .*evaluation"),
+        (lambda: s_resnet.train("ms_resnet8", digits, path, 3), r"settings, got .* int; .*Training\("),
+        (lambda: s_resnet.train("ms_resnet8", digits, path, execution="cpu"), r"got .* str; .*Execution\(device="),
+        (lambda: s_resnet.data.open_data(tmp_path, "evaluation"), r"name, got .*; expected str\. .*str\(path\)"),
+        (lambda: s_resnet.models.SpikingNeuron(4, "LIF"), "firing, got 'LIF'; expected a Firing"),
+        (lambda: s_resnet.models.build("ms_resnet8", 0), "classes, got 0; expected at least 1"),
+        (lambda: s_resnet.Training(augmentation="flip"), r"augmentation, got 'flip'; .*\('flip',\)"),
+        (lambda: s_resnet.Training(epochs="1"), "epochs, got '1'"),
+        (lambda: s_resnet.Training(lr="0.1"), "lr, got '0.1'; expected a number above 0"),
+    ):
+        with pytest.raises(InvalidData, match=said) as error:
+            call()
+        assert "\n" not in str(error.value) and not path.exists()
+    for recipe in (3, RECIPES):
+        with pytest.raises(s_resnet.errors.ConversionError, match=r"recipe: got .*or auto\. Pass .*or a Recipe"):
+            convert(model, [X], recipe)
+    with pytest.raises(s_resnet.errors.UnsupportedModel, match="Graph: got no module"):
+        s_resnet.frontend.QCFSModule(snn, X)
 
 
 @pytest.mark.parametrize("value", ["0.5", None, True, 0, 1, 2, float("nan"), torch.ones(2), [0.5]])

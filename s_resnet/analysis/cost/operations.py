@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.arguments import Batches, images_of, whole_number
+from ...data.arguments import Batches, check_batches, images_of, whole_number
 from ...errors import InvalidData, message
 from ...graph.engine import StreamSettings, together
 from ...graph.fold import folded
@@ -134,6 +134,7 @@ def count_operations(
     """
     check_spiking(snn, "operations")
     timesteps = whole_number(timesteps, "operations", "timesteps")
+    check_batches(batches, "operations")
     snn = folded(snn)
     flow = SpikeFlow(snn, snn.static if coding == "direct" else frozenset())
     spikes, images, shapes = SpikeCounter(flow), 0, dict[str, Shape]()
