@@ -45,7 +45,7 @@ def network(checkpoint: Path, timesteps: int, start: float, weights: str) -> Gra
         for node in snn.nodes
     )
     snn = replace(snn, nodes=tuple(nodes))
-    return dyadic_weights(snn, Context()) if weights == "dyadic" else snn  # type: ignore[arg-type]
+    return dyadic_weights(snn, Context()) if weights == "dyadic" else snn
 
 
 def measure(fixtures: Path, engine: str, timesteps: int) -> Iterator[dict[str, Any]]:

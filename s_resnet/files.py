@@ -13,6 +13,15 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from .errors import SResNetError, message
 
 __all__ = [
     "opened",
@@ -23,15 +32,6 @@ __all__ = [
     "scratch",
     "sweep",
 ]
-from contextlib import contextmanager, suppress
-from functools import cache
-from io import BufferedReader
-from pathlib import Path
-from typing import Any
-
-import safetensors
-
-from .errors import SResNetError, message
 
 DAY = 86_400  # seconds
 
@@ -64,7 +64,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         cause = _cause(error)
         if cause is None:
             raise
-        expected, remedy = "a writable folder with room", "Free some space, or write to another folder"
+        expected, remedy = _wanted(cause, path)
         raise SResNetError(message(f"{path}", "cannot be written", reason(cause), expected, remedy)) from error
     finally:
         with suppress(OSError):  # the error is already on its way
@@ -91,6 +91,18 @@ def scratch(place: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # the next call sweeps what stays
+
+
+def _wanted(cause: BaseException, path: Path) -> tuple[str, str]:
+    """What was expected of the place of a file that cannot be written, and what to do."""
+    number = cause.errno if isinstance(cause, OSError) else None
+    if number == errno.ENOENT:
+        return "a folder that exists", f"Create {path.parent}, or write to another folder"
+    if number == errno.ENOTDIR:
+        return "a file in a folder", f"{path.parent} is a file: write to another folder"
+    if os.path.isdir(path):  # False for a name that is too long
+        return "the name of a file", "Add a name to the folder"
+    return "a writable folder with room", "Free some space, or write to another folder"
 
 
 def _cause(error: BaseException) -> BaseException | None:

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, whoever else writes there; what killed writers leave is swept."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s_resnet import SResNetError, files
-from s_resnet.files import read, replacing
+from s_resnet.files import read, replacing, save_json
 
 
 def test_threads_that_write_one_file_do_not_meet(tmp_path):
@@ -122,3 +123,15 @@ def test_a_file_is_read_up_to_its_size(tmp_path):
         read(tmp_path / "a", 2)
     with pytest.raises(OSError, match="no regular file"):
         read(Path("/dev/null"), 3)
+
+
+def test_what_to_do_depends_on_why_a_file_cannot_be_written(tmp_path):
+    """More room does not help where the folder is missing."""
+    (tmp_path / "file").touch()
+    for path, remedy in (
+        (tmp_path / "none" / "a.json", f"expected a folder that exists. Create {tmp_path / 'none'}, "),
+        (tmp_path / "file" / "a.json", f"expected a file in a folder. {tmp_path / 'file'} is a file: "),
+        (tmp_path, "expected the name of a file. Add a name to the folder."),
+    ):
+        with pytest.raises(SResNetError, match=re.escape(remedy)):
+            save_json(path, {})

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from ..data.arguments import whole_number
+from ..data.arguments import real_number, whole_number
 from ..data.intervals import wilson
 from ..errors import ConversionError, InvalidData, message
 from ..graph.graph import Graph
@@ -68,9 +68,9 @@ class Auto(Displayed):
         if self.spikes not in ALPHABETS:
             expected = f"one of {', '.join(ALPHABETS)}"
             raise InvalidData(message("auto", "", f"spikes {self.spikes!r}", expected, "Pass what the target can send"))
-        if drop is not None and not 0 < drop < 100:
+        if drop is not None and not 0 < real_number(drop) < 100:
             remedy = "Pass a percentage such as 1"
-            raise InvalidData(message("auto", "", f"target_drop={drop}", "points between 0 and 100", remedy))
+            raise InvalidData(message("auto", "", f"target_drop={drop!r}", "points between 0 and 100", remedy))
         if self.timesteps is not None:
             object.__setattr__(self, "timesteps", whole_number(self.timesteps, "auto", "timesteps"))
         if drop is not None and self.timesteps is not None:

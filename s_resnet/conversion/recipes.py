@@ -17,6 +17,7 @@ from ..runtime.progress import Progress
 from . import passes
 from .calibrate import check_percentile
 from .context import Context
+from .passes.reconstruct import check_settings
 from .passes.relu_to_neuron import NeuronSettings, neuron_like
 
 FITS = ("fit_thresholds", "calibrate_neurons", "reconstruct", "fit_readout")  # passes fitted to calibration images
@@ -36,7 +37,7 @@ class Step(Displayed):
 
     Raises:
         ConversionError: the pass has no such setting, or not in this combination.
-        InvalidData: a setting of neurons is out of range.
+        InvalidData: a setting of neurons or of the reconstruction is out of range.
     """
 
     run: Callable[..., Graph]
@@ -51,6 +52,8 @@ class Step(Displayed):
             expected = f"one of {', '.join(known)}" if known else "none"
             remedy = "Leave the setting out of the recipe"
             raise ConversionError(message(self.name, "", f"setting {unknown[0]!r}", expected, remedy))
+        elif self.run is passes.reconstruct:
+            check_settings(self.settings)
 
     @property
     def name(self) -> str:
@@ -180,7 +183,8 @@ class Recipe(Displayed):
                 default 30; ``resume``, a file to resume from after an interruption; ``steps`` and ``joint``.
 
         Raises:
-            ConversionError: the recipe does not calibrate neurons.
+            InvalidData: a setting is out of range.
+            ConversionError: there is no such setting, or the recipe does not calibrate neurons.
         """
         plain = self.without("reconstruct")
         names = [step.name for step in plain.steps]
@@ -193,7 +197,16 @@ class Recipe(Displayed):
         return replace(plain, steps=(*plain.steps[:at], Step(passes.reconstruct, settings), *plain.steps[at:]))
 
     def without(self, *steps: str) -> Recipe:
-        """The same recipe without the steps of these names."""
+        """The same recipe without the steps of these names, where it has them.
+
+        Raises:
+            ConversionError: there is no pass of such a name.
+        """
+        unknown = set(steps) - set(passes.__all__) - {step.name for step in self.steps}
+        if unknown:
+            expected = f"some of {', '.join(step.name for step in self.steps)}"
+            got, remedy = f"step {min(unknown)!r}", "Name a step of this recipe"
+            raise ConversionError(message(f"recipe {self.name}", "", got, expected, remedy))
         return replace(self, steps=tuple(step for step in self.steps if step.name not in steps))
 
     def set(self, step: str, **settings: object) -> Recipe:

@@ -106,7 +106,7 @@ def _three_numbers(name: str, values: Any, expected: str, fits: Callable[[float]
         advice = "Pass it for images scaled to [0, 1]"
         if len(numbers) == 3 and all(0 <= number <= 255 for number in numbers) and max(numbers) > 1:
             advice = f"Divide by 255, if it is for pixels from 0 to 255: {','.join(f'{n / 255:.4g}' for n in numbers)}"
-        raise InvalidData(message("preprocessing", name, values, f"three numbers (R, G, B) {expected}", advice))
+        raise InvalidData(message("preprocessing", name, repr(values), f"three numbers (R, G, B) {expected}", advice))
     return numbers
 
 

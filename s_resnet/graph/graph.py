@@ -11,7 +11,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from ..data.arguments import check_dense, whole_number
+from ..data.arguments import check_dense, check_kind, whole_number
 from ..errors import ConversionError, InvalidData, message
 from ..runtime.display import Displayed, Table
 from . import engine, forms, network_table, validate
@@ -53,6 +53,10 @@ class Graph(Displayed):
 
     nodes: tuple[Node, ...]
     provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        remedy = "Leave it out, or pass Provenance.from_json(...)"
+        check_kind(self.provenance, Provenance, "graph", "provenance", remedy)
 
     def _lines(self) -> Iterable[str]:
         return network_table.lines(self)

@@ -7,6 +7,7 @@ left as it is, unless the neuron is told that it may write there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.arguments import real_number
 from ..errors import InvalidData, message
 from ..kernels import Update, per_channel
 from ..kernels.events import Currents
@@ -91,10 +93,19 @@ class Neuron(Displayed):
     integer: IntegerNeuron | None = None
 
     def __post_init__(self) -> None:
+        for name in ("initial_potential", "decay"):
+            if not math.isfinite(real_number(getattr(self, name))):
+                raise _invalid(name, repr(getattr(self, name)), "a number")
+        for name in ("threshold", "correction", "scale"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and not (value is None and name in ("correction", "scale")):
+                raise _invalid(name, repr(value), "a tensor")
+        if self.surrogate is not None and not isinstance(self.surrogate, Surrogate):
+            raise _invalid("surrogate", repr(self.surrogate), "a Surrogate")
         _one_of("reset", self.reset, "subtract", "zero")
         _one_of("schedule", self.schedule, *SCHEDULES)
         if not isinstance(self.spikes, SPIKES):
-            raise _invalid("spikes", self.spikes, f"one of {', '.join(kind.__name__ for kind in SPIKES)}")
+            raise _invalid("spikes", repr(self.spikes), f"one of {', '.join(kind.__name__ for kind in SPIKES)}")
         single = isinstance(self.spikes, Binary | MultiThreshold)
         if self.reset == "zero" and not single:
             raise _invalid("reset", f"'zero' for {self.alphabet} spikes", "'subtract'")

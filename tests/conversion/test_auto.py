@@ -492,7 +492,7 @@ def test_two_commands(folder, tmp_path, recipe):
         assert (code, out) == (1, "") and err.count("\n") == 1 and err.startswith("Error: closed_form: got")
     code, out, err = folder("evaluate", "--timesteps", 4, "--exit-confidence", 0.5)
     if late:
-        assert (code, out) == (1, "") and err.count("\n") == 1 and err.startswith("Error: simulate: got an exit")
+        assert (code, out) == (1, "") and err.count("\n") == 1 and err.startswith("Error: simulate: got an early exit")
     else:
         assert (code, err) == (0, "")
 

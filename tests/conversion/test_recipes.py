@@ -244,3 +244,29 @@ def test_a_shape_stands_in_for_images(model, shape):
 def test_what_is_no_shape_is_refused(model, shape, says):
     with pytest.raises(InvalidData, match=says):
         convert(model, shape)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"minutes": -1}, "minutes=-1; expected a number >= 0"),
+        ({"minutes": "3"}, "minutes='3'; expected a number"),
+        ({"minutes": float("nan")}, "minutes=nan; expected a number"),
+        ({"steps": -1}, "steps=-1; expected at least 0"),
+        ({"joint": 2.5}, "joint=2.5; expected a whole number"),
+        ({"resume": 3}, "type int; expected str or PathLike"),
+    ],
+)
+def test_settings_of_a_reconstruction_are_checked_before_it_begins(settings, said):
+    for recipe in (RECIPES["phased"], Auto()) if "resume" not in settings else (RECIPES["phased"],):
+        with pytest.raises(InvalidData, match=f"reconstruct: .*got .*{said}"):
+            recipe.reconstructed(**settings)
+
+
+def test_a_step_that_no_pass_has_the_name_of_cannot_be_left_out():
+    phased = RECIPES["phased"]
+    assert names(phased.without("compensate")) == names(phased)  # this recipe does without it already
+    with pytest.raises(ConversionError, match="recipe phased: got step 'fold_batchnorms'; expected some of "):
+        phased.without("fold_batchnorms")
+    with pytest.raises(InvalidData, match="target_drop='5'; expected points"):
+        Auto(target_drop="5")

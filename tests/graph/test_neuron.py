@@ -176,3 +176,21 @@ def test_tensors_of_parts_move_with_the_network():
     assert snn["neuron"].op.spikes.thresholds.dtype == torch.float32
     doubled = mapped(snn["neuron"].op, lambda value: 2 * value)
     assert torch.equal(doubled.spikes.thresholds, 2 * ALPHABETS["thresholds"].thresholds) and doubled.threshold == 1.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("threshold", 1.0, "1.0; expected a tensor"),
+        ("scale", "1", "'1'; expected a tensor"),
+        ("correction", [0.0], r"\[0.0\]; expected a tensor"),
+        ("decay", "0.5", "'0.5'; expected a number"),
+        ("initial_potential", torch.tensor([1.0, 2.0]), ".*; expected a number"),
+        ("surrogate", "arctan", "'arctan'; expected a Surrogate"),
+        ("spikes", "binary", "'binary'; expected one of Binary, "),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_where_the_neuron_is_built(setting, value, said):
+    """Not in the middle of the first simulation."""
+    with pytest.raises(InvalidData, match=rf"neuron: {setting}, got {said}"):
+        Neuron(**{"threshold": torch.tensor(1.0), setting: value})

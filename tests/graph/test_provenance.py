@@ -192,3 +192,15 @@ def test_long_lists_are_left_out_of_what_people_read():
     short = Provenance.from_json(json.loads(LITERAL)).without_lists().to_json()
     assert short["data"] == {"digest": "ab", "images": 40, "spec": "digits", "split": "train"}
     assert not {"marks", "scales"} & short["calibration"].keys() and short["classes"] == ["Katze", "猫"]
+
+
+def test_parts_that_do_not_exist_and_dicts_in_place_of_a_provenance_are_refused():
+    """Before it had types, any entry could be passed by its name, and the provenance was a dict."""
+    graph = Graph((Node("input", ops.Input(), ()),))
+    with pytest.raises(InvalidData, match=r"got part 'owner'; expected one of recipe, .*extra=\{\.\.\.\}"):
+        graph.with_provenance(owner="me")
+    with pytest.raises(InvalidData, match="extra, got a value of type list"):
+        graph.with_provenance(extra=["me"])
+    assert graph.with_provenance(extra={"owner": "me"}).provenance.extra == {"owner": "me"}
+    with pytest.raises(InvalidData, match=r"graph: provenance, got a value of type dict.*from_json"):
+        Graph(graph.nodes, {})

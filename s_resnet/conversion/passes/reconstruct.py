@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...data.arguments import check_kind, real_number, whole_number
+from ...errors import InvalidData, message
 from ...graph.engine import arithmetic
 from ...graph.forms import synapse
 from ...graph.graph import Graph
@@ -35,6 +37,22 @@ WEIGHT, CORRECTION, THRESHOLD = 0.006, 0.0006, 0.002
 JOINT = 0.15  # factor on these rates while all blocks are trained together
 SHIFT = 1 / 8  # the largest shift of an image, as a share of its size, while all blocks are trained
 CHECKED = 8  # one image of so many is held out, to decide whether a block has improved
+
+
+def check_settings(settings: Mapping[str, object]) -> None:
+    """Check the values of those settings of :func:`reconstruct` that are given.
+
+    Raises:
+        InvalidData: one is of another kind, or below 0.
+    """
+    for name in ("steps", "joint"):
+        if name in settings:
+            whole_number(settings[name], "reconstruct", name, 0)
+    minutes, resume = settings.get("minutes", 0), settings.get("resume")
+    if not real_number(minutes) >= 0:
+        raise InvalidData(message("reconstruct", "", f"minutes={minutes!r}", "a number >= 0", "Pass one such as 30"))
+    if resume is not None:
+        check_kind(resume, (str, os.PathLike), "reconstruct", "resume", "Pass the path of a file")
 
 
 def reconstruct(

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypedDict, TypeVar, Unpack
 
+from ...data.arguments import check_kind
 from ...data.events import Binning
 from ...data.images import Preprocessing
 from ...data.open import read_preprocessing, stored_preprocessing
+from ...errors import InvalidData, message
 from ...runtime.display import plain
 from .entry import Entry, listed, refused, said, text, whole
 from .parts import (
@@ -112,6 +114,11 @@ class Provenance(Entry):
 
     def with_parts(self, **parts: Unpack[Parts]) -> Provenance:
         """The same with these parts in place of its own; ``extra`` is added to what is there."""
+        unknown = set(parts) - Parts.__annotations__.keys()
+        if unknown:
+            expected, remedy = f"one of {', '.join(Parts.__annotations__)}", "Pass entries of your own as extra={...}"
+            raise InvalidData(message("provenance", "", f"part {min(unknown)!r}", expected, remedy))
+        check_kind(parts.get("extra", {}), Mapping, "provenance", "extra", "Pass a dict of JSON")
         extra = {**self.extra, **parts.get("extra", {})}
         return replace(replace(self, **parts), extra=extra).checked()
 
