@@ -39,11 +39,10 @@ class RecipeOptions:
         if self.recipe == "auto":
             built = s_resnet.conversion.Auto(self.spikes or "binary", self.target_drop)
         elif self.spikes is not None or self.target_drop is not None:
-            expected = "them with recipe 'auto', for which they are criteria"
-            remedy = "Leave them out, or choose auto"
-            raise s_resnet.errors.InvalidData(
-                s_resnet.errors.message("convert", "", "spikes or target_drop with a recipe by name", expected, remedy)
-            )
+            expected = "them with --recipe auto, for which they are criteria"
+            remedy = "Leave them out, or choose --recipe auto"
+            got = "--spikes or --target-drop with a recipe by name"
+            raise s_resnet.errors.InvalidData(s_resnet.errors.message("convert", "", got, expected, remedy))
         else:
             built = s_resnet.RECIPES[self.recipe] if self.recipe else s_resnet.conversion.default_recipe(with_images)
         if self.timesteps is not None:

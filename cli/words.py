@@ -26,6 +26,9 @@ PHRASES = (
     (r"training with more levels", "training with more --levels"),
     (r"\b([Ll]eave out|[Ll]ower) (arch|lr|validation)\b", r"\1 --\2"),
     (r"with another arch, as in", "with --arch, as in"),
+    (r"timesteps and target_drop", "--timesteps and --target-drop"),
+    (r"Run it through simulate", "Leave out --closed-form"),
+    (r"Leave the confidence out", "Leave out --exit-confidence"),
 )
 _VALUES = rf"\b(?P<name>{'|'.join(NAMED)})=(?P<quote>[\"']?)(?P<value>[\w.-]*\w)(?P=quote)"
 
