@@ -62,9 +62,7 @@ def _surrogates(given: Networks) -> str:
     return f"{runs} combinations"
 
 
-def normalized(
-    given: Networks, device: torch.device | str, dtype: torch.dtype, outside: bool, last: bool
-) -> list[Tensor]:
+def normalized(device: torch.device | str, dtype: torch.dtype, outside: bool, last: bool) -> list[Tensor]:
     """Mean, variance and gradients of normalization and firing, and last the spikes."""
     generator = torch.Generator().manual_seed(0)
     x, grad = (torch.randn(2 * 8, 32, 6, 6, generator=generator).to(dtype) for _ in range(2))
@@ -84,7 +82,7 @@ def normalized(
 def _norm_fire(given: Networks) -> object:
     told, wrong = {}, []
     for dtype, outside, last in itertools.product(DTYPES[:2], (False, True), (True, False)):
-        got, want = (normalized(given, device, dtype, outside, last) for device in (given.device, "cpu"))
+        got, want = (normalized(device, dtype, outside, last) for device in (given.device, "cpu"))
         off = [float((a - b).norm() / b.norm()) for a, b in zip(got, want, strict=True)]
         # A current near the threshold may round to the other side, and its gradient is another's then.
         limits = (1e-4, 1e-4, 0.05, 0.05, 0.05, 0.1) if dtype == torch.float32 else (4e-2, 4e-2, 0.2, 0.2, 0.2, 0.2)

@@ -21,8 +21,14 @@ from torch import Tensor
 class Layer:
     """A convolution and the neurons behind it.
 
-    weight: ``[N, KH, KW, C]``, int8 or float16. threshold, bias: ``[N]``, int32 or float32, as the membranes are.
-    scale: ``[N]``, of the shortcut's spikes, or None. low: what float16 weights leave, times 2^11, or None.
+    Attributes:
+        weight: ``[N, KH, KW, C]``, int8 or float16.
+        threshold: ``[N]``, int32 or float32, as the membranes are.
+        bias: ``[N]``, of the same type.
+        stride: of the convolution.
+        padding: of the convolution.
+        scale: ``[N]``, of the shortcut's spikes, or None.
+        low: what float16 weights leave, times 2^11, or None.
     """
 
     weight: Tensor

@@ -1,7 +1,8 @@
 """Would swapped color channels, another nonlinearity or other strides fit the BatchNorm statistics better?
 
-Some mistakes change activations by less than correct networks and images differ anyway (:mod:`.batchnorm_check`). On
-the same images, though, most of that difference is common to two networks, which tells the better fit.
+Some mistakes change activations by less than correct networks and images differ anyway
+(:mod:`s_resnet.frontend.batchnorm_check`). On the same images, though, most of that difference is common to two
+networks, which tells the better fit.
 """
 
 from __future__ import annotations

@@ -226,8 +226,8 @@ class Graph(Displayed):
         """The same network with these parts in place of those in its provenance.
 
         Args:
-            parts: by the names of :class:`s_resnet.graph.Provenance`. ``extra``, a dict of the user's own entries, is
-                added to those that are there.
+            parts: by the names of :class:`s_resnet.graph.provenance.Provenance`. ``extra``, a dict of the user's own
+                entries, is added to those that are there.
 
         Raises:
             InvalidData: a part is of another kind.

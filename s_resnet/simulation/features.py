@@ -54,7 +54,7 @@ def features(
         names: names of nodes. They follow the calls in the source module: ``layer3.1.relu`` is the first call of that
             module (or of ``F.relu`` in ``layer3.1``), ``layer3.1.relu_1`` the second. A convolution includes the
             BatchNorm folded into it.
-        precision: as in :meth:`s_resnet.Graph.stream`.
+        precision: as in :class:`s_resnet.graph.StreamSettings`.
 
     Returns:
         ``[B, *]`` by name, in the order of ``names``; ``[B, N]`` for the last node.

@@ -29,7 +29,7 @@ class SimulationSettings(Displayed):
             {0, 1} with probability ``|x| / a`` and presents ``sign(x) a s``, where ``a`` is the image's largest
             ``|x|``, so that the mean current is the image.
         seed: the seed of the Poisson spikes.
-        precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as in :meth:`Graph.stream`.
+        precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as in :class:`s_resnet.graph.StreamSettings`.
         progress: whether to show a bar on stderr when it is a terminal.
     """
 

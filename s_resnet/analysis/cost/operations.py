@@ -1,4 +1,4 @@
-"""Exact operation counts of a spiking network and of its source; :mod:`.layers` defines what is counted."""
+"""Operation counts of a spiking network and of its source, as :mod:`s_resnet.analysis.cost.layers` defines them."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def move_maxpool(graph: Graph, context: Context) -> Graph:
             gate = SpikingMaxPool2d(op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
             nodes[node.name] = replace(node, op=gate)
             changed = True
-    return replace(graph, nodes=_renamed(graph, nodes)) if changed else graph
+    return replace(graph, nodes=_renamed(nodes)) if changed else graph
 
 
 def _constant(graph: Graph, neuron: Node) -> bool:
@@ -69,7 +69,7 @@ def _rectified(graph: Graph, node: Node) -> bool:
     return all(isinstance(reader.op, Neuron) and len(reader.inputs) == 1 for reader in readers)
 
 
-def _renamed(graph: Graph, nodes: dict[str, Node]) -> tuple[Node, ...]:
+def _renamed(nodes: dict[str, Node]) -> tuple[Node, ...]:
     """The nodes in their old places, readers of a moved pool now reading its neuron."""
     moved = {old: node.name for old, node in nodes.items() if isinstance(node.op, Neuron) and old != node.name}
     out = []
