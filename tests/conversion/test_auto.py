@@ -545,9 +545,9 @@ def test_reconstruction_goes_on_after_ctrl_c(folder, tmp_path, monkeypatch):
 
 MISTAKES = {
     # name: (options, exit code, what it says); each in one line, with nothing written
-    "spikes without auto": (("--spikes", "signed"), 1, "with recipe 'auto'"),
-    "spikes with another": (("--recipe", "phased", "--spikes", "signed"), 1, "with recipe 'auto'"),
-    "drop without auto": (("--target-drop", 1), 1, "with recipe 'auto'"),
+    "spikes without auto": (("--spikes", "signed"), 1, "with --recipe auto"),
+    "spikes with another": (("--recipe", "phased", "--spikes", "signed"), 1, "with --recipe auto"),
+    "drop without auto": (("--target-drop", 1), 1, "with --recipe auto"),
     "drop and steps": (("--recipe", "auto", "--target-drop", 1, "--timesteps", 4), 1, "expected one of them"),
     "drop of nothing": (("--recipe", "auto", "--target-drop", 0), 1, "points between 0 and 100"),
     "drop that is none": (("--recipe", "auto", "--target-drop", "nan"), 1, "points between 0 and 100"),

@@ -382,7 +382,7 @@ def test_dead_channels_and_dead_layers():
 
 
 def test_without_batchnorm_it_asks_for_images():
-    with pytest.raises(InvalidData, match=r"without BatchNorm and no images.*Pass images"):
+    with pytest.raises(InvalidData, match=r"without BatchNorm and no images.*Pass calibration_batches"):
         calibrate_from_batchnorm(chain(("relu", ops.ReLU())))
 
 

@@ -432,7 +432,7 @@ BAD = {
     "dicts": ([{"picture": images()}], "dict with picture"),
     "lists": ([images().tolist()], r"got a batch of list of list, list; expected images \[B, C, H, W\]"),
     "one image": ([images()[0]], r"got a batch of \(3, 16, 16\); expected \[B, C, H, W\].*x\.unsqueeze\(0\)"),
-    "a tensor": (images(), r"got a batch of \(3, 16, 16\); expected \[B, C, H, W\]"),
+    "a tensor": (images(), r"got one Tensor of shape \(2, 3, 16, 16\); expected a list of batches.*\[images\]"),
     "an empty batch": ([images()[:0]], "at least one"),
     "channels last": ([images().permute(0, 2, 3, 1)], r"They look like \[B, H, W, C\]"),
     "events": ([images()[None]], "mean over their frames"),

@@ -154,7 +154,7 @@ def test_a_loader_with_the_classes_in_another_order_is_refused():
     assert check_names(torch.utils.data.DataLoader(Set(["a", "b", "c"]), 2), snn) == check_names([], snn) == []
     part = torch.utils.data.DataLoader(torch.utils.data.Subset(Set(["a", "b", "d"]), [0]), 2)
     (note,) = check_names(part, snn)
-    assert "'d' as number 2" in note and "by position" in note
+    assert "'d' as number 2" in note and "by number" in note
 
 
 # ---- through the program

@@ -161,10 +161,10 @@ def test_the_layout_of_the_memory_is_kept(monkeypatch):
     layouts = []
     stream = Graph.stream
 
-    def seen(self, images, timesteps, chunk=None, state=None, **named):
+    def seen(self, images, timesteps, chunk, state, settings):
         for parts in state.memory.values() if state else ():
             layouts.extend(p.is_contiguous(memory_format=torch.channels_last) for p in parts if p.ndim == 4)
-        return stream(self, images, timesteps, chunk, state, **named)
+        return stream(self, images, timesteps, chunk, state, settings)
 
     monkeypatch.setattr(Graph, "stream", seen)
     simulate_with_early_exit(network(), pictures(19), T, 0.8)
