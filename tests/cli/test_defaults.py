@@ -392,8 +392,8 @@ IMPOSSIBLE = {
     "reconstructed paper": (("--recipe", "s-resnet", "--reconstruct"), 1, "got nothing to reconstruct for"),
     "percentile of a fit": (("--percentile", 99), 2, "--percentile applies to the paper's recipes; calibrated chooses"),
     "percentile of auto": (("--recipe", "auto", "--percentile", 99), 2, "--percentile applies to the paper's recipes"),
-    "spikes by name": (("--spikes", "signed"), 1, "choose auto"),
-    "a drop by name": (("--recipe", "phased", "--target-drop", 1), 1, "choose auto"),
+    "spikes by name": (("--spikes", "signed"), 1, "choose --recipe auto"),
+    "a drop by name": (("--recipe", "phased", "--target-drop", 1), 1, "choose --recipe auto"),
     "a drop and a T": (("--recipe", "auto", "--target-drop", 1, "--timesteps", 4), 1, "one of them"),
 }
 

@@ -245,7 +245,7 @@ def test_preprocessing_protocol_and_json() -> None:
         ({"std": (0.2, 0.2, math.inf)}, "std, got"),
         ({"mean": (0.2,) * 4}, "mean, got .*three numbers"),
         ({"mean": (0.2, 0.2, math.nan)}, "mean, got"),
-        ({"mean": "rgb"}, "mean, got rgb"),
+        ({"mean": "rgb"}, "mean, got 'rgb'"),
         ({"mean": 0.5}, "mean, got 0.5"),
         ({"mean": (123.675, 116.28, 103.53)}, "mean, got .*Divide by 255.*: 0.485,0.456,0.406"),
         ({"std": (58.395, 57.12, 57.375)}, "std, got .*at most 1. Divide by 255.*: 0.229,0.224,0.225"),
