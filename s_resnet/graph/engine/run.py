@@ -207,11 +207,12 @@ class Run:
         if source not in self.events:
             self.events[source] = events.find(spikes)
         height, width = spikes.shape[-2:]
-        weight = op.weight.to(torch.int8) if plan.integer else op.weight
-        packed = plan.packed.found(
-            (node.name, height, width),
-            lambda: events.pack(weight, op.stride, op.padding, (height, width), plan.precision),
-        )
+
+        def pack() -> events.Packed:
+            weight = op.weight.to(torch.int8) if plan.integer else op.weight
+            return events.pack(weight, op.stride, op.padding, (height, width), plan.precision)
+
+        packed = plan.packed.found((node.name, height, width), pack)
         currents = events.Currents(self.events[source], packed, self.steps)
         if node.name in plan.fused:
             self.pending[node.name] = currents
