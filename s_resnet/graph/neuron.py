@@ -281,8 +281,8 @@ class Neuron(Displayed):
             for k, v in enumerate(memory)
         ]
         spikes = fired[0][0]
-        for more, _ in fired[1:]:
-            spikes = spikes + more
+        for more, _ in fired[1:]:  # in place, but where a kernel was asked for: the reference of a traced program
+            spikes = spikes.add_(more) if how.kernel is None else spikes + more
         return spikes, tuple(v for _, v in fired)
 
     def _advance_differential(self, arrived: Tensor, memory: Memory, how: Execution) -> tuple[Tensor, Memory]:
