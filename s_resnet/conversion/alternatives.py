@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ..frontend.batchnorm_check import Moments
-from ..frontend.checkpoint import Checkpoint, load_checkpoint
+from ..frontend.checkpoint import load_checkpoint
+from ..frontend.loaded import Checkpoint
 from ..frontend.trace import trace
 from ..models.torchvision_resnets import variants_of
 from ..runtime.display import Displayed

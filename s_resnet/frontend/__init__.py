@@ -1,6 +1,7 @@
 """The frontend: from a checkpoint or a module of PyTorch to a Graph."""
 
-from .checkpoint import Checkpoint, load_checkpoint
+from .checkpoint import load_checkpoint
+from .loaded import Checkpoint
 from .qcfs import QCFSModule
 from .trace import trace
 

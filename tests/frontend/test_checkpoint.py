@@ -19,9 +19,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from s_resnet.errors import InvalidCheckpoint, InvalidData
-from s_resnet.frontend.checkpoint import KNOWN, TORCHVISION, load_checkpoint, recognize
+from s_resnet.frontend.checkpoint import load_checkpoint
 from s_resnet.frontend.opcodes import Excess, scan
+from s_resnet.frontend.recognize import KNOWN, recognize
 from s_resnet.models.resnet import CifarResNet
+from s_resnet.models.torchvision_resnets import TORCHVISION
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from s_resnet import trace
 from s_resnet.errors import InvalidData, UnsupportedModel
-from s_resnet.frontend.checkpoint import TORCHVISION
 from s_resnet.graph import ops
 from s_resnet.models import CifarResNet
+from s_resnet.models.torchvision_resnets import TORCHVISION
 
 
 def off(graph, model, x):
