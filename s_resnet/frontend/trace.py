@@ -149,6 +149,8 @@ def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
         raise UnsupportedModel(message(f"node {needed[0]}", "cannot be converted", "a second input", expected, remedy))
     try:
         answer = answer_of(model(images.clone()))
+    except SResNetError:
+        raise
     except Exception as error:
         exported = any(kind.__name__ == "GraphModule" for kind in type(model).__mro__)
         remedy = "Pass the nn.Module that it was exported from" if exported else "Pass images of its size and channels"

@@ -19,6 +19,7 @@ from ..graph.ops import BatchNorm2d, Node, Op
 from . import spiking_layers
 from .activation import Activation, Value, parts
 from .network import Call, Network
+from .program import Operation
 from .rules import EXPECTED, HINTS, RULES
 from .source_lines import library_of, line_here, line_of_error
 
@@ -217,6 +218,8 @@ class _Watch:
     def label(self, name: str) -> str:
         """The path of the running module, with the call's name where the module is not a single layer."""
         path, module = self.stack[-1] if self.stack else ("", None)
+        if isinstance(module, Operation):
+            return module.label
         if path and module is not None and _is_layer(module):
             return path
         return f"{path}.{name}" if path and name else name or path or "layer"
@@ -226,8 +229,10 @@ class _Watch:
     ) -> UnsupportedModel:
         """The error for an operation at the model's current line."""
         line = line_here(OWN, follow.__name__) if self.stack else ""
+        module = self.stack[-1][1] if self.stack else None
+        if isinstance(module, Operation):
+            got, remedy = got or f"operator {module.kind}", remedy or "Export the network without it"
         if not got:
-            module = self.stack[-1][1] if self.stack else None
             got = f"module {type(module).__name__}" if module is not None and _is_layer(module) else f"operation {name}"
         if remedy is None:
             library = library_of(line)
