@@ -8,6 +8,7 @@ from torch import nn
 from ..models.torchvision_resnets import base_of
 from .checkpoint_file import read
 from .loaded import Checkpoint
+from .program_files import load_program
 from .recognize import check_arch, recognize
 from .state_dict import fill, find_state, stored
 from .state_names import plain_weights, renamed, stripped, without_extras
@@ -34,14 +35,16 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Ch
         InvalidCheckpoint: the file cannot be read, holds no such network, or has a weight that is not finite.
     """
     path = Path(path)
+    if (found := load_program(path, arch)) is not None:
+        return found
     where = str(path)
     content, digest = read(path)
     if is_trained(content):
         return trained(content, arch, digest, path)
     if arch is not None:
         check_arch(arch, where)
-    found, left_out = without_extras(find_state(content, where))
-    state = plain_weights(stored(renamed(stripped(found)), path))
+    weights, left_out = without_extras(find_state(content, where))
+    state = plain_weights(stored(renamed(stripped(weights)), path))
     arch, model = recognize({name: tuple(tensor.shape) for name, tensor in state.items()}, arch, where)
     fill(model, state, where)
     (classifier,) = (module for module in model.modules() if isinstance(module, nn.Linear))
