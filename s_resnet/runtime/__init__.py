@@ -1,6 +1,7 @@
-"""Where and how work runs: devices, several processes, progress bars."""
+"""Where and how work runs: devices, memory, several processes, progress bars."""
 
 from .device import find_device
+from .memory import memory_limit
 from .processes import all_gather, first_process_first, process_group, shard
 from .progress import Progress
 
@@ -9,6 +10,7 @@ __all__ = [
     "all_gather",
     "find_device",
     "first_process_first",
+    "memory_limit",
     "process_group",
     "shard",
 ]

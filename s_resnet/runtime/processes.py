@@ -40,6 +40,11 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
+def processes_here() -> int:
+    """How many processes of the group are on this machine: 1 outside a process group."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if rank_and_world_size()[1] > 1 else 1
+
+
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
     """Join the processes that torchrun started for the duration of the block.
