@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..data.arguments import check_batches, check_kind, labeled, probability, whole_number
-from ..data.intervals import difference
+from ..data.intervals import paired_difference
 from ..errors import InvalidData, message
 from ..graph.graph import Graph, check_spiking, count_images
 from ..runtime.device import find_device, peak_memory, prefetch
@@ -165,7 +165,7 @@ class _Sums:
         if ann is None:
             return found
         right = int(ann[0])
-        found["drop_interval"] = difference(both, right - both, top1 - both, images - right - top1 + both)
+        found["drop_interval"] = paired_difference(both, right - both, top1 - both, images - right - top1 + both)
         return {**found, "drop": (right - top1) / images}
 
 

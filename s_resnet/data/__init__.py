@@ -11,6 +11,7 @@ from .images import (
     preprocessing_for,
     without_labels,
 )
+from .intervals import paired_difference, wilson
 from .leakage import fingerprints, used_for_calibration
 from .loader import ImageLoader, Loader
 from .open import held_out_beside, loader_for, open_data
@@ -38,8 +39,10 @@ __all__ = [
     "network_classes",
     "open_data",
     "order_note",
+    "paired_difference",
     "preprocessing_for",
     "read_names",
     "used_for_calibration",
+    "wilson",
     "without_labels",
 ]

@@ -33,7 +33,7 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     return (0.0 if right == 0 else low), (1.0 if right == images else high)  # exact, whatever rounding would give
 
 
-def difference(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+def paired_difference(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
     """The 95 % interval of the difference of two proportions counted on the same images: the first minus the second.
 
     Where the two agree on most images, as a network and its conversion do, it is far narrower than two separate

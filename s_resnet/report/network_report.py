@@ -16,7 +16,7 @@ from ..analysis.figures import Report, described
 from ..analysis.verification import Verification
 from ..analysis.verify import verify
 from ..data.arguments import check_kind
-from ..data.intervals import difference, wilson
+from ..data.intervals import paired_difference, wilson
 from ..errors import InvalidData
 from ..graph.graph import Graph
 from ..graph.neuron import Neuron
@@ -183,7 +183,7 @@ class NetworkReport(Displayed):
     def drop(self) -> tuple[float, float]:
         """The 95 % interval of its ANN's top-1 accuracy, or its own after the T trained for, minus the SNN's."""
         both, snn, ann, neither = self.answers.right
-        return difference(both, ann, snn, neither)
+        return paired_difference(both, ann, snn, neither)
 
     def interval(self, share: float) -> tuple[float, float]:
         """The 95 % interval of a share of the evaluated images."""
@@ -255,7 +255,7 @@ Networks = Sequence[NetworkReport]
 def compared(one: NetworkReport, other: NetworkReport) -> tuple[float, float]:
     """The 95 % interval of the first network's top-1 accuracy minus the second's, on the same images."""
     pairs = list(zip(one.answers.hits, other.answers.hits, strict=True))
-    return difference(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))))
+    return paired_difference(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))))
 
 
 def _named(example: Example, net: NetworkReport) -> dict[str, Any]:

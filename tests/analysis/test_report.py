@@ -13,7 +13,7 @@ from trained_networks import CLASSES, FAMILIES, SIZE, T, over, trained, watched
 from s_resnet import Graph, Report, SResNetError, convert, evaluate
 from s_resnet.analysis import EvaluationSettings, Row, powers_of_two
 from s_resnet.conversion import Context, passes
-from s_resnet.data.intervals import difference
+from s_resnet.data.intervals import paired_difference
 from s_resnet.errors import BackendUnavailable, InvalidData
 from s_resnet.graph import Neuron, Node, Readout
 from s_resnet.graph.ops import Conv2d, Flatten, Input, Linear, ReLU
@@ -97,7 +97,7 @@ def figures(labels, classes, steps):
                 "agreement": sum(r[0] == a[0] for r, a in zip(there, ranks, strict=True)) / 13,
                 "spikes_per_neuron": sum(answers[t - 1][1] for _, answers in runs) / 13 / NEURONS,
                 "drop": (counts[1] - counts[2]) / 13,
-                "drop_interval": difference(*counts),
+                "drop_interval": paired_difference(*counts),
                 "fitted": None,
             }
         )
@@ -151,7 +151,7 @@ def test_of_equal_logits_the_first_counts():
     batch = (torch.ones(20, 1, 4, 4), torch.arange(20))
     report = evaluate(Graph(tuple(nodes)), [batch], 1)
     assert report.ann == {"top1": 1 / 20, "top5": 5 / 20}
-    assert report.snn == (Row(1, 1, 1 / 20, 5 / 20, 1.0, 0.0, 0.0, difference(1, 0, 0, 19)),)
+    assert report.snn == (Row(1, 1, 1 / 20, 5 / 20, 1.0, 0.0, 0.0, paired_difference(1, 0, 0, 19)),)
     assert report.recipe == "custom"
 
 

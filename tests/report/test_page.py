@@ -24,7 +24,7 @@ import s_resnet
 from s_resnet import RECIPES, SResNetError, convert
 from s_resnet.analysis import count_operations, energy
 from s_resnet.data import Preprocessing
-from s_resnet.data.intervals import Z, difference, wilson
+from s_resnet.data.intervals import Z, paired_difference, wilson
 from s_resnet.errors import InvalidData
 from s_resnet.graph import Neuron
 from s_resnet.graph.provenance import SeenData, Source
@@ -223,16 +223,16 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says(chance
     truth, hits = chances[1] - chances[2], 0
     for _ in range(600):
         drawn = draw.choices(range(4), chances, k=150)
-        low, high = difference(*(drawn.count(kind) for kind in range(4)))
+        low, high = paired_difference(*(drawn.count(kind) for kind in range(4)))
         hits += low <= truth <= high
     assert 0.92 <= hits / 600 <= 1.0
 
 
 def test_the_interval_of_a_difference_knows_that_the_images_are_the_same():
-    low, high = difference(450, 2, 5, 43)
+    low, high = paired_difference(450, 2, 5, 43)
     assert low < -3 / 500 < high and high - low < 0.04  # single intervals are 0.05 wide each
-    assert difference(450, 5, 2, 43) == pytest.approx((-high, -low))
-    assert difference(500, 0, 0, 0) == pytest.approx((-wilson_width(500), wilson_width(500)), abs=1e-12)
+    assert paired_difference(450, 5, 2, 43) == pytest.approx((-high, -low))
+    assert paired_difference(500, 0, 0, 0) == pytest.approx((-wilson_width(500), wilson_width(500)), abs=1e-12)
 
 
 def wilson_width(images):
