@@ -255,7 +255,8 @@ Networks = Sequence[NetworkReport]
 def compared(one: NetworkReport, other: NetworkReport) -> tuple[float, float]:
     """The 95 % interval of the first network's top-1 accuracy minus the second's, on the same images."""
     pairs = list(zip(one.answers.hits, other.answers.hits, strict=True))
-    return paired_difference(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))))
+    kinds = ((True, True), (True, False), (False, True), (False, False))
+    return paired_difference(*(pairs.count(kind) for kind in kinds))
 
 
 def _named(example: Example, net: NetworkReport) -> dict[str, Any]:
