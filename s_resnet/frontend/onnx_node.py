@@ -197,7 +197,7 @@ class OnnxNode:
             raise self.refuse(got, "shapes that fit each other", remedy) from error
         parts = found if isinstance(found, tuple) else (found,)
         for tensor in parts:
-            self._check(tensor, moving)
+            self._check(tensor, tensor.is_meta)
         if all(value.step is None for value in values):
             return tuple(constant(tensor.contiguous()) for tensor in parts)
         name = str(len(reading.steps))
