@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..files import opened, reason
 from . import onnx_wire
 from .loaded import Checkpoint
 from .onnx_network import Graph, answer_of, example_of
+from .onnx_node import LARGEST as MOST
 from .onnx_node import Reading, Value, relaid
 from .onnx_tensors import AGAIN, FLOATS, Tensors, short
 from .program import Earlier, Program, Step
@@ -167,7 +169,8 @@ def _images(graph: Graph, model: ModelProto, where: str) -> _Images:
     channels, *sides = (rest[-1], *rest[:-1]) if last else rest
     channels = channels or _channels(graph)
     shape = (channels, *(USUAL if side is None else side for side in sides))
-    if not 1 <= channels <= CHANNELS or any(not 1 <= side <= SIDE for side in shape) or (batch or 1) < 1:
+    sane = 1 <= channels <= CHANNELS and all(1 <= side <= SIDE for side in shape) and math.prod(shape) <= MOST
+    if not sane or (batch is not None and batch < 1):
         got = f"images of {tuple(sizes)}"
         raise InvalidCheckpoint(message(where, f"input {short(info.name)}", got, "positive sizes", AGAIN))
     return _Images(info.name, shape, last, batch)

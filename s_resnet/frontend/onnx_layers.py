@@ -22,8 +22,8 @@ def convolution(node: OnnxNode) -> Value:
     settings = node.attributes(auto_pad="NOTSET", dilations=(), group=1, kernel_shape=(), pads=(), strides=())
     auto, dilations, group, shape, pads, strides = settings
     x, weight, bias = node.inputs(2, 3)
-    kernel = node.known(weight, "a weight")
-    bias = None if bias is None else constant(node.known(bias, "a bias"))
+    kernel = node.weights(weight, "a weight")
+    bias = None if bias is None else constant(node.weights(bias, "a bias"))
     spatial = kernel.ndim - 2
     if spatial not in (1, 2) or (shape and tuple(shape) != tuple(kernel.shape[2:])):
         raise node.refuse(f"a convolution with weights {tuple(kernel.shape)}", "one over one axis, or height and width")
@@ -48,7 +48,7 @@ def product(node: OnnxNode) -> Value:
             raise node.refuse("a large product of constants", "one that was computed before the export")
     x, weight = node.in_order(x), node.in_order(weight)
     if x.moving and len(x.shape) == 2 and weight.step is None and weight.example.ndim == 2:
-        return node.step(F.linear, x, constant(weight.example.T.contiguous()))
+        return node.step(F.linear, x, constant(node.weights(weight, "a matrix").T.contiguous()))
     return node.step(torch.matmul, x, weight)
 
 
@@ -56,12 +56,12 @@ def linear(node: OnnxNode) -> Value:
     """``Gemm``: ``alpha A B + beta C``."""
     alpha, beta, flipped, turned = node.attributes(alpha=1.0, beta=1.0, transA=0, transB=0)
     x, weight, bias = node.inputs(2, 3)
-    matrix = node.known(weight, "a matrix B")
+    matrix = node.weights(weight, "a matrix B")
     if not x.moving or flipped or matrix.ndim != 2:
         raise node.refuse("a matrix product that is no linear layer", "[B, features] times a constant matrix")
     matrix = alpha * (matrix if turned else matrix.T)
     if bias is not None:
-        given = node.known(bias, "a bias C")
+        given = node.weights(bias, "a bias C")
         if given.numel() not in (1, len(matrix)):
             raise node.refuse(f"a bias of {tuple(given.shape)}", "one number for each output")
         bias = constant((beta * given.flatten()).expand(len(matrix)).contiguous())
@@ -75,7 +75,7 @@ def batch_norm(node: OnnxNode) -> Value:
     if training or not spatial or len([name for name in node.proto.output if name]) > 1:
         remedy = "Export the network in evaluation mode (model.eval())"
         raise node.refuse("BatchNormalization in training mode", "one with constant statistics", remedy)
-    weight, bias, mean, var = (node.known(value, "a statistic") for value in tensors)
+    weight, bias, mean, var = (node.weights(value, "a statistic") for value in tensors)
     if bool((var < 0).any()):
         got, remedy = f"{int((var < 0).sum())} of {var.numel()} variances negative", "Export a network that is trained"
         raise node.refuse(got, "variances from 0 on", remedy)

@@ -150,6 +150,17 @@ class OnnxNode:
             raise self.refuse(f"operator {self.kind} with {what} that depends on the images", "a constant")
         return value.example
 
+    def weights(self, value: Value | None, what: str) -> Tensor:
+        """The tensor of a constant operand that has floating-point numbers.
+
+        Raises:
+            UnsupportedModel: it has none, or depends on the images.
+        """
+        found = self.known(value, what)
+        if not found.is_floating_point():
+            raise self.refuse(f"operator {self.kind} with {what} of whole numbers", "floating-point numbers")
+        return found
+
     def whole(self, value: Value | None, what: str) -> tuple[int, ...]:
         """The numbers of a constant list of whole numbers."""
         found = self.known(value, what)
