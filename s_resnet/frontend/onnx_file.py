@@ -51,13 +51,12 @@ def load(path: Path) -> Checkpoint:
     found = answer_of(graph, reading, answer, start, images.name)
     program, classes = _program(reading, found, images)
     _check_numbers(program, where)
-    shape = (1, *images.shape[1:]) if len(images.shape) == 2 else images.shape[1:]
     producer = " ".join(short(text) for text in (model.producer_name, model.producer_version) if text)
     return Checkpoint(
         model=program.eval(),
         arch=f"ONNX opset {opset}" + (f" of {producer}" if producer else ""),
         num_classes=classes,
-        input_size=max(shape),
+        input_size=max(program.image_shape[1:]),
         digest=tensors.digest.hexdigest(),
         name=path.name,
         channels=images.shape[0],
@@ -216,8 +215,10 @@ def _program(reading: Reading, answer: Value, images: _Images) -> tuple[Program,
         end = "output"
     if len(images.shape) == 2:  # a Graph takes signals as images of height 1
         steps.insert(0, Step("signals", "Squeeze", _signals, (Earlier("pictures"),), result="images"))
-    program = Program(steps, "pictures" if len(images.shape) == 2 else "images", end)
-    return program, answer.shape[1]
+    channels, *sides = images.shape
+    height, width = sides if len(sides) == 2 else (1, *sides)
+    first = "images" if len(sides) == 2 else "pictures"
+    return Program(steps, first, end, (channels, height, width)), answer.shape[1]
 
 
 def _signals(x: Tensor) -> Tensor:
