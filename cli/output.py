@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-CHECKPOINTS = r"(\.(pth|pt|th|tar|ckpt|bin|safetensors|snn))+$"
+CHECKPOINTS = r"(\.(pth|pt|pt2|th|tar|ckpt|bin|safetensors|onnx|snn))+$"
 
 
 def check_output(path: Path, *inputs: Path, force: bool = False) -> None:

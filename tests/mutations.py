@@ -768,6 +768,16 @@ def toml(folder: Path) -> Reader:
     return Reader(".toml", [base.encode()], mutate, use)
 
 
+def onnx(folder: Path) -> Reader:
+    """The reader of ONNX files."""
+    import onnx_mutations
+
+    def mutate(bases: list[bytes], chance: Chance) -> bytes:
+        return flipped(chance.choice(bases), chance) if chance.random() < 0.3 else onnx_mutations.mutate(bases, chance)
+
+    return Reader(".onnx", onnx_mutations.bases(), mutate, onnx_mutations.use)
+
+
 READERS = {
     "snn": snn,
     "checkpoint": checkpoint,
@@ -777,6 +787,7 @@ READERS = {
     "npz": npz,
     "events": events,
     "toml": toml,
+    "onnx": onnx,
 }
 
 

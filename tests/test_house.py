@@ -300,7 +300,7 @@ def test_importing_the_command_line_does_not_import_torch():
 
 def test_importing_s_resnet_imports_neither_torchvision_nor_the_compiler():
     """They take longer than torch itself."""
-    late = {"torchvision", "torch._dynamo", "torch._inductor"}
+    late = {"torchvision", "torch._dynamo", "torch._inductor", "onnx"}
     program = f"import sys, s_resnet; print(sorted({late} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.stdout.strip() == "[]", done.stderr

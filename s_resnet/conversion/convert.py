@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..data.arguments import Batches, check_batches, given_images, images_of
 from ..errors import ConversionError, InvalidData, UnsupportedModel, message
+from ..frontend.program import Program
 from ..frontend.qcfs import QCFSModule
 from ..frontend.trace import SIGNALS, checked, trace
 from ..graph.graph import Graph
@@ -250,6 +251,8 @@ def _example(model: nn.Module | Graph, batches: Batches | None, shape: Shape | N
     if isinstance(model, Graph):
         convs = [node.op.weight.shape[1] * node.op.groups for node in model.nodes if isinstance(node.op, Conv2d)]
         pooled = any(isinstance(node.op, MaxPool2d) for node in model.nodes)
+    elif isinstance(model, Program):
+        convs, pooled, shape = [model.image_shape[0]], False, shape or model.image_shape
     else:
         convs = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
         pooled = any(isinstance(m, nn.MaxPool2d) for m in model.modules())

@@ -112,10 +112,12 @@ class Program(nn.Module):
         steps: the operations, each behind those whose results it takes.
         images: the name under which they find the images.
         answer: the name of the result that is the network's.
+        image_shape: ``(C, H, W)`` of the images that the file was made for.
     """
 
-    def __init__(self, steps: Sequence[Step], images: str, answer: str) -> None:
+    def __init__(self, steps: Sequence[Step], images: str, answer: str, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
+        self.image_shape = image_shape
         self.steps = nn.ModuleList(Operation(step) for step in steps)
         self.images, self.answer = images, answer
         last = {name: at for at, step in enumerate(self.operations()) for name in step.inputs}

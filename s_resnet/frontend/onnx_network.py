@@ -1,0 +1,248 @@
+"""From the graph of an ONNX file to the steps of a program."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from ..errors import InvalidCheckpoint, SResNetError, UnsupportedModel, message
+from ..files import reason
+from . import onnx_arithmetic, onnx_layers, onnx_shapes
+from .onnx_node import EXAMPLE, OnnxNode, Reading, Value, constant
+from .onnx_tensors import AGAIN, short
+from .rules import EXPECTED, HINTS
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto, TensorProto
+
+NODES = 10_000  # of a network; ResNet-152 has some 500
+Operator: TypeAlias = Callable[[OnnxNode], Value | tuple[Value, ...]]
+OPERATORS: dict[str, Operator] = {
+    "Add": partial(onnx_arithmetic.elementwise, function=torch.add),
+    "AveragePool": onnx_layers.avg_pool,
+    "BatchNormalization": onnx_layers.batch_norm,
+    "Cast": onnx_arithmetic.cast,
+    "CastLike": onnx_arithmetic.cast,
+    "Clip": onnx_layers.clip,
+    "Concat": onnx_shapes.concatenate,
+    "Constant": onnx_arithmetic.stored,
+    "ConstantOfShape": onnx_arithmetic.filled,
+    "Conv": onnx_layers.convolution,
+    "Div": partial(onnx_arithmetic.elementwise, function=onnx_arithmetic.divide),
+    "Dropout": onnx_arithmetic.identity,
+    "Expand": onnx_shapes.expand,
+    "Flatten": onnx_shapes.flatten,
+    "Gather": onnx_shapes.gather,
+    "Gemm": onnx_layers.linear,
+    "GlobalAveragePool": onnx_layers.global_avg_pool,
+    "Identity": onnx_arithmetic.identity,
+    "LeakyRelu": onnx_layers.leaky_relu,
+    "MatMul": onnx_layers.product,
+    "Max": onnx_arithmetic.extreme,
+    "MaxPool": onnx_layers.max_pool,
+    "Min": onnx_arithmetic.extreme,
+    "Mul": partial(onnx_arithmetic.elementwise, function=torch.mul),
+    "Neg": partial(onnx_arithmetic.elementwise, function=torch.neg),
+    "Pad": onnx_shapes.pad,
+    "Range": onnx_arithmetic.range_,
+    "ReduceMean": onnx_shapes.reduce,
+    "ReduceSum": onnx_shapes.reduce,
+    "Relu": onnx_layers.relu,
+    "Reshape": onnx_shapes.reshape,
+    "Shape": onnx_shapes.shape,
+    "Size": onnx_shapes.size,
+    "Slice": onnx_shapes.slice_,
+    "Split": onnx_shapes.split,
+    "Squeeze": onnx_shapes.squeeze,
+    "Sub": partial(onnx_arithmetic.elementwise, function=torch.sub),
+    "Transpose": onnx_shapes.transpose,
+    "Unsqueeze": onnx_shapes.unsqueeze,
+    **onnx_arithmetic.CONSTANT,
+    **dict.fromkeys(
+        ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "LRN", "LpNormalization"),
+        onnx_layers.no_statistics,
+    ),
+}
+QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
+AT_END = {"Softmax", "LogSoftmax", "Sigmoid"}
+
+
+@dataclass
+class Graph:
+    """The graph of a file, looked up by name.
+
+    Attributes:
+        where: the file, for messages.
+        nodes: in the order of the file.
+        tensors: its constants by name.
+        inputs: names of the images, of which there should be one.
+        outputs: names of what it computes.
+        makers: which node makes a value, by the value's name.
+    """
+
+    where: str
+    nodes: Sequence[NodeProto]
+    tensors: dict[str, TensorProto]
+    inputs: list[str]
+    outputs: list[str]
+    makers: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(where: str, proto: GraphProto) -> Graph:
+        """The graph, after a check that every name has one maker.
+
+        Raises:
+            InvalidCheckpoint: a name has several, or there are too many nodes.
+        """
+        if len(proto.node) > NODES:
+            remedy = "Simplify it with onnx-simplifier, or convert the network from Python"
+            raise InvalidCheckpoint(message(where, "", f"{len(proto.node)} nodes", f"at most {NODES}", remedy))
+        if proto.sparse_initializer:
+            name = short(proto.sparse_initializer[0].values.name)
+            raise InvalidCheckpoint(message(where, f"tensor {name}", "a sparse tensor", "dense weights", AGAIN))
+        tensors = {tensor.name: tensor for tensor in proto.initializer}
+        inputs = [given.name for given in proto.input if given.name not in tensors]
+        graph = Graph(where, proto.node, tensors, inputs, [given.name for given in proto.output])
+        taken = {*tensors, *inputs}
+        double = len(tensors) < len(proto.initializer) or len(set(inputs)) < len(inputs)
+        for at, node in enumerate(proto.node):
+            for name in filter(None, node.output):
+                double |= name in taken
+                taken.add(name)
+                graph.makers[name] = at
+        if double:
+            raise InvalidCheckpoint(message(where, "graph", "a name that two values have", "one for each value", AGAIN))
+        return graph
+
+    def ordered(self, answer: str) -> list[NodeProto]:
+        """The nodes that a value needs, each behind those whose results it takes.
+
+        Raises:
+            InvalidCheckpoint: they wait for each other in a circle.
+        """
+        needed, todo = set[int](), [answer]
+        while todo:
+            at = self.makers.get(todo.pop())
+            if at is not None and at not in needed:
+                needed.add(at)
+                todo.extend(self.nodes[at].input)
+        waits = {at: {self.makers[name] for name in self.nodes[at].input if name in self.makers} for at in needed}
+        readers: dict[int, list[int]] = {}
+        for at, before in waits.items():
+            for other in before:
+                readers.setdefault(other, []).append(at)
+        left = {at: len(before) for at, before in waits.items()}
+        ready, order = [at for at, count in left.items() if not count], list[int]()
+        heapq.heapify(ready)
+        while ready:
+            order.append(heapq.heappop(ready))
+            for at in readers.get(order[-1], ()):
+                left[at] -= 1
+                if not left[at]:
+                    heapq.heappush(ready, at)
+        if len(order) < len(needed):
+            node = self.nodes[min(needed - set(order))]
+            got = "a node that waits for its own result"
+            where = f"{self.where}: node {short(node.name or next(iter(node.output), ''))}"
+            raise InvalidCheckpoint(message(where, "", got, "a network without circles", AGAIN))
+        return [self.nodes[at] for at in order]
+
+    def consumers(self, name: str) -> Iterable[NodeProto]:
+        """The nodes that take a value."""
+        return (node for node in self.nodes if name in node.input)
+
+
+def answer_of(graph: Graph, reading: Reading, answer: str, images: Value, name: str) -> Value:
+    """The value of the answer, with the steps that lead to it in ``reading``.
+
+    Args:
+        graph: the graph of the file.
+        reading: what was read so far.
+        answer: the name of the answer.
+        images: the images on the example.
+        name: what the file calls them.
+
+    Raises:
+        InvalidCheckpoint: a value comes from nowhere.
+        UnsupportedModel: an operation cannot be converted; the message names its node.
+    """
+    known = {name: images}
+    for proto in graph.ordered(answer):
+        for wanted in filter(None, proto.input):
+            if wanted in graph.tensors and wanted not in known:
+                known[wanted] = constant(reading.tensors.read(graph.tensors[wanted]))
+        missing = [wanted for wanted in proto.input if wanted and wanted not in known]
+        if missing:
+            where = f"{graph.where}: node {short(proto.name or proto.op_type)}"
+            got = f"the input {short(missing[0])!r}, which nothing makes"
+            raise InvalidCheckpoint(message(where, "", got, "one input of images, and constants", AGAIN))
+        operands = tuple(known[wanted] if wanted else None for wanted in proto.input)
+        node = OnnxNode(reading, proto, operands)
+        found = _converted(node)
+        for made, value in zip(proto.output, found, strict=False):
+            known[made] = value
+        if unknown := [made for made in list(proto.output)[len(found) :] if made]:
+            raise node.refuse(f"operator {node.kind} with the output {short(unknown[0])!r}", f"{len(found)} outputs")
+    if answer not in known:
+        raise InvalidCheckpoint(message(graph.where, f"output {short(answer)}", "nothing", "what a node makes", AGAIN))
+    return known[answer]
+
+
+def _converted(node: OnnxNode) -> tuple[Value, ...]:
+    """The results of a node."""
+    _check(node)
+    operator = OPERATORS.get(node.kind)
+    try:
+        if operator is None:
+            raise _unknown(node)
+        found = operator(node)
+    except SResNetError:
+        raise
+    except Exception as error:  # what a file says can be wrong in any way
+        got = f"operator {node.kind}: {reason(error)[:300]}"
+        raise node.refuse(got, "settings and inputs as ONNX has them", AGAIN) from error
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _check(node: OnnxNode) -> None:
+    """Refuse what no operator of a ResNet has."""
+    if any(said.HasField("g") or said.graphs for said in node.proto.attribute):
+        remedy = "Export it for images of one size, or simplify the file with onnx-simplifier"
+        raise node.refuse(f"operator {node.kind}, which has networks of its own", "no branches and loops", remedy)
+    if any(said.ref_attr_name for said in node.proto.attribute):
+        raise node.refuse("a setting of a function", "settings with their values", AGAIN)
+    if node.proto.op_type in QUANTIZED or node.proto.op_type.startswith("QLinear"):
+        remedy = "Convert the file from before the quantization; --weights int8 makes an integer network of it"
+        raise node.refuse(f"operator {node.kind}, of a quantized network", "floating-point weights", remedy)
+
+
+def _unknown(node: OnnxNode) -> UnsupportedModel:
+    """The error for an operator without a rule."""
+    if "::" in node.kind:
+        remedy = (
+            "Export the network with ONNX's own operators; of a function of the file make nodes with "
+            "onnx.inliner.inline_local_functions"
+        )
+        return node.refuse(expected="an operator of ONNX itself", remedy=remedy)
+    expected, remedy = HINTS.get(node.kind.lower(), (EXPECTED, ""))
+    if node.kind in AT_END:
+        first = short(next(iter(node.proto.input), ""))
+        remedy = f"At the end cut it off: onnx.utils.extract_model(FILE, 'logits.onnx', [IMAGES], ['{first}'])"
+    return node.refuse(expected=expected, remedy=remedy or "Export the network without it")
+
+
+def example_of(shape: Sequence[int], last: bool) -> Value:
+    """Images on the meta device.
+
+    Args:
+        shape: ``(C, H, W)``, or ``(C, L)`` of signals.
+        last: whether the file has the channels last.
+    """
+    tensor = torch.empty(EXAMPLE, *shape, device="meta")
+    axes = tuple(range(tensor.ndim))
+    return Value(tensor, "images", (0, *axes[2:], 1) if last else axes)

@@ -1,0 +1,75 @@
+"""A look at the bytes of an ONNX file before they are parsed: a few of them can unfold to many objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import Descriptor
+
+FIELDS = 2**18  # of a whole file, of which ResNet-152 has some 20,000; each may become an object of some 100 bytes
+DEPTH = 64  # of messages in each other, below the parser's own limit of 100
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # how a field is written
+
+
+class Damaged(Exception):
+    """The bytes are no message of this kind."""
+
+
+class Excess(Exception):
+    """The bytes hold more fields, or deeper ones, than any network needs."""
+
+
+def scan(content: bytes, kind: Descriptor) -> None:
+    """Walk through a protobuf message and count what parsing it would make; tensors are stepped over.
+
+    Args:
+        content: the file.
+        kind: the type of its outermost message.
+
+    Raises:
+        Damaged: a field reaches beyond its message, or is written in a way that protobuf does not have.
+        Excess: there are more than ``FIELDS`` fields, or messages nested deeper than ``DEPTH``.
+    """
+    inner: dict[str, Mapping[int, Descriptor | None]] = {}
+    todo, fields = [(0, len(content), kind, 0)], 0
+    while todo:
+        at, end, kind, depth = todo.pop()
+        if depth > DEPTH:
+            raise Excess(f"messages nested more than {DEPTH} deep")
+        if kind.full_name not in inner:
+            inner[kind.full_name] = {field.number: field.message_type for field in kind.fields}
+        messages = inner[kind.full_name]
+        while at < end:
+            fields += 1
+            if fields > FIELDS:
+                raise Excess(f"more than {FIELDS} fields")
+            key, at = _varint(content, at, end)
+            length = 0
+            if key & 7 == VARINT:
+                _, at = _varint(content, at, end)
+            elif key & 7 == LENGTH:
+                length, at = _varint(content, at, end)
+                below = messages.get(key >> 3)
+                if below is not None:
+                    todo.append((at, at + length, below, depth + 1))
+            elif key & 7 in (FIXED32, FIXED64):
+                length = 4 if key & 7 == FIXED32 else 8
+            else:
+                raise Damaged
+            at += length
+            if at > end:
+                raise Damaged
+
+
+def _varint(content: bytes, at: int, end: int) -> tuple[int, int]:
+    """The number that begins at ``at``, seven bits a byte, and where it ends."""
+    number, shift = 0, 0
+    while at < end and shift < 70:
+        byte = content[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return number, at
+    raise Damaged
