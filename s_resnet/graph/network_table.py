@@ -12,7 +12,7 @@ from ..runtime.display import Table
 from . import shortcuts
 from .alphabet import Differential, Surrogate
 from .neuron import Neuron
-from .ops import SYNAPSES, Node, Op
+from .ops import SYNAPSES, Node, Op, ReLU
 
 STEEP = ("arctan", "sigmoid")  # surrogates whose width is a steepness
 
@@ -85,7 +85,7 @@ def _nodes(network: Network) -> Table:
         weights = "" if weight is None else "x".join(map(str, weight.shape)) or "1"
         if isinstance(op, SYNAPSES) and op.integer is not None:
             weights += f" {str(op.integer.weight.dtype).removeprefix('torch.')}"
-        kind = type(op).__name__ + (_kind(op) if isinstance(op, Neuron) else "")
+        kind = type(op).__name__ + _kind(op)
         rows.append((node.name, kind, _threshold(op), scale, weights, ", ".join(node.inputs)))
     return Table(("node", "operation", "threshold", "scale", "weights", "inputs"), tuple(rows), texts=6)
 
@@ -116,8 +116,12 @@ def _range(scale: Tensor | None) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} ... {high:.4g}"
 
 
-def _kind(op: Neuron) -> str:
-    """What is special about a neuron layer."""
+def _kind(op: Op) -> str:
+    """What is special about a ReLU or a neuron layer; a limit is in the units of the source network."""
+    if isinstance(op, ReLU) and op.limit is not None:
+        return f" (limit {_range(op.limit)})"
+    if not isinstance(op, Neuron):
+        return ""
     words = [op.schedule] if op.waits else []
     words += ["signed"] if op.spikes.signed else []
     words += [f"{op.spikes.amplitudes} levels"] if op.spikes.amplitudes > 1 else []
@@ -125,6 +129,8 @@ def _kind(op: Neuron) -> str:
     if op.surrogate is not None:  # directly trained
         words += [f"decay {op.decay:g}", "reset to zero" if op.reset == "zero" else "reset by subtraction"]
         words += [_gradient(op.surrogate)]
+    if op.limit is not None:
+        words += [f"limit {_range(op.limit if op.scale is None else op.limit * op.scale)}"]
     return f" ({', '.join(words)})" if words else ""
 
 

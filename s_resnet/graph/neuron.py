@@ -69,9 +69,9 @@ class Neuron(Displayed):
         amplitude: what a spike sends on; None: the threshold.
         quantization_levels: L of a network trained with :class:`s_resnet.graph.ops.QCFS`; ``run`` is then that; 0:
             ReLU.
-        limit: that of the :class:`s_resnet.graph.ops.ReLU` that it stands for, 0-dimensional or ``[C]``, in the units of
-            the threshold; None: there is none. It is a part of ``run`` alone. Spiking runs keep to it because a step
-            emits at most ``threshold max_emission``, which is no larger.
+        limit: that of the :class:`s_resnet.graph.ops.ReLU` that it stands for, 0-dimensional or ``[C]``, in the units
+            of the threshold; None: there is none. Only ``run`` reads it: spiking runs keep to it because a step sends
+            at most ``threshold max_emission``, which is no larger.
         surrogate: the gradient of a directly trained neuron; None for a converted one. The ``run`` of a trained neuron
             is its first step.
         integer: what runs of an integer network use; None: it is of no such network.
@@ -179,7 +179,7 @@ class Neuron(Displayed):
         return delay(self.schedule, timesteps)
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """The analog meaning: ReLU, clipped or not, or QCFS of the sum of the inputs; of a trained neuron its first step."""
+        """The analog meaning: ReLU or QCFS of the sum of the inputs; of a directly trained neuron its first step."""
         arrived = inputs[0]
         for other in inputs[1:]:
             arrived = arrived + other

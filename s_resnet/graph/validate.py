@@ -60,10 +60,8 @@ def check(nodes: Sequence[Node]) -> None:
     finite(nodes)
     for node in nodes:
         _check_settings(node, node.op, "")
-        if isinstance(node.op, Neuron) and isinstance(node.op.spikes, MultiThreshold):
-            _check_thresholds(node, node.op.spikes)
-        if isinstance(node.op, Neuron) and node.op.limit is not None:
-            _check_limit(node, node.op, node.op.limit)
+        if isinstance(node.op, Neuron):
+            _check_neuron(node, node.op)
         if isinstance(node.op, SYNAPSES):
             _check_weights(node, node.op)
         if isinstance(node.op, BatchNorm2d) and not bool((node.op.var + node.op.eps > 1 / LARGE).all()):
@@ -271,13 +269,12 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
 # ---- what has to go together ----
 
 
-def _check_thresholds(node: Node, spikes: MultiThreshold) -> None:
-    if not bool((spikes.thresholds.diff() > 0).all()):
-        raise _invalid(node, "spikes.thresholds", f"{spikes.thresholds.tolist()}", "ascending ones")
-
-
-def _check_limit(node: Node, op: Neuron, limit: Tensor) -> None:
-    """That no step sends more than the limit, up to rounding."""
+def _check_neuron(node: Node, op: Neuron) -> None:
+    """That several thresholds ascend, and that no step sends more than the limit, up to rounding."""
+    if isinstance(op.spikes, MultiThreshold) and not bool((op.spikes.thresholds.diff() > 0).all()):
+        raise _invalid(node, "spikes.thresholds", f"{op.spikes.thresholds.tolist()}", "ascending ones")
+    if (limit := op.limit) is None:
+        return
     sent = op.max_emission * (op.threshold if op.amplitude is None else torch.full_like(limit, abs(op.amplitude)))
     if sent.ndim and limit.ndim and sent.shape != limit.shape:
         raise _invalid(node, "limit", list(limit.shape), f"one number, or {list(sent.shape)} as the threshold")
