@@ -44,6 +44,8 @@ def lines(network: Network) -> Iterable[str]:
     size = f"{len(network.nodes)} nodes, {len(network.neurons)} neuron layers, {weights:,} weights"
     if network.neurons:
         size += f"{' of 8 bits' if network.is_integer else ''}; spikes: {network.alphabet}"
+    if found := limits(network):
+        size += f"; ReLUs clipped at {_between(*found)}"
     if network.neurons and steps is not None:
         size += f"; an answer after {network.end_to_end_steps(steps)} steps"
     yield size
@@ -52,6 +54,19 @@ def lines(network: Network) -> Iterable[str]:
     if made:
         yield f"calibrated on {f'{made.fitted or made.images or 0:,} images' if made.source == 'data' else made.source}"
     yield "print(_.table()) lists the nodes, .provenance says how it was made"
+
+
+def limits(network: Network) -> tuple[float, float] | None:
+    """The smallest and the largest limit of its ReLUs, in the units of the source network; None if none has one."""
+    found = [limit for node in network.nodes if (limit := _limit(node.op)) is not None]
+    return (min(float(v.min()) for v in found), max(float(v.max()) for v in found)) if found else None
+
+
+def _limit(op: Op) -> Tensor | None:
+    """That of a ReLU, or of the neurons that stand for one."""
+    if isinstance(op, Neuron) and op.limit is not None and op.scale is not None:
+        return op.limit * op.scale
+    return op.limit if isinstance(op, ReLU | Neuron) else None
 
 
 def title(network: Network) -> str:
@@ -110,18 +125,19 @@ def _threshold(op: Op) -> str:
 
 def _range(scale: Tensor | None) -> str:
     """A scale per channel from its smallest to its largest."""
-    if scale is None:
-        return ""
-    low, high = float(scale.min()), float(scale.max())
-    return f"{low:.4g}" if low == high else f"{low:.4g} ... {high:.4g}"
+    return "" if scale is None else _between(float(scale.min()), float(scale.max()))
+
+
+def _between(low: float, high: float) -> str:
+    ends = f"{low:.4g}", f"{high:.4g}"
+    return ends[0] if ends[0] == ends[1] else " ... ".join(ends)
 
 
 def _kind(op: Op) -> str:
-    """What is special about a ReLU or a neuron layer; a limit is in the units of the source network."""
-    if isinstance(op, ReLU) and op.limit is not None:
-        return f" (limit {_range(op.limit)})"
+    """What is special about a ReLU or a neuron layer."""
+    limit = [] if (found := _limit(op)) is None else [f"limit {_range(found)}"]
     if not isinstance(op, Neuron):
-        return ""
+        return f" ({limit[0]})" if limit else ""
     words = [op.schedule] if op.waits else []
     words += ["signed"] if op.spikes.signed else []
     words += [f"{op.spikes.amplitudes} levels"] if op.spikes.amplitudes > 1 else []
@@ -129,8 +145,7 @@ def _kind(op: Op) -> str:
     if op.surrogate is not None:  # directly trained
         words += [f"decay {op.decay:g}", "reset to zero" if op.reset == "zero" else "reset by subtraction"]
         words += [_gradient(op.surrogate)]
-    if op.limit is not None:
-        words += [f"limit {_range(op.limit if op.scale is None else op.limit * op.scale)}"]
+    words += limit
     return f" ({', '.join(words)})" if words else ""
 
 
