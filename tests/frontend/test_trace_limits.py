@@ -13,6 +13,7 @@ from s_resnet.errors import UnsupportedModel
 from s_resnet.graph import ops
 
 EACH = torch.linspace(0.1, 1.5, 8)
+HALF = EACH.clamp(max=0.5)
 
 
 def limits(model, x):
@@ -61,7 +62,7 @@ CLIPS = {
     "learned limits that are equal": (Learned(1, 8, 1, 1), 0.75),
     "a limit per channel": (lambda x: torch.minimum(x.relu(), EACH.view(1, 8, 1, 1)), EACH),
     "a limit per channel by clamp": (lambda x: torch.clamp(x, torch.zeros(1), EACH.view(8, 1, 1)), EACH),
-    "per channel below another": (lambda x: torch.minimum(F.hardtanh(x, 0, 0.5), EACH.view(8, 1, 1)), EACH.clamp(max=0.5)),
+    "per channel below another": (lambda x: torch.minimum(F.hardtanh(x, 0, 0.5), EACH.view(8, 1, 1)), HALF),
 }  # fmt: skip
 
 
@@ -118,11 +119,13 @@ def test_a_relu_with_other_readers_stays():
 # ---- what it may not be ----
 
 REFUSED = {
-    "Hardtanh of both signs": (nn.Hardtanh(), r"node act .*module Hardtanh; expected ReLU, with an upper limit.*nn\.Hardtanh\(0, a\)"),
+    "Hardtanh of both signs": (
+        nn.Hardtanh(), r"node act .*module Hardtanh; expected ReLU, with an upper limit.*nn\.Hardtanh\(0, a\)"
+    ),
     "from below zero": (lambda x: x.clamp(-1, 6), r"node clamp .*operation clamp; expected ReLU.*nn\.ReLU6"),
     "from above zero": (lambda x: x.clamp(0.5, 6), r"node clamp .*operation clamp; expected ReLU"),
     "above alone": (lambda x: x.clamp(max=6), r"node clamp .*operation clamp; expected ReLU"),
-    "the minimum of what may be negative": (lambda x: torch.minimum(x, torch.ones(())), r"node minimum .*expected ReLU"),
+    "the minimum of what may be negative": (lambda x: x.minimum(torch.ones(())), r"node minimum .*expected ReLU"),
     "to zero": (lambda x: x.clamp(0, 0), r"a clip to at most 0; expected a limit above 0"),
     "to less than zero": (lambda x: F.relu(x).clamp(max=-0.5), r"a clip to at most -0\.5; expected a limit above 0"),
     "to what is no number": (lambda x: x.clamp(0, math.nan), r"a clip to at most nan"),
