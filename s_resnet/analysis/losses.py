@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..graph import ops
 from ..graph.alphabet import Differential
 from ..graph.neuron import Neuron
 from ..kernels import per_channel
@@ -15,6 +16,7 @@ from ..simulation.lockstep import fire_mean
 from .measured_on import check_labels
 
 PARTS = ("unevenness", "quantization", "clipping", "inherited")
+ROUNDED = 2.0**-20  # shares of a limit by which a full scale that equals it may differ from it
 MEASURES = (*PARTS, "own", "total")
 
 
@@ -58,6 +60,8 @@ def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split
               + [ReLU(z) - a]                inherited: from the layers before; also what corrections change on purpose
         Q(z) = threshold / T * quantize(T z)
 
+    Where the source's ReLU has a limit, so has that of this sum: what lies above it is no loss.
+
     The loss from a decay or a reset to zero counts as unevenness. A differential layer has no such Q: it is taken as
     ``Q(z) = r``, so quantization stands for both, and R is the most that it can reach.
 
@@ -77,7 +81,7 @@ def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split
         counts, worth = emitted.round(), op.quantize(charge, timesteps).double()
         cap = float(timesteps * op.max_emission)
     unit, mean, a = threshold / timesteps, charge.double() / timesteps, source.double()
-    rectified = mean.clamp_min(0)
+    rectified = mean.clamp_min(0) if op.limit is None else ops.rectified(mean, op.limit.double())
     clipped = torch.minimum(rectified, unit * cap)
     return Split(
         output=unit * counts,
@@ -88,7 +92,7 @@ def split(op: Neuron, currents: Tensor, source: Tensor, timesteps: int) -> Split
         clipping=clipped - rectified,
         inherited=rectified - a,
         settled=counts == worth,
-        saturated=(counts > cap - 0.5) & (a > unit * cap),
+        saturated=(counts > cap - 0.5) & (a > unit * cap * (1 if op.limit is None else 1 + ROUNDED)),
     )
 
 

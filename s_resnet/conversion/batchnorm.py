@@ -21,11 +21,12 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
     Assume a Laplace distribution with mean mu, variance 2 b^2 and distribution function ``F``, and let
     ``e = exp(-|mu| / b)``::
 
-        ReLU:     mean = max(mu, 0) + b e / 2
-                  E[x^2] = mu^2 + 2 b^2 - b^2 e  for mu >= 0,   b^2 e  for mu < 0
+        ReLU:     r(mu) = max(mu, 0) + b e / 2,  the mean
+                  s(mu) = mu^2 + 2 b^2 - b^2 e  for mu >= 0,   b^2 e  for mu < 0,  the mean square
+        limit a:  mean = r(mu) - r(mu - a),   mean square = s(mu) - s(mu - a) - 2 a r(mu - a)
         sum:      means add, variances add
         synapse:  mean = W mean + b,   variance = W^2 variance
-        lambda:   mean over c of F_c(lambda) = percentile / 100
+        lambda:   mean over c of F_c(lambda) = percentile / 100, where F_c = 1 from a limit on
 
     For a single channel ``lambda = mu - b ln(2 - 2 p)``; for the mixture of a layer the equation is solved by bisection
     to float64 precision. A percentile above 99.9999 counts as 99.9999.
@@ -54,11 +55,11 @@ def calibrate_from_batchnorm(graph: Graph, percentile: float = 99.9) -> Calibrat
         inputs = [moments[name] for name in node.inputs]
         if node.name in names:
             before = inputs[0] if isinstance(node.op, ReLU) else _propagate(node.op, inputs)
-            quantile = _mixture_quantile(before, percentile / 100)
+            quantile = _mixture_quantile(before, percentile / 100, _limit(node.op))
             values[node.name] = quantile if quantile > 1e-9 else 0.0  # bisection may round zero up
         moments[node.name] = _propagate(node.op, inputs)
         if isinstance(node.op, ReLU) and values[node.name] > 0:
-            losses.append(_rounding(inputs[0], moments[node.name], values[node.name]))
+            losses.append(_rounding(inputs[0], moments[node.name], values[node.name], _limit(node.op)))
     calibration = with_scales(values, percentile, 0, "batchnorm")
     return replace(calibration, rounding=sum(losses) / len(losses) if losses else None)
 
@@ -78,10 +79,10 @@ def _propagate(op: Op, inputs: list[Moments]) -> Moments:
     if isinstance(op, Conv2d | Linear):
         return _through_synapse(op, mean, var)
     if isinstance(op, ReLU):
-        b = _spread(var)
-        e = torch.exp(-mean.abs() / b)
-        rectified = mean.clamp_min(0) + b * e / 2
-        square = torch.where(mean >= 0, mean**2 + 2 * b**2 - b**2 * e, b**2 * e)
+        rectified, square = _rectified(mean, _spread(var))
+        if (limit := _limit(op)) is not None:
+            above, above_square = _rectified(mean - limit, _spread(var))
+            rectified, square = rectified - above, square - above_square - 2 * limit * above
         return rectified, (square - rectified**2).clamp_min(0)
     if isinstance(op, Add):
         return sum(m for m, _ in inputs), sum(v for _, v in inputs)  # type: ignore[return-value]
@@ -89,6 +90,17 @@ def _propagate(op: Op, inputs: list[Moments]) -> Moments:
         # On images of one pixel an operation acts on channels and leaves space alone.
         return _channels_only(op, mean), _channels_only(op, var)
     return mean, var
+
+
+def _rectified(mean: Tensor, b: Tensor) -> Moments:
+    """``E[max(x, 0)]`` and ``E[max(x, 0)^2]`` of Laplace distributions."""
+    e = torch.exp(-mean.abs() / b)
+    return mean.clamp_min(0) + b * e / 2, torch.where(mean >= 0, mean**2 + 2 * b**2 - b**2 * e, b**2 * e)
+
+
+def _limit(op: Op) -> Tensor | None:
+    """The limit of a ReLU, if it is one and has one."""
+    return op.limit.double() if isinstance(op, ReLU) and op.limit is not None else None
 
 
 def _channels_only(op: Pad | Slice, values: Tensor) -> Tensor:
@@ -108,15 +120,23 @@ def _through_synapse(op: Conv2d | Linear, mean: Tensor, var: Tensor) -> Moments:
     return (out if op.bias is None else out + op.bias.double()), out_var
 
 
-def _rounding(before: Moments, after: Moments, scale: float) -> float:
+def _rounding(before: Moments, after: Moments, scale: float, limit: Tensor | None) -> float:
     """T times the share of its activations that a layer loses by rounding down to the grid lambda / T.
 
-    An active neuron loses half a grid step on average, so the share is ``P(x > 0) lambda / (2 T E[ReLU(x)])``.
+    An active neuron loses half a grid step on average, so the share is ``P(x > 0) lambda / (2 T E[ReLU(x)])``. One at a
+    limit loses nothing, and the lambda of its channel is at most that.
     """
     mean, b = before[0], _spread(before[1])
+    if limit is None:
+        return float(_above(mean, b).mean() * scale / 2 / after[0].mean())
+    active = _above(mean, b) - _above(mean - limit, b)
+    return float((active * limit.clamp_max(scale)).mean() / 2 / after[0].mean())
+
+
+def _above(mean: Tensor, b: Tensor) -> Tensor:
+    """``P(x > 0)`` of Laplace distributions."""
     tail = torch.exp(-mean.abs() / b) / 2
-    active = torch.where(mean > 0, 1 - tail, tail).mean()
-    return float(active * scale / 2 / after[0].mean())
+    return torch.where(mean > 0, 1 - tail, tail)
 
 
 def _spread(var: Tensor) -> Tensor:
@@ -124,8 +144,8 @@ def _spread(var: Tensor) -> Tensor:
     return (var / 2).sqrt().clamp_min(1e-12)
 
 
-def _mixture_quantile(moments: Moments, p: float) -> float:
-    """The p-quantile of Laplace distributions with these moments in equal shares."""
+def _mixture_quantile(moments: Moments, p: float, limit: Tensor | None) -> float:
+    """The p-quantile of Laplace distributions with these moments, clipped at their limits, in equal shares."""
     mean, b = moments[0], _spread(moments[1])
     p = min(p, 1 - 1e-6)
     low, high = float((mean - 40 * b).min()), float((mean + 40 * b).max())
@@ -133,5 +153,6 @@ def _mixture_quantile(moments: Moments, p: float) -> float:
         middle = (low + high) / 2
         z = (middle - mean) / b
         below = torch.where(z < 0, torch.exp(z.clamp_max(0)) / 2, 1 - torch.exp(-z.clamp_min(0)) / 2)
+        below = below if limit is None else torch.where(middle >= limit, 1.0, below)
         low, high = (middle, high) if float(below.mean()) < p else (low, middle)
-    return high
+    return high if limit is None else min(high, float(limit.max()))

@@ -153,7 +153,7 @@ def calibrate(
     values, counts, (images, fingerprints) = _exact(graph, batches, kept_apart, percentile, progress)
     found = with_scales(values, percentile, images, "data", samples)
     lost = [
-        _lost(counts[node.name], values[node.name])
+        _lost(counts[node.name], values[node.name], node.op.limit)
         for node in graph.nodes
         if isinstance(node.op, ReLU) and values[node.name] > 0
     ]
@@ -228,19 +228,24 @@ def _value(key: int) -> float:
     return float((bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32))
 
 
-def _lost(counts: Tensor, scale: float) -> float:
+def _lost(counts: Tensor, scale: float, limit: Tensor | None = None) -> float:
     """T times the share of its activations that a layer loses by rounding down to the grid ``scale / T``.
 
-    An active neuron loses half a grid step on average, so the share is ``P(x > 0) scale / (2 T E[x])``.
+    An active neuron loses half a grid step on average, so the share is ``P(x > 0) scale / (2 T E[x])``. One at the
+    limit of its ReLU loses nothing if that is the full scale, so the probability is then ``P(0 < x < limit)``.
 
     Args:
         counts: how often each upper 16 bits of a value occur; a value counts as the middle of its bucket.
         scale: lambda.
+        limit: that of the ReLU, or None.
     """
     middle = (torch.arange(1, HALF // 2) << 16) + HALF // 2
     values = middle.to(torch.int32).view(torch.float32).double().nan_to_num()  # no finite value is counted there
     positive = counts[HALF // 2 + 1 :].double()
-    return float(positive.sum() * scale / 2 / (positive @ values))
+    active = positive
+    if limit is not None and scale >= float(limit.max()):
+        active = positive[: (int(torch.tensor(scale).view(torch.int32)) >> 16) - 1]
+    return float(active.sum() * scale / 2 / (positive @ values))
 
 
 def _rank(percentile: float, n: int) -> int:

@@ -15,6 +15,7 @@ from ..graph.ops import Conv2d, Linear, SpikingWeights
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)  # as shares of the inputs' mean variance, the strongest first
 CHECKED = 8  # one image of so many is held out, to choose the penalty
+FLAT = 1e-5  # inputs whose variance is a smaller share of their mean square do not vary: float32 sums round as much
 ENOUGH = 256  # positions per weight of an output; with more, only those on a coarser grid are used
 ROOM = 2**24  # values of the unfolded inputs in memory at a time
 
@@ -60,7 +61,7 @@ def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: i
     least, best = 0.0, None
     for change in learned.solutions():
         error = held.error(change)
-        if error >= least:
+        if not error < least:
             break  # weaker penalties would overfit these images even more
         least, best = error, change
     if best is None:
@@ -147,16 +148,25 @@ class _Sums:
         self.rows = []
 
     def centered(self) -> _Few | _Many:
-        """All positions with their means subtracted."""
+        """All positions with their means subtracted; groups whose inputs do not vary, as at a limit, tell nothing."""
         assert self.totals is not None
         first, second = (total / self.count for total in self.totals)
+        least = FLAT * first.pow(2).mean((1, 2))
         if self.squares is None:
             seen, lacking = (torch.cat(values, 1) for values in zip(*self.rows, strict=True))
-            return _Few(seen - first.to(seen.dtype), lacking - second.to(lacking.dtype))
+            seen = seen - first.to(seen.dtype)
+            lacking = lacking - second.to(lacking.dtype)
+            flat = seen.pow(2).mean((1, 2), dtype=torch.float64) <= least
+            seen[flat], lacking[flat] = 0, 0
+            return _Few(seen, lacking)
         if self.rows:
             self._multiply()
         gram, right = (square.div_(self.count) for square in self.squares)
-        return _Many(gram.sub_(first.transpose(1, 2) * first), right.sub_(first.transpose(1, 2) * second))
+        gram.sub_(first.transpose(1, 2) * first)
+        right.sub_(first.transpose(1, 2) * second)
+        flat = gram.diagonal(dim1=1, dim2=2).mean(1) <= least
+        gram[flat], right[flat] = 0, 0
+        return _Many(gram, right)
 
     def solutions(self) -> Iterator[Tensor]:
         """The best changes of the weights, from the smaller system."""

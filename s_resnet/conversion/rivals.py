@@ -19,6 +19,7 @@ from ..errors import SResNetError
 from ..frontend.batchnorm_check import Moments
 from ..graph.graph import Graph
 from ..graph.ops import BatchNorm2d, Conv2d, Node, ReLU
+from ..kernels import per_channel
 
 IMAGES = 32  # to compare on; half as many if they are large
 LARGE = 128  # pixels
@@ -49,12 +50,14 @@ class Rival:
 
 @dataclass(frozen=True, eq=False)
 class _LeakyReLU:
-    """``y = max(x, slope x)``."""
+    """``y = max(x, slope x)``, and at most the limit of the ReLU in whose place it is."""
 
     slope: float
+    limit: Tensor | None
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return F.leaky_relu(inputs[0], self.slope)
+        y = F.leaky_relu(inputs[0], self.slope)
+        return y if self.limit is None else torch.minimum(y, per_channel(self.limit, y.ndim))
 
 
 def rival_notes(graph: Graph, images: Tensor, moments: Moments) -> list[str]:
@@ -86,7 +89,8 @@ def rivals(graph: Graph, channels: int) -> Iterator[Rival]:
             "the first convolution.",
             reverse=True,
         )
-    relus = {node.name: replace(node, op=_LeakyReLU(SLOPE)) for node in graph.nodes if isinstance(node.op, ReLU)}
+    leaky = ((node, _LeakyReLU(SLOPE, node.op.limit)) for node in graph.nodes if isinstance(node.op, ReLU))
+    relus = {node.name: replace(node, op=op) for node, op in leaky}
     yield Rival(
         _with(graph, relus),
         f"with a leaky ReLU (slope {SLOPE}) activations would fit the BatchNorm statistics better: the network seems "

@@ -223,6 +223,14 @@ def _input(op: Op) -> Entry:
     return {"grid": op.grid}, {}
 
 
+def _relu(op: Op) -> Entry:
+    assert isinstance(op, ReLU)
+    if op.limit is not None:
+        got, remedy = "a ReLU with a limit beside spiking layers", "Export it with export_torch"
+        raise InvalidData(message("export", "", got, "one without, as the format has no limit", remedy))
+    return {}, {}
+
+
 def _nothing(op: Op) -> Entry:
     return {}, {}
 
@@ -233,7 +241,7 @@ _ENTRIES: dict[type, Callable[[Op], Entry]] = {
     Linear: _linear,
     Scale: _scale,
     BatchNorm2d: _batch_norm,
-    ReLU: _nothing,
+    ReLU: _relu,
     Add: _nothing,
     Flatten: _nothing,
     MaxPool2d: _pool,

@@ -57,7 +57,7 @@ def _sum(call: Call, x: Any, other: Any, a: float, b: float) -> Value:
     if not isinstance(x, Activation):
         x, other, a, b = other, x, b, a
     if not isinstance(other, Activation):
-        return affine(call, x, a, b * torch.as_tensor(other))
+        return affine(call, x, a, b * torch.as_tensor(other, dtype=torch.float64))
     first, second = call.of(x), call.of(other)
     if x.shape != other.shape or first.shape != second.shape:
         got = f"an addition of {tuple(x.shape)} and {tuple(other.shape)}"
@@ -81,7 +81,7 @@ def per_channel(call: Call, constant: Any, x: Tensor, channels: int) -> Tensor:
     Raises:
         UnsupportedModel: it differs within a channel.
     """
-    numbers = torch.as_tensor(constant).detach().to(torch.float64)
+    numbers = torch.as_tensor(constant, dtype=torch.float64).detach()
     shape = tuple(numbers.shape)
     if numbers.ndim > x.ndim or any(n not in (1, m) for n, m in zip(shape[::-1], tuple(x.shape)[::-1], strict=False)):
         raise call.refuse(f"a constant of shape {shape} for an activation of {tuple(x.shape)}", "one per channel")

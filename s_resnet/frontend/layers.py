@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..graph import ops
 from .activation import Activation, Value
+from .arithmetic import per_channel
 from .network import Call
 
-RECTIFIER = "ReLU, the only activation that a spiking neuron has"
+RECTIFIER = "ReLU, with an upper limit or without, the only activation that a spiking neuron has"
 RETRAIN = "Train the network with nn.ReLU in its place"
+CLIP = "Train the network with nn.ReLU, nn.ReLU6 or nn.Hardtanh(0, a) in its place"
 
 
 def convolution(call: Call) -> Value:
@@ -119,55 +121,107 @@ def _normalized(call: Call, x: Any, known: Mapping[str, Tensor | None], eps: flo
 
 def relu(call: Call) -> Value:
     (x,) = call.take()
-    return _rectified(call, x)
+    return _clipped(call, x, 0, None)
+
+
+def relu6(call: Call) -> Value:
+    (x,) = call.take()
+    return _clipped(call, x, 0, 6)
 
 
 def clamp(call: Call) -> Value:
     x, low, high = call.take(min=None, max=None)
-    return _rectified_if(call, x, low, high)
+    return _clipped(call, x, low, high)
 
 
 def clamp_from(call: Call) -> Value:
     x, low = call.take(min=None)
-    return _rectified_if(call, x, low, None)
+    return _clipped(call, x, low, None)
+
+
+def clamp_to(call: Call) -> Value:
+    x, high = call.take(max=None)
+    return _clipped(call, x, None, high)
 
 
 def hardtanh(call: Call) -> Value:
     x, low, high = call.take(min_val=-1.0, max_val=1.0)
-    return _rectified_if(call, x, low, high)
+    return _clipped(call, x, low, high)
 
 
 def threshold(call: Call) -> Value:
     x, limit, other = call.take(threshold=None, value=None)
-    return _rectified_if(call, x, 0 if limit == other == 0 else None, None)
+    if not limit == other == 0:
+        raise call.refuse("", RECTIFIER, RETRAIN)
+    return _clipped(call, x, 0, None)
 
 
 def leaky_relu(call: Call) -> Value:
     """A leaky ReLU of slope 0."""
     x, slope = call.take(negative_slope=0.01)
-    return _rectified_if(call, x, 0 if bool((torch.as_tensor(slope) == 0).all()) else None, None)
+    if not bool((torch.as_tensor(slope) == 0).all()):
+        raise call.refuse("", RECTIFIER, RETRAIN)
+    return _clipped(call, x, 0, None)
 
 
 def maximum(call: Call) -> Value:
     """The maximum of an activation and zeros."""
+    x, other = _pair_of(call, "maximum")
+    return _clipped(call, x, other, None)
+
+
+def minimum(call: Call) -> Value:
+    """The minimum of a rectified activation and its limit."""
+    x, other = _pair_of(call, "minimum")
+    return _clipped(call, x, None, other)
+
+
+def _pair_of(call: Call, what: str) -> tuple[Activation, Any]:
+    """The activation of an element-wise maximum or minimum, and the constant."""
     if not isinstance(call.result, Tensor) or call.result.ndim == 0:
-        raise call.refuse("a maximum over an axis", "a max-pool", "Write it as F.max_pool2d(x, kernel_size)")
+        remedy = "Write it as F.max_pool2d(x, kernel_size)" if what == "maximum" else None
+        raise call.refuse(f"a {what} over an axis", "a max-pool", remedy)
     x, other = call.take(other=None)
     x, other = (x, other) if isinstance(x, Activation) else (other, x)
-    return _rectified_if(call, x, None if isinstance(other, Activation) else other, None)
+    if isinstance(other, Activation):
+        raise call.refuse(f"a {what} of two activations", RECTIFIER, RETRAIN)
+    return x, other
 
 
-def _rectified_if(call: Call, x: Any, low: Any, high: Any) -> Value:
-    """A clip to ``low`` ... ``high`` as a ReLU; refused where it is something else."""
-    open_above = high is None or high == math.inf
-    if low is None or not open_above or not bool((torch.as_tensor(low) == 0).all()):
-        raise call.refuse("", RECTIFIER, RETRAIN)
-    return _rectified(call, x)
+def _clipped(call: Call, x: Any, low: Any, high: Any) -> Value:
+    """A clip to ``low`` ... ``high``, None for none, as a ReLU with or without a limit.
 
+    A lower end below 0, or none, is one at 0 where the activation is not negative.
 
-def _rectified(call: Call, x: Any) -> Value:
+    Raises:
+        UnsupportedModel: it is something else.
+    """
     value = call.of(x)
-    return call.add(ops.ReLU(), value, shape=value.shape)
+    limit = None if high is None else _limit(call, x, high, value.shape[1])
+    ends = torch.as_tensor(-math.inf if low is None else low)
+    from_zero = bool((ends == 0).all()) or (bool((ends <= 0).all()) and call.network.rectified(value.node))
+    if not from_zero:
+        raise call.refuse("", RECTIFIER, RETRAIN if limit is None else CLIP)
+    before = call.network[value.node]
+    if limit is not None and isinstance(before.op, ops.ReLU):  # one neuron layer does both
+        limit = limit if before.op.limit is None else torch.minimum(limit, before.op.limit)
+        value = Value(before.inputs[0], value.shape, value.flat)
+    return call.add(ops.ReLU(limit), value, shape=value.shape)
+
+
+def _limit(call: Call, x: Any, high: Any, channels: int) -> Tensor | None:
+    """The upper end of a clip, 0-dimensional or ``[C]``; None if it is infinite.
+
+    Raises:
+        UnsupportedModel: it differs within a channel, or is not above 0 and finite.
+    """
+    limit = per_channel(call, high, x, channels)
+    if bool((limit == math.inf).all()):
+        return None
+    if not bool(((limit > 0) & (limit < math.inf)).all()):
+        got = f"a clip to at most {float(limit[~((limit > 0) & (limit < math.inf))][0]):g}"
+        raise call.refuse(got, "a limit above 0, finite or in no channel", CLIP)
+    return limit[0].clone() if bool((limit == limit[0]).all()) else limit
 
 
 # ---- pools ----

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UnsupportedModel
-from ..graph.ops import Flatten, Input, Node, Op
+from ..graph.ops import UNIT_PRESERVING, Add, Flatten, Input, Node, Op, ReLU
 from .activation import Activation, Value, parts
 
 # Arguments without effect here: where the result goes, what only training reads, the memory format.
@@ -29,6 +29,16 @@ class Network:
         self.taken: set[str] = set()
         self.flattened: dict[str, Value] = {}
         self.pooled: dict[str, Value] = {}
+
+    def __getitem__(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def rectified(self, name: str) -> bool:
+        """Whether a value is a ReLU's, or pools, sums or pieces of such, and so never negative."""
+        node = self[name]
+        if isinstance(node.op, (Add, *UNIT_PRESERVING)):
+            return all(self.rectified(name) for name in node.inputs)
+        return isinstance(node.op, ReLU)
 
     def start(self, shape: tuple[int, ...]) -> Value:
         """The node of the images."""

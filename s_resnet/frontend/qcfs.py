@@ -34,7 +34,8 @@ class QCFSModule(nn.Module):
         source: a network that :func:`s_resnet.trace` follows, with batch normalization as modules of its own.
         example_batch: ``[B, C, H, W]``, for tracing.
         levels: L, the T that the spiking network will need.
-        thresholds: initial thresholds by node name; by default 4 everywhere.
+        thresholds: initial thresholds by node name; by default the limit of the ReLU, in whose place they are, or else
+            4.
 
     Raises:
         InvalidData: a spiking network, dropout, thresholds of other nodes, or ``levels`` below 1.
@@ -64,8 +65,11 @@ class QCFSModule(nn.Module):
         for name, child in source.named_children():
             self.add_module(name, child)
         self.owners = {node.name: self._owner(node) for node in self.traced.nodes}
-        sites = [node.name for node in self.traced.nodes if isinstance(node.op, ReLU)]
-        start = dict.fromkeys(sites, torch.tensor(THRESHOLD)) if thresholds is None else thresholds
+        relus = {node.name: node.op for node in self.traced.nodes if isinstance(node.op, ReLU)}
+        sites, start = list(relus), thresholds
+        if start is None:
+            limits = {name: op.limit for name, op in relus.items()}
+            start = {n: torch.tensor(THRESHOLD) if limit is None else limit.max() for n, limit in limits.items()}
         if set(sites) != set(start):
             other = min(set(sites) ^ set(start))
             got = f"thresholds that differ at {other!r}"

@@ -19,12 +19,15 @@ _NAMES: dict[Rule, str] = {
     layers.batch_norm: "batch_norm",
     layers.instance_norm: "instance_norm",
     layers.relu: "relu",
+    layers.relu6: "relu6",
     layers.clamp: "clamp clip",
     layers.clamp_from: "clamp_min",
+    layers.clamp_to: "clamp_max",
     layers.hardtanh: "hardtanh",
     layers.threshold: "threshold",
     layers.leaky_relu: "leaky_relu prelu",
     layers.maximum: "maximum max",
+    layers.minimum: "minimum min",
     layers.max_pool: "max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices",
     layers.avg_pool: "avg_pool1d avg_pool2d",
     layers.adaptive_avg_pool: "adaptive_avg_pool1d adaptive_avg_pool2d",
@@ -56,7 +59,7 @@ EXPECTED = (
 )
 # By name of a call without a rule: what is expected instead, and what to do.
 _ADVICE: dict[str, tuple[str, str]] = {
-    "relu6 rrelu elu selu celu gelu silu mish hardswish hardshrink softshrink": (RECTIFIER, RETRAIN),
+    "rrelu elu selu celu gelu silu mish hardswish hardshrink softshrink": (RECTIFIER, RETRAIN),
     "tanhshrink softplus softsign tanh logsigmoid glu": (RECTIFIER, RETRAIN),
     "softmax log_softmax": (
         "logits: probabilities at the end of a model have no spiking form",

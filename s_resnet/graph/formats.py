@@ -3,7 +3,7 @@
 1: the networks of the first recipes. 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what
 spiking runs alone use. 4: that also for shortcuts. 5: neurons that were trained. 6: what belongs together is a
 part with its kind: a neuron's alphabet and gradient, what spiking runs use, whole numbers. Before, all were settings
-and tensors of the operation.
+and tensors of the operation. 7: limits of ReLUs and neurons.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Held = dict[str, Tensor]
 
 
 def upgraded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Held]:
-    """The header and the tensors of a file of format 1 to 5 in format 6.
+    """The header and the tensors of a file of format 1 to 6 in format 7.
 
     It moves and renames, and checks what it looks at; the rest is for whoever reads the present format.
 
@@ -30,9 +30,12 @@ def upgraded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[
     held = dict(tensors)
     nodes = []
     for entry in header["nodes"]:
-        change = _CHANGES.get(entry["op"])
+        change = _CHANGES.get(entry["op"]) if header["format"] < 6 else None
         settings = dict(entry["settings"])
-        nodes.append({**entry, "settings": settings if change is None else change(entry["name"], settings, held)})
+        settings = settings if change is None else change(entry["name"], settings, held)
+        if "limit" in settings or f"{entry['name']}/limit" in held:
+            raise _invalid(entry["name"], "limit", "a limit, of a later format", "none")
+        nodes.append({**entry, "settings": settings})
     return {**header, "nodes": nodes}, held
 
 

@@ -60,7 +60,9 @@ def spiking(op: Op) -> Op:
         return GridInput(op.grid)
     if isinstance(op, SYNAPSES):
         return synapse(op)
-    return replace(op, integer=None) if isinstance(op, Neuron) and op.integer is not None else op
+    if isinstance(op, Neuron) and (op.integer is not None or op.limit is not None):
+        return replace(op, integer=None, limit=None)
+    return op
 
 
 def integer(op: Op) -> Op:
@@ -74,7 +76,8 @@ def integer(op: Op) -> Op:
         case Input(grid) if grid:
             return GridInput(grid)
         case Neuron(integer=own) if own is not None:
-            return replace(op, threshold=own.threshold, correction=own.correction, amplitude=1.0, integer=None)
+            one = replace(op, threshold=own.threshold, correction=own.correction, amplitude=1.0)
+            return replace(one, integer=None, limit=None)
         case Conv2d(integer=own) if own is not None:
             weight = channels_last(own.weight.to(torch.float32))
             plain = replace(op, weight=weight, bias=own.bias, spiking=None, integer=None)

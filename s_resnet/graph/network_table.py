@@ -12,7 +12,7 @@ from ..runtime.display import Table
 from . import shortcuts
 from .alphabet import Differential, Surrogate
 from .neuron import Neuron
-from .ops import SYNAPSES, Node, Op
+from .ops import SYNAPSES, Node, Op, ReLU
 
 STEEP = ("arctan", "sigmoid")  # surrogates whose width is a steepness
 
@@ -44,6 +44,8 @@ def lines(network: Network) -> Iterable[str]:
     size = f"{len(network.nodes)} nodes, {len(network.neurons)} neuron layers, {weights:,} weights"
     if network.neurons:
         size += f"{' of 8 bits' if network.is_integer else ''}; spikes: {network.alphabet}"
+    if found := limits(network):
+        size += f"; ReLUs clipped at {_between(*found)}"
     if network.neurons and steps is not None:
         size += f"; an answer after {network.end_to_end_steps(steps)} steps"
     yield size
@@ -52,6 +54,19 @@ def lines(network: Network) -> Iterable[str]:
     if made:
         yield f"calibrated on {f'{made.fitted or made.images or 0:,} images' if made.source == 'data' else made.source}"
     yield "print(_.table()) lists the nodes, .provenance says how it was made"
+
+
+def limits(network: Network) -> tuple[float, float] | None:
+    """The smallest and the largest limit of its ReLUs, in the units of the source network; None if none has one."""
+    found = [limit for node in network.nodes if (limit := _limit(node.op)) is not None]
+    return (min(float(v.min()) for v in found), max(float(v.max()) for v in found)) if found else None
+
+
+def _limit(op: Op) -> Tensor | None:
+    """That of a ReLU, or of the neurons that stand for one."""
+    if isinstance(op, Neuron) and op.limit is not None and op.scale is not None:
+        return op.limit * op.scale
+    return op.limit if isinstance(op, ReLU | Neuron) else None
 
 
 def title(network: Network) -> str:
@@ -85,7 +100,7 @@ def _nodes(network: Network) -> Table:
         weights = "" if weight is None else "x".join(map(str, weight.shape)) or "1"
         if isinstance(op, SYNAPSES) and op.integer is not None:
             weights += f" {str(op.integer.weight.dtype).removeprefix('torch.')}"
-        kind = type(op).__name__ + (_kind(op) if isinstance(op, Neuron) else "")
+        kind = type(op).__name__ + _kind(op)
         rows.append((node.name, kind, _threshold(op), scale, weights, ", ".join(node.inputs)))
     return Table(("node", "operation", "threshold", "scale", "weights", "inputs"), tuple(rows), texts=6)
 
@@ -110,14 +125,19 @@ def _threshold(op: Op) -> str:
 
 def _range(scale: Tensor | None) -> str:
     """A scale per channel from its smallest to its largest."""
-    if scale is None:
-        return ""
-    low, high = float(scale.min()), float(scale.max())
-    return f"{low:.4g}" if low == high else f"{low:.4g} ... {high:.4g}"
+    return "" if scale is None else _between(float(scale.min()), float(scale.max()))
 
 
-def _kind(op: Neuron) -> str:
-    """What is special about a neuron layer."""
+def _between(low: float, high: float) -> str:
+    ends = f"{low:.4g}", f"{high:.4g}"
+    return ends[0] if ends[0] == ends[1] else " ... ".join(ends)
+
+
+def _kind(op: Op) -> str:
+    """What is special about a ReLU or a neuron layer."""
+    limit = [] if (found := _limit(op)) is None else [f"limit {_range(found)}"]
+    if not isinstance(op, Neuron):
+        return f" ({limit[0]})" if limit else ""
     words = [op.schedule] if op.waits else []
     words += ["signed"] if op.spikes.signed else []
     words += [f"{op.spikes.amplitudes} levels"] if op.spikes.amplitudes > 1 else []
@@ -125,6 +145,7 @@ def _kind(op: Neuron) -> str:
     if op.surrogate is not None:  # directly trained
         words += [f"decay {op.decay:g}", "reset to zero" if op.reset == "zero" else "reset by subtraction"]
         words += [_gradient(op.surrogate)]
+    words += limit
     return f" ({', '.join(words)})" if words else ""
 
 

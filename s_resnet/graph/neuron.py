@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.arguments import real_number
@@ -25,6 +24,7 @@ from ..kernels.surrogate.qcfs import qcfs
 from ..runtime.display import Displayed
 from .alphabet import SPIKES, Amplitudes, Binary, Differential, MultiThreshold, Signed, Spikes, Surrogate
 from .execution import FASTEST, Execution, delayed, terms, total
+from .ops import rectified
 
 Memory = tuple[Tensor, ...]
 Pair = tuple[int, int]
@@ -69,6 +69,9 @@ class Neuron(Displayed):
         amplitude: what a spike sends on; None: the threshold.
         quantization_levels: L of a network trained with :class:`s_resnet.graph.ops.QCFS`; ``run`` is then that; 0:
             ReLU.
+        limit: that of the :class:`s_resnet.graph.ops.ReLU` that it stands for, 0-dimensional or ``[C]``, in the units
+            of the threshold; None: there is none. Only ``run`` reads it: spiking runs keep to it because a step sends
+            at most ``threshold max_emission``, which is no larger.
         surrogate: the gradient of a directly trained neuron; None for a converted one. The ``run`` of a trained neuron
             is its first step.
         integer: what runs of an integer network use; None: it is of no such network.
@@ -89,6 +92,7 @@ class Neuron(Displayed):
     scale: Tensor | None = None
     amplitude: float | None = None
     quantization_levels: int = 0
+    limit: Tensor | None = None
     surrogate: Surrogate | None = None
     integer: IntegerNeuron | None = None
 
@@ -96,9 +100,9 @@ class Neuron(Displayed):
         for name in ("initial_potential", "decay"):
             if not math.isfinite(real_number(getattr(self, name))):
                 raise _invalid(name, repr(getattr(self, name)), "a number")
-        for name in ("threshold", "correction", "scale"):
+        for name in ("threshold", "correction", "scale", "limit"):
             value = getattr(self, name)
-            if not isinstance(value, Tensor) and not (value is None and name in ("correction", "scale")):
+            if not isinstance(value, Tensor) and (value is not None or name == "threshold"):
                 raise _invalid(name, repr(value), "a tensor")
         if self.surrogate is not None and not isinstance(self.surrogate, Surrogate):
             raise _invalid("surrogate", repr(self.surrogate), "a Surrogate")
@@ -119,6 +123,10 @@ class Neuron(Displayed):
         if self.decay != 1 and (self.integer is not None or self.waits or isinstance(self.spikes, Differential)):
             got = f"{self.decay} for a neuron that waits, sends means or counts in whole numbers"
             raise _invalid("decay", got, "1")
+        own = self.surrogate is not None or self.quantization_levels
+        if self.limit is not None and (own or isinstance(self.spikes, Differential)):
+            got = "one for a neuron that sends means, or has an activation of its own"
+            raise _invalid("limit", got, "none: means have no upper limit, and trained activations their own")
 
     @property
     def max_emission(self) -> int:
@@ -179,7 +187,7 @@ class Neuron(Displayed):
             full = per_channel(self.threshold * self.max_emission, arrived.ndim)
             return qcfs(arrived, full, self.quantization_levels)
         if self.surrogate is None:
-            return F.relu(arrived)
+            return rectified(arrived, self.limit)
         spikes, _ = self.advance([arrived[None]], None)
         return self.scale_output(spikes[0])
 

@@ -188,12 +188,23 @@ class Affine(Displayed):
         return inputs[0] * per_channel(self.weight, ndim) + per_channel(self.bias, ndim)
 
 
+def rectified(x: Tensor, limit: Tensor | None) -> Tensor:
+    """``max(x, 0)`` of ``[B, C, *]``, and at most the limit, 0-dimensional or ``[C]``, if there is one."""
+    return F.relu(x) if limit is None else torch.minimum(F.relu(x), per_channel(limit, x.ndim))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ReLU(Displayed):
-    """``y = max(x, 0)``."""
+    """``y = max(x, 0)``, or ``min(max(x, 0), limit)``: ReLU6, Hardtanh(0, a), PACT.
+
+    Attributes:
+        limit: positive and finite, 0-dimensional or ``[C]``; None: there is none.
+    """
+
+    limit: Tensor | None = None
 
     def run(self, *inputs: Tensor) -> Tensor:
-        return F.relu(inputs[0])
+        return rectified(inputs[0], self.limit)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -145,7 +145,7 @@ def _shape(name: str, op: Op, given: Sequence[Shape]) -> Shape:
         return rule(name, op, given[0])
     shape = _one(name, given)
     if isinstance(op, Neuron):
-        for what in ("threshold", "scale"):
+        for what in ("threshold", "scale", "limit"):
             _vector(name, what, getattr(op, what), shape)
         _rows(name, "correction", op.correction, shape)
         if op.integer is not None:
@@ -167,6 +167,11 @@ def _one(name: str, given: Sequence[Shape]) -> Shape:
 
 
 def _kept(name: str, op: Op, shape: Shape) -> Shape:
+    return shape
+
+
+def _rectified(name: str, op: ReLU, shape: Shape) -> Shape:
+    _vector(name, "limit", op.limit, shape)
     return shape
 
 
@@ -265,7 +270,7 @@ _RULES: dict[type, Callable[[str, Any, Shape], Shape]] = {
     Pad: _pad,
     Slice: _slice,
     Readout: _readout,
-    ReLU: _kept,
+    ReLU: _rectified,
     QCFS: _kept,
 }
 

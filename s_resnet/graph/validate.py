@@ -32,6 +32,7 @@ from .ops import (
     Node,
     Op,
     Pad,
+    ReLU,
     Scale,
     Slice,
     SpikingWeights,
@@ -59,8 +60,8 @@ def check(nodes: Sequence[Node]) -> None:
     finite(nodes)
     for node in nodes:
         _check_settings(node, node.op, "")
-        if isinstance(node.op, Neuron) and isinstance(node.op.spikes, MultiThreshold):
-            _check_thresholds(node, node.op.spikes)
+        if isinstance(node.op, Neuron):
+            _check_neuron(node, node.op)
         if isinstance(node.op, SYNAPSES):
             _check_weights(node, node.op)
         if isinstance(node.op, BatchNorm2d) and not bool((node.op.var + node.op.eps > 1 / LARGE).all()):
@@ -222,6 +223,7 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
         "var": _floats(1, least=0),
         "eps": _number(0, 1),
     },
+    ReLU: {"limit": _or_none(_floats(0, 1, least=_POSITIVE))},
     QCFS: {"threshold": _floats(0, least=_POSITIVE), "quantization_levels": _whole(1)},
     MaxPool2d: {**_WINDOWS, "dilation": _pair(1)},
     SpikingMaxPool2d: {**_WINDOWS, "dilation": _pair(1)},
@@ -240,6 +242,7 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
         "scale": _or_none(_floats(0, 1, least=_POSITIVE)),
         "amplitude": _or_none(_number()),
         "quantization_levels": _whole(0),
+        "limit": _or_none(_floats(0, 1, least=_POSITIVE)),
         "spikes": _part(*SPIKES),
         "surrogate": _or_none(_part(Surrogate)),
     },
@@ -266,9 +269,18 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
 # ---- what has to go together ----
 
 
-def _check_thresholds(node: Node, spikes: MultiThreshold) -> None:
-    if not bool((spikes.thresholds.diff() > 0).all()):
-        raise _invalid(node, "spikes.thresholds", f"{spikes.thresholds.tolist()}", "ascending ones")
+def _check_neuron(node: Node, op: Neuron) -> None:
+    """That several thresholds ascend, and that no step sends more than the limit, up to rounding."""
+    if isinstance(op.spikes, MultiThreshold) and not bool((op.spikes.thresholds.diff() > 0).all()):
+        raise _invalid(node, "spikes.thresholds", f"{op.spikes.thresholds.tolist()}", "ascending ones")
+    if (limit := op.limit) is None:
+        return
+    sent = op.max_emission * (op.threshold if op.amplitude is None else torch.full_like(limit, abs(op.amplitude)))
+    if sent.ndim and limit.ndim and sent.shape != limit.shape:
+        raise _invalid(node, "limit", list(limit.shape), f"one number, or {list(sent.shape)} as the threshold")
+    if not bool((sent <= limit * (1 + 8 * torch.finfo(limit.dtype).eps)).all()):
+        expected = f"at least {float(sent.max()):g}, which a step sends"
+        raise _invalid(node, "limit", f"{float(limit.min()):g}", expected)
 
 
 def _check_weights(node: Node, op: Synapse) -> None:

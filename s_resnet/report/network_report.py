@@ -19,6 +19,7 @@ from ..data.arguments import check_kind
 from ..data.intervals import paired_difference, wilson
 from ..errors import InvalidData
 from ..graph.graph import Graph
+from ..graph.network_table import limits
 from ..graph.neuron import Neuron
 from ..graph.provenance import Provenance
 from ..graph.shortcuts import Shortcut, shortcuts
@@ -147,6 +148,7 @@ class NetworkReport(Displayed):
         operations: counts; None likewise.
         energy: the estimate; None likewise.
         missing: why these are None, by their names.
+        limits: the smallest and the largest limit of the source's ReLUs; None if none has one.
         shortcuts: scales of the residual branches.
         traces: recorded on the first image.
         classes: their names.
@@ -164,6 +166,7 @@ class NetworkReport(Displayed):
     operations: Operations | None
     energy: Energy | None
     missing: Mapping[str, str]
+    limits: tuple[float, float] | None
     shortcuts: tuple[Shortcut, ...]
     traces: tuple[Trace, ...]
     classes: tuple[str, ...]
@@ -225,6 +228,7 @@ class NetworkReport(Displayed):
             "timesteps": self.timesteps,
             "end_to_end_steps": self.end_to_end_steps,
             "alphabet": self.report.alphabet,
+            "limits": self.limits,
             "evaluation": report,
             "drop": None if self.trained else (ann - snn) / self.answers.images,
             "drop_interval": None if self.trained else self.drop,
@@ -352,6 +356,7 @@ def measure(
         operations=operations,
         energy=energy(operations, settings.constants) if operations else None,
         missing=missing,
+        limits=limits(snn),
         shortcuts=() if snn.trained else shortcuts(snn),
         traces=record(snn, first, timesteps, _some(snn), NEURONS),
         classes=settings.classes or snn.provenance.classes or (),

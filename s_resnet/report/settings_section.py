@@ -40,6 +40,7 @@ def _facts(net: NetworkReport) -> dict[str, str]:
         "source, SHA-256": source.sha256 or "",
         "recipe": trained if net.trained else f"{report.recipe}, tuned for T = {known.recipe.timesteps or 'unknown'}",
         "spikes": report.alphabet,
+        "ReLUs clipped at": " to ".join(dict.fromkeys(f"{limit:.4g}" for limit in net.limits or ())),
         "measured on": net.data,
         "images": f"{report.images:,}{seen}",
         "device": f"{report.device}, kernel {report.kernel}",

@@ -279,3 +279,24 @@ def test_sums_that_rounding_makes_indefinite_stop_at_the_last_penalty_that_lifts
     *_, found = least_squares._Many(gram, right).solutions()
     expected = F.pad(right[0, :2] / (1 + 0.1 * 1.95 / 3), (0, 0, 0, 1))  # 0.1 of the mean variance; 0.01 is too little
     torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize(("count", "side"), [(32, 6), (4000, 2)], ids=["few positions", "many"])
+def test_a_group_whose_inputs_do_not_vary_tells_nothing(count, side):
+    """A channel at the limit of its ReLU: what is left of it by rounding is not fitted, and the others are."""
+    op = Conv2d(random(3, 1, side, side, seed=1), None, groups=3)
+    x, change = random(count, 3, side, side).abs(), torch.tensor([0.5, 0.0, -0.25]).view(3, 1, 1, 1)
+    x[:, 1] = 5.9 + 1e-7 * random(count, side, side, seed=4)
+    wanted = replace(op, weight=op.weight + change).run(x)
+    wanted[:, 1] += random(count, 1, 1, seed=5)
+    got = synapse(refit(op, x, wanted))
+    assert torch.equal(got.weight[1], op.weight[1])
+    if side == 2:
+        assert torch.allclose(got.weight, op.weight + change, atol=1e-2)
+    assert not torch.equal(got.weight[0], op.weight[0])
+
+
+def test_an_error_that_is_no_number_ends_the_search(monkeypatch):
+    monkeypatch.setattr(least_squares._Many, "error", lambda *_: float("nan"))
+    x = random(400, 4, 6, 5)
+    assert refit(conv("plain"), x, F.relu(conv("plain").run(x))).spiking is None

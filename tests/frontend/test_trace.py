@@ -291,7 +291,7 @@ def test_a_second_input_that_nothing_reads_is_no_matter():
 # ---- what cannot be converted ----
 
 REFUSED = {
-    "relu6": (lambda s, x: s.head(s.act(s.conv1(x))), nn.ReLU6(), "node act", "module ReLU6"),
+    "hardtanh": (lambda s, x: s.head(s.act(s.conv1(x))), nn.Hardtanh(), "node act", "module Hardtanh"),
     "leaky relu": (lambda s, x: s.head(s.act(s.conv1(x))), nn.LeakyReLU(), "node act", "module LeakyReLU"),
     "sigmoid": (lambda s, x: s.head(torch.sigmoid(s.conv1(x))), None, "node sigmoid", "operation sigmoid"),
     "product": (lambda s, x: s.head(s.conv1(x) * s.conv1(x)), None, "node mul", "a product of two activations"),

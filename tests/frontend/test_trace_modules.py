@@ -459,8 +459,8 @@ class Largest(nn.Module):
 
 
 REFUSED = {
-    "ReLU6": (nn.ReLU6(), r"module ReLU6; expected ReLU.*Train the network with nn\.ReLU"),
-    "Hardtanh": (nn.Hardtanh(), r"module Hardtanh; expected ReLU.*nn\.ReLU"),
+    "Hardtanh": (nn.Hardtanh(), r"module Hardtanh; expected ReLU.*nn\.Hardtanh\(0, a\)"),
+    "Hardswish": (nn.Hardswish(), r"module Hardswish; expected ReLU.*nn\.ReLU"),
     "LeakyReLU": (nn.LeakyReLU(), r"module LeakyReLU; expected ReLU.*nn\.ReLU"),
     "PReLU": (nn.PReLU(), r"module PReLU; expected ReLU.*nn\.ReLU"),
     "GELU": (nn.GELU(), r"module GELU; expected ReLU.*nn\.ReLU"),

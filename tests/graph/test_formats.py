@@ -15,7 +15,7 @@ STEPS = 6
 
 
 def test_every_earlier_format_has_a_file():
-    assert {path.stem[: len("format1")] for path in FILES} == {f"format{version}" for version in range(1, 6)}
+    assert {path.stem[: len("format1")] for path in FILES} == {f"format{version}" for version in range(1, 7)}
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)

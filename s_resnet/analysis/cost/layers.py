@@ -96,7 +96,7 @@ class SourceOperations(Displayed):
     Attributes:
         macs: multiply-accumulates without the zeros of the padding.
         dense_macs: the usual count, which includes them.
-        additions: biases, residual sums, windows of pools, and a comparison for each ReLU.
+        additions: biases, residual sums, windows of pools, and a comparison for each ReLU, two with a limit.
         value_reads: words of values read.
         value_writes: words of values written.
         from_image: whether no activation comes before the node, so that it reads the image.
@@ -311,7 +311,8 @@ class OperationCounter:
             inside = self._synapses(node)
             return SourceOperations(additions=inside, value_reads=inside, value_writes=written, from_image=image)
         if isinstance(op, Neuron | Add):
-            additions = size * (len(node.inputs) - (0 if isinstance(op, Neuron) else 1))
+            ends = (1 + (op.limit is not None)) if isinstance(op, Neuron) else 0
+            additions = size * (len(node.inputs) - 1 + ends)
             return SourceOperations(0, 0, additions, sum(self.size(name) for name in read), written, image)
         if isinstance(op, Readout):
             return SourceOperations(value_writes=size)

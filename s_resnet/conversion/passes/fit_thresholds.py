@@ -30,7 +30,8 @@ def fit_thresholds(graph: Graph, context: Context) -> Graph:
 
     The threshold that minimizes ``E[(Q(ReLU x) - ReLU x)^2]`` is found on a histogram of the channel's activations
     (1,024 bins up to its largest, over all calibration images and pixels), among 80 full scales ``L threshold`` from a
-    tenth of the largest activation to all of it. A channel that was never active gets the layer's median.
+    tenth of the largest activation to all of it. A channel that was never active gets the layer's median. None gets a
+    full scale above the limit of its ReLU.
 
     The analog run is preserved.
 
@@ -97,4 +98,5 @@ def _fitted(op: Neuron, largest: Tensor, counts: Tensor, timesteps: int) -> Neur
     active = full > 0
     middle = full[active].median() if bool(active.any()) else torch.ones_like(full[0])
     full = torch.where(active, full.clamp_min(LEAST * float(middle)), middle)
+    full = full if op.limit is None else torch.minimum(full, op.limit)
     return replace(op, threshold=full / op.max_emission)

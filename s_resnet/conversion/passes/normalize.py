@@ -73,7 +73,8 @@ class _Work:
             target = op.threshold
             inputs = tuple(self.branch(node, name, target) for name in inputs)
             correction = None if op.correction is None else op.correction / target
-            op, unit = replace(op, threshold=self.one, correction=correction, scale=target), target
+            limit = None if op.limit is None else op.limit / target
+            op, unit = replace(op, threshold=self.one, correction=correction, scale=target, limit=limit), target
         elif isinstance(op, Readout):
             unit = self.unit[inputs[0]]
             op = replace(op, scale=op.scale * unit)

@@ -226,6 +226,7 @@ class _Block:
         self.scale = sum(squares) / count or 1.0
         self.leaves: dict[str, tuple[Tensor, ...]] = {}
         self.groups: list[dict[str, object]] = []
+        self.limits: list[tuple[Tensor, Tensor]] = []  # log thresholds, and the largest that their ReLUs allow
         for node in nodes:
             self._learn(node)
 
@@ -239,6 +240,8 @@ class _Block:
             correction = torch.zeros_like(threshold) if op.correction is None else op.correction.clone()
             full = float(op.threshold.mean()) * op.max_emission
             self._add(node, (threshold, THRESHOLD), (correction, CORRECTION * full))
+            if op.limit is not None:
+                self.limits.append((threshold, (op.limit / op.max_emission).log()))
 
     def _add(self, node: Node, *leaves: tuple[Tensor, float]) -> None:
         self.leaves[node.name] = tuple(leaf.requires_grad_() for leaf, _ in leaves)
@@ -291,6 +294,8 @@ class _Block:
             optimizer.zero_grad()
             self._backward(chosen, generator)
             optimizer.step()
+            for threshold, limit in self.limits:
+                threshold.detach().clamp_(max=limit)
             bar.update()
         better = self.error(checked) < before
         return self.trained() if better else self.nodes, steps, better

@@ -43,7 +43,8 @@ class NeuronSettings(TypedDict, total=False):
 def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSettings]) -> Graph:
     """Replace every ReLU by a neuron that emits up to the calibrated scale of that activation per step.
 
-    A QCFS activation has its scale from training, and remains the activation of the analog run.
+    A ReLU with a limit gets a scale of at most that, channel by channel, so that its neurons saturate where it does. A
+    QCFS activation has its scale from training, and remains the activation of the analog run.
 
     A residual addition that only the ReLU reads disappears: the neuron integrates both branches, and its bias is the
     sum of theirs. The analog run is preserved exactly; the spiking rate of a neuron under constant current x
@@ -55,7 +56,8 @@ def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSett
         **settings: the neurons' settings, see :class:`NeuronSettings`.
 
     Raises:
-        ConversionError: the calibration lacks a ReLU of this graph, or a setting is out of range.
+        ConversionError: the calibration lacks a ReLU of this graph, a setting is out of range, or a ReLU has a limit
+            and neurons send means, which have none.
 
     Source: arXiv:1805.01352: "sum layer is no longer needed", the neuron adds by integration.
     """
@@ -75,6 +77,7 @@ def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSett
             threshold=_scale(node, context, graph.device) / like.max_emission,
             schedule=like.schedule if later else "streaming",
             quantization_levels=node.op.quantization_levels if isinstance(node.op, QCFS) else 0,
+            limit=_limit(node, like),
         )
         nodes.append(Node(node.name, neuron, _summands(graph, node, absorbed)))
     if not any(isinstance(node.op, ReLU | QCFS) for node in graph.nodes):
@@ -109,13 +112,25 @@ def neuron_like(settings: NeuronSettings) -> Neuron:
 
 
 def _scale(node: Node, context: Context, device: torch.device) -> Tensor:
-    """The scale of an activation: the one from training, or the calibrated one."""
+    """The scale of an activation: the one from training, or the calibrated one up to its limit, 0-dim. or ``[C]``."""
     if isinstance(node.op, QCFS):
         return node.op.threshold
     if node.name not in context.calibration.scales:
         remedy = "Calibrate this very graph"
         raise ConversionError(message(node.name, "", "no calibrated scale", "one per ReLU", remedy))
-    return torch.tensor(context.calibration.scales[node.name], device=device)
+    scale = torch.tensor(context.calibration.scales[node.name], device=device)
+    limit = node.op.limit if isinstance(node.op, ReLU) else None
+    return scale if limit is None else torch.minimum(scale, limit)
+
+
+def _limit(node: Node, like: Neuron) -> Tensor | None:
+    """The limit of an activation, if it has one."""
+    limit = node.op.limit if isinstance(node.op, ReLU) else None
+    if limit is not None and isinstance(like.spikes, Differential):
+        got, expected = "a ReLU with a limit for neurons that send means", "one without, or spikes that are counted"
+        remedy = "Set spikes='signed' or 'unsigned' in the recipe"
+        raise ConversionError(message(node.name, "", got, expected, remedy))
+    return limit
 
 
 def _summands(graph: Graph, node: Node, absorbed: set[str]) -> tuple[str, ...]:
