@@ -293,7 +293,8 @@ def _source(loaded: s_resnet.frontend.Checkpoint, asked: Options) -> Source:
 
     preprocessing = _preprocessing(loaded, asked)
     if asked.calibration:
-        data = open_matched(asked.calibration, "calibration", asked.download, asked.classes, loaded.classes)
+        names, outputs = loaded.classes, loaded.num_classes
+        data = open_matched(asked.calibration, "calibration", asked.download, asked.classes, names, outputs)
         if isinstance(data, s_resnet.data.EventData) and asked.preprocessed:
             raise click.UsageError(
                 "--input-size, --mean and --std apply to images; events are binned as in the papers. Leave them out."

@@ -55,15 +55,17 @@ def check_checkpoint(path: Path) -> None:
             )
 
 
-def open_matched(spec: str, split: str, download: bool, classes: str | None, known: Sequence[str]) -> Data:
-    """Open data, their classes numbered as ``classes`` says, else as ``known``, else in their own order."""
+def open_matched(
+    spec: str, split: str, download: bool, classes: str | None, known: Sequence[str], outputs: int | None
+) -> Data:
+    """Open data, their classes numbered as ``classes`` says, else as ``known``, else as ImageNet's, else in order."""
     import s_resnet
 
     data = s_resnet.data.open_data(spec, split, download)
     first = os.environ.get("RANK", "0") == "0"  # only torchrun's first process speaks; all of them get here
     if first and classes is None and not known and (note := s_resnet.data.order_note(data)):
         say(spoken(note), err=True)
-    return s_resnet.data.match_classes(data, s_resnet.data.network_classes(classes, data, known))
+    return s_resnet.data.match_classes(data, s_resnet.data.network_classes(classes, data, known, outputs))
 
 
 def check_classes(data: Data, classes: int) -> None:
@@ -134,10 +136,14 @@ def find_images(snn: s_resnet.Graph, path: Path, asked: Images, others: Sequence
     if spec is None:
         raise click.UsageError(f"Which data? {path} does not name any. Pass --data DATA.")
     with s_resnet.runtime.first_process_first():
-        data = open_matched(spec, "evaluation", asked.download, asked.classes, known.classes or ())
+        outputs = known.source.classes
+        data = open_matched(spec, "evaluation", asked.download, asked.classes, known.classes or (), outputs)
     if known.source.classes is not None:  # a network saved from Python may not say; evaluate still checks every label
         check_classes(data, known.source.classes)
     marks = {mark for one in (snn, *others) for mark in one.provenance.data.fingerprints or ()}
     used = s_resnet.data.used_for_calibration(data, marks)
     indices = s_resnet.data.choose(data, asked.limit, exclude=used)
+    present = len(set(data.labels))
+    if present < len(data.classes) and os.environ.get("RANK", "0") == "0":
+        say(f"The images are of {present:,} of the network's {len(data.classes):,} classes.", err=True)
     return Found(data, indices, len(used), known.preprocessing)

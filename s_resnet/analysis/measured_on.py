@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.classes import plain, same_names
+from ..data.classes import same_names
+from ..data.folders import TRAINING
 from ..data.labels import label_notes
 from ..data.leakage import image_fingerprints
 from ..data.loader import Loader
-from ..data.open import TRAINING
+from ..data.wordnet import plain
 from ..errors import InvalidData, message
 from ..graph.graph import Graph
 

@@ -2,6 +2,7 @@
 
 from .classes import match_classes, natural_order, network_classes, order_note, read_names
 from .events import EVENT_BINS, Binning, EventData, EventLoader, Events, MeanFrameLoader, bin_events
+from .folders import held_out_beside
 from .images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -14,7 +15,7 @@ from .images import (
 from .intervals import paired_difference, wilson
 from .leakage import fingerprints, used_for_calibration
 from .loader import ImageLoader, Loader
-from .open import held_out_beside, loader_for, open_data
+from .open import loader_for, open_data
 
 __all__ = [
     "EVENT_BINS",

@@ -13,6 +13,7 @@ from typing import TypeVar
 from ..errors import InvalidData, message
 from ..files import read
 from .images import LabeledData, reason
+from .wordnet import CLASSES, are_imagenets, imagenet_ids, imagenet_output, plain
 
 Data = TypeVar("Data", bound=LabeledData)
 
@@ -54,8 +55,10 @@ def read_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def match_classes(data: Data, names: Sequence[str]) -> Data:
     """The same data with labels that index ``names``; classes are matched by name.
 
-    Upper and lower case are the same, and so are spaces, underscores and hyphens. The data may have fewer classes than
-    the network. Where one side has no names but the numbers 0, 1, 2, ... of its own order, as an .npz has, classes are
+    Upper and lower case are the same, and so are spaces, underscores and hyphens, unless names of the network differ in
+    nothing else. The classes of ImageNet may be called
+    ``n01440764``, ``tench`` or ``n01440764_tench`` on either side. The data may have fewer classes than the network.
+    Where one side has no names but the numbers 0, 1, 2, ... of its own order, as an .npz has, classes are
     matched by position. Data without labels are returned unchanged.
 
     Args:
@@ -73,33 +76,42 @@ def match_classes(data: Data, names: Sequence[str]) -> Data:
         raise InvalidData(
             message(where, "classes", got, "equal numbers", "Choose the data that the network was trained on")
         )
-    outputs = {plain(name): output for output, name in enumerate(names)}
-    unknown = [name for name in data.classes if plain(name) not in outputs]
+    key = imagenet_output if are_imagenets(names) else plain if len(set(map(plain, names))) == len(names) else str
+    outputs = {key(name): output for output, name in enumerate(names)}
+    unknown = [name for name in data.classes if key(name) not in outputs]
     if not unknown:
-        order = [outputs[plain(name)] for name in data.classes]
+        order = [outputs[key(name)] for name in data.classes]
     elif _numbered(data.classes) or (_numbered(names) and len(data.classes) == len(names)):
         order = list(range(len(data.classes)))
     else:
-        missing = [name for name in names if plain(name) not in set(map(plain, data.classes))]
+        present = set(map(key, data.classes))
+        missing = [name for name in names if key(name) not in present]
         got = f"{_few(unknown)}, which the network has not"
         raise InvalidData(message(where, "class names", got, f"those of the network, such as {_few(missing)}", _ADVICE))
     return replace(data, classes=names, labels=tuple(order[label] for label in data.labels))
 
 
-def network_classes(wish: str | None, data: LabeledData, known: Sequence[str] = ()) -> tuple[str, ...]:
+def network_classes(
+    wish: str | None, data: LabeledData, known: Sequence[str] = (), outputs: int | None = None
+) -> tuple[str, ...]:
     """The names of the network's outputs, in order.
 
     Args:
         wish: ``"natural"`` for the classes of the data in natural order, or the path of a file of names; None for none.
         data: labeled data; its classes are the answer where ``wish`` and ``known`` give none.
         known: the names that the network itself keeps; they are the answer where ``wish`` is None.
+        outputs: how many outputs the network has. With 1,000 and data of ImageNet's classes, or of some of them, the
+            answer is ImageNet's WordNet ids where ``wish`` and ``known`` give none.
 
     Raises:
         InvalidData: the file of names cannot be read.
     """
     if wish == NATURAL:
         return natural_order(data.classes)
-    return read_names(wish) if wish is not None else tuple(known) or data.classes
+    if wish is not None:
+        return read_names(wish)
+    imagenets = outputs == CLASSES and bool(data.classes) and None not in map(imagenet_output, data.classes)
+    return tuple(known) or (imagenet_ids() if imagenets else data.classes)
 
 
 def order_note(data: LabeledData) -> str:
@@ -117,12 +129,7 @@ def order_note(data: LabeledData) -> str:
 
 def same_names(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether they are the same names in the same order."""
-    return list(map(plain, one)) == list(map(plain, other))
-
-
-def plain(name: str) -> str:
-    """A name as it is compared: in lower case, with a space for every run of spaces, underscores and hyphens."""
-    return re.sub(r"[\s_-]+", " ", name.strip()).casefold()
+    return list(map(plain, one)) == list(map(plain, other)) or (are_imagenets(one) and are_imagenets(other))
 
 
 def _numbered(names: Sequence[str]) -> bool:

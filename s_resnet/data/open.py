@@ -5,9 +5,8 @@ import math
 import os
 import sys
 import zipfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,14 @@ import numpy as np
 from ..errors import InvalidData, message
 from .arguments import check_kind
 from .events import EVENT_BINS, Binning, EventData, EventLoader, open_events
+from .folders import open_directory
+from .imagenet import open_imagenet
 from .images import ImageData, Pixels, Preprocessing, choose, reason
 from .loader import ImageLoader, Loader
 
-_TORCHVISION = ("cifar10", "cifar100", "mnist", "imagenet")
-_FORMS = f"a directory of class folders, an .npz file, digits, or {':DIR, '.join((*_TORCHVISION, *EVENT_BINS))}:DIR"
-HOLDOUTS = ("test", "val", "validation")
-TRAINING = ("train", "training")
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+_TORCHVISION = ("cifar10", "cifar100", "mnist")
+_SETS = (*_TORCHVISION, "imagenet", *EVENT_BINS)
+_FORMS = f"a directory of class folders, an .npz file, digits, or {':DIR, '.join(_SETS)}:DIR"
 _MAX_CLASSES = 100_000
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MUCH, _DENSEST = 2**28, 100  # bytes that are always accepted, and the highest ratio of compression beyond them
@@ -37,7 +36,9 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData | Even
     * a directory of class folders; it has no splits, and gives every image for either;
     * an ``.npz`` with ``x`` uint8 ``[B, H, W, 3]``, or gray ``[B, H, W]``, and ``y`` integer ``[B]``; no splits either;
     * a directory with ``train/`` and one of ``test/``, ``val/``, ``validation/``, which hold class folders;
-    * ``cifar10:DIR``, ``cifar100:DIR``, ``mnist:DIR`` or ``imagenet:DIR``, as torchvision stores them in DIR;
+    * ``cifar10:DIR``, ``cifar100:DIR`` or ``mnist:DIR``, as torchvision stores them in DIR;
+    * ``imagenet:DIR``, ILSVRC 2012: archives unpacked, Kaggle's layout, or class folders
+      (:func:`s_resnet.data.imagenet.open_imagenet`);
     * ``cifar10dvs:DIR`` or ``dvsgesture:DIR``, event recordings as tonic stores them in DIR;
     * ``digits``: scikit-learn's 1797 images of 8 x 8 pixels; write ``./digits`` for a directory.
 
@@ -64,15 +65,17 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData | Even
     if spec == "digits":
         return _open_digits(split)
     prefix, colon, rest = spec.partition(":")
-    if colon and prefix in (*_TORCHVISION, *EVENT_BINS):
+    if colon and prefix in _SETS:
         if not rest:
             raise InvalidData(message(where, "directory", "none", f"{prefix}:DIR", "Write it after the colon"))
         if prefix in EVENT_BINS:
             return open_events(prefix, _path(where, rest), split, download)
+        if prefix == "imagenet":
+            return open_imagenet(_path(where, rest), split, download)
         return _open_torchvision(prefix, _path(where, rest), split, download)
     path = _path(where, spec)
     if spec and path.is_dir():
-        return _open_directory(path, split)
+        return open_directory(path, split)
     if path.is_file() and path.suffix.lower() == ".npz":
         return _open_npz(path, split)
     foreign = colon and len(prefix) > 1 and os.sep not in prefix  # a single letter is a drive of Windows
@@ -89,145 +92,6 @@ def _path(where: str, text: str) -> Path:
     return path
 
 
-def _open_directory(path: Path, split: str) -> ImageData:
-    where = f"data '{path}'"
-    try:
-        folders = _class_names(path)
-        nested = [name for name in ("train", *HOLDOUTS) if name in folders and _class_names(path / name)]
-        if len(nested) > 1 and nested[0] == "train":
-            return _open_folders(path, "train" if split == "calibration" else nested[1])
-        if nested and {"train", *HOLDOUTS}.issuperset(folders):  # as classes they would give wrong labels
-            got = f"class folders in {nested[0]}/ only"
-            expected = "train/ and one of test/, val/, validation/"
-            raise InvalidData(message(where, "splits", got, expected, f"Add the other, or name '{path / nested[0]}'"))
-        return _open_folders(path, None) if folders else _open_flat(path, split)
-    except OSError as error:
-        raise InvalidData(
-            message(
-                where, "path", reason(error), "a readable directory", "Change its permissions so that you can read it"
-            )
-        ) from error
-
-
-def _open_flat(folder: Path, split: str) -> ImageData:
-    """The images that lie in the folder itself: they have no labels, so they are for calibration only."""
-    where = f"data '{folder}'"
-    files = [item for item in os.scandir(folder) if item.is_file() and not item.name.startswith(".")]
-    images = sorted(item.path for item in files if item.name.lower().endswith(_EXTENSIONS))
-    if not images:
-        expected = "one for each class, or images to calibrate on"
-        raise InvalidData(message(where, "class folders", "none", expected, "Sort the images into folders"))
-    if split == "evaluation":
-        advice = "Sort them into folders; without labels they can be calibrated on, not evaluated"
-        raise InvalidData(
-            message(where, "class folders", f"{len(images)} images and no folder", "one for each class", advice)
-        )
-    kinds = (os.path.splitext(item.name)[1].lower() for item in files if item.path not in images)
-    skipped = tuple(f"{count} {kind or 'without a suffix'}" for kind, count in sorted(Counter(kinds).items()))
-    samples = [(path, -1) for path in images]
-    return replace(_from_files(str(folder), "all", (), str(folder), samples), skipped=skipped)
-
-
-def _class_names(path: Path) -> list[str]:
-    found = (item for item in os.scandir(path) if _is_folder(item) and not item.name.startswith("."))
-    return sorted(item.name for item in found if not _leads_back(item))
-
-
-def _is_folder(item: os.DirEntry[str]) -> bool:
-    return os.path.isdir(item.path) if item.is_symlink() else item.is_dir()  # is_dir() raises for a link to itself
-
-
-def _leads_back(item: os.DirEntry[str]) -> bool:
-    """Whether it is a link to its own folder or one above, below which everything would be found again."""
-    if not item.is_symlink():
-        return False
-    here, there = os.path.realpath(os.path.dirname(item.path)), os.path.realpath(item.path)
-    return os.path.join(here, "").startswith(os.path.join(there, ""))
-
-
-def _folders(start: str) -> tuple[list[str], int]:
-    """``start`` and all folders below it, each once, links followed; and how many links lead to one of them again."""
-    found, waiting, known, again = [], [start], {os.path.realpath(start)}, 0
-    while waiting:
-        found.append(waiting.pop())
-        for item in os.scandir(found[-1]):
-            if not _is_folder(item):
-                continue
-            real = os.path.realpath(item.path)
-            if real in known or _leads_back(item):
-                again += 1
-            else:
-                known.add(real)
-                waiting.append(item.path)
-    return sorted(found), again
-
-
-def _open_folders(root: Path, split: str | None) -> ImageData:
-    """The class folders in ``root``, or in ``root/split`` with the labels that ``root/train`` gives them."""
-    folder = root / split if split else root
-    where, present = f"data '{folder}'", _class_names(folder)
-    classes = _class_names(root / "train") if split else present
-    if not present:
-        raise InvalidData(message(where, "class folders", "none", "one for each class", "Sort the images into folders"))
-    if unknown := sorted(set(present) - set(classes)):
-        got = f"{unknown[0]!r}, which train/ has not"
-        raise InvalidData(message(where, "class folders", got, "the classes of train/", "Rename or remove the folder"))
-    wanted = {name: label for label, name in enumerate(classes) if name in present}
-    samples, skipped = _list_images(folder, wanted)
-    filled = {label for _, label in samples}
-    if empty := [name for name, label in wanted.items() if label not in filled]:
-        got, expected = f"none in class folder {empty[0]!r}", f"files named {' '.join(_EXTENSIONS)}"
-        raise InvalidData(message(where, "images", got, expected, "Fill or remove the folder"))
-    return replace(_from_files(str(root), split or "all", tuple(classes), str(root), samples), skipped=skipped)
-
-
-def _list_images(folder: Path, wanted: Mapping[str, int]) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """Every image in the class folders with its label, as torchvision's ImageFolder lists them; and the other files.
-
-    Other files whose name begins with a dot are not counted.
-    """
-    samples: list[tuple[str, int]] = []
-    others: Counter[str] = Counter()
-    for name, label in wanted.items():
-        inside, again = _folders(str(folder / name))
-        others["link(s) to a folder above"] += again
-        for each in inside:
-            for file in sorted(item.name for item in os.scandir(each) if not _is_folder(item)):
-                if file.lower().endswith(_EXTENSIONS):
-                    samples.append((os.path.join(each, file), label))
-                elif not file.startswith("."):
-                    others[os.path.splitext(file)[1].lower() or "without a suffix"] += 1
-    others["link(s) to a folder above"] += sum(_is_folder(item) and _leads_back(item) for item in os.scandir(folder))
-    said = [f"{count} {kind}" for kind, count in sorted(others.items()) if count]
-    beside = sum(item.name.lower().endswith(_EXTENSIONS) and os.path.isfile(item.path) for item in os.scandir(folder))
-    return samples, (*said, *([f"{beside} beside the class folders"] if beside else []))
-
-
-def _from_files(
-    spec: str, split: str, classes: tuple[str, ...], root: str, samples: Sequence[tuple[str, int]]
-) -> ImageData:
-    start = os.path.join(root, "")
-    names = tuple(path.removeprefix(start).replace(os.sep, "/") for path, _ in samples)
-    return ImageData(spec, split, classes, names, tuple(label for _, label in samples), root=root)
-
-
-def held_out_beside(spec: str) -> str | None:
-    """The folder of held-out images beside a folder of training images of the same classes: ``test`` beside ``train``.
-
-    None where ``spec`` is no such folder, or nothing lies beside it.
-    """
-    path = Path(spec)
-    if path.name.lower() not in TRAINING or not path.is_dir():
-        return None
-    siblings = [path.parent / name for name in HOLDOUTS]
-    try:
-        classes = set(_class_names(path))
-        found = (folder for folder in siblings if folder.is_dir() and set(_class_names(folder)) & classes)
-        return next((str(folder) for folder in found if classes.issuperset(_class_names(folder))), None)
-    except OSError:  # a folder that may not be read is not proposed
-        return None
-
-
 def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> ImageData:
     from torchvision import datasets
 
@@ -236,18 +100,7 @@ def _open_torchvision(kind: str, root: Path, split: str, download: bool) -> Imag
         split == "calibration",
         "Name the directory that holds it, or pass download=True",
     )
-    if kind == "imagenet":
-        advice = "Put the archives from image-net.org there, or name a directory of class folders"
-        if download:
-            expected = "a dataset that can be downloaded; its license has to be accepted first"
-            raise InvalidData(message(f"data '{spec}'", "download", kind, expected, advice))
     try:
-        if kind == "imagenet":
-            part = "train" if train else "val"
-            images = datasets.ImageNet(str(root), split=part)
-            classes = tuple(", ".join(synonyms) for synonyms in images.classes)
-            samples, skipped = _list_images(Path(images.split_folder), images.wnid_to_idx)
-            return replace(_from_files(spec, part, classes, str(root), samples), skipped=skipped)
         dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[kind]
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; some versions of torchvision write to it
             stored = dataset(str(root), train=train, download=download)

@@ -74,6 +74,7 @@ def unexpected(err: str) -> str:
     looked_at = (
         "Warning: convert: the network is right on",
         "Warning: convert: images and network",
+        "The images are of ",  # a part of the classes
         "Trying other",
         "Training ",
     )

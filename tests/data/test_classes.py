@@ -15,7 +15,7 @@ import s_resnet
 from s_resnet.analysis.measured_on import check_names
 from s_resnet.data import ImageData, match_classes, natural_order, open_data, order_note
 from s_resnet.data.classes import network_classes, read_names
-from s_resnet.data.open import held_out_beside
+from s_resnet.data.folders import held_out_beside
 from s_resnet.errors import InvalidData
 
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
@@ -57,6 +57,13 @@ def test_matching_keeps_every_images_name(seed):
 def test_case_and_separators_do_not_count():
     after = match_classes(data("Fire_Truck", "AIRPLANE"), ["airplane", "fire truck", "ship"])
     assert named(after) == ["fire truck"] * 2 + ["airplane"] * 2
+
+
+def test_case_counts_where_names_of_the_network_differ_in_nothing_else():
+    after = match_classes(data("cardigan", "Cardigan"), ["Cardigan", "ship", "cardigan"])
+    assert after.labels == (2, 2, 0, 0)
+    with pytest.raises(InvalidData, match="got 'CARDIGAN', which the network has not"):
+        match_classes(data("CARDIGAN"), ["Cardigan", "ship", "cardigan"])
 
 
 def test_numbers_without_names_match_by_position():

@@ -463,16 +463,6 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(np.array(data.image(2)), rows[2].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def test_imagenet(tmp_path: Path) -> None:
-    torch.save(({"n01": ("tench", "Tinca"), "n02": ("crane",)}, ["n01"]), tmp_path / "meta.bin")
-    make_folders(tmp_path / "train", {"n01": 1, "n02": 1})
-    make_folders(tmp_path / "val", {"n01": 1, "n02": 1})
-    data = open_data(f"imagenet:{tmp_path}", "evaluation")
-    assert (data.split, data.classes) == ("val", ("tench, Tinca", "crane"))
-    assert list(data.names) == ["val/n01/000.png", "val/n02/000.png"] and data.image(1).size == (6, 6)
-    assert open_data(f"imagenet:{tmp_path}", "calibration").split == "train"
-
-
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100", "mnist"])
 def test_torchvision_data_not_there(tmp_path: Path, kind: str) -> None:
     fails(f"dataset, got .*not found.*; expected the files of {kind} .*pass download=True", f"{kind}:{tmp_path}")
@@ -483,11 +473,6 @@ def test_torchvision_data_damaged(tmp_path: Path) -> None:
     fake_mnist(tmp_path, train=3, test=3)
     (tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0")
     fails("dataset, got an incomplete one", f"mnist:{tmp_path}")
-
-
-def test_imagenet_cannot_be_downloaded(tmp_path: Path) -> None:
-    fails("expected a dataset that can be downloaded.*image-net.org", f"imagenet:{tmp_path}", download=True)
-    fails("dataset, got .*image-net.org", f"imagenet:{tmp_path}")
 
 
 def test_download_is_passed_on_and_keeps_stdout_clean(
