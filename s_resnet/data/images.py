@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -247,19 +246,29 @@ def choose(data: LabeledData, limit: int | None, seed: int = 0, exclude: Collect
     if limit is not None and not is_count(limit, 1):
         raise InvalidData(message("choose", "limit", limit, "a whole number >= 1", "Pass at least 1"))
     excluded = frozenset(exclude)
-    order = {i: _hash(f"{seed}:{name}") for i, name in enumerate(data.names) if name not in excluded}
-    if not order:
+    left, hashes = [], bytearray()
+    for index, name in enumerate(data.names):
+        if name not in excluded:
+            left.append(index)
+            hashes += _hash(f"{seed}:{name}")
+    if not left:
         where, got = f"data '{data.spec}' ({data.split})", f"none of {len(data)}, {len(excluded)} excluded"
         advice = "If every image was used for calibration, pass other data, or calibrate with fewer images"
         raise InvalidData(message(where, "images left", got, "at least one", advice))
-    mixed = sorted(order, key=order.__getitem__)
-    taken: Counter[int] = Counter()
-    turn = {}
-    for index in mixed:
-        turn[index] = taken[data.labels[index]]
-        taken[data.labels[index]] += 1
-    chosen = set(sorted(mixed, key=turn.__getitem__)[:limit])
-    return [index for index in mixed if index in chosen]
+    high, low = np.frombuffer(hashes, ">u8").reshape(-1, 2).T
+    mixed = np.asarray(left)[np.lexsort((low, high))]
+    turns = _turns(np.asarray(data.labels)[mixed])
+    chosen = np.sort(np.argsort(turns, kind="stable")[:limit])
+    return list(mixed[chosen].tolist())
+
+
+def _turns(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many before each have the same label."""
+    by_label = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[by_label], return_index=True, return_counts=True)
+    turns = np.empty_like(by_label)
+    turns[by_label] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return turns
 
 
 def _hash(text: str) -> bytes:

@@ -8,6 +8,7 @@ same way. A network keeps the first as ``data.fingerprints`` and the second as `
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def _stored_size(data: LabeledData, index: int) -> int:
     if isinstance(data, ImageData) and data.pixels is not None:
         return int(data.pixels[index].nbytes)
     try:
-        return Path(data.root, data.names[index]).stat().st_size
+        return os.stat(os.path.join(data.root, data.names[index])).st_size
     except OSError:  # gone or not readable: the loader reports it
         return -1
 

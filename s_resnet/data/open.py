@@ -23,6 +23,7 @@ from .loader import ImageLoader, Loader
 _TORCHVISION = ("cifar10", "cifar100", "mnist")
 _SETS = (*_TORCHVISION, "imagenet", *EVENT_BINS)
 _FORMS = f"a directory of class folders, an .npz file, digits, or {':DIR, '.join(_SETS)}:DIR"
+_PACKED = (".tar", ".tar.gz", ".tgz")
 _MAX_CLASSES = 100_000
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MUCH, _DENSEST = 2**28, 100  # bytes that are always accepted, and the highest ratio of compression beyond them
@@ -80,7 +81,10 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData | Even
         return _open_npz(path, split)
     foreign = colon and len(prefix) > 1 and os.sep not in prefix  # a single letter is a drive of Windows
     got = f"unknown prefix {prefix!r}" if foreign else "a file" if spec and path.exists() else "nothing there"
-    raise InvalidData(message(where, "path", got, _FORMS, "Name data that exist"))
+    remedy = "Name data that exist"
+    if path.is_file() and path.name.lower().endswith(_PACKED):
+        remedy = f"Unpack it (mkdir DIR && tar -xf {path.name} -C DIR) and name DIR"
+    raise InvalidData(message(where, "path", got, _FORMS, remedy))
 
 
 def _path(where: str, text: str) -> Path:

@@ -1,6 +1,7 @@
 """Datasets, choosing images, preprocessing and the loader, against arrays, torchvision and brute force."""
 
 import builtins
+import hashlib
 import json
 import math
 import multiprocessing
@@ -520,6 +521,41 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 UNEVEN = in_memory([0] * 50 + [1] * 20 + [2] * 3 + [4] * 27)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_choose_takes_turns_in_the_order_of_the_hashes(seed: int) -> None:
+    """Brute force: sort by hash, and count how often each class came before."""
+    chance = random.Random(seed)
+    count = chance.randrange(1, 200)
+    names = [f"{chance.random()}é" for _ in range(count)]
+    labels = [chance.randrange(-1, 1 + seed) for _ in range(count)]
+    data = ImageData("x", "all", (), names, labels, "/x")
+    excluded = chance.sample(names, chance.randrange(count))
+    limit = chance.choice((None, chance.randrange(1, 250)))
+
+    def order(index: int) -> bytes:
+        return hashlib.blake2b(f"{seed}:{names[index]}".encode(), digest_size=16).digest()
+
+    mixed = sorted((i for i in range(count) if names[i] not in excluded), key=order)
+    turns = [sum(labels[other] == labels[index] for other in mixed[:place]) for place, index in enumerate(mixed)]
+    first = sorted(range(len(mixed)), key=lambda place: turns[place])[:limit]
+    assert choose(data, limit, seed, excluded) == [mixed[place] for place in sorted(first)]
+
+
+def test_names_are_listed_without_opening_or_asking_for_any_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million images would take minutes otherwise, on a file server hours."""
+    make_folders(tmp_path / "train", {"cat": 7, "dog": 9})
+    make_folders(tmp_path / "val", {"cat": 8})
+    asked: list[str] = []
+    for name in ("stat", "lstat", "open"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path, *a, real=real, **k: asked.append(str(path)) or real(path, *a, **k))
+    data = open_data(str(tmp_path), "calibration")
+    assert len(choose(data, 5)) == 5 and len(data) == 16
+    assert not [path for path in asked if path.endswith(".png")]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 4, 10, 13, 40, 99])

@@ -116,6 +116,8 @@ def test_what_is_missing_or_packed_is_said(tmp_path):
     (tmp_path / "ILSVRC2012_img_val.tar").touch()
     refused(tmp_path, r"got the archive ILSVRC2012_img_val.tar; expected val/, unpacked\. Run: mkdir val && tar -xf")
     refused(tmp_path / "ILSVRC2012_img_val.tar", r"got the file ILSVRC2012_img_val.tar; expected val/, unpacked")
+    with pytest.raises(InvalidData, match=r"got a file; .*Unpack it \(mkdir DIR && tar -xf ILSVRC2012_img_val.tar -C"):
+        open_data(str(tmp_path / "ILSVRC2012_img_val.tar"), "evaluation")
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "n01440764.tar").touch()
     refused(tmp_path, r"got the archive n01440764.tar; expected class folders\. Run: .*for f in \*\.tar", "calibration")
