@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -169,23 +169,3 @@ def made_with(chunks: Sequence[Chunk]) -> Line:
     names = dict.fromkeys(name for chunk in chunks for name in chunk.made_with)
     every = {name: list(dict.fromkeys(chunk.made_with.get(name) for chunk in chunks)) for name in names}
     return {name: got[0] if len(got) == 1 else " / ".join(map(str, got)) for name, got in every.items()}
-
-
-def best(lines: Iterable[Line], latencies: Sequence[int]) -> dict[tuple[str, int], Line]:
-    """For each network and latency the recipe of plain neurons that answers in time and agrees best with the ANN.
-
-    Only lines about held-out calibration images count, so no test image has a say. Of equals, the faster one is taken.
-    """
-    found: dict[tuple[str, int], Line] = {}
-    for line in lines:
-        if line["question"] != "choice" or line["alphabet"] != "binary":
-            continue
-        for latency in latencies:
-            before = found.get((line["network"], latency))
-            if line["end_to_end_steps"] <= latency and (before is None or _better(line) > _better(before)):
-                found[line["network"], latency] = line
-    return found
-
-
-def _better(line: Mapping[str, Any]) -> tuple[float, int]:
-    return line["agreement"], -line["end_to_end_steps"]

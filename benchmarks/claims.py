@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from answers import Line, best
+Line = dict[str, Any]
 
+LATENCIES = (16, 32, 64)  # end-to-end steps at which recipes are compared
 MACHINE = (
     "processor",
     "machine",
@@ -23,11 +25,13 @@ MACHINE = (
 
 
 def newest(results: Path) -> list[Line]:
-    """The newest line of each network, recipe, T and set of images, in the order of the first."""
+    """The newest line of each network, recipe and T on most images, in the order of the first."""
     found: dict[tuple[object, ...], Line] = {}
     for text in results.read_text().splitlines() if results.exists() else ():
         line = json.loads(text)
-        found[tuple(line[name] for name in ("question", "network", "recipe", "timesteps", "data", "limit"))] = line
+        key = tuple(line[name] for name in ("question", "network", "recipe", "timesteps", "data"))
+        if key not in found or line["images"] >= found[key]["images"]:
+            found[key] = line
     return list(found.values())
 
 
@@ -59,24 +63,78 @@ def headed(rows: Iterable[str]) -> list[str]:
     return [head, "|---" * 10 + "|", *rows]
 
 
-def chosen(lines: Sequence[Line], latencies: Sequence[int]) -> list[tuple[str, int, Line, Line | None]]:
+def best(lines: Iterable[Line]) -> dict[tuple[str, int], Line]:
+    """For each network and latency the recipe of plain neurons that answers in time and agrees best with the ANN.
+
+    Only lines about held-out calibration images count, so no test image has a say. Of equals, the faster one is taken.
+    """
+    found: dict[tuple[str, int], Line] = {}
+    for line in lines:
+        if line["question"] != "choice" or line["alphabet"] != "binary":
+            continue
+        for latency in LATENCIES:
+            before = found.get((line["network"], latency))
+            if line["end_to_end_steps"] <= latency and (before is None or _better(line) > _better(before)):
+                found[line["network"], latency] = line
+    return found
+
+
+def _better(line: Line) -> tuple[float, int]:
+    return line["agreement"], -line["end_to_end_steps"]
+
+
+def chosen(lines: Sequence[Line]) -> list[tuple[str, int, Line, Line | None]]:
     """Network, latency, the line by which the recipe was chosen, and that of its test images where there is one."""
     tests = {(t["network"], t["recipe"], t["timesteps"]): t for t in lines if t["question"] == "recipe"}
-    picked = best(lines, latencies)
+    picked = best(lines)
     return [
         (network, latency, choice, tests.get((network, choice["recipe"], choice["timesteps"])))
         for (network, latency), choice in sorted(picked.items())
     ]
 
 
-def sheet(lines: Sequence[Line], latencies: Sequence[int]) -> str:
+def table(lines: Sequence[Line]) -> str:
+    """Every recipe on its test images; the ones chosen for a latency are marked with it."""
+    marks: dict[tuple[object, ...], list[str]] = {}
+    for network, latency, choice, _ in chosen(lines):
+        marks.setdefault((network, choice["recipe"], choice["timesteps"]), []).append(str(latency))
+    rows = []
+    for line in lines:
+        within = marks.get((line["network"], line["recipe"], line["timesteps"]))
+        if line["question"] == "recipe":
+            rows.append(row(line, f", **chosen for E <= {' and '.join(within)}**" if within else ""))
+    return "\n".join(headed(rows)) if rows else "Not measured."
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """The drop of each network at each latency with plain neurons, and of two other conversions at one T."""
+    tests = [line for line in lines if line["question"] == "recipe"]
+    picked = {(network, latency): test for network, latency, _, test in chosen(lines)}
+    others = (("multilevel", 4), ("multilevel", 8), ("no-data", 256))
+    titles = [
+        *(f"plain neurons, E <= {latency}" for latency in LATENCIES),
+        *("multilevel, T = 4", "multilevel, T = 8", "no calibration images, T = 256"),
+    ]
+    rows = [f"| network | ANN, % | {' | '.join(titles)} |", "|---" * (len(titles) + 2) + "|"]
+    for network in dict.fromkeys(line["network"] for line in tests):
+        at = {(line["recipe"], line["timesteps"]): line for line in tests if line["network"] == network}
+        most = max(at.values(), key=lambda line: line["images"])
+        cells = []
+        for line in [*(picked.get((network, latency)) for latency in LATENCIES), *map(at.get, others)]:
+            images = f", {line['images']:,} images" if line and line["images"] != most["images"] else ""
+            cells.append(interval(line, "drop", "drop_interval", "+") + images if line else "")
+        rows.append(f"| {network} | {interval(most, 'ann_top1', 'ann_interval')} | {' | '.join(cells)} |")
+    return "\n".join(rows) if tests else "Not measured."
+
+
+def sheet(lines: Sequence[Line]) -> str:
     """The page, in Markdown."""
     tests = [line for line in lines if line["question"] == "recipe"]
     weights = sorted({f"{line['network']}: {line['weights']}" for line in tests})
     images = sorted({line["data"] for line in tests})
     picked = [
         row(test, f" (best within {latency} steps on {choice['images']} other images: {choice['agreement']:.1f} %)")
-        for _, latency, choice, test in chosen(lines, latencies)
+        for _, latency, choice, test in chosen(lines)
         if test is not None
     ]
     text = [
@@ -128,10 +186,10 @@ def _machines(lines: Sequence[Line]) -> list[str]:
     return [f"* {said}" for said in every]
 
 
-def write(results: Path, latencies: Sequence[int]) -> None:
+def write(results: Path) -> None:
     """Write the sheet beside the results."""
     file = results.with_name(f"{results.stem}-claims.md")
     whole = file.with_name(f"{file.name}.new")
-    whole.write_text(sheet(newest(results), latencies))
+    whole.write_text(sheet(newest(results)))
     whole.replace(file)
     print(f"wrote {file}", flush=True)

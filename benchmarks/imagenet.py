@@ -42,7 +42,6 @@ import s_resnet
 
 RESULTS = Path(__file__).parent / "results" / "imagenet.jsonl"
 NETWORKS = ("resnet18", "resnet34", "resnet50")
-LATENCIES = (16, 32, 64)
 # T of the recipes that are not compared at these latencies; of the bare conversion one simulation gives all.
 STEPS = {"multilevel": (4, 8), "phased": (8, 16), BARE: (256,)}
 USUAL = ("calibrated-streaming", "calibrated", "signed", "multilevel", "phased", BARE)
@@ -53,15 +52,15 @@ FITTED = ("fit_thresholds", "calibrate_neurons", "fit_readout")
 
 
 def steps_for(checkpoint: Path, recipe: str, size: int | None) -> list[int]:
-    """The T of a recipe for this network, such that the answer comes after `LATENCIES` steps."""
+    """The T of a recipe for this network, such that the answer comes after `claims.LATENCIES` steps."""
     if recipe in STEPS:
         return list(STEPS[recipe])
     loaded = s_resnet.load_checkpoint(checkpoint)
     size = size or loaded.input_size
     known = s_resnet.RECIPES[recipe.partition("+")[0]].without(*FITTED)
     snn = s_resnet.convert(loaded.model, (loaded.channels, size, size), known, timesteps=1)
-    late = {snn.end_to_end_steps(steps): steps for steps in range(1, max(LATENCIES) + 1)}
-    return [late[steps] for steps in LATENCIES if steps in late]
+    late = {snn.end_to_end_steps(steps): steps for steps in range(1, max(claims.LATENCIES) + 1)}
+    return [late[steps] for steps in claims.LATENCIES if steps in late]
 
 
 def named_file(text: str) -> tuple[str, Path]:
@@ -245,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if asked.shard is None:
             write(list(lines(case, took)), asked.results)
     if asked.shard is None and not asked.only_convert:
-        claims.write(asked.results, LATENCIES)
+        claims.write(asked.results)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def draw(network: str, data: str, images: int, path: Path) -> None:
     matplotlib.rcParams["svg.fonttype"] = "none"
     import matplotlib.pyplot as plt
 
-    group = few_steps("latency")[network, data, images]
+    group = few_steps()[network, data, images]
     figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.2), sharey=True, layout="constrained")
     ann = next(iter(next(iter(group.values())).values()))
     low, high = (ann["ann_top1"] + sign * ann["ann_standard_error"] for sign in (-1, 1))

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import claims
+
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md")))
-DATA_SETS = {"cifar10/test": "lossless test", "jpeg-test": "JPEG test", "imagenet": "ImageNet val"}
+DATA_SETS = {"cifar10/test": "lossless test", "jpeg-test": "JPEG test"}
 PEER = "spikingjelly"
 
 
@@ -128,10 +130,10 @@ def gpu() -> str:
 Group = dict[str, dict[int, dict[str, Any]]]  # recipe, T, line
 
 
-def few_steps(name: str) -> dict[tuple[str, str, int], Group]:
-    """The newest lines of `latency.py` or `imagenet.py` by (network, data, images), then by recipe and T."""
+def few_steps() -> dict[tuple[str, str, int], Group]:
+    """The newest lines of `latency.py` by (network, data, images), then by recipe and T."""
     groups: dict[tuple[str, str, int], Group] = {}
-    for line in lines(name):
+    for line in lines("latency"):
         if line["question"] == "recipe":
             group = groups.setdefault((line["network"], line["data"], line["images"]), {})
             group.setdefault(line["recipe"], {})[line["timesteps"]] = line
@@ -170,7 +172,7 @@ def latency() -> str:
     """The drop of our recipes at few time steps, on the most images of each data set."""
     ours = {
         key: {recipe: got for recipe, got in group.items() if not recipe.startswith(PEER)}
-        for key, group in few_steps("latency").items()
+        for key, group in few_steps().items()
     }
     most: dict[tuple[str, str], int] = {}
     for (network, data, images), group in ours.items():
@@ -183,14 +185,19 @@ def peers_latency() -> str:
     """SpikingJelly's recipes, and ours where they were evaluated on the same images."""
     return drops(
         (key, dict(sorted(group.items(), key=lambda item: not item[0].startswith(PEER))))
-        for key, group in few_steps("latency").items()
+        for key, group in few_steps().items()
         if any(recipe.startswith(PEER) for recipe in group)
     )
 
 
 def imagenet() -> str:
-    """The drop on ImageNet."""
-    return drops(few_steps("imagenet").items())
+    """Every recipe on ImageNet's classes, with 95 % intervals."""
+    return claims.table(claims.newest(HERE / "results" / "imagenet.jsonl"))
+
+
+def imagenet_summary() -> str:
+    """The drop on ImageNet's classes at equal latency."""
+    return claims.summary(claims.newest(HERE / "results" / "imagenet.jsonl"))
 
 
 def ablation() -> str:
@@ -211,15 +218,15 @@ def ablation() -> str:
 
 
 def summary() -> str:
-    """The drop of each recipe at one T, beside SpikingJelly's best, on the most images of each data set."""
+    """The drop of each recipe at one T, beside SpikingJelly's best on the same images."""
     chosen = {"calibrated": 16, "phased": 16, "signed": 16, "multilevel": 8, "spikingjelly-ltb": 16}
     rows = [
         f"| network, images | ANN | {' | '.join(f'{recipe}, T = {t}' for recipe, t in chosen.items())} |",
         "|---" * (len(chosen) + 2) + "|",
     ]
-    for (network, data, images), group in few_steps("latency").items():
+    for (network, data, images), group in few_steps().items():
         found = {recipe: group[recipe][t] for recipe, t in chosen.items() if t in group.get(recipe, {})}
-        if found:
+        if any(recipe.startswith(PEER) for recipe in found):
             first = next(iter(found.values()))
             cells = [with_error(found[recipe]) if recipe in found else "" for recipe in chosen]
             where = f"{network}, {images:,} {DATA_SETS.get(data, data)}"
@@ -287,6 +294,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers-latency": peers_latency,
     "ablation": ablation,
     "imagenet": imagenet,
+    "imagenet-summary": imagenet_summary,
     "engines": engines,
     "training": training,
     "depth": depth,

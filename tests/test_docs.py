@@ -18,6 +18,7 @@ from test_event_data import GESTURES, make_gestures, save_network
 
 import s_resnet
 from s_resnet.data import EVENT_BINS
+from s_resnet.data.wordnet import imagenet_ids
 from s_resnet.models import CifarResNet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,6 +66,14 @@ def installed(page, folder):
     if page.name == "events.md":
         save_network(folder / "gestures.snn", GESTURES, EVENT_BINS["dvsgesture"])
         make_gestures(folder / "recordings")
+    if page.name == "imagenet.md":
+        small = randomized(CifarResNet(8, num_classes=1000, width=4))
+        torch.save(small.state_dict(), folder / "resnet50.pth")
+        for number, (name, wnid) in enumerate(zip(CLASSES, imagenet_ids(), strict=False)):
+            for place in (f"ilsvrc/train/{wnid}", f"ilsvrc/val/{wnid}", f"some-classes/{wnid}"):
+                shutil.copytree(folder / "cifar10" / ("train" if "train" in place else "test") / name, folder / place)
+            if number > 1:
+                shutil.rmtree(folder / "some-classes" / wnid)
 
 
 @pytest.fixture(scope="module")
