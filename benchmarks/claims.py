@@ -119,10 +119,12 @@ def summary(lines: Sequence[Line]) -> str:
     for network in dict.fromkeys(line["network"] for line in tests):
         at = {(line["recipe"], line["timesteps"]): line for line in tests if line["network"] == network}
         most = max(at.values(), key=lambda line: line["images"])
+        chosen_ones = [picked.get((network, latency)) for latency in LATENCIES]
+        notes = [f", {line['recipe']}, T = {line['timesteps']}" if line else "" for line in chosen_ones]
         cells = []
-        for line in [*(picked.get((network, latency)) for latency in LATENCIES), *map(at.get, others)]:
+        for line, note in zip([*chosen_ones, *map(at.get, others)], [*notes, "", "", ""], strict=True):
             images = f", {line['images']:,} images" if line and line["images"] != most["images"] else ""
-            cells.append(interval(line, "drop", "drop_interval", "+") + images if line else "")
+            cells.append(interval(line, "drop", "drop_interval", "+") + note + images if line else "")
         rows.append(f"| {network} | {interval(most, 'ann_top1', 'ann_interval')} | {' | '.join(cells)} |")
     return "\n".join(rows) if tests else "Not measured."
 

@@ -183,6 +183,8 @@ def lines(case: Case, took: Line) -> Iterator[Line]:
                 "seed": SEED,
                 **answers.accuracies(chunks, steps),
                 **answers.costs(chunks),
+                "reconstruct": "--reconstruct" in RECIPES[case.recipe],
+                **latency.reconstructed(case.file),
                 **took,
                 **answers.made_with(chunks),
             }

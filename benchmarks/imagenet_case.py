@@ -21,7 +21,8 @@ from torch import Tensor
 import s_resnet
 
 BARE = "no-data"
-RECIPES = {**latency.RECIPES, BARE: ""}
+STREAMING = "calibrated-streaming"
+RECIPES = {**latency.RECIPES, f"{STREAMING}+reconstruct": f"--recipe {STREAMING} --reconstruct", BARE: ""}
 SPLITS = {"recipe": "evaluation", "choice": "calibration"}
 SEED = 0  # of the choice of images
 

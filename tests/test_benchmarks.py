@@ -1,26 +1,20 @@
-"""The benchmarks of latency: which cases are run, what a line says, how a table reads; ImageNet's on a tiny folder."""
+"""The benchmarks of latency: which cases are run, what a line says, how a table reads."""
 
-import argparse
 import importlib
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from conftest import images, randomized
-from PIL import Image
-from sresnet_cli.__main__ import sresnet
 
 import s_resnet
 from s_resnet.graph.provenance import ReconstructedBlock, Reconstruction, ReconstructionSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-balancing, imagenet, imagenet_case, latency, tables = (
-    importlib.import_module(name) for name in ("balancing", "imagenet", "imagenet_case", "latency", "tables")
-)
+balancing, latency, tables = (importlib.import_module(name) for name in ("balancing", "latency", "tables"))
 FIGURES = {"ann_top1": 91.0, "top1": 90.6, "drop": 0.4, "standard_error": 0.5, "ann_standard_error": 1.28}
 
 
@@ -312,149 +306,3 @@ def test_every_table_has_one_place_on_all_pages(monkeypatch, tmp_path):
     pages[0].write_text(place("b"))
     with pytest.raises(SystemExit, match=r"one\.md: its tables are not those"):
         tables.main()
-
-
-# ---- ImageNet ----
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three classes of images in train/ and val/."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2)):
-        for name in ("n01440764", "n01443537", "n01484850"):
-            (tmp_path / "imagenet" / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "imagenet" / split / name / f"{number}.png")
-    return tmp_path / "imagenet"
-
-
-@pytest.fixture
-def small(folder, tmp_path, monkeypatch):
-    """Runs the benchmark on three classes in this process, with a work folder of that name; gives its lines."""
-    monkeypatch.setitem(imagenet.RECIPES, "quick", "--recipe s-resnet-released")
-    monkeypatch.setitem(imagenet.STEPS, "quick", (4,))
-    monkeypatch.setattr(imagenet, "apart", imagenet.evaluate)
-    took = {"convert_seconds": 1.0, "convert_cpu_seconds": 1.0, "convert_peak_memory_bytes": 10**9}
-    converted = []
-
-    def run(arguments):
-        converted.append(arguments[-1])
-        sresnet.main(arguments, standalone_mode=False)
-        return took
-
-    monkeypatch.setattr(imagenet, "run", run)
-    weights = tmp_path / "mine.pth"
-    torch.save(randomized(s_resnet.models.CifarResNet(8, num_classes=3)).state_dict(), weights)
-    given = [str(folder), "--checkpoint", f"resnet18={weights}", "--recipes", "quick", "--calibration-images", "6"]
-    given += ["--choice-images", "4", "--input-size", "32", "--limit", "5", "--chunk", "2", "--device", "cpu"]
-
-    def call(work, *more):
-        (tmp_path / work).mkdir(exist_ok=True)
-        results = tmp_path / work / "imagenet.jsonl"
-        imagenet.main([*given, "--work", str(tmp_path / work), "--results", str(results), *more])
-        text = results.read_text() if results.exists() else ""
-        assert str(tmp_path) not in text
-        return [json.loads(line) for line in text.splitlines()]
-
-    call.converted = converted
-    return call
-
-
-def timeless(lines):
-    """The lines without what differs from run to run."""
-    return [
-        {name: value for name, value in line.items() if "seconds" not in name and "peak" not in name} for line in lines
-    ]
-
-
-FORKS = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork.*:DeprecationWarning")
-
-
-@FORKS
-def test_imagenet_converts_and_evaluates_the_weights_given(small):
-    choice, line = small("one")
-    assert line["convert"] == (
-        "sresnet convert mine.pth --recipe s-resnet-released --timesteps 4 --calibration DATA --calibration-images 6 "
-        "--input-size 32 --device cpu"
-    )
-    assert (line["question"], line["network"], line["recipe"], line["timesteps"]) == ("recipe", "resnet18", "quick", 4)
-    assert (choice["question"], choice["images"], line["images"], line["data"]) == ("choice", 4, 5, "ImageNet val")
-    assert choice["limit"] == 4 and line["limit"] == 5
-    assert line["drop"] == pytest.approx(line["ann_top1"] - line["top1"], abs=1e-3)
-    assert line["drop_interval"][0] <= line["drop"] <= line["drop_interval"][1]
-    assert line["end_to_end_steps"] == 4 and line["spikes_per_neuron"] > 0 and line["ann_top5"] == 100
-
-
-@FORKS
-def test_imagenet_gives_the_figures_of_evaluate(small, tmp_path, folder):
-    _, line = small("one")
-    report = tmp_path / "report.json"
-    evaluate = ["evaluate", str(tmp_path / "one" / "resnet18-quick-T4.snn"), "--limit", "5", "--at", "4"]
-    sresnet.main([*evaluate, "--data", str(folder), "--json", str(report), "--device", "cpu"], standalone_mode=False)
-    said = json.loads(report.read_text())
-    (row,) = said["snn"]
-    assert line["ann_top1"] == pytest.approx(100 * said["ann"]["top1"], abs=1e-3)
-    assert line["drop_interval"] == pytest.approx([100 * bound for bound in row["drop_interval"]], abs=1e-3)
-    for name in ("top1", "drop", "agreement"):
-        assert line[name] == pytest.approx(100 * row[name], abs=1e-3)
-    assert line["spikes_per_neuron"] == pytest.approx(row["spikes_per_neuron"], abs=1e-5)
-
-
-@FORKS
-def test_imagenet_goes_on_where_it_was_stopped_and_adds_up_shards(small, tmp_path, monkeypatch):
-    whole = small("one")
-    answered = []
-    real = imagenet_case.answer
-
-    def answer(case, asked, data, indices):
-        if len(answered) == 3:
-            raise KeyboardInterrupt
-        answered.append(indices)
-        return real(case, asked, data, indices)
-
-    monkeypatch.setattr(imagenet_case, "answer", answer)
-    with pytest.raises(KeyboardInterrupt):
-        small("stopped")
-    (file,) = (tmp_path / "stopped").glob("*.answers")
-    file.write_text(file.read_text() + '{"network": "cut o')  # as if killed while it wrote
-    monkeypatch.setattr(imagenet_case, "answer", lambda *given: answered.append(given[-1]) or real(*given))
-    assert timeless(small("stopped", "--resume")) == timeless(whole)
-    assert sum(map(len, answered)) == 4 + 5  # nothing is answered twice
-    assert small("stopped", "--resume") == small("stopped", "--resume") and sum(map(len, answered)) == 4 + 5
-    assert len(small.converted) == 2
-
-    with pytest.raises(SystemExit, match="run --only-convert first"):
-        small("shared", "--shard", "1/2")
-    assert small("shared", "--only-convert") == small("shared", "--shard", "2/2") == []
-    for work in ("shared", "shared"):
-        small(work, "--shard", "1/2")
-    assert len(list((tmp_path / "shared").glob("*.answers"))) == 2
-    assert timeless(small("shared", "--resume")) == timeless(whole) and len(small.converted) == 3
-    with pytest.raises(SystemExit, match="got another convert than asked for"):
-        small("shared", "--resume", "--calibration-images", "5")
-
-
-def test_imagenet_asks_for_weights_it_does_not_have(folder, tmp_path):
-    with pytest.raises(SystemExit, match="resnet18: got no weights; expected --checkpoint resnet18=FILE, or --down"):
-        imagenet.main([str(folder), "--work", str(tmp_path / "work")])
-    for wrong in ("resnet18", f"resnet18={tmp_path}/none", f"vgg={tmp_path}"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected NAME=FILE"):
-            imagenet.named_file(wrong)
-
-
-def test_imagenet_fetches_version_1_once_and_checks_it(monkeypatch, tmp_path):
-    fetched = []
-
-    def fetch(url, file, digest):
-        fetched.append((url, digest))
-        Path(file).touch()
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    for network in (*imagenet.NETWORKS, *imagenet.NETWORKS):
-        assert imagenet.download(network, tmp_path).is_file()
-    assert fetched == [
-        (f"https://download.pytorch.org/models/{name}-{digest}.pth", digest)
-        for name, digest in (("resnet18", "f37072fd"), ("resnet34", "b627a593"), ("resnet50", "0676ba61"))
-    ]
