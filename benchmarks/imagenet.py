@@ -33,6 +33,7 @@ from pathlib import Path
 
 import answers
 import claims
+import latency
 import torch
 import torchvision
 from answers import Line
