@@ -83,7 +83,7 @@ def part_of(text: str) -> tuple[int, int]:
 def download(network: str, folder: Path) -> Path:
     """The V1 weights that torchvision names, in the folder; fetched where they are not there, and checked."""
     url = torchvision.models.get_model_weights(network)["IMAGENET1K_V1"].url
-    file = folder / url.rpartition("/")[2]
+    file: Path = folder / url.rpartition("/")[2]
     if not file.exists():
         digest = re.search(r"-([0-9a-f]+)\.", file.name)
         torch.hub.download_url_to_file(url, str(file), digest and digest[1])
