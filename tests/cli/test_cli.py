@@ -75,6 +75,7 @@ def unexpected(err: str) -> str:
         "Warning: convert: the network is right on",
         "Warning: convert: images and network",
         "Trying other",
+        "Assumed, since no checkpoint tells",
         "Training ",
     )
     far = re.compile(r".*\d+/\d+.*, \d+:\d\d(:\d\d)?(, about [\d:]+ left)?$")
