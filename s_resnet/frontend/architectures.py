@@ -19,7 +19,6 @@ BOTTLENECK = {
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
-DEEPEST = 9999  # of names: no text makes us build more
 SMALL: Mapping[str, Any] = {"stem_stride": 1, "maxpool": False}  # the stem for images of 32 pixels
 
 

@@ -45,7 +45,7 @@ WIDTH_IN_NAME = "wrn"
 # Layers of other networks, by their names: what they are.
 FOREIGN = {
     r"\.(se|se_module|se_layer|selayer|se_block|squeeze\w*|excitation\w*)\.": "squeeze-and-excitation",
-    r"\.(cbam|ca|sa|eca|attn|attention|gc|context_block|non_?local|mhsa|attn_last)\.|\.fc[12]\.": "attention",
+    r"\.(cbam|ca|sa|eca|attn|attention|gc|context_block|non_?local|mhsa)\.|layer\d\.\d+\.fc[12]\.": "attention",
     r"(^|\.)(Mixed_\d|inception\d|branch\d)": "Inception modules",
     r"^(features|blocks|conv_stem|patch_embed|cls_token|pos_embed|encoder\.layers?)\b": "another kind of network",
     r"\.(thresh|clip_val|act_alpha|up)$": "learned thresholds",
@@ -291,6 +291,8 @@ def _foreign(file: _File) -> str:
         found = [name for name in file.shapes if re.search(pattern, name)]
         if found:
             return f"{found[0]} belongs to {kind}, which S-ResNet does not read: use a ResNet without"
+    if len(file.standard.get("conv1.weight", ())) == 3:
+        return f"The convolutions are over signals [B, C, L], of which no file is read: build the network and {PYTHON}"
     if blocks_per_stage(file.standard) and not any(name.endswith("running_mean") for name in file.shapes):
         return f"There are no running statistics of BatchNorm: with other normalizations, or after folding, {PYTHON}"
     return ""

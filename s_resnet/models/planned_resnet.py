@@ -39,7 +39,8 @@ class Plan:
         first_stride: the stride of the first stage.
         average: whether a shortcut halves the image by 2x2 averages, not by leaving out pixels.
         zeros_last: whether all channels of zeros stand behind the others, not half of them before.
-        raw: whether a convolution on a shortcut of a pre-activated block reads the input itself, not the activation.
+        raw: whether a convolution on a shortcut of a pre-activated block reads the input itself, not the activation;
+            zeros always do.
     """
 
     blocks: tuple[int, ...]
@@ -137,7 +138,8 @@ class _Block(nn.Module):
 
     def __init__(self, plan: Plan, place: _Place, *, first: bool) -> None:
         super().__init__()
-        self.convolutions, self.preactivated, self.raw = plan.convolutions, plan.preactivated, plan.raw
+        self.convolutions, self.preactivated = plan.convolutions, plan.preactivated
+        self.raw = plan.raw or plan.shortcut == "zeros"
         bottleneck = plan.convolutions == 3
         inner = max(1, place.width * plan.per_group // 64) * plan.groups if bottleneck else place.width
         kernels = (1, 3, 1) if bottleneck else (3, 3)

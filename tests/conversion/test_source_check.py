@@ -23,6 +23,7 @@ from s_resnet.errors import InvalidCheckpoint, InvalidData, SResNetWarning
 from s_resnet.frontend.batchnorm_check import FEW, SHIFT, SPREAD, Fit, LayerFit, Moments, check_statistics
 from s_resnet.graph.provenance import BatchNormFit
 from s_resnet.models import CifarResNet
+from s_resnet.models.planned_resnet import Plan, PlannedResNet
 
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
 pytestmark = [
@@ -314,6 +315,21 @@ def test_the_choice_that_fits_is_found(tmp_path, monkeypatch):
     other = replace(chosen, mean=(0.0,) * 3, std=(1.0,) * 3)
     found = alternatives(tmp_path / "net.pth", right, pixels, other)
     assert found[0].options == "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+
+
+@pytest.mark.parametrize(
+    ("changes", "arch"),
+    [({"maxpool": True}, "resnet10-maxpool"), ({"average": True}, "resnet10-stem1-nomaxpool-averaged")],
+)
+def test_the_word_that_fits_a_small_stem_is_found(changes, arch, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["s_resnet.conversion.alternatives"], "SIZES", (32,))
+    small = Plan((1, 1, 1, 1), stem=(8,), kernel=3, width=8, stem_stride=1, maxpool=False)
+    x = torch.rand(16, 3, 32, 32)
+    true = settled(PlannedResNet(replace(small, **changes)), x)
+    torch.save(true.state_dict(), tmp_path / "net.pth")
+    loaded = s_resnet.load_checkpoint(tmp_path / "net.pth")
+    found = alternatives(tmp_path / "net.pth", loaded, x, s_resnet.data.preprocessing_for(32))
+    assert loaded.arch == "resnet10-stem1-nomaxpool" and found[0].options == f"--arch {arch} --input-size 32"
 
 
 # ---- through the program

@@ -1,5 +1,6 @@
 """Key layouts: what is read has the logits of the network that was saved, or the message says which option reads it."""
 
+import random
 import re
 
 import pytest
@@ -358,6 +359,12 @@ def test_other_normalizations_are_named():
         recognize(shapes)
 
 
+def test_convolutions_over_signals_are_named():
+    shapes = {name: shape[:3] for name, shape in shapes_of(Narrow()).items()}
+    with pytest.raises(InvalidCheckpoint, match=r"signals \[B, C, L\], .* build the network and use s_resnet.convert"):
+        recognize(shapes)
+
+
 @pytest.mark.parametrize("name", ["PreActResNet-18", "WRN-10-2", "Hugging Face, basic", "ResNet-D"])
 def test_one_tensor_more_or_less_is_not_read(name):
     """Of every layout: the message names the tensors as the file does."""
@@ -379,6 +386,32 @@ def test_one_tensor_more_or_less_is_not_read(name):
 def test_shapes_that_claim_too_much_build_nothing(name, shape):
     with pytest.raises(InvalidCheckpoint):
         recognize(shapes_of(Narrow()) | {name: shape})
+
+
+def test_names_and_shapes_that_make_no_sense_are_read_or_refused():
+    chance = random.Random(0)
+    with torch.device("meta"):
+        files = [
+            shapes_of((CIFAR | LARGE)[name][0]()) for name in ("WRN-10-2", "Detectron2", "torchvision", "ResNet-D")
+        ]
+    for turn in range(120):
+        shapes = dict(chance.choice(files))
+        for _ in range(chance.choice([1, 2, 30])):
+            name = chance.choice(list(shapes))
+            shape = shapes.pop(name)
+            if chance.random() < 0.5:
+                name = chance.choice(
+                    [name[:-3], name.replace("0", "\u0663"), f"{name}.0", name.replace("layer", "layer1."), "."]
+                )
+            if chance.random() < 0.7:
+                shape = chance.choice(
+                    [(), (0,), shape[::-1], shape * 2, (2**50, *shape[1:]), tuple(n + 1 for n in shape)]
+                )
+            shapes[name] = shape
+        try:
+            recognize(shapes, chance.choice([None, "resnet10", "wrn10_2-v1", "preact_resnet14"]))
+        except InvalidCheckpoint as refused:
+            assert len(str(refused)) < 3000, turn
 
 
 def test_every_layout_has_a_network_here():
