@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from . import shared
 from .calibration import Source, calibration_source, read_class_names
-from .converted import left_out, next_step, suggestion, summary
+from .converted import assumed, left_out, next_step, suggestion, summary
 from .inputs import check_checkpoint, open_matched
 from .notes import shown_warnings, warn_left_out
 from .output import check_output, network_path
@@ -111,7 +111,11 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
 @click.option(
     "--arch",
     metavar="NAME",
-    help="Architecture, if the names and shapes of the weights are ambiguous: resnet18, cifar_resnet20, ...",
+    help="Architecture, with words for what no checkpoint tells, such as resnet18-nomaxpool or resnet50-v1. The words: "
+    "stem1 or stem2 (stride of the first convolution), maxpool or nomaxpool, v1 or v15 (stride in the first or second "
+    "convolution of a block), strided or averaged (shortcuts), padboth or padafter (zeros of bare shortcuts), "
+    "whole or halved (first stage), actshortcut or rawshortcut (pre-activated blocks), fcrelu or fclinear (between "
+    "linear layers at the end).",
 )
 @click.option(
     "--recipe",
@@ -177,9 +181,10 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
 def convert(asked: Options) -> None:
     """Convert the trained ResNet in CHECKPOINT into a spiking network.
 
-    The architecture is recognized from the names and shapes of the weights: ResNets, ResNeXts and wide ResNets of
-    torchvision, and CIFAR ResNets. A checkpoint of `sresnet train` is recognized from its metadata; a spiking one keeps
-    its T.
+    The architecture is recognized from the names and shapes of the weights: ResNets, ResNeXts, wide ResNets and
+    pre-activated ResNets, for ImageNet or CIFAR, with the names of torchvision, timm, Hugging Face, OpenMMLab and
+    others. What no checkpoint tells is assumed and said; --arch chooses otherwise. A checkpoint of `sresnet train` is
+    recognized from its metadata; a spiking one keeps its T.
 
     {DATA}
 
@@ -211,6 +216,8 @@ def convert(asked: Options) -> None:
     if loaded.left_out:
         say(left_out(loaded.left_out), err=True)
     source = _source(loaded, asked)
+    if loaded.assumed:
+        say(assumed(loaded.assumed), err=True)
     snn = _converted(loaded, source, recipe, target, asked.device)
     if source.batches is not None:
         warn_left_out(source.batches)

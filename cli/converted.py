@@ -25,6 +25,11 @@ def left_out(names: Sequence[str]) -> str:
     return f"Left out {len(names)} tensor(s) that belong to no layer: {shown}{', ...' if len(names) > 3 else ''}"
 
 
+def assumed(choices: Sequence[str]) -> str:
+    """What the network does as no checkpoint tells it, and the architectures that do otherwise."""
+    return f"Assumed, since no checkpoint tells (--arch chooses otherwise): {', '.join(choices)}"
+
+
 def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | None, usual: bool) -> str:
     """What was converted and from what.
 
@@ -90,7 +95,7 @@ def suggestion(
     if fitting:
         options = " or ".join(f"{one.options} (score {one.score:.2f})" for one in fitting[:2])
         return f"{misfit}. They would fit with {options}"
-    others = "other sizes, mean and std" + (" or --arch" if s_resnet.models.variants_of(loaded.arch) else "")
+    others = "other sizes, mean and std" + (" or --arch" if loaded.variants else "")
     return (
         f"{misfit}, and not with {others} either. If {path.name} is another network than {loaded.arch}, convert it "
         "from Python: s_resnet.convert(model, batches)"

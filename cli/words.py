@@ -18,6 +18,7 @@ PHRASES = (
     (r"Evaluate on held-out images", "Name held-out images (--data)"),
     (r"size, mean, std and range(?=\. What)", r"\g<0> (--input-size, --mean, --std)"),
     (r"were taken from the architecture", r"\g<0> (--arch)"),
+    (r"; of a checkpoint, s_resnet\.conversion\.alternatives says which other would fit", ""),
     (r"(?<=what would help: )more calibration images", r"\g<0> (convert --calibration-images)"),
     (r"a larger percentile in convert", "a larger convert --percentile"),
     (r"recipe\.reconstructed\(\)", "--reconstruct"),

@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from s_resnet.frontend.architectures import choose, parse
+from s_resnet.models.planned_resnet import PlannedResNet
+
 # Kernels that the tests compile stay out of the user's cache, and are there for the next run.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled")
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
@@ -46,6 +49,12 @@ def randomized(model, seed=0):
         else:
             tensor.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
+
+
+def network_of(arch):
+    """The untrained network of a name with words, such as resnet18-nomaxpool."""
+    found = parse(arch)
+    return PlannedResNet(choose(found.plan, found.chosen))
 
 
 def load_program(path, **options):

@@ -1,5 +1,6 @@
 """The site is built in strict mode, with a page for every namespace, and needs no other host to be read."""
 
+import html
 import importlib.util
 import inspect
 import os
@@ -12,6 +13,9 @@ from pathlib import Path
 import click
 import pytest
 from sresnet_cli.__main__ import sresnet
+
+from s_resnet.frontend.architectures import WORDS
+from s_resnet.frontend.layouts import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 API = ROOT / "docs" / "reference" / "api"
@@ -96,6 +100,12 @@ def test_the_page_of_the_command_line_has_every_command_and_option(site):
         assert f"Usage: sresnet {name} " in text
         for option in command.params:
             assert not isinstance(option, click.Option) or option.hidden or option.opts[-1] in text
+
+
+def test_the_page_of_the_checkpoints_has_every_layout_and_word(site):
+    text = html.unescape(re.sub(r"<[^>]+>", "", (site / "reference" / "checkpoints.html").read_text()))
+    assert all(layout.name in text and layout.example.split(", ")[-1] in text for layout in LAYOUTS)
+    assert all(re.search(rf"\b{word}\b", text) for word in WORDS)
 
 
 def test_docstrings_announce_blocks_by_one_colon(site):

@@ -15,7 +15,6 @@ from ..frontend.batchnorm_check import Moments
 from ..frontend.checkpoint import load_checkpoint
 from ..frontend.loaded import Checkpoint
 from ..frontend.trace import trace
-from ..models.torchvision_resnets import variants_of
 from ..runtime.display import Displayed
 
 IMAGES = 32  # to try each guess on; half as many if they are large
@@ -69,14 +68,14 @@ def alternatives(
 def _tried(
     path: str | os.PathLike[str], checkpoint: Checkpoint, images: Tensor, preprocessing: Preprocessing
 ) -> Iterator[Alternative]:
-    for arch in variants_of(checkpoint.arch):
+    for arch in checkpoint.variants:
         options = f"--arch {arch} --input-size {preprocessing.size}"
         yield Alternative(options, _score(load_checkpoint(path, arch).model, images))
     for mean, std in SCALES:
         if (mean, std) != (preprocessing.mean, preprocessing.std):
             prepared = _rescaled(images, preprocessing, replace(preprocessing, mean=mean, std=std))
             yield Alternative(f"--mean {_written(mean)} --std {_written(std)}", _score(checkpoint.model, prepared))
-    for size in SIZES if variants_of(checkpoint.arch) else SIZES[:2]:  # CIFAR networks take small images
+    for size in SIZES if checkpoint.input_size > LARGE else SIZES[:2]:  # CIFAR networks take small images
         if size != preprocessing.size:
             some = images if size < LARGE else images[: IMAGES // 2]
             resized = F.interpolate(some, (size, size), mode="bilinear", antialias=True)

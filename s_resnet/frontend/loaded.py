@@ -16,11 +16,11 @@ class Checkpoint(Displayed):
 
     Attributes:
         model: ``[B, C, H, W] -> [B, num_classes]``, in float32 and evaluation mode.
-        arch: torchvision's name, also with a variant as in ``resnet18-nomaxpool``; ``cifar_resnet<depth>``; or a name
-            of :func:`s_resnet.models.build`.
-        num_classes: the number of logits.
-        input_size: the side of the images that the architecture was made for, in pixels: 224 for torchvision, 32 for
-            CIFAR.
+        arch: torchvision's name, ``cifar_resnet<depth>`` or another name of the reference, with words for what the
+            weights do not tell, as in ``resnet18-nomaxpool``; or a name of :func:`s_resnet.models.build`.
+        num_classes: the number of logits, or of features where the file has no classifier.
+        input_size: the side of the images that the architecture was made for, in pixels: 32 for a stem that halves
+            them at most once, else 224.
         digest: SHA-256 of the file in hexadecimal.
         name: the file's name without its folder.
         timesteps: T of a spiking network; None for an ANN.
@@ -29,6 +29,9 @@ class Checkpoint(Displayed):
         preprocessing: how its images are prepared, where ``sresnet train`` wrote the file.
         data: what it was trained on, where ``sresnet train`` wrote the file.
         left_out: tensors of the file that belong to no layer.
+        assumed: what the network does as no checkpoint tells, where ``arch`` did not say it either; each with the
+            ``arch`` for something else.
+        variants: the other ``arch`` that the file can be read as.
     """
 
     model: nn.Module
@@ -43,3 +46,5 @@ class Checkpoint(Displayed):
     preprocessing: Preprocessing | Binning | None = None
     data: SeenData | None = None
     left_out: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()

@@ -1,34 +1,111 @@
 """Which architecture has the names and shapes of a state dict.
 
-Candidates are built without memory (on the meta device), and all their names and shapes are compared with those of the
-file. What shapes do not tell (strides, padding, max-pools, nonlinearities) is as in torchvision and in
-:mod:`s_resnet.models.resnet`, or as in the variant that ``arch`` names.
+The layout tells which name is which layer (:mod:`s_resnet.frontend.layouts`), the shapes tell stem, width and shortcuts
+(:mod:`s_resnet.frontend.shapes`), and the number of blocks tells the architectures that come into question. These are
+built without memory (on the meta device), and all their names and shapes are compared with those of the file. What no
+checkpoint tells is as usual for the layout, or as the words behind ``arch`` say
+(:mod:`s_resnet.frontend.architectures`).
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
 
 from ..errors import InvalidCheckpoint, message
+from ..models.planned_resnet import Plan, PlannedResNet
 from ..models.resnet import CifarResNet
-from ..models.torchvision_resnets import TORCHVISION, base_of, build_torchvision
+from ..models.torchvision_resnets import TORCHVISION
+from .architectures import (
+    QUESTIONS,
+    SHORTCUT,
+    WORDS,
+    Architecture,
+    Question,
+    answer,
+    candidates,
+    choose,
+    others,
+    parse,
+    spelled,
+)
 from .checkpoint_file import first
+from .classifier import PYTHON, classifier
+from .layouts import Layout, layout_of
+from .shapes import Shape, blocks_per_stage, dressed, seen
 from .state_dict import COUNTER
 
-Shape: TypeAlias = tuple[int, ...]
+KNOWN = ", ".join(TORCHVISION) + ", preact_resnet18, wrn28_10, cifar_resnet20, ... (depth 6n + 2)"
+WIDTH_IN_NAME = "wrn"
+# Layers of other networks, by their names: what they are.
+FOREIGN = {
+    r"\.(se|se_module|se_layer|selayer|se_block|squeeze\w*|excitation\w*)\.": "squeeze-and-excitation",
+    r"\.(cbam|ca|sa|eca|attn|attention|gc|context_block|non_?local|mhsa)\.|layer\d\.\d+\.fc[12]\.": "attention",
+    r"(^|\.)(Mixed_\d|inception\d|branch\d)": "Inception modules",
+    r"^(features|blocks|conv_stem|patch_embed|cls_token|pos_embed|encoder\.layers?)\b": "another kind of network",
+    r"\.(thresh|clip_val|act_alpha|up)$": "learned thresholds",
+}
 
-KNOWN = ", ".join(TORCHVISION) + ", or cifar_resnet20, cifar_resnet56, ... (depth 6n + 2)"
-PYTHON = "use s_resnet.convert(model) from Python"
+
+@dataclass(frozen=True)
+class Recognized:
+    """A network that has the names and shapes of a file.
+
+    Attributes:
+        arch: the name that reads the file in this way.
+        model: the module, on the meta device.
+        names: the names of the file's tensors, and theirs in the module.
+        num_classes: the number of logits, or of features where there is no classifier.
+        channels: C of the images.
+        input_size: the side of the images that the stem is usual for.
+        assumed: what no checkpoint tells and ``arch`` did not say, in words.
+        variants: the names that read the file otherwise.
+    """
+
+    arch: str
+    model: nn.Module
+    names: Mapping[str, str]
+    num_classes: int
+    channels: int
+    input_size: int
+    assumed: tuple[str, ...]
+    variants: tuple[str, ...]
 
 
-def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str = "checkpoint") -> tuple[str, nn.Module]:
+@dataclass(frozen=True)
+class _File:
+    """The shapes of a file by its own names, its layout, and its names in torchvision's layout."""
+
+    where: str
+    shapes: Mapping[str, Shape]
+    layout: Layout
+    names: Mapping[str, str]
+
+    @property
+    def standard(self) -> dict[str, Shape]:
+        return {self.names[name]: shape for name, shape in self.shapes.items()}
+
+    def asks(self, question: Question, plan: Plan) -> bool:
+        """Whether neither the shapes nor the program of the layout answer a question."""
+        asked = question.open(plan) or bool(question.words & {*self.layout.asks})
+        return asked and not question.words & {*self.layout.fixed}
+
+    def head(self) -> dict[str, Shape]:
+        """The shapes of the classifier's tensors; a 1x1 convolution of one pixel is a linear layer."""
+        found = {name.removeprefix("fc."): shape for name, shape in self.standard.items() if name.startswith("fc.")}
+        return {name: shape[:2] if shape[2:] == (1, 1) else shape for name, shape in found.items()}
+
+
+def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str = "checkpoint") -> Recognized:
     """The architecture with exactly these names and shapes, and its module on the meta device.
 
     BatchNorm's counters (``num_batches_tracked``) may be missing. The classifier may have any number of classes, lack
-    its bias, or be the only layer with weights in a Sequential.
+    its bias, be in a Sequential, or be missing.
 
     Args:
         shapes: the shapes of the tensors by name.
@@ -38,80 +115,139 @@ def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str =
     Raises:
         InvalidCheckpoint: no known architecture has these names and shapes.
     """
-    blocks = _blocks_per_stage(shapes)
-    candidates = [arch] if arch else [name for name, known in TORCHVISION.items() if known == blocks]
-    if not arch and len(blocks) == 3 and len(set(blocks)) == 1:
-        candidates.append(f"cifar_resnet{6 * blocks[0] + 2}")
+    file = _File(where, shapes, *layout_of(shapes))
+    told = seen(file.standard)
+    names = [arch] if arch else candidates(told.blocks, told)
     differences: list[tuple[int, str, str]] = []
-    for candidate in candidates:
-        model = _build(candidate, shapes)
-        head = "fc" if base_of(candidate) else "linear"
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        count, differing = difference(_without(head, expected), _without(head, shapes))
+    for name in names:
+        asked = parse(name)
+        if asked is None:
+            raise _unknown(name, where)
+        fitted = dressed(asked.plan, told, asked.base.startswith(WIDTH_IN_NAME))
+        usual = choose(fitted, (*file.layout.usual, *file.layout.fixed))
+        plan = choose(usual, asked.chosen)
+        model, own = _built(plan)
+        count, differing = _compared(model, own, file)
         if not count:
-            setattr(model, head, _classifier(head, expected[f"{head}.weight"][1], shapes, where))
-            return candidate, model
-        differences.append((count, differing, candidate))
-    if arch:
-        remedy = f"Leave out arch to have the architecture read from the file, or {PYTHON}"
-        raise InvalidCheckpoint(
-            message(where, "names and shapes", differences[0][1], f"exactly those of {arch}", remedy)
-        )
-    if differences:
-        _, differing, nearest = min(differences)
-        got, remedy = f"nearly those of {nearest}: {differing}", f"Build the network in Python and {PYTHON}"
-        raise InvalidCheckpoint(
-            message(where, "names and shapes of no known architecture", got, f"exactly those of {nearest}", remedy)
-        )
-    got = f"stages of {', '.join(map(str, blocks))} blocks" if blocks else f"{len(shapes)} tensors ({first(shapes)})"
-    remedy = f"Pass arch=NAME to see in what the file differs from that network, or {PYTHON}"
-    raise InvalidCheckpoint(
-        message(where, "names and shapes of no known architecture", got, f"those of {KNOWN}", remedy)
-    )
+            _check_words(asked, plan, where)
+            return _recognized(file, asked, (plan, usual), (model, own))
+        differences.append((count, differing, asked.base))
+    raise _unlike(arch, differences, file)
 
 
 def check_arch(arch: str, where: str) -> None:
-    depth = re.fullmatch(r"cifar_resnet([1-9]\d{0,3})", arch)
-    if base_of(arch) or (depth and int(depth[1]) >= 8 and int(depth[1]) % 6 == 2):
-        return
-    raise InvalidCheckpoint(
+    """Check the name of an architecture.
+
+    Raises:
+        InvalidCheckpoint: there is none of that name.
+    """
+    if parse(arch) is None:
+        raise _unknown(arch, where)
+
+
+def _unknown(arch: str, where: str) -> InvalidCheckpoint:
+    base, *words = arch.split("-")
+    wrong = [word for word in words if word not in WORDS]
+    if parse(base) and wrong:
+        remedy = f"Choose among them, as in {base}-{WORDS[3]}"
+        return InvalidCheckpoint(
+            message(where, "unknown architecture", repr(arch), f"{base} with words among {', '.join(WORDS)}", remedy)
+        )
+    return InvalidCheckpoint(
         message(where, "unknown architecture", repr(arch), KNOWN, "Pass one of these, or leave out arch")
     )
 
 
-def _blocks_per_stage(shapes: Mapping[str, Shape]) -> Shape:
-    blocks = {match[0] for name in shapes if (match := re.match(r"layer[1-4]\.\d+\.", name))}
-    counts = [sum(block.startswith(f"layer{stage}.") for block in blocks) for stage in (1, 2, 3, 4)]
-    return tuple(count for count in counts if count)
+def _check_words(asked: Architecture, plan: Plan, where: str) -> None:
+    """Refuse a word that says nothing about this network."""
+    idle = [
+        choice.word
+        for question in QUESTIONS
+        for choice in question.choices
+        if choice.word in asked.chosen and not question.about(plan)
+    ]
+    if idle:
+        got = f"{idle[0]!r}, which says nothing about this network"
+        raise InvalidCheckpoint(message(where, "architecture", got, "words that do", f"Leave out {idle[0]!r}"))
 
 
-def _build(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
-    """The architecture on the meta device, with as many channels in the first convolution as the file."""
-    model = _built(arch, shapes)
-    stem, found = model.get_submodule("conv1"), shapes.get("conv1.weight", ())
-    assert isinstance(stem, nn.Conv2d)
-    if len(found) == 4 and 1 <= found[1] <= 1024:
-        weight = stem.weight.new_empty(stem.out_channels, found[1], *stem.kernel_size)
-        stem.in_channels, stem.weight = found[1], nn.Parameter(weight)
+def _recognized(
+    file: _File, asked: Architecture, plans: tuple[Plan, Plan], built: tuple[nn.Module, Mapping[str, str]]
+) -> Recognized:
+    """The network that fits, with its classifier."""
+    (plan, usual), (model, own) = plans, built
+    name = spelled(asked, plan, usual)
+    head = "linear" if isinstance(model, CifarResNet) else "fc"
+    last = classifier(plan.features, file.head(), name, asked.head, file.where)
+    setattr(model, head, last)
+    linear = [layer for layer in last.modules() if isinstance(layer, nn.Linear)]
+    module_names = {f"fc.{inner}": f"{head}.{inner}" for inner in last.state_dict()} | dict(own)
+    asks = [question for question in QUESTIONS if question.about(plan) and file.asks(question, plan)]
+    unanswered = [question for question in asks if not question.words & {*asked.chosen}]
+    assumed = [_said(asked, plan, usual, question) for question in unanswered]
+    if not linear:
+        assumed.append(f"no classifier: the file has none, so the answer is its {plan.features} features")
+    return Recognized(
+        arch=name,
+        model=model,
+        names={stored: module_names[standard] for stored, standard in file.names.items()},
+        num_classes=linear[-1].out_features if linear else plan.features,
+        channels=plan.channels,
+        input_size=32 if plan.stem_stride * (2 if plan.maxpool else 1) < 4 else 224,
+        assumed=tuple(assumed),
+        variants=others(asked, plan, usual, asks + [SHORTCUT] * (SHORTCUT not in asks and SHORTCUT.about(plan))),
+    )
+
+
+def _said(asked: Architecture, plan: Plan, usual: Plan, question: Question) -> str:
+    """What a network does by one of the questions, and the name of one that does not."""
+    made = answer(plan, question)
+    other = next(choice for choice in question.choices if choice != made)
+    return f"{made.says} (else {spelled(asked, replace(plan, **other.settings), usual)})"
+
+
+# ---- candidates
+
+
+def _built(plan: Plan) -> tuple[nn.Module, dict[str, str]]:
+    """The module on the meta device, and by their names in torchvision's layout the names of its tensors."""
+    with torch.device("meta"):
+        model = _cifar(plan) if _is_cifar(plan) else PlannedResNet(plan)
+        model = model.float()
+    moved = {name: name.replace(".shortcut.", ".downsample.") for name in model.state_dict()}
+    return model, {standard: name for name, standard in moved.items() if not name.startswith(("fc.", "linear."))}
+
+
+def _is_cifar(plan: Plan) -> bool:
+    """Whether :class:`CifarResNet` is this network."""
+    own = Plan(
+        plan.blocks[:1] * 3,
+        channels=plan.channels,
+        stem=(plan.width,),
+        kernel=3,
+        width=plan.width,
+        shortcut=plan.shortcut,
+        projected=plan.projected,
+        stem_stride=1,
+        maxpool=False,
+    )
+    return plan == own
+
+
+def _cifar(plan: Plan) -> nn.Module:
+    shortcut: Literal["A", "B"] = "A" if plan.shortcut == "zeros" else "B"
+    model = CifarResNet(6 * plan.blocks[0] + 2, width=plan.width, shortcut=shortcut, project_first=plan.projected)
+    model.conv1 = nn.Conv2d(plan.channels, plan.width, 3, padding=1, bias=False)
     return model
 
 
-def _built(arch: str, shapes: Mapping[str, Shape]) -> nn.Module:
-    """The architecture on the meta device; a CIFAR network has the width and shortcuts of the file."""
-    with torch.device("meta"):
-        if base_of(arch):
-            return build_torchvision(arch).float()
-        stem = shapes.get("conv1.weight", ())
-        return CifarResNet(
-            int(arch.removeprefix("cifar_resnet")),
-            width=max(1, stem[0]) if stem else 16,
-            shortcut="B" if any(".shortcut." in name for name in shapes) else "A",
-            project_first="layer1.0.shortcut.0.weight" in shapes,
-        ).float()
-
-
-def _without(head: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    return {name: shape for name, shape in shapes.items() if not name.startswith(f"{head}.")}
+def _compared(model: nn.Module, own: Mapping[str, str], file: _File) -> tuple[int, str]:
+    """In how many tensors but the classifier's a file differs from a module, and how, in words."""
+    stored = {standard: name for name, standard in file.names.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {stored.get(standard, name): shapes[name] for standard, name in own.items()}
+    found = {name: shape for name, shape in file.shapes.items() if not file.names[name].startswith("fc.")}
+    return difference(expected, found)
 
 
 def difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> tuple[int, str]:
@@ -126,27 +262,37 @@ def difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> tup
     return sum(map(len, parts.values())), ", ".join(said)
 
 
-def _classifier(head: str, features: int, shapes: Mapping[str, Shape], where: str) -> nn.Module:
-    """The linear layer of the file on the meta device, in a Sequential if it is in one there."""
-    found = {name.removeprefix(f"{head}."): shapes[name] for name in shapes if name.startswith(f"{head}.")}
-    matrices = [name for name, shape in found.items() if len(shape) == 2]
-    if len(matrices) > 1:
-        got = f"{len(matrices)} linear layers ({first(f'{head}.{name}' for name in matrices)})"
-        remedy = f"The nonlinearity between them is not in the file: {PYTHON}"
-        raise InvalidCheckpoint(message(where, f"classifier {head}", got, "one linear layer", remedy))
-    match = re.fullmatch(r"((?:0|[1-9]\d?)\.)?weight", matrices[0]) if matrices else None
-    classes = found[matrices[0]][0] if matrices else 0
-    prefix = (match and match[1]) or ""
-    bias = f"{prefix}bias" in found
-    wanted = {f"{prefix}weight": (classes, features)} | ({f"{prefix}bias": (classes,)} if bias else {})
-    if not match or not classes or found != wanted:
-        got = first(f"{head}.{name} {shape}" for name, shape in found.items()) or f"no {head}.weight"
-        remedy = f"Where the network ends in something else than one linear layer, {PYTHON}"
-        raise InvalidCheckpoint(
-            message(where, f"classifier {head}", got, f"{head}.weight (classes, {features})", remedy)
-        )
-    linear = nn.Linear(features, classes, bias=bias, device="meta", dtype=torch.float32)
-    if not prefix:
-        return linear
-    # Layers without weights before it are dropout in practice, which does nothing in evaluation mode.
-    return nn.Sequential(*(nn.Identity() for _ in range(int(prefix[:-1]))), linear)
+# ---- what does not fit
+
+
+def _unlike(arch: str | None, differences: list[tuple[int, str, str]], file: _File) -> InvalidCheckpoint:
+    """The error for a file that is none of the architectures that it was compared with."""
+    foreign = _foreign(file)
+    if arch:
+        _, differing, base = differences[0]
+        remedy = foreign or f"Leave out arch to have the architecture read from the file, or {PYTHON}"
+        return InvalidCheckpoint(message(file.where, "names and shapes", differing, f"exactly those of {base}", remedy))
+    what = "names and shapes of no known architecture"
+    if differences:
+        _, differing, nearest = min(differences)
+        remedy = foreign or f"Build the network in Python and {PYTHON}"
+        got = f"nearly those of {nearest}: {differing}"
+        return InvalidCheckpoint(message(file.where, what, got, f"exactly those of {nearest}", remedy))
+    blocks = blocks_per_stage(file.standard)
+    got = f"{len(file.shapes)} tensors ({first(file.shapes)})"
+    got = f"stages of {', '.join(map(str, blocks))} blocks" if blocks else got
+    remedy = foreign or f"Pass arch=NAME to see in what the file differs from that network, or {PYTHON}"
+    return InvalidCheckpoint(message(file.where, what, got, f"those of {KNOWN}", remedy))
+
+
+def _foreign(file: _File) -> str:
+    """What the layers of another kind of network in a file are, and what to do; empty where there are none."""
+    for pattern, kind in FOREIGN.items():
+        found = [name for name in file.shapes if re.search(pattern, name)]
+        if found:
+            return f"{found[0]} belongs to {kind}, which S-ResNet does not read: use a ResNet without"
+    if len(file.standard.get("conv1.weight", ())) == 3:
+        return f"The convolutions are over signals [B, C, L], of which no file is read: build the network and {PYTHON}"
+    if blocks_per_stage(file.standard) and not any(name.endswith("running_mean") for name in file.shapes):
+        return f"There are no running statistics of BatchNorm: with other normalizations, or after folding, {PYTHON}"
+    return ""

@@ -55,17 +55,6 @@ def stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(home): tensor for name, tensor in state.items()}
 
 
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with the names of ``CifarResNet``, where a network of three stages has torchvision's."""
-    if any(name.startswith("layer4.") for name in state):
-        return dict(state)
-    found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        new = re.sub(r"^fc\.", "linear.", name).replace(".downsample.", ".shortcut.")
-        found[name if new in state else new] = tensor  # a file with both names is another network
-    return found
-
-
 def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict with the weights of weight and spectral normalization in evaluation mode.
 

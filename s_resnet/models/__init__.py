@@ -7,7 +7,6 @@ from .ms_resnet import MSBlock
 from .resnet import CifarResNet
 from .sew_resnet import sew_resnet
 from .spiking_resnet import Layout, PlainBlock
-from .torchvision_resnets import variants_of
 
 __all__ = [
     "ARCHITECTURES",
@@ -24,5 +23,4 @@ __all__ = [
     "TimeMean",
     "build",
     "sew_resnet",
-    "variants_of",
 ]

@@ -14,15 +14,26 @@ class ZeroPadding(nn.Module):
 
     ``[B, C, H, W] -> [B, C + extra, ceil(H / 2), ceil(W / 2)]``. The paper does not say where the zeros go. Here half
     of them stand before the channels and half after, as published CIFAR checkpoints expect.
+
+    Args:
+        extra: how many channels of zeros.
+        stride: 1 keeps all pixels.
+        last: put all zeros after the channels.
+        average: take the mean of 2 x 2 pixels in place of every second one.
     """
 
-    def __init__(self, extra: int) -> None:
+    def __init__(self, extra: int, stride: int = 2, *, last: bool = False, average: bool = False) -> None:
         super().__init__()
-        self.before = extra // 2
+        self.before = 0 if last else extra // 2
         self.after = extra - self.before
+        self.stride, self.average = stride, average
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+        if self.average and self.stride != 1:
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
+        elif self.stride != 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 
 class CifarBlock(nn.Module):

@@ -76,6 +76,7 @@ def unexpected(err: str) -> str:
         "Warning: convert: images and network",
         "The images are of ",  # a part of the classes
         "Trying other",
+        "Assumed, since no checkpoint tells",
         "Training ",
     )
     far = re.compile(r".*\d+/\d+.*, \d+:\d\d(:\d\d)?(, about [\d:]+ left)?$")

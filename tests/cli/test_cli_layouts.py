@@ -1,15 +1,20 @@
 """Checkpoints that are nearly those of a known network, through the real program: taken, and said in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import randomized
+from sresnet_cli.__main__ import sresnet
 from test_cli import SIZE, Program, make_photos, tiny
 from torch import nn
 
 import s_resnet
+from s_resnet.frontend.architectures import WORDS
+from s_resnet.models import CifarResNet
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -62,3 +67,33 @@ def test_a_network_for_other_channels_is_told_where_to_convert_it(program):
     assert code == 1 and "network of 4 channels" in err and "from Python" in err and err.count("\n") == 1
     code, _, err = program("convert", "four.pth", "--input-size", SIZE, "-o", "four.snn")
     assert code == 0 and s_resnet.load("four.snn").provenance.input_shape == (4, SIZE, SIZE)
+
+
+def test_what_no_checkpoint_tells_is_said_in_one_line_and_chosen_by_a_word(program):
+    torch.save(randomized(CifarResNet(8, 3, width=4)).state_dict(), "tiny.pth")
+    command = ("convert", "tiny.pth", "--input-size", SIZE, "-o")
+    code, _, err = program(*command, "both.snn")
+    (line,) = [line for line in err.splitlines() if line.startswith("Assumed")]
+    assert code == 0 and "zeros before and after the channels of a shortcut (else cifar_resnet8-padafter)" in line
+    code, _, err = program(*command, "after.snn", "--arch", "cifar_resnet8-padafter")
+    (line,) = [line for line in err.splitlines() if line.startswith("Assumed")]
+    assert code == 0 and "zeros" not in line
+    both, after = s_resnet.load("both.snn"), s_resnet.load("after.snn")
+    assert (both.provenance.source.arch, after.provenance.source.arch) == ("cifar_resnet8", "cifar_resnet8-padafter")
+    x = torch.rand(2, 3, SIZE, SIZE)
+    assert not torch.equal(both.run(x), after.run(x))
+
+
+def test_a_file_that_needs_a_word_says_the_option(program):
+    model = tiny()
+    model.linear = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch.save(model.state_dict(), "two.pth")
+    code, _, err = program("convert", "two.pth", "--input-size", SIZE)
+    assert code == 1 and "--arch cifar_resnet8-fcrelu for a ReLU between the linear layers" in err
+    code, out, _ = program("convert", "two.pth", "--input-size", SIZE, "--arch", "cifar_resnet8-fcrelu")
+    assert code == 0 and "8 neuron layers" in out
+
+
+def test_the_help_of_arch_has_every_word():
+    (option,) = (option for option in sresnet.commands["convert"].params if option.name == "arch")
+    assert all(re.search(rf"\b{word}\b", option.help) for word in WORDS)

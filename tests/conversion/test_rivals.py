@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FIXTURES, needs_fixtures, randomized
+from conftest import FIXTURES, needs_fixtures, network_of, randomized
 from test_source_check import settled
 from torch import nn
 
@@ -13,7 +13,6 @@ from s_resnet.conversion import check_source
 from s_resnet.conversion.rivals import ratio, rival_notes, rivals
 from s_resnet.frontend.batchnorm_check import Moments
 from s_resnet.models import CifarResNet
-from s_resnet.models.torchvision_resnets import build_torchvision
 
 SAID = {
     "blue for red": "with red and blue swapped the images would fit",
@@ -52,14 +51,14 @@ def leaky(model, slope):
 def taken(true, x, as_):
     """The network ``as_`` with the tensors of ``true``, whose statistics are those of the images."""
     torch.manual_seed(0)
-    model = build_torchvision(as_)
+    model = network_of(as_)
     model.load_state_dict(settled(true, x).state_dict())
     return model.eval()
 
 
 def network(name):
     torch.manual_seed(0)
-    return randomized(build_torchvision(name))
+    return randomized(network_of(name))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import FIXTURES, images, needs_fixtures, randomized
+from conftest import FIXTURES, images, needs_fixtures, network_of, randomized
 from test_cli import SIZE, make_checkpoint, make_photos, unexpected
 from test_cli import program as program  # the fixture
 from torch import nn
@@ -23,7 +23,7 @@ from s_resnet.errors import InvalidCheckpoint, InvalidData, SResNetWarning
 from s_resnet.frontend.batchnorm_check import FEW, SHIFT, SPREAD, Fit, LayerFit, Moments, check_statistics
 from s_resnet.graph.provenance import BatchNormFit
 from s_resnet.models import CifarResNet
-from s_resnet.models.torchvision_resnets import base_of, build_torchvision, variants_of
+from s_resnet.models.planned_resnet import Plan, PlannedResNet
 
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
 pytestmark = [
@@ -283,18 +283,15 @@ def output_sizes(model):
 
 
 def test_variants_by_name():
-    assert base_of("resnet18-nomaxpool") == "resnet18" and base_of("resnet50-stem1-v1") == "resnet50"
-    for name in ("resnet18-v1", "resnet18-nomaxpool-nomaxpool", "resnet18-", "resnet18-x", "cifar_resnet20", ""):
-        assert base_of(name) is None and variants_of(name) == ()
-    assert "resnet50-v1" in variants_of("resnet50") and "resnet18" in variants_of("resnet18-nomaxpool")
-    sizes = {name: output_sizes(build_torchvision(name)) for name in ("resnet18", *variants_of("resnet18"))}
+    names = ("resnet18", "resnet18-nomaxpool", "resnet18-stem1", "resnet18-stem1-nomaxpool")
+    sizes = {name: output_sizes(network_of(name)) for name in names}
     assert sizes == {
         "resnet18": (32, 16, 8),
         "resnet18-nomaxpool": (32, 32, 16),
         "resnet18-stem1": (64, 32, 16),
         "resnet18-stem1-nomaxpool": (64, 64, 32),
     }
-    first, second = (build_torchvision(name).layer2[0] for name in ("resnet50", "resnet50-v1"))
+    first, second = (network_of(name).layer2[0] for name in ("resnet50", "resnet50-v1"))
     assert (first.conv1.stride, first.conv2.stride) == ((1, 1), (2, 2)) == (second.conv2.stride, second.conv1.stride)
 
 
@@ -303,7 +300,7 @@ def test_the_choice_that_fits_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["s_resnet.conversion.alternatives"], "SIZES", (32,))
     torch.manual_seed(0)
     pixels, chosen = torch.rand(16, 3, 32, 32), s_resnet.data.preprocessing_for(32)
-    true = build_torchvision("resnet18-nomaxpool")
+    true = network_of("resnet18-nomaxpool")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (chosen.mean, chosen.std))
     settled(true, (pixels - mean) / std)
     torch.save(true.state_dict(), tmp_path / "net.pth")
@@ -318,6 +315,21 @@ def test_the_choice_that_fits_is_found(tmp_path, monkeypatch):
     other = replace(chosen, mean=(0.0,) * 3, std=(1.0,) * 3)
     found = alternatives(tmp_path / "net.pth", right, pixels, other)
     assert found[0].options == "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+
+
+@pytest.mark.parametrize(
+    ("changes", "arch"),
+    [({"maxpool": True}, "resnet10-maxpool"), ({"average": True}, "resnet10-stem1-nomaxpool-averaged")],
+)
+def test_the_word_that_fits_a_small_stem_is_found(changes, arch, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["s_resnet.conversion.alternatives"], "SIZES", (32,))
+    small = Plan((1, 1, 1, 1), stem=(8,), kernel=3, width=8, stem_stride=1, maxpool=False)
+    x = torch.rand(16, 3, 32, 32)
+    true = settled(PlannedResNet(replace(small, **changes)), x)
+    torch.save(true.state_dict(), tmp_path / "net.pth")
+    loaded = s_resnet.load_checkpoint(tmp_path / "net.pth")
+    found = alternatives(tmp_path / "net.pth", loaded, x, s_resnet.data.preprocessing_for(32))
+    assert loaded.arch == "resnet10-stem1-nomaxpool" and found[0].options == f"--arch {arch} --input-size 32"
 
 
 # ---- through the program
