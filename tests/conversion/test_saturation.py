@@ -22,6 +22,7 @@ from s_resnet.conversion.rivals import rivals
 from s_resnet.errors import ConversionError
 from s_resnet.frontend import QCFSModule
 from s_resnet.graph import Neuron, Node, ops
+from s_resnet.graph.alphabet import Amplitudes
 from s_resnet.simulation import closed_form
 
 EACH = torch.linspace(1.0, 6.0, 8).view(1, 8, 1, 1)
@@ -249,6 +250,17 @@ def test_what_lies_above_the_limit_is_no_loss():
         assert parts.saturated.flatten().tolist() == [False, limit is None, limit is None, False]
         total = parts.unevenness + parts.quantization + parts.clipping + parts.inherited
         assert torch.allclose(total, parts.output - parts.source)
+
+
+def test_a_full_scale_that_is_the_limit_but_for_rounding_is_no_loss():
+    """Limits whose seventh, seven times, is one ulp less: a source at the limit is not above what can be sent."""
+    limit = torch.linspace(1, 6, 51)
+    ratio = limit / (limit / 7)
+    ratio = ratio[ratio > 7]
+    assert len(ratio) > 1
+    op = Neuron(torch.ones(()), limit=ratio, spikes=Amplitudes(3))
+    currents = torch.full((4, 1, len(ratio), 1, 1), 9.0)
+    assert not bool(split(op, currents, op.run(currents[0]), 4).saturated.any())
 
 
 def test_verify_finds_no_clipping_at_the_limits():

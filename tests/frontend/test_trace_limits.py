@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import Net, images
 from torch import nn
 
-from s_resnet import trace
+from s_resnet import load_checkpoint, trace
 from s_resnet.errors import UnsupportedModel
 from s_resnet.graph import ops
 
@@ -151,3 +151,13 @@ def test_other_clips_are_refused_by_what_to_do(name):
         model.act = act
     with pytest.raises(UnsupportedModel, match=says):
         trace(model, images())
+
+
+@pytest.mark.parametrize("name", ["ReLU6", "clamp", "a learned limit", "a limit per channel"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_clips_of_an_onnx_file_are_the_same(tmp_path, name):
+    act, expected = CLIPS[name]
+    model = Net(lambda s, x: s.head(act(s.bn1(s.conv1(x)))))
+    torch.onnx.export(model, (images(),), str(tmp_path / "a.onnx"), dynamo=False)
+    (limit,) = limits(load_checkpoint(tmp_path / "a.onnx").model, images())
+    assert torch.equal(limit, torch.as_tensor(expected))
