@@ -267,9 +267,13 @@ def _convolve(current: Currents, out: Tensor | None, neurons: layer.Layer | None
     assert library is not None, reason
     exact = current.packed.rows.dtype == torch.float32
     function = library.sresnet_convolve_float if exact else library.sresnet_convolve_fixed
-    both = [None if each is None else ctypes.byref(_convolution(each)) for each in (current, current.branch)]
-    into = None if out is None else _pointer(out), None if neurons is None else ctypes.byref(neurons)
-    function(both[0], both[1], into[0], into[1])
+    first, second = _convolution(current), None if current.branch is None else _convolution(current.branch)
+    function(
+        ctypes.byref(first),
+        None if second is None else ctypes.byref(second),
+        None if out is None else _pointer(out),
+        None if neurons is None else ctypes.byref(neurons),
+    )
 
 
 def _convolution(current: Currents) -> _Convolution:
@@ -294,7 +298,9 @@ def _convolution(current: Currents) -> _Convolution:
         limit=packed.limit,
         threads=torch.get_num_threads(),
     )
-    pointers = (None if held is None else held.data_ptr() for held in (events.ids, events.start, packed.rows, packed.step))
+    pointers = (
+        None if held is None else held.data_ptr() for held in (events.ids, events.start, packed.rows, packed.step)
+    )
     return _Convolution(shape, *pointers)
 
 

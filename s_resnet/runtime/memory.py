@@ -94,6 +94,11 @@ def budget(asked: str | int | None = None, device: torch.device | None = None) -
     return int(float(size[1]) * unit)
 
 
+def limit() -> str | int | None:
+    """The :func:`memory_limit` around the call, as it was asked for; None without one."""
+    return _limit.get()
+
+
 def room(device: torch.device | None = None) -> int:
     """The bytes that work may still take: the :func:`budget` less what the process holds; 0 if that is more."""
     return max(0, budget(None, device) - held(device))

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
 
 from ...kernels import events
-from .analog import activations
-from .plan import Plan, Portion
+from ...runtime.memory import images_in
+from ...runtime.memory import room as room_for
+from ..ops import Node
+from ..shapes import Shape, shapes
+from . import footprint
+from .plan import Plan, Portion, windowed
 
 # Neurons times steps of the largest layer that go through at a time: on a CPU what the caches hold (dense convolutions
 # also keep their currents), on a GPU what keeps it busy. And steps at most, since answers come once in a chunk.
 EVENTS, CURRENTS, GPU, LONGEST = 2**21, 2**20, 2**28, 32
-# The same on a CPU where all steps of an image go through together: measured, docs/explanation/simulator.md.
+# Bytes of the values of a run on a CPU: more images at a time are no faster, however much memory there is.
+PART = 2**29
+# Numbers times steps on a CPU where all steps of an image go through together: measured, docs/explanation/simulator.md.
 WINDOW = 2**23
 
 
@@ -29,19 +36,55 @@ def together(images: int, numbers: int, steps: int, room: int, least: int = 1) -
     return min(images, max(least, room // (numbers * steps)))
 
 
-def steps_at_once(plan: Plan, images: Tensor, constant: Mapping[str, Tensor]) -> Portion:
-    """Steps per layer visit, by the size of the stem's output; ``constant``: its values, of one image or more."""
-    read_later = {name for node in plan.nodes if node.name not in constant for name in node.inputs}
-    numbers = max(constant[name][0].numel() for name in read_later & constant.keys())
+def portion(plan: Plan, images: Tensor, timesteps: int) -> Portion:
+    """What of these images and their steps goes through a layer at a time.
+
+    Raises:
+        InvalidData: a memory limit cannot hold one image.
+    """
+    sizes = shapes(plan.nodes, images.shape[-3:])
+    numbers = {name: prod(size or 1 for size in shape) for name, shape in sizes.items()}
+    if windowed(plan.nodes):
+        largest = max(numbers.values())
+        room = on_gpu(images.device) if images.is_cuda else WINDOW
+        some = together(len(images), largest, timesteps, room)
+        return Portion(_fitting(plan, images, sizes, some, timesteps), timesteps, largest)
+    stem = max(numbers[name] for name in plan.kept)  # the size of its output
     room = on_gpu(images.device) if images.is_cuda else EVENTS if events.available() else CURRENTS
-    return Portion(max(1, min(LONGEST, room // (len(images) * numbers))), numbers)
+    steps = max(1, min(LONGEST, room // (len(images) * stem)))
+    some = _fitting(plan, images, sizes, len(images), 1)
+    while steps > 1 and footprint.spiking(plan, sizes, some, steps) > _left(plan, images.device):
+        steps = -(-steps // 2)
+    return Portion(some, steps, stem)
 
 
-def images_at_once(plan: Plan, images: Tensor, steps: int) -> Portion:
-    """Images whose ``steps`` all go through a layer together."""
-    numbers = max(value[0].numel() for _, value in activations(plan.nodes, images[:1]))
-    room = on_gpu(images.device) if images.is_cuda else WINDOW
-    return Portion(together(len(images), numbers, steps, room), numbers)
+def analog_portions(nodes: tuple[Node, ...], images: Tensor) -> list[int]:
+    """How many of the images go through an analog run together.
+
+    Raises:
+        InvalidData: a memory limit cannot hold one image.
+    """
+    # Twice, for what a library takes, and for what the caller holds beside.
+    each = 2 * footprint.analog(nodes, shapes(nodes, images.shape[-3:]), images.element_size())
+    left = room_for(images.device)
+    left = min(PART, left) if images.device.type == "cpu" else left
+    return equal(len(images), min(len(images), images_in(left, each, "run", images.device)))
+
+
+def _fitting(plan: Plan, images: Tensor, sizes: Mapping[str, Shape], some: int, steps: int) -> int:
+    """``some`` images, or the largest half, quarter, ... of them that memory holds."""
+    left, most = _left(plan, images.device), some
+    while some > 1 and footprint.spiking(plan, sizes, some, steps) > left:
+        some = -(-some // 2)
+    each = footprint.spiking(plan, sizes, some, steps)
+    return some if each <= left else min(most, images_in(left, each, "simulate", images.device))
+
+
+def _left(plan: Plan, device: torch.device) -> int:
+    """Bytes for the values of a run, beside the weights that it has yet to lay out."""
+    if device.type != "cpu":
+        return room_for(device)
+    return min(PART, max(0, room_for(device) - (0 if plan.packed else footprint.packed(plan))))
 
 
 def on_gpu(device: torch.device) -> int:
