@@ -148,7 +148,7 @@ def images_in(left: int, each: int, where: str, device: torch.device | None = No
     """
     count = left // max(1, each)
     if count < 1 and _limit.get() is not None:
-        least = written(budget(None, device) - left + each)
+        least = written(max(held(device), budget(None, device) - left) + each)  # it may hold more than the limit
         got = f"a limit of {written(budget(None, device))}, where one image takes {written(each)}"
         raise InvalidData(message(where, "", got, f"{least} at least", f"Pass memory {least}, or smaller images"))
     return max(1, count)

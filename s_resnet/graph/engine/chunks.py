@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from math import prod
 
@@ -31,9 +32,9 @@ def equal(total: int, most: int) -> list[int]:
     return [min(size, total - done) for done in range(0, total, size)]
 
 
-def together(images: int, numbers: int, steps: int, room: int, least: int = 1) -> int:
+def together(images: int, numbers: int, steps: int, room: int) -> int:
     """How many of the images may be in memory with all their steps, if a layer may have ``room`` numbers."""
-    return min(images, max(least, room // (numbers * steps)))
+    return min(images, max(1, room // (numbers * steps)))
 
 
 def portion(plan: Plan, images: Tensor, timesteps: int) -> Portion:
@@ -53,7 +54,8 @@ def portion(plan: Plan, images: Tensor, timesteps: int) -> Portion:
     room = on_gpu(images.device) if images.is_cuda else EVENTS if events.available() else CURRENTS
     steps = max(1, min(LONGEST, room // (len(images) * stem)))
     some = _fitting(plan, images, sizes, len(images), 1)
-    while steps > 1 and footprint.spiking(plan, sizes, some, steps) > _left(plan, images.device):
+    part = _part(_left(plan, images.device), images.device)
+    while steps > 1 and footprint.spiking(plan, sizes, some, steps) > part:
         steps = -(-steps // 2)
     return Portion(some, steps, stem)
 
@@ -67,24 +69,27 @@ def analog_portions(nodes: tuple[Node, ...], images: Tensor) -> list[int]:
     # Twice, for what a library takes, and for what the caller holds beside.
     each = 2 * footprint.analog(nodes, shapes(nodes, images.shape[-3:]), images.element_size())
     left = room_for(images.device)
-    left = min(PART, left) if images.device.type == "cpu" else left
-    return equal(len(images), min(len(images), images_in(left, each, "run", images.device)))
+    held = images_in(left, each, "run", images.device)
+    return equal(len(images), min(len(images), held, max(1, _part(left, images.device) // each)))
 
 
 def _fitting(plan: Plan, images: Tensor, sizes: Mapping[str, Shape], some: int, steps: int) -> int:
-    """``some`` images, or the largest half, quarter, ... of them that memory holds."""
-    left, most = _left(plan, images.device), some
-    while some > 1 and footprint.spiking(plan, sizes, some, steps) > left:
-        some = -(-some // 2)
-    each = footprint.spiking(plan, sizes, some, steps)
-    return some if each <= left else min(most, images_in(left, each, "simulate", images.device))
+    """How many of ``some`` images memory holds."""
+    left = _left(plan, images.device)
+    images_in(left, footprint.spiking(plan, sizes, 1, steps), "simulate", images.device)  # one at least
+    counts = range(1, some + 1)
+    part = _part(left, images.device)
+    return max(1, bisect_right(counts, part, key=lambda count: footprint.spiking(plan, sizes, count, steps)))
 
 
 def _left(plan: Plan, device: torch.device) -> int:
     """Bytes for the values of a run, beside the weights that it has yet to lay out."""
-    if device.type != "cpu":
-        return room_for(device)
-    return min(PART, max(0, room_for(device) - (0 if plan.packed else footprint.packed(plan))))
+    return max(0, room_for(device) - (footprint.packed(plan) if device.type == "cpu" and not plan.packed else 0))
+
+
+def _part(left: int, device: torch.device) -> int:
+    """So many of the bytes that are left are for a part of the images."""
+    return min(PART, left) if device.type == "cpu" else left
 
 
 def on_gpu(device: torch.device) -> int:
