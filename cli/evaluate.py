@@ -28,6 +28,7 @@ class Options(shared.Images):
     at: tuple[int, ...] | None
     exit_confidence: float | None
     batch_size: int
+    memory: str | None
     device: str
     precision: str
     closed_form: bool
@@ -74,6 +75,7 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
 @shared.limit()
 @shared.CLASSES
 @shared.BATCH_SIZE
+@shared.MEMORY
 @shared.DEVICE
 @click.option(
     "--precision",
@@ -119,7 +121,7 @@ def evaluate(asked: Options) -> None:
 
     if asked.at is not None and asked.timesteps is not None and max(asked.at) > asked.timesteps:
         raise click.UsageError(f"--at asks for step {max(asked.at)}, beyond --timesteps {asked.timesteps}.")
-    with s_resnet.runtime.process_group(asked.device) as (rank, world):
+    with s_resnet.runtime.memory_limit(asked.memory), s_resnet.runtime.process_group(asked.device) as (rank, world):
         s_resnet.runtime.find_device(asked.device)
         path = find_network(asked.network, "evaluate")
         if asked.json_file and rank == 0:

@@ -32,6 +32,7 @@ class Options(shared.Images):
     output: Path
     timesteps: int | None
     batch_size: int
+    memory: str | None
     device: str
     constants: Path | None
     force: bool
@@ -52,6 +53,7 @@ class Options(shared.Images):
 @shared.limit(500)
 @shared.CLASSES
 @shared.BATCH_SIZE
+@shared.MEMORY
 @shared.DEVICE
 @click.option(
     "--constants",
@@ -118,7 +120,8 @@ def report(asked: Options) -> None:
             yield found
             lines.append(_summary(found))
 
-    s_resnet.report.write_page(measured(), asked.output, _command())
+    with s_resnet.runtime.memory_limit(asked.memory):
+        s_resnet.report.write_page(measured(), asked.output, _command())
     warn_left_out(*loaders)
     for line in lines:
         say(line)

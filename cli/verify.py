@@ -22,6 +22,7 @@ class Options(shared.Images):
     network: Path | None
     timesteps: int | None
     batch_size: int
+    memory: str | None
     device: str
     json_file: Path | None
     force: bool
@@ -34,6 +35,7 @@ class Options(shared.Images):
 @shared.limit(256)
 @shared.CLASSES
 @shared.BATCH_SIZE
+@shared.MEMORY
 @shared.DEVICE
 @shared.json_file("Also write the results to FILE as JSON, including those of every channel.")
 @shared.FORCE
@@ -71,7 +73,7 @@ def verify(asked: Options) -> None:
     Examples:
       sresnet verify resnet20.snn
       sresnet verify resnet20.snn --timesteps 16 --data cifar10:/data --json layers.json
-      sresnet verify resnet50.snn --data imagenet:/data --limit 64 --batch-size 8    (less memory)
+      sresnet verify resnet50.snn --data imagenet:/data --limit 64 --memory 4GB
     """
     begin(asked.network or "the network here")
     import s_resnet
@@ -83,7 +85,8 @@ def verify(asked: Options) -> None:
     timesteps = asked.timesteps or timesteps_for(snn, path)
     loader = find_images(snn, path, asked).loader(asked.batch_size)
     device = s_resnet.runtime.find_device(asked.device)
-    result = s_resnet.verify(snn.to(device), loader, timesteps, network=path.name, progress=True)
+    with s_resnet.runtime.memory_limit(asked.memory):
+        result = s_resnet.verify(snn.to(device), loader, timesteps, network=path.name, progress=True)
     try:
         if asked.json_file:
             result.save(asked.json_file)

@@ -185,7 +185,20 @@ class _Tally:
         self.seen = Seen()
 
     def add(self, images: Tensor, labels: Tensor, progress: bool) -> None:
+        """Count a batch, in parts that memory holds."""
         self.number += 1
+        sizes = self._portions(images)
+        for part, own in zip(torch.split(images, sizes, -4), torch.split(labels, sizes), strict=True):
+            self._add(part, own, progress)
+
+    def _portions(self, images: Tensor) -> list[int]:
+        """How many images are worked on at a time; a windowed simulation splits them further."""
+        most = self.snn.portions(images)
+        if self.snn.windowed or self.settings.in_closed_form:
+            return most
+        return min(most, self.snn.portions(images, self.timesteps, self.settings.precision), key=max)
+
+    def _add(self, images: Tensor, labels: Tensor, progress: bool) -> None:
         count = count_images(images)
         sizes, logits = _source(self.snn, images)
         logits = logits.flatten(1) if logits.shape[2:] == (1, 1) else logits  # a fully convolutional network gives maps

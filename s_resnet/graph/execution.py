@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,9 @@ class Execution:
         """Spikes and membrane."""
         if self.kernel is None:
             return kernels.integrate_and_fire(current, v, update)
-        return self.kernel(tensor(current), v, update)
+        if isinstance(current, Currents):
+            current, update = current.in_memory(update)
+        return self.kernel(current, v, update)
 
 
 FASTEST = Execution()
@@ -49,15 +51,17 @@ def terms(
 ) -> tuple[Tensor | Currents, Tensor | None, Tensor | None]:
     """The terms that a kernel adds: a current, and a shortcut with or without its scale; the rest is added up before.
 
-    One convolution may stay as it is, not computed yet.
+    One convolution may stay as it is, not computed yet; or two, where there is nothing else.
     """
     pending = next((index for index, x in enumerate(inputs) if isinstance(x, Currents)), 0)
-    current, others = inputs[pending], [tensor(x) for index, x in enumerate(inputs) if index != pending]
+    current, others = inputs[pending], [x for index, x in enumerate(inputs) if index != pending]
     branch, scale = (None, None) if shortcut is None else (shortcut[0], per_channel(shortcut[1], v.ndim))
+    if shortcut is None and len(others) == 1 and isinstance(current, Currents) and isinstance(others[0], Currents):
+        return replace(current, branch=others[0]), None, None
     if shortcut is None and others:
-        branch = others.pop()
+        branch = tensor(others.pop())
     for other in others:
-        current = tensor(current).to(v.dtype) + other
+        current = tensor(current).to(v.dtype) + tensor(other)
     return current, branch, scale
 
 

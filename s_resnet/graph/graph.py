@@ -11,12 +11,12 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from ..data.arguments import check_dense, check_kind, whole_number
+from ..data.arguments import check_kind, whole_number
 from ..errors import ConversionError, InvalidData, message
 from ..runtime.display import Displayed, Table
 from . import engine, forms, network_table, validate
 from .alphabet import Differential, MultiThreshold
-from .inputs import check_images, check_size, finite_answers, marked, presented
+from .inputs import check_shown, check_simulated, finite_answers, marked, presented
 from .neuron import Memory, Neuron
 from .ops import Input, Node, Op
 from .parts import mapped, tensors
@@ -288,9 +288,7 @@ class Graph(Displayed):
 
         A value is freed after its last reader.
         """
-        check_dense(images, "run")
-        check_size(self.provenance, images.shape[-2:], "run")
-        check_images(self.nodes, images, "run")
+        check_shown(self.nodes, self.provenance, images, "run")
         if images.ndim == 5:
             images = images[0] if self.trained else images.mean(0)
         yield from engine.activations(self.nodes, images)
@@ -307,15 +305,27 @@ class Graph(Displayed):
 
     # ---- spiking ----
 
-    def portions(self, images: Tensor, timesteps: int, precision: str = "exact") -> list[int]:
-        """How many of the images go through the layers together: all, unless layers wait for their window of T.
+    def portions(self, images: Tensor, timesteps: int | None = None, precision: str = "exact") -> list[int]:
+        """How many of the images go through the layers together: all, or parts that memory holds.
+
+        Where layers wait for their window of T, all steps of an image are in memory at once. A simulation of such a
+        network takes these parts itself; one that goes on step by step holds all images that it is given.
+
+        Args:
+            images: as in :meth:`stream`.
+            timesteps: T; None: an analog run.
+            precision: as in :class:`s_resnet.graph.StreamSettings`.
 
         Raises:
-            InvalidData: the images or a setting do not fit.
+            InvalidData: the images or a setting do not fit, or a memory limit cannot hold one image.
         """
+        one = images if images.ndim == 4 else images[0]
+        if timesteps is None:
+            check_shown(self.nodes, self.provenance, images, "run")
+            return engine.analog_portions(self.nodes, one)
         timesteps = whole_number(timesteps, "simulate", "timesteps")
         _check(self, images, timesteps, None, None)
-        return engine.portions(self._plan(precision), engine.Job(images if images.ndim == 4 else images[0], timesteps))
+        return engine.portions(self._plan(precision), engine.Job(one, timesteps))
 
     def stream(
         self,
@@ -379,16 +389,8 @@ def check_spiking(snn: object, where: str) -> None:
 
 def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, state: State | None) -> None:
     check_spiking(graph, "simulate")
-    check_dense(images, "simulate")
-    if images.ndim not in (4, 5) or images.numel() == 0:
-        got, expected = f"images of shape {tuple(images.shape)}", "[B, C, H, W], or events [T, B, C, H, W], with B >= 1"
-        raise InvalidData(message("simulate", "", got, expected, "Reshape them, and leave empty batches out"))
-    check_size(graph.provenance, images.shape[-2:], "simulate")
-    found = check_images(graph.nodes, images, "simulate")
     total = timesteps + (0 if state is None else state.step)
-    if images.ndim == 5 and total > len(images):
-        got, remedy = f"{len(images)} frames of events for {total} steps", "Lower T, or bin the events into more frames"
-        raise InvalidData(message("simulate", "", got, "one for each step", remedy))
+    found = check_simulated(graph.nodes, graph.provenance, images, total)
     if graph.windowed and (state is not None or chunk not in (None, timesteps)):
         got = f"chunk={chunk} or a state for a network whose layers wait for their window of T"
         raise InvalidData(message("simulate", "", got, "all T steps at once", "Leave both out"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..data.arguments import check_finite
+from ..data.arguments import check_dense, check_finite
 from ..errors import InvalidData, message
 from .ops import Conv2d, Node
 from .provenance import Provenance
@@ -38,6 +38,34 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
     found = shapes(nodes, images.shape[-3:])
     if not images.is_cuda:
         check_finite(images, where)
+    return found
+
+
+def check_shown(nodes: Sequence[Node], provenance: Provenance, images: Tensor, where: str) -> dict[str, Shape]:
+    """The shape of every node for images that a network is shown.
+
+    Raises:
+        InvalidData: the network cannot take them.
+    """
+    check_dense(images, where)
+    check_size(provenance, images.shape[-2:], where)
+    return check_images(nodes, images, where)
+
+
+def check_simulated(nodes: Sequence[Node], provenance: Provenance, images: Tensor, steps: int) -> dict[str, Shape]:
+    """The same, where events need a frame for each of so many steps.
+
+    Raises:
+        InvalidData: the network cannot take them, or there are none, or too few frames.
+    """
+    check_dense(images, "simulate")
+    if images.ndim not in (4, 5) or images.numel() == 0:
+        got, expected = f"images of shape {tuple(images.shape)}", "[B, C, H, W], or events [T, B, C, H, W], with B >= 1"
+        raise InvalidData(message("simulate", "", got, expected, "Reshape them, and leave empty batches out"))
+    found = check_shown(nodes, provenance, images, "simulate")
+    if images.ndim == 5 and steps > len(images):
+        got, remedy = f"{len(images)} frames of events for {steps} steps", "Lower T, or bin the events into more frames"
+        raise InvalidData(message("simulate", "", got, "one for each step", remedy))
     return found
 
 

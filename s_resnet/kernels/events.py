@@ -8,7 +8,7 @@ depend on the batch, the chunk or the number of threads, bit for bit.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class _Shape(ctypes.Structure):
             *("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "limit", "threads"),
         )
     ]
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = [("shape", _Shape), *((name, ctypes.c_void_p) for name in ("ids", "start", "weight", "step"))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +166,19 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
 
 @dataclass(frozen=True, eq=False)
 class Currents:
-    """A convolution of ``steps`` times B images of spikes that is not computed yet: neurons may take it by lines."""
+    """A convolution of ``steps`` times B images of spikes that is not computed yet: neurons may take it by lines.
+
+    Attributes:
+        events: the spikes.
+        packed: the weight.
+        steps: S.
+        branch: a second one of the same shape, which the neurons take as their shortcut; or None.
+    """
 
     events: Events
     packed: Packed
     steps: int
+    branch: Currents | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -181,12 +193,18 @@ class Currents:
         return (images // self.steps, self.packed.out_channels, *self.packed.out_size)
 
     def tensor(self) -> Tensor:
-        """The currents ``[S, B, C_out, H_out, W_out]``."""
+        """The currents ``[S, B, C_out, H_out, W_out]``, without the branch."""
         return conv2d(self.events, self.packed).view(self.steps, *self.shape)
 
     def empty(self) -> Tensor:
         """An uninitialized tensor shaped and laid out as one step, ``[B, C_out, H_out, W_out]``."""
         return torch.empty(self.shape, dtype=self.packed.dtype, memory_format=torch.channels_last)
+
+    def in_memory(self, update: Update) -> tuple[Tensor, Update]:
+        """The currents, and the update with the branch as its shortcut."""
+        if self.branch is None:
+            return self.tensor(), update
+        return self.tensor(), replace(update, shortcut=self.branch.tensor())
 
 
 def conv2d(events: Events, packed: Packed) -> Tensor:
@@ -194,30 +212,36 @@ def conv2d(events: Events, packed: Packed) -> Tensor:
 
     float32, or int32 for int8 weights.
     """
-    out = Currents(events, packed, 1).empty()
-    _convolve(events, packed, out, None)
+    current = Currents(events, packed, 1)
+    out = current.empty()
+    _convolve(current, out, None)
     return out
 
 
 def takes(current: Currents, v: Tensor, update: Update) -> bool:
     """Whether :func:`integrate_and_fire` does this update.
 
-    It takes binary neurons that fire as they integrate, a bias that is the same at every step, a membrane in
-    channels_last of the currents' kind, and what else the C++ takes (:func:`s_resnet.kernels.membrane.layer.takes`).
+    It takes binary neurons, a membrane in channels_last of the currents' kind, a branch computed as the currents are
+    and in place of a shortcut, and what else the C++ takes (:func:`s_resnet.kernels.membrane.layer.takes`).
     """
     return (
         v.ndim == 4
         and v.is_contiguous(memory_format=torch.channels_last)
         and (v.dtype == torch.int32) == current.packed.integer
         and update.binary
-        and update.schedule == "streaming"
-        and not update.by_step(v)
+        and (current.branch is None or (update.shortcut is None and _alike(current.packed, current.branch.packed)))
         and layer.takes(v, update)
     )
 
 
+def _alike(packed: Packed, other: Packed) -> bool:
+    """Whether two weights are in the same numbers, and give the same groups of pixels."""
+    same_numbers = packed.rows.dtype == other.rows.dtype and (packed.step is None) == (other.step is None)
+    return same_numbers and packed.group == other.group
+
+
 def integrate_and_fire(current: Currents, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
-    """Do what :func:`s_resnet.kernels.membrane.reference.integrate_and_fire` does with ``current.tensor()``.
+    """Do what :func:`s_resnet.kernels.membrane.reference.integrate_and_fire` does with ``current.in_memory(update)``.
 
     Each line of currents goes from the registers to its neurons, and memory never sees it.
 
@@ -227,17 +251,34 @@ def integrate_and_fire(current: Currents, v: Tensor, update: Update) -> tuple[Te
     check.membrane(current.steps, v, update)
     if tuple(v.shape) != current.shape:
         raise _invalid(f"a membrane {list(v.shape)}", f"{list(current.shape)}, as the currents")
+    if current.branch is not None and (current.branch.steps, current.branch.shape) != (current.steps, current.shape):
+        got = f"a branch of {current.branch.steps} steps {list(current.branch.shape)}"
+        raise _invalid(got, f"{current.steps} steps {list(current.shape)}, as the currents")
     if not takes(current, v, update):
         raise wrong("events", "an update that it does not take", "one that it does", "Use kernels.integrate_and_fire")
     ready = layer.prepare(current.steps, v, update)
     ready.layer.inner = 1
-    _convolve(current.events, current.packed, None, ready.layer)
+    _convolve(current, None, ready.layer)
     return ready.spikes, ready.after
 
 
-def _convolve(events: Events, packed: Packed, out: Tensor | None, neurons: layer.Layer | None) -> None:
+def _convolve(current: Currents, out: Tensor | None, neurons: layer.Layer | None) -> None:
     library, reason = compiler.compiled()
     assert library is not None, reason
+    exact = current.packed.rows.dtype == torch.float32
+    function = library.sresnet_convolve_float if exact else library.sresnet_convolve_fixed
+    first, second = _convolution(current), None if current.branch is None else _convolution(current.branch)
+    function(
+        ctypes.byref(first),
+        None if second is None else ctypes.byref(second),
+        None if out is None else _pointer(out),
+        None if neurons is None else ctypes.byref(neurons),
+    )
+
+
+def _convolution(current: Currents) -> _Convolution:
+    """The convolution as the C++ takes it, checked."""
+    events, packed = current.events, current.packed
     _check_fit(events, packed)
     n, c, h, w = events.shape
     shape = _Shape(
@@ -257,9 +298,10 @@ def _convolve(events: Events, packed: Packed, out: Tensor | None, neurons: layer
         limit=packed.limit,
         threads=torch.get_num_threads(),
     )
-    function = library.sresnet_convolve_float if packed.rows.dtype == torch.float32 else library.sresnet_convolve_fixed
-    pointers = [None if t is None else _pointer(t) for t in (events.ids, events.start, packed.rows, packed.step, out)]
-    function(ctypes.byref(shape), *pointers, None if neurons is None else ctypes.byref(neurons))
+    pointers = (
+        None if held is None else held.data_ptr() for held in (events.ids, events.start, packed.rows, packed.step)
+    )
+    return _Convolution(shape, *pointers)
 
 
 # ---- what is checked before memory is touched ----

@@ -36,7 +36,7 @@ def integrate_and_fire(current: Tensor | events.Currents, v: Tensor, update: Upd
     if isinstance(current, events.Currents):
         if events.takes(current, v, update):
             return events.integrate_and_fire(current, v, update)
-        current = current.tensor()
+        current, update = current.in_memory(update)
     return select(current, v, update).integrate_and_fire(current, v, update)
 
 

@@ -94,6 +94,11 @@ def budget(asked: str | int | None = None, device: torch.device | None = None) -
     return int(float(size[1]) * unit)
 
 
+def limit() -> str | int | None:
+    """The :func:`memory_limit` around the call, as it was asked for; None without one."""
+    return _limit.get()
+
+
 def room(device: torch.device | None = None) -> int:
     """The bytes that work may still take: the :func:`budget` less what the process holds; 0 if that is more."""
     return max(0, budget(None, device) - held(device))
@@ -143,7 +148,7 @@ def images_in(left: int, each: int, where: str, device: torch.device | None = No
     """
     count = left // max(1, each)
     if count < 1 and _limit.get() is not None:
-        least = written(budget(None, device) - left + each)
+        least = written(max(held(device), budget(None, device) - left) + each)  # it may hold more than the limit
         got = f"a limit of {written(budget(None, device))}, where one image takes {written(each)}"
         raise InvalidData(message(where, "", got, f"{least} at least", f"Pass memory {least}, or smaller images"))
     return max(1, count)

@@ -22,10 +22,13 @@ from ..graph.neuron import Neuron
 from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op
 from ..graph.readout import Readout, SpikingMaxPool2d
 from ..kernels import events
+from ..runtime.memory import images_in, room
 from ..runtime.progress import Progress
 
 # Values of the largest layer, over all steps and images, in memory at a time.
 ROOM = 2**26
+# So many such values live at once: what arrives at a layer and at those that read what it sends, and their sums.
+LIVE = 8
 # Convolutions over more images than this at a time are no faster, and take more memory.
 PART = 2048
 
@@ -122,10 +125,16 @@ def nearly_order_free(graph: Graph) -> bool:
 
 
 def images_that_fit(graph: Graph, images: Tensor, steps: int) -> int:
-    """How many images fit in memory with so many steps at once, at least 8."""
+    """How many images fit in memory with so many steps at once.
+
+    Raises:
+        InvalidData: a memory limit cannot hold one.
+    """
     one = images[:, :1] if images.ndim == 5 else images[:1]
     sizes = [value[0].numel() for _, value in graph.activations(one)]
-    return together(count_images(images), max(sizes), steps, ROOM, least=8)
+    each = LIVE * max(sizes) * steps * images.element_size()
+    held = images_in(room(images.device), each, "verify", images.device)
+    return min(held, together(count_images(images), max(sizes), steps, ROOM))
 
 
 def propagate_both(

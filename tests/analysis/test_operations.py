@@ -438,7 +438,7 @@ def test_parts_and_chunks_and_batches_change_nothing(monkeypatch):
     x = grid(5)
     whole = count_operations(graph, [x], T)
     apart = count_operations(graph, x.split(2), T, progress=True)
-    monkeypatch.setattr("s_resnet.analysis.cost.operations.ROOM", 2 * T * 4 * 5 * 6)
+    monkeypatch.setattr("s_resnet.graph.engine.chunks.WINDOW", 2 * T * 4 * 5 * 6)
     assert count_operations(graph, [x], T) == whole == apart
 
 

@@ -304,9 +304,9 @@ def calls(monkeypatch):
     counted = {"events": 0, "fused": 0, "dense": 0}
     sparse, dense = events._convolve, F.conv2d
 
-    def by_events(spikes, packed, out, layer):
+    def by_events(current, out, layer):
         counted["events" if layer is None else "fused"] += 1
-        return sparse(spikes, packed, out, layer)
+        return sparse(current, out, layer)
 
     def by_torch(x, *rest):
         counted["dense"] += 1

@@ -343,9 +343,9 @@ def test_the_constant_stem_is_computed_once(monkeypatch, coding, stem_calls):
         calls.append(weight.shape[1])
         return plain(x, weight, *rest)
 
-    def counted_events(spikes, *rest):
-        calls.append(spikes.shape[1])
-        return plain_events(spikes, *rest)
+    def counted_events(current, *rest):
+        calls.append(current.events.shape[1])
+        return plain_events(current, *rest)
 
     plain_events = events._convolve
     monkeypatch.setattr(F, "conv2d", counted)

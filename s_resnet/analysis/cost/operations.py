@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ...data.arguments import Batches, check_batches, images_of, whole_number
 from ...errors import InvalidData, message
-from ...graph.engine import StreamSettings, together
+from ...graph.engine import StreamSettings
 from ...graph.fold import folded
 from ...graph.graph import Graph, check_spiking, count_images
 from ...runtime.display import Figures, Table, plain
 from ...runtime.progress import Progress
-from ...simulation.lockstep import ROOM
 from ...simulation.simulate import encoder
 from .fan_out import Shape
 from .layers import LayerOperations, OperationCounter, SourceOperations, Traffic
@@ -157,9 +156,7 @@ def count_operations(
             raise InvalidData(message("operations", "", got, expected, "Count each size in a call of its own"))
         shapes = found
         images += count_images(x)
-        most = max(torch.Size(shape).numel() for shape in shapes.values())
-        size = together(count_images(x), most, timesteps, ROOM) if snn.windowed else count_images(x)
-        for part in torch.split(x, size, -4):
+        for part in torch.split(x, snn.portions(x, timesteps), -4):
             _show(spikes, snn, part, timesteps, None if coding == "events" else encoder(part, coding, seed, 0))
     if not images:
         remedy = "Pass a loader that yields batches; a generator can be read only once"

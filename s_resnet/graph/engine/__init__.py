@@ -1,7 +1,7 @@
 """The engine: what runs the layers of a Graph, analog one node after another, spiking over chunks of time steps."""
 
 from .analog import activations
-from .chunks import together
+from .chunks import analog_portions, together
 from .plan import Plan, freed, prepare, windowed
 from .precision import arithmetic
 from .run import USUAL, Encode, Job, StreamSettings, Whole, constants
@@ -16,6 +16,7 @@ __all__ = [
     "Whole",
     "activations",
     "advance",
+    "analog_portions",
     "arithmetic",
     "constants",
     "freed",

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
 
 from ...kernels import events
-from .analog import activations
-from .plan import Plan, Portion
+from ...runtime.memory import images_in
+from ...runtime.memory import room as room_for
+from ..ops import Node
+from ..shapes import Shape, shapes
+from . import footprint
+from .plan import Plan, Portion, windowed
 
 # Neurons times steps of the largest layer that go through at a time: on a CPU what the caches hold (dense convolutions
 # also keep their currents), on a GPU what keeps it busy. And steps at most, since answers come once in a chunk.
 EVENTS, CURRENTS, GPU, LONGEST = 2**21, 2**20, 2**28, 32
-# The same on a CPU where all steps of an image go through together: measured, docs/explanation/simulator.md.
+# Bytes of the values of a run on a CPU: more images at a time are no faster, however much memory there is.
+PART = 2**29
+# Numbers times steps on a CPU where all steps of an image go through together: measured, docs/explanation/simulator.md.
 WINDOW = 2**23
 
 
@@ -24,24 +32,64 @@ def equal(total: int, most: int) -> list[int]:
     return [min(size, total - done) for done in range(0, total, size)]
 
 
-def together(images: int, numbers: int, steps: int, room: int, least: int = 1) -> int:
+def together(images: int, numbers: int, steps: int, room: int) -> int:
     """How many of the images may be in memory with all their steps, if a layer may have ``room`` numbers."""
-    return min(images, max(least, room // (numbers * steps)))
+    return min(images, max(1, room // (numbers * steps)))
 
 
-def steps_at_once(plan: Plan, images: Tensor, constant: Mapping[str, Tensor]) -> Portion:
-    """Steps per layer visit, by the size of the stem's output; ``constant``: its values, of one image or more."""
-    read_later = {name for node in plan.nodes if node.name not in constant for name in node.inputs}
-    numbers = max(constant[name][0].numel() for name in read_later & constant.keys())
+def portion(plan: Plan, images: Tensor, timesteps: int) -> Portion:
+    """What of these images and their steps goes through a layer at a time.
+
+    Raises:
+        InvalidData: a memory limit cannot hold one image.
+    """
+    sizes = shapes(plan.nodes, images.shape[-3:])
+    numbers = {name: prod(size or 1 for size in shape) for name, shape in sizes.items()}
+    if windowed(plan.nodes):
+        largest = max(numbers.values())
+        room = on_gpu(images.device) if images.is_cuda else WINDOW
+        some = together(len(images), largest, timesteps, room)
+        return Portion(_fitting(plan, images, sizes, some, timesteps), timesteps, largest)
+    stem = max(numbers[name] for name in plan.kept)  # the size of its output
     room = on_gpu(images.device) if images.is_cuda else EVENTS if events.available() else CURRENTS
-    return Portion(max(1, min(LONGEST, room // (len(images) * numbers))), numbers)
+    steps = max(1, min(LONGEST, room // (len(images) * stem)))
+    some = _fitting(plan, images, sizes, len(images), 1)
+    part = _part(_left(plan, images.device), images.device)
+    while steps > 1 and footprint.spiking(plan, sizes, some, steps) > part:
+        steps = -(-steps // 2)
+    return Portion(some, steps, stem)
 
 
-def images_at_once(plan: Plan, images: Tensor, steps: int) -> Portion:
-    """Images whose ``steps`` all go through a layer together."""
-    numbers = max(value[0].numel() for _, value in activations(plan.nodes, images[:1]))
-    room = on_gpu(images.device) if images.is_cuda else WINDOW
-    return Portion(together(len(images), numbers, steps, room), numbers)
+def analog_portions(nodes: tuple[Node, ...], images: Tensor) -> list[int]:
+    """How many of the images go through an analog run together.
+
+    Raises:
+        InvalidData: a memory limit cannot hold one image.
+    """
+    # Twice, for what a library takes, and for what the caller holds beside.
+    each = 2 * footprint.analog(nodes, shapes(nodes, images.shape[-3:]), images.element_size())
+    left = room_for(images.device)
+    held = images_in(left, each, "run", images.device)
+    return equal(len(images), min(len(images), held, max(1, _part(left, images.device) // each)))
+
+
+def _fitting(plan: Plan, images: Tensor, sizes: Mapping[str, Shape], some: int, steps: int) -> int:
+    """How many of ``some`` images memory holds."""
+    left = _left(plan, images.device)
+    images_in(left, footprint.spiking(plan, sizes, 1, steps), "simulate", images.device)  # one at least
+    counts = range(1, some + 1)
+    part = _part(left, images.device)
+    return max(1, bisect_right(counts, part, key=lambda count: footprint.spiking(plan, sizes, count, steps)))
+
+
+def _left(plan: Plan, device: torch.device) -> int:
+    """Bytes for the values of a run, beside the weights that it has yet to lay out."""
+    return max(0, room_for(device) - (footprint.packed(plan) if device.type == "cpu" and not plan.packed else 0))
+
+
+def _part(left: int, device: torch.device) -> int:
+    """So many of the bytes that are left are for a part of the images."""
+    return min(PART, left) if device.type == "cpu" else left
 
 
 def on_gpu(device: torch.device) -> int:

@@ -22,6 +22,7 @@ V = TypeVar("V")
 PRECISIONS = ("exact", "fast")
 SIZES = 4  # of images, whose packed weights are kept
 Shape = tuple[torch.dtype, torch.Size, int]  # of images and steps
+Key = tuple[torch.dtype, torch.Size, int, str | int | None]  # and the memory limit
 
 
 class Recent(dict[K, V]):
@@ -45,11 +46,13 @@ class Portion:
     """What goes through a layer at a time: steps of the batch, or images with all their steps.
 
     Attributes:
-        size: how many steps, or images.
+        images: how many images memory holds.
+        steps: how many steps of the batch, or all.
         numbers: how many numbers the largest value of one image has at one step.
     """
 
-    size: int
+    images: int
+    steps: int
     numbers: int
 
 
@@ -65,6 +68,7 @@ class Plan:
     nodes: tuple[Node, ...]
     ops: Mapping[str, Op]
     static: frozenset[str]
+    kept: frozenset[str]  # those of them that others read
     deferred: Mapping[str, str]  # a shortcut synapse applied inside the membrane kernel -> the node it scales
     freed: list[list[str]]
     unit: frozenset[str]  # neuron layers whose spikes are sent on as they are
@@ -72,6 +76,7 @@ class Plan:
     counted: frozenset[str]  # those of them whose spikes are whole numbers
     bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
     spiking: Mapping[str, str]  # a convolution whose input is such whole numbers -> the neuron layer it reads
+    last_reader: Mapping[str, str]  # such a neuron layer -> the last convolution that reads it
     fused: frozenset[str]  # those that one neuron layer alone reads, which can take the currents as they arise
     alone: frozenset[str]  # those of them that are all that this layer reads
     dtype: torch.dtype  # of analog values and dense exact convolutions
@@ -82,7 +87,7 @@ class Plan:
     max_membrane_step: int  # of an integer network; 0 of others
     dense: dict[str, tuple[Conv2d, ...]] = field(default_factory=dict)
     packed: Recent[tuple[str, int, int], events.Packed] = field(default_factory=lambda: Recent(0))
-    portions: dict[Shape, Portion] = field(default_factory=dict)  # how much goes through a layer at a time
+    portions: dict[Key, Portion] = field(default_factory=dict)  # how much goes through a layer at a time
     tuned: dict[Shape, bool] = field(default_factory=dict)  # whether cuDNN tries its algorithms
     replays: Replays = field(default_factory=Replays)
 
@@ -144,6 +149,7 @@ def prepare(network: Network, precision: str) -> Plan:
         nodes=nodes,
         ops=ops,
         static=static,
+        kept=frozenset(name for n in nodes if n.name not in static or n.name in deferred for name in n.inputs) & static,
         deferred=deferred,
         freed=freed(nodes, deferred),
         unit=unit,
@@ -151,6 +157,7 @@ def prepare(network: Network, precision: str) -> Plan:
         counted=counted,
         bias=bias,
         spiking=spiking,
+        last_reader={source: name for name, source in spiking.items()},
         fused=fused,
         alone=frozenset(name for name in fused if reads[users[name][0]] == (name,)),
         dtype=dtype,

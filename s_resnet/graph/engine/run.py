@@ -20,7 +20,7 @@ from ..execution import Execution
 from ..neuron import Memory, Neuron
 from ..ops import Conv2d, Node, Op, Scale, channels_last
 from ..readout import Readout, SpikingMaxPool2d
-from .plan import Plan
+from .plan import Plan, windowed
 from .precision import arithmetic
 
 # Share of active neurons from which the dense convolution is faster: measured, docs/explanation/simulator.md.
@@ -104,7 +104,12 @@ class Run:
         self.memory: dict[str, Memory] = dict(job.memory)
         self.made: set[str] = set()  # nodes whose memory this run has created
         self.density: dict[str, float] = {}
+        self.static = plan.static if job.encode is None else frozenset()
         self.constant = constants(plan, job.images) if job.encode is None else {}
+        for name in self.static - plan.kept:
+            del self.constant[name]
+        # Where all steps go through together and nobody asks for the memory after them, no layer needs another's.
+        self.forgets = windowed(plan.nodes) and job.whole is not None and not job.whole.state
 
     def advance(self, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The next ``steps`` steps through every layer: answers ``[S, B, N]`` and spikes per neuron node ``[S, B]``."""
@@ -116,7 +121,7 @@ class Run:
         counts: dict[str, Tensor] = {}
         for index, node in enumerate(plan.nodes):
             op = plan.ops[node.name]
-            if node.name in self.constant or node.name in plan.deferred:
+            if node.name in self.static or node.name in plan.deferred:
                 continue
             if not node.inputs:
                 assert self.encode is not None
@@ -136,7 +141,6 @@ class Run:
                 self.observe(node.name, self.values[node.name])
             for name in plan.freed[index]:
                 self.values.pop(name, None)
-                self.events.pop(name, None)
                 self.pending.pop(name, None)
         self.step += steps
         return self.values.pop(plan.nodes[-1].name).view(steps, self.batch, -1), counts
@@ -157,7 +161,7 @@ class Run:
             if name in self.rest:
                 currents.append(_unfold(channels_last(self.rest.pop(name)), self.steps))
         counts = torch.zeros(self.steps, self.batch, dtype=torch.int32, device=op.threshold.device)
-        spikes, self.memory[node.name] = op.advance(
+        spikes, memory = op.advance(
             currents,
             self.memory.get(node.name),
             shortcut,
@@ -168,7 +172,9 @@ class Run:
                 in_place=self.whole is not None and node.name in self.made,
             ),
         )
-        self.made.add(node.name)
+        if not self.forgets:
+            self.memory[node.name] = memory
+            self.made.add(node.name)
         if events.available() and not spikes.is_cuda:  # on a GPU this would stall the queue
             self.density[node.name] = int(counts.sum()) / max(1, spikes.numel())
         folded = spikes.flatten(0, 1)
@@ -213,7 +219,8 @@ class Run:
             return events.pack(weight, op.stride, op.padding, (height, width), plan.precision)
 
         packed = plan.packed.found((node.name, height, width), pack)
-        currents = events.Currents(self.events[source], packed, self.steps)
+        found = self.events.pop(source) if plan.last_reader[source] == node.name else self.events[source]
+        currents = events.Currents(found, packed, self.steps)
         if node.name in plan.fused:
             self.pending[node.name] = currents
             return

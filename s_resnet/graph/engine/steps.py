@@ -11,11 +11,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .chunks import equal, images_at_once, steps_at_once
+from ...runtime.memory import limit
+from .chunks import equal, portion
 from .plan import Plan, Portion, windowed
 from .precision import arithmetic
 from .replay import Replay, Result
-from .run import Job, Run, constants
+from .run import Job, Run
 
 # Steps, images and neurons of a layer that a GPU advances while Python launches it, 2.4e11 a second in 0.15 ms: where a
 # chunk has more of them, a recording saves nothing.
@@ -55,11 +56,11 @@ def _recorded_as(job: Job) -> Hashable | None:
 
 def _short(plan: Plan, job: Job) -> bool:
     """Whether Python takes longer to launch the layers than the GPU to run them."""
-    portion = _portion(plan, job)
+    numbers = _portion(plan, job).numbers
     if windowed(plan.nodes):
-        parts, most = portions(plan, job), portion.numbers * job.timesteps
+        parts, most = portions(plan, job), numbers * job.timesteps
     else:
-        parts, most = _lengths(plan, job), portion.numbers * len(job.images)
+        parts, most = _lengths(plan, job), numbers * len(job.images)
     return len(parts) <= CHUNKS and most * parts[0] <= RECORDED
 
 
@@ -76,7 +77,7 @@ def _chunks(plan: Plan, job: Job) -> Iterator[Result]:
         yield _window(plan, job)
         return
     run = Run(plan, job)
-    lengths = _lengths(plan, job, run)
+    lengths = _lengths(plan, job)
     for index, steps in enumerate(lengths):
         with arithmetic(job.images, plan.tf32, _tuned(plan, job, steps, lengths.count(steps))):
             outputs, counts = run.advance(steps)
@@ -105,9 +106,8 @@ def _window(plan: Plan, job: Job) -> Result:
 
 
 def portions(plan: Plan, job: Job) -> list[int]:
-    """The images that go through the layers together: all of them, unless all their steps do."""
-    count = len(job.images)
-    return equal(count, _portion(plan, job).size) if windowed(plan.nodes) else [count]
+    """The images that memory holds together: all of them, or equal parts."""
+    return equal(len(job.images), _portion(plan, job).images)
 
 
 def _joined(parts: list[Result]) -> Result:
@@ -120,23 +120,18 @@ def _joined(parts: list[Result]) -> Result:
     return torch.cat(outputs, 1), {name: torch.cat([count[name] for count in counts], 1) for name in counts[0]}, memory
 
 
-def _portion(plan: Plan, job: Job, run: Run | None = None) -> Portion:
+def _portion(plan: Plan, job: Job) -> Portion:
     """How much goes through a layer at a time; found once for a shape: free memory changes, results must not."""
-    whole = windowed(plan.nodes)
-    key = (job.images.dtype, job.images.shape, job.timesteps if whole else 0)
+    key = (job.images.dtype, job.images.shape, job.timesteps if windowed(plan.nodes) else 0, limit())
     if key not in plan.portions:
-        if whole:
-            plan.portions[key] = images_at_once(plan, job.images, job.timesteps)
-        else:
-            constant = (run.constant if run is not None else {}) or constants(plan, job.images[:1])
-            plan.portions[key] = steps_at_once(plan, job.images, constant)
+        plan.portions[key] = portion(plan, job.images, job.timesteps)
     return plan.portions[key]
 
 
-def _lengths(plan: Plan, job: Job, run: Run | None = None) -> list[int]:
+def _lengths(plan: Plan, job: Job) -> list[int]:
     """The steps of each chunk: those asked for and a rest, else equal ones."""
     if job.chunk is None:
-        return equal(job.timesteps, _portion(plan, job, run).size)
+        return equal(job.timesteps, _portion(plan, job).steps)
     whole, rest = divmod(job.timesteps, job.chunk)
     return [job.chunk] * whole + [rest] * (rest > 0)
 

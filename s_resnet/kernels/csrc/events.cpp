@@ -6,6 +6,9 @@
 #include <immintrin.h>
 #endif
 
+#include <algorithm>
+#include <type_traits>
+
 #include "layer.h"
 
 namespace {
@@ -15,7 +18,8 @@ using namespace sresnet;
 typedef uint16_t Eight __attribute__((vector_size(16), aligned(2)));
 typedef uint16_t Many __attribute__((vector_size(64), aligned(2)));
 const int ROOM = 64;  // entries that whole-vector writes may touch beyond a list's end
-const int RUN = 512;  // neurons that fire at a time
+const int RUN = 512;    // neurons that fire at a time
+const int BLOCK = 2048;  // numbers of a line that go through all steps together, so that they stay in the first cache
 
 // The positions of the set bits of every byte: compaction without a branch.
 struct Positions {
@@ -135,38 +139,6 @@ inline int gather(const Shape& s, const uint16_t* ids, const int32_t* start, int
     return n;
 }
 
-// Everything that one call reads and writes.
-struct Job {
-    const Shape& s;
-    const uint16_t* ids;
-    const int32_t* start;
-    const void* weight;
-    const float* step;   // what one unit of a 16-bit weight is worth per output channel, or null
-    void* out;           // the currents; unused with a layer
-    const Layer* layer;  // the neurons that take them, or null
-};
-
-// A tile of output channels of one line of output pixels, for one image: line[x * width + channel].
-template <class P, int VECTORS, int UNROLL>
-inline void convolve_line(const Job& job, const typename P::Weight* weight, int64_t stride, int64_t image, int y,
-                          int width, uint16_t* rows, typename P::Total* line) {
-    const Shape& s = job.s;
-    const int zero = s.kernel_h * s.kernel_w * s.channels;  // the row of zeros, which fills up the unrolled loop
-    const int limit = s.limit / UNROLL * UNROLL;
-    typename P::Total total[VECTORS * P::LANES];
-    for (int x = 0; x < s.out_width; x++) {
-        int n = gather(s, job.ids, job.start, image, y * s.stride_h - s.pad_h, x * s.stride_w - s.pad_w, rows);
-        for (int u = 0; u < UNROLL; u++) rows[n + u] = (uint16_t)zero;
-        n = (n + UNROLL - 1) / UNROLL * UNROLL;
-        if (width == VECTORS * P::LANES) {
-            sum_rows<P, VECTORS, UNROLL>(rows, n, limit, weight, stride, line + (int64_t)x * width);
-        } else {
-            sum_rows<P, VECTORS, UNROLL>(rows, n, limit, weight, stride, total);
-            memcpy(line + (int64_t)x * width, total, width * sizeof total[0]);
-        }
-    }
-}
-
 // Currents of a line to float, in place: both types have four bytes.
 inline void scale_line(int32_t* line, const float* step, int pixels, int width) {
     for (int x = 0; x < pixels; x++)
@@ -177,88 +149,190 @@ inline void scale_line(int32_t* line, const float* step, int pixels, int width) 
 }
 inline void scale_line(float*, const float*, int, int) {}
 
-// The neurons of a line take its currents; v_at, t_at and s_at are where its membranes, spikes and shortcut begin.
-template <typename V>
-inline int32_t fire_line(const Layer& l, const Parameters<V>& p, const V* line, int64_t v_at, int64_t t_at,
-                         int64_t s_at, int pixels, int width, int channels, uint8_t* fired) {
-    V* v = (V*)l.v_after;
-    int32_t count = 0;
-    if (width == channels) {  // the whole line lies together
-        const int64_t length = (int64_t)pixels * width, period = (int64_t)p.bias.size();
-        for (int64_t j = 0; j < length; j += period) {
-            const int64_t n = length - j < period ? length - j : period;
-            count += step<V, V>(l, line + j, s_at + j, p, 0, v + v_at + j, fired, n);
-            store(l.spike_type, fired, l.spikes, t_at + j, n);
+// The spikes of a convolution, and its weight in rows.
+struct Convolution {
+    Shape s;
+    const uint16_t* ids;
+    const int32_t* start;
+    const void* weight;
+    const float* step;  // what one unit of a 16-bit weight is worth per output channel, or null
+};
+
+// Everything that one call reads and writes.
+struct Job {
+    const Convolution* current;
+    const Convolution* branch;  // a second one, whose currents come by the neurons' shortcut; or null
+    void* out;                  // the currents; unused with a layer
+    const Layer* layer;         // the neurons that take them, or null
+};
+
+// Some neighboring pixels of a line of output pixels, of one image, and a tile of their channels.
+struct Place {
+    int64_t image;
+    int y, x, pixels;
+    int first, width;
+};
+
+// The currents of a place: line[(pixel - x) * width + channel].
+template <class P, int VECTORS, int UNROLL>
+inline void convolve_line(const Convolution& c, const Place& at, int64_t image, uint16_t* rows, void* to) {
+    const Shape& s = c.s;
+    const int64_t stride = (int64_t)(s.out_channels + P::LANES - 1) / P::LANES * P::LANES;
+    const typename P::Weight* weight = (const typename P::Weight*)c.weight + at.first;
+    const int zero = s.kernel_h * s.kernel_w * s.channels;  // the row of zeros, which fills up the unrolled loop
+    const int limit = s.limit / UNROLL * UNROLL, top = at.y * s.stride_h - s.pad_h;
+    typename P::Total total[VECTORS * P::LANES], *line = (typename P::Total*)to;
+    for (int i = 0; i < at.pixels; i++) {
+        int n = gather(s, c.ids, c.start, image, top, (at.x + i) * s.stride_w - s.pad_w, rows);
+        for (int u = 0; u < UNROLL; u++) rows[n + u] = (uint16_t)zero;
+        n = (n + UNROLL - 1) / UNROLL * UNROLL;
+        if (at.width == VECTORS * P::LANES) {
+            sum_rows<P, VECTORS, UNROLL>(rows, n, limit, weight, stride, line + (int64_t)i * at.width);
+        } else {
+            sum_rows<P, VECTORS, UNROLL>(rows, n, limit, weight, stride, total);
+            memcpy(line + (int64_t)i * at.width, total, at.width * sizeof total[0]);
         }
-        return count;
     }
-    for (int x = 0; x < pixels; x++) {
-        const int64_t j = (int64_t)x * channels;
-        count += step<V, V>(l, line + (int64_t)x * width, s_at + j, p, 0, v + v_at + j, fired, width);
-        store(l.spike_type, fired, l.spikes, t_at + j, width);
+    if (c.step) scale_line(line, c.step + at.first, at.pixels, at.width);
+}
+
+// What a thread has for a place.
+template <typename V>
+struct Room {
+    std::vector<uint16_t> rows;
+    std::vector<V> line, branch, v;
+    std::vector<uint8_t> fired;
+    Parameters<V> p;
+    int64_t run;  // neurons that fire at a time: those that lie together, and share the parameters
+
+    Room(const Job& job, int first, int width, int pixels)
+        : rows(std::max(taps(job.current), job.branch ? taps(job.branch) : 0) + ROOM),
+          line((int64_t)pixels * width),
+          branch(job.branch ? line.size() : 0),
+          v(job.layer ? line.size() : 0),
+          fired(v.size()) {
+        const Layer* l = job.layer;
+        const bool whole = width == job.current->s.out_channels && l && !l->bias_step;
+        run = whole && width < RUN ? RUN / width * width : width;
+        if (l) p.set(*l, first, run);
+    }
+
+    static int taps(const Convolution* c) { return c->s.kernel_h * c->s.kernel_w * c->s.channels; }
+};
+
+// Membranes of a place from or to their layer, whose pixels are `channels` apart.
+template <typename V>
+inline void copy(V* to, int64_t to_pixel, const V* from, int64_t from_pixel, const Place& at) {
+    for (int x = 0; x < at.pixels; x++) memcpy(to + x * to_pixel, from + x * from_pixel, at.width * sizeof(V));
+}
+
+// A step of the neurons of a place, or a part of it; `from` is where their shortcut begins.
+template <Part PART, typename V>
+inline int32_t step_line(const Job& job, const Place& at, int64_t from, Room<V>& room) {
+    const Layer& l = *job.layer;
+    const int32_t own = std::is_same<V, float>::value ? FLOAT32 : INT32;
+    const int64_t channels = job.current->s.out_channels, length = (int64_t)at.pixels * at.width;
+    int32_t count = 0;
+    for (int64_t j = 0; j < length; j += room.run) {
+        const int64_t n = length - j < room.run ? length - j : room.run;
+        const Branch branch = job.branch ? Branch{own, room.branch.data(), j}
+                                         : Branch{l.shortcut_type, l.shortcut, from + j / at.width * channels};
+        count += step<PART>(l, room.line.data() + j, branch, room.p, room.v.data() + j, room.fired.data() + j, n);
     }
     return count;
 }
 
+template <typename V>
+inline int32_t answer_line(const Layer& l, const Place& at, Room<V>& room) {
+    const int64_t length = (int64_t)at.pixels * at.width;
+    int32_t count = 0;
+    for (int64_t j = 0; j < length; j += room.run) {
+        const int64_t n = length - j < room.run ? length - j : room.run;
+        count += answer(l, room.p.threshold.data(), room.v.data() + j, room.fired.data() + j, n);
+    }
+    return count;
+}
+
+// The neurons of a place take their currents, all steps one after another.
 template <class P, int VECTORS, int UNROLL, typename V>
-void convolve_tile(const Job& job, int64_t stride, int first) {
-    const Shape& s = job.s;
+void fire_place(const Job& job, const Place& at, Room<V>& room) {
+    const Layer& l = *job.layer;
+    const Shape& s = job.current->s;
+    const int64_t images = l.images, channels = s.out_channels, wait = delay(l);
+    const int64_t begin = ((at.image * s.out_height + at.y) * s.out_width + at.x) * channels + at.first;
+    copy(room.v.data(), at.width, (const V*)l.v + begin, channels, at);
+    for (int64_t now = 0; now < l.steps + wait; now++) {
+        const int64_t t = now - wait, from = begin + now * l.shortcut_step;
+        int32_t count = 0;
+        if (now < l.steps) {
+            const int64_t image = now * images + at.image;
+            convolve_line<P, VECTORS, UNROLL>(*job.current, at, image, room.rows.data(), room.line.data());
+            if (job.branch)
+                convolve_line<P, VECTORS, UNROLL>(*job.branch, at, image, room.rows.data(), room.branch.data());
+            room.p.at_step(l, now, at.first, room.run);
+            count = !wait ? step_line<STREAM>(job, at, from, room) : t < 0 ? step_line<GATHER>(job, at, from, room)
+                                                                         : step_line<WAIT>(job, at, from, room);
+        } else {
+            count = answer_line(l, at, room);
+        }
+        if (t < 0) continue;
+        add_count(l, t, at.image, count);
+        const int64_t to = begin + t * images * l.neurons;
+        if (at.width == channels)
+            store(l.spike_type, room.fired.data(), l.spikes, to, (int64_t)at.pixels * at.width);
+        else
+            for (int x = 0; x < at.pixels; x++)
+                store(l.spike_type, room.fired.data() + x * at.width, l.spikes, to + x * channels, at.width);
+    }
+    copy((V*)l.v_after + begin, channels, room.v.data(), at.width, at);
+}
+
+template <class P, int VECTORS, int UNROLL, typename V>
+void convolve_tile(const Job& job, int first) {
+    const Shape& s = job.current->s;
     const Layer* l = job.layer;
-    const typename P::Weight* weight = (const typename P::Weight*)job.weight + first;
     const int width = s.out_channels - first < VECTORS * P::LANES ? s.out_channels - first : VECTORS * P::LANES;
-    const int64_t steps = l ? l->steps : 1, images = s.images / steps, line_length = (int64_t)s.out_width * s.out_channels;
+    const int64_t images = l ? l->images : s.images;
+    const int pixels = BLOCK / width < s.out_width ? BLOCK / width : s.out_width;
 #pragma omp parallel num_threads(s.threads)
     {
-        std::vector<uint16_t> rows(s.kernel_h * s.kernel_w * s.channels + ROOM);
-        std::vector<typename P::Total> line((int64_t)s.out_width * width);
-        std::vector<uint8_t> fired(l ? RUN + width : 0);
-        Parameters<V> p;
-        if (l) p.set(*l, first, width == s.out_channels ? (RUN + width - 1) / width * width : width);
+        Room<V> room(job, first, width, pixels);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < images * s.out_height; i++) {
-            const int64_t image = i / s.out_height, v_at = i * line_length + first;
-            const int y = (int)(i % s.out_height);
-            if (l && l->v_after != l->v)
-                for (int x = 0; x < s.out_width; x++) {
-                    const int64_t j = v_at + (int64_t)x * s.out_channels;
-                    memcpy((V*)l->v_after + j, (const V*)l->v + j, width * sizeof(V));
-                }
-            for (int64_t t = 0; t < steps; t++) {
-                convolve_line<P, VECTORS, UNROLL>(job, weight, stride, t * images + image, y, width, rows.data(), line.data());
-                if (job.step) scale_line(line.data(), job.step + first, s.out_width, width);
-                const int64_t t_at = t * images * s.out_height * line_length + v_at;
+        for (int64_t i = 0; i < images * s.out_height; i++)
+            for (int x = 0; x < s.out_width; x += pixels) {
+                const int n = std::min(pixels, s.out_width - x);
+                const Place at = {i / s.out_height, (int)(i % s.out_height), x, n, first, width};
                 if (l) {
-                    const int64_t s_at = t * l->shortcut_step + v_at;
-                    add_count(*l, t, image, fire_line<V>(*l, p, (const V*)line.data(), v_at, t_at, s_at, s.out_width, width, s.out_channels, fired.data()));
-                } else {
-                    for (int x = 0; x < s.out_width; x++)
-                        memcpy((V*)job.out + t_at + (int64_t)x * s.out_channels, line.data() + (int64_t)x * width, width * sizeof(V));
+                    fire_place<P, VECTORS, UNROLL>(job, at, room);
+                    continue;
                 }
+                convolve_line<P, VECTORS, UNROLL>(*job.current, at, at.image, room.rows.data(), room.line.data());
+                V* out = (V*)job.out + (i * s.out_width + x) * s.out_channels + first;
+                copy(out, s.out_channels, room.line.data(), width, at);
             }
-        }
     }
 }
 
 template <class P, typename V>
 void convolve(const Job& job) {
-    const int64_t stride = (int64_t)(job.s.out_channels + P::LANES - 1) / P::LANES * P::LANES;
-    for (int first = 0; first < stride;) {
-        const int left = (int)(stride - first) / P::LANES;
+    const int channels = job.current->s.out_channels;
+    for (int first = 0; first < channels;) {
+        const int left = (channels - first + P::LANES - 1) / P::LANES;
 #if defined(__AVX512F__)  // elsewhere a vector of 64 bytes takes several registers, and eight of them would spill
         if (left >= 8) {
-            convolve_tile<P, 8, 1, V>(job, stride, first);
+            convolve_tile<P, 8, 1, V>(job, first);
             first += 8 * P::LANES;
             continue;
         }
 #endif
         if (left >= 4) {
-            convolve_tile<P, 4, 2, V>(job, stride, first);
+            convolve_tile<P, 4, 2, V>(job, first);
             first += 4 * P::LANES;
         } else if (left >= 2) {
-            convolve_tile<P, 2, 4, V>(job, stride, first);
+            convolve_tile<P, 2, 4, V>(job, first);
             first += 2 * P::LANES;
         } else {
-            convolve_tile<P, 1, 4, V>(job, stride, first);
+            convolve_tile<P, 1, 4, V>(job, first);
             first += P::LANES;
         }
     }
@@ -286,20 +360,18 @@ void sresnet_find_events(const Shape* shape, const uint8_t* spikes, uint16_t* id
     }
 }
 
-// weight [kernel_h * kernel_w * channels + 1][out_channels rounded up to a vector], the last row zeros. Without a layer
-// the currents go to out [images, out_height, out_width, out_channels]; with one its neurons take them at once, line by
-// line, and images counts steps times images.
-void sresnet_convolve_float(const Shape* s, const uint16_t* ids, const int32_t* start, const void* weight,
-                            const float*, void* out, const Layer* layer) {
-    convolve<Float, float>({*s, ids, start, weight, nullptr, out, layer});
+// Weights [kernel_h * kernel_w * channels + 1][out_channels rounded up to a vector], the last row zeros. Without a layer
+// the currents go to out [images, out_height, out_width, out_channels]; with one its neurons take them at once, place by
+// place, and images counts steps times images. A branch has the same output; its currents are the neurons' shortcut.
+void sresnet_convolve_float(const Convolution* current, const Convolution* branch, void* out, const Layer* layer) {
+    convolve<Float, float>({current, branch, out, layer});
 }
 
 // int16 weights: the currents are float32, sum * step[out_channel], or int32 where step is null.
-void sresnet_convolve_fixed(const Shape* s, const uint16_t* ids, const int32_t* start, const void* weight,
-                            const float* step, void* out, const Layer* layer) {
-    if (step)
-        convolve<Fixed, float>({*s, ids, start, weight, step, out, layer});
+void sresnet_convolve_fixed(const Convolution* current, const Convolution* branch, void* out, const Layer* layer) {
+    if (current->step)
+        convolve<Fixed, float>({current, branch, out, layer});
     else
-        convolve<Fixed, int32_t>({*s, ids, start, weight, step, out, layer});
+        convolve<Fixed, int32_t>({current, branch, out, layer});
 }
 }

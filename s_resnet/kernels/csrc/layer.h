@@ -68,44 +68,76 @@ struct Parameters {
     }
 };
 
-// One step of n neurons whose parameters begin at `at`. Returns how many fired.
-template <typename V, bool HARD, bool SHORTCUT, typename C, typename S>
-int32_t step(const C* __restrict current, const S* __restrict shortcut, const V* __restrict bias,
-             const V* __restrict scale, const V* __restrict threshold, V decay, V* __restrict v,
-             uint8_t* __restrict fired, int64_t n) {
+// What a run of neurons does at a step: it integrates and fires, streaming or waiting, or it only integrates.
+enum Part { STREAM, WAIT, GATHER };
+
+// The shortcut branch of a run of neurons: `values` of a type from the `from`th on, or nothing.
+struct Branch {
+    int32_t type;
+    const void* values;
+    int64_t from;
+};
+
+// One step of n neurons. Returns how many fired.
+template <typename V, Part PART, bool HARD, bool SHORTCUT, typename C, typename S>
+int32_t step(const C* __restrict current, const S* __restrict shortcut, const Parameters<V>& p, V decay,
+             V* __restrict v, uint8_t* __restrict fired, int64_t n) {
+    const V *__restrict bias = p.bias.data(), *__restrict scale = p.scale.data();
+    const V* __restrict threshold = p.threshold.data();
     int32_t count = 0;
     for (int64_t j = 0; j < n; j++) {
-        V u = integrate<V, true>(v[j], (V)current[j], decay) + bias[j];  // times 1 changes no bit
-        if (SHORTCUT) u = u + (V)shortcut[j] * scale[j];
-        const bool s = fire<V, HARD>(u, threshold[j]);
+        V u = (V)current[j];
+        if (PART == STREAM) {
+            u = integrate<V, true>(v[j], u, decay) + bias[j];  // times 1 changes no bit
+            if (SHORTCUT) u = u + (V)shortcut[j] * scale[j];
+        } else {
+            if (SHORTCUT) u = u + (V)shortcut[j] * scale[j];
+            u = v[j] + (u + bias[j]);
+        }
+        if (PART != GATHER) {
+            const bool s = fire<V, HARD>(u, threshold[j]);
+            fired[j] = s;
+            count += s;
+        }
         v[j] = u;
-        fired[j] = s;
-        count += s;
     }
     return count;
 }
 
-template <typename V, typename C, typename S, bool SHORTCUT>
-int32_t step(const Layer& l, const C* current, const S* shortcut, const Parameters<V>& p, int64_t at, V* v,
-             uint8_t* fired, int64_t n) {
-    const V *bias = p.bias.data() + at, *scale = p.scale.data() + at, *threshold = p.threshold.data() + at;
-    return l.rule == ZERO ? step<V, true, SHORTCUT>(current, shortcut, bias, scale, threshold, (V)l.decay, v, fired, n)
-                          : step<V, false, SHORTCUT>(current, shortcut, bias, scale, threshold, (V)l.decay, v, fired, n);
+template <Part PART, typename V, typename C, typename S, bool SHORTCUT>
+int32_t step(const Layer& l, const C* current, const S* shortcut, const Parameters<V>& p, V* v, uint8_t* fired,
+             int64_t n) {
+    if (PART != GATHER && l.rule == ZERO)
+        return step<V, PART, true, SHORTCUT>(current, shortcut, p, (V)l.decay, v, fired, n);
+    return step<V, PART, false, SHORTCUT>(current, shortcut, p, (V)l.decay, v, fired, n);
 }
 
-// The same; `from` is where the neurons begin within the whole shortcut.
-template <typename V, typename C>
-int32_t step(const Layer& l, const C* current, int64_t from, const Parameters<V>& p, int64_t at, V* v, uint8_t* fired,
+template <Part PART, typename V, typename C>
+int32_t step(const Layer& l, const C* current, const Branch& b, const Parameters<V>& p, V* v, uint8_t* fired,
              int64_t n) {
-    switch (l.shortcut_type) {
-        case INT8: return step<V, C, int8_t, true>(l, current, (const int8_t*)l.shortcut + from, p, at, v, fired, n);
-        case UINT8: return step<V, C, uint8_t, true>(l, current, (const uint8_t*)l.shortcut + from, p, at, v, fired, n);
-        case FLOAT32: return step<V, C, float, true>(l, current, (const float*)l.shortcut + from, p, at, v, fired, n);
-        case BFLOAT16: return step<V, C, Bf16, true>(l, current, (const Bf16*)l.shortcut + from, p, at, v, fired, n);
-        case INT32: return step<V, C, int32_t, true>(l, current, (const int32_t*)l.shortcut + from, p, at, v, fired, n);
+    switch (b.type) {
+        case INT8: return step<PART, V, C, int8_t, true>(l, current, (const int8_t*)b.values + b.from, p, v, fired, n);
+        case UINT8: return step<PART, V, C, uint8_t, true>(l, current, (const uint8_t*)b.values + b.from, p, v, fired, n);
+        case FLOAT32: return step<PART, V, C, float, true>(l, current, (const float*)b.values + b.from, p, v, fired, n);
+        case BFLOAT16: return step<PART, V, C, Bf16, true>(l, current, (const Bf16*)b.values + b.from, p, v, fired, n);
+        case INT32: return step<PART, V, C, int32_t, true>(l, current, (const int32_t*)b.values + b.from, p, v, fired, n);
     }
-    return step<V, C, uint8_t, false>(l, current, (const uint8_t*)nullptr, p, at, v, fired, n);
+    return step<PART, V, C, uint8_t, false>(l, current, (const uint8_t*)nullptr, p, v, fired, n);
 }
+
+// What n binary neurons emit that integrate nothing more.
+template <typename V>
+int32_t answer(const Layer& l, const V* __restrict threshold, V* __restrict v, uint8_t* __restrict fired, int64_t n) {
+    int32_t count = 0;
+    if (l.rule == ZERO)
+        for (int64_t j = 0; j < n; j++) count += fired[j] = fire<V, true>(v[j], threshold[j]);
+    else
+        for (int64_t j = 0; j < n; j++) count += fired[j] = fire<V, false>(v[j], threshold[j]);
+    return count;
+}
+
+// Steps before the first at which a layer may fire.
+inline int64_t delay(const Layer& l) { return l.schedule == PHASED ? l.steps : l.schedule == LAGGED; }
 
 template <typename F, typename T>
 inline void convert(const F* from, T* to, int64_t n) {

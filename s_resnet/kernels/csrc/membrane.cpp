@@ -16,7 +16,8 @@ void advance(const Layer& l, const Parameters<V>& p, int64_t image, int64_t firs
     memcpy(v, (const V*)l.v + at, n * sizeof(V));
     for (int64_t t = 0; t < l.steps; t++) {
         const C* current = (const C*)l.current + at + t * l.current_step;
-        add_count(l, t, image, step<V, C>(l, current, at + t * l.shortcut_step, p, 0, v, fired, n));
+        const Branch branch = {l.shortcut_type, l.shortcut, at + t * l.shortcut_step};
+        add_count(l, t, image, step<STREAM>(l, current, branch, p, v, fired, n));
         store(l.spike_type, fired, l.spikes, at + t * l.images * l.neurons, n);
     }
     memcpy((V*)l.v_after + at, v, n * sizeof(V));
@@ -111,15 +112,13 @@ void arrive(const Layer& l, const Parameters<V>& p, int64_t at, int64_t t, int64
 // What the neurons emit at a step, into `to` of all spikes; returns their number.
 template <typename V, Rule RULE>
 int32_t answer(const Layer& l, const V* __restrict threshold, int64_t to, int64_t n, Room<V>& room) {
-    V *__restrict v = room.v.data(), *__restrict c = room.emitted.data();
     if constexpr (RULE == SUBTRACT || RULE == ZERO) {
-        uint8_t* __restrict fired = room.fired.data();
-        int32_t count = 0;
-        for (int64_t j = 0; j < n; j++) count += fired[j] = fire<V, RULE == ZERO>(v[j], threshold[j]);
-        sresnet::store(l.spike_type, fired, l.spikes, to, n);
+        const int32_t count = sresnet::answer(l, threshold, room.v.data(), room.fired.data(), n);
+        sresnet::store(l.spike_type, room.fired.data(), l.spikes, to, n);
         return count;
     } else {
         int16_t* __restrict k = room.k.data();
+        V *__restrict v = room.v.data(), *__restrict c = room.emitted.data();
         const V most = (V)l.most;
         for (int64_t j = 0; j < n; j++)
             k[j] = (int16_t)emit<RULE>(v[j], c[j], quotient(v[j], threshold[j]), threshold[j], most);
@@ -131,15 +130,14 @@ int32_t answer(const Layer& l, const V* __restrict threshold, int64_t to, int64_
 template <typename V, Rule RULE>
 void advance(const Layer& l, Parameters<V>& p, int64_t image, int64_t first, int64_t n, Room<V>& room) {
     const int64_t at = image * l.neurons + first;
-    const int64_t delay = l.schedule == PHASED ? l.steps : l.schedule == LAGGED;
     memcpy(room.v.data(), (const V*)l.v + at, n * sizeof(V));
     if (RULE == SIGNED) memcpy(room.emitted.data(), (const V*)l.emitted + at, n * sizeof(V));
-    for (int64_t now = 0; now < l.steps + delay; now++) {
+    for (int64_t now = 0; now < l.steps + delay(l); now++) {
         if (now < l.steps) {
             p.at_step(l, now, first, n);
             arrive(l, p, at, now, n, room);
         }
-        const int64_t t = now - delay;
+        const int64_t t = now - delay(l);
         if (t < 0) continue;
         add_count(l, t, image, answer<V, RULE>(l, p.threshold.data(), at + t * l.images * l.neurons, n, room));
     }
