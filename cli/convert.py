@@ -216,9 +216,9 @@ def convert(asked: Options) -> None:
     if loaded.left_out:
         say(left_out(loaded.left_out), err=True)
     source = _source(loaded, asked)
+    snn = _converted(loaded, source, recipe, target, asked.device)
     if loaded.assumed:
         say(assumed(loaded.assumed), err=True)
-    snn = _converted(loaded, source, recipe, target, asked.device)
     if source.batches is not None:
         warn_left_out(source.batches)
     say(summary(snn, target, source.batches, usual=asked.recipe is None))

@@ -319,7 +319,7 @@ def test_the_choice_that_fits_is_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("changes", "arch"),
-    [({"maxpool": True}, "resnet10-maxpool"), ({"average": True}, "resnet10-stem1-nomaxpool-averaged")],
+    [({"maxpool": True}, "resnet10-stem1-maxpool"), ({"average": True}, "resnet10-stem1-nomaxpool-averaged")],
 )
 def test_the_word_that_fits_a_small_stem_is_found(changes, arch, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["s_resnet.conversion.alternatives"], "SIZES", (32,))
