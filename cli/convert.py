@@ -302,9 +302,10 @@ def _source(loaded: s_resnet.frontend.Checkpoint, asked: Options) -> Source:
     if asked.calibration:
         names, outputs = loaded.classes, loaded.num_classes
         data = open_matched(asked.calibration, "calibration", asked.download, asked.classes, names, outputs)
-        if isinstance(data, s_resnet.data.EventData) and asked.preprocessed:
+        if not isinstance(data, s_resnet.data.ImageData) and asked.preprocessed:
             raise click.UsageError(
-                "--input-size, --mean and --std apply to images; events are binned as in the papers. Leave them out."
+                "--input-size, --mean and --std apply to images; events are binned as in the papers, and an .npz of "
+                "floating-point numbers is taken as it is. Leave them out."
             )
         return calibration_source(data, asked.calibration_images, preprocessing, loaded)
     origin = s_resnet.graph.provenance.Parts(preprocessing=preprocessing)

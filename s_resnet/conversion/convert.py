@@ -52,11 +52,11 @@ def convert(
     Args:
         model: any module that :func:`s_resnet.trace` can trace, or its Graph. It is not changed.
         calibration_batches: images ``[B, C, H, W]``, or signals ``[B, C, L]``, preprocessed for the model, alone or as
-            (images, labels); a list or a DataLoader without random augmentation. All of them are used, without their labels. For recipes with a
-            compensation the first 32 images (at most half) are held out for its search, and the others give the
-            percentiles. Without images thresholds and compensation come from the BatchNorm statistics, and the shape
-            ``(C, H, W)`` of an image, or ``(C, L)`` of a signal, may be passed instead; by default H and W are 224 for a network with a max-pool
-            stem, else 32.
+            (images, labels); a list or a DataLoader without random augmentation. All of them are used, without their
+            labels. For recipes with a compensation the first 32 images (at most half) are held out for its search, and
+            the others give the percentiles. Without images thresholds and compensation come from the BatchNorm
+            statistics, and the shape ``(C, H, W)`` of an image, or ``(C, L)`` of a signal, may be passed instead; by
+            default H and W are 224 for a network with a max-pool stem, else 32.
         recipe: a name in :data:`s_resnet.RECIPES` or ``"auto"``; or a :class:`Recipe` or :class:`Auto` with all its
             settings: ``RECIPES["phased"].reconstructed(minutes=10).with_weights("int8")``. By default
             ``"calibrated"`` with calibration batches, and without them ``"s-resnet"``, the paper's, which needs none.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..data.arrays import AsStored
 from ..data.events import Binning
 from ..data.images import Preprocessing
 from ..graph.provenance import SeenData
@@ -43,7 +44,7 @@ class Checkpoint(Displayed):
     timesteps: int | None = None
     channels: int = 3
     classes: tuple[str, ...] = ()
-    preprocessing: Preprocessing | Binning | None = None
+    preprocessing: Preprocessing | AsStored | Binning | None = None
     data: SeenData | None = None
     left_out: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()

@@ -35,9 +35,10 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
         model: any module whose forward does not depend on the values of the images. It is not changed: tensors are
             copied, and its training flags are kept. ``DataParallel`` and ``torch.compile`` are unwrapped. It returns
             the logits, or an object with a field ``logits``.
-        example_batch: ``[B, C, H, W]``, two images or more; or signals ``[B, C, L]``, which the Graph takes as images of
-            height 1. Sizes such as ``x.size()[3]``, and branches that depend on them, are those of the example. A Graph that equals the model only at this size records that in its
-            provenance as ``fixed_size`` ``[H, W]``, and refuses images of another.
+        example_batch: ``[B, C, H, W]``, two images or more; or signals ``[B, C, L]``, which are images of height 1 in
+            the Graph. Sizes such as ``x.size()[3]``, and branches that depend on them, are those of the example. A
+            Graph that equals the model only at this size records that in its provenance as ``fixed_size`` ``[H, W]``,
+            and refuses images of another.
 
     Raises:
         UnsupportedModel: an operation cannot be converted (the message names its node and source line), the forward
@@ -72,7 +73,11 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
             "the images cannot be followed"
         )
         raise UnsupportedModel(message(f"{type(model).__name__}", "", got, "the same on all", remedy))
-    return graph if _free(same, copied, images[0][:2]) else graph.with_provenance(fixed_size=tuple(as_maps(example).shape[2:]))
+    return (
+        graph
+        if _free(same, copied, images[0][:2])
+        else graph.with_provenance(fixed_size=tuple(as_maps(example).shape[2:]))
+    )
 
 
 def checked(model: nn.Module) -> nn.Module:
