@@ -33,6 +33,8 @@ class Checkpoint(Displayed):
         assumed: what the network does as no checkpoint tells, where ``arch`` did not say it either; each with the
             ``arch`` for something else.
         variants: the other ``arch`` that the file can be read as.
+        weights: which of the file's weights these are, where it holds averages.
+        ema: whether the average was asked for.
     """
 
     model: nn.Module
@@ -49,3 +51,5 @@ class Checkpoint(Displayed):
     left_out: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
+    weights: str = ""
+    ema: bool = False
