@@ -68,7 +68,10 @@ class ArrayData(LabeledData):
         return AsStored(self.numbers.shape[1:])
 
     def decode(self, index: int) -> Any:
-        return self.numbers[index]
+        sample = self.numbers[index]
+        if not np.isfinite(sample).all():
+            raise ValueError("numbers that are not finite")
+        return sample
 
 
 class ArrayLoader(Loader):

@@ -69,7 +69,7 @@ def _arrays(path: Path, where: str) -> dict[str, npt.NDArray[Any]]:
 def _check_samples(x: npt.NDArray[Any], where: str) -> None:
     color = x.shape[3:] == (3,) if x.ndim != 3 else x.shape[2] == 3  # [H, W, 3] is one image, not several gray ones
     images = x.dtype == np.uint8 and x.ndim in (3, 4) and color == (x.ndim == 4)
-    numbers = x.dtype in (np.float16, np.float32, np.float64) and x.ndim in (3, 4)
+    numbers = x.dtype.kind == "f" and x.dtype.itemsize <= 8 and x.ndim in (3, 4)
     if x.size == 0 or not (images or numbers):
         raise InvalidData(message(where, "x", f"{x.dtype} {list(x.shape)}", _FORMS, _ADVICE))
 
