@@ -283,6 +283,9 @@ def _first_images(batches: Batches, channels: list[int]) -> Tensor:
         if images.ndim != 4 or len(images) == 0:
             got, remedy = f"a batch of shape {tuple(images.shape)}", "For events, pass the mean over their frames"
             raise InvalidData(message("convert", "", got, "images [B, C, H, W], at least one", remedy))
+        if given.ndim == 3 and images.shape[1] not in channels and given.shape[0] in channels:
+            got, remedy = f"a batch of {tuple(given.shape)}", "Of one image make a batch: x.unsqueeze(0)"
+            raise InvalidData(message("convert", "", got, "[B, C, H, W], or signals [B, C, L]", remedy))
         if images.shape[1] not in channels and images.shape[3] in channels:
             got = f"images of shape {tuple(images.shape)} for a network of {channels[0]} channels"
             remedy = "They look like [B, H, W, C]: pass images.permute(0, 3, 1, 2)"

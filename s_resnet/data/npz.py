@@ -70,6 +70,7 @@ def _check_samples(x: npt.NDArray[Any], where: str) -> None:
     color = x.shape[3:] == (3,) if x.ndim != 3 else x.shape[2] == 3  # [H, W, 3] is one image, not several gray ones
     images = x.dtype == np.uint8 and x.ndim in (3, 4) and color == (x.ndim == 4)
     numbers = x.dtype.kind == "f" and x.dtype.itemsize <= 8 and x.ndim in (3, 4)
+    numbers = numbers and not (x.shape[3:] in ((1,), (3,)) and x.shape[1] > 4)  # [B, H, W, C] in another order
     if x.size == 0 or not (images or numbers):
         raise InvalidData(message(where, "x", f"{x.dtype} {list(x.shape)}", _FORMS, _ADVICE))
 

@@ -75,4 +75,4 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: 
 def _check_no_average(ema: bool, where: str) -> None:
     if ema:
         got, expected = "a file that holds one network", "an average of weights beside them"
-        raise InvalidCheckpoint(message(where, "average", got, expected, "Leave ema out"))
+        raise InvalidCheckpoint(message(where, "average", got, expected, "Leave out ema"))

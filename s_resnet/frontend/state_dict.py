@@ -72,7 +72,7 @@ def find_state(content: object, where: str, ema: bool = False) -> Found:
     plain, averages = ([one for one in large if one.average == average] for average in (False, True))
     if ema and not averages:
         got, expected = f"{min(plain, key=lambda one: one.rank).name} alone", "an average of weights, such as model_ema"
-        raise InvalidCheckpoint(message(where, "average", got, expected, "Leave ema out"))
+        raise InvalidCheckpoint(message(where, "average", got, expected, "Leave out ema"))
     taken = min((averages if ema else plain) or averages, key=lambda one: one.rank)
     others = plain if taken.average else averages
     other = min(others, key=lambda one: one.rank).name if others else ""

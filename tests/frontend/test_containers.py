@@ -115,7 +115,7 @@ def test_weights_of_a_training_program(saved, tmp_path):
     assert same(tmp_path / "file.pth", PLAIN)
     assert bool(checkpoint.weights) == (average is not None)
     if average is None:
-        with pytest.raises(InvalidCheckpoint, match=r"average, got .* alone; expected an average .*\. Leave ema out\."):
+        with pytest.raises(InvalidCheckpoint, match=r"average, got .* alone; expected an average .*\. Leave out ema\."):
             load_checkpoint(tmp_path / "file.pth", ema=True)
         return
     assert f"also holds {average}," in checkpoint.weights
