@@ -57,6 +57,9 @@ def calibration_source(
     if isinstance(data, s_resnet.data.EventData):
         preprocessing = data.binning
         batches = s_resnet.data.MeanFrameLoader(data, indices, preprocessing, batch_size=32)
+    elif isinstance(data, s_resnet.data.ArrayData):
+        preprocessing = data.preprocessing
+        batches = s_resnet.data.ArrayLoader(data, indices, preprocessing, batch_size=32)
     elif loaded.channels in (1, 3):
         batches = s_resnet.data.loader_for(data, indices, preprocessing, batch_size=32)
     else:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from . import shared
 from .calibration import Source, calibration_source, read_class_names
-from .converted import assumed, left_out, next_step, suggestion, summary
+from .converted import assumed, left_out, next_step, suggestion, summary, which_weights
 from .inputs import check_checkpoint, open_matched
 from .notes import shown_warnings, warn_left_out
 from .output import check_output, network_path
@@ -49,6 +49,7 @@ class Options:
     output: Path | None
     force: bool
     arch: str | None
+    ema: bool
     recipe: str | None
     weights: str
     timesteps: int | None
@@ -116,6 +117,9 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
     "convolution of a block), strided or averaged (shortcuts), padboth or padafter (zeros of bare shortcuts), "
     "whole or halved (first stage), actshortcut or rawshortcut (pre-activated blocks), fcrelu or fclinear (between "
     "linear layers at the end).",
+)
+@click.option(
+    "--ema", is_flag=True, help="Take the moving average of the weights that CHECKPOINT holds beside them, if it does."
 )
 @click.option(
     "--recipe",
@@ -204,7 +208,7 @@ def convert(asked: Options) -> None:
     s_resnet.runtime.find_device(asked.device)
     options = _recipe_options(asked)
     built = options.build(bool(asked.calibration))
-    loaded = s_resnet.load_checkpoint(asked.checkpoint, asked.arch)
+    loaded = s_resnet.load_checkpoint(asked.checkpoint, asked.arch, asked.ema)
     if loaded.timesteps is not None and (asked.calibration or asked.preprocessed):
         raise click.UsageError(
             f"{asked.checkpoint} was trained as a spiking network and says on what. Leave out --calibration, "
@@ -213,6 +217,8 @@ def convert(asked: Options) -> None:
     recipe, words = _for_network(loaded, asked.checkpoint, options, built)
     target = asked.output or network_path(asked.checkpoint, *words)
     check_output(target, asked.checkpoint, force=asked.force)
+    if loaded.weights:
+        say(which_weights(loaded), err=True)
     if loaded.left_out:
         say(left_out(loaded.left_out), err=True)
     source = _source(loaded, asked)
@@ -302,9 +308,10 @@ def _source(loaded: s_resnet.frontend.Checkpoint, asked: Options) -> Source:
     if asked.calibration:
         names, outputs = loaded.classes, loaded.num_classes
         data = open_matched(asked.calibration, "calibration", asked.download, asked.classes, names, outputs)
-        if isinstance(data, s_resnet.data.EventData) and asked.preprocessed:
+        if not isinstance(data, s_resnet.data.ImageData) and asked.preprocessed:
             raise click.UsageError(
-                "--input-size, --mean and --std apply to images; events are binned as in the papers. Leave them out."
+                "--input-size, --mean and --std apply to images; events are binned as in the papers, and an .npz of "
+                "floating-point numbers is taken as it is. Leave them out."
             )
         return calibration_source(data, asked.calibration_images, preprocessing, loaded)
     origin = s_resnet.graph.provenance.Parts(preprocessing=preprocessing)

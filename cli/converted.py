@@ -30,6 +30,14 @@ def assumed(choices: Sequence[str]) -> str:
     return f"Assumed, since no checkpoint tells (--arch chooses otherwise): {', '.join(choices)}"
 
 
+def which_weights(loaded: s_resnet.frontend.Checkpoint) -> str:
+    """Which of the checkpoint's weights were taken, and how to take the others; their names come from the file."""
+    said = "".join(c if c.isprintable() else "?" for c in loaded.weights)
+    if "also holds" in said:
+        said += " (leave out --ema to take it)" if loaded.ema else " (--ema takes it)"
+    return f"Weights: {said}"
+
+
 def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | None, usual: bool) -> str:
     """What was converted and from what.
 

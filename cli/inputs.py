@@ -17,8 +17,8 @@ from .words import spoken
 if TYPE_CHECKING:
     import s_resnet
 
-    Data: TypeAlias = s_resnet.data.ImageData | s_resnet.data.EventData
-    Preprocessing: TypeAlias = s_resnet.data.Preprocessing | s_resnet.data.Binning
+    Data: TypeAlias = s_resnet.data.ImageData | s_resnet.data.ArrayData | s_resnet.data.EventData
+    Preprocessing: TypeAlias = s_resnet.data.Preprocessing | s_resnet.data.AsStored | s_resnet.data.Binning
 
 
 def find_network(name: Path | None, command: str) -> Path:
@@ -124,20 +124,19 @@ def find_images(snn: s_resnet.Graph, path: Path, asked: Images, others: Sequence
     import s_resnet
 
     known = snn.provenance
-    if known.preprocessing is None:
-        got = "no preprocessing, because it was converted from Python"
-        expected = "the size, mean and std of its images, or the bins of its events"
-        remedy = (
-            "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps), or save it with "
-            "snn.with_provenance(preprocessing=s_resnet.data.preprocessing_for(size, mean, std))"
-        )
-        raise s_resnet.errors.InvalidArtifact(s_resnet.errors.message(str(path), "", got, expected, remedy))
     spec = asked.data or usual_data(snn)
+    if spec is None and known.preprocessing is None:
+        raise _unprepared(path)
     if spec is None:
         raise click.UsageError(f"Which data? {path} does not name any. Pass --data DATA.")
     with s_resnet.runtime.first_process_first():
         outputs = known.source.classes
         data = open_matched(spec, "evaluation", asked.download, asked.classes, known.classes or (), outputs)
+    preprocessing = known.preprocessing
+    if preprocessing is None and isinstance(data, s_resnet.data.ArrayData):
+        preprocessing = data.preprocessing
+    if preprocessing is None:
+        raise _unprepared(path)
     if known.source.classes is not None:  # a network saved from Python may not say; evaluate still checks every label
         check_classes(data, known.source.classes)
     marks = {mark for one in (snn, *others) for mark in one.provenance.data.fingerprints or ()}
@@ -146,4 +145,18 @@ def find_images(snn: s_resnet.Graph, path: Path, asked: Images, others: Sequence
     present = len(set(data.labels))
     if present < len(data.classes) and os.environ.get("RANK", "0") == "0":
         say(f"The images are of {present:,} of the network's {len(data.classes):,} classes.", err=True)
-    return Found(data, indices, len(used), known.preprocessing)
+    return Found(data, indices, len(used), preprocessing)
+
+
+def _unprepared(path: Path) -> s_resnet.SResNetError:
+    """The error for a network that does not say how its images are prepared."""
+    import s_resnet
+
+    got = "no preprocessing, because it was converted from Python"
+    expected = "the size, mean and std of its images, or the bins of its events"
+    remedy = (
+        "Evaluate it from Python with s_resnet.evaluate(snn, loader, timesteps), or save it with "
+        "snn.with_provenance(preprocessing=s_resnet.data.preprocessing_for(size, mean, std)); an .npz of prepared "
+        "numbers needs none"
+    )
+    return s_resnet.errors.InvalidArtifact(s_resnet.errors.message(str(path), "", got, expected, remedy))

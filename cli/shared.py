@@ -18,7 +18,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 DATA = """\b
 DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
-digits, an .npz with x uint8 [B,H,W,3] and y, or events: cifar10dvs:DIR, dvsgesture:DIR."""
+digits, an .npz with x uint8 [B,H,W,3] or prepared signals [B,C,L] and y, or events:
+cifar10dvs:DIR, dvsgesture:DIR."""
 
 
 class Option(Protocol):

@@ -221,8 +221,7 @@ def _train(arch: str, asked: Options) -> None:
         s_resnet.runtime.find_device(asked.device)
         check_output(asked.output, force=True)  # an existing run is resumed, or refused
         with s_resnet.runtime.first_process_first():
-            images = s_resnet.data.open_data(asked.data, "calibration", asked.download)
-            test = s_resnet.data.open_data(asked.data, "evaluation", asked.download)
+            images, test = (_opened(asked, split) for split in ("calibration", "evaluation"))
         settings = _settings(arch, images, asked)
         execution = _execution(asked, settings)
         trained = s_resnet.train(arch, images, asked.output, settings, test=test, execution=execution)
@@ -245,7 +244,7 @@ def _fine_tune(network: Path, asked: Options) -> None:
         snn = s_resnet.load(network)
         partial = asked.output.with_name(f"{asked.output.name}.partial")
         with s_resnet.runtime.first_process_first():
-            images = s_resnet.data.open_data(asked.data, "calibration", asked.download)
+            images = _opened(asked, "calibration")
         settings = asked.instead_of(s_resnet.training.fine_tuning_defaults())
         tuned = s_resnet.fine_tune(snn, images, partial, settings, execution=_execution(asked, settings))
         if rank:
@@ -270,6 +269,23 @@ def _tell(tuned: s_resnet.training.FineTuning, path: Path) -> None:
     timesteps = tuned.graph.provenance.tuning.timesteps
     say(f"{path}: fine-tuned at T = {timesteps}, {compared}")
     say(next_step(tuned.graph, path))
+
+
+def _opened(asked: Options, split: str) -> s_resnet.data.ImageData | s_resnet.data.EventData:
+    """The data to train on.
+
+    Raises:
+        click.UsageError: they are signals or other prepared numbers.
+    """
+    import s_resnet
+
+    data = s_resnet.data.open_data(asked.data, split, asked.download)
+    if isinstance(data, s_resnet.data.ArrayData):
+        raise click.UsageError(
+            f"{asked.data} holds numbers that are prepared already, and training prepares images itself. Name "
+            "images or event recordings."
+        )
+    return data
 
 
 def _settings(

@@ -25,7 +25,7 @@ PHRASES = (
     (r'recipe\.with_weights\("(\w+)"\)', r"--weights \1"),
     (r"s_resnet\.fine_tune", "train --from this network"),
     (r"training with more levels", "training with more --levels"),
-    (r"\b([Ll]eave out|[Ll]ower) (arch|lr|validation)\b", r"\1 --\2"),
+    (r"\b([Ll]eave out|[Ll]ower) (arch|ema|lr|validation)\b", r"\1 --\2"),
     (r"with another arch, as in", "with --arch, as in"),
     (r"timesteps and target_drop", "--timesteps and --target-drop"),
     (r"Run it through simulate", "Leave out --closed-form"),

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import io
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -597,6 +598,39 @@ def safetensor(folder: Path) -> Reader:
     return Reader(".safetensors", [safetensors.torch.save(model.state_dict())], mutate, use_checkpoint)
 
 
+PLACES = [
+    *("../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "nowhere.safetensors", "C:\\x.safetensors"),
+    *("\x1b[2J.safetensors", "model-00001-of-00002.safetensors", "x" * 5000 + ".bin", "link.safetensors", "pipe.bin"),
+]
+
+
+def index(folder: Path) -> Reader:
+    """The reader of weights in two files, whose index is mutated."""
+    state = randomized(s_resnet.models.CifarResNet(8, 5, 4)).state_dict()
+    names, places = list(state), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        safetensors.torch.save_file({name: state[name].clone() for name in part}, folder / file)
+        places |= dict.fromkeys(part, file)
+    (folder / "link.safetensors").symlink_to("/proc/self/mem")
+    os.mkfifo(folder / "pipe.bin")
+    total = sum(tensor.nbytes for tensor in state.values())
+    base = json.dumps({"metadata": {"total_size": total}, "weight_map": places}).encode()
+
+    def mutate(bases: list[bytes], chance: Chance) -> bytes:
+        if chance.random() < 0.4:
+            return flipped(bases[0], chance)
+        said = json.loads(bases[0])
+        for _ in range(chance.choice([1, 1, 2])):
+            if chance.random() < 0.6 and isinstance(said.get("weight_map"), dict):
+                said["weight_map"][chance.choice([*names, "x"])] = chance.choice(PLACES)
+            else:
+                _object(said, chance)
+        return json.dumps(said).encode()
+
+    return Reader(".safetensors.index.json", [base], mutate, use_checkpoint)
+
+
 # ---- training files, and those of an interrupted reconstruction ----
 
 
@@ -647,11 +681,12 @@ def partial(folder: Path) -> Reader:
 
 
 def npz(folder: Path) -> Reader:
-    """The reader of arrays of images."""
+    """The reader of arrays: images of 8 bits, and signals."""
     bases = []
-    for write in (np.savez, np.savez_compressed):
+    signals = np.linspace(-1, 1, len(data()) * 24).reshape(-1, 3, 8).astype(np.float32)
+    for write, x in ((np.savez, data().pixels), (np.savez_compressed, data().pixels), (np.savez, signals)):
         out = io.BytesIO()
-        write(out, x=data().pixels, y=np.array(data().labels))
+        write(out, x=x, y=np.array(data().labels))
         bases.append(out.getvalue())
 
     def mutate(bases: list[bytes], chance: Chance) -> bytes:
@@ -673,6 +708,11 @@ def npz(folder: Path) -> Reader:
                 ),
                 lambda: np.zeros((chance.choice([20, 4000]), 64, 64, 3), "u1"),
                 lambda: np.zeros(20, chance.choice(["i1", "u8", "?", "f2", "M8[s]", "c8", "S4"])),
+                lambda: np.full(
+                    chance.choice([(20, 3, 8), (20, 8), (20, 3, 8, 8), (20, 0, 8)]),
+                    chance.choice([0, 1e39, np.nan, np.inf]),
+                    chance.choice(["f2", ">f4", "f8", "g", "c8"]),
+                ),
             ]
         )
         arrays[name] = made()
@@ -682,9 +722,9 @@ def npz(folder: Path) -> Reader:
 
     def use(path: Path) -> None:
         found = s_resnet.data.open_data(str(path), "evaluation")
-        loader = s_resnet.data.ImageLoader(
-            found, s_resnet.data.choose(found, 4), s_resnet.data.preprocessing_for(SIZE), 2, workers=0
-        )
+        usual = s_resnet.data.preprocessing_for(SIZE)
+        prepared = found.preprocessing if isinstance(found, s_resnet.data.ArrayData) else usual
+        loader = s_resnet.data.loader_for(found, s_resnet.data.choose(found, 4), prepared, 2, workers=0)
         if not all(bool(batch.isfinite().all()) for batch, _ in loader):
             raise Fault("not finite")
 
@@ -782,6 +822,7 @@ READERS = {
     "snn": snn,
     "checkpoint": checkpoint,
     "safetensors": safetensor,
+    "index": index,
     "training": training,
     "partial": partial,
     "npz": npz,

@@ -70,7 +70,7 @@ def _tried(
 ) -> Iterator[Alternative]:
     for arch in checkpoint.variants:
         options = f"--arch {arch} --input-size {preprocessing.size}"
-        yield Alternative(options, _score(load_checkpoint(path, arch).model, images))
+        yield Alternative(options, _score(load_checkpoint(path, arch, checkpoint.ema).model, images))
     for mean, std in SCALES:
         if (mean, std) != (preprocessing.mean, preprocessing.std):
             prepared = _rescaled(images, preprocessing, replace(preprocessing, mean=mean, std=std))

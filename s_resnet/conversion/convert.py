@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..data.arguments import Batches, check_batches, given_images, images_of
+from ..data.arguments import Batches, as_maps, check_batches, given_images, images_of
 from ..errors import ConversionError, InvalidData, UnsupportedModel, message
 from ..frontend.program import Program
 from ..frontend.qcfs import QCFSModule
-from ..frontend.trace import SIGNALS, checked, trace
+from ..frontend.trace import checked, trace
 from ..graph.graph import Graph
 from ..graph.ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
 from ..graph.provenance import Parts, Versions
@@ -26,7 +26,7 @@ from .passes import compensate
 from .recipes import QUANTIZED, RECIPES, TRAINED, Recipe, default_recipe
 from .source_check import check_source, untouched_note, warn
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]  # (C, H, W) of an image, or (C, L) of a signal
 HELD_OUT = 32  # images at most, to search the compensation; calibrate keeps at least half for the statistics
 WATCHED = 256  # images at most, for recipe "auto" to choose by
 IMAGENET_SIZED = 128  # pixels from which the default percentile is the paper's for ImageNet
@@ -51,12 +51,12 @@ def convert(
 
     Args:
         model: any module that :func:`s_resnet.trace` can trace, or its Graph. It is not changed.
-        calibration_batches: images ``[B, C, H, W]`` preprocessed for the model, alone or as (images, labels); a list or
-            a DataLoader without random augmentation. All of them are used, without their labels. For recipes with a
-            compensation the first 32 images (at most half) are held out for its search, and the others give the
-            percentiles. Without images thresholds and compensation come from the BatchNorm statistics, and the shape
-            ``(C, H, W)`` of an image may be passed instead; by default H and W are 224 for a network with a max-pool
-            stem, else 32.
+        calibration_batches: images ``[B, C, H, W]``, or signals ``[B, C, L]``, preprocessed for the model, alone or as
+            (images, labels); a list or a DataLoader without random augmentation. All of them are used, without their
+            labels. For recipes with a compensation the first 32 images (at most half) are held out for its search, and
+            the others give the percentiles. Without images thresholds and compensation come from the BatchNorm
+            statistics, and the shape ``(C, H, W)`` of an image, or ``(C, L)`` of a signal, may be passed instead; by
+            default H and W are 224 for a network with a max-pool stem, else 32.
         recipe: a name in :data:`s_resnet.RECIPES` or ``"auto"``; or a :class:`Recipe` or :class:`Auto` with all its
             settings: ``RECIPES["phased"].reconstructed(minutes=10).with_weights("int8")``. By default
             ``"calibrated"`` with calibration batches, and without them ``"s-resnet"``, the paper's, which needs none.
@@ -95,7 +95,7 @@ def convert(
         expected = "some, which it is fitted to"
         raise ConversionError(message(f"recipe {wished.name}", "", "no calibration images", expected, remedy))
     graph = _checked(graph, batches)
-    calibration = _calibrated(graph, batches, wished, example.shape[-1], progress)
+    calibration = _calibrated(graph, batches, wished, example, progress)
     snn = wished.apply(graph, Context(calibration, progress=progress))
     known = origin(batches, graph.run(example.to(where)).shape[1])
     return _documented(snn, calibration, example).with_provenance(**said).with_provenance(**known)
@@ -110,11 +110,11 @@ def _told_apart(given: Batches | Shape | None) -> tuple[Batches | None, Shape | 
     if not isinstance(given, tuple | list) or not given or not isinstance(given[0], int):
         check_batches(given, "convert")
         return given, None
-    if len(given) != 3 or any(type(size) is not int or size < 1 for size in given):
-        expected = "(C, H, W), whole numbers above 0"
+    if len(given) not in (2, 3) or any(type(size) is not int or size < 1 for size in given):
+        expected = "(C, H, W), or (C, L) of signals, whole numbers above 0"
         remedy = "Pass a shape such as (3, 32, 32)"
         raise InvalidData(message("convert", "", f"an image shape {given!r}", expected, remedy))
-    return None, (given[0], given[1], given[2])
+    return None, tuple(given)
 
 
 def _wished(recipe: str | Recipe | Auto | None, with_images: bool) -> Recipe | Auto:
@@ -184,11 +184,13 @@ def _checked(graph: Graph, batches: Batches | None) -> Graph:
     return graph.with_provenance(check=check.summary())
 
 
-def _calibrated(graph: Graph, batches: Batches | None, recipe: Recipe | Auto, size: int, progress: bool) -> Calibration:
+def _calibrated(
+    graph: Graph, batches: Batches | None, recipe: Recipe | Auto, example: Tensor, progress: bool
+) -> Calibration:
     """The statistics that a recipe, or the choice among recipes, needs; from BatchNorm if there are no images."""
     percentile = recipe.percentile
     if percentile is None:
-        percentile = 99.99 if size >= IMAGENET_SIZED else 99.9
+        percentile = 99.99 if example.ndim == 4 and example.shape[-1] >= IMAGENET_SIZED else 99.9
     if batches is None:
         return calibrate_from_batchnorm(graph, percentile)
     if isinstance(recipe, Auto):
@@ -201,7 +203,7 @@ def _documented(snn: Graph, calibration: Calibration, example: Tensor) -> Graph:
     """The network on the CPU, with its provenance completed."""
     return snn.to("cpu").with_provenance(
         calibration=calibration.summary(),
-        input_shape=tuple(example.shape[1:]),
+        input_shape=tuple(as_maps(example).shape[1:]),
         versions=Versions(__version__, torch.__version__),
     )
 
@@ -254,7 +256,11 @@ def _example(model: nn.Module | Graph, batches: Batches | None, shape: Shape | N
     elif isinstance(model, Program):
         convs, pooled, shape = [model.image_shape[0]], False, shape or model.image_shape
     else:
-        convs = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+        layers = [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]
+        convs = [m.in_channels for m in layers]
+        if batches is None and shape is None and layers and isinstance(layers[0], nn.Conv1d):
+            got, remedy = "neither signals nor their shape", f"Pass ({convs[0]}, L), L being the length of a signal"
+            raise InvalidData(message("convert", "", got, "one of the two for a network of signals", remedy))
         pooled = any(isinstance(m, nn.MaxPool2d) for m in model.modules())
     if batches is not None:
         return _first_images(batches, convs[:1])
@@ -273,15 +279,19 @@ def _first_images(batches: Batches, channels: list[int]) -> Tensor:
     """Two images of the first batch, or one twice: x.squeeze() in a model must not drop the batch axis."""
     for batch in batches:
         given = given_images(batch)
-        if isinstance(given, Tensor) and given.ndim == 3:
-            raise InvalidData(message("convert", "", f"a batch of {tuple(given.shape)}", "[B, C, H, W]", SIGNALS))
         images = images_of(batch, "convert")
         if images.ndim != 4 or len(images) == 0:
             got, remedy = f"a batch of shape {tuple(images.shape)}", "For events, pass the mean over their frames"
             raise InvalidData(message("convert", "", got, "images [B, C, H, W], at least one", remedy))
+        if given.ndim == 3 and images.shape[1] not in channels and given.shape[0] in channels:
+            got, remedy = f"a batch of {tuple(given.shape)}", "Of one image make a batch: x.unsqueeze(0)"
+            raise InvalidData(message("convert", "", got, "[B, C, H, W], or signals [B, C, L]", remedy))
         if images.shape[1] not in channels and images.shape[3] in channels:
             got = f"images of shape {tuple(images.shape)} for a network of {channels[0]} channels"
             remedy = "They look like [B, H, W, C]: pass images.permute(0, 3, 1, 2)"
-            raise InvalidData(message("convert", "", got, "[B, C, H, W]", remedy))
-        return images[[0, -1]].cpu()
+            if given.ndim == 3:
+                remedy = "They look like [B, L, C]: pass signals.permute(0, 2, 1)"
+            raise InvalidData(message("convert", "", got, "[B, C, H, W] or [B, C, L]", remedy))
+        images = images[[0, -1]].cpu()
+        return images.squeeze(2) if given.ndim == 3 else images
     raise InvalidData(message("convert", "", "no calibration batch", "images [B, C, H, W]", "Pass at least one batch"))

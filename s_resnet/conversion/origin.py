@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..data.arrays import AsStored
 from ..data.events import Binning
 from ..data.images import Preprocessing
 from ..data.leakage import fingerprints
@@ -24,7 +25,7 @@ def origin(batches: object, classes: int) -> Parts:
         data = batches.data
         marks = tuple(fingerprints(data, batches.indices))
         known = Parts(data=SeenData(data.spec, data.split, len(batches.indices), marks))
-        if isinstance(batches.preprocessing, Preprocessing | Binning):
+        if isinstance(batches.preprocessing, Preprocessing | AsStored | Binning):
             known["preprocessing"] = batches.preprocessing
         if len(data.classes) == classes:
             known["classes"] = tuple(data.classes)

@@ -1,5 +1,6 @@
-"""Images, event recordings and their labels: opening, preprocessing, and keeping training and test data apart."""
+"""Images, signals, event recordings and labels: opening, preprocessing, and keeping training and test data apart."""
 
+from .arrays import ArrayData, ArrayLoader, AsStored
 from .classes import match_classes, natural_order, network_classes, order_note, read_names
 from .events import EVENT_BINS, Binning, EventData, EventLoader, Events, MeanFrameLoader, bin_events
 from .folders import held_out_beside
@@ -21,6 +22,9 @@ __all__ = [
     "EVENT_BINS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "ArrayData",
+    "ArrayLoader",
+    "AsStored",
     "Binning",
     "EventData",
     "EventLoader",

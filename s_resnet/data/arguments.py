@@ -109,8 +109,16 @@ def given_images(batch: Any) -> Any:
     return _part(batch, IMAGES, 0)
 
 
+def as_maps(images: Tensor) -> Tensor:
+    """Signals ``[B, C, L]`` as images of height 1, ``[B, C, 1, L]``; anything else as it is, checked or not."""
+    signals = isinstance(images, Tensor) and images.layout == torch.strided and not images.is_nested
+    return images.unsqueeze(2) if signals and images.ndim == 3 else images
+
+
 def images_of(batch: Any, where: str) -> Tensor:
-    """The images of a batch: ``[B, C, H, W]``, or events ``[T, B, C, H, W]``, in floating point.
+    """The images of a batch, in floating point.
+
+    They are ``[B, C, H, W]``, of signals ``[B, C, 1, L]``, or events ``[T, B, C, H, W]``.
 
     Args:
         batch: a tensor, a NumPy array, a tuple or list that begins with one, or a dict with one of the keys ``IMAGES``.
@@ -125,6 +133,7 @@ def images_of(batch: Any, where: str) -> Tensor:
         images = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32 if floating else None))
     if isinstance(images, Tensor):
         check_dense(images, where)
+        images = as_maps(images)
     if not isinstance(images, Tensor) or images.ndim not in (4, 5):
         got = f"images of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a batch of {_name(batch)}"
         raise InvalidData(

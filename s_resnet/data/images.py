@@ -89,12 +89,20 @@ class Preprocessing(Displayed):
             ) from error
         image = functional.resize(image, [self.resize])
         image = functional.center_crop(image, [self.size, self.size])
-        numbers = torch.tensor((self.mean, self.std), dtype=torch.float32)
-        if self.gray:
-            image, numbers = image.convert("L"), numbers.mean(1, keepdim=True)
+        return self.normalized(image)
+
+    def normalized(self, image: Image.Image) -> Tensor:
+        """An image of the network's size in RGB as float32 ``[3, H, W]``, gray ``[1, H, W]``."""
+        image = image.convert("L") if self.gray else image
         pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1).contiguous()
-        mean, std = numbers[:, :, None, None]
+        mean, std = self.per_channel()
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def per_channel(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the network's channels, ``[C, 1, 1]`` each."""
+        numbers = torch.tensor((self.mean, self.std), dtype=torch.float32)
+        numbers = numbers.mean(1, keepdim=True) if self.gray else numbers
+        return numbers[0, :, None, None], numbers[1, :, None, None]
 
 
 def _three_numbers(name: str, values: Any, expected: str, fits: Callable[[float], bool]) -> tuple[float, ...]:

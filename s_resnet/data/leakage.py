@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..files import opened
-from .images import ImageData, LabeledData
+from .arrays import ArrayData, Numbers
+from .images import ImageData, LabeledData, Pixels
 
 LARGEST = 2**32  # bytes of a file that is hashed: no image or recording is larger
 
@@ -40,9 +41,20 @@ def used_for_calibration(data: LabeledData, known: Collection[str]) -> set[str]:
     return {data.names[i] for i, one in zip(alike, fingerprints(data, alike), strict=True) if one in known}
 
 
+def _in_memory(data: LabeledData, index: int) -> Pixels | Numbers | None:
+    """A sample of arrays; None of one in a file."""
+    held: Pixels | Numbers | None = None
+    if isinstance(data, ArrayData):
+        held = data.numbers[index]
+    elif isinstance(data, ImageData) and data.pixels is not None:
+        held = data.pixels[index]
+    return held
+
+
 def _stored_size(data: LabeledData, index: int) -> int:
-    if isinstance(data, ImageData) and data.pixels is not None:
-        return int(data.pixels[index].nbytes)
+    held = _in_memory(data, index)
+    if held is not None:
+        return held.nbytes
     try:
         return os.stat(os.path.join(data.root, data.names[index])).st_size
     except OSError:  # gone or not readable: the loader reports it
@@ -50,8 +62,9 @@ def _stored_size(data: LabeledData, index: int) -> int:
 
 
 def _stored_hash(data: LabeledData, index: int) -> str:
-    if isinstance(data, ImageData) and data.pixels is not None:
-        return hashlib.blake2b(np.ascontiguousarray(data.pixels[index]).tobytes(), digest_size=8).hexdigest()
+    held = _in_memory(data, index)
+    if held is not None:
+        return hashlib.blake2b(np.ascontiguousarray(held).tobytes(), digest_size=8).hexdigest()
     try:
         with opened(Path(data.root, data.names[index]), LARGEST) as file:
             return hashlib.file_digest(file, _blake2b).hexdigest()

@@ -1,10 +1,8 @@
 """Opening labeled data by name: folders, torchvision's data sets, digits, arrays, event recordings."""
 
 import contextlib
-import math
 import os
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,28 +12,28 @@ import numpy as np
 
 from ..errors import InvalidData, message
 from .arguments import check_kind
+from .arrays import ArrayData, ArrayLoader, AsStored
 from .events import EVENT_BINS, Binning, EventData, EventLoader, open_events
 from .folders import open_directory
 from .imagenet import open_imagenet
 from .images import ImageData, Pixels, Preprocessing, choose, reason
 from .loader import ImageLoader, Loader
+from .npz import open_npz
 
 _TORCHVISION = ("cifar10", "cifar100", "mnist")
 _SETS = (*_TORCHVISION, "imagenet", *EVENT_BINS)
 _FORMS = f"a directory of class folders, an .npz file, digits, or {':DIR, '.join(_SETS)}:DIR"
 _PACKED = (".tar", ".tar.gz", ".tgz")
-_MAX_CLASSES = 100_000
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_MUCH, _DENSEST = 2**28, 100  # bytes that are always accepted, and the highest ratio of compression beyond them
 
 
-def open_data(spec: str, split: str, download: bool = False) -> ImageData | EventData:
-    """Open labeled images or event recordings by name.
+def open_data(spec: str, split: str, download: bool = False) -> ImageData | ArrayData | EventData:
+    """Open labeled images, signals or event recordings by name.
 
     ``spec`` is one of these:
 
     * a directory of class folders; it has no splits, and gives every image for either;
-    * an ``.npz`` with ``x`` uint8 ``[B, H, W, 3]``, or gray ``[B, H, W]``, and ``y`` integer ``[B]``; no splits either;
+    * an ``.npz`` with ``x`` uint8 ``[B, H, W, 3]``, or gray ``[B, H, W]``, and ``y`` integer ``[B]``; no splits either.
+      ``x`` in floating point is taken as it is: signals ``[B, C, L]``, or images ``[B, C, H, W]``, both prepared;
     * a directory with ``train/`` and one of ``test/``, ``val/``, ``validation/``, which hold class folders;
     * ``cifar10:DIR``, ``cifar100:DIR`` or ``mnist:DIR``, as torchvision stores them in DIR;
     * ``imagenet:DIR``, ILSVRC 2012: archives unpacked, Kaggle's layout, or class folders
@@ -78,7 +76,7 @@ def open_data(spec: str, split: str, download: bool = False) -> ImageData | Even
     if spec and path.is_dir():
         return open_directory(path, split)
     if path.is_file() and path.suffix.lower() == ".npz":
-        return _open_npz(path, split)
+        return open_npz(path, split)
     foreign = colon and len(prefix) > 1 and os.sep not in prefix  # a single letter is a drive of Windows
     got = f"unknown prefix {prefix!r}" if foreign else "a file" if spec and path.exists() else "nothing there"
     remedy = "Name data that exist"
@@ -138,95 +136,54 @@ def _open_digits(split: str) -> ImageData:
     return ImageData("digits", part, every.classes, names, tuple(labels[i] for i in kept), pixels=pixels[kept])
 
 
-def _open_npz(path: Path, split: str) -> ImageData:
-    where, advice = f"data '{path}'", "Save it with numpy.savez(path, x=images, y=labels)"
-    try:
-        if not zipfile.is_zipfile(path):  # otherwise NumPy takes it for a bare array or a pickle
-            raise zipfile.BadZipFile("no archive")
-        _check_sizes(path)
-        with np.load(path, allow_pickle=False) as file:
-            found = sorted(file)
-            x, y = (file[name] if name in found else None for name in "xy")
-    except Exception as error:  # on a damaged archive the readers can fail in any way
-        raise InvalidData(message(where, "file", reason(error), "an .npz archive of plain arrays", advice)) from error
-    if isinstance(x, np.ndarray) and x.ndim and y is None and split == "calibration":
-        y = np.full(len(x), -1)
-    if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
-        raise InvalidData(message(where, "arrays", ", ".join(found) or "none", "x and y", advice))
-    if x.ndim == 4 and x.shape[3] == 1:
-        x = x[..., 0]  # gray, as [B, H, W]
-    color = x.shape[3:] == (3,) if x.ndim != 3 else x.shape[2] == 3  # [H, W, 3] is one image, not several gray ones
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or color != (x.ndim == 4) or x.size == 0:
-        raise InvalidData(
-            message(where, "x", f"{x.dtype} {list(x.shape)}", "uint8 [B, H, W, 3] or [B, H, W], not empty", advice)
-        )
-    if y.dtype.kind not in "iu" or y.shape != (len(x),):
-        raise InvalidData(message(where, "y", f"{y.dtype} {list(y.shape)}", f"integer [{len(x)}] as x", advice))
-    if "y" in found and (y.min() < 0 or y.max() >= _MAX_CLASSES):
-        got, expected = y.min() if y.min() < 0 else y.max(), f"0 to {_MAX_CLASSES - 1}"
-        raise InvalidData(message(where, "label", got, expected, "Number the classes from 0 on"))
-    return _from_pixels(str(path), "all", tuple(map(str, range(int(y.max()) + 1))), x, tuple(y.tolist()))
-
-
-def _check_sizes(path: Path) -> None:
-    """ValueError where the header of x or y claims more than is stored, or the archive unpacks as images never do."""
-    unpacked = 0
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.filename not in ("x.npy", "y.npy"):
-                continue
-            with archive.open(member) as stored:
-                version = np.lib.format.read_magic(stored)
-                if version not in _HEADERS:
-                    raise ValueError(f"{member.filename} of format {version}")
-                shape, _, dtype = _HEADERS[version](stored)
-            unpacked += member.file_size
-            if math.prod(shape) * dtype.itemsize > member.file_size:
-                raise ValueError(f"{member.filename} of {member.file_size} bytes for {dtype} {list(shape)}")
-    packed = path.stat().st_size
-    if unpacked > max(_MUCH, _DENSEST * packed):
-        raise ValueError(f"{unpacked} bytes packed into {packed}")
-
-
 def loader_for(
-    data: ImageData | EventData,
+    data: ImageData | ArrayData | EventData,
     indices: Sequence[int],
-    preprocessing: Preprocessing | Binning,
+    preprocessing: Preprocessing | AsStored | Binning,
     batch_size: int,
     workers: int | None = None,
     total: int | None = None,
 ) -> Loader:
-    """An :class:`ImageLoader` or an :class:`EventLoader`, whichever fits the data; the arguments are the same.
+    """An :class:`ImageLoader`, :class:`ArrayLoader` or :class:`EventLoader`, whichever fits; arguments are the same.
 
     Raises:
-        InvalidData: the preprocessing is of the other kind.
+        InvalidData: the preprocessing is of another kind than the data.
     """
     if isinstance(data, EventData) and isinstance(preprocessing, Binning):
         return EventLoader(data, indices, preprocessing, batch_size, workers, total)
+    if isinstance(data, ArrayData) and isinstance(preprocessing, AsStored):
+        return ArrayLoader(data, indices, preprocessing, batch_size, workers, total)
     if isinstance(data, ImageData) and isinstance(preprocessing, Preprocessing):
         return ImageLoader(data, indices, preprocessing, batch_size, workers, total)
-    kinds = {True: "event recordings", False: "images"}
-    got, expected = kinds[isinstance(data, EventData)], kinds[isinstance(preprocessing, Binning)]
-    expected = f"{expected}, for which the network was made"
-    raise InvalidData(message(f"data '{data.spec}'", "samples", got, expected, "Pass data of that kind"))
+    kinds = {ImageData: "images", ArrayData: "arrays that are prepared already", EventData: "event recordings"}
+    wanted = {Preprocessing: ImageData, AsStored: ArrayData, Binning: EventData}[type(preprocessing)]
+    expected = f"{kinds[wanted]}, for which the network was made"
+    raise InvalidData(message(f"data '{data.spec}'", "samples", kinds[type(data)], expected, "Pass data of that kind"))
 
 
-def read_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | Binning:
-    """The preprocessing that a network's provenance keeps: of images, or under ``events`` of recordings.
+def read_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | AsStored | Binning:
+    """The preprocessing that a network's provenance keeps.
+
+    It is that of images, under ``arrays`` that of data that are prepared, and under ``events`` that of recordings.
 
     Raises:
-        InvalidData: ``settings`` are neither.
+        InvalidData: ``settings`` are none of them.
     """
     try:
+        if "arrays" in settings:
+            return AsStored(**settings["arrays"])
         return Binning(**settings["events"]) if "events" in settings else Preprocessing(**settings)
     except TypeError as error:  # a key too many or too few
-        got, expected = f"{', '.join(map(str, settings)) or 'nothing'}", "size, resize, mean and std, or events"
+        got, expected = (
+            f"{', '.join(map(str, settings)) or 'nothing'}",
+            "size, resize, mean and std, or arrays or events",
+        )
         raise InvalidData(message("preprocessing", "settings", got, expected, "Convert the network again")) from error
 
 
-def stored_preprocessing(preprocessing: Preprocessing | Binning) -> dict[str, Any]:
+def stored_preprocessing(preprocessing: Preprocessing | AsStored | Binning) -> dict[str, Any]:
     """The plain values that :func:`read_preprocessing` reads."""
     settings = asdict(preprocessing)
-    if isinstance(preprocessing, Binning):
-        return {"events": settings}
+    if not isinstance(preprocessing, Preprocessing):
+        return {"events" if isinstance(preprocessing, Binning) else "arrays": settings}
     return settings if preprocessing.gray else {name: value for name, value in settings.items() if name != "gray"}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.arguments import whole_number
+from ..data.arguments import as_maps, whole_number
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings
 from ..graph.fold import folded
@@ -252,7 +252,7 @@ def verify_export(
         raise InvalidData(message("verify", "", f"dtype {dtype!r}", expected, "Pass the name of one of these types"))
     timesteps = whole_number(timesteps, "verify", "timesteps")
     program = read_nir(path).to(_DTYPES[dtype])
-    snn, images = _settled(folded(snn), _DTYPES[dtype]), images.to(_DTYPES[dtype])
+    snn, images = _settled(folded(snn), _DTYPES[dtype]), as_maps(images).to(_DTYPES[dtype])
     split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
     given = host_input(snn, images) if split else snn.nodes[0].op.run(images)
     if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..data.arguments import as_maps
 from ..errors import ConversionError, message
 from ..graph.alphabet import MultiThreshold
 from ..graph.engine import constants, prepare
@@ -112,6 +113,7 @@ def host_input(snn: Graph, images: Tensor) -> Tensor:
     pools = [node.name for node in snn.nodes if _splits(snn, node)]
     if not pools:
         raise _no_pool()
+    images = as_maps(images)
     next(iter(snn.activations(images)))  # checks the images
     with torch.no_grad():
         return constants(prepare(snn, "exact"), images)[pools[-1]]

@@ -3,17 +3,20 @@
 import os
 from pathlib import Path
 
-from .checkpoint_file import read
+from ..errors import InvalidCheckpoint, message
 from .loaded import Checkpoint
 from .program_files import load_program
 from .recognize import check_arch, recognize
 from .state_dict import fill, find_state, stored
 from .state_names import plain_weights, stripped, without_extras
 from .trained_file import is_trained, trained
+from .weight_files import check_config, read_weights
 
 
-def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Checkpoint:
+def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: bool = False) -> Checkpoint:
     """Read a ResNet from a file of ``torch.save`` or ``.safetensors``; no code in the file is ever run.
+
+    A folder of Hugging Face is read, and of weights in several files the index or any of the parts may be named.
 
     The architecture is recognized from names and shapes: ResNets, ResNeXts, wide and pre-activated ResNets for
     ImageNet and CIFAR, of any width and with any number of classes and channels, in the layouts of
@@ -28,21 +31,27 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Ch
         path: the file.
         arch: the architecture that the file must hold, by default any known one; with words for what no checkpoint
             tells, as in ``"resnet18-nomaxpool"``.
+        ema: whether to take the moving average of the weights that the file holds beside them.
 
     Raises:
-        InvalidCheckpoint: the file cannot be read, holds no such network, or has a weight that is not finite.
+        InvalidCheckpoint: the file cannot be read, holds no such network or no average, or has a weight that is not
+            finite.
     """
     path = Path(path)
-    if (found := load_program(path, arch)) is not None:
-        return found
     where = str(path)
-    content, digest = read(path)
-    if is_trained(content):
-        return trained(content, arch, digest, path)
+    if (program := load_program(path, arch)) is not None:
+        _check_no_average(ema, where)
+        return program
+    content = read_weights(path)
+    if is_trained(content.value):
+        _check_no_average(ema, where)
+        return trained(content.value, arch, content.digest, path)
     if arch is not None:
         check_arch(arch, where)
-    tensors, left_out = without_extras(find_state(content, where))
-    state = plain_weights(stored(stripped(tensors), path))
+    found = find_state(content.value, where, ema)
+    check_config(path, found.state, arch)
+    tensors, left_out = without_extras(found.state)
+    state = plain_weights(stored(stripped(tensors), where, content.size))
     found_as = recognize({name: tuple(tensor.shape) for name, tensor in state.items()}, arch, where)
     shapes = {name: tensor.shape for name, tensor in found_as.model.state_dict().items()}
     weights = {found_as.names[name]: tensor for name, tensor in state.items()}
@@ -52,10 +61,18 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Ch
         arch=found_as.arch,
         num_classes=found_as.num_classes,
         input_size=found_as.input_size,
-        digest=digest,
+        digest=content.digest,
         name=path.name,
         channels=found_as.channels,
         left_out=left_out,
         assumed=found_as.assumed,
         variants=found_as.variants,
+        weights=found.said,
+        ema=ema,
     )
+
+
+def _check_no_average(ema: bool, where: str) -> None:
+    if ema:
+        got, expected = "a file that holds one network", "an average of weights beside them"
+        raise InvalidCheckpoint(message(where, "average", got, expected, "Leave out ema"))

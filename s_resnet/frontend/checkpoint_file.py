@@ -21,6 +21,17 @@ SAVE = "save its weights with torch.save(model.state_dict(), path)"
 LARGEST = 2**33  # bytes of a file
 PART = 2**20  # bytes read at a time
 OPTIONS = 2**26  # bytes of the pickle in a zip, beside its tensors
+# Files of other libraries, by the suffix of their name.
+FOREIGN = {
+    ".keras": "Keras",
+    ".h5": "HDF5 (TensorFlow, Keras)",
+    ".hdf5": "HDF5 (TensorFlow, Keras)",
+    ".msgpack": "Flax (MessagePack)",
+    ".pb": "TensorFlow",
+    ".tflite": "TensorFlow Lite",
+    ".mlmodel": "Core ML",
+    ".pdparams": "Paddle",
+}
 LEGACY = 5  # consecutive pickles in the format that torch.save wrote before zip archives
 
 
@@ -84,9 +95,10 @@ def _check_format(path: Path, file: BinaryIO, where: str) -> None:
         raise InvalidCheckpoint(message(where, "empty file", "0 bytes", expected, "Copy or download it again"))
     if path.suffix == ".safetensors":
         return
-    if head.startswith(b"\x89HDF"):
+    foreign = "HDF5 (TensorFlow, Keras)" if head.startswith(b"\x89HDF") else FOREIGN.get(path.suffix.lower())
+    if foreign:
         remedy = "Take the network's PyTorch weights, or train it in PyTorch"
-        raise InvalidCheckpoint(message(where, "not a PyTorch file", "HDF5 (TensorFlow, Keras)", expected, remedy))
+        raise InvalidCheckpoint(message(where, "not a PyTorch file", foreign, expected, remedy))
     if head.startswith(b"PK\x03\x04"):
         _check_zip(file, where)
     elif head.startswith(b"\x80"):  # the beginning of a binary pickle, torch.save's older format

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..data.arrays import AsStored
 from ..data.events import Binning
 from ..data.images import Preprocessing
 from ..graph.provenance import SeenData
@@ -32,6 +33,8 @@ class Checkpoint(Displayed):
         assumed: what the network does as no checkpoint tells, where ``arch`` did not say it either; each with the
             ``arch`` for something else.
         variants: the other ``arch`` that the file can be read as.
+        weights: which of the file's weights these are, where it holds averages.
+        ema: whether the average was asked for.
     """
 
     model: nn.Module
@@ -43,8 +46,10 @@ class Checkpoint(Displayed):
     timesteps: int | None = None
     channels: int = 3
     classes: tuple[str, ...] = ()
-    preprocessing: Preprocessing | Binning | None = None
+    preprocessing: Preprocessing | AsStored | Binning | None = None
     data: SeenData | None = None
     left_out: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
+    weights: str = ""
+    ema: bool = False

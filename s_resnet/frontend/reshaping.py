@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UnsupportedModel
@@ -111,10 +113,13 @@ def split(call: Call) -> tuple[Value, ...]:
 
 
 def pad(call: Call) -> Value:
+    """Padding with zeros, or with copies of rows and columns (reflect, replicate, circular)."""
     x, padding, mode, value = call.take(pad=None, mode="constant", value=None)
+    padding = tuple(int(p) for p in padding)
+    if mode != "constant" and x.ndim in (3, 4):
+        return _copied_around(call, x, padding, mode)
     if mode != "constant" or value not in (None, 0, 0.0):
         raise call.refuse(f"padding_mode={mode!r}, value={value}", "zeros")
-    padding = tuple(int(p) for p in padding)
     if len(padding) > 2 * (x.ndim - 1):
         raise call.refuse("padding of the batch", "padding of channels or space")
     given = call.of(x)
@@ -124,6 +129,56 @@ def pad(call: Call) -> Value:
         padding = (*padding[:2], 0, 0, *padding[2:]) if along == 3 else (0, 0, *padding)
         shape = (*shape[:2], 1, shape[2]) if along == 3 else (*shape, 1)
     return call.add(ops.Pad(padding), given, shape=shape)
+
+
+def _copied_around(call: Call, x: Tensor, padding: Sequence[int], mode: str) -> Value:
+    """A border of copies, as a sum: the map in a border of zeros, and each copied row or column at its place."""
+    value = call.of(x)
+    axes = (3, 2) if x.ndim == 4 else (call.along(x),)
+    for axis, left, right in zip(axes, padding[::2], padding[1::2], strict=False):
+        size = value.shape[axis]
+        places = F.pad(torch.arange(size, dtype=torch.float32).view(1, 1, -1), (left, right), mode=mode)
+        source = [int(place) for place in places.flatten()]
+        parts = [(0, size, left)]  # begin and end in the map, and the place of its copy
+        for at, place in enumerate(source):
+            if left <= at < left + size:
+                continue
+            begin, end, to = parts[-1]
+            if to + end - begin == at and end == place and len(parts) > 1:
+                parts[-1] = (begin, end + 1, to)
+            else:
+                parts.append((place, place + 1, at))
+        value = _summed(call, value, axis, parts, len(source))
+    return value
+
+
+def _summed(call: Call, value: Value, axis: int, parts: Sequence[tuple[int, int, int]], total: int) -> Value:
+    """The sum of stretches of a map along an axis, each in zeros at its place among ``total``."""
+    shape, size = list(value.shape), value.shape[axis]
+    found = []
+    for begin, end, to in parts:
+        piece = value
+        if end - begin < size:
+            shape[axis] = end - begin
+            slices = (WHOLE,) * (axis - 1) + ((begin, end, None),)
+            piece = call.add(ops.Slice(slices), value, shape=tuple(shape), part="copy")
+        around = (0, 0) * (3 - axis) + (to, total - to - (end - begin))
+        shape[axis] = total
+        found.append(call.add(ops.Pad(around), piece, shape=tuple(shape), part="pad"))
+    return found[0] if len(found) == 1 else call.add(ops.Add(), *found, shape=tuple(shape))
+
+
+def unshuffle(call: Call) -> Value:
+    """``pixel_unshuffle``, space to channels, as a convolution with a single 1 for each output."""
+    x, factor = call.take(downscale_factor=None)
+    value = call.of(x)
+    if len(value.shape) != 4 or x.ndim != 4:
+        raise call.refuse(f"pixel_unshuffle of {tuple(x.shape)}", "maps [B, C, H, W]")
+    channels = value.shape[1]
+    kernel = torch.zeros(channels * factor**2, channels, factor, factor, dtype=call.result.dtype)
+    for out in range(len(kernel)):
+        kernel[out, out // factor**2, out % factor**2 // factor, out % factor] = 1
+    return call.add(ops.Conv2d(kernel, None, (factor, factor)), value)
 
 
 def repeat(call: Call) -> Value:

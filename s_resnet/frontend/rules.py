@@ -44,6 +44,7 @@ _NAMES: dict[Rule, str] = {
     reshaping.index: "getitem",
     reshaping.split: "split chunk tensor_split split_with_sizes",
     reshaping.pad: "pad",
+    reshaping.unshuffle: "pixel_unshuffle",
     reshaping.repeat: "expand expand_as repeat",
     reshaping.flip: "flip",
     reshaping.select: "index_select",
@@ -54,7 +55,7 @@ _NAMES: dict[Rule, str] = {
 RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 
 EXPECTED = (
-    "a convolution, linear layer, BatchNorm, ReLU, sum, constant per channel, average or max-pool, zero padding, "
+    "a convolution, linear layer, BatchNorm, ReLU, sum, constant per channel, average or max-pool, padding, "
     "slice, concatenation of channels or flatten"
 )
 # By name of a call without a rule: what is expected instead, and what to do.

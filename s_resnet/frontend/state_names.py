@@ -43,7 +43,7 @@ def stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Names that do not begin with the network's prefix are kept.
     """
-    state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}  # torch's AveragedModel
+    state = dict(state)
     while len(prefixes := {name.partition(".")[0] for name in state}) == 1:
         cut = len(prefixes.pop()) + 1
         if any(len(name) <= cut for name in state):

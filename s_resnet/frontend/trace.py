@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.arguments import as_maps
 from ..errors import InvalidData, SResNetError, UnsupportedModel, message
 from ..files import reason
 from ..graph import validate
@@ -20,10 +21,6 @@ from . import spiking_layers
 from .batchnorm_check import check_answer, check_norms
 from .watch import answer_of, follow
 
-SIGNALS = (
-    "Of signals [B, C, L] make images of height 1, x.unsqueeze(2), and pass a module around the model whose forward "
-    "begins with x.squeeze(2); of a single image make a batch, x.unsqueeze(0)"
-)
 FEW = 1e-3  # of the largest logit: a larger difference makes two answers different
 
 
@@ -38,9 +35,10 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
         model: any module whose forward does not depend on the values of the images. It is not changed: tensors are
             copied, and its training flags are kept. ``DataParallel`` and ``torch.compile`` are unwrapped. It returns
             the logits, or an object with a field ``logits``.
-        example_batch: ``[B, C, H, W]``, two images or more. Sizes such as ``x.size()[3]``, and branches that depend on
-            them, are those of the example. A Graph that equals the model only at this size records that in its
-            provenance as ``fixed_size`` ``[H, W]``, and refuses images of another.
+        example_batch: ``[B, C, H, W]``, two images or more; or signals ``[B, C, L]``, which are images of height 1 in
+            the Graph. Sizes such as ``x.size()[3]``, and branches that depend on them, are those of the example. A
+            Graph that equals the model only at this size records that in its provenance as ``fixed_size`` ``[H, W]``,
+            and refuses images of another.
 
     Raises:
         UnsupportedModel: an operation cannot be converted (the message names its node and source line), the forward
@@ -75,7 +73,11 @@ def trace(model: nn.Module, example_batch: Tensor) -> Graph:
             "the images cannot be followed"
         )
         raise UnsupportedModel(message(f"{type(model).__name__}", "", got, "the same on all", remedy))
-    return graph if _free(same, copied, images[0][:2]) else graph.with_provenance(fixed_size=tuple(example.shape[2:]))
+    return (
+        graph
+        if _free(same, copied, images[0][:2])
+        else graph.with_provenance(fixed_size=tuple(as_maps(example).shape[2:]))
+    )
 
 
 def checked(model: nn.Module) -> nn.Module:
@@ -116,11 +118,11 @@ def _wrapped(model: nn.Module) -> nn.Module | None:
 
 def _example(batch: Tensor) -> Tensor:
     """The example on the CPU, checked."""
-    if isinstance(batch, Tensor) and batch.ndim == 4:
+    if isinstance(batch, Tensor) and batch.ndim in (3, 4):
         return batch.detach().cpu()
     shape = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-    remedy = SIGNALS if isinstance(batch, Tensor) and batch.ndim == 3 else "Pass a batch of images"
-    raise InvalidData(message("trace", "", f"an example of {shape}", "a tensor [B, C, H, W]", remedy))
+    expected = "a tensor [B, C, H, W], or signals [B, C, L]"
+    raise InvalidData(message("trace", "", f"an example of {shape}", expected, "Pass a batch of images"))
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -153,7 +155,11 @@ def _answer(model: nn.Module, images: Tensor, given: Tensor) -> Tensor:
         raise
     except Exception as error:
         exported = any(kind.__name__ == "GraphModule" for kind in type(model).__mro__)
-        remedy = "Pass the nn.Module that it was exported from" if exported else "Pass images of its size and channels"
+        remedy = "Pass images of its size and channels"
+        if exported:
+            remedy = "Pass the nn.Module that it was exported from"
+        elif given.ndim == 3:
+            remedy = "Pass signals [B, C, L] of its channels and length, or images [B, C, H, W]; of one image x[None]"
         got, expected = f"shape {tuple(given.shape)} and {reason(error)}", "images that fit the model"
         raise InvalidData(message("trace", "the model failed on the example", got, expected, remedy)) from error
     if not isinstance(answer, Tensor):
@@ -180,10 +186,12 @@ def _graph(model: nn.Module, example: Tensor) -> Graph:
 
 def _free(graph: Graph, model: nn.Module, images: Tensor) -> bool:
     """Whether the graph equals the model at another size too, at which the last map is a pixel larger."""
-    maps = [value.shape[2:] for _, value in graph.activations(images) if value.ndim == 4]
-    last = [images.shape[2:], *(size for size in maps if size.numel() > 1)][-1]
-    larger = [n if n == 1 else n + math.ceil(n / small) for n, small in zip(images.shape[2:], last, strict=True)]
-    other = F.interpolate(images, larger)
+    given = as_maps(images)
+    maps = [value.shape[2:] for _, value in graph.activations(given) if value.ndim == 4]
+    last = [given.shape[2:], *(size for size in maps if size.numel() > 1)][-1]
+    larger = [n if n == 1 else n + math.ceil(n / small) for n, small in zip(given.shape[2:], last, strict=True)]
+    other = F.interpolate(given, larger)
+    other = other if images.ndim == 4 else other.squeeze(2)
     try:
         expected = _answer(model, other, other)
         return _close(graph.run(other), expected)

@@ -36,7 +36,7 @@ def trained(content: Mapping[str, Any], arch: str | None, digest: str, path: Pat
     if arch not in (None, name):
         raise InvalidCheckpoint(message(where, "architecture", repr(name), repr(arch), "Leave out arch"))
     try:
-        settings, state = content["settings"], stored(dict(content["state_dict"]), path)
+        settings, state = content["settings"], stored(dict(content["state_dict"]), where, path.stat().st_size)
         steps, channels, size, classes = (settings[key] for key in ("timesteps", "channels", "size", "classes"))
         options = {"width": settings["width"], "normalize_input": settings.get("normalize_input", False)}
         for key, most in MOST.items():

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.arguments import as_maps
 from ..errors import UnsupportedModel, message
 from ..files import reason
 from ..graph.ops import BatchNorm2d, Node, Op
@@ -40,7 +41,7 @@ def follow(model: nn.Module, example: Tensor) -> tuple[Node, ...]:
 
     Args:
         model: the module.
-        example: images ``[B, C, H, W]``.
+        example: images ``[B, C, H, W]``, or signals ``[B, C, L]``.
 
     Raises:
         UnsupportedModel: the answer depends on an operation without a rule, or the forward reads values of an
@@ -113,7 +114,7 @@ class _Watch:
             self.stack.pop()
 
     def images(self, example: Tensor) -> Activation:
-        return self.watched(example, self.network.start(tuple(example.shape)), None)
+        return self.watched(example, self.network.start(tuple(as_maps(example).shape)), None)
 
     def chain(self, x: Activation, ops: tuple[Op, ...], result: Tensor) -> Any:
         """The result of a module that becomes ``ops`` as a whole."""

@@ -11,7 +11,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from ..data.arguments import check_kind, whole_number
+from ..data.arguments import as_maps, check_kind, whole_number
 from ..errors import ConversionError, InvalidData, message
 from ..runtime.display import Displayed, Table
 from . import engine, forms, network_table, validate
@@ -73,7 +73,8 @@ class Graph(Displayed):
         For the values of other nodes see :func:`s_resnet.simulation.features`.
 
         Args:
-            images: ``[B, C, H, W]``; or events ``[T, B, C, H, W]``, where step t receives frame t.
+            images: ``[B, C, H, W]``; signals ``[B, C, L]``, which are images of height 1; or events
+                ``[T, B, C, H, W]``, where step t receives frame t.
             timesteps: T >= 1.
             precision: ``"exact"`` or ``"fast"``, as in :class:`s_resnet.graph.StreamSettings`.
 
@@ -288,6 +289,7 @@ class Graph(Displayed):
 
         A value is freed after its last reader.
         """
+        images = as_maps(images)
         check_shown(self.nodes, self.provenance, images, "run")
         if images.ndim == 5:
             images = images[0] if self.trained else images.mean(0)
@@ -319,6 +321,7 @@ class Graph(Displayed):
         Raises:
             InvalidData: the images or a setting do not fit, or a memory limit cannot hold one image.
         """
+        images = as_maps(images)
         one = images if images.ndim == 4 else images[0]
         if timesteps is None:
             check_shown(self.nodes, self.provenance, images, "run")
@@ -351,6 +354,7 @@ class Graph(Displayed):
         """
         timesteps = whole_number(timesteps, "simulate", "timesteps")
         chunk = None if chunk is None else whole_number(chunk, "simulate", "chunk")
+        images = as_maps(images)
         _check(self, images, timesteps, chunk, state)
         plan, encode = self._plan(settings.precision), settings.encode
         memory, step = ({}, 0) if state is None else (state.memory, state.step)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.arguments import whole_number
+from ..data.arguments import as_maps, whole_number
 from ..errors import InvalidData, message
 from ..kernels.surrogate.fire import fire
 from ..kernels.surrogate.reference import Firing
@@ -75,6 +75,7 @@ class GraphModule(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The answer after T steps."""
+        images = as_maps(images)
         static = self.source.static if images.ndim == 4 else frozenset()
         values: dict[str, Tensor] = {}  # [B, *] of static nodes, [T * B, *] of the others
         for index, node in enumerate(self.running.nodes):

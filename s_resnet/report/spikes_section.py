@@ -93,14 +93,20 @@ def _photo(image: Tensor, net: NetworkReport, alt: str) -> Photo:
 def _pixels(image: Tensor, net: NetworkReport) -> Tensor:
     """The image as people see it, uint8 ``[H, W, 3]``: its normalization undone.
 
-    Of events ``[T, 2, H, W]`` the counts of all bins: brighter pixels red, darker ones blue.
+    Of events ``[T, 2, H, W]`` the counts of all bins: brighter pixels red, darker ones blue. Of a signal ``[C, 1, L]``
+    a row of gray for each channel; of an image of other than three channels their mean.
     """
     if image.ndim == 4:
         darker, brighter = image.cpu().sum(0) / image.sum(0).amax().clamp_min(1).cpu()
         image = torch.stack([brighter, torch.zeros_like(darker), darker])
         return image.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    known = net.provenance.preprocessing
-    numbers = (known.mean, known.std) if isinstance(known, Preprocessing) else ([0.0] * 3, [1.0] * 3)
-    mean, std = map(torch.tensor, numbers)
-    image = image.cpu() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+    known, image = net.provenance.preprocessing, image.cpu()
+    if isinstance(known, Preprocessing):
+        mean, std = known.per_channel()
+        image = image * std + mean
+    elif len(image) != 3 or image.shape[1] == 1:
+        image = image.flatten(1)[None] if image.shape[1] == 1 else image.mean(0, keepdim=True)
+        low, high = image.aminmax()
+        image = (image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)
+    image = image.expand(3, -1, -1)
     return image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()

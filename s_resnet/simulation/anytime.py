@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.arguments import check_dense, probability
+from ..data.arguments import as_maps, check_dense, probability
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings
 from ..graph.graph import Chunk, Graph, State, check_spiking, count_images
@@ -82,6 +82,7 @@ def simulate_with_early_exit(
     """
     check_spiking(graph, "simulate")
     check_dense(images, "simulate")
+    images = as_maps(images)
     confidence = probability(confidence, "simulate", "confidence")
     check_settings(settings)
     if settings.coding != "direct":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data.arguments import whole_number
+from ..data.arguments import as_maps, whole_number
 from ..errors import InvalidData, message
 from ..graph.graph import Graph, State
 from ..graph.neuron import Neuron
@@ -39,6 +39,7 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
     Raises:
         InvalidData: the network's counts depend on the order of spikes, or a setting is out of range.
     """
+    images = as_maps(images)
     if images.ndim != 4:
         got, expected = f"a current of shape {tuple(images.shape)}", "images [B, C, H, W], the same at every step"
         raise InvalidData(message("closed_form", "", got, expected, "Run events through simulate"))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.arguments import as_maps
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings, arithmetic
 from ..graph.graph import Graph, count_images
@@ -76,6 +77,7 @@ def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], c
     Raises:
         InvalidData: there is not exactly one image, a layer does not exist, or a setting is out of range.
     """
+    image = as_maps(image)
     ops = {node.name: node.op for node in graph.neurons if isinstance(node.op, Neuron)}
     wrong = [name for name in layers if name not in ops]
     if wrong or count_images(image) != 1 or count < 1:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.arguments import check_dense, check_kind, whole_number
+from ..data.arguments import as_maps, check_dense, check_kind, whole_number
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings, Whole
 from ..graph.graph import Chunk, Graph, State, check_spiking
@@ -117,6 +117,7 @@ def simulate(
     """
     check_spiking(graph, "simulate")
     check_dense(images, "simulate")
+    images = as_maps(images)
     timesteps = whole_number(timesteps, "simulate", "timesteps")
     check_settings(settings)
     encode = encoder(images, settings.coding, settings.seed, 0 if state is None else state.step)

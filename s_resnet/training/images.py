@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -63,20 +62,18 @@ class _Augmented(Dataset[tuple[Tensor, Tensor, str]]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
         try:
-            pixels = np.stack([self._draw(index) for index in self.batches[number]])
+            images = torch.stack([self._draw(index) for index in self.batches[number]])
         except InvalidData as error:  # raised in a worker, it would include the worker's traceback
             return torch.empty(0), torch.empty(0), str(error)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(torch.float32)
-        mean, std = torch.tensor((self.preprocessing.mean, self.preprocessing.std))[:, :, None, None]
         labels = torch.tensor([self.data.labels[index] for index in self.batches[number]])
-        return images.div_(255).sub_(mean).div_(std), labels, ""
+        return images, labels, ""
 
-    def _draw(self, index: int) -> Any:
+    def _draw(self, index: int) -> Tensor:
         image: Image.Image = self.data.image(index)
         before = torch.default_generator.get_state()  # the only generator that torchvision's transforms use
         torch.default_generator.manual_seed(derive_seed(self.seed, "image", self.epoch, index))
         try:
-            return np.asarray(self.transform(image))
+            return self.preprocessing.normalized(self.transform(image))
         finally:
             torch.default_generator.set_state(before)
 

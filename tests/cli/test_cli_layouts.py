@@ -97,3 +97,66 @@ def test_a_file_that_needs_a_word_says_the_option(program):
 def test_the_help_of_arch_has_every_word():
     (option,) = (option for option in sresnet.commands["convert"].params if option.name == "arch")
     assert all(re.search(rf"\b{word}\b", option.help) for word in WORDS)
+
+
+class Signals(nn.Module):
+    """A small network of signals of two channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv1d(2, 8, 5, 2, 2), nn.BatchNorm1d(8), nn.ReLU())
+        self.conv, self.norm = nn.Conv1d(8, 8, 3, padding=1), nn.BatchNorm1d(8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc((x + self.norm(self.conv(x))).relu().mean(2))
+
+
+def test_a_network_of_signals(program):
+    """Converted in Python; everything after that is done by the program, on floating-point numbers in an .npz."""
+    model, x = randomized(Signals()), torch.randn(40, 2, 32, generator=torch.Generator().manual_seed(0))
+    for name, part in (("train", x[:24]), ("test", x[24:])):
+        np.savez(f"{name}.npz", x=part.numpy(), y=model(part).argmax(1).numpy())
+    train = s_resnet.data.open_data("train.npz", "calibration")
+    loader = s_resnet.data.loader_for(train, range(24), train.preprocessing, 8)
+    s_resnet.save(s_resnet.convert(model, loader, "calibrated-streaming", timesteps=8), "known.snn")
+    s_resnet.save(s_resnet.convert(model, [x[:24]], "calibrated-streaming", timesteps=8), "bare.snn")
+    for network in ("known.snn", "bare.snn"):
+        code, _, err = program("evaluate", network, "--data", "test.npz", "--json", f"{network}.json")
+        assert code == 0, err
+        found = json.loads(Path(f"{network}.json").read_text())
+        assert found["images"] == 16 and found["ann"]["top1"] == 1 and found["snn"][-1]["top1"] >= 0.75
+    for words in (
+        ("verify", "known.snn", "--data", "test.npz"),
+        ("report", "known.snn", "--data", "test.npz", "-o", "page"),
+        ("inspect", "known.snn"),
+        ("export", "known.snn", "--format", "nir", "-o", "known.nir"),
+        ("export", "known.snn", "--format", "npz", "-o", "known_arrays.npz"),
+        ("export", "known.snn", "--format", "torch", "-o", "known.pt2"),
+    ):
+        code, _, err = program(*words)
+        assert code == 0, (words, err)
+    exported = torch.export.load("known.pt2").module()(x[24:].unsqueeze(2))
+    assert torch.allclose(exported, s_resnet.load("known.snn")(x[24:], 8), atol=1e-5)
+    code, _, err = program("evaluate", "known.snn", "--data", "digits")
+    assert code == 1 and "arrays that are prepared already, for which the network was made" in err.replace("\n", " ")
+    code, _, err = program("train", "cifar_resnet8", "--data", "train.npz", "-o", "trained.pt")
+    assert code == 2 and "prepared already" in err
+
+
+def test_which_weights_of_a_file_are_taken(program):
+    plain, average = tiny(), randomized(tiny(), seed=3)
+    torch.save({"model": plain.state_dict(), "model_ema": average.state_dict()}, "both.pth")
+    code, _, err = program("convert", "both.pth", "--input-size", SIZE, "-o", "plain.snn")
+    said = "Weights: model; the file also holds model_ema, their average over the training (--ema takes it)"
+    assert code == 0 and err.splitlines()[0] == said
+    code, _, err = program("convert", "both.pth", "--input-size", SIZE, "-o", "average.snn", "--ema")
+    said = "Weights: model_ema, an average over the training; the file also holds model, not averaged"
+    assert code == 0 and err.splitlines()[0] == f"{said} (leave out --ema to take it)"
+    x = torch.randn(2, 3, SIZE, SIZE)
+    for name, model in (("plain", plain), ("average", average)):
+        assert torch.allclose(s_resnet.load(f"{name}.snn").run(x), model.eval()(x), atol=1e-4)
+    torch.save(plain.state_dict(), "plain.pth")
+    code, _, err = program("convert", "plain.pth", "--ema")
+    assert code == 1 and "Leave out --ema" in err

@@ -38,7 +38,7 @@ WRONG = {
     "names": ((X, list("abcdefgh")), "labels of list of str, str, str"),
     "bytes": ((X.byte(), Y), "images of uint8.*Divide by 255"),
     "bytes of NumPy": ((X.byte().numpy(), Y), "images of uint8"),
-    "one image": ((X[0], Y[:1]), r"images of shape \(3, 8, 8\)"),
+    "one image": ((X[0], Y[:1]), r"3 images with labels of shape \(1,\)"),
     "a dict without images": ({"picture": X, "labels": Y}, "dict with picture, labels"),
     "a path": ("photo.png", "a batch of str"),
     "NaN": ((X / 0, Y), "not finite"),

@@ -393,8 +393,12 @@ def test_npz_of_gray_images(tmp_path: Path, gray: np.ndarray) -> None:
         ({}, "arrays, got none"),
         (
             {"x": X.astype(np.float32), "y": Y},
-            r"x, got float32 \[5, 6, 7, 3\]; expected uint8 \[B, H, W, 3\]",
+            r"x, got float32 \[5, 6, 7, 3\]; expected uint8 images \[B, H, W, 3\]",
         ),
+        ({"x": np.zeros((5, 24), np.float32), "y": Y}, r"x, got float32 \[5, 24\]; expected .* signals \[B, C, L\]"),
+        ({"x": np.zeros((5, 3, 8), np.int16), "y": Y}, r"x, got int16 \[5, 3, 8\]"),
+        ({"x": np.zeros((5, 3, 8), complex), "y": Y}, r"x, got complex128 \[5, 3, 8\]"),
+        ({"x": np.zeros((5, 0, 8)), "y": Y}, r"x, got float64 \[5, 0, 8\]"),
         ({"x": X[..., :2], "y": Y}, r"x, got uint8 \[5, 6, 7, 2\]"),
         ({"x": X[0], "y": Y}, r"x, got uint8 \[6, 7, 3\]"),
         ({"x": X[:0], "y": Y[:0]}, r"x, got uint8 \[0, 6, 7, 3\]"),

@@ -605,7 +605,7 @@ def test_hdf5_file(tmp_path):
 
 
 def test_other_zip_archive(tmp_path):
-    path = tmp_path / "net.keras"
+    path = tmp_path / "net.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", "{}")
         archive.writestr("model.weights.h5", "")

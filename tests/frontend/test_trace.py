@@ -314,12 +314,6 @@ REFUSED = {
         "without running statistics",
     ),
     "dropout": (lambda s, x: s.head(F.dropout(s.conv1(x), 0.5)), None, "node dropout", "always on"),
-    "reflection": (
-        lambda s, x: s.head(s.act(s.conv1(x))),
-        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
-        "node act",
-        "padding_mode='reflect'",
-    ),
     "padded with ones": (lambda s, x: s.head(F.pad(s.conv1(x), (1, 1), value=1.0)), None, "node pad", "value=1.0"),
     "indices": (
         lambda s, x: s.head(F.max_pool2d(s.conv1(x), 2, return_indices=True)[0]),

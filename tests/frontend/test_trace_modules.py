@@ -14,10 +14,11 @@ from conftest import Net, images, randomized
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from s_resnet import convert, trace
+from s_resnet import convert, evaluate, load, save, simulate, trace
 from s_resnet.errors import InvalidData, UnsupportedModel
 from s_resnet.graph import ops
 from s_resnet.graph.fold import folded
+from s_resnet.simulation import features
 
 
 def off(graph, model, x):
@@ -337,11 +338,68 @@ def test_signals_are_images_of_height_one(axis, head):
     exact(model, torch.randn(2, 12, 80).unsqueeze(axis), torch.randn(3, 12, 80).unsqueeze(axis))
 
 
-def test_signals_as_they_are_get_the_way_told():
-    with pytest.raises(InvalidData, match=r"\(8, 12, 80\).*x\.unsqueeze\(2\).*x\.squeeze\(2\)"):
-        trace(signals(nn.Flatten()), torch.zeros(8, 12, 80))
-    with pytest.raises(InvalidData, match=r"\[B, C, L\].*x\.squeeze\(2\)"):
-        convert(signals(nn.Flatten()), [torch.zeros(8, 12, 80)])
+@pytest.mark.parametrize(
+    "head", [(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 5)), (nn.Flatten(), nn.Linear(8 * 12, 5))]
+)
+def test_signals_as_they_are(head):
+    model = randomized(signals(*head))
+    graph = trace(model, torch.randn(2, 12, 80))
+    x = torch.randn(3, 12, 80)
+    assert torch.allclose(graph.run(x), model(x), atol=1e-6)
+    assert torch.equal(graph.run(x), graph.run(x.unsqueeze(2)))
+    assert graph.provenance.fixed_size == (None if isinstance(head[0], nn.AdaptiveAvgPool1d) else (1, 80))
+
+
+def test_signals_that_do_not_fit():
+    model = randomized(signals(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 5)))
+    for given, words in {
+        "no signals": (None, r"neither signals nor their shape.*\(12, L\)"),
+        "the other order": ([torch.zeros(8, 80, 12)], r"\[B, L, C\]: pass signals\.permute"),
+        "one signal": ([torch.zeros(12, 80)], r"shape \(12, 80\)"),
+        "other channels": ([torch.zeros(8, 3, 80)], r"signals \[B, C, L\] of its channels"),
+    }.values():
+        with pytest.raises(InvalidData, match=words):
+            convert(model, given)
+
+
+@pytest.mark.parametrize("recipe", ["s-resnet", "calibrated", "phased", "multilevel"])
+def test_a_network_of_signals_spikes(recipe, tmp_path):
+    """Its answers are those of the same network of images of height 1, and it is saved and read as that."""
+    model = randomized(signals(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 5)))
+    x = torch.randn(16, 12, 80, generator=torch.Generator().manual_seed(0))
+    snn = convert(model, [x], recipe, timesteps=8)
+    other = convert(Signals(model, 2), [x.unsqueeze(2)], recipe, timesteps=8)
+    assert snn.provenance.input_shape == other.provenance.input_shape == (12, 1, 80)
+    assert torch.equal(snn(x, 8), other(x.unsqueeze(2), 8))
+    assert torch.equal(simulate(snn, x, 8).outputs[-1], snn(x, 8))
+    assert evaluate(snn, [(x, torch.zeros(16, dtype=torch.long))], 8).images == 16
+    save(snn, tmp_path / "signals.snn")
+    assert torch.equal(load(tmp_path / "signals.snn")(x, 8), snn(x, 8))
+
+
+@pytest.mark.parametrize("padding", [(1, 1, 1, 1), (2, 0, 1, 3)])
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_borders_of_copies(mode, padding):
+    """As anti-aliasing pools have them (BlurPool): padding, then a fixed convolution of each channel."""
+    kernel = (torch.tensor([1.0, 2, 1])[:, None] * torch.tensor([1.0, 2, 1]) / 16).repeat(8, 1, 1, 1)
+
+    def forward(s, x):
+        return s.head(F.conv2d(F.pad(stem(s, x), padding, mode), kernel, stride=2, groups=8))
+
+    exact(Net(forward), torch.randn(2, 3, 9, 7), torch.randn(3, 3, 9, 7))
+
+
+def test_borders_of_copies_spike():
+    """Every copied row and column carries the spikes of the one that it copies."""
+    model = Net(lambda s, x: s.head(F.relu(F.pad(stem(s, x), (1, 2, 2, 1), "reflect"))))
+    x = images(8)
+    rates = features(convert(model, [x], "s-resnet", timesteps=16), x, 16, ["relu_1"])["relu_1"]
+    inside = rates[:, :, 2:-1, 1:-2]
+    assert bool(inside.any()) and torch.equal(rates, F.pad(inside, (1, 2, 2, 1), "reflect"))
+
+
+def test_space_to_channels():
+    exact(Net(lambda s, x: s.head(s.wide(F.pixel_unshuffle(x, 4))), wide=nn.Conv2d(48, 8, 3)))
 
 
 def test_gray_images_for_a_network_of_three_channels():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypedDict, TypeVar, Unpack
 
 from ...data.arguments import check_kind
+from ...data.arrays import AsStored
 from ...data.events import Binning
 from ...data.images import Preprocessing
 from ...data.open import read_preprocessing, stored_preprocessing
@@ -38,13 +39,15 @@ def _part(kind: type[E]) -> E:
     return field(default=kind(), metadata={"kind": kind.read})
 
 
-def _preprocessing(value: object, where: str) -> Preprocessing | Binning:
-    """Settings of images, or under ``events`` of recordings, of sizes that make sense."""
+def _preprocessing(value: object, where: str) -> Preprocessing | AsStored | Binning:
+    """Settings of images, under ``arrays`` of prepared data, or under ``events`` of recordings; of sensible sizes."""
     if not isinstance(value, Mapping):
-        expected = "a dict with size, resize, mean and std, or with events"
+        expected = "a dict with size, resize, mean and std, or with arrays or events"
         raise refused(where, value, expected)
     settings = value.get("events", value)
-    if isinstance(settings, Mapping):
+    if "arrays" in value and isinstance(value["arrays"], Mapping):
+        listed(whole(1, 2**31 - 1))(value["arrays"].get("shape"), f"{where}.shape")
+    elif isinstance(settings, Mapping):
         sizes = listed(_side) if "events" in value else _side
         for name, kind in {"size": sizes, "resize": whole(1, 2 * SIDE), "bins": whole(1, BINS)}.items():
             if name in settings:
@@ -80,7 +83,7 @@ class Provenance(Entry):
     source: Source = _part(Source)
     data: SeenData = _part(SeenData)
     calibration: CalibrationSummary = _part(CalibrationSummary)
-    preprocessing: Preprocessing | Binning | None = said(_preprocessing)
+    preprocessing: Preprocessing | AsStored | Binning | None = said(_preprocessing)
     classes: tuple[str, ...] | None = said(listed(text))
     input_shape: tuple[int, ...] | None = said(listed(whole(1, 2**31 - 1), 3))
     fixed_size: tuple[int, ...] | None = said(listed(_side, 2))
@@ -95,7 +98,7 @@ class Provenance(Entry):
     def to_json(self) -> dict[str, object]:
         """What is said, in dicts, lists, texts and numbers."""
         known = super().to_json()
-        if isinstance(self.preprocessing, Preprocessing | Binning):
+        if isinstance(self.preprocessing, Preprocessing | AsStored | Binning):
             known["preprocessing"] = plain(stored_preprocessing(self.preprocessing))
         return known
 
@@ -135,7 +138,7 @@ class Parts(TypedDict, total=False):
     source: Source
     data: SeenData
     calibration: CalibrationSummary
-    preprocessing: Preprocessing | Binning
+    preprocessing: Preprocessing | AsStored | Binning
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]
     fixed_size: tuple[int, ...]
