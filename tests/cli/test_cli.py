@@ -179,17 +179,17 @@ FROZEN = {
     ]),
     "evaluate": (["NETWORK"], [
         ("--timesteps",), ("--at",), ("--exit-confidence",), ("--data",), ("--limit",), ("--classes",),
-        ("--batch-size",), ("--device",), ("--precision",), ("--closed-form",), ("--json",),
+        ("--batch-size",), ("--memory",), ("--device",), ("--precision",), ("--closed-form",), ("--json",),
         ("--force",), ("--download",),
     ]),
     "inspect": (["NETWORK"], []),
     "verify": (["NETWORK"], [
-        ("--data",), ("--timesteps",), ("--limit",), ("--classes",), ("--batch-size",), ("--device",), ("--json",),
-        ("--force",), ("--download",),
+        ("--data",), ("--timesteps",), ("--limit",), ("--classes",), ("--batch-size",), ("--memory",), ("--device",),
+        ("--json",), ("--force",), ("--download",),
     ]),
     "report": (["NETWORK [NETWORK]"], [
         ("--data",), ("-o", "--output"), ("--timesteps",), ("--limit",), ("--classes",), ("--batch-size",),
-        ("--device",), ("--constants",), ("--force",), ("--download",),
+        ("--memory",), ("--device",), ("--constants",), ("--force",), ("--download",),
     ]),
     "export": (["NETWORK"], [
         ("--format",), ("-o", "--output"), ("--force",), ("--timesteps",), ("--verify",), ("--data",), ("--limit",),
@@ -435,6 +435,15 @@ def test_the_batch_size_changes_no_figure(program, network, tmp_path, size):
         [row.pop("spikes_per_neuron") for row in other["snn"]], rel=1e-3
     )
     assert one == other
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify", "report"])
+def test_too_little_memory_is_one_line_that_says_what_would_do(program, network, tmp_path, command):
+    out = ("-o", "page") if command == "report" else ()
+    code, _, err = program(command, "--timesteps", 4, "--memory", "1MB", *out)
+    assert code == 1 and "a limit of 1MB" in err and "at least" in err and "Traceback" not in err
+    code, _, err = program(command, "--timesteps", 4, "--memory", "much", *out)
+    assert code == 1 and "'much'" in err and "4GB" in err
 
 
 def test_without_data_it_says_so_in_one_line(program, tmp_path):
