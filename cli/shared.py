@@ -111,7 +111,7 @@ NETWORK = click.argument("network", type=click.Path(path_type=Path), required=Fa
 CLASSES = click.option(
     "--classes",
     metavar="FILE",
-    show_default="those that the network knows, else those of the data",
+    show_default="those that the network knows, else ImageNet's for some of its classes, else the data's",
     help="Names of the network's classes in the order of its outputs, one per line; or natural for the names in the "
     "data, with 2 before 10.",
 )
