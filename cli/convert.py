@@ -171,7 +171,11 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
 @shared.count(
     "--calibration-images", "Number of images to calibrate on, a seeded random subset over all classes.", 1024, least=2
 )
-@shared.count("--input-size", "Height and width of the images in pixels.", "32 for CIFAR networks, else 224")
+@shared.count(
+    "--input-size",
+    "Height and width of the images in pixels.",
+    "the size in an .onnx file, 32 for CIFAR networks, else 224",
+)
 @_per_channel("--mean", "mean")
 @_per_channel("--std", "standard deviation")
 @shared.CLASSES
@@ -184,7 +188,7 @@ def convert(asked: Options) -> None:
     The architecture is recognized from the names and shapes of the weights: ResNets, ResNeXts, wide ResNets and
     pre-activated ResNets, for ImageNet or CIFAR, with the names of torchvision, timm, Hugging Face, OpenMMLab and
     others. What no checkpoint tells is assumed and said; --arch chooses otherwise. A checkpoint of `sresnet train` is
-    recognized from its metadata; a spiking one keeps its T.
+    recognized from its metadata; a spiking one keeps its T. An .onnx file says itself which network it holds.
 
     {DATA}
 
@@ -195,6 +199,7 @@ def convert(asked: Options) -> None:
       sresnet convert resnet20.th --calibration cifar10:/data --recipe s-resnet --timesteps 128
       sresnet convert resnet20.th --calibration cifar10:/data --recipe phased --timesteps 8 --reconstruct
       sresnet convert resnet20.th --calibration cifar10:/data --recipe auto --spikes signed --target-drop 1
+      sresnet convert resnet50.onnx --calibration imagenet:/data/imagenet
       sresnet convert resnet18.pth --input-size 64 --calibration photos/train -o photos.snn
     """
     begin(asked.checkpoint)

@@ -95,6 +95,8 @@ def suggestion(
     if fitting:
         options = " or ".join(f"{one.options} (score {one.score:.2f})" for one in fitting[:2])
         return f"{misfit}. They would fit with {options}"
+    if isinstance(loaded.model, s_resnet.frontend.Program):
+        return f"{misfit}, and not with other sizes, mean and std either. Prepare them as in training"
     others = "other sizes, mean and std" + (" or --arch" if loaded.variants else "")
     return (
         f"{misfit}, and not with {others} either. If {path.name} is another network than {loaded.arch}, convert it "

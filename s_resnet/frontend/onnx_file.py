@@ -72,7 +72,7 @@ def _parsed(path: Path, tensors: Tensors) -> ModelProto:
     try:
         onnx = importlib.import_module("onnx")
     except ImportError as error:
-        got, remedy = f"no such module ({error})", "Run: pip install 's-resnet[onnx]'"
+        got, remedy = f"no such module ({error})", "Run: pip install onnx"
         raise BackendUnavailable(message("onnx", "", got, "it installed, to read .onnx files", remedy)) from error
     try:
         with opened(path, LARGEST) as file:
