@@ -221,8 +221,9 @@ def convert(asked: Options) -> None:
     if loaded.left_out:
         say(left_out(loaded.left_out), err=True)
     source = _source(loaded, asked)
-    if loaded.assumed:
-        say(assumed(loaded.assumed), err=True)
+    sized = asked.input_size and isinstance(loaded.model, s_resnet.frontend.Program)
+    if loaded.assumed and not sized:
+        say(assumed(loaded), err=True)
     snn = _converted(loaded, source, recipe, target, asked.device)
     if source.batches is not None:
         warn_left_out(source.batches)

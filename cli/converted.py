@@ -25,9 +25,14 @@ def left_out(names: Sequence[str]) -> str:
     return f"Left out {len(names)} tensor(s) that belong to no layer: {shown}{', ...' if len(names) > 3 else ''}"
 
 
-def assumed(choices: Sequence[str]) -> str:
-    """What the network does as no checkpoint tells it, and the architectures that do otherwise."""
-    return f"Assumed, since no checkpoint tells (--arch chooses otherwise): {', '.join(choices)}"
+def assumed(loaded: s_resnet.frontend.Checkpoint) -> str:
+    """What the network does as its file does not tell it, and the option that chooses otherwise."""
+    import s_resnet
+
+    why = "since no checkpoint tells (--arch chooses otherwise)"
+    if isinstance(loaded.model, s_resnet.frontend.Program):
+        why = "since the file does not tell (--input-size chooses otherwise)"
+    return f"Assumed, {why}: {', '.join(loaded.assumed)}"
 
 
 def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | None, usual: bool) -> str:

@@ -64,6 +64,18 @@ def test_without_images_where_batchnorm_is_not_folded(program):
     assert (code, err.count("\n")) == (1, 1) and "Pass --calibration DATA" in err
 
 
+def test_the_size_of_images_is_assumed_and_said_where_a_file_takes_any(program):
+    put("any.onnx", onnx_models.small_resnet(4))
+    said = (
+        "Assumed, since the file does not tell (--input-size chooses otherwise): images of 224 x 224 pixels, of those"
+    )
+    code, _, err = program("convert", "any.onnx", "-o", "any.snn", "--input-size", 16)
+    assert code == 0 and "Assumed" not in err
+    code, _, err = program("convert", "any.onnx", "-o", "large.snn")
+    assert code == 0 and err.startswith(said)
+    assert s_resnet.load("any.snn").provenance.input_shape == (3, 16, 16)
+
+
 def test_what_it_refuses_is_one_line(program):
     put("net.onnx", onnx_models.resnet(13))
     code, _, err = program("convert", "net.onnx", "--arch", "resnet18", "-o", "net.snn")

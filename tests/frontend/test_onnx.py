@@ -83,11 +83,21 @@ def test_a_file_for_one_image_takes_many(tmp_path, kind):
     same_logits(tmp_path, w.model(w.linear(x, features), shape=(1, 3, SIDE, SIDE), out=(1, CLASSES)))
 
 
+def test_a_file_for_images_that_are_not_square(tmp_path):
+    w = Writer(17)
+    model = w.model(w.linear(w.add("Flatten", w.add("MaxPool", small(w), kernel_shape=[8, 10])), 504), ("N", 3, 10, 30))
+    found, graph = same_logits(tmp_path, model, images(2, 3, 10, 30))
+    assert found.input_size == 30 and found.model.image_shape == (3, 10, 30)
+    assert found.assumed == ("images of 30 x 30 pixels, where the file says 10 x 30",)
+    assert graph.provenance.fixed_size is None or graph.provenance.fixed_size == (10, 30)
+
+
 def test_a_file_for_images_of_any_size(tmp_path):
     w = Writer(17)
     x = w.add("Flatten", w.add("GlobalAveragePool", small(w)))
     found, graph = same_logits(tmp_path, w.model(w.linear(x, 8), shape=("N", "C", "H", "W")))
     assert (found.channels, found.input_size) == (3, 224) and graph.provenance.fixed_size is None
+    assert found.assumed == ("images of 224 x 224 pixels, of those that the file takes",)
     assert found.model(images(2, 3, 20, 24)).shape == (2, CLASSES)
 
 
