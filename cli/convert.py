@@ -175,7 +175,11 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
 @shared.count(
     "--calibration-images", "Number of images to calibrate on, a seeded random subset over all classes.", 1024, least=2
 )
-@shared.count("--input-size", "Height and width of the images in pixels.", "32 for CIFAR networks, else 224")
+@shared.count(
+    "--input-size",
+    "Height and width of the images in pixels.",
+    "the size in an .onnx file, 32 for CIFAR networks, else 224",
+)
 @_per_channel("--mean", "mean")
 @_per_channel("--std", "standard deviation")
 @shared.CLASSES
@@ -188,7 +192,7 @@ def convert(asked: Options) -> None:
     The architecture is recognized from the names and shapes of the weights: ResNets, ResNeXts, wide ResNets and
     pre-activated ResNets, for ImageNet or CIFAR, with the names of torchvision, timm, Hugging Face, OpenMMLab and
     others. What no checkpoint tells is assumed and said; --arch chooses otherwise. A checkpoint of `sresnet train` is
-    recognized from its metadata; a spiking one keeps its T.
+    recognized from its metadata; a spiking one keeps its T. An .onnx file says itself which network it holds.
 
     {DATA}
 
@@ -199,6 +203,7 @@ def convert(asked: Options) -> None:
       sresnet convert resnet20.th --calibration cifar10:/data --recipe s-resnet --timesteps 128
       sresnet convert resnet20.th --calibration cifar10:/data --recipe phased --timesteps 8 --reconstruct
       sresnet convert resnet20.th --calibration cifar10:/data --recipe auto --spikes signed --target-drop 1
+      sresnet convert resnet50.onnx --calibration imagenet:/data/imagenet
       sresnet convert resnet18.pth --input-size 64 --calibration photos/train -o photos.snn
     """
     begin(asked.checkpoint)
@@ -223,8 +228,9 @@ def convert(asked: Options) -> None:
         say(left_out(loaded.left_out), err=True)
     source = _source(loaded, asked)
     snn = _converted(loaded, source, recipe, target, asked.device)
-    if loaded.assumed:
-        say(assumed(loaded.assumed), err=True)
+    sized = asked.input_size and isinstance(loaded.model, s_resnet.frontend.Program)
+    if loaded.assumed and not sized:
+        say(assumed(loaded), err=True)
     if source.batches is not None:
         warn_left_out(source.batches)
     say(summary(snn, target, source.batches, usual=asked.recipe is None))

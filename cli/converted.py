@@ -25,9 +25,14 @@ def left_out(names: Sequence[str]) -> str:
     return f"Left out {len(names)} tensor(s) that belong to no layer: {shown}{', ...' if len(names) > 3 else ''}"
 
 
-def assumed(choices: Sequence[str]) -> str:
-    """What the network does as no checkpoint tells it, and the architectures that do otherwise."""
-    return f"Assumed, since no checkpoint tells (--arch chooses otherwise): {', '.join(choices)}"
+def assumed(loaded: s_resnet.frontend.Checkpoint) -> str:
+    """What the network does as its file does not tell it, and the option that chooses otherwise."""
+    import s_resnet
+
+    why = "since no checkpoint tells (--arch chooses otherwise)"
+    if isinstance(loaded.model, s_resnet.frontend.Program):
+        why = "since the file does not tell (--input-size chooses otherwise)"
+    return f"Assumed, {why}: {', '.join(loaded.assumed)}"
 
 
 def which_weights(loaded: s_resnet.frontend.Checkpoint) -> str:
@@ -103,6 +108,8 @@ def suggestion(
     if fitting:
         options = " or ".join(f"{one.options} (score {one.score:.2f})" for one in fitting[:2])
         return f"{misfit}. They would fit with {options}"
+    if isinstance(loaded.model, s_resnet.frontend.Program):
+        return f"{misfit}, and not with other sizes, mean and std either. Prepare them as in training"
     others = "other sizes, mean and std" + (" or --arch" if loaded.variants else "")
     return (
         f"{misfit}, and not with {others} either. If {path.name} is another network than {loaded.arch}, convert it "

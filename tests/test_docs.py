@@ -29,7 +29,12 @@ PAGES = [README, *sorted(page for page in DOCS.rglob("*.md") if page.parent.name
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What is run elsewhere: the two commands by .ci/run, several processes by test_distributed.
 ELSEWHERE = ("make demo", "make test", "torchrun ")
-NEEDS = {"export.md": "nir", "events.md": "tonic", "first-network.md": "sklearn"}  # what a page wants installed
+NEEDS = {
+    "export.md": "nir",
+    "model-files.md": "onnx",
+    "events.md": "tonic",
+    "first-network.md": "sklearn",
+}  # what a page wants installed
 CLASSES = ("airplane", "bird", "cat", "dog")
 
 
@@ -63,6 +68,10 @@ def installed(page, folder):
     """Skip where a page wants what is not here; make what this page alone wants."""
     if page.name in NEEDS:
         pytest.importorskip(NEEDS[page.name], reason=f"{NEEDS[page.name]} is not installed")
+    if page.name == "model-files.md":
+        import onnx_models
+
+        (folder / "network.onnx").write_bytes(onnx_models.small_resnet(len(CLASSES)).SerializeToString())
     if page.name == "events.md":
         save_network(folder / "gestures.snn", GESTURES, EVENT_BINS["dvsgesture"])
         make_gestures(folder / "recordings")

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ..errors import InvalidData
 from ..frontend.batchnorm_check import Moments
 from ..frontend.checkpoint import load_checkpoint
 from ..frontend.loaded import Checkpoint
+from ..frontend.program import Program
 from ..frontend.trace import trace
 from ..runtime.display import Displayed
 
@@ -79,7 +81,19 @@ def _tried(
         if size != preprocessing.size:
             some = images if size < LARGE else images[: IMAGES // 2]
             resized = F.interpolate(some, (size, size), mode="bilinear", antialias=True)
-            yield Alternative(f"--input-size {size}", _score(checkpoint.model, resized))
+            if _takes(checkpoint.model, resized):
+                yield Alternative(f"--input-size {size}", _score(checkpoint.model, resized))
+
+
+def _takes(model: nn.Module, images: Tensor) -> bool:
+    """Whether a network takes images of this size; one from a file may be made for its own size alone."""
+    if not isinstance(model, Program):
+        return True
+    try:
+        model(images[:2])
+    except InvalidData:
+        return False
+    return True
 
 
 def _score(model: nn.Module, images: Tensor) -> float:

@@ -31,7 +31,8 @@ class Checkpoint(Displayed):
         data: what it was trained on, where ``sresnet train`` wrote the file.
         left_out: tensors of the file that belong to no layer.
         assumed: what the network does as no checkpoint tells, where ``arch`` did not say it either; each with the
-            ``arch`` for something else.
+            ``arch`` for something else. Of a file that holds the network itself: the size of its images, where it takes
+            several.
         variants: the other ``arch`` that the file can be read as.
         weights: which of the file's weights these are, where it holds averages.
         ema: whether the average was asked for.

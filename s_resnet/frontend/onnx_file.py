@@ -60,6 +60,7 @@ def load(path: Path) -> Checkpoint:
         digest=tensors.digest.hexdigest(),
         name=path.name,
         channels=images.shape[0],
+        assumed=images.assumed,
     )
 
 
@@ -72,7 +73,7 @@ def _parsed(path: Path, tensors: Tensors) -> ModelProto:
     try:
         onnx = importlib.import_module("onnx")
     except ImportError as error:
-        got, remedy = f"no such module ({error})", "Run: pip install 's-resnet[onnx]'"
+        got, remedy = f"no such module ({error})", "Run: pip install onnx"
         raise BackendUnavailable(message("onnx", "", got, "it installed, to read .onnx files", remedy)) from error
     try:
         with opened(path, LARGEST) as file:
@@ -135,12 +136,14 @@ class _Images:
         shape: ``(C, H, W)``, or ``(C, L)`` of signals; where the file takes any size, the usual one.
         last: whether the file has the channels last.
         batch: how many images it takes; None for any number.
+        assumed: what is assumed of their size, in words.
     """
 
     name: str
     shape: tuple[int, ...]
     last: bool
     batch: int | None
+    assumed: tuple[str, ...]
 
 
 def _sizes(info: ValueInfoProto) -> list[int | None]:
@@ -172,7 +175,16 @@ def _images(graph: Graph, model: ModelProto, where: str) -> _Images:
     if not sane or (batch is not None and batch < 1):
         got = f"images of {tuple(sizes)}"
         raise InvalidCheckpoint(message(where, f"input {short(info.name)}", got, "positive sizes", AGAIN))
-    return _Images(info.name, shape, last, batch)
+    return _Images(info.name, shape, last, batch, _assumed(sides, shape[1:]))
+
+
+def _assumed(said: Sequence[int | None], sides: Sequence[int]) -> tuple[str, ...]:
+    """What is assumed of the size of the images, where the file takes several, or none that is square."""
+    if len(sides) == 2 and None in said:
+        return (f"images of {max(sides)} x {max(sides)} pixels, of those that the file takes",)
+    if len(set(sides)) > 1:
+        return (f"images of {max(sides)} x {max(sides)} pixels, where the file says {sides[0]} x {sides[1]}",)
+    return ()
 
 
 def _channels_last(graph: Graph, name: str, sizes: Sequence[int | None]) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EXTERNAL = 1  # TensorProto.data_location
 RANK, LARGEST = 8, 2**33  # axes of a tensor; bytes of a file beside the model
+SHARED = 4  # how often tensors may share the bytes of such a file
 AGAIN = "Copy or download the file again, or export it again"
 
 
@@ -61,11 +62,13 @@ class Tensors:
         path: the .onnx file.
         digest: SHA-256 of the file and, behind it, of the bytes of every tensor that was read from files beside it.
         numbers: how many numbers were read.
+        taken: how many bytes were read of each file beside it.
     """
 
     path: Path
     digest: Any = field(default_factory=hashlib.sha256)
     numbers: int = 0
+    taken: dict[Path, int] = field(default_factory=dict)
 
     def read(self, proto: TensorProto) -> Tensor:
         """The tensor: float32, int64 or bool.
@@ -115,6 +118,10 @@ class Tensors:
                 if offset + length > size:
                     got = f"bytes {offset} to {offset + length} of {place.name}, which has {size}"
                     raise self._error(proto, got, "data that are there", "Copy the file with the weights again")
+                self.taken[place] = self.taken.get(place, 0) + length
+                if self.taken[place] > SHARED * size:
+                    got = f"{self.taken[place]} bytes of {place.name}, which has {size}"
+                    raise self._error(proto, got, "each weight stored once", "Export the network again")
                 file.seek(offset)
                 content = file.read(length)
         except OSError as error:

@@ -101,6 +101,15 @@ def resnet(opset: int) -> onnx.ModelProto:
     return w.model(w.linear(x, 12))
 
 
+def small_resnet(classes: int) -> onnx.ModelProto:
+    """The same for images of any size and so many classes, in opset 17."""
+    w = Writer(17)
+    x = w.add("Relu", w.norm(w.conv("images", 3, 8, strides=[2, 2]), 8))
+    x = w.add("Relu", w.add("Add", w.norm(w.conv(x, 8, 8), 8), x))
+    x = w.add("Flatten", w.add("GlobalAveragePool", x))
+    return w.model(w.linear(x, 8, classes), ("N", 3, "H", "W"), ("N", classes))
+
+
 def channels_last(opset: int = 13) -> onnx.ModelProto:
     """As converters from TensorFlow write it: ``[N, H, W, C]`` outside of the convolutions, padding SAME."""
     w = Writer(opset)

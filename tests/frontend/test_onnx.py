@@ -6,6 +6,8 @@ import onnx.reference
 import onnx_models
 import pytest
 import torch
+import torchvision
+from conftest import randomized
 from onnx import helper
 from onnx_models import CLASSES, SIDE, Writer, distance, images, loaded, runtime
 
@@ -81,11 +83,21 @@ def test_a_file_for_one_image_takes_many(tmp_path, kind):
     same_logits(tmp_path, w.model(w.linear(x, features), shape=(1, 3, SIDE, SIDE), out=(1, CLASSES)))
 
 
+def test_a_file_for_images_that_are_not_square(tmp_path):
+    w = Writer(17)
+    model = w.model(w.linear(w.add("Flatten", w.add("MaxPool", small(w), kernel_shape=[8, 10])), 504), ("N", 3, 10, 30))
+    found, graph = same_logits(tmp_path, model, images(2, 3, 10, 30))
+    assert found.input_size == 30 and found.model.image_shape == (3, 10, 30)
+    assert found.assumed == ("images of 30 x 30 pixels, where the file says 10 x 30",)
+    assert graph.provenance.fixed_size is None or graph.provenance.fixed_size == (10, 30)
+
+
 def test_a_file_for_images_of_any_size(tmp_path):
     w = Writer(17)
     x = w.add("Flatten", w.add("GlobalAveragePool", small(w)))
     found, graph = same_logits(tmp_path, w.model(w.linear(x, 8), shape=("N", "C", "H", "W")))
     assert (found.channels, found.input_size) == (3, 224) and graph.provenance.fixed_size is None
+    assert found.assumed == ("images of 224 x 224 pixels, of those that the file takes",)
     assert found.model(images(2, 3, 20, 24)).shape == (2, CLASSES)
 
 
@@ -210,3 +222,61 @@ def test_the_logits_among_several_outputs(tmp_path):
     model.graph.output.append(helper.make_tensor_value_info("Flatten_4:0", onnx.TensorProto.FLOAT, ("N", 8)))
     with pytest.raises(s_resnet.errors.UnsupportedModel, match=r"got fc:0, .*; expected the logits \[B, N\] alone"):
         loaded(tmp_path, model)
+
+
+@pytest.mark.parametrize("opset", [9, 13])
+def test_a_clip_is_a_rectifier_that_saturates(tmp_path, opset):
+    """ReLU6 as exporters write it, and a ReLU that is written as a clip."""
+    w = Writer(opset)
+    limits = (0.0, 1.5)
+    x = w.conv("images", 3, 8)
+    if opset < 11:
+        x = w.add("Clip", x, min=limits[0], max=limits[1], name="relu6")
+        x = w.add("Clip", w.conv(x, 8, 8), min=0.0, name="relu")
+    else:
+        x = w.add("Clip", x, *(w.weight(np.float32(limit)) for limit in limits), name="relu6")
+        x = w.add("Clip", w.conv(x, 8, 8), w.weight(np.float32(0)), name="relu")
+    model = w.model(w.linear(w.add("Flatten", w.add("GlobalAveragePool", x)), 8))
+    _, graph = same_logits(tmp_path, model)
+    ops = {node.name: node.op for node in graph.nodes}
+    assert isinstance(ops["relu6"], s_resnet.graph.ops.ReLU) and isinstance(ops["relu"], s_resnet.graph.ops.ReLU)
+    assert (ops["relu6"].limit, ops["relu"].limit) == (1.5, None)
+
+
+# ---- torch's exporters ----
+
+
+def bottlenecks():
+    return randomized(torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], CLASSES, groups=2))
+
+
+def cifar():
+    return randomized(s_resnet.models.CifarResNet(8, CLASSES, 4))
+
+
+EXPORTS = {
+    "script": (bottlenecks, {"dynamic_axes": {"images": {0: "batch"}}}),
+    "script, any size": (cifar, {"dynamic_axes": {"images": {0: "batch", 2: "height", 3: "width"}}}),
+    "script, one image": (bottlenecks, {"opset_version": 13}),
+    "script, BatchNorm kept": (cifar, {"training": torch.onnx.TrainingMode.PRESERVE, "opset_version": 11}),
+    "dynamo": (bottlenecks, {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}),
+    "dynamo, one image, BatchNorm kept": (cifar, {"optimize": False}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # exporters warn of each other
+@pytest.mark.parametrize("way", EXPORTS)
+def test_what_torch_exports(tmp_path, way):
+    make, options = EXPORTS[way]
+    model, dynamo, x = make(), way.startswith("dynamo"), images(2, 3, 32, 32)
+    options = {"verbose": False, **options} if dynamo else {"input_names": ["images"], **options}
+    example = x[:1] if "one image" in way else x
+    torch.onnx.export(model, (example,), tmp_path / "m.onnx", dynamo=dynamo, external_data=False, **options)
+    found = s_resnet.load_checkpoint(tmp_path / "m.onnx")
+    expected = runtime((tmp_path / "m.onnx").read_bytes(), x)
+    graph = s_resnet.trace(found.model, x)
+    assert max(distance(answer, expected) for answer in (found.model(x), graph.run(x), model(x))) < CLOSE
+    assert found.arch.startswith("ONNX opset ") and "pytorch" in found.arch
+    assert found.input_size == (224 if "any size" in way else 32)
+    norms = [node for node in graph.nodes if isinstance(node.op, s_resnet.graph.ops.BatchNorm2d)]
+    assert bool(norms) == ("kept" in way)

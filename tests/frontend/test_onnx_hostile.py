@@ -261,7 +261,7 @@ def test_arch_is_refused(tmp_path):
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(BackendUnavailable, match=r"onnx: got no such module .*Run: pip install 's-resnet\[onnx\]'"):
+    with pytest.raises(BackendUnavailable, match=r"onnx: got no such module .*Run: pip install onnx"):
         s_resnet.load_checkpoint(put(tmp_path, b"\x08\x07"))
 
 
@@ -296,6 +296,21 @@ def test_no_link_leads_out_of_the_folder(tmp_path):
     (inner / "real").write_bytes(np.zeros((8, 3, 3, 3), "f4").tobytes())
     (inner / "link").symlink_to(inner / "real")
     assert s_resnet.load_checkpoint(put(inner, edited(outside(location="link")))).num_classes == CLASSES
+
+
+def test_one_file_beside_it_is_not_read_again_and_again(tmp_path):
+    """A few bytes for each of thousands of tensors would else unfold to any size."""
+    w = Writer(13)
+    x = "images"
+    for _ in range(12):
+        x = w.add("Conv", x, w.random(3, 3, 1, 1))
+    model = w.model(w.linear(w.add("Flatten", w.add("GlobalAveragePool", x)), 3))
+    for tensor in model.graph.initializer[:12]:
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="weights")
+    (tmp_path / "weights").write_bytes(np.ones(9, "f4").tobytes())
+    refused(put(tmp_path, model), InvalidCheckpoint, "tensor w4, got 180 bytes of weights, which has 36; expected each")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
