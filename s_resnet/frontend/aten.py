@@ -122,13 +122,13 @@ def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
 def _split(x: Tensor, size: int, dim: int = 0) -> Any:
     if size < 1 or x.shape[dim] > PARTS * size:
         raise ValueError(f"parts of {size} of {x.shape[dim]}")
-    return x.split(size, dim)
+    return torch.split(x, size, dim)
 
 
 def _chunk(x: Tensor, chunks: int, dim: int = 0) -> Any:
     if not 1 <= chunks <= PARTS:
         raise ValueError(f"{chunks} parts")
-    return x.chunk(chunks, dim)
+    return torch.chunk(x, chunks, dim)
 
 
 def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from . import aten
 from .exported_graph import LISTED, ExportedGraph, Node
 from .program import Earlier, Program, Step
 from .program_archive import DTYPES, Malformed, field, only
+from .state_dict import check_numbers
 
 BATCH = "/batch"  # the number of images; no name of a file has a slash
 EVAL = "Call model.eval(), and export the network again"
@@ -57,7 +58,9 @@ class _Builder:
                 raise Malformed(f"no tensor {key!r:.80} among the {kind}")
             if name in self.known:
                 raise Malformed(f"two inputs {name!r:.80}")
-            self.known[name] = _single(tensors[kind][key])
+            tensor = _single(tensors[kind][key])
+            check_numbers(key, tensor, graph.where)
+            self.known[name] = tensor
         self.uses: Counter[str] = Counter()
         self.steps: list[Step] = []
 
@@ -124,11 +127,11 @@ class _Builder:
         """A slice of one axis, with the slices before it that are of other axes and used nowhere else."""
         if step.function is not aten.sliced_along or not all(type(part) in (int, type(None)) for part in step.args[1:]):
             return step
-        axis, begin, end, every = (*step.args[1:], *(0, None, None, 1)[len(step.args) - 1 :])
-        x, parts = step.args[0], ((axis, begin, end, every),)
+        x = step.args[0]
+        parts: tuple[Any, ...] = ((*step.args[1:], *(0, None, None, 1)[len(step.args) - 1 :]),)
         last = self.steps[-1] if self.steps else step
         follows = last.function is aten.sliced and Earlier(last.result) == x and self.uses[last.result] == 1
-        if follows and axis not in [part[0] for part in last.args[1:]]:
+        if follows and parts[0][0] not in [part[0] for part in last.args[1:]]:
             self.steps.pop()
             x, parts = last.args[0], (*last.args[1:], *parts)
         return Step(step.name, step.kind, aten.sliced, (x, *parts), {}, step.result)
@@ -233,7 +236,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _plain(kind: str, value: Any) -> Any:
-    wanted: type | tuple[type, ...] = {"as_int": int, "as_bool": bool, "as_string": str}.get(kind, (int, float))
+    wanted: Any = {"as_int": int, "as_bool": bool, "as_string": str}.get(kind, (int, float))
     if kind == "as_float" and isinstance(value, str) and value in NUMBERS:
         return NUMBERS[value]
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "as_bool"):
