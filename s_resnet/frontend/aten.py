@@ -19,7 +19,7 @@ PARTS = 2**12  # the most parts of a split
 # Called as they are: trace knows them by these names, or computes them from weights alone.
 _PLAIN = (
     "conv1d.default conv1d.padding conv2d.default conv2d.padding linear.default matmul.default mm.default "
-    "batch_norm.default instance_norm.default "
+    "batch_norm.default mv.default dot.default vdot.default "
     "relu.default relu_.default clamp.default clamp_.default clamp_min.default clamp_min_.default hardtanh.default "
     "hardtanh_.default relu6.default relu6_.default leaky_relu.default leaky_relu_.default prelu.default "
     "threshold.default threshold_.default maximum.default minimum.default "
@@ -38,12 +38,11 @@ _PLAIN = (
     "squeeze.dims unsqueeze.default unflatten.int expand.default expand_as.default repeat.default flip.default "
     "index_select.default split_with_sizes.default channel_shuffle.default native_channel_shuffle.default "
     "permute.default transpose.int t.default "
-    "clone.default detach.default detach_.default contiguous.default alias.default lift_fresh_copy.default "
+    "clone.default detach.default contiguous.default alias.default lift_fresh_copy.default "
     "dropout.default dropout_.default feature_dropout.default alpha_dropout.default "
     "abs.default exp.default log.default sqrt.default rsqrt.default reciprocal.default pow.Tensor_Scalar "
     "var.correction var_mean.correction linalg_vector_norm.default norm.ScalarOpt_dim "
-    "zeros_like.default ones_like.default full_like.default new_zeros.default new_ones.default new_full.default "
-    "zeros.default ones.default full.default scalar_tensor.default arange.default arange.start arange.start_step"
+    "zeros_like.default ones_like.default full_like.default new_zeros.default new_ones.default new_full.default"
 )
 
 
@@ -94,6 +93,20 @@ def _normalized_if(
 def _max_pool(x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False) -> Any:
     pool = torch.max_pool1d if x.ndim == 3 else torch.max_pool2d
     return pool(x, kernel, stride or kernel, padding, dilation, ceil), None
+
+
+def _instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    own: bool,
+    momentum: float,
+    eps: float,
+    _cudnn: bool,
+) -> Tensor:
+    return F.instance_norm(x, mean, var, weight, bias, own, momentum, eps)
 
 
 def sliced(x: Tensor, *parts: tuple[int, int | None, int | None, int]) -> Tensor:
@@ -162,6 +175,9 @@ _ADAPTED: dict[str, Callable[..., Any]] = {
     "_native_batch_norm_legit_functional.default": _normalized_if,
     "native_batch_norm.default": _normalized_if,
     "cudnn_batch_norm.default": _normalized_if,
+    "instance_norm.default": _instance_norm,
+    "_weight_norm.default": torch._weight_norm,
+    "detach_.default": torch.Tensor.detach,
     "max_pool2d_with_indices.default": _max_pool,
     "max_pool1d_with_indices.default": _max_pool,
     "_adaptive_avg_pool2d.default": F.adaptive_avg_pool2d,
@@ -179,6 +195,13 @@ _ADAPTED: dict[str, Callable[..., Any]] = {
     "to.device": _cast_at,
     "type_as.default": torch.Tensor.type_as,
     "sym_size.int": _size,
+    "zeros.default": torch.zeros,
+    "ones.default": torch.ones,
+    "full.default": torch.full,
+    "scalar_tensor.default": torch.scalar_tensor,
+    "arange.default": torch.arange,
+    "arange.start": torch.arange,
+    "arange.start_step": torch.arange,
 }
 # Arithmetic with sizes.
 _SIZES: dict[str, Callable[..., Any]] = {

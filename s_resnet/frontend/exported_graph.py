@@ -19,6 +19,7 @@ DEEPEST = 4  # graphs within graphs
 NAME = re.compile(r"[A-Za-z_]\w{0,199}", re.ASCII)
 PATH = re.compile(r"[\w.\-]{1,300}")
 INSTEAD = "Export the network without it"
+LAYERS = ("torch.nn.modules.", "torch.nn.utils.parametrize.Parametrized")
 GRAD = "torch.ops.higher_order.wrap_with_set_grad_enabled"
 
 
@@ -50,7 +51,7 @@ class Node:
     def in_place(self) -> bool:
         """Whether it changes its first argument."""
         packet = self.target.removeprefix(aten.PREFIX).partition(".")[0]
-        return packet.endswith("_") and not packet.endswith("__")
+        return packet.endswith("_") and packet != "detach_"
 
 
 @dataclass
@@ -231,7 +232,7 @@ def _label(tree: Any, name: str, target: str) -> str:
     _, path, kind = stack.rpartition(";")[2].split(",", 2)
     if (path and not PATH.fullmatch(path)) or path.startswith("_empty_nn_module_stack"):
         return name
-    if path and kind.startswith("torch.nn.modules.") and not kind.startswith("torch.nn.modules.container."):
+    if path and kind.startswith(LAYERS) and not kind.startswith("torch.nn.modules.container."):
         return path
     packet = target.removeprefix(aten.PREFIX).partition(".")[0].strip("_")
     called = function.rpartition(".")[2].strip("_") if isinstance(function, str) else packet

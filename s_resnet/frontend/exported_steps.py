@@ -27,7 +27,7 @@ FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve
 NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 # Where a tensor is kept and how; here all are on the CPU.
 PLACES = ("device", "layout", "pin_memory", "non_blocking")
-STATISTICS = ("batch_norm", "_native_batch_norm", "native_batch_norm", "cudnn_batch_norm", "dropout")
+STATISTICS = ("batch_norm", "_native_batch_norm", "native_batch_norm", "cudnn_batch_norm", "dropout", "native_dropout")
 
 
 def program_of(graph: ExportedGraph, tensors: Mapping[str, Mapping[str, Tensor]]) -> Program:

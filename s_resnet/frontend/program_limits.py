@@ -43,11 +43,11 @@ def answer_shape(program: Program, image: Sequence[int], where: str, size: int) 
     for at, step in enumerate(program.operations()):
         values = [known[name] for name in step.inputs]
         try:
-            known[step.result] = _without_numbers(step)(*values)
+            with torch.device("meta"):  # for constants without arguments
+                known[step.result] = _without_numbers(step)(*values)
         except SResNetError as error:
-            raise _refused(
-                where, f"node {step.label}", reason(error.__cause__ or error), "arguments that fit"
-            ) from None
+            got, remedy = f"{step.kind}: {reason(error.__cause__ or error)}", "Export the network again"
+            raise InvalidCheckpoint(message(where, f"node {step.label}", got, "arguments that fit", remedy)) from None
         alive += _numbers(known[step.result])
         work += _work(step, values, known[step.result])
         if alive > VALUES or work > WORK or not _short(known[step.result]):
