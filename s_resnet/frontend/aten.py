@@ -109,6 +109,14 @@ def _instance_norm(
     return F.instance_norm(x, mean, var, weight, bias, own, momentum, eps)
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``g v / |v|``, after the checks of shapes that torch's own function lacks."""
+    fits = 0 <= dim < v.ndim and g.shape == tuple(n if axis == dim else 1 for axis, n in enumerate(v.shape))
+    if not fits or v.numel() == 0 or not v.is_floating_point() or g.dtype != v.dtype:
+        raise ValueError(f"lengths of {tuple(g.shape)} for {tuple(v.shape)}")
+    return torch._weight_norm(v, g, dim)
+
+
 def sliced(x: Tensor, *parts: tuple[int, int | None, int | None, int]) -> Tensor:
     """Slices ``(axis, begin, end, step)`` of several axes at once."""
     index = [slice(None)] * x.ndim
@@ -176,7 +184,7 @@ _ADAPTED: dict[str, Callable[..., Any]] = {
     "native_batch_norm.default": _normalized_if,
     "cudnn_batch_norm.default": _normalized_if,
     "instance_norm.default": _instance_norm,
-    "_weight_norm.default": torch._weight_norm,
+    "_weight_norm.default": _weight_norm,
     "detach_.default": torch.Tensor.detach,
     "max_pool2d_with_indices.default": _max_pool,
     "max_pool1d_with_indices.default": _max_pool,

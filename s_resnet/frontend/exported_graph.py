@@ -14,6 +14,7 @@ from . import aten
 from .program_archive import Malformed, Shape, field, only, whole
 
 NODES = 20_000
+SIDE, CHANNELS = 2**16, 2**10  # of images
 LISTED = 4096  # numbers or tensors in one argument
 DEEPEST = 4  # graphs within graphs
 NAME = re.compile(r"[A-Za-z_]\w{0,199}", re.ASCII)
@@ -90,7 +91,8 @@ class ExportedGraph:
         self.signature = _signature(field(module, "signature", dict), where)
         self.answer = self._answer(module)
         shape = Shape.of(field(self.values, self.signature.images, dict))
-        if len(shape.sizes) != 4 or not shape.dtype.is_floating_point:
+        fits = len(shape.sizes) in (3, 4) and shape.sizes[1] <= CHANNELS and max(shape.sizes[2:]) <= SIDE
+        if not fits or 0 in shape.sizes or not shape.dtype.is_floating_point:
             got = f"a program for {shape.dtype} {list(shape.sizes)}"
             remedy = "Export it for a batch of images"
             raise self.refuse(self.signature.images, got, "floating-point images [B, C, H, W]", remedy)

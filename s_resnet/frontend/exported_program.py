@@ -17,6 +17,7 @@ from ..files import opened, reason
 from .exported_graph import ExportedGraph
 from .exported_steps import program_of
 from .loaded import Checkpoint
+from .program import Program
 from .program_archive import AGAIN, SCHEMA, VERSION, Archive, Malformed, field
 from .program_limits import answer_shape
 
@@ -52,37 +53,36 @@ def load(path: Path) -> Checkpoint:
     try:
         with opened(path, LARGEST) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            archive = Archive(file, where)
-            module = _program(archive)
-            graph = ExportedGraph(field(module, "graph_module", dict), where)
-            tensors = {kind: archive.tensors(_name(archive), kind) for kind in ("weights", "constants")}
-            model = program_of(graph, tensors)
-    except Malformed as error:
-        raise archive.bad(str(error)) from None
+            model, writer, size = _read(Archive(file, where))
     except OSError as error:
         remedy = "Name a file that you can read"
         raise InvalidCheckpoint(message(where, "cannot be read", reason(error), "a readable file", remedy)) from None
-    image = graph.images.sizes[1:]
-    answer = answer_shape(model, image, where, archive.size)
+    answer = answer_shape(model, where, size)
     if len(answer) not in (2, 4) or answer[0] != 2:
-        got = f"{list(answer)} for two images"
-        remedy = "Export it with a batch of images, for logits"
-        raise UnsupportedModel(message(f"{where}: output", "", got, "[B, N]", remedy))
-    channels, height, width = image
-    if height != width:
-        got, remedy = f"images of {height} x {width}", "In Python, convert the module that it was exported from"
-        raise UnsupportedModel(message(f"{where}: input", "", got, "square images", remedy))
-    said = field(module, "torch_version", str)
-    version = f" by torch {said}" if re.fullmatch(r"[\w.+]{1,30}", said) else ""
+        remedy = "Export a network that returns the logits of a batch of images"
+        raise UnsupportedModel(message(f"{where}: output", "", f"{list(answer)} for two images", "[B, N]", remedy))
     return Checkpoint(
         model=model.eval(),
-        arch=f"program exported{version}",
+        arch=f"torch.export program{writer}",
         num_classes=answer[1],
-        input_size=height,
+        input_size=max(model.image_shape[1:]),
         digest=digest,
         name=path.name,
-        channels=channels,
+        channels=model.image_shape[0],
     )
+
+
+def _read(archive: Archive) -> tuple[Program, str, int]:
+    """The program, which torch wrote it, and the bytes of the file."""
+    try:
+        said = _program(archive)
+        graph = ExportedGraph(field(said, "graph_module", dict), archive.where)
+        tensors = {kind: archive.tensors(_name(archive), kind) for kind in ("weights", "constants")}
+        version = said.get("torch_version")
+        known = isinstance(version, str) and re.fullmatch(r"[\w.+]{1,30}", version, re.ASCII)
+        return program_of(graph, tensors), f" of torch {version}" if known else "", archive.size
+    except Malformed as error:
+        raise archive.bad(str(error)) from None
 
 
 def _name(archive: Archive) -> str:

@@ -22,12 +22,11 @@ SMALLEST = 2**24  # bytes of constants that are always allowed
 IMAGES = 2  # as trace runs it
 
 
-def answer_shape(program: Program, image: Sequence[int], where: str, size: int) -> tuple[int, ...]:
-    """The shape of a program's answer to two images ``[C, H, W]``.
+def answer_shape(program: Program, where: str, size: int) -> tuple[int, ...]:
+    """The shape of a program's answer to two images of the file's size.
 
     Args:
         program: the program; it is not run.
-        image: the shape of an image.
         where: the file's name, for messages.
         size: bytes of the file.
 
@@ -38,7 +37,7 @@ def answer_shape(program: Program, image: Sequence[int], where: str, size: int) 
     held = sum(buffer.numel() * 4 for step in program.operations() for buffer in step.buffers())
     if held > USES * size + SMALLEST:
         raise _refused(where, "constants", f"{held} bytes", f"at most {USES} times the file's {size}")
-    known: dict[str, Any] = {program.images: torch.empty(IMAGES, *image, device="meta")}
+    known: dict[str, Any] = {program.images: torch.empty(IMAGES, *program.image_shape, device="meta")}
     alive, work = _numbers(known[program.images]), 0.0
     for at, step in enumerate(program.operations()):
         values = [known[name] for name in step.inputs]
@@ -51,7 +50,7 @@ def answer_shape(program: Program, image: Sequence[int], where: str, size: int) 
         alive += _numbers(known[step.result])
         work += _work(step, values, known[step.result])
         if alive > VALUES or work > WORK or not _short(known[step.result]):
-            got = f"{alive} numbers at once and {work:.3g} multiplications for {IMAGES} images {list(image)}"
+            got = f"{alive} numbers at once and {work:.3g} multiplications for {IMAGES} images {list(program.image_shape)}"
             raise _refused(where, f"node {step.label}", got, f"at most {VALUES} and {WORK}")
         for name in program.last_uses.get(at, ()):
             alive -= _numbers(known.pop(name))
