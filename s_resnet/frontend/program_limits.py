@@ -50,7 +50,7 @@ def answer_shape(program: Program, where: str, size: int) -> tuple[int, ...]:
         alive += _numbers(known[step.result])
         work += _work(step, values, known[step.result])
         if alive > VALUES or work > WORK or not _short(known[step.result]):
-            got = f"{alive} numbers at once and {work:.3g} multiplications for {IMAGES} images {list(program.image_shape)}"
+            got = f"{alive} numbers at once and {work:.3g} multiplications for {IMAGES} images {program.image_shape}"
             raise _refused(where, f"node {step.label}", got, f"at most {VALUES} and {WORK}")
         for name in program.last_uses.get(at, ()):
             alive -= _numbers(known.pop(name))
