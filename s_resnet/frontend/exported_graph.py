@@ -120,9 +120,12 @@ class ExportedGraph:
         at = _position_of_logits(module)
         if at is not None and at < len(outputs):
             return outputs[at]
+        flat = [name for name in outputs if name in self.values and len(field(self.values[name], "sizes", list)) == 2]
+        if len(flat) == 1:
+            return flat[0]
         got = f"{len(outputs)} outputs: {', '.join(outputs[:5])}" if outputs else "no output that is a tensor"
         remedy = "Export a module that returns the logits alone"
-        raise self.refuse("output", got, "the logits, or a dict with the entry logits", remedy)
+        raise self.refuse("output", got, "one [B, N], or a dict with the entry logits", remedy)
 
 
 def _signature(tree: Any, where: str) -> Signature:

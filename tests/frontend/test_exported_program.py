@@ -183,10 +183,17 @@ def test_other_precisions_become_float32(path, dtype, few):
     assert trace(loaded.model, images()).run(images()).dtype == torch.float32
 
 
-def test_the_logits_among_several_outputs(path):
-    model = Net(lambda net, x: {"features": x, "logits": body(net, x)})
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda x, logits: {"pooled": x.mean([2, 3]), "logits": logits},
+        lambda x, logits: (x, logits),
+    ],
+)
+def test_the_logits_among_several_outputs(path, outputs):
+    model = Net(lambda net, x: outputs(x, body(net, x)))
     loaded = load_checkpoint(saved(path, model))
-    assert torch.equal(loaded.model(images()), model(images())["logits"])
+    assert torch.equal(loaded.model(images()), Net(body)(images()))
 
 
 def test_signals_are_images_of_height_1(path):
@@ -228,7 +235,7 @@ def refused(path, kind, *words, **options):
     [
         (lambda net, x: net.head(F.gelu(net.conv1(x))), ["node gelu", "nn.ReLU"]),
         (lambda net, x: body(net, x).softmax(1), ["node softmax", "logits"]),
-        (lambda net, x: (body(net, x), x), ["2 outputs", "logits alone"]),
+        (lambda net, x: (body(net, x), net.fc(x[:, 0, 0, :8])), ["2 outputs: linear, linear_1", "logits alone"]),
         (lambda net, x: net.head(net.up(x)), ["node up", "conv_transpose2d"]),
         (lambda net, x: net.head(net.conv1(x)) * x.mean(), ["node mean", "(2, 3, 16, 16)"]),
         (lambda net, x: F.dropout(body(net, x), 0.5, True), ["node dropout", "model.eval()"]),
