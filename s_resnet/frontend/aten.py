@@ -46,21 +46,12 @@ _PLAIN = (
 )
 
 
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    *sizes, transposed, _, groups = settings
     if transposed or weight.ndim not in (3, 4):
-        return torch.convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+        return torch.convolution(x, weight, bias, *settings)
     convolve = torch.conv1d if weight.ndim == 3 else torch.conv2d
-    return convolve(x, weight, bias, stride, padding, dilation, groups)
+    return convolve(x, weight, bias, *sizes, groups)
 
 
 def _linear(bias: Tensor, x: Tensor, matrix: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -70,24 +61,14 @@ def _linear(bias: Tensor, x: Tensor, matrix: Tensor, *, beta: float = 1, alpha: 
     return F.linear(x, matrix.t(), bias)
 
 
-def _normalized(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, momentum: float, eps: float
-) -> tuple[Tensor, None, None, None]:
+def _normalized(x: Tensor, *given: Any) -> tuple[Tensor, None, None, None]:
     """Batch normalization by running statistics; the statistics that it also returns are for training."""
-    return torch.batch_norm(x, weight, bias, mean, var, False, momentum, eps, False), None, None, None
+    *tensors, momentum, eps = given
+    return torch.batch_norm(x, *tensors, False, momentum, eps, False), None, None, None
 
 
-def _normalized_if(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, None, None, None]:
-    return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, False), None, None, None
+def _normalized_if(x: Tensor, *given: Any) -> tuple[Tensor, None, None, None]:
+    return torch.batch_norm(x, *given, False), None, None, None
 
 
 def _max_pool(x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False) -> Any:
@@ -95,17 +76,8 @@ def _max_pool(x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilati
     return pool(x, kernel, stride or kernel, padding, dilation, ceil), None
 
 
-def _instance_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    own: bool,
-    momentum: float,
-    eps: float,
-    _cudnn: bool,
-) -> Tensor:
+def _instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *given: Any) -> Tensor:
+    mean, var, own, momentum, eps, _ = given
     return F.instance_norm(x, mean, var, weight, bias, own, momentum, eps)
 
 
