@@ -47,11 +47,11 @@ _PLAIN = (
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-    *sizes, transposed, _, groups = settings
+    stride, padding, dilation, transposed, _, groups = settings
     if transposed or weight.ndim not in (3, 4):
         return torch.convolution(x, weight, bias, *settings)
     convolve = torch.conv1d if weight.ndim == 3 else torch.conv2d
-    return convolve(x, weight, bias, *sizes, groups)
+    return convolve(x, weight, bias, stride, padding, dilation, groups)
 
 
 def _linear(bias: Tensor, x: Tensor, matrix: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -63,12 +63,13 @@ def _linear(bias: Tensor, x: Tensor, matrix: Tensor, *, beta: float = 1, alpha: 
 
 def _normalized(x: Tensor, *given: Any) -> tuple[Tensor, None, None, None]:
     """Batch normalization by running statistics; the statistics that it also returns are for training."""
-    *tensors, momentum, eps = given
-    return torch.batch_norm(x, *tensors, False, momentum, eps, False), None, None, None
+    weight, bias, mean, var, momentum, eps = given
+    return torch.batch_norm(x, weight, bias, mean, var, False, momentum, eps, False), None, None, None
 
 
 def _normalized_if(x: Tensor, *given: Any) -> tuple[Tensor, None, None, None]:
-    return torch.batch_norm(x, *given, False), None, None, None
+    weight, bias, mean, var, training, momentum, eps = given
+    return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, False), None, None, None
 
 
 def _max_pool(x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False) -> Any:
