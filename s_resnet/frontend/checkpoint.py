@@ -13,7 +13,7 @@ from .trained_file import is_trained, trained
 
 
 def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None) -> Checkpoint:
-    """Read a ResNet from a file of ``torch.save``, ``.safetensors`` or ``.onnx``; no code in the file is ever run.
+    """Read a ResNet from a file of PyTorch, safetensors, ONNX or ``torch.export``; no code in the file is ever run.
 
     The architecture is recognized from names and shapes: ResNets, ResNeXts, wide and pre-activated ResNets for
     ImageNet and CIFAR, of any width and with any number of classes and channels, in the layouts of
