@@ -406,6 +406,21 @@ def test_weights_that_are_not_in_the_file(path, written, name, value):
     refused(changed(path, written, "model_weights_config.json", change), InvalidCheckpoint)
 
 
+def test_layouts_of_other_releases(path, written):
+    """Torch 2.9 gives nodes no name of their own; torch 2.8 keeps all weights in one pickle, which is not read."""
+
+    def unnamed(tree):
+        for one in tree["graph_module"]["graph"]["nodes"]:
+            del one["name"]
+
+    before = load_checkpoint(changed(path, written, "models/model.json", lambda tree: None))
+    after = load_checkpoint(changed(path, written, "models/model.json", unnamed))
+    assert torch.equal(after.model(images()), before.model(images()))
+    with zipfile.ZipFile(io.BytesIO(written)) as archive:
+        parts = {name.partition("/")[2]: archive.read(name) for name in archive.namelist() if "weights" not in name}
+    refused(other(path, {**parts, "data/weights/model.pt": b"x"}), InvalidCheckpoint, "one pickle", "2.9 or newer")
+
+
 def test_one_number_that_unfolds_to_a_weight(path, written):
     def change(tree):
         meta = tree["config"]["conv1.weight"]["tensor_meta"]
