@@ -178,7 +178,7 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
 @shared.count(
     "--input-size",
     "Height and width of the images in pixels.",
-    "the size in an .onnx file, 32 for CIFAR networks, else 224",
+    "the size in an .onnx or .pt2 file, 32 for CIFAR networks, else 224",
 )
 @_per_channel("--mean", "mean")
 @_per_channel("--std", "standard deviation")
@@ -192,7 +192,7 @@ def convert(asked: Options) -> None:
     The architecture is recognized from the names and shapes of the weights: ResNets, ResNeXts, wide ResNets and
     pre-activated ResNets, for ImageNet or CIFAR, with the names of torchvision, timm, Hugging Face, OpenMMLab and
     others. What no checkpoint tells is assumed and said; --arch chooses otherwise. A checkpoint of `sresnet train` is
-    recognized from its metadata; a spiking one keeps its T. An .onnx file says itself which network it holds.
+    recognized from its metadata; a spiking one keeps its T. An .onnx or .pt2 file says itself which network it holds.
 
     {DATA}
 

@@ -70,7 +70,19 @@ def main() -> None:
 
 
 def names_of_readers() -> tuple[str, ...]:
-    return ("snn", "checkpoint", "safetensors", "index", "training", "partial", "npz", "events", "toml", "onnx")
+    return (
+        "snn",
+        "checkpoint",
+        "safetensors",
+        "index",
+        "training",
+        "partial",
+        "npz",
+        "events",
+        "toml",
+        "onnx",
+        "program",
+    )
 
 
 class Watch:

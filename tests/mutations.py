@@ -631,6 +631,91 @@ def index(folder: Path) -> Reader:
     return Reader(".safetensors.index.json", [base], mutate, use_checkpoint)
 
 
+# ---- exported programs ----
+
+
+def mutate_program(bases: list[bytes], chance: Chance) -> bytes:
+    """Flipped bytes; or sealed: other things in the JSON of the program or of its weights, or flipped numbers."""
+    content, kind = chance.choice(bases), chance.randrange(12)
+    if kind < 2:
+        return flipped(content, chance)
+    part = chance.choice(["models/model.json"] * 6 + ["model_weights_config.json"] * 2 + ["weight_3", "version"])
+
+    def change(name: str, said: bytes) -> bytes:
+        if not name.endswith(part):
+            return said
+        if not name.endswith(".json") or kind == 2:
+            return flipped(said, chance)
+        tree = json.loads(said)
+        for _ in range(chance.choice([1, 1, 1, 2, 5])):
+            _program_part(tree, chance)
+        return json.dumps(tree).encode()
+
+    return rezipped(content, change)
+
+
+def _program_part(tree: Any, chance: Chance) -> None:
+    """Change the nodes of a program, or whatever is somewhere in the JSON."""
+    if not isinstance(tree, dict) or chance.random() < 0.3:
+        _anything(tree, chance)
+        return
+    with contextlib.suppress(KeyError, TypeError, AttributeError, IndexError):
+        graph = tree["graph_module"]["graph"] if "graph_module" in tree else None
+        parts = graph["nodes"] if graph else list(tree["config"].values())
+        one, other, kind = chance.choice(parts), chance.choice(parts), chance.randrange(8)
+        if kind == 0:
+            one["target"] = other["target"]
+        elif kind == 1:
+            one["inputs"] = copy.deepcopy(other["inputs"])
+        elif kind == 2:
+            parts.remove(one)
+        elif kind == 3:
+            parts.insert(chance.randrange(len(parts)), copy.deepcopy(other))
+        elif kind == 4:
+            one["outputs"] = copy.deepcopy(other["outputs"])
+        else:
+            _anything(one, chance)
+
+
+def _anything(tree: Any, chance: Chance) -> None:
+    """Change one thing somewhere in a tree of JSON."""
+    while True:
+        keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
+        if not keys:
+            return
+        key = chance.choice(keys)
+        if not isinstance(tree[key], dict | list) or chance.random() < 0.08:
+            break
+        tree = tree[key]
+    if chance.random() < 0.15:
+        del tree[key]
+    else:
+        tree[key] = odd(chance, tree[key])
+
+
+def use_program(path: Path) -> None:
+    """Load it and trace it: finite answers, the same as a Graph, or refused."""
+    found = s_resnet.load_checkpoint(path)
+    if not 0 < found.channels * found.input_size**2 <= 2**16:
+        return
+    x = images(2, found.input_size, found.channels)
+    graph = s_resnet.trace(found.model, x)
+    if not bool(graph.run(x).isfinite().all()):
+        raise Fault("not finite")
+
+
+def exported(folder: Path) -> Reader:
+    """The reader of torch.export programs: as they are exported, in few operators, and for any number of images."""
+    model, x, bases = Pooled(), images(2, SIZE), []
+    free = ({0: torch.export.Dim.AUTO},)
+    for shapes, few in ((None, False), (None, True), (free, False)):
+        program = torch.export.export(model, (x,), dynamic_shapes=shapes)
+        out = io.BytesIO()
+        torch.export.save(program.run_decompositions() if few else program, out)
+        bases.append(out.getvalue())
+    return Reader(".pt2", bases, mutate_program, use_program)
+
+
 # ---- training files, and those of an interrupted reconstruction ----
 
 
@@ -829,6 +914,7 @@ READERS = {
     "events": events,
     "toml": toml,
     "onnx": onnx,
+    "program": exported,
 }
 
 

@@ -14,7 +14,7 @@ from .weight_files import check_config, read_weights
 
 
 def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: bool = False) -> Checkpoint:
-    """Read a ResNet from a file of ``torch.save``, ``.safetensors`` or ``.onnx``; no code in the file is ever run.
+    """Read a ResNet from a file of PyTorch, safetensors, ONNX or ``torch.export``; no code in the file is ever run.
 
     A folder of Hugging Face is read, and of weights in several files the index or any of the parts may be named.
 

@@ -15,23 +15,13 @@ import safetensors.torch
 import torch
 
 from ..errors import InvalidCheckpoint, message
+from .foreign_files import EXPECTED, kind_of, kind_of_zip, refusal
 from .opcodes import Excess, scan
 
 SAVE = "save its weights with torch.save(model.state_dict(), path)"
 LARGEST = 2**33  # bytes of a file
 PART = 2**20  # bytes read at a time
 OPTIONS = 2**26  # bytes of the pickle in a zip, beside its tensors
-# Files of other libraries, by the suffix of their name.
-FOREIGN = {
-    ".keras": "Keras",
-    ".h5": "HDF5 (TensorFlow, Keras)",
-    ".hdf5": "HDF5 (TensorFlow, Keras)",
-    ".msgpack": "Flax (MessagePack)",
-    ".pb": "TensorFlow",
-    ".tflite": "TensorFlow Lite",
-    ".mlmodel": "Core ML",
-    ".pdparams": "Paddle",
-}
 LEGACY = 5  # consecutive pickles in the format that torch.save wrote before zip archives
 
 
@@ -89,23 +79,18 @@ def read(path: Path) -> tuple[object, str]:
 def _check_format(path: Path, file: BinaryIO, where: str) -> None:
     """Refuse, by its first bytes, a file about which ``torch.load`` would warn or write paragraphs."""
     file.seek(0)
-    head = file.read(16)
-    expected = "a file that torch.save or safetensors wrote"
+    head = file.read(512)
     if not head:
-        raise InvalidCheckpoint(message(where, "empty file", "0 bytes", expected, "Copy or download it again"))
+        raise InvalidCheckpoint(message(where, "empty file", "0 bytes", EXPECTED, "Copy or download it again"))
     if path.suffix == ".safetensors":
         return
-    foreign = "HDF5 (TensorFlow, Keras)" if head.startswith(b"\x89HDF") else FOREIGN.get(path.suffix.lower())
-    if foreign:
-        remedy = "Take the network's PyTorch weights, or train it in PyTorch"
-        raise InvalidCheckpoint(message(where, "not a PyTorch file", foreign, expected, remedy))
     if head.startswith(b"PK\x03\x04"):
         _check_zip(file, where)
     elif head.startswith(b"\x80"):  # the beginning of a binary pickle, torch.save's older format
         _check_legacy(file, where)
     else:
-        got = f"a file beginning with {head!r}"
-        raise InvalidCheckpoint(message(where, "not a checkpoint", got, expected, f"Pass another file, or {SAVE}"))
+        unknown = f"a file beginning with {head[:16]!r}", f"Pass another file, or {SAVE}"
+        raise refusal(where, kind_of(head, path) or unknown)
 
 
 def _check_zip(file: BinaryIO, where: str) -> None:
@@ -123,8 +108,8 @@ def _check_zip(file: BinaryIO, where: str) -> None:
         got, remedy = "a program with its weights", f"Load it with torch.jit.load and {SAVE}"
         raise InvalidCheckpoint(message(where, "TorchScript file", got, "a state dict: tensors by name", remedy))
     if "data.pkl" not in names:
-        got, remedy = f"a zip archive of {first(sorted(names))}", f"Pass another file, or {SAVE}"
-        raise InvalidCheckpoint(message(where, "not a checkpoint", got, "a file that torch.save wrote", remedy))
+        unknown = f"a zip archive of {first(sorted(names))}", f"Pass another file, or {SAVE}"
+        raise refusal(where, kind_of_zip(names) or unknown)
 
 
 def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], file: BinaryIO, where: str) -> None:

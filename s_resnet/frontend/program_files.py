@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InvalidCheckpoint, message
-from . import onnx_file
+from . import exported_program, onnx_file
 from .loaded import Checkpoint
 
 # By the suffix of the file's name; a reader raises InvalidCheckpoint or UnsupportedModel.
@@ -21,9 +21,11 @@ def load_program(path: Path, arch: str | None) -> Checkpoint | None:
         UnsupportedModel: the file holds an operation that cannot be converted; the message names its node.
     """
     reader = READERS.get(path.suffix.lower())
+    if reader is None and exported_program.is_exported_program(path):  # its name can end in anything
+        reader = exported_program.load
     if reader is None:
         return None
     if arch is not None:
-        got, expected = f"arch {arch!r}", f"none, since a {path.suffix} file says which network it holds"
+        got, expected = f"arch {arch!r}", "none, since this file says which network it holds"
         raise InvalidCheckpoint(message(str(path), "architecture", got, expected, "Leave out arch"))
     return reader(path)

@@ -165,11 +165,20 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
             weights[name] = torch.zeros(())  # half precision overflows at 65,504; inference never reads the counter
     model.load_state_dict(weights)
     for name, tensor in model.state_dict().items():
-        if name.endswith("running_var") and bool((tensor < 0).any()):
-            got = f"{int((tensor < 0).sum())} of {tensor.numel()} values negative"
-            remedy = "Take a checkpoint in which they are right; averaging models can make them negative"
-            raise InvalidCheckpoint(message(where, f"tensor {name}", got, "variances from 0 on", remedy))
-        if not tensor.isfinite().all():
-            got = f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values NaN or infinite"
-            remedy = "Take a checkpoint from before the training diverged"
-            raise InvalidCheckpoint(message(where, f"tensor {name}", got, "finite float32 weights", remedy))
+        check_numbers(name, tensor, where)
+
+
+def check_numbers(name: str, tensor: Tensor, where: str) -> None:
+    """Check that a weight is finite, and a variance from 0 on.
+
+    Raises:
+        InvalidCheckpoint: it is not.
+    """
+    if name.endswith("running_var") and bool((tensor < 0).any()):
+        got = f"{int((tensor < 0).sum())} of {tensor.numel()} values negative"
+        remedy = "Take a checkpoint in which they are right; averaging models can make them negative"
+        raise InvalidCheckpoint(message(where, f"tensor {name}", got, "variances from 0 on", remedy))
+    if not tensor.isfinite().all():
+        got = f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values NaN or infinite"
+        remedy = "Take a checkpoint from before the training diverged"
+        raise InvalidCheckpoint(message(where, f"tensor {name}", got, "finite float32 weights", remedy))

@@ -579,9 +579,6 @@ def test_damaged_file_loads_or_is_refused(small, tmp_path, suffix):
 @pytest.mark.parametrize(
     "content",
     [
-        b"\x89PNG\r\n\x1a\n" + bytes(100),
-        b"<!DOCTYPE html><title>404</title>",
-        b"version https://git-lfs.github.com/spec/v1\n",
         b"\xff\xfe\x00 some noise",
         b"x",
     ],
@@ -598,18 +595,50 @@ def test_text_as_safetensors(tmp_path):
     refused(path, "cannot be read")
 
 
-def test_hdf5_file(tmp_path):
-    path = tmp_path / "net.h5"
-    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(2000))
-    refused(path, "HDF5", "TensorFlow", "PyTorch")
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("net.h5", b"\x89HDF\r\n\x1a\n", ["HDF5", "TensorFlow", "ONNX"]),
+        ("net.pth", b"\x89PNG\r\n\x1a\n", ["a picture (PNG)", "--calibration"]),
+        ("net.pth", b"\n<!DOCTYPE html><title>404</title>", ["a web page", "Download it again"]),
+        ("net.pth", b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS", "git lfs pull"]),
+        ("net.bin", b"GGUF\x03\x00\x00\x00", ["llama.cpp"]),
+        ("net.tflite", b"\x1c\x00\x00\x00TFL3", ["TensorFlow Lite"]),
+        ("net.pte", b"\x1c\x00\x00\x00ET12", ["ExecuTorch"]),
+        ("net.pb", b"\x0a\x12some protobuf", ["TensorFlow"]),
+        ("net.mlmodel", b"\x08\x04some protobuf", ["Core ML"]),
+        ("net.engine", b"ftrt\x00\x00", ["TensorRT"]),
+        ("net.pdmodel", b"\x0a\x05some protobuf", ["Paddle"]),
+        ("net.weights", b"\x00\x00\x00\x00", ["Darknet"]),
+        ("net.bin", b"\x08\x08\x12\x07pytorch", ["ONNX by its content", "ends in .onnx"]),
+        ("net.pth.gz", b"\x1f\x8b\x08", ["gzip", "Unpack it"]),
+        ("net.tar", b"net.pth" + bytes(250) + b"ustar", ["tar", "Unpack it"]),
+        ("net.npy", b"\x93NUMPY\x01\x00", ["an array of NumPy", "torch.save"]),
+        ("net.xml", b"<?xml version='1.0'?>", ["OpenVINO"]),
+    ],
+)
+def test_files_of_others_are_refused_by_what_they_are(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content + bytes(300))
+    refused(path, "not a checkpoint", "expected a file that torch.save", *words)
 
 
-def test_other_zip_archive(tmp_path):
-    path = tmp_path / "net.pth"
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (["config.json", "model.weights.h5"], ["Keras", "ONNX"]),
+        (["serialized_exported_program.json", "version"], ["torch.export", "2.7 or older", "save the program again"]),
+        (["conv1.npy", "fc.npy"], ["arrays of NumPy"]),
+        (["weights/net.pth", "readme.txt"], ["a zip archive with net.pth", "Unpack it"]),
+        (["a.txt"], ["a zip archive of a.txt", "torch.save(model.state_dict(), path)"]),
+    ],
+)
+def test_other_zip_archives(tmp_path, parts, words):
+    path = tmp_path / "net.bin"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", "{}")
-        archive.writestr("model.weights.h5", "")
-    refused(path, "not a checkpoint", "config.json", "torch.save(model.state_dict(), path)")
+        for part in parts:
+            archive.writestr(part, "")
+    refused(path, "not a checkpoint", *words)
 
 
 def test_torchscript_file(tmp_path):
