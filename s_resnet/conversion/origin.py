@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from ..data.events import Binning
 from ..data.images import Preprocessing
 from ..data.leakage import fingerprints
 from ..data.loader import Loader
 from ..errors import InvalidData
 from ..graph.provenance import Parts, SeenData
+from ..runtime.processes import all_gather
 
 
 def origin(batches: object, classes: int) -> Parts:
@@ -22,8 +25,9 @@ def origin(batches: object, classes: int) -> Parts:
     """
     if isinstance(batches, Loader):
         data = batches.data
-        marks = tuple(fingerprints(data, batches.indices))
-        known = Parts(data=SeenData(data.spec, data.split, len(batches.indices), marks))
+        every = all_gather(list(fingerprints(data, batches.indices)))
+        marks = tuple(mark for row in zip_longest(*every) for mark in row if mark is not None)  # as they were shared
+        known = Parts(data=SeenData(data.spec, data.split, len(marks), marks))
         if isinstance(batches.preprocessing, Preprocessing | Binning):
             known["preprocessing"] = batches.preprocessing
         if len(data.classes) == classes:
