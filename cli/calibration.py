@@ -37,9 +37,13 @@ class Source:
 
 
 def calibration_source(
-    data: Data, count: int, preprocessing: Preprocessing, loaded: s_resnet.frontend.Checkpoint
+    data: Data,
+    count: int,
+    preprocessing: Preprocessing,
+    loaded: s_resnet.frontend.Checkpoint,
+    place: tuple[int, int] = (0, 1),
 ) -> Source:
-    """A seeded random subset of the data to calibrate on."""
+    """A seeded random subset of the data to calibrate on: the part of the process ``place``, its rank of so many."""
     import s_resnet
 
     names = data.classes
@@ -53,15 +57,16 @@ def calibration_source(
             err=True,
         )
         data, names = s_resnet.data.without_labels(data), ()
+    part, total = s_resnet.runtime.shard(indices, *place), len(indices)
     batches: s_resnet.data.Loader
     if isinstance(data, s_resnet.data.EventData):
         preprocessing = data.binning
-        batches = s_resnet.data.MeanFrameLoader(data, indices, preprocessing, batch_size=32)
+        batches = s_resnet.data.MeanFrameLoader(data, part, preprocessing, batch_size=32, total=total)
     elif isinstance(data, s_resnet.data.ArrayData):
         preprocessing = data.preprocessing
-        batches = s_resnet.data.ArrayLoader(data, indices, preprocessing, batch_size=32)
+        batches = s_resnet.data.ArrayLoader(data, part, preprocessing, batch_size=32, total=total)
     elif loaded.channels in (1, 3):
-        batches = s_resnet.data.loader_for(data, indices, preprocessing, batch_size=32)
+        batches = s_resnet.data.loader_for(data, part, preprocessing, batch_size=32, total=total)
     else:
         where, got = f"data {data.spec!r}", f"images for a network of {loaded.channels} channels"
         expected, remedy = "one of 3 (RGB) or 1 (gray)", "Convert it from Python, with batches [B, C, H, W]"

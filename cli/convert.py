@@ -18,7 +18,7 @@ from .inputs import check_checkpoint, open_matched
 from .notes import shown_warnings, warn_left_out
 from .output import check_output, network_path
 from .recipe import RecipeOptions
-from .say import begin, say
+from .say import begin, hushed, say
 
 if TYPE_CHECKING:
     import s_resnet
@@ -64,6 +64,7 @@ class Options:
     std: Triple | None
     classes: str | None
     device: str
+    memory: str | None
     download: bool
 
     @property
@@ -184,6 +185,7 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
 @_per_channel("--std", "standard deviation")
 @shared.CLASSES
 @shared.DEVICE
+@shared.MEMORY
 @shared.DOWNLOAD
 @shared.takes(Options)
 def convert(asked: Options) -> None:
@@ -205,8 +207,21 @@ def convert(asked: Options) -> None:
       sresnet convert resnet20.th --calibration cifar10:/data --recipe auto --spikes signed --target-drop 1
       sresnet convert resnet50.onnx --calibration imagenet:/data/imagenet
       sresnet convert resnet18.pth --input-size 64 --calibration photos/train -o photos.snn
+      torchrun --nproc-per-node 4 -m sresnet_cli convert resnet50.pth --calibration imagenet:/data    (4 processes)
     """
     begin(asked.checkpoint)
+    import s_resnet
+
+    with (
+        s_resnet.runtime.memory_limit(asked.memory),
+        s_resnet.runtime.process_group(asked.device) as (rank, world),
+        hushed(rank > 0),
+    ):
+        _convert(asked, rank, world)
+
+
+def _convert(asked: Options, rank: int, world: int) -> None:
+    """Read the checkpoint and this process's share of the images, convert, save, and say what came out."""
     import s_resnet
 
     check_checkpoint(asked.checkpoint)
@@ -221,20 +236,22 @@ def convert(asked: Options) -> None:
         )
     recipe, words = _for_network(loaded, asked.checkpoint, options, built)
     target = asked.output or network_path(asked.checkpoint, *words)
-    check_output(target, asked.checkpoint, force=asked.force)
+    if rank == 0:
+        check_output(target, asked.checkpoint, force=asked.force)
     if loaded.weights:
         say(which_weights(loaded), err=True)
     if loaded.left_out:
         say(left_out(loaded.left_out), err=True)
-    source = _source(loaded, asked)
+    source = _source(loaded, asked, rank, world)
     snn = _converted(loaded, source, recipe, target, asked.device)
     sized = asked.input_size and isinstance(loaded.model, s_resnet.frontend.Program)
     if loaded.assumed and not sized:
         say(assumed(loaded), err=True)
     if source.batches is not None:
+        source.batches.unreadable = sum(s_resnet.runtime.all_gather(source.batches.unreadable), ())
         warn_left_out(source.batches)
     say(summary(snn, target, source.batches, usual=asked.recipe is None))
-    if other := suggestion(asked.checkpoint, loaded, source.batches, source.preprocessing, snn):
+    if rank == 0 and (other := suggestion(asked.checkpoint, loaded, source.batches, source.preprocessing, snn)):
         say(other)
     say(next_step(snn, target))
 
@@ -292,9 +309,10 @@ def _converted(
     if snn.provenance.calibration.source == "batchnorm":
         say("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
     snn = snn.with_provenance(**source.origin).with_provenance(source=_checkpoint(loaded))
-    s_resnet.save(snn, target)
-    if partial is not None:
-        partial.unlink(missing_ok=True)
+    if s_resnet.runtime.is_first():
+        s_resnet.save(snn, target)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
     return snn
 
 
@@ -306,8 +324,8 @@ def _resumed(partial: Path) -> str:
     return f"Resuming the reconstruction in {partial}, of which {done} parts are finished."
 
 
-def _source(loaded: s_resnet.frontend.Checkpoint, asked: Options) -> Source:
-    """The images that were asked for, or none."""
+def _source(loaded: s_resnet.frontend.Checkpoint, asked: Options, rank: int, world: int) -> Source:
+    """This process's share of the images that were asked for, or none."""
     import s_resnet
 
     preprocessing = _preprocessing(loaded, asked)
@@ -319,7 +337,7 @@ def _source(loaded: s_resnet.frontend.Checkpoint, asked: Options) -> Source:
                 "--input-size, --mean and --std apply to images; events are binned as in the papers, and an .npz of "
                 "floating-point numbers is taken as it is. Leave them out."
             )
-        return calibration_source(data, asked.calibration_images, preprocessing, loaded)
+        return calibration_source(data, asked.calibration_images, preprocessing, loaded, (rank, world))
     origin = s_resnet.graph.provenance.Parts(preprocessing=preprocessing)
     if loaded.data is not None:
         origin["data"], origin["classes"] = loaded.data, loaded.classes

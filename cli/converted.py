@@ -65,7 +65,9 @@ def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | N
     ]
     if batches is not None:
         data = batches.data
-        lines.append(f"Calibrated on {data.spec} ({data.split}), {batches.images:,} of {len(data):,} images")
+        lines.append(
+            f"Calibrated on {data.spec} ({data.split}), {known.data.images or batches.images:,} of {len(data):,} images"
+        )
     if usual and batches is not None:
         lines.append(
             f"Recipe {known.recipe.name} is the default with calibration images; --recipe s-resnet is the "

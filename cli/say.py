@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
+_hushed = [False]  # whether another process says the same
 _unheard: list[OSError] = []  # failures to write standard output since `unheard` was last called
 
 
@@ -23,6 +26,8 @@ def say(text: str, err: bool = False) -> None:
     Once nobody reads any more (``| head``, a full disk), the rest is dropped and :func:`unheard` reports it: files are
     written all the same.
     """
+    if _hushed[-1]:
+        return
     stream = sys.stderr if err else sys.stdout
     letters = "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
     code = getattr(stream, "encoding", None) or "utf-8"
@@ -30,6 +35,16 @@ def say(text: str, err: bool = False) -> None:
         click.echo(letters.encode(code, "replace").decode(code), err=err)
     except OSError as error:
         _silence(err, error)
+
+
+@contextmanager
+def hushed(hushed: bool) -> Iterator[None]:
+    """Say nothing in the block: of several processes the first speaks for all."""
+    _hushed.append(hushed)
+    try:
+        yield
+    finally:
+        _hushed.pop()
 
 
 def unheard() -> OSError | None:

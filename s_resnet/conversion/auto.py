@@ -15,9 +15,11 @@ from ..errors import ConversionError, InvalidData, message
 from ..graph.graph import Graph
 from ..graph.provenance import Choice, Trial
 from ..runtime.display import Displayed
+from ..runtime.processes import all_gather, rank_and_world_size
 from ..runtime.progress import Progress
 from .calibrate import Calibration
 from .context import Context
+from .portions import spiking_images
 from .recipes import RECIPES, Recipe
 
 # The recipes that each alphabet allows, simplest first: a target that can send signed spikes can send binary ones.
@@ -154,9 +156,12 @@ def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) ->
 
 def _trial(name: str, snn: Graph, calibration: Calibration, timesteps: int) -> Trial:
     assert calibration.samples is not None
-    same = 0
-    for images in torch.split(calibration.samples.images, BATCH):
-        same += int((snn(images, timesteps).argmax(1) == snn.run(images).argmax(1)).sum())
+    rank, world = rank_and_world_size()
+    same, images = 0, calibration.samples.images[rank::world]
+    size = min(BATCH, spiking_images(snn, calibration.samples.images, "auto"))
+    for part in torch.split(images, size) if len(images) else ():
+        same += int((snn(part, timesteps).argmax(1) == snn.run(part).argmax(1)).sum())
+    same = sum(all_gather(same))
     count = len(calibration.samples.images)
     share = same / count
     # One more image of each kind is assumed, so that the standard error is never 0.

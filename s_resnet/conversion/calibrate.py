@@ -20,7 +20,9 @@ from ..graph.graph import Graph
 from ..graph.ops import ReLU
 from ..graph.provenance import CalibrationSummary
 from ..runtime.display import Displayed, Table, brief
+from ..runtime.processes import all_gather, joined, rank_and_world_size, shared_errors, summed
 from ..runtime.progress import Progress
+from .portions import analog_parts
 from .spill import Spill, gather
 
 HALF = 1 << 16
@@ -54,6 +56,7 @@ class Calibration(Displayed):
         rounding: the share of its activations that a layer running T steps is expected to lose, times T: that of the
             median layer with images, the mean over layers without.
         fitting: images ``[N, C, H, W]`` for passes that fit, none of them in ``samples``; they are not saved.
+        fitted: how many images there are to fit to; None: those in ``fitting``. Of several processes each has a part.
         marks: the fingerprints of all calibration images, so that an evaluation can tell how many of its images are
             among them.
     """
@@ -67,6 +70,7 @@ class Calibration(Displayed):
     rounding: float | None = None
     fitting: Tensor | Spill | None = None
     marks: tuple[int, ...] = ()
+    fitted: int | None = None
 
     def _lines(self) -> Iterator[str]:
         yield self._head()
@@ -96,7 +100,7 @@ class Calibration(Displayed):
             percentile=self.percentile,
             images=self.images,
             held_out=0 if self.samples is None else len(self.samples.images),
-            fitted=0 if self.fitting is None else len(self.fitting),
+            fitted=0 if self.fitting is None else len(self.fitting) if self.fitted is None else self.fitted,
             scales=dict(self.scales),
             silent=self.silent,
             marks=self.marks,
@@ -127,6 +131,10 @@ def calibrate(
     those that share the upper 16 of the answer. Memory is thus 2 tables of 65,536 counts per node for any number of
     images, and neither the order of the batches nor their size matters.
 
+    In a process group of torch.distributed each process passes its own part of the images (see
+    :func:`s_resnet.runtime.shard`), and all get the same statistics, summed exactly. The images to fit to stay where
+    they are.
+
     Args:
         graph: an analog graph.
         batches: read twice, so a list or a DataLoader, not a generator; the same images each time, shuffled or not.
@@ -148,8 +156,17 @@ def calibrate(
     percentile = check_percentile(percentile)
     check_batches(batches, "calibrate")
     check_repeatable(batches)
+    with shared_errors():
+        return _calibrate(graph, batches, percentile, held_out, progress, fitting)
+
+
+def _calibrate(
+    graph: Graph, batches: Batches, percentile: float, held_out: int, progress: bool, fitting: bool
+) -> Calibration:
+    """The same, once the arguments are known to be right."""
     samples = _first_images(batches, held_out, graph.device)
-    kept_apart = [] if samples is None else image_fingerprints(samples.images)
+    rank, world = rank_and_world_size()
+    kept_apart = [] if samples is None else image_fingerprints(samples.images[rank::world])
     values, counts, (images, fingerprints) = _exact(graph, batches, kept_apart, percentile, progress)
     found = with_scales(values, percentile, images, "data", samples)
     lost = [
@@ -157,12 +174,14 @@ def calibrate(
         for node in graph.nodes
         if isinstance(node.op, ReLU) and values[node.name] > 0
     ]
-    return replace(
-        found,
-        rounding=statistics.median(lost) if lost else None,
-        marks=fingerprints,
-        fitting=gather(_others(batches, kept_apart, graph.device)) if fitting else None,
-    )
+    found = replace(found, rounding=statistics.median(lost) if lost else None, marks=fingerprints)
+    if not fitting:
+        return found
+    own = gather(_others(batches, kept_apart, graph.device))
+    if min(all_gather(len(own))) == 0:
+        got, expected = "a process without images to fit to", "at least one for each"
+        raise InvalidData(message("calibrate", "", got, expected, "Start fewer processes, or pass more images"))
+    return replace(found, fitting=own, fitted=images)
 
 
 def _exact(
@@ -273,9 +292,13 @@ def _count(
         images += len(x)
         if len(x) == 0:
             continue
-        for name, value in graph.activations(x.to(graph.device)):
-            if name in tables:
-                tables[name] += torch.bincount(index(name, ordered_key(value)), minlength=HALF).cpu()
+        for part in analog_parts(graph, x, "calibrate"):
+            for name, value in graph.activations(part.to(graph.device)):
+                if name in tables:
+                    tables[name] += torch.bincount(index(name, ordered_key(value)), minlength=HALF).cpu()
+    tables = dict(zip(tables, summed(torch.stack(list(tables.values()))), strict=True))
+    every = all_gather((images, seen))
+    images, seen = sum(count for count, _ in every), [mark for _, marks in every for mark in marks]
     if images == 0:
         got = "no images beyond those held out"
         raise InvalidData(message("calibrate", "", got, "at least one", "Pass more images"))
@@ -303,22 +326,30 @@ def _images(batch: Any) -> Tensor:
 
 
 def _first_images(batches: Batches, count: int, device: torch.device) -> Samples | None:
-    """The first ``count`` images (at most half of them all) and, when every batch has them, their labels."""
-    images: list[Tensor] = []
-    labels: list[Tensor | None] = []
-    seen = 0
+    """The first ``count`` images (at most half of them all) and, when every batch has them, their labels.
+
+    Of several processes all get the same ones, those that a single process would have taken from all the images.
+    """
+    (rank, world), images, labels, seen = rank_and_world_size(), list[Tensor](), list[Tensor | None](), 0
     for batch in batches if count > 0 else ():
         images.append(_images(batch))
         labels.append(class_numbers(batch, len(images[-1])))
         seen += len(images[-1])
-        if seen >= 2 * count:
+        if seen >= -(-2 * count // world) + (world > 1):
             break
-    count = min(count, seen // 2)
+    known = all(label is not None for label in labels)
+    every = all_gather((seen, known))
+    count = min(count, sum(seen for seen, _ in every) // 2)
     if count <= 0:
         return None
-    every = [label for label in labels if label is not None]
-    known = torch.cat(every)[:count].to(device) if len(every) == len(labels) else None
-    return Samples(torch.cat(images)[:count].to(device), known)
+    mine = len(range(rank, count, world))
+    first = torch.cat(images)[:mine] if images else torch.empty(0)
+    chosen = joined(all_gather(first))
+    if not all(known for _, known in every):
+        return Samples(chosen.to(device), None)
+    numbers = [label for label in labels if label is not None]
+    own = torch.cat(numbers)[:mine] if numbers else torch.empty(0, dtype=torch.int64)
+    return Samples(chosen.to(device), joined(all_gather(own)).to(device))
 
 
 def _others(batches: Batches, kept_apart: list[int], device: torch.device) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -16,15 +17,17 @@ from ..graph.graph import Graph
 from ..graph.ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
 from ..graph.provenance import Parts, Versions
 from ..runtime.device import find_device
+from ..runtime.processes import all_gather, rank_and_world_size, shared_errors
 from ..version import __version__
 from .auto import Auto
 from .batchnorm import calibrate_from_batchnorm
-from .calibrate import NO_CALIBRATION, Calibration, calibrate
+from .calibrate import NO_CALIBRATION, Calibration, calibrate, check_repeatable
 from .context import Context
 from .origin import origin
 from .passes import compensate
 from .recipes import QUANTIZED, RECIPES, TRAINED, Recipe, default_recipe
 from .source_check import check_source, untouched_note, warn
+from .spill import Once
 
 Shape = tuple[int, ...]  # (C, H, W) of an image, or (C, L) of a signal
 HELD_OUT = 32  # images at most, to search the compensation; calibrate keeps at least half for the statistics
@@ -65,6 +68,10 @@ def convert(
             is on the CPU.
         progress: show bars on stderr when it is a terminal.
 
+    In a process group of torch.distributed each process passes its own part of the images (see
+    :func:`s_resnet.runtime.shard`), at least one, and all get the same network. Thresholds are those of one process to
+    the last bit; corrections, fitted weights and the readout differ by the rounding of their sums.
+
     Returns:
         The spiking network; its ``provenance`` says where it is from.
 
@@ -76,10 +83,23 @@ def convert(
 
     Source: Hu, Tang and Pan, "Spiking Deep Residual Network", arXiv:1805.01352.
     """
+    with shared_errors():
+        return _convert(model, calibration_batches, recipe, timesteps, find_device(device), progress)
+
+
+def _convert(
+    model: nn.Module | Graph,
+    calibration_batches: Batches | Shape | None,
+    recipe: str | Recipe | Auto | None,
+    timesteps: int | None,
+    where: torch.device,
+    progress: bool,
+) -> Graph:
+    """The network of :func:`convert`, on its device."""
     batches, shape = _told_apart(calibration_batches)
     wished = _wished(recipe, batches is not None)
     wished = wished if timesteps is None else wished.at(timesteps)
-    where = find_device(device)
+    progress = progress and rank_and_world_size()[0] == 0
     if isinstance(model, QCFSModule):
         model = model.graph()
     model = model if isinstance(model, Graph) else checked(model)
@@ -94,8 +114,12 @@ def convert(
         remedy = "Pass calibration_batches, or choose s-resnet, which can do without"
         expected = "some, which it is fitted to"
         raise ConversionError(message(f"recipe {wished.name}", "", "no calibration images", expected, remedy))
-    graph = _checked(graph, batches)
-    calibration = _calibrated(graph, batches, wished, example, progress)
+    given = batches
+    if batches is not None and wished.fits:  # as many as fitting takes are kept in a file in any case
+        check_repeatable(batches)
+        given = Once(batches)
+    graph = _checked(graph, given)
+    calibration = _calibrated(graph, given, wished, example, progress)
     snn = wished.apply(graph, Context(calibration, progress=progress))
     known = origin(batches, graph.run(example.to(where)).shape[1])
     return _documented(snn, calibration, example).with_provenance(**said).with_provenance(**known)
@@ -276,7 +300,20 @@ def _example(model: nn.Module | Graph, batches: Batches | None, shape: Shape | N
 
 
 def _first_images(batches: Batches, channels: list[int]) -> Tensor:
-    """Two images of the first batch, or one twice: x.squeeze() in a model must not drop the batch axis."""
+    """Two images of the first batch, or one twice: x.squeeze() in a model must not drop the batch axis.
+
+    Of several processes all get those of the first that has any.
+    """
+    own = next(_checked_images(batches, channels), None)
+    found = next((images for images in all_gather(own) if images is not None), None)
+    if found is None:
+        expected, remedy = "images [B, C, H, W]", "Pass at least one batch"
+        raise InvalidData(message("convert", "", "no calibration batch", expected, remedy))
+    return found
+
+
+def _checked_images(batches: Batches, channels: list[int]) -> Iterator[Tensor]:
+    """Two images of each batch."""
     for batch in batches:
         given = given_images(batch)
         images = images_of(batch, "convert")
@@ -293,5 +330,4 @@ def _first_images(batches: Batches, channels: list[int]) -> Tensor:
                 remedy = "They look like [B, L, C]: pass signals.permute(0, 2, 1)"
             raise InvalidData(message("convert", "", got, "[B, C, H, W] or [B, C, L]", remedy))
         images = images[[0, -1]].cpu()
-        return images.squeeze(2) if given.ndim == 3 else images
-    raise InvalidData(message("convert", "", "no calibration batch", "images [B, C, H, W]", "Pass at least one batch"))
+        yield images.squeeze(2) if given.ndim == 3 else images

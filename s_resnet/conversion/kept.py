@@ -12,7 +12,7 @@ from ..graph.alphabet import Differential
 from ..graph.forms import spiking
 from ..graph.neuron import Neuron
 from ..graph.ops import Input
-from ..simulation.lockstep import Pair
+from ..simulation.lockstep import Pair, emitted
 from .spill import Spill
 
 
@@ -33,6 +33,9 @@ class Shown:
 class Kept:
     """The spikes of a neuron layer, stored as bits, bytes or words, and the source's activations.
 
+    Of layers that :func:`in_bits` stores as bits it takes the spikes themselves too, in uint8.
+
+
     Values come back bit for bit; feature maps come in the channels-last layout, which is fastest for convolutions.
     """
 
@@ -48,18 +51,31 @@ class Kept:
         return len(self._analog)
 
     def __getitem__(self, images: slice | Tensor) -> Pair:
-        analog = _channels_before(self._analog[images])
+        analog = self.analog(images)
+        spikes = self._steps_first(images, analog.dtype)
+        if self._mean:
+            spikes = spikes / self._timesteps
+        sent = spikes if self._differential else emitted(self._op, spikes)
+        return Pair(sent.view(self._steps, len(analog), *self._shape), analog)
+
+    def analog(self, images: slice | Tensor) -> Tensor:
+        """The source's activations ``[B, *]``."""
+        return _channels_before(self._analog[images])
+
+    def spikes(self, images: slice | Tensor) -> Tensor | None:
+        """The spikes ``[S * B, *]`` of plain neurons as they are stored, uint8 in {0, 1}; None for others."""
+        return self._steps_first(images, torch.uint8) if self._bits else None
+
+    def _steps_first(self, images: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        """What is stored of some images, ``[S * B, *]``."""
         stored = self._spikes[images]
         if self._bits:
             places = self._steps * self._shape.numel()
-            stored = torch.from_numpy(np.unpackbits(stored.cpu().numpy(), axis=1, count=places)).to(analog.device)
+            bits = np.unpackbits(stored.cpu().numpy(), axis=1, count=places)
+            stored = torch.from_numpy(bits).to(stored.device)
         order = self._shape if len(self._shape) != 3 else (*self._shape[1:], self._shape[0])
-        spikes = stored.view(len(analog), self._steps, *order).transpose(0, 1).to(analog.dtype)
-        spikes = _channels_before(spikes.flatten(0, 1))
-        if self._mean:
-            spikes = spikes / self._timesteps
-        emitted = spikes if self._differential else self._op.scale_output(spikes)
-        return Pair(emitted.view(self._steps, len(analog), *self._shape), analog)
+        steps = stored.view(len(stored), self._steps, *order).transpose(0, 1).to(dtype)
+        return _channels_before(steps.flatten(0, 1))
 
     @property
     def _differential(self) -> bool:
@@ -72,7 +88,7 @@ class Kept:
 
     @property
     def _bits(self) -> bool:
-        return self._op.binary and not self._mean
+        return in_bits(self._op, self._steps, self._timesteps)
 
     def _packed(self, value: Pair) -> Tensor:
         """The spikes of all steps, packed per image."""
@@ -87,6 +103,11 @@ class Kept:
         largest = self._op.max_emission * (self._timesteps if self._mean else 1)
         fits = next(kind for kind in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(kind).max)
         return counts.to(fits).transpose(0, 1).contiguous()
+
+
+def in_bits(op: Neuron, steps: int, timesteps: int) -> bool:
+    """Whether a layer's values are spikes in {0, 1} of every step, and not means."""
+    return op.binary and steps == timesteps
 
 
 Values = Pair | Kept | Shown  # values on many images, indexed by image

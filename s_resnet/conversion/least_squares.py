@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ..graph.forms import synapse
 from ..graph.ops import Conv2d, Linear, SpikingWeights
+from ..runtime.processes import all_gather, rank_and_world_size, summed
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)  # as shares of the inputs' mean variance, the strongest first
 CHECKED = 8  # one image of so many is held out, to choose the penalty
 FLAT = 1e-5  # inputs whose variance is a smaller share of their mean square do not vary: float32 sums round as much
 ENOUGH = 256  # positions per weight of an output; with more, only those on a coarser grid are used
 ROOM = 2**24  # values of the unfolded inputs in memory at a time
+LARGE, BLOCKS = 512, 8  # weights of an output from which products are computed in blocks of rows, and how many
 
 
 def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: int) -> Conv2d | Linear:
@@ -41,20 +43,22 @@ def refit(op: Conv2d | Linear, parts: Iterable[tuple[Tensor, Tensor]], images: i
         op: the synapse with the source's weight.
         parts: pairs of inputs averaged over the time steps, ``[B, C, H, W]`` or ``[B, features]``, and targets
             ``[B, C_out, *]`` in the units of the outputs; read once.
-        images: the number of images in all parts.
+        images: the number of images in all parts; of all processes, where several share them.
 
     Source: ridge regression towards the outputs of the unquantized layer, on inputs that are already quantized, as in
     the asymmetric reconstruction of Nagel et al., ICML 2020 (arXiv:2004.10568).
     """
     now = synapse(op)
     learned, checked = _Sums(now), _Sums(now)
-    first = 0
+    first, world = rank_and_world_size()  # the images of this process are every world-th one
     for inputs, wanted in parts:
-        number = torch.arange(first, first + len(inputs), device=inputs.device)
+        number = first + world * torch.arange(len(inputs), device=inputs.device)
         for sums, mine in ((learned, number % CHECKED != 0), (checked, number % CHECKED == 0)):
             for seen, lacking in _places(now, inputs[mine], wanted[mine], number[mine], images):
                 sums.add(seen, lacking)
-        first += len(inputs)
+        first += world * len(inputs)
+    learned.share()
+    checked.share()
     if not learned.count:
         return op
     held = checked.centered()
@@ -124,6 +128,8 @@ class _Sums:
 
     def __init__(self, op: Conv2d | Linear) -> None:
         self.weights, self.count = op.weight[0].numel(), 0
+        self.groups, self.outputs = op.groups if isinstance(op, Conv2d) else 1, len(op.weight)
+        self.device = op.weight.device
         self.rows: list[tuple[Tensor, Tensor]] = []
         self.totals: tuple[Tensor, Tensor] | None = None
         self.squares: tuple[Tensor, Tensor] | None = None
@@ -139,13 +145,36 @@ class _Sums:
 
     def _multiply(self) -> None:
         seen, lacking = (torch.cat(values, 1) for values in zip(*self.rows, strict=True))
-        gram, right = seen.transpose(1, 2) @ seen, seen.transpose(1, 2) @ lacking
+        gram, right = _gram(seen), seen.transpose(1, 2) @ lacking
         if self.squares is None:
             self.squares = gram.double(), right.double()
         else:  # in place: with 512 channels the covariances alone are 170 MB
             self.squares[0].add_(gram)
             self.squares[1].add_(right)
         self.rows = []
+
+    def share(self) -> None:
+        """Add what the other processes have: positions while they are few together, else covariances."""
+        told = all_gather((self.count, self.squares is None))
+        total = sum(count for count, _ in told)
+        if len(told) == 1 or not total:
+            return
+        self.count = total
+        if self.totals is None:
+            self.totals = self._zeros(1)
+        self.totals = summed(self.totals[0]), summed(self.totals[1])
+        if total < self.weights and all(few for _, few in told):
+            self.rows = [pair for pairs in all_gather(self.rows) for pair in pairs]
+            return
+        if self.rows:
+            self._multiply()
+        squares = self._zeros(self.weights) if self.squares is None else self.squares
+        self.squares = summed(squares[0]), summed(squares[1])
+
+    def _zeros(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Of inputs ``[G, rows, K]`` and errors ``[G, rows, C_out / G]``."""
+        none = torch.zeros(self.groups, rows, self.weights + self.outputs // self.groups, dtype=torch.float64)
+        return none[..., : self.weights].to(self.device), none[..., self.weights :].to(self.device)
 
     def centered(self) -> _Few | _Many:
         """All positions with their means subtracted; groups whose inputs do not vary, as at a limit, tell nothing."""
@@ -173,6 +202,19 @@ class _Sums:
         if self.count >= self.weights and self.rows:
             self._multiply()
         return self.centered().solutions()
+
+
+def _gram(seen: Tensor) -> Tensor:
+    """``seen^T seen`` of ``[G, n, K]``; of a large one the half above the diagonal is computed and mirrored."""
+    count = seen.shape[2]
+    if count < LARGE:
+        return seen.transpose(1, 2) @ seen
+    gram = seen.new_empty(len(seen), count, count)
+    for block in range(BLOCKS):
+        first, end = (count * edge // BLOCKS for edge in (block, block + 1))
+        gram[:, first:end, first:] = seen[..., first:end].transpose(1, 2) @ seen[..., first:]
+        gram[:, first:end, :first] = gram[:, :first, first:end].transpose(1, 2)
+    return gram
 
 
 def _places(

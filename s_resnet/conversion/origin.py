@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from ..data.arrays import AsStored
 from ..data.events import Binning
 from ..data.images import Preprocessing
@@ -9,6 +11,7 @@ from ..data.leakage import fingerprints
 from ..data.loader import Loader
 from ..errors import InvalidData
 from ..graph.provenance import Parts, SeenData
+from ..runtime.processes import all_gather
 
 
 def origin(batches: object, classes: int) -> Parts:
@@ -23,8 +26,9 @@ def origin(batches: object, classes: int) -> Parts:
     """
     if isinstance(batches, Loader):
         data = batches.data
-        marks = tuple(fingerprints(data, batches.indices))
-        known = Parts(data=SeenData(data.spec, data.split, len(batches.indices), marks))
+        every = all_gather(list(fingerprints(data, batches.indices)))
+        marks = tuple(mark for row in zip_longest(*every) for mark in row if mark is not None)  # as they were shared
+        known = Parts(data=SeenData(data.spec, data.split, len(marks), marks))
         if isinstance(batches.preprocessing, Preprocessing | AsStored | Binning):
             known["preprocessing"] = batches.preprocessing
         if len(data.classes) == classes:

@@ -19,6 +19,7 @@ from ..graph.ops import Node, Op
 from ..graph.parts import settings as settings_of
 from ..graph.parts import tensors
 from ..graph.provenance import ReconstructedBlock, Reconstruction
+from ..runtime.processes import all_gather, is_first
 from ..simulation.lockstep import blocks
 from .spill import Spill
 
@@ -28,7 +29,7 @@ PART = 32  # images that are read at a time
 
 def kept_at(graph: Graph, path: str | os.PathLike[str] | None, key: str, blocks: list[ReconstructedBlock]) -> Graph:
     """The graph, after writing its finished blocks to ``path``."""
-    if path is not None:
+    if path is not None and is_first():
         save(graph.with_provenance(reconstruction=Reconstruction(tuple(blocks), key=key)), path)
     return graph
 
@@ -43,7 +44,9 @@ def key_of(graph: Graph, images: Tensor | Spill, settings: Mapping[str, float]) 
         sha.update(repr(settings_of(node.op)).encode())
         for name, value in tensors(node.op):
             sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()
+    own = sha.hexdigest()
+    every = all_gather(own)  # of several processes each has other images
+    return own if len(every) == 1 else hashlib.sha256("".join(every).encode()).hexdigest()
 
 
 def resumed(graph: Graph, path: str | os.PathLike[str] | None, key: str) -> tuple[Graph, list[ReconstructedBlock]]:

@@ -20,6 +20,7 @@ from ..frontend.batchnorm_check import Moments
 from ..graph.graph import Graph
 from ..graph.ops import BatchNorm2d, Conv2d, Node, ReLU
 from ..kernels import per_channel
+from .portions import analog_images
 
 IMAGES = 32  # to compare on; half as many if they are large
 LARGE = 128  # pixels
@@ -124,8 +125,10 @@ def ratio(rival: Rival, images: Tensor, moments: Moments) -> float:
     For reversed channels it compares sums over the first layers, else the median layer.
     """
     images, other = images.flip(1) if rival.reverse else images, Moments(rival.graph)
+    # The layers of a rival with another stride are up to four times as large.
+    size = max(1, min(BATCH, analog_images(moments.graph, images, "convert") // 4))
     try:
-        for part in torch.split(images, BATCH):
+        for part in torch.split(images, size):
             for _ in other.watch(part):
                 pass
     except SResNetError:  # it cannot take images of this size

@@ -18,7 +18,9 @@ from ..frontend.batchnorm_check import FEW, Fit, Moments, all_alike, explain
 from ..graph.graph import Graph
 from ..graph.provenance import BatchNormFit, SourceSummary
 from ..runtime.display import Displayed, Table
+from ..runtime.processes import all_gather, joined, rank_and_world_size
 from .calibrate import check_repeatable
+from .portions import analog_parts
 from .rivals import rival_notes
 
 CHECKED = 128  # images, and half as many from 128 pixels on
@@ -105,6 +107,7 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
         InvalidData: the batches hold no images.
     """
     check_repeatable(batches)
+    batches = _of_all(batches) if rank_and_world_size()[1] > 1 else batches
     moments, images, answers, shares = Moments(graph), list[Tensor](), list[Tensor](), list[Tensor]()
     labels: list[Tensor | None] = []
     for batch in batches:
@@ -112,11 +115,12 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
         wanted = CHECKED if part.shape[-1] < LARGE else CHECKED // 2
         known = class_numbers(batch, len(part))
         part = part[: wanted - moments.images]
-        logits = part
-        for _, value in moments.watch(part.to(graph.device)):
-            logits = value
-        answers.append(logits.flatten(1).argmax(1).cpu())
-        shares.append(logits.flatten(1).softmax(1).amax(1).cpu())
+        for some in analog_parts(graph, part, "convert"):
+            logits = some
+            for _, value in moments.watch(some.to(graph.device)):
+                logits = value
+            answers.append(logits.flatten(1).argmax(1).cpu())
+            shares.append(logits.flatten(1).softmax(1).amax(1).cpu())
         labels.append(None if known is None else known[: len(part)].cpu())
         images.append(part)
         if moments.images >= wanted:
@@ -150,6 +154,24 @@ def check_source(graph: Graph, batches: Batches) -> SourceCheck:
         std=tuple(deviation.tolist()),
         notes=tuple(notes),
     )
+
+
+def _of_all(batches: Batches) -> list[tuple[Tensor, Tensor] | Tensor]:
+    """The first images of all processes as one batch, with their labels if every process has them."""
+    world, parts, labels, count = rank_and_world_size()[1], list[Tensor](), list[Tensor | None](), 0
+    for batch in batches:
+        parts.append(images_of(batch, "calibrate"))
+        labels.append(class_numbers(batch, len(parts[-1])))
+        count += len(parts[-1])
+        if count >= -(-CHECKED // world):
+            break
+    known = all(all_gather(None not in labels))
+    images = joined(all_gather(torch.cat(parts) if parts else torch.empty(0)))
+    if not len(images):
+        return []
+    numbers = [label for label in labels if label is not None]
+    own = torch.cat(numbers) if numbers else torch.empty(0, dtype=torch.int64)
+    return [(images, joined(all_gather(own)))] if known else [images]
 
 
 def warn(notes: Iterable[str], where: str = "convert") -> None:

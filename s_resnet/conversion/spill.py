@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from ..data.arguments import Batches, class_numbers, images_of
 from ..errors import ConversionError, message
 
 ROOM = 2**28  # bytes to keep in memory before using a file
+
+_Row = tuple["Spill", slice, Tensor | None]  # a batch: its file, its rows there, its labels
 
 
 class Spill:
@@ -91,6 +94,48 @@ def _bytes(value: Tensor) -> memoryview:
     return value.flatten().view(torch.uint8).numpy().data
 
 
+class Once:
+    """Batches that are read once from where they come, and then from temporary files.
+
+    Images are decoded and prepared once in this way, however often they are looked at. The first reading gives each
+    batch as it comes; later ones give (images, labels), or the images alone.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._source = iter(batches)
+        self._files: dict[tuple[torch.Size, torch.dtype], Spill] = {}
+        self._read = list[_Row]()
+        self._latest: object = None  # the batch that came last, as long as nobody has asked for the next one
+
+    def __iter__(self) -> Iterator[object]:
+        place = 0
+        while True:
+            if place < len(self._read):
+                file, rows, labels = self._read[place]
+                yield file[rows] if labels is None else (file[rows], labels)
+            else:
+                if self._latest is None:
+                    self._latest = next(self._source, None)
+                if self._latest is None:
+                    return
+                yield self._latest
+            place += 1
+            if place > len(self._read):
+                self._keep(self._latest)
+
+    def _keep(self, batch: object) -> None:
+        """Store the latest batch, which the one who asks for the next could use."""
+        images = images_of(batch, "calibrate")
+        kind = (images.shape[1:], images.dtype)
+        if kind not in self._files:
+            self._files[kind] = Spill()
+        file = self._files[kind]
+        first = len(file)
+        file.append(images)
+        self._read.append((file, slice(first, len(file)), class_numbers(batch, len(images))))
+        self._latest = None
+
+
 def gather(parts: Iterable[Tensor]) -> Tensor | Spill:
     """All rows of ``parts`` ``[n, *]``: a tensor if they fit in ROOM bytes, else a file."""
     waiting: list[Tensor] = []
@@ -105,4 +150,6 @@ def gather(parts: Iterable[Tensor]) -> Tensor | Spill:
                 waiting = []
         else:
             spill.append(part)
-    return torch.cat(waiting) if spill is None else spill
+    if spill is not None:
+        return spill
+    return torch.cat(waiting) if waiting else torch.empty(0)

@@ -2,7 +2,7 @@
 
 from .device import find_device
 from .memory import memory_limit
-from .processes import all_gather, first_process_first, process_group, shard
+from .processes import all_gather, first_process_first, is_first, process_group, shard
 from .progress import Progress
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "all_gather",
     "find_device",
     "first_process_first",
+    "is_first",
     "memory_limit",
     "process_group",
     "shard",

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ..errors import BackendUnavailable, SResNetError, message
 from ..files import reason
@@ -38,6 +39,11 @@ def rank_and_world_size() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes for all: the first of a process group, or the only one."""
+    return rank_and_world_size()[0] == 0
 
 
 def processes_here() -> int:
@@ -126,6 +132,30 @@ def all_gather(value: T, error: Exception | None = None) -> list[T]:
     if errors:
         raise _told(error or errors[0])
     return [other for other, _ in gathered]
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum of the values of all processes, which have one shape and type; the same to the last bit in all of them.
+
+    Whole numbers are summed exactly; sums of float64 depend on the number of processes in their last bits.
+    """
+    if rank_and_world_size()[1] == 1:
+        return value
+    all_gather(None)  # an error of another process is raised here, before numbers are exchanged
+    total = value.detach().cpu().contiguous().clone()
+    try:
+        dist.all_reduce(total)
+    except RuntimeError as lost:
+        got, expected = reason(lost), "all processes until the end"
+        gone = SResNetError(message("sum", "another process is gone", got, expected, "Look for its own message"))
+        raise _told(gone) from lost
+    return total.to(value.device)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all processes' parts by rank, in the order that :func:`shard` took them from."""
+    places = torch.cat([torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)])
+    return torch.cat([part for part in parts if len(part)] or [parts[0]])[places.argsort()]
 
 
 @contextmanager

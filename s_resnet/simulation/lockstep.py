@@ -16,12 +16,13 @@ from ..errors import InvalidData, message
 from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic, together
 from ..graph.engine.run import DENSE
+from ..graph.execution import Execution
 from ..graph.forms import spiking, synapse
 from ..graph.graph import Graph, count_images
 from ..graph.neuron import Neuron
 from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op
 from ..graph.readout import Readout, SpikingMaxPool2d
-from ..kernels import events
+from ..kernels import events, per_channel
 from ..runtime.memory import images_in, room
 from ..runtime.progress import Progress
 
@@ -174,11 +175,18 @@ def _through(node: Node, inputs: list[Pair], timesteps: int, visit: Visit, sende
     return node.op, passed(node.op, inputs, sender)
 
 
-def arriving(op: Neuron, inputs: list[Pair]) -> tuple[Tensor, Tensor]:
-    """The currents of a neuron layer ``[S, B, *]`` without its correction, and the source's activation ``[B, *]``."""
+def arriving(op: Neuron, inputs: list[Pair], own: bool = False) -> tuple[Tensor, Tensor]:
+    """The currents of a neuron layer ``[S, B, *]`` without its correction, and the source's activation ``[B, *]``.
+
+    Args:
+        op: the layer.
+        inputs: the values that it reads.
+        own: whether nobody else reads them, so that they may be overwritten: large new tensors take time.
+    """
     currents = inputs[0].spiking
     for other in inputs[1:]:
-        currents = currents + other.spiking
+        in_place = own and not inputs[0].constant and currents.dtype == other.spiking.dtype
+        currents = currents.add_(other.spiking) if in_place else currents + other.spiking
     return currents, op.run(*(value.analog for value in inputs))
 
 
@@ -186,6 +194,32 @@ def passed(op: Op, inputs: list[Pair], sender: Op | None) -> Pair:
     """The output of an operation without neurons in both networks; ``sender`` is the source of its first input."""
     spiking = propagate(op, [value.spiking for value in inputs], sender)
     return Pair(spiking, op.run(*(value.analog for value in inputs)))
+
+
+class EventDriven:
+    """A convolution of what plain neurons send, on the CPU, at the cost of their spikes; its weight is laid out once.
+
+    Args:
+        op: the convolution, as spiking runs use it.
+        sender: the neurons.
+    """
+
+    def __init__(self, op: Conv2d, sender: Neuron) -> None:
+        self.op, self.sender = op, sender
+        self.packed: events.Packed | None = None
+
+    def run(self, spikes: Tensor) -> Tensor | None:
+        """The convolution of uint8 spikes ``[N, C, H, W]`` in {0, 1}; None where the dense one is faster."""
+        op, size = self.op, (spikes.shape[-2], spikes.shape[-1])
+        if not events.usable(op.weight, op.groups, op.dilation, size):
+            return None
+        if int(spikes.count_nonzero()) > DENSE * spikes.numel():
+            return None
+        if self.packed is None:
+            one = self.sender.scale_output(torch.ones(1, spikes.shape[1], 1, 1, dtype=op.weight.dtype))
+            self.packed = events.pack(op.weight * one, op.stride, op.padding, size)
+        found = events.conv2d(events.find(spikes), self.packed)
+        return found if op.bias is None else found.add_(op.bias.view(-1, 1, 1))
 
 
 def propagate(op: Op, inputs: list[Tensor], sender: Op | None = None) -> Tensor:
@@ -205,25 +239,12 @@ def propagate(op: Op, inputs: list[Tensor], sender: Op | None = None) -> Tensor:
         return out.expand(steps, *out.shape)
     folded = [value.reshape(steps * batch, *value.shape[2:]) for value in inputs]
     if steps > 1 and isinstance(op, Conv2d) and isinstance(sender, Neuron) and sender.binary:
-        sparse = _by_events(op, folded[0], sender)
+        sparse = EventDriven(op, sender).run((folded[0] != 0).to(torch.uint8))
         if sparse is not None:
             return sparse.view(steps, batch, *sparse.shape[1:])
     parts = zip(*(torch.split(value, PART) for value in folded), strict=True)
     out = torch.cat([op.run(*part) for part in parts])
     return out.view(steps, batch, *out.shape[1:])
-
-
-def _by_events(op: Conv2d, values: Tensor, sender: Neuron) -> Tensor | None:
-    """The convolution of what plain neurons send, ``[N, C, H, W]``; None if the dense convolution is faster."""
-    height, width = values.shape[-2:]
-    if not events.usable(op.weight, op.groups, op.dilation, (height, width)):
-        return None
-    spikes = (values != 0).to(torch.uint8)
-    if int(spikes.count_nonzero()) > DENSE * spikes.numel():
-        return None
-    one = sender.scale_output(torch.ones_like(values[:1, :, :1, :1]))
-    found = events.conv2d(events.find(spikes), events.pack(op.weight * one, op.stride, op.padding, (height, width)))
-    return found if op.bias is None else found.add_(op.bias.view(-1, 1, 1))
 
 
 def fire_mean(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
@@ -233,7 +254,39 @@ def fire_mean(op: Neuron, currents: Tensor, timesteps: int) -> Tensor:
         mean = currents[0] if bias is None else currents[0] + bias
         return op.scale_output(op.quantize(mean * timesteps, timesteps) / timesteps)[None]
     spikes, _ = op.advance([currents], None, bias=bias)
-    return op.scale_output(spikes.flatten(0, 1)).view(spikes.shape)
+    return emitted(op, spikes.flatten(0, 1)).view(spikes.shape)
+
+
+def fire(op: Neuron, currents: Tensor) -> Tensor:
+    """The spikes ``[S, B, *]`` of plain neurons in uint8, for currents without their correction."""
+    bias = op.bias_current(0, len(currents), currents.ndim)
+    return op.advance([currents], None, bias=bias, how=Execution(spike_dtype=torch.uint8))[0]
+
+
+def emitted(op: Neuron, spikes: Tensor) -> Tensor:
+    """What a layer sends on, as :meth:`s_resnet.graph.Neuron.scale_output` has it; overwrites the spikes ``[N, *]``."""
+    scale = op.threshold if op.amplitude is None else torch.full_like(op.threshold, op.amplitude)
+    if scale.dtype != spikes.dtype or spikes.requires_grad or scale.requires_grad:
+        return op.scale_output(spikes)
+    return spikes.mul_(per_channel(scale, spikes.ndim))
+
+
+def mean_of_steps(value: Tensor, large: bool = True) -> Tensor:
+    """The mean over the steps of ``[S, B, *]``.
+
+    Args:
+        value: where channels lie behind pixels, torch's own mean takes many times as long if it is not told so. The two
+            may differ by the rounding of their sums.
+        large: whether it is worth it.
+    """
+    if (
+        not large
+        or value.ndim != 5
+        or value.stride(0) == 0
+        or not value[0].is_contiguous(memory_format=torch.channels_last)
+    ):
+        return value.mean(0)
+    return value.permute(0, 1, 3, 4, 2).mean(0).permute(0, 3, 1, 2)
 
 
 def blocks(graph: Graph) -> list[tuple[Node, ...]]:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from s_resnet import RECIPES, Graph, convert, kernels, trace
 from s_resnet.conversion import Auto
+from s_resnet.conversion import block as training
 from s_resnet.errors import BackendUnavailable
 from s_resnet.frontend import QCFSModule
 from s_resnet.graph import parts
@@ -135,11 +136,10 @@ def test_without_images_with_qcfs_and_directly_trained(model, elsewhere):
 
 def test_an_interrupted_reconstruction_goes_on_there(model, elsewhere, tmp_path, monkeypatch):
     """Its file holds the network on the CPU."""
-    module = importlib.import_module("s_resnet.conversion.passes.reconstruct")
     recipe = reconstructed("phased")
     want = convert(model, batches(), recipe, timesteps=STEPS, device="cpu")
     recipe = recipe.set("reconstruct", resume=str(tmp_path / "net.partial"))
-    train, left = module._Block.train, iter(range(2))
+    train, left = training.Block.train, iter(range(2))
 
     def interrupted(block, *given):
         if next(left, None) is None:
@@ -147,10 +147,10 @@ def test_an_interrupted_reconstruction_goes_on_there(model, elsewhere, tmp_path,
         return train(block, *given)
 
     with elsewhere:
-        monkeypatch.setattr(module._Block, "train", interrupted)
+        monkeypatch.setattr(training.Block, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             convert(model, batches(), recipe, timesteps=STEPS, device="cuda")
-        monkeypatch.setattr(module._Block, "train", train)
+        monkeypatch.setattr(training.Block, "train", train)
         same(convert(model, batches(), recipe, timesteps=STEPS, device="cuda"), want)
 
 

@@ -13,7 +13,7 @@ from test_fitting import ALPHABETS, channel_means, model, same, spiking
 from test_schedules import PLANS, dyadic, network
 
 from s_resnet import calibrate, convert, trace
-from s_resnet.conversion import Context, layerwise, least_squares, spill
+from s_resnet.conversion import Context, layerwise, least_squares, portions, spill
 from s_resnet.conversion.kept import Kept
 from s_resnet.conversion.layerwise import fit_layers, parts_of
 from s_resnet.conversion.passes import calibrate_neurons, fit_readout, fit_thresholds
@@ -225,7 +225,7 @@ def test_thresholds_and_readout_do_not_depend_on_the_parts(monkeypatch, given, n
     calibration, fitted = given[1], []
     for room in (2**26, 10**4):
         monkeypatch.setattr(layerwise, "PART", room)
-        monkeypatch.setattr(importlib.import_module("s_resnet.conversion.passes.fit_thresholds"), "ROOM", room)
+        monkeypatch.setattr(portions, "ANALOG", room)
         monkeypatch.setattr(spill, "ROOM", room)
         parted = replace(calibration, fitting=gather(iter(calibration.fitting.split(7))))
         assert isinstance(parted.fitting, Spill) == (room == 10**4)
@@ -258,7 +258,7 @@ def test_every_pass_looks_at_every_image_that_it_is_said_to(monkeypatch, recipe,
     neurons = importlib.import_module("s_resnet.conversion.passes.calibrate_neurons")
     readout = importlib.import_module("s_resnet.conversion.passes.fit_readout")
     thresholds = importlib.import_module("s_resnet.conversion.passes.fit_thresholds")
-    refit, unbiased, lockstep_, count_bins = neurons.refit, neurons._unbiased, readout.lockstep, thresholds._count
+    refit, unbiased, sums, count_bins = neurons.refit, neurons._unbiased, readout._Sums.of, thresholds._count
     first = 4  # channels of the stem's activation
 
     def noted_refit(op, parts, images):
@@ -271,9 +271,9 @@ def test_every_pass_looks_at_every_image_that_it_is_said_to(monkeypatch, recipe,
         note(f"unbiased {len(seen)}", torch.cat([target for _, target in parts]))
         return unbiased(op, parts, *rest)
 
-    def noted_lockstep(graph, x, *rest):
-        note("readout", x)
-        return lockstep_(graph, x, *rest)
+    def noted_sums(currents, target):
+        note("readout", target)
+        return sums(currents, target)
 
     binned = []
 
@@ -283,7 +283,7 @@ def test_every_pass_looks_at_every_image_that_it_is_said_to(monkeypatch, recipe,
 
     monkeypatch.setattr(neurons, "refit", noted_refit)
     monkeypatch.setattr(neurons, "_unbiased", noted_unbiased)
-    monkeypatch.setattr(readout, "lockstep", noted_lockstep)
+    monkeypatch.setattr(readout._Sums, "of", noted_sums)
     monkeypatch.setattr(thresholds, "_count", noted_bins)
     source = randomized(CifarResNet(8, width=first))
     snn = convert(source, [images(part, 8, seed=part) for part in (3, count - 3)], recipe, timesteps=2)

@@ -14,6 +14,7 @@ from test_schedules import changed, dyadic, recorded
 
 from s_resnet import RECIPES, Graph, calibrate, convert, load, save, trace
 from s_resnet.conversion import Context, spill
+from s_resnet.conversion import block as training
 from s_resnet.conversion.calibrate import Calibration
 from s_resnet.conversion.passes import calibrate_neurons, fit_thresholds, reconstruct
 from s_resnet.errors import ConversionError, InvalidArtifact
@@ -65,7 +66,7 @@ def test_the_gradient_goes_straight_through_the_spikes(levels, rows):
     other = torch.full_like(z, 0.0625).requires_grad_()
     rate = torch.tensor([[[0.0, 0.25, 0.5, 0.5 * most], [0.0, 0.0, 1.0, 2.0 * most]]])
     op = Neuron(theta, 0.5, spikes=power_of_two(levels), correction=b)
-    got = module._through_spikes(op, [z, other], rate)
+    got = training._through_spikes(op, [z, other], rate)
     assert torch.equal(got, rate)  # forward it is the real rate
     weigh = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]])
     (got * weigh).sum().backward()
@@ -93,7 +94,7 @@ def one_block(spiking, analog):
         Node("conv", Conv2d(weight, torch.tensor([-0.25, 0.5, 0.25]), spiking=SpikingWeights(weight - 0.125)), ("x",)),
         Node("n", op, ("conv",)),
     )
-    return module._Block(nodes, {"x": Pair(spiking, analog)}, len(spiking))
+    return training.Block(nodes, {"x": Pair(spiking, analog)}, len(spiking))
 
 
 def test_the_loss_and_its_gradient_on_real_spikes_by_hand():
@@ -136,7 +137,11 @@ def test_the_loss_and_its_gradient_on_real_spikes_by_hand():
 def test_images_are_mirrored_and_shifted_by_up_to_an_eighth(height, width):
     given = torch.arange(1.0, 1 + 64 * 2 * height * width).view(64, 2, height, width)
     found, down, right = set(), height // 8, width // 8
-    for image, got in zip(given, module.varied(given, torch.Generator().manual_seed(0)), strict=True):
+    for image, got in zip(
+        given,
+        training.moved(given, training.moves(len(given), given.shape[-2:], torch.Generator().manual_seed(0))),
+        strict=True,
+    ):
         ways = []
         for top in range(-down, down + 1):
             for left in range(-right, right + 1):
@@ -158,15 +163,15 @@ def mirror(image, mirrored):
 
 
 def test_the_whole_learns_what_the_source_says_about_the_varied_images(monkeypatch, given):
-    before, seen, plain = prepared(given, "phased"), [], module._Block._entering
+    before, seen, plain = prepared(given, "phased"), [], training.Block._entering
 
-    def entering(self, chosen, generator):
-        values, target = plain(self, chosen, generator)
+    def entering(self, chosen, moves):
+        values, target = plain(self, chosen, moves)
         if len(self.nodes) == len(before.nodes):
-            seen.append((generator is not None, chosen, values["input"], target))
+            seen.append((moves is not None, chosen, values["input"], target))
         return values, target
 
-    monkeypatch.setattr(module._Block, "_entering", entering)
+    monkeypatch.setattr(training.Block, "_entering", entering)
     reconstruct(before, Context(given[1], STEPS), steps=2, joint=4)
     trying, steps = [True] * 2, [True] * 4
     assert [learning for learning, *_ in seen] == [*trying, False, *steps, False]
@@ -236,7 +241,7 @@ def test_what_the_source_is_made_of_stays(given):
 
 def test_what_is_no_better_on_the_images_kept_apart_stays_as_it_was(monkeypatch, given):
     for rate in ("WEIGHT", "CORRECTION", "THRESHOLD"):
-        monkeypatch.setattr(module, rate, 30.0)  # learns nonsense
+        monkeypatch.setattr(training, rate, 30.0)  # learns nonsense
     before = prepared(given, "phased")
     after = reconstruct(before, Context(given[1], STEPS), steps=4, joint=4)
     assert same(before, after)
@@ -247,13 +252,13 @@ def test_what_is_no_better_on_the_images_kept_apart_stays_as_it_was(monkeypatch,
 
 def test_images_kept_apart_are_not_trained_on(monkeypatch, given):
     """One in eight: what it is changed to changes no step, only the decision."""
-    seen, plain = [], module._Block._loss
+    seen, plain = [], training.Block._loss
 
-    def loss(self, chosen, generator):
+    def loss(self, chosen, moves):
         seen.append((set(chosen.tolist()), torch.is_grad_enabled()))
-        return plain(self, chosen, generator)
+        return plain(self, chosen, moves)
 
-    monkeypatch.setattr(module._Block, "_loss", loss)
+    monkeypatch.setattr(training.Block, "_loss", loss)
     reconstruct(prepared(given, "phased"), Context(given[1], STEPS), steps=9, joint=9)
     trained = set().union(*(chosen for chosen, learning in seen if learning))
     checked = set().union(*(chosen for chosen, learning in seen if not learning))
@@ -300,13 +305,13 @@ def test_which_networks_one_pass_describes(given, name, nearly):
 
 
 def test_signed_networks_learn_in_one_pass_and_are_judged_by_their_spikes(monkeypatch, given):
-    seen, plain = [], module.fire_mean
+    seen, plain = [], training.fire_mean
 
     def fire_mean(op, currents, timesteps):
         seen.append((len(currents), torch.is_grad_enabled()))
         return plain(op, currents, timesteps)
 
-    monkeypatch.setattr(module, "fire_mean", fire_mean)
+    monkeypatch.setattr(training, "fire_mean", fire_mean)
     before = prepared(given, "signed")
     reconstruct(before, Context(given[1], STEPS), **SHORT)
     layers = len(before.neurons)
@@ -317,13 +322,13 @@ def test_signed_networks_learn_in_one_pass_and_are_judged_by_their_spikes(monkey
 @pytest.mark.parametrize("name", ["lagged", "phased", "signed"])
 def test_images_that_do_not_fit_in_memory_are_all_learned_from(monkeypatch, given, name):
     """In parts, from files: the same steps on the same images, but for rounding."""
-    before, learned, plain = prepared(given, name), [], module._Block._loss
+    before, learned, plain = prepared(given, name), [], training.Block._loss
 
-    def loss(self, chosen, generator):
-        learned.append((chosen.tolist(), generator is not None))
-        return plain(self, chosen, generator)
+    def loss(self, chosen, moves):
+        learned.append((chosen.tolist(), torch.is_grad_enabled()))
+        return plain(self, chosen, moves)
 
-    monkeypatch.setattr(module._Block, "_loss", loss)
+    monkeypatch.setattr(training.Block, "_loss", loss)
     made = []
     for room in (2**25, 5000):
         monkeypatch.setattr(module, "PART", room)
@@ -362,14 +367,15 @@ class Clock:
     """Goes on by a second with every gradient."""
 
     def __init__(self, monkeypatch):
-        self.now, plain = 0.0, module._Block._backward
+        self.now, plain = 0.0, training.Block._backward
 
         def backward(block, *rest):
             self.now += 1.0
             return plain(block, *rest)
 
-        monkeypatch.setattr(module._Block, "_backward", backward)
-        monkeypatch.setattr(module, "time", self)
+        monkeypatch.setattr(training.Block, "_backward", backward)
+        for where in (module, training):
+            monkeypatch.setattr(where, "time", self)
 
     def monotonic(self):
         return self.now
@@ -420,7 +426,8 @@ def test_with_time_enough_the_clock_changes_nothing(monkeypatch, given):
     found = []
     for tick in (0.0, 1.0):
         clock = itertools.count(0.0, tick)
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.__next__))
+        for where in (module, training):
+            monkeypatch.setattr(where, "time", SimpleNamespace(monotonic=clock.__next__))
         found.append(reconstruct(prepared(given, "lagged"), Context(given[1], STEPS), **SHORT))
     assert same(*found)
 
@@ -440,7 +447,7 @@ def test_after_an_interruption_the_same_comes_out(monkeypatch, tmp_path, given, 
     """Bit for bit what an undisturbed call gives; finished blocks are not trained again. Block 5 is all together."""
     before, path = prepared(given, name), tmp_path / "net.snn.partial"
     undisturbed = reconstruct(before, Context(given[1], STEPS), **SHORT)
-    trained, plain = [], module._Block.train
+    trained, plain = [], training.Block.train
 
     def train(self, *rest):
         if len(trained) == block:
@@ -449,7 +456,7 @@ def test_after_an_interruption_the_same_comes_out(monkeypatch, tmp_path, given, 
         return plain(self, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module._Block, "train", train)
+        patched.setattr(training.Block, "train", train)
         with pytest.raises(Stopped):
             reconstruct(before, Context(given[1], STEPS), resume=path, **SHORT)
     assert path.exists() == (block > 0) and len(trained) == block
@@ -459,7 +466,7 @@ def test_after_an_interruption_the_same_comes_out(monkeypatch, tmp_path, given, 
         trained.append(self)
         return plain(self, *rest)
 
-    monkeypatch.setattr(module._Block, "train", count)
+    monkeypatch.setattr(training.Block, "train", count)
     again = reconstruct(before, Context(given[1], STEPS), resume=path, **SHORT)
     assert same(again, undisturbed) and again.provenance == undisturbed.provenance
     assert len(trained) == 1 + 6

@@ -51,7 +51,7 @@ def as_rank(rank, port, folder, arguments):
     os.environ.update(TORCHELASTIC_RUN_ID="x", TORCHELASTIC_USE_AGENT_STORE="True")
     words_to(folder, rank)
     torch.set_num_threads(1)
-    if arguments[0] == "evaluate":
+    if arguments[0] in ("evaluate", "convert"):
         sys.argv = ["sresnet", *arguments]
         sys.modules["sresnet_cli.__main__"].main()
     else:
@@ -186,6 +186,26 @@ def test_a_process_without_a_readable_image_is_no_error(folder, alone):
     assert len(one[2]) == 1 and one[2][0].startswith("Left out 1 unreadable image(s): ") and broken.name in one[2][0]
     report = untimed(folder / "two.json")
     assert report["images"] == 2 and report == untimed(folder / "one.json")
+
+
+def test_two_processes_convert_as_one_does(folder, alone):
+    """One says what was done and writes; what is summed exactly is the same to the last bit."""
+    pixels = np.random.default_rng(0).integers(0, 256, (33, SIZE, SIZE, 3), dtype=np.uint8)
+    np.savez(folder / "data.npz", x=pixels, y=np.arange(33) % 10)
+    asked = ("convert", "tiny.pth", "--calibration", "data.npz", "--recipe", "phased", "--timesteps", 4,
+             "--input-size", SIZE, "--device", "cpu", "--memory", "3GB")  # fmt: skip
+    one = alone(*asked, "-o", "one.snn")
+    two = forked(folder, *asked, "-o", "two.snn")
+    assert (one[0], two[0]) == (0, 0), two[2]
+    assert two[1] == one[1].replace("one.snn", "two.snn") and two[2] == one[2]
+    mine, theirs = (s_resnet.load(folder / f"{name}.snn") for name in ("one", "two"))
+    assert theirs.provenance.data == mine.provenance.data
+    assert theirs.provenance.calibration == mine.provenance.calibration
+    for name, value in mine.tensors().items():
+        torch.testing.assert_close(theirs.tensors()[name], value, rtol=1e-3, atol=1e-3)
+    again = alone(*asked, "-o", "two.snn")  # which is there
+    code, out, said = forked(folder, *asked, "-o", "two.snn")
+    assert (code, out, said) == again and code == 2 and "--force" in said[-1]
 
 
 # ---- from Python, in a group that the caller made

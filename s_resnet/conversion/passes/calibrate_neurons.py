@@ -11,7 +11,8 @@ from torch import Tensor
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import Conv2d, Linear, Node, Op
-from ...simulation.lockstep import fire_mean
+from ...runtime.processes import all_gather
+from ...simulation.lockstep import fire_mean, mean_of_steps
 from ..context import Context
 from ..layerwise import Pairs, fit_layers
 from ..least_squares import refit
@@ -51,6 +52,7 @@ def calibrate_neurons(graph: Graph, context: Context, weights: bool = False, tim
     if not graph.neurons:
         return graph
     images, timesteps = context.fitting_images("calibrate_neurons"), context.fitting_steps("calibrate_neurons")
+    count = sum(all_gather(len(images)))
 
     def fit(node: Node, parts: Pairs) -> Op:
         assert isinstance(node.op, Neuron)
@@ -60,7 +62,7 @@ def calibrate_neurons(graph: Graph, context: Context, weights: bool = False, tim
     def refitted(node: Node, parts: Pairs) -> Op:
         assert isinstance(node.op, Conv2d | Linear)
         exact = all(name in graph.static for name in node.inputs)  # a layer that reads the images has no error
-        return node.op if exact else refit(node.op, parts, len(images))
+        return node.op if exact else refit(node.op, parts, count)
 
     label = "calibrate_neurons" if context.progress else ""
     return fit_layers(graph, images, timesteps, fit, refitted if weights else None, label)
@@ -71,16 +73,38 @@ def _unbiased(op: Neuron, parts: Pairs, timesteps: int, time_indexed: bool) -> N
     rounds = math.ceil(SWEEPS / len(parts))
     rate = RATE * SWEEPS / (rounds * len(parts))
     for _ in range(rounds):
-        for currents, target in parts:
-            by_step = time_indexed and len(currents) > 1
-            wanted = _mean(target)
-            correction = torch.zeros_like(wanted) if op.correction is None else op.correction
-            if by_step:
-                correction = correction.expand(timesteps, -1)
-            spikes = fire_mean(replace(op, correction=correction), currents, timesteps)
-            got = torch.stack([_mean(s) for s in spikes]) if by_step else _mean(spikes.mean(0))
-            op = replace(op, correction=correction + rate * (wanted - got))
+        for group in parts.groups():
+            lacking = _mean_of([_lacking(op, *pair, timesteps, time_indexed, rounds == 1) for pair in group])
+            lacking = lacking.to(op.threshold.device)
+            correction = torch.zeros_like(lacking) if op.correction is None else op.correction
+            op = replace(op, correction=correction + rate * lacking)
     return op
+
+
+def _lacking(
+    op: Neuron, currents: Tensor, target: Tensor, timesteps: int, time_indexed: bool, large: bool
+) -> tuple[Tensor, int]:
+    """The source's mean minus the layer's, per channel ``[C]`` or step ``[T, C]``, and the number of images."""
+    by_step = time_indexed and len(currents) > 1
+    wanted = _mean(target)
+    correction = torch.zeros_like(wanted) if op.correction is None else op.correction
+    if by_step:
+        correction = correction.expand(timesteps, -1)
+    spikes = fire_mean(replace(op, correction=correction), currents, timesteps)
+    got = torch.stack([_mean(s) for s in spikes]) if by_step else _mean(mean_of_steps(spikes, large))
+    return wanted - got, len(target)
+
+
+def _mean_of(parts: list[tuple[Tensor, int]]) -> Tensor:
+    """The mean over the images of all parts and processes, of a mean and the number of images of each."""
+    gathered = [part for own in all_gather([(value.cpu(), count) for value, count in parts]) for part in own]
+    first, images = gathered[0]
+    if len(gathered) == 1:
+        return first
+    total = first.double() * images
+    for value, count in gathered[1:]:
+        total, images = total + value.double() * count, images + count
+    return (total / images).to(first.dtype)
 
 
 def _mean(value: Tensor) -> Tensor:

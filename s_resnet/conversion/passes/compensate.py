@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ...graph.graph import Graph
@@ -12,6 +13,7 @@ from ...graph.provenance import Compensation, TriedFactor
 from ...runtime.progress import Progress
 from ...simulation.simulate import simulate
 from ..context import Context
+from ..portions import analog_parts, spiking_images
 
 EVALUATIONS = 6
 
@@ -84,13 +86,15 @@ class _Objective:
 
     def __init__(self, graph: Graph, images: Tensor, timesteps: int, progress: bool) -> None:
         self.graph, self.images, self.timesteps = graph, images, timesteps
-        self.logits = graph.run(images)
+        self.logits = torch.cat([graph.run(part) for part in analog_parts(graph, images, "compensate")])
         self.errors: dict[float, Tensor] = {}
         self.bar = Progress[None](total=EVALUATIONS, desc="compensate", unit="factor", shown=progress)
 
     def __call__(self, factor: float) -> float:
         if factor not in self.errors:
-            answer = simulate(_with_gain(self.graph, factor), self.images, self.timesteps).outputs[-1]
+            graph = _with_gain(self.graph, factor)
+            parts = torch.split(self.images, spiking_images(graph, self.images, "compensate"))
+            answer = torch.cat([simulate(graph, part, self.timesteps).outputs[-1] for part in parts])
             apart = (answer - self.logits).abs().mean(1).double()
             self.errors[factor] = apart / self.logits.abs().mean().clamp_min(1e-30)
             self.bar.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch import Tensor
 from ...graph.graph import Graph
 from ...graph.ops import Node, Op
 from ...graph.readout import Readout
+from ...runtime.processes import all_gather
 from ...runtime.progress import Progress
 from ...simulation.lockstep import lockstep, steps_of
 from ..context import Context
-from ..layerwise import parts_of
+from ..layerwise import at_readout, parts_of
 
 LEAST = 1e-3  # share of the mean weight that every step keeps, so that an answer exists at every step
 RIDGE = 1e-2  # share of the currents' variance, towards equal weights
@@ -52,10 +54,15 @@ def fit_readout(graph: Graph, context: Context, weighted: bool = True) -> Graph:
             sums.append(_Sums.of(currents.double(), target.double()))
         return node.op
 
-    parts = parts_of(graph, images, steps_of(graph, timesteps))
+    parts, left = parts_of(graph, images, steps_of(graph, timesteps)), at_readout(graph, images, timesteps)
     for part in Progress(parts, desc="fit_readout", unit="part", shown=context.progress):
-        lockstep(graph, images[part], timesteps, visit)
+        if left is None:
+            lockstep(graph, images[part], timesteps, visit)
+        else:
+            visit(graph.nodes[-1], *left(part))
         sums = [sums[0] if len(sums) == 1 else sums[0].plus(sums[1])]
+    every = all_gather(sums[0].to("cpu"))
+    sums = [reduce(_Sums.plus, every).to(graph.device)]
     nodes = (
         replace(node, op=_fitted(node.op, sums[0], weighted)) if isinstance(node.op, Readout) else node
         for node in graph.nodes
@@ -85,6 +92,9 @@ class _Sums:
     def of(cls, currents: Tensor, target: Tensor) -> _Sums:
         x = currents.flatten(1)
         return cls(len(target), currents.sum(1), target.sum(0), x @ x.T, x @ target.flatten())
+
+    def to(self, device: torch.device | str) -> _Sums:
+        return _Sums(self.images, *(value.to(device) for value in (self.currents, self.targets, self.gram, self.right)))
 
     def plus(self, other: _Sums) -> _Sums:
         return _Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
+from ...runtime.processes import all_gather, summed
 from ..context import Context
-from ..layerwise import parts_of
+from ..portions import analog_images
 from ..spill import Spill
 
 BINS = 1024
 # Shares of the largest activation to try as full scale.
 SHARES = torch.logspace(-1.0, 0.0, 80, dtype=torch.float64)
 LEAST = 1e-3  # share of the layer's median threshold: an almost silent channel must not fire at mere noise
-ROOM = 2**24  # activations of a layer in memory at a time
 
 
 def fit_thresholds(graph: Graph, context: Context) -> Graph:
@@ -61,17 +61,21 @@ def _histograms(graph: Graph, images: Tensor | Spill) -> dict[str, tuple[Tensor,
     names = {node.name for node in graph.neurons}
     largest: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
-    parts = parts_of(graph, images, 1, ROOM)
+    size = analog_images(graph, images[:1], "fit_thresholds")
+    parts = [slice(first, first + size) for first in range(0, len(images), size)]
     for part in parts:
         for name, value in graph.activations(images[part]):
             if name in names:
                 peak = value.transpose(0, 1).flatten(1).amax(1)
                 largest[name] = torch.maximum(largest[name], peak) if name in largest else peak
+    everywhere = all_gather({name: peak.cpu() for name, peak in largest.items()})
+    for name, peak in largest.items():
+        largest[name] = torch.stack([other[name] for other in everywhere]).amax(0).to(peak.device)
     for part in parts:
         for name, value in graph.activations(images[part]):
             if name in names:
                 counts[name] = counts.get(name, 0) + _count(value.transpose(0, 1).flatten(1), largest[name])
-    return {name: (largest[name], counts[name]) for name in names}
+    return {node.name: (largest[node.name], summed(counts[node.name])) for node in graph.neurons}
 
 
 def _count(values: Tensor, largest: Tensor) -> Tensor:
