@@ -73,7 +73,7 @@ class Graph(Displayed):
         For the values of other nodes see :func:`s_resnet.simulation.features`.
 
         Args:
-            images: ``[B, C, H, W]``; signals ``[B, C, L]``; or events ``[T, B, C, H, W]``, where step t receives frame t.
+            images: ``[B, C, H, W]``; signals ``[B, C, L]``, or events ``[T, B, C, H, W]``, frame t at step t.
             timesteps: T >= 1.
             precision: ``"exact"`` or ``"fast"``, as in :class:`s_resnet.graph.StreamSettings`.
 
