@@ -73,8 +73,7 @@ class Graph(Displayed):
         For the values of other nodes see :func:`s_resnet.simulation.features`.
 
         Args:
-            images: ``[B, C, H, W]``; signals ``[B, C, L]``, which are images of height 1; or events
-                ``[T, B, C, H, W]``, where step t receives frame t.
+            images: ``[B, C, H, W]``; signals ``[B, C, L]``, or events ``[T, B, C, H, W]``, frame t at step t.
             timesteps: T >= 1.
             precision: ``"exact"`` or ``"fast"``, as in :class:`s_resnet.graph.StreamSettings`.
 
@@ -289,8 +288,7 @@ class Graph(Displayed):
 
         A value is freed after its last reader.
         """
-        images = as_maps(images)
-        check_shown(self.nodes, self.provenance, images, "run")
+        check_shown(self.nodes, self.provenance, images := as_maps(images), "run")
         if images.ndim == 5:
             images = images[0] if self.trained else images.mean(0)
         yield from engine.activations(self.nodes, images)
