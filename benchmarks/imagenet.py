@@ -38,6 +38,7 @@ import torch
 import torchvision
 from answers import Line
 from imagenet_case import BARE, RECIPES, SEED, Case, Settings, evaluate, images_for, made_with
+from variations import VARIATIONS
 
 import s_resnet
 
@@ -45,7 +46,7 @@ RESULTS = Path(__file__).parent / "results" / "imagenet.jsonl"
 NETWORKS = ("resnet18", "resnet34", "resnet50")
 # T of the recipes that are not compared at these latencies; of the bare conversion one simulation gives all.
 STEPS = {"multilevel": (4, 8), "phased": (8, 16), BARE: (256,)}
-USUAL = ("calibrated-streaming", "calibrated", "signed", "multilevel", "phased", BARE)
+USUAL = ("calibrated-streaming", *VARIATIONS, "calibrated", "signed", "multilevel", "phased", BARE)
 FITTED = ("fit_thresholds", "calibrate_neurons", "fit_readout")
 
 
@@ -58,7 +59,9 @@ def steps_for(checkpoint: Path, recipe: str, size: int | None) -> list[int]:
         return list(STEPS[recipe])
     loaded = s_resnet.load_checkpoint(checkpoint)
     size = size or loaded.input_size
-    known = s_resnet.RECIPES[recipe.partition("+")[0]].without(*FITTED)
+    plain = recipe.partition("+")[0]
+    named = VARIATIONS[plain](s_resnet.RECIPES["calibrated"]) if plain in VARIATIONS else s_resnet.RECIPES[plain]
+    known = named.without(*FITTED)
     snn = s_resnet.convert(loaded.model, (loaded.channels, size, size), known, timesteps=1)
     late = {snn.end_to_end_steps(steps): steps for steps in range(1, max(claims.LATENCIES) + 1)}
     return [late[steps] for steps in claims.LATENCIES if steps in late]
@@ -109,9 +112,9 @@ def cases(asked: argparse.Namespace, settings: Settings) -> list[Case]:
 
 
 def run(arguments: Sequence[str]) -> Line:
-    """Run the command line in a process of its own; its seconds, and bytes at its peak."""
+    """Run Python with these arguments in a process of its own; its seconds, and bytes at its peak."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "sresnet_cli", *arguments]
+    command = [sys.executable, *arguments]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -132,7 +135,7 @@ def converted(case: Case, resume: bool) -> Line:
     kept = case.file.with_suffix(".json")
     identity = {
         "checkpoint_sha256": hashlib.sha256(case.checkpoint.read_bytes()).hexdigest(),
-        "convert": shlex.join(["sresnet", *case.convert(case.checkpoint.name, "DATA")]),
+        "convert": shlex.join(case.convert(case.checkpoint.name, "DATA", "OUT")),
     }
     if resume and case.file.exists() and kept.exists():
         line: Line = json.loads(kept.read_text())
@@ -141,7 +144,9 @@ def converted(case: Case, resume: bool) -> Line:
         return line
     for file in (kept, *case.files()):
         file.unlink(missing_ok=True)
-    took = run([*case.convert(case.checkpoint, case.settings.data), "--force", "-o", str(case.file)])
+    program, *arguments = case.convert(case.checkpoint, case.settings.data, case.file)
+    here = Path(__file__).parent / program
+    took = run([*((str(here),) if here.exists() else ("-m", "sresnet_cli")), *arguments])
     line = {**took, **identity, "converted_with": made_with()}
     kept.write_text(json.dumps(line))
     return line

@@ -17,12 +17,17 @@ import latency
 import torch
 from answers import Line
 from torch import Tensor
+from variations import VARIATIONS
 
 import s_resnet
 
 BARE = "no-data"
 STREAMING = "calibrated-streaming"
-RECIPES = {**latency.RECIPES, f"{STREAMING}+reconstruct": f"--recipe {STREAMING} --reconstruct", BARE: ""}
+RECIPES = {
+    **latency.RECIPES,
+    f"{STREAMING}+reconstruct": f"--recipe {STREAMING} --reconstruct",
+    BARE: "",
+} | dict.fromkeys(VARIATIONS, "")
 SPLITS = {"recipe": "evaluation", "choice": "calibration"}
 SEED = 0  # of the choice of images
 
@@ -87,15 +92,19 @@ class Case:
     def bare(self) -> bool:
         return self.recipe == BARE
 
-    def convert(self, checkpoint: object, data: object) -> list[str]:
-        """The arguments of convert, without the output."""
+    def convert(self, checkpoint: object, data: object, out: object) -> list[str]:
+        """The command that converts: the program and its arguments."""
         options = shlex.split(RECIPES[self.recipe])
         if not self.bare:
-            options += ["--timesteps", str(self.timesteps), "--calibration", str(data)]
-            options += ["--calibration-images", str(self.settings.calibration_images)]
+            options += ["--timesteps", str(self.timesteps), "--calibration-images"]
+            options += [str(self.settings.calibration_images)]
         if self.settings.input_size:
             options += ["--input-size", str(self.settings.input_size)]
-        return ["convert", str(checkpoint), *options, "--device", self.settings.device]
+        if self.recipe in VARIATIONS:
+            return ["variations.py", self.recipe, str(checkpoint), str(data), str(out), *options]
+        options += [] if self.bare else ["--calibration", str(data)]
+        device = ["--device", self.settings.device, "--force", "-o", str(out)]
+        return ["sresnet", "convert", str(checkpoint), *options, *device]
 
     def files(self) -> list[Path]:
         """The files of answers, of all shards."""
