@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from ..errors import InvalidCheckpoint, message
-from .foreign_files import EXPECTED, kind_of, kind_of_zip, refusal
+from .foreign_files import EXPECTED, UNMISTAKABLE, kind_of, kind_of_zip, refusal
 from .opcodes import Excess, scan
 
 SAVE = "save its weights with torch.save(model.state_dict(), path)"
@@ -84,12 +84,14 @@ def _check_format(path: Path, file: BinaryIO, where: str) -> None:
         raise InvalidCheckpoint(message(where, "empty file", "0 bytes", EXPECTED, "Copy or download it again"))
     if path.suffix == ".safetensors":
         return
+    unknown = f"a file beginning with {head[:16]!r}", f"Pass another file, or {SAVE}"
+    if path.suffix.lower() in UNMISTAKABLE:
+        raise refusal(where, kind_of(head, path) or unknown)
     if head.startswith(b"PK\x03\x04"):
         _check_zip(file, where)
     elif head.startswith(b"\x80"):  # the beginning of a binary pickle, torch.save's older format
         _check_legacy(file, where)
     else:
-        unknown = f"a file beginning with {head[:16]!r}", f"Pass another file, or {SAVE}"
         raise refusal(where, kind_of(head, path) or unknown)
 
 

@@ -36,6 +36,9 @@ _BEGINNINGS: tuple[tuple[int, bytes, str, str], ...] = (
 _TEXTS = ((b"<!doctype html", "a web page"), (b"<html", "a web page"), (b"<?xml", "XML (an OpenVINO network)"))
 # By the suffix, where the content does not tell.
 _SUFFIXES = {
+    ".h5": "HDF5 (TensorFlow, Keras)",
+    ".hdf5": "HDF5 (TensorFlow, Keras)",
+    ".keras": "Keras",
     ".pb": "TensorFlow",
     ".mlmodel": "Core ML",
     ".engine": "TensorRT, code for one GPU",
@@ -48,6 +51,8 @@ _SUFFIXES = {
     ".weights": "Darknet",
     ".msgpack": "Flax (MessagePack)",
 }
+# Zip archives and pickles as torch's files are, but never of torch.
+UNMISTAKABLE = (".keras", ".pdparams")
 # By the name of a part of a zip archive.
 _PARTS = {
     "serialized_exported_program.json": (

@@ -266,7 +266,7 @@ def test_a_folder_of_another_library(name, words, tmp_path):
 
 def test_keras_is_refused_by_name(tmp_path):
     (tmp_path / "model.keras").write_bytes(b"PK\x03\x04 and so on")
-    with pytest.raises(InvalidCheckpoint, match="not a PyTorch file, got Keras"):
+    with pytest.raises(InvalidCheckpoint, match="not a checkpoint, got Keras"):
         load_checkpoint(tmp_path / "model.keras")
 
 

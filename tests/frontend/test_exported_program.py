@@ -46,7 +46,7 @@ def settled(model, size):
     randomized(model).train()
     with torch.no_grad():
         for seed in range(2):
-            model(images(8, size, seed=seed))
+            model(images(4, size, seed=seed))
     return model.eval()
 
 
