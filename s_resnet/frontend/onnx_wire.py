@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
 
-FIELDS = 2**18  # of a whole file, of which ResNet-152 has some 20,000; each may become an object of some 100 bytes
+FIELDS = 2**18  # of a whole file; ResNet-18 has fewer than 10,000; each may become an object of some 100 bytes
 DEPTH = 64  # of messages in each other, below the parser's own limit of 100
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # how a field is written
 

@@ -72,7 +72,7 @@ def test_the_size_of_images_is_assumed_and_said_where_a_file_takes_any(program):
     code, _, err = program("convert", "any.onnx", "-o", "any.snn", "--input-size", 16)
     assert code == 0 and "Assumed" not in err
     code, _, err = program("convert", "any.onnx", "-o", "large.snn")
-    assert code == 0 and err.startswith(said)
+    assert code == 0 and said in err
     assert s_resnet.load("any.snn").provenance.input_shape == (3, 16, 16)
 
 
