@@ -198,6 +198,22 @@ def test_pixels_have_their_normalization_undone(paper):
     assert np.abs(shown - (x * std + mean).clip(0, 1)).max() <= 0.5 / 255 + 1e-6
 
 
+def test_pixels_of_gray_images_and_of_signals():
+    from types import SimpleNamespace
+
+    from s_resnet.data import AsStored, preprocessing_for
+    from s_resnet.report.spikes_section import _pixels
+
+    def shown(image, preprocessing):
+        return _pixels(image, SimpleNamespace(provenance=SimpleNamespace(preprocessing=preprocessing)))
+
+    gray = torch.arange(16.0).view(1, 4, 4) / 16
+    seen = shown((gray - 0.4) / 0.2, preprocessing_for(4, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3), gray=True))
+    assert torch.equal(seen, (gray * 255).round().to(torch.uint8).permute(1, 2, 0).expand(4, 4, 3))
+    signal = torch.tensor([[[-1.0, 0, 1]], [[3, 3, 3]]])  # a row of pixels for each channel
+    assert shown(signal, AsStored((2, 3)))[:, :, 0].tolist() == [[0, 64, 128], [255, 255, 255]]
+
+
 # ---- intervals
 
 

@@ -179,6 +179,12 @@ def test_draws_depend_on_seed_and_epoch_alone():
     assert same_image(order, x, larger, z) == [True] * 16
 
 
+def test_images_for_a_gray_network_are_drawn_in_gray():
+    images, gray = data(), s_resnet.data.preprocessing_for(SIZE, gray=True)
+    ((x, _),) = epoch_loader(images, [[0, 3]], gray, replace(BRIEF, augmentation=()), 0, 0)
+    assert x.shape == (2, 1, SIZE, SIZE) and torch.equal(x, torch.stack([gray(images.image(i)) for i in (0, 3)]))
+
+
 def same_image(order, x, other, z):
     """Of every image that two epochs have, whether it was drawn the same way."""
     where = {index: at for at, index in enumerate(itertools.chain(*other))}
