@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from s_resnet.frontend.architectures import HEADS, QUESTIONS
-from s_resnet.frontend.layouts import LAYOUTS
+from s_resnet.frontend.weights.architectures import HEADS, QUESTIONS
+from s_resnet.frontend.weights.layouts import LAYOUTS
 
 PAGE = "reference/checkpoints.md"
 

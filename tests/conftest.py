@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from s_resnet.frontend.architectures import choose, parse
+from s_resnet.frontend.weights.architectures import choose, parse
 from s_resnet.models.planned_resnet import PlannedResNet
 
 # Kernels that the tests compile stay out of the user's cache, and are there for the next run.

@@ -487,5 +487,5 @@ def test_pickle_is_imported_nowhere_but_in_the_reader_of_checkpoints():
     """It needs the names of its errors."""
     for module in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"):
         users = [path for path, text in EVERYTHING.items() if mentions(text, module)]
-        assert users in ([], ["s_resnet/frontend/checkpoint_file.py"]), module
+        assert users in ([], ["s_resnet/frontend/weights/checkpoint_file.py"]), module
     assert mentions("def f():\n    import pickle as p", "pickle") and mentions("from pickle import loads", "pickle")

@@ -14,8 +14,8 @@ import click
 import pytest
 from sresnet_cli.__main__ import sresnet
 
-from s_resnet.frontend.architectures import WORDS
-from s_resnet.frontend.layouts import LAYOUTS
+from s_resnet.frontend.weights.architectures import WORDS
+from s_resnet.frontend.weights.layouts import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 API = ROOT / "docs" / "reference" / "api"

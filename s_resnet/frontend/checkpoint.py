@@ -6,11 +6,11 @@ from pathlib import Path
 from ..errors import InvalidCheckpoint, message
 from .loaded import Checkpoint
 from .program_files import load_program
-from .recognize import check_arch, recognize
-from .state_dict import fill, find_state, stored
-from .state_names import plain_weights, stripped, without_extras
-from .trained_file import is_trained, trained
-from .weight_files import check_config, read_weights
+from .weights.recognize import check_arch, recognize
+from .weights.state_dict import fill, find_state, stored
+from .weights.state_names import plain_weights, stripped, without_extras
+from .weights.trained_file import is_trained, trained
+from .weights.weight_files import check_config, read_weights
 
 
 def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: bool = False) -> Checkpoint:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InvalidCheckpoint, message
-from . import exported_program, onnx_file
+from .exported import file as exported_program
 from .loaded import Checkpoint
+from .onnx import file as onnx_file
 
 # By the suffix of the file's name; a reader raises InvalidCheckpoint or UnsupportedModel.
 READERS: dict[str, Callable[[Path], Checkpoint]] = {".onnx": onnx_file.load}

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..errors import InvalidCheckpoint, SResNetError, message
 from ..files import replacing, sweep
-from ..frontend.checkpoint_file import read
-from ..frontend.trained_file import FORMAT
+from ..frontend.weights.checkpoint_file import read
+from ..frontend.weights.trained_file import FORMAT
 from .settings import Training
 
 PARTS = {"format", "arch", "state_dict", "settings", "epoch", "optimizer", "scaler", "history", "data", "preprocessing"}

@@ -13,7 +13,7 @@ from test_cli import SIZE, Program, make_photos, tiny
 from torch import nn
 
 import s_resnet
-from s_resnet.frontend.architectures import WORDS
+from s_resnet.frontend.weights.architectures import WORDS
 from s_resnet.models import CifarResNet
 
 pytestmark = [

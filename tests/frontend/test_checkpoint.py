@@ -20,8 +20,8 @@ from torch.nn.utils import parametrizations
 
 from s_resnet.errors import InvalidCheckpoint, InvalidData
 from s_resnet.frontend.checkpoint import load_checkpoint
-from s_resnet.frontend.opcodes import Excess, scan
-from s_resnet.frontend.recognize import KNOWN, recognize
+from s_resnet.frontend.weights.opcodes import Excess, scan
+from s_resnet.frontend.weights.recognize import KNOWN, recognize
 from s_resnet.models.resnet import CifarResNet
 from s_resnet.models.torchvision_resnets import TORCHVISION
 

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 import s_resnet
 from s_resnet.errors import InvalidCheckpoint, SResNetError, UnsupportedModel
 from s_resnet.frontend import load_checkpoint, trace
-from s_resnet.frontend.checkpoint_file import LARGEST
+from s_resnet.frontend.weights.checkpoint_file import LARGEST
 from s_resnet.models.resnet import CifarResNet
 
 AUTO = torch.export.Dim.AUTO

@@ -33,10 +33,10 @@ from torch import nn
 import s_resnet
 from s_resnet.errors import InvalidCheckpoint
 from s_resnet.frontend import load_checkpoint
-from s_resnet.frontend.architectures import QUESTIONS, WORDS, parse
-from s_resnet.frontend.layouts import LAYOUTS
-from s_resnet.frontend.recognize import recognize
-from s_resnet.frontend.state_names import stripped
+from s_resnet.frontend.weights.architectures import QUESTIONS, WORDS, parse
+from s_resnet.frontend.weights.layouts import LAYOUTS
+from s_resnet.frontend.weights.recognize import recognize
+from s_resnet.frontend.weights.state_names import stripped
 from s_resnet.models import CifarResNet
 
 

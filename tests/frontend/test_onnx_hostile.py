@@ -16,7 +16,7 @@ from onnx_models import CLASSES, Writer, distance, images, runtime
 
 import s_resnet
 from s_resnet.errors import BackendUnavailable, InvalidCheckpoint, UnsupportedModel
-from s_resnet.frontend import onnx_wire
+from s_resnet.frontend.onnx import wire
 
 
 def put(folder, content):
@@ -365,10 +365,10 @@ def test_bombs(tmp_path, name):
 
 
 def test_the_walk_through_the_bytes_takes_what_the_parser_takes():
-    onnx_wire.scan(onnx_models.resnet(13).SerializeToString(), onnx.ModelProto.DESCRIPTOR)
+    wire.scan(onnx_models.resnet(13).SerializeToString(), onnx.ModelProto.DESCRIPTOR)
     for content in (b"\x80" * 11, b"\x0b", b"\x3a\x05\x00", b"\x09\x00", b"\x0f"):
-        with pytest.raises(onnx_wire.Damaged):
-            onnx_wire.scan(content, onnx.ModelProto.DESCRIPTOR)
+        with pytest.raises(wire.Damaged):
+            wire.scan(content, onnx.ModelProto.DESCRIPTOR)
 
 
 def growing(kind, count):

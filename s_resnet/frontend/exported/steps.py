@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..program import Earlier, Program, Step
+from ..weights.state_dict import check_numbers
 from . import aten
-from .exported_graph import LISTED, ExportedGraph, Node
-from .program import Earlier, Program, Step
-from .program_archive import DTYPES, Malformed, field, only
-from .state_dict import check_numbers
+from .archive import DTYPES, Malformed, field, only
+from .graph import LISTED, ExportedGraph, Node
 
 # No name of a file has a slash.
 BATCH, PICTURES = "/batch", "/pictures"  # the number of images, and the images of a network that takes signals

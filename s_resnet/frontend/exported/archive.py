@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InvalidCheckpoint, message
+from ...errors import InvalidCheckpoint, message
 
 JSON = 2**26  # bytes of a part that is JSON
 BRANCHES = 2**20  # lists and dicts in it

@@ -1,10 +1,10 @@
 """Which architecture has the names and shapes of a state dict.
 
-The layout tells which name is which layer (:mod:`s_resnet.frontend.layouts`), the shapes tell stem, width and shortcuts
-(:mod:`s_resnet.frontend.shapes`), and the number of blocks tells the architectures that come into question. These are
-built without memory (on the meta device), and all their names and shapes are compared with those of the file. What no
-checkpoint tells is as usual for the layout, or as the words behind ``arch`` say
-(:mod:`s_resnet.frontend.architectures`).
+The layout tells which name is which layer (:mod:`s_resnet.frontend.weights.layouts`). The shapes tell stem, width and
+shortcuts (:mod:`s_resnet.frontend.weights.shapes`), and the number of blocks tells the possible architectures. These
+are built on the meta device, without memory, and all their names and shapes are compared with those of the file. What
+no checkpoint tells is as usual for the layout, or as the words in ``arch`` say
+(:mod:`s_resnet.frontend.weights.architectures`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..errors import InvalidCheckpoint, message
-from ..models.planned_resnet import Plan, PlannedResNet
-from ..models.resnet import CifarResNet
-from ..models.torchvision_resnets import TORCHVISION
+from ...errors import InvalidCheckpoint, message
+from ...models.planned_resnet import Plan, PlannedResNet
+from ...models.resnet import CifarResNet
+from ...models.torchvision_resnets import TORCHVISION
 from .architectures import (
     QUESTIONS,
     SHORTCUT,

@@ -6,11 +6,11 @@ from typing import Any, TypeGuard
 
 import torch
 
-from ..errors import InvalidCheckpoint, InvalidData, message
-from ..graph.provenance import Provenance
-from ..models.catalog import build
-from .loaded import Checkpoint
-from .qcfs import QCFSModule
+from ...errors import InvalidCheckpoint, InvalidData, message
+from ...graph.provenance import Provenance
+from ...models.catalog import build
+from ..loaded import Checkpoint
+from ..qcfs import QCFSModule
 from .recognize import difference
 from .state_dict import fill, stored
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .. import files
-from ..errors import InvalidCheckpoint, message
+from ... import files
+from ...errors import InvalidCheckpoint, message
 from .checkpoint_file import LARGEST, SAVE, first, read
 
 # What a folder's weights are called, the best first.

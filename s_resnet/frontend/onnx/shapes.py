@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .onnx_node import OnnxNode, Value, constant, relaid
+from .node import OnnxNode, Value, constant, relaid
 
 Whole = Tensor | Sequence[int]  # a list of whole numbers, known or computed from sizes
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import BackendUnavailable, InvalidCheckpoint, UnsupportedModel, message
-from ..files import opened, reason
-from . import onnx_wire
-from .loaded import Checkpoint
-from .onnx_network import Graph, answer_of, example_of
-from .onnx_node import LARGEST as MOST
-from .onnx_node import Reading, Value, relaid
-from .onnx_tensors import AGAIN, FLOATS, Tensors, short
-from .program import Earlier, Program, Step
+from ...errors import BackendUnavailable, InvalidCheckpoint, UnsupportedModel, message
+from ...files import opened, reason
+from ..loaded import Checkpoint
+from ..program import Earlier, Program, Step
+from . import wire
+from .network import Graph, answer_of, example_of
+from .node import LARGEST as MOST
+from .node import Reading, Value, relaid
+from .tensors import AGAIN, FLOATS, Tensors, short
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -83,9 +83,9 @@ def _parsed(path: Path, tensors: Tensors) -> ModelProto:
         raise InvalidCheckpoint(message(where, "cannot be opened", reason(error), "a readable file", remedy)) from None
     tensors.digest.update(content)
     try:
-        onnx_wire.scan(content, onnx.ModelProto.DESCRIPTOR)
+        wire.scan(content, onnx.ModelProto.DESCRIPTOR)
         model = onnx.ModelProto.FromString(content)
-    except onnx_wire.Excess as error:
+    except wire.Excess as error:
         remedy = "Export the network itself, without functions and metadata"
         raise InvalidCheckpoint(
             message(where, "unfolds to too much", str(error), "nodes and weights of a network", remedy)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import safetensors.torch
 import torch
 
-from ..errors import InvalidCheckpoint, message
+from ...errors import InvalidCheckpoint, message
 from .foreign_files import EXPECTED, UNMISTAKABLE, kind_of, kind_of_zip, refusal
 from .opcodes import Excess, scan
 

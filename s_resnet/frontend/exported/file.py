@@ -1,7 +1,7 @@
 """Reading a network from a program of ``torch.export``: as data only, never through torch's own loader.
 
 Torch's loader of such files unpickles parts of them. Here the archive is opened, its JSON checked, and every operator
-looked up in a table of our own (:mod:`s_resnet.frontend.aten`); tensors are raw numbers.
+looked up in a table of our own (:mod:`s_resnet.frontend.exported.aten`); tensors are raw numbers.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidCheckpoint, UnsupportedModel, message
-from ..files import opened, reason
-from .exported_graph import ExportedGraph
-from .exported_steps import program_of
-from .loaded import Checkpoint
-from .program import Program
-from .program_archive import AGAIN, SCHEMA, VERSION, Archive, Malformed, field
-from .program_limits import answer_shape
+from ...errors import InvalidCheckpoint, UnsupportedModel, message
+from ...files import opened, reason
+from ..loaded import Checkpoint
+from ..program import Program
+from ..program_limits import answer_shape
+from .archive import AGAIN, SCHEMA, VERSION, Archive, Malformed, field
+from .graph import ExportedGraph
+from .steps import program_of
 
 LARGEST = 2**33  # bytes of a file
 PROGRAM = "models/"  # where an archive has its programs

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import BATCH_NORM
-from .onnx_node import GATHERED, OnnxNode, Value, constant
+from ..layers import BATCH_NORM
+from .node import GATHERED, OnnxNode, Value, constant
 
 SAME = ("SAME_UPPER", "SAME_LOWER")
 Sizes = tuple[int, ...]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..errors import InvalidCheckpoint, message
+from ...errors import InvalidCheckpoint, message
 from .architectures import HEADS
 from .checkpoint_file import first
 from .shapes import Shape

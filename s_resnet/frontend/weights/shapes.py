@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from ..models.planned_resnet import Plan
+from ...models.planned_resnet import Plan
 
 Shape: TypeAlias = tuple[int, ...]
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedModel, message
-from ..files import reason
-from .onnx_tensors import Tensors, short
-from .program import Earlier, Step
-from .rules import EXPECTED
+from ...errors import UnsupportedModel, message
+from ...files import reason
+from ..program import Earlier, Step
+from ..rules import EXPECTED
+from .tensors import Tensors, short
 
 if TYPE_CHECKING:
     from onnx import NodeProto

@@ -34,7 +34,8 @@ class Layout:
         parts: layers of a block, and their names in torchvision's layout.
         top: layers outside of blocks, and theirs.
         preactivated: whether it is for pre-activated networks alone; None for either.
-        usual: the words (:data:`s_resnet.frontend.architectures.WORDS`) for what its code does and weights do not tell.
+        usual: the words for what its code does and weights do not tell
+            (:data:`s_resnet.frontend.weights.architectures.WORDS`).
         fixed: those words that its code leaves no choice about.
         asks: words of a question that its code leaves open and others do not.
     """

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidCheckpoint, message, printable
-from ..files import opened, reason
+from ...errors import InvalidCheckpoint, message, printable
+from ...files import opened, reason
 
 if TYPE_CHECKING:
     from onnx import TensorProto

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from dataclasses import field as by_default
 from typing import Any
 
-from ..errors import UnsupportedModel, message
+from ...errors import UnsupportedModel, message
 from . import aten
-from .program_archive import Malformed, Shape, field, only, whole
+from .archive import Malformed, Shape, field, only, whole
 
 NODES = 20_000
 SIDE, CHANNELS = 2**16, 2**10  # of images

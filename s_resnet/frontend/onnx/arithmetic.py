@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .onnx_node import LARGEST, OnnxNode, Value, broadcast, constant
-from .onnx_shapes import Whole, listed, numbers_of, placed, whole
-from .onnx_tensors import FLOATS
+from .node import LARGEST, OnnxNode, Value, broadcast, constant
+from .shapes import Whole, listed, numbers_of, placed, whole
+from .tensors import FLOATS
 
 
 def identity(node: OnnxNode) -> Value:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from ..errors import InvalidCheckpoint, SResNetError, UnsupportedModel, message
-from ..files import reason
-from . import onnx_arithmetic, onnx_layers, onnx_shapes
-from .onnx_node import EXAMPLE, OnnxNode, Reading, Value, constant
-from .onnx_tensors import AGAIN, short
-from .rules import EXPECTED, HINTS
+from ...errors import InvalidCheckpoint, SResNetError, UnsupportedModel, message
+from ...files import reason
+from ..rules import EXPECTED, HINTS
+from . import arithmetic, layers, shapes
+from .node import EXAMPLE, OnnxNode, Reading, Value, constant
+from .tensors import AGAIN, short
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
@@ -23,49 +23,49 @@ if TYPE_CHECKING:
 NODES = 10_000  # of a network; ResNet-152 has some 500
 Operator: TypeAlias = Callable[[OnnxNode], Value | tuple[Value, ...]]
 OPERATORS: dict[str, Operator] = {
-    "Add": partial(onnx_arithmetic.elementwise, function=torch.add),
-    "AveragePool": onnx_layers.avg_pool,
-    "BatchNormalization": onnx_layers.batch_norm,
-    "Cast": onnx_arithmetic.cast,
-    "CastLike": onnx_arithmetic.cast,
-    "Clip": onnx_layers.clip,
-    "Concat": onnx_shapes.concatenate,
-    "Constant": onnx_arithmetic.stored,
-    "ConstantOfShape": onnx_arithmetic.filled,
-    "Conv": onnx_layers.convolution,
-    "Div": partial(onnx_arithmetic.elementwise, function=onnx_arithmetic.divide),
-    "Dropout": onnx_arithmetic.identity,
-    "Expand": onnx_shapes.expand,
-    "Flatten": onnx_shapes.flatten,
-    "Gather": onnx_shapes.gather,
-    "Gemm": onnx_layers.linear,
-    "GlobalAveragePool": onnx_layers.global_avg_pool,
-    "Identity": onnx_arithmetic.identity,
-    "LeakyRelu": onnx_layers.leaky_relu,
-    "MatMul": onnx_layers.product,
-    "Max": onnx_arithmetic.extreme,
-    "MaxPool": onnx_layers.max_pool,
-    "Min": onnx_arithmetic.extreme,
-    "Mul": partial(onnx_arithmetic.elementwise, function=torch.mul),
-    "Neg": partial(onnx_arithmetic.elementwise, function=torch.neg),
-    "Pad": onnx_shapes.pad,
-    "Range": onnx_arithmetic.range_,
-    "ReduceMean": onnx_shapes.reduce,
-    "ReduceSum": onnx_shapes.reduce,
-    "Relu": onnx_layers.relu,
-    "Reshape": onnx_shapes.reshape,
-    "Shape": onnx_shapes.shape,
-    "Size": onnx_shapes.size,
-    "Slice": onnx_shapes.slice_,
-    "Split": onnx_shapes.split,
-    "Squeeze": onnx_shapes.squeeze,
-    "Sub": partial(onnx_arithmetic.elementwise, function=torch.sub),
-    "Transpose": onnx_shapes.transpose,
-    "Unsqueeze": onnx_shapes.unsqueeze,
-    **onnx_arithmetic.CONSTANT,
+    "Add": partial(arithmetic.elementwise, function=torch.add),
+    "AveragePool": layers.avg_pool,
+    "BatchNormalization": layers.batch_norm,
+    "Cast": arithmetic.cast,
+    "CastLike": arithmetic.cast,
+    "Clip": layers.clip,
+    "Concat": shapes.concatenate,
+    "Constant": arithmetic.stored,
+    "ConstantOfShape": arithmetic.filled,
+    "Conv": layers.convolution,
+    "Div": partial(arithmetic.elementwise, function=arithmetic.divide),
+    "Dropout": arithmetic.identity,
+    "Expand": shapes.expand,
+    "Flatten": shapes.flatten,
+    "Gather": shapes.gather,
+    "Gemm": layers.linear,
+    "GlobalAveragePool": layers.global_avg_pool,
+    "Identity": arithmetic.identity,
+    "LeakyRelu": layers.leaky_relu,
+    "MatMul": layers.product,
+    "Max": arithmetic.extreme,
+    "MaxPool": layers.max_pool,
+    "Min": arithmetic.extreme,
+    "Mul": partial(arithmetic.elementwise, function=torch.mul),
+    "Neg": partial(arithmetic.elementwise, function=torch.neg),
+    "Pad": shapes.pad,
+    "Range": arithmetic.range_,
+    "ReduceMean": shapes.reduce,
+    "ReduceSum": shapes.reduce,
+    "Relu": layers.relu,
+    "Reshape": shapes.reshape,
+    "Shape": shapes.shape,
+    "Size": shapes.size,
+    "Slice": shapes.slice_,
+    "Split": shapes.split,
+    "Squeeze": shapes.squeeze,
+    "Sub": partial(arithmetic.elementwise, function=torch.sub),
+    "Transpose": shapes.transpose,
+    "Unsqueeze": shapes.unsqueeze,
+    **arithmetic.CONSTANT,
     **dict.fromkeys(
         ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "LRN", "LpNormalization"),
-        onnx_layers.no_statistics,
+        layers.no_statistics,
     ),
 }
 QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from ..errors import InvalidCheckpoint, message
+from ...errors import InvalidCheckpoint, message
 
 EXPECTED = "a file that torch.save, safetensors, ONNX or torch.export wrote"
 TRAINED = "Take the network's PyTorch weights, or export the network to ONNX"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..models.planned_resnet import Plan
+from ...models.planned_resnet import Plan
 
 # Blocks of four stages by the depth of a network of basic blocks (two convolutions) and of bottlenecks (three).
 BASIC = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidCheckpoint, message
+from ...errors import InvalidCheckpoint, message
 from .checkpoint_file import SAVE, first
 
 # Where training scripts put the weights, the best place first. Averages come last: papers report the plain weights.

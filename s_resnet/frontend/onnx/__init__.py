@@ -1,0 +1,1 @@
+"""ONNX files, read as steps of a program."""

@@ -1,0 +1,1 @@
+"""Files of weights: which network has the names and shapes of a state dict."""
