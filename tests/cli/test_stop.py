@@ -16,6 +16,7 @@ from test_train import trained
 
 from s_resnet import files
 from s_resnet.conversion import recipes
+from s_resnet.conversion.block import Block
 from s_resnet.data import loader
 from s_resnet.training import loop
 
@@ -213,13 +214,12 @@ def test_a_training_says_how_to_go_on(program, monkeypatch):
 
 def test_a_reconstruction_says_how_to_go_on_and_that_it_does(program, monkeypatch, tmp_path):
     put_converted(tmp_path)
-    module = sys.modules["s_resnet.conversion.passes.reconstruct"]
     asked = ("convert", "tiny.pth", "--calibration", "photos", "--calibration-images", 6, "--input-size", 8)
     asked = (*asked, "--recipe", "phased", "--timesteps", 2, "--reconstruct", "-o", "new.snn")
     short = recipes.Recipe.reconstructed
     monkeypatch.setattr(recipes.Recipe, "reconstructed", lambda self: short(self, steps=1, joint=1))
     with monkeypatch.context() as patch:
-        patch.setattr(module._Block, "train", stopped_at(3, module._Block.train))
+        patch.setattr(Block, "train", stopped_at(3, Block.train))
         code, _, err = program(*asked)
     last = err.splitlines()[-1]
     assert code == 130 and last.startswith("Interrupted. Repeat it to go on from new.snn.partial: 2 of ")

@@ -17,6 +17,7 @@ from s_resnet import RECIPES, Graph, convert, evaluate, load, save, simulate
 from s_resnet.analysis import EvaluationSettings
 from s_resnet.conversion import Auto, Context, Recipe, auto, choose_recipe
 from s_resnet.conversion.auto import ALPHABETS, WINDOWS, Trial
+from s_resnet.conversion.block import Block
 from s_resnet.conversion.calibrate import Calibration, Samples
 from s_resnet.data.intervals import wilson
 from s_resnet.errors import ConversionError, InvalidData
@@ -26,7 +27,6 @@ from s_resnet.graph.provenance import AppliedPass, Choice, Provenance
 from s_resnet.models import CifarResNet
 
 converting = importlib.import_module("s_resnet.conversion.convert")  # the package has the function under this name
-reconstructing = importlib.import_module("s_resnet.conversion.passes.reconstruct")
 # A single core makes torch warn about two workers, and Python 3.12 about forking beside torch's threads.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -447,7 +447,7 @@ def test_auto_completes_what_it_tries(monkeypatch, model, batches):
     assert snn.is_integer and snn.provenance.recipe.passes[-1] == AppliedPass("quantize_weights")
     with pytest.raises(ConversionError, match=r"signed or multi-level spikes"):
         Auto("signed").with_weights("int8")
-    monkeypatch.setattr(reconstructing._Block, "train", lambda self, *rest: (self.nodes, 0, False))
+    monkeypatch.setattr(Block, "train", lambda self, *rest: (self.nodes, 0, False))
     snn = convert(model, batches, Auto(timesteps=2).reconstructed())
     assert "reconstruct" in [step.name for step in snn.provenance.recipe.passes]
 
@@ -513,7 +513,7 @@ def test_auto_says_why(folder):
 
 
 def test_reconstruction_goes_on_after_ctrl_c(folder, tmp_path, monkeypatch):
-    trained, plain = [], reconstructing._Block.train
+    trained, plain = [], Block.train
 
     def train(self, steps, *rest):
         if len(trained) == 2:
@@ -521,7 +521,7 @@ def test_reconstruction_goes_on_after_ctrl_c(folder, tmp_path, monkeypatch):
         trained.append(self)
         return plain(self, 2, *rest)
 
-    monkeypatch.setattr(reconstructing._Block, "train", train)
+    monkeypatch.setattr(Block, "train", train)
     command = few_steps("--recipe", "phased", "--timesteps", 2, "--reconstruct")
     code, _, err = folder(*command)
     said = "Interrupted. Repeat it to go on from tiny.snn.partial: 2 of 6 parts finished."

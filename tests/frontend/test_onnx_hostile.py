@@ -57,7 +57,7 @@ def last_behind(kind, **settings):
         ("Frobnicate", {}, "node end/op: cannot be converted, got operator Frobnicate; expected a convolution"),
         ("FusedConv", {"domain": "com.microsoft"}, "com.microsoft::FusedConv; expected an operator of ONNX itself"),
         ("QuantizeLinear", {}, "QuantizeLinear, of a quantized network; expected floating-point weights"),
-        ("QLinearConv", {}, "--weights int8"),
+        ("QLinearConv", {}, 'recipe.with_weights("int8")'),
         ("LayerNormalization", {}, "expected BatchNorm"),
         ("Cast", {"to": 7}, "a cast of an activation to whole numbers"),
         ("Relu", {"alpha": 1.0}, "with the setting 'alpha'"),

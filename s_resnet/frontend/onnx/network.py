@@ -217,7 +217,9 @@ def _check(node: OnnxNode) -> None:
     if any(said.ref_attr_name for said in node.proto.attribute):
         raise node.refuse("a setting of a function", "settings with their values", AGAIN)
     if node.proto.op_type in QUANTIZED or node.proto.op_type.startswith("QLinear"):
-        remedy = "Convert the file from before the quantization; --weights int8 makes an integer network of it"
+        remedy = (
+            'Convert the file from before the quantization; recipe.with_weights("int8") makes an integer network of it'
+        )
         raise node.refuse(f"operator {node.kind}, of a quantized network", "floating-point weights", remedy)
 
 

@@ -15,8 +15,8 @@ UNPACK, AGAIN = "Unpack it, and pass the file inside", "Download it again, and l
 _BEGINNINGS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a pointer of Git LFS", "Run git lfs pull to have the file itself"),
     (0, b"\x89HDF\r\n", "HDF5 (TensorFlow, Keras)", TRAINED),
-    (0, b"\x89PNG\r\n", "a picture (PNG)", "Pass a checkpoint; images are for --calibration and --data"),
-    (0, b"\xff\xd8\xff", "a picture (JPEG)", "Pass a checkpoint; images are for --calibration and --data"),
+    (0, b"\x89PNG\r\n", "a picture (PNG)", "Pass a checkpoint; images go into calibration_batches"),
+    (0, b"\xff\xd8\xff", "a picture (JPEG)", "Pass a checkpoint; images go into calibration_batches"),
     (0, b"%PDF", "a document (PDF)", AGAIN),
     (0, b"GGUF", "GGUF, weights of llama.cpp", TRAINED),
     (4, b"TFL3", "TensorFlow Lite", TRAINED),
