@@ -421,6 +421,12 @@ def test_every_package_and_what_it_needs_is_in_the_wheel():
 # ---- what is never done ----
 
 
+def test_no_two_test_files_have_one_name():
+    """Files of tests are found by their names alone: pytest takes no second one."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 100 and not {name for name in names if names.count(name) > 1}
+
+
 def test_no_file_is_over_400_lines():
     found = {path: len(text.splitlines()) for path, text in EVERYTHING.items() if path not in LONG}
     assert not {path: lines for path, lines in found.items() if lines > 400}

@@ -46,7 +46,8 @@ def small(folder, tmp_path, monkeypatch):
 
     def run(arguments):
         converted.append(arguments[-1])
-        sresnet.main(arguments, standalone_mode=False)
+        assert arguments[:2] == ["-m", "sresnet_cli"]
+        sresnet.main(arguments[2:], standalone_mode=False)
         return took
 
     monkeypatch.setattr(imagenet, "run", run)
@@ -81,8 +82,8 @@ FORKS = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore
 def test_imagenet_converts_and_evaluates_the_weights_given(small):
     choice, line = small("one")
     assert line["convert"] == (
-        "sresnet convert mine.pth --recipe s-resnet-released --timesteps 4 --calibration DATA --calibration-images 6 "
-        "--input-size 32 --device cpu"
+        "sresnet convert mine.pth --recipe s-resnet-released --timesteps 4 --calibration-images 6 --input-size 32 "
+        "--calibration DATA --device cpu --force -o OUT"
     )
     assert (line["question"], line["network"], line["recipe"], line["timesteps"]) == ("recipe", "resnet18", "quick", 4)
     assert (choice["question"], choice["images"], line["images"], line["data"]) == ("choice", 4, 5, "ImageNet val")
