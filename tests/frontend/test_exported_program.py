@@ -70,17 +70,22 @@ def assert_same(path, model, x):
 # ---- what is read ----
 
 
-def test_resnet18_of_torchvision_in_few_operators(path):
-    model = settled(torchvision.models.resnet18(num_classes=7), 64)
-    loaded = assert_same(saved(path, model, images(2, 64), few=True), model, images(2, 64))
-    assert (loaded.num_classes, loaded.input_size, loaded.channels, loaded.name) == (7, 64, 3, "net.pt2")
+def of_torchvision(block, **options):
+    """One block in each of the four stages."""
+    return torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=7, **options)
+
+
+def test_a_basic_resnet_of_torchvision_in_few_operators(path):
+    model = settled(of_torchvision(torchvision.models.resnet.BasicBlock), 48)
+    loaded = assert_same(saved(path, model, images(2, 48), few=True), model, images(2, 48))
+    assert (loaded.num_classes, loaded.input_size, loaded.channels, loaded.name) == (7, 48, 3, "net.pt2")
     assert loaded.arch == f"torch.export program of torch {torch.__version__}"
     assert not any(module.training for module in loaded.model.modules())
 
 
-def test_resnet50_of_torchvision(path):
-    model = settled(torchvision.models.resnet50(num_classes=7), 64)
-    assert_same(saved(path, model, images(1, 64)), model, images(1, 64))
+def test_bottlenecks_of_torchvision(path):
+    model = settled(of_torchvision(torchvision.models.resnet.Bottleneck, groups=4, width_per_group=8), 48)
+    assert_same(saved(path, model, images(1, 48)), model, images(1, 48))
 
 
 @pytest.mark.parametrize(("shortcut", "few"), [("A", False), ("A", True), ("B", False)])
