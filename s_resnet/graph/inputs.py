@@ -31,6 +31,8 @@ def check_images(nodes: Sequence[Node], images: Tensor, where: str) -> dict[str,
                 given = f"images of shape {tuple(images.shape)}, {got[1]} on {got[2]}"
                 own = f"{expected[0]} channels, {expected[1]} on {expected[2]}"
                 remedy = "Preprocess them as for the source model"
+                if images.ndim == 4 and images.shape[2] == 1 and len(images) == expected[0]:  # [C, H, W] as signals
+                    remedy = "Of one image make a batch: x.unsqueeze(0)"
                 raise InvalidData(message(node.name, "", given, own, remedy))
     if images.ndim not in (4, 5):
         given = f"images of shape {tuple(images.shape)}"

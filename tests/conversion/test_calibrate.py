@@ -206,7 +206,7 @@ def test_a_percentile_out_of_range_is_refused(traced, percentile):
     ("batches", "message"),
     [
         ([], "got no images"),
-        ([torch.zeros(3, 16, 16)], r"got images of shape \(3, 16, 16\)"),
+        ([torch.zeros(3, 16, 16)], r"got images of shape \(3, 16, 1, 16\).*x.unsqueeze\(0\)"),
         ([{"picture": images()}], "got a batch of dict with picture"),
         ([images(channels=4)], r"\(2, 4, 16, 16\)"),
         ([torch.zeros(2, 2, 3, 16, 16)], r"got a batch of \(2, 2, 3, 16, 16\)"),

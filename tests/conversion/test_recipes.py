@@ -234,7 +234,7 @@ def test_a_shape_stands_in_for_images(model, shape):
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
-        ((3, 16), r"an image shape \(3, 16\); expected \(C, H, W\)"),
+        ((3, 16), r"got shape \(2, 3, 16\).* signals \[B, C, L\] of its channels and length, or images"),
         ((2, 3, 16, 16), r"expected \(C, H, W\)"),
         ((3, 0, 16), "whole numbers above 0"),
         ((3, 16.0, 16), "whole numbers above 0"),
