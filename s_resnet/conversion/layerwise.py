@@ -112,6 +112,7 @@ def fit_layers(
                 arrived = values.neuron(node)
                 node = replace(node, op=fit(node, arrived))
                 values.fire(index, node, arrived)
+                del arrived  # what it keeps of this layer would stay while the next synapse is refitted
             values.finish(index, node)
         fitted = replace(graph, nodes=tuple(values.done.values()))
     if isinstance(graph.nodes[-1].op, Readout):
