@@ -38,7 +38,8 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
         A Simulation without state.
 
     Raises:
-        InvalidData: the network's counts depend on the order of spikes, or a setting is out of range.
+        InvalidData: the network's counts depend on the order of spikes, images do not fit, or a setting is out of
+            range.
     """
     check_dense(images, "closed_form")
     images = as_maps(images)
