@@ -5,13 +5,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomized
+from conftest import narrow_resnet18, randomized
 from PIL import Image
 from sresnet_cli.__main__ import sresnet
 from test_event_data import GESTURES, make_gestures, save_network
@@ -19,9 +18,7 @@ from test_event_data import GESTURES, make_gestures, save_network
 import s_resnet
 from s_resnet.data import EVENT_BINS
 from s_resnet.data.wordnet import imagenet_ids
-from s_resnet.frontend.weights.architectures import parse
 from s_resnet.models import CifarResNet
-from s_resnet.models.planned_resnet import PlannedResNet
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -105,8 +102,7 @@ def files(tmp_path_factory):
                 image = Image.fromarray(pixels.to(torch.uint8).numpy())
                 image.save(folder / split / name / f"{index}.png")
     torch.save(randomized(CifarResNet(8, num_classes=4, width=4)).state_dict(), folder / "resnet20.th")
-    narrow = replace(parse("resnet18").plan, stem=(8,), width=8)
-    torch.save(randomized(PlannedResNet(narrow, 4)).state_dict(), folder / "resnet18.pth")
+    torch.save(narrow_resnet18(4).state_dict(), folder / "resnet18.pth")
     return folder
 
 
