@@ -5,6 +5,7 @@ import math
 import os
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,11 @@ def network_of(arch):
     """The untrained network of a name with words, such as resnet18-nomaxpool."""
     found = parse(arch)
     return PlannedResNet(choose(found.plan, found.chosen))
+
+
+def narrow_resnet18(classes):
+    """torchvision's ResNet-18 at an eighth of its width, with random weights."""
+    return randomized(PlannedResNet(replace(parse("resnet18").plan, stem=(8,), width=8), classes))
 
 
 def load_program(path, **options):

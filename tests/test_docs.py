@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
-from conftest import randomized
+from conftest import narrow_resnet18, randomized
 from PIL import Image
 from sresnet_cli.__main__ import sresnet
 from test_event_data import GESTURES, make_gestures, save_network
@@ -103,8 +102,7 @@ def files(tmp_path_factory):
                 image = Image.fromarray(pixels.to(torch.uint8).numpy())
                 image.save(folder / split / name / f"{index}.png")
     torch.save(randomized(CifarResNet(8, num_classes=4, width=4)).state_dict(), folder / "resnet20.th")
-    small = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=4)
-    torch.save(randomized(small).state_dict(), folder / "resnet18.pth")
+    torch.save(narrow_resnet18(4).state_dict(), folder / "resnet18.pth")
     return folder
 
 

@@ -36,9 +36,11 @@ def test_threads_that_write_one_file_do_not_meet(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+# Of the library only this module: all of it takes seconds to import.
 WRITER = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
+import os, sys, types
+sys.modules["s_resnet"] = package = types.ModuleType("s_resnet")
+package.__path__ = [sys.argv[1]]
 from s_resnet import files
 files.os.getpid = lambda: 1  # as in a container
 files._machine = lambda: sys.argv[3]
@@ -50,7 +52,7 @@ with files.replacing(sys.argv[2]) as temporary:
 
 
 def test_processes_of_one_number_on_two_machines_do_not_meet(tmp_path):
-    root = os.path.dirname(os.path.dirname(files.__file__))
+    root = os.path.dirname(files.__file__)
     command = [sys.executable, "-c", WRITER, root, str(tmp_path / "out")]
     writers = [
         subprocess.Popen([*command, machine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -66,7 +68,7 @@ def test_processes_of_one_number_on_two_machines_do_not_meet(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process")
 def test_what_a_killed_writer_leaves_is_swept_by_the_next(tmp_path):
-    root = os.path.dirname(os.path.dirname(files.__file__))
+    root = os.path.dirname(files.__file__)
     plain = WRITER.replace("files.os.getpid", "unused").replace("files._machine", "unused")
     command = [sys.executable, "-c", plain, root, str(tmp_path / "out"), "half"]
     writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

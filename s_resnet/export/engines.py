@@ -252,11 +252,13 @@ def verify_export(
         raise InvalidData(message("verify", "", f"dtype {dtype!r}", expected, "Pass the name of one of these types"))
     timesteps = whole_number(timesteps, "verify", "timesteps")
     program = read_nir(path).to(_DTYPES[dtype])
+    shape = tuple(images.shape)
     snn, images = _settled(folded(snn), _DTYPES[dtype]), as_maps(images).to(_DTYPES[dtype])
     split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
     given = host_input(snn, images) if split else snn.nodes[0].op.run(images)
     if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:
-        got, expected = f"images that make {tuple(given.shape)}", f"[B, {', '.join(map(str, program.input_shape))}]"
+        got = f"images of shape {shape}, which make {tuple(given.shape)}"
+        expected = f"[B, {', '.join(map(str, program.input_shape))}]"
         raise InvalidData(message("verify", "", got, expected, "Preprocess them as for calibration"))
     missing = {node.name for node in snn.neurons} - {layer.name for layer in program.layers.values()}
     if missing:

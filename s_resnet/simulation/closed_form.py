@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data.arguments import as_maps, whole_number
+from ..data.arguments import as_maps, check_dense, whole_number
 from ..errors import InvalidData, message
 from ..graph.graph import Graph, State
+from ..graph.inputs import check_shown
 from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op
 from ..graph.readout import Readout
@@ -37,12 +38,15 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
         A Simulation without state.
 
     Raises:
-        InvalidData: the network's counts depend on the order of spikes, or a setting is out of range.
+        InvalidData: the network's counts depend on the order of spikes, images do not fit, or a setting is out of
+            range.
     """
+    check_dense(images, "closed_form")
     images = as_maps(images)
     if images.ndim != 4:
         got, expected = f"a current of shape {tuple(images.shape)}", "images [B, C, H, W], the same at every step"
         raise InvalidData(message("closed_form", "", got, expected, "Run events through simulate"))
+    check_shown(graph.nodes, graph.provenance, images, "closed_form")
     wanted = (timesteps,) if at is None else tuple(sorted({whole_number(step, "closed_form", "at", 0) for step in at}))
     if not wanted or wanted[0] < 1 or wanted[-1] > timesteps:
         got, expected = f"T = {timesteps} and at={list(wanted)}", f"one or more steps within 1 ... {timesteps}"

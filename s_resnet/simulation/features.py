@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data.arguments import as_maps, whole_number
+from ..data.arguments import as_maps, check_dense, whole_number
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings, Whole, arithmetic
 from ..graph.graph import Graph, check_spiking, count_images
@@ -65,6 +65,7 @@ def features(
     timesteps = whole_number(timesteps, "simulate", "timesteps")
     check_spiking(snn, "simulate")
     _check_names(snn, names)
+    check_dense(images, "simulate")
     images = as_maps(images)
     sizes = snn.portions(images, timesteps, precision)
     # An observer sees all images of a chunk at once, so they are split here.

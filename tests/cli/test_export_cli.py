@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import load_program
+from conftest import load_program, narrow_resnet18
 from sresnet_cli import export
-from test_cli import CALIBRATED, SIZE, make_checkpoint, make_photos, randomized
+from test_cli import CALIBRATED, SIZE, make_checkpoint, make_photos
 from test_cli import network as network  # the fixtures
 from test_cli import program as program
 from trained_networks import put_trained
@@ -100,10 +100,8 @@ def test_rounding_is_told_from_mistakes(program, network, monkeypatch):
 
 
 def pooled(program):
-    """A torchvision ResNet-18, which has a max-pool, converted for 32 pixels."""
-    torchvision = pytest.importorskip("torchvision")
-    model = randomized(torchvision.models.resnet18(num_classes=3))
-    torch.save(model.state_dict(), "pooled.pth")
+    """A ResNet-18, which has a max-pool, converted for 32 pixels."""
+    torch.save(narrow_resnet18(3).state_dict(), "pooled.pth")
     make_photos(Path("photos"))
     settings = ("--calibration", "photos", "--calibration-images", 4, "--input-size", 32, "--timesteps", 2)
     program.works("convert", "pooled.pth", "-o", "pooled.snn", "--recipe", "s-resnet", *settings)

@@ -15,7 +15,7 @@ from s_resnet.errors import InvalidData
 from s_resnet.export import export_nir, export_npz, export_torch
 from s_resnet.graph import GraphModule
 from s_resnet.models import CifarResNet
-from s_resnet.simulation import SimulationSettings, features, simulate_with_early_exit
+from s_resnet.simulation import SimulationSettings, closed_form, features, simulate_with_early_exit
 
 X, Y = images(8, 8), torch.arange(8) % 10
 FORMS = {
@@ -148,6 +148,8 @@ def test_what_is_no_batch_of_images_is_not_simulated(snn, given, said):
     calls += [
         lambda: simulate(snn, given, 4, SimulationSettings(coding="poisson")),
         lambda: features(snn, given, 4, ["relu"]),
+        lambda: closed_form(snn, given, 4),
+        lambda: simulate_with_early_exit(snn, given, 4, 0.9),
     ]
     if isinstance(given, torch.Tensor):  # a batch of NumPy is taken
         calls += [lambda: evaluate(snn, [(given, Y)], 4), lambda: verify(snn, [given], 4)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import images, randomized
+from conftest import images, narrow_resnet18
 from test_cli import CALIBRATED, SIZE, Program, figures, make_checkpoint, make_photos, record_loaders, tiny
 
 import s_resnet
@@ -242,7 +242,7 @@ def test_digits_are_data(program, tmp_path, used):
 
 
 def test_an_evaluation_says_how_many_of_its_images_were_calibrated_on() -> None:
-    model = randomized(torchvision.models.resnet18(num_classes=3))
+    model = narrow_resnet18(3)
     calibrated, others = images(8, 32, seed=1), images(4, 32, seed=2)
     snn = s_resnet.convert(model, [calibrated], timesteps=2)
     labels = torch.zeros(6, dtype=torch.int64)

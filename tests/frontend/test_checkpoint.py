@@ -599,7 +599,7 @@ def test_text_as_safetensors(tmp_path):
     ("name", "content", "words"),
     [
         ("net.h5", b"\x89HDF\r\n\x1a\n", ["HDF5", "TensorFlow", "ONNX"]),
-        ("net.pth", b"\x89PNG\r\n\x1a\n", ["a picture (PNG)", "--calibration"]),
+        ("net.pth", b"\x89PNG\r\n\x1a\n", ["a picture (PNG)", "calibration_batches"]),
         ("net.pth", b"\n<!DOCTYPE html><title>404</title>", ["a web page", "Download it again"]),
         ("net.pth", b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS", "git lfs pull"]),
         ("net.bin", b"GGUF\x03\x00\x00\x00", ["llama.cpp"]),
