@@ -276,6 +276,7 @@ class _Values:
             self.kept.pop(name, None)
             self.at_hand.pop(name, None)
             self.driven.pop(name, None)
+        memory.release()  # else what was kept of this layer counts as held in the next
 
     def _found(self) -> dict[str, Pair]:
         return self.at_hand if self.at_once else {}

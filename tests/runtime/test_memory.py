@@ -1,5 +1,7 @@
 """Memory: what the system says is free, the limit that is asked for, and how many images fit."""
 
+import ctypes
+
 import pytest
 import torch
 
@@ -139,3 +141,13 @@ def test_images_that_fit(known):
     with memory_limit("1100MB"), pytest.raises(InvalidData) as refused:
         memory.images_in(memory.room(), 150_000_000, "convert")
     assert "expected 1.2GB at least. Pass memory 1.2GB, or smaller images" in str(refused.value)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library keeps no freed memory back")
+def test_freed_memory_goes_back_to_the_system():
+    blocks = [bytearray(100_000) for _ in range(800)]  # too small for the C library to give each one back by itself
+    last, full = blocks.pop(), memory.held()
+    blocks.clear()
+    memory.release()
+    assert memory.held() < full - 40_000_000
+    assert len(last) == 100_000
