@@ -1,11 +1,13 @@
 """Reading a trained network from a file: weights only, never code."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InvalidCheckpoint, message
+from .exported import file as exported_program
 from .loaded import Checkpoint
-from .program_files import load_program
+from .onnx import file as onnx_file
 from .weights.recognize import check_arch, recognize
 from .weights.state_dict import fill, find_state, stored
 from .weights.state_names import plain_weights, stripped, without_extras
@@ -39,7 +41,10 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: 
     """
     path = Path(path)
     where = str(path)
-    if (program := load_program(path, arch)) is not None:
+    reader = _reader(path)
+    if reader is not None:
+        _check_none(arch, where)
+        program = reader(path)
         _check_no_average(ema, where)
         return program
     content = read_weights(path)
@@ -70,6 +75,19 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: 
         weights=found.said,
         ema=ema,
     )
+
+
+def _reader(path: Path) -> Callable[[Path], Checkpoint] | None:
+    """Who reads a file that holds the network itself; None where it holds weights alone."""
+    if path.suffix.lower() == ".onnx":
+        return onnx_file.load
+    return exported_program.load if exported_program.is_exported_program(path) else None
+
+
+def _check_none(arch: str | None, where: str) -> None:
+    if arch is not None:
+        got, expected = f"arch {arch!r}", "none, since this file says which network it holds"
+        raise InvalidCheckpoint(message(where, "architecture", got, expected, "Leave out arch"))
 
 
 def _check_no_average(ema: bool, where: str) -> None:

@@ -125,10 +125,6 @@ def _chunk(x: Tensor, chunks: int, dim: int = 0) -> Any:
     return torch.chunk(x, chunks, dim)
 
 
-def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    return F.pad(x, pad, mode, value)
-
-
 def _pad_with(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
     return F.pad(x, pad, "constant", value)
 
@@ -167,7 +163,7 @@ _ADAPTED: dict[str, Callable[..., Any]] = {
     "index.Tensor": _index,
     "split.Tensor": _split,
     "chunk.default": _chunk,
-    "pad.default": _pad,
+    "pad.default": F.pad,
     "constant_pad_nd.default": _pad_with,
     "_unsafe_view.default": torch.reshape,
     "_to_copy.default": _cast,

@@ -17,11 +17,11 @@ from ...files import opened, reason
 from ..loaded import Checkpoint
 from ..program import Program
 from ..program_limits import answer_shape
+from ..weights.checkpoint_file import LARGEST
 from .archive import AGAIN, SCHEMA, VERSION, Archive, Malformed, field
 from .graph import ExportedGraph
 from .steps import program_of
 
-LARGEST = 2**33  # bytes of a file
 PROGRAM = "models/"  # where an archive has its programs
 OURS = "extra/s_resnet.json"  # what export_torch adds
 OTHERS = {

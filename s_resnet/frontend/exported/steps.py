@@ -21,8 +21,7 @@ from . import aten
 from .archive import DTYPES, Malformed, field, only
 from .graph import LISTED, ExportedGraph, Node
 
-# No name of a file has a slash.
-BATCH, PICTURES = "/batch", "/pictures"  # the number of images, and the images of a network that takes signals
+BATCH = "/batch"  # the name of the number of images; no name of a file has a slash
 EVAL = "Call model.eval(), and export the network again"
 FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
@@ -76,12 +75,7 @@ class _Builder:
         if not isinstance(answer, Earlier) or self.graph.answer not in self.moving:
             got, expected = f"{self.graph.answer}, which does not depend on the images", "the logits"
             raise self.graph.refuse("output", got, expected, "Export a network")
-        channels, *sides = self.graph.images.sizes[1:]
-        height, width = sides if len(sides) == 2 else (1, *sides)
-        if len(sides) == 1:  # a Graph takes signals as images of height 1
-            self.steps.insert(0, Step("signals", "squeeze", _signals, (Earlier(PICTURES),), result=images))
-            images = PICTURES
-        return Program(self.steps, images, answer.name, (channels, height, width))
+        return Program(self.steps, images, answer.name, self.graph.images.sizes[1:])
 
     def needed(self) -> list[Node]:
         """The nodes on which the answer depends, and those that change a tensor; after a check of their operators."""
@@ -228,10 +222,6 @@ class _Builder:
         """The type that a cast to ``dtype`` is to: the program's own type is float32 here."""
         own = self.graph.images.dtype
         return torch.float32 if dtype in (own, torch.float64) else dtype
-
-
-def _signals(x: Tensor) -> Tensor:
-    return x.squeeze(2)
 
 
 def _single(tensor: Tensor) -> Tensor:

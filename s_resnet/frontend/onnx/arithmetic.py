@@ -42,11 +42,7 @@ def cast(node: OnnxNode) -> Value:
     if x.moving and not floats:
         raise node.refuse("a cast of an activation to whole numbers", "floating point throughout")
     dtype = torch.float32 if floats else torch.bool if boolean else torch.int64
-    return x if x.moving else node.step(_cast, x, dtype)
-
-
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype)
+    return x if x.moving else node.step(Tensor.to, x, dtype)
 
 
 def elementwise(node: OnnxNode, function: Callable[..., Any]) -> Value:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import BackendUnavailable, InvalidCheckpoint, UnsupportedModel, message
 from ...files import opened, reason
 from ..loaded import Checkpoint
 from ..program import Earlier, Program, Step
+from ..program_limits import CHANNELS, SIDE, logits_among
 from . import wire
 from .network import Graph, answer_of, example_of
 from .node import LARGEST as MOST
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 OLDEST, NEWEST = 9, 28  # versions of ONNX's operators
 LARGEST = 2**31 - 1  # bytes of a file, as protobuf has it
 USUAL = 224  # pixels, where the file takes images of any size
-SIDE, CHANNELS = 2**16, 2**10
 
 
 def load(path: Path) -> Checkpoint:
@@ -115,13 +115,14 @@ def _opset(model: ModelProto, where: str) -> int:
 def _answer(model: ModelProto, where: str) -> str:
     """The name of the logits: the only output, or the only one that may be ``[B, N]``."""
     outputs = list(model.graph.output)
-    flat = [out for out in outputs if not out.type.tensor_type.HasField("shape") or len(_sizes(out)) == 2]
-    chosen = outputs if len(outputs) == 1 else flat
-    if len(chosen) != 1:
+    shaped = [out.type.tensor_type.HasField("shape") for out in outputs]
+    axes = [len(_sizes(out)) if known else None for out, known in zip(outputs, shaped, strict=True)]
+    found = logits_among([(str(out.name), rank) for out, rank in zip(outputs, axes, strict=True)])
+    if found is None:
         names = ", ".join(short(out.name) for out in outputs[:8])
         remedy = "Keep one: onnx.utils.extract_model(FILE, 'logits.onnx', [IMAGES], [LOGITS])"
         raise UnsupportedModel(message(where, "outputs", names, "the logits [B, N] alone", remedy))
-    return str(chosen[0].name)
+    return found
 
 
 # ---- the images ----
@@ -225,16 +226,7 @@ def _program(reading: Reading, answer: Value, images: _Images) -> tuple[Program,
     if not answer.plain:
         steps.append(Step("output", "Transpose", relaid, (Earlier(end), answer.axes), result="output"))
         end = "output"
-    if len(images.shape) == 2:  # a Graph takes signals as images of height 1
-        steps.insert(0, Step("signals", "Squeeze", _signals, (Earlier("pictures"),), result="images"))
-    channels, *sides = images.shape
-    height, width = sides if len(sides) == 2 else (1, *sides)
-    first = "images" if len(sides) == 2 else "pictures"
-    return Program(steps, first, end, (channels, height, width)), answer.shape[1]
-
-
-def _signals(x: Tensor) -> Tensor:
-    return x.squeeze(2)
+    return Program(steps, "images", end, images.shape), answer.shape[1]
 
 
 def _check_numbers(program: nn.Module, where: str) -> None:

@@ -34,7 +34,7 @@ def convolution(node: OnnxNode) -> Value:
     if isinstance(borders, tuple) and borders[:spatial] == borders[spatial:]:
         padding = borders[:spatial]
     else:
-        x = node.step(_padded, x, tuple(kernel.shape[2:]), strides, dilations, borders, 0.0, part="pad")
+        x = node.step(_padded, x, tuple(kernel.shape[2:]), strides, dilations, borders, part="pad")
     return node.step(_CONVOLUTIONS[spatial], x, weight, bias, strides, padding, dilations, group)
 
 
@@ -80,11 +80,7 @@ def batch_norm(node: OnnxNode) -> Value:
         got, remedy = f"{int((var < 0).sum())} of {var.numel()} variances negative", "Export a network that is trained"
         raise node.refuse(got, "variances from 0 on", remedy)
     numbers = [constant(tensor) for tensor in (mean, var, weight, bias)]
-    return node.step(_normalized, node.in_order(x), *numbers, eps)
-
-
-def _normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+    return node.step(F.batch_norm, node.in_order(x), *numbers, False, 0.0, eps)
 
 
 def no_statistics(node: OnnxNode) -> Value:
@@ -258,8 +254,8 @@ def _halves(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, borders: S
     return borders[: len(kernel)], borders[len(kernel) :]
 
 
-def _padded(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, borders: Sizes | str, value: float) -> Tensor:
-    return _bordered(x, *_halves(x, kernel, stride, dilation, borders), value)
+def _padded(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, borders: Sizes | str) -> Tensor:
+    return _bordered(x, *_halves(x, kernel, stride, dilation, borders), 0.0)
 
 
 def _bordered(x: Tensor, begin: Sizes, end: Sizes, value: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import getitem
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -216,7 +217,9 @@ class OnnxNode:
         reading.steps.append(Step(label, self.kind, function, tuple(_given(arg) for arg in args), result=name))
         if not isinstance(found, tuple):
             return (Value(found, name, tuple(range(found.ndim))),)
-        picked = [Step(label, self.kind, _part, (Earlier(name), at), result=f"{name}.{at}") for at in range(len(parts))]
+        picked = [
+            Step(label, self.kind, getitem, (Earlier(name), at), result=f"{name}.{at}") for at in range(len(parts))
+        ]
         reading.steps.extend(picked)
         return tuple(
             Value(tensor, step.result, tuple(range(tensor.ndim))) for tensor, step in zip(parts, picked, strict=True)
@@ -289,10 +292,6 @@ def _given(arg: Any) -> Any:
     if isinstance(arg, Value):
         return arg.example if arg.step is None else Earlier(arg.step)
     return arg
-
-
-def _part(parts: tuple[Tensor, ...], at: int) -> Tensor:
-    return parts[at]
 
 
 def _text(said: Any) -> str:

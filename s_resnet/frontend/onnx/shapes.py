@@ -28,11 +28,7 @@ def transpose(node: OnnxNode) -> Value:
         raise node.refuse(f"perm {order[:8]} for {x.shape}", "each axis once")
     if x.moving:
         return Value(x.example, x.step, tuple(x.axes[axis] for axis in order))
-    return node.step(_permuted, x, order)
-
-
-def _permuted(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    return x.permute(order)
+    return node.step(torch.permute, x, order)
 
 
 def shape(node: OnnxNode) -> Value:
@@ -86,8 +82,7 @@ def _flattened(x: Tensor, axes: tuple[int, ...], at: int) -> Tensor:
 
 
 def squeeze(node: OnnxNode) -> Value:
-    """``Squeeze``; its axes are a setting up to opset 12, and an operand from then on."""
-    x, axes = _with_axes(node, 13)
+    x, axes = _with_axes(node)
     rank = len(x.axes)
     dims = tuple(node.axis(axis, rank) for axis in axes) or tuple(i for i, n in enumerate(x.shape) if n == 1)
     if any(x.shape[axis] != 1 for axis in dims):
@@ -100,7 +95,7 @@ def _squeezed(x: Tensor, axes: tuple[int, ...], dims: tuple[int, ...]) -> Tensor
 
 
 def unsqueeze(node: OnnxNode) -> Value:
-    x, axes = _with_axes(node, 13)
+    x, axes = _with_axes(node)
     rank = len(x.axes) + len(axes)
     return node.step(_unsqueezed, x, x.axes, tuple(sorted(node.axis(axis, rank) for axis in axes)))
 
@@ -269,9 +264,9 @@ def pad(node: OnnxNode) -> Value:
 # ---- lists of whole numbers ----
 
 
-def _with_axes(node: OnnxNode, since: int) -> tuple[Value, tuple[int, ...]]:
-    """The operand, and the axes as the opset has them."""
-    if node.opset < since:
+def _with_axes(node: OnnxNode) -> tuple[Value, tuple[int, ...]]:
+    """The operand, and the axes: a setting up to opset 12, an operand from then on."""
+    if node.opset < 13:
         (axes,) = node.attributes(axes=())
         (x,) = node.inputs(1, 1)
         return x, tuple(axes)
