@@ -21,7 +21,7 @@ from ..program_limits import CHANNELS, SIDE, logits_among
 from . import wire
 from .network import Graph, answer_of, example_of
 from .node import LARGEST as MOST
-from .node import Reading, Value, relaid
+from .node import Reading, Value, permuted
 from .tensors import AGAIN, FLOATS, Tensors, short
 
 if TYPE_CHECKING:
@@ -218,13 +218,17 @@ def _channels(graph: Graph) -> int:
 
 def _program(reading: Reading, answer: Value, images: _Images) -> tuple[Program, int]:
     """The module of the steps, and the number of its logits."""
-    if not answer.moving or answer.step is None or len(answer.shape) not in (2, 4):
-        got = f"an output of shape {answer.shape}" if answer.moving else "an output that does not depend on the images"
+    if not answer.is_activation or answer.step is None or len(answer.shape) not in (2, 4):
+        got = (
+            f"an output of shape {answer.shape}"
+            if answer.is_activation
+            else "an output that does not depend on the images"
+        )
         remedy = "Export the network with its logits as the output"
         raise UnsupportedModel(message(reading.where, "output", got, "logits [B, N]", remedy))
     steps, end = list(reading.steps), answer.step
     if not answer.plain:
-        steps.append(Step("output", "Transpose", relaid, (Earlier(end), answer.axes), result="output"))
+        steps.append(Step("output", "Transpose", permuted, (Earlier(end), answer.axes), result="output"))
         end = "output"
     return Program(steps, "images", end, images.shape), answer.shape[1]
 

@@ -47,7 +47,7 @@ def product(node: OnnxNode) -> Value:
         if count > GATHERED:
             raise node.refuse("a large product of constants", "one that was computed before the export")
     x, weight = node.in_order(x), node.in_order(weight)
-    if x.moving and len(x.shape) == 2 and weight.step is None and weight.example.ndim == 2:
+    if x.is_activation and len(x.shape) == 2 and weight.step is None and weight.example.ndim == 2:
         return node.step(F.linear, x, constant(node.weights(weight, "a matrix").T.contiguous()))
     return node.step(torch.matmul, x, weight)
 
@@ -57,7 +57,7 @@ def linear(node: OnnxNode) -> Value:
     alpha, beta, flipped, turned = node.attributes(alpha=1.0, beta=1.0, transA=0, transB=0)
     x, weight, bias = node.inputs(2, 3)
     matrix = node.weights(weight, "a matrix B")
-    if not x.moving or flipped or matrix.ndim != 2:
+    if not x.is_activation or flipped or matrix.ndim != 2:
         raise node.refuse("a matrix product that is no linear layer", "[B, features] times a constant matrix")
     matrix = alpha * (matrix if turned else matrix.T)
     if bias is not None:
@@ -208,7 +208,7 @@ def _runs_over(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, borders
 
 def _maps(node: OnnxNode, x: Value, spatial: int) -> Value:
     """An operand ``[B, C, *]`` with so many axes behind the channels, in this order."""
-    if len(x.shape) != spatial + 2 or not x.moving:
+    if len(x.shape) != spatial + 2 or not x.is_activation:
         raise node.refuse(f"operator {node.kind} of {x.shape}", f"{spatial + 2} axes, behind the images")
     return node.in_order(x)
 

@@ -46,8 +46,8 @@ class Value:
     axes: tuple[int, ...]
 
     @property
-    def moving(self) -> bool:
-        """Whether it depends on the images, and not only on their sizes."""
+    def is_activation(self) -> bool:
+        """Whether it depends on the images themselves, and not only on their sizes."""
         return self.example.is_meta
 
     @property
@@ -185,7 +185,7 @@ class OnnxNode:
         """The result of a function on these arguments; a constant where all of them are.
 
         Args:
-            function: of torch, or of this room.
+            function: of torch, or of this package.
             args: values and plain settings, also in lists.
             axes: the order of the result's axes in the file; by default as they are.
             part: what to append to the node's name where the result is not its output.
@@ -196,10 +196,10 @@ class OnnxNode:
     def results(self, function: Callable[..., Any], args: tuple[Any, ...], part: str = "") -> tuple[Value, ...]:
         """The results of a function that may return several; see :meth:`step`."""
         reading, values = self.reading, list(_values(args))
-        moving = any(value.moving for value in values)
+        from_images = any(value.is_activation for value in values)
         try:
             with torch.no_grad():
-                found = function(*(_examples(arg, moving) for arg in args))
+                found = function(*(_examples(arg, from_images) for arg in args))
         except UnsupportedModel:
             raise
         except Exception as error:
@@ -225,9 +225,9 @@ class OnnxNode:
             Value(tensor, step.result, tuple(range(tensor.ndim))) for tensor, step in zip(parts, picked, strict=True)
         )
 
-    def _check(self, tensor: Tensor, moving: bool) -> None:
+    def _check(self, tensor: Tensor, is_activation: bool) -> None:
         """Check that a result is not too large, and that its first axis is that of the images."""
-        if moving:
+        if is_activation:
             if tensor.ndim < 1 or tensor.shape[0] != EXAMPLE:
                 got = f"operator {self.kind} that makes {tuple(tensor.shape)} of {EXAMPLE} images"
                 remedy = "Export the network with a dynamic batch axis"
@@ -249,10 +249,10 @@ class OnnxNode:
 
     def in_order(self, value: Value) -> Value:
         """The value with its axes in the file's order: as it is, or behind a step that moves them."""
-        return value if value.plain else self.step(relaid, value, value.axes, part="transpose")
+        return value if value.plain else self.step(permuted, value, value.axes, part="transpose")
 
 
-def relaid(x: Tensor, axes: Sequence[int], shape: Sequence[int] | None = None) -> Tensor:
+def permuted(x: Tensor, axes: Sequence[int], shape: Sequence[int] | None = None) -> Tensor:
     """A tensor with its axes in another order, and then in another shape; axes of size 1 can be anywhere."""
     order = [axis for axis in axes if x.shape[axis] != 1]
     sizes = [x.shape[axis] for axis in axes] if shape is None else list(shape)
@@ -261,7 +261,7 @@ def relaid(x: Tensor, axes: Sequence[int], shape: Sequence[int] | None = None) -
 
 def broadcast(node: OnnxNode, values: Sequence[Value]) -> None:
     """Make sure that the result of an operation on constants, number by number, is not too large."""
-    if not any(value.moving for value in values):
+    if not any(value.is_activation for value in values):
         shapes = [tuple(value.example.shape) for value in values]
         rank = max(map(len, shapes))
         padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
@@ -276,12 +276,12 @@ def _values(args: Any) -> list[Value]:
     return [args] if isinstance(args, Value) else []
 
 
-def _examples(arg: Any, moving: bool) -> Any:
+def _examples(arg: Any, from_images: bool) -> Any:
     """An argument for the example; numbers are on the meta device where the images are, whole ones are not."""
     if isinstance(arg, tuple | list):
-        return type(arg)(_examples(part, moving) for part in arg)
+        return type(arg)(_examples(part, from_images) for part in arg)
     if isinstance(arg, Value):
-        return arg.example.to("meta") if moving and arg.example.is_floating_point() else arg.example
+        return arg.example.to("meta") if from_images and arg.example.is_floating_point() else arg.example
     return arg
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .node import OnnxNode, Value, constant, relaid
+from .node import OnnxNode, Value, constant, permuted
 
 Whole = Tensor | Sequence[int]  # a list of whole numbers, known or computed from sizes
 
@@ -26,7 +26,7 @@ def transpose(node: OnnxNode) -> Value:
     order = tuple(order) or tuple(reversed(range(rank)))
     if sorted(order) != list(range(rank)):
         raise node.refuse(f"perm {order[:8]} for {x.shape}", "each axis once")
-    if x.moving:
+    if x.is_activation:
         return Value(x.example, x.step, tuple(x.axes[axis] for axis in order))
     return node.step(torch.permute, x, order)
 
@@ -54,7 +54,7 @@ def _count(x: Tensor) -> Tensor:
 def reshape(node: OnnxNode) -> Value:
     (zeros,) = node.attributes(allowzero=0)
     x, sizes = node.inputs(2, 2)
-    batch = node.reading.batch if x.moving else None
+    batch = node.reading.batch if x.is_activation else None
     return node.step(_reshaped, x, x.axes, listed(node, sizes), bool(zeros), batch)
 
 
@@ -65,7 +65,7 @@ def _reshaped(x: Tensor, axes: tuple[int, ...], sizes: Whole, zeros: bool, batch
         wanted = [x.shape[axes[at]] if n == 0 else n for at, n in enumerate(wanted)]
     if batch is not None and wanted and wanted[0] == batch:
         wanted[0] = x.shape[axes[0]]
-    return relaid(x, axes, wanted)
+    return permuted(x, axes, wanted)
 
 
 def flatten(node: OnnxNode) -> Value:
@@ -78,7 +78,7 @@ def flatten(node: OnnxNode) -> Value:
 
 def _flattened(x: Tensor, axes: tuple[int, ...], at: int) -> Tensor:
     sizes = [x.shape[axis] for axis in axes]
-    return relaid(x, axes, [math.prod(sizes[:at]), math.prod(sizes[at:])])
+    return permuted(x, axes, [math.prod(sizes[:at]), math.prod(sizes[at:])])
 
 
 def squeeze(node: OnnxNode) -> Value:
@@ -91,7 +91,7 @@ def squeeze(node: OnnxNode) -> Value:
 
 
 def _squeezed(x: Tensor, axes: tuple[int, ...], dims: tuple[int, ...]) -> Tensor:
-    return relaid(x, axes, [x.shape[axis] for at, axis in enumerate(axes) if at not in dims])
+    return permuted(x, axes, [x.shape[axis] for at, axis in enumerate(axes) if at not in dims])
 
 
 def unsqueeze(node: OnnxNode) -> Value:
@@ -104,13 +104,13 @@ def _unsqueezed(x: Tensor, axes: tuple[int, ...], dims: tuple[int, ...]) -> Tens
     sizes = [x.shape[axis] for axis in axes]
     for axis in dims:
         sizes.insert(axis, 1)
-    return relaid(x, axes, sizes)
+    return permuted(x, axes, sizes)
 
 
 def expand(node: OnnxNode) -> Value:
     node.attributes()
     x, sizes = node.inputs(2, 2)
-    if not x.moving:
+    if not x.is_activation:
         node.take_room(math.prod(max(1, n) for n in numbers_of(node, sizes)))
     return node.step(_expanded, node.in_order(x), listed(node, sizes))
 
@@ -156,7 +156,7 @@ def slice_(node: OnnxNode) -> Value:
     count, rank = len(numbers_of(node, begin)), len(x.axes)
     dims = tuple(node.axis(axis, rank) for axis in dims) or tuple(range(count))
     steps = steps or (1,) * count
-    if not len(dims) == len(steps) == count <= rank or 0 in steps or (x.moving and min(steps, default=1) < 0):
+    if not len(dims) == len(steps) == count <= rank or 0 in steps or (x.is_activation and min(steps, default=1) < 0):
         raise node.refuse(f"a slice along {dims} of {x.shape}", "one start, end and positive step for each axis")
     placed_at = tuple(x.axes[axis] for axis in dims)
     return node.step(_sliced, x, begin, end, placed_at, steps, axes=x.axes)
@@ -190,7 +190,7 @@ def gather(node: OnnxNode) -> Value:
     (axis,) = node.attributes(axis=0)
     x, numbers = node.inputs(2, 2)
     at = node.axis(axis, len(x.axes))
-    if not x.moving:
+    if not x.is_activation:
         node.take_room(x.example.numel() // max(1, x.shape[at]) * numbers.example.numel())
         return node.step(_gathered, x, numbers, at)
     chosen = node.known(numbers, "an index")
@@ -216,14 +216,14 @@ def _picked(x: Tensor, number: int, axis: int) -> Tensor:
 def concatenate(node: OnnxNode) -> Value:
     (axis,) = node.attributes(axis=0)
     parts = node.inputs(1, max(1, len(node.operands)))
-    moving = [value for value in parts if value.moving]
-    if not moving:
+    activations = [value for value in parts if value.is_activation]
+    if not activations:
         return node.step(_joined, list(parts), node.axis(axis, len(parts[0].axes)))
-    order = moving[0].axes
-    if any(value.axes != order for value in moving):
+    order = activations[0].axes
+    if any(value.axes != order for value in activations):
         parts, order = tuple(node.in_order(value) for value in parts), tuple(range(len(order)))
     at, aligned = order[node.axis(axis, len(order))], [placed(node, value, order) for value in parts]
-    return node.step(_joined, aligned, at, moving[0], axes=order)
+    return node.step(_joined, aligned, at, activations[0], axes=order)
 
 
 def _joined(parts: Sequence[Tensor], axis: int, like: Tensor | None = None) -> Tensor:
@@ -253,7 +253,7 @@ def pad(node: OnnxNode) -> Value:
         both[x.axes[axis]] = (begin, end)
     if not any(map(any, both)):
         return x  # type: ignore[no-any-return]
-    if not x.moving:
+    if not x.is_activation:
         node.take_room(math.prod(n + sum(pair) for n, pair in zip(x.example.shape, both, strict=True)))
     while both[0] == (0, 0):
         both.pop(0)
@@ -286,7 +286,7 @@ def numbers_of(node: OnnxNode, value: Any) -> tuple[int, ...]:
     if isinstance(value, tuple):
         return value
     found = value.example
-    if value.moving or found.is_floating_point() or found.ndim > 1 or found.numel() > 64:
+    if value.is_activation or found.is_floating_point() or found.ndim > 1 or found.numel() > 64:
         raise node.refuse("sizes that depend on the images, or are none", "a short list of whole numbers")
     return tuple(int(number) for number in found.flatten())
 
@@ -297,7 +297,7 @@ def whole(sizes: Whole) -> list[int]:
 
 def placed(node: OnnxNode, value: Value, order: tuple[int, ...]) -> Value:
     """A constant, or what depends on sizes, with its axes where an activation of this order has them."""
-    if value.moving or order == tuple(range(len(order))) or not value.example.ndim:
+    if value.is_activation or order == tuple(range(len(order))) or not value.example.ndim:
         return value
     return node.step(_turned, value, order)
 

@@ -37,7 +37,7 @@ from .architectures import (
 from .checkpoint_file import first
 from .classifier import PYTHON, classifier
 from .layouts import Layout, layout_of
-from .shapes import Shape, blocks_per_stage, dressed, seen
+from .shapes import Shape, blocks_per_stage, plan_of, with_shapes
 from .state_dict import COUNTER
 
 KNOWN = ", ".join(TORCHVISION) + ", preact_resnet18, wrn28_10, cifar_resnet20, ... (depth 6n + 2)"
@@ -116,14 +116,14 @@ def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str =
         InvalidCheckpoint: no known architecture has these names and shapes.
     """
     file = _File(where, shapes, *layout_of(shapes))
-    told = seen(file.standard)
+    told = plan_of(file.standard)
     names = [arch] if arch else candidates(told.blocks, told)
     differences: list[tuple[int, str, str]] = []
     for name in names:
         asked = parse(name)
         if asked is None:
             raise _unknown(name, where)
-        fitted = dressed(asked.plan, told, asked.base.startswith(WIDTH_IN_NAME))
+        fitted = with_shapes(asked.plan, told, asked.base.startswith(WIDTH_IN_NAME))
         usual = choose(fitted, (*file.layout.usual, *file.layout.fixed))
         plan = choose(usual, asked.chosen)
         model, own = _built(plan)
