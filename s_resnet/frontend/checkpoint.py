@@ -18,12 +18,12 @@ from .weights.weight_files import check_config, read_weights
 def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: bool = False) -> Checkpoint:
     """Read a ResNet from a file of PyTorch, safetensors, ONNX or ``torch.export``; no code in the file is ever run.
 
-    A folder of Hugging Face is read, and of weights in several files the index or any of the parts may be named.
+    A Hugging Face folder is read too. Of weights in several files, the index or any of the parts may be named.
 
     The architecture is recognized from names and shapes: ResNets, ResNeXts, wide and pre-activated ResNets for
     ImageNet and CIFAR, of any width and with any number of classes and channels, in the layouts of
-    ``docs/reference/checkpoints.md``. What no checkpoint tells, such as max-pools and strides, is as usual for the
-    layout, and said in ``assumed``. Files of ``sresnet train`` say themselves which network of
+    ``docs/reference/checkpoints.md``. What no checkpoint records, such as max-pools and strides, is as usual for the
+    layout, and listed in ``assumed``. Files of ``sresnet train`` record which network of
     :func:`s_resnet.models.build` they hold.
 
     Counters of operations, and tensors of losses and metrics, are left out. Weight and spectral normalization are

@@ -3,7 +3,7 @@
 The layout tells which name is which layer (:mod:`s_resnet.frontend.weights.layouts`). The shapes tell stem, width and
 shortcuts (:mod:`s_resnet.frontend.weights.shapes`), and the number of blocks tells the possible architectures. These
 are built on the meta device, without memory, and all their names and shapes are compared with those of the file. What
-no checkpoint tells is as usual for the layout, or as the words in ``arch`` say
+no checkpoint records is as usual for the layout, or as the words in ``arch`` say
 (:mod:`s_resnet.frontend.weights.architectures`).
 """
 
@@ -63,7 +63,7 @@ class Recognized:
         num_classes: the number of logits, or of features where there is no classifier.
         channels: C of the images.
         input_size: the side of the images that the stem is usual for.
-        assumed: what no checkpoint tells and ``arch`` did not say, in words.
+        assumed: what no checkpoint records and ``arch`` did not say, in words.
         variants: the names that read the file otherwise.
     """
 
