@@ -113,7 +113,7 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
 @click.option(
     "--arch",
     metavar="NAME",
-    help="Architecture, with words for what no checkpoint records, such as resnet18-nomaxpool or resnet50-v1. The words: "
+    help="Architecture, with words for what no checkpoint records, such as resnet18-nomaxpool or resnet50-v1. Words: "
     "stem1 or stem2 (stride of the first convolution), maxpool or nomaxpool, v1 or v15 (stride in the first or second "
     "convolution of a block), strided or averaged (shortcuts), padboth or padafter (zeros of shortcuts), "
     "whole or halved (first stage), actshortcut or rawshortcut (pre-activated blocks), fcrelu or fclinear (between "

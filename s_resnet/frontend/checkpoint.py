@@ -32,7 +32,7 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: 
     Args:
         path: the file.
         arch: the architecture that the file must hold, by default any known one; with words for what no checkpoint
-            tells, as in ``"resnet18-nomaxpool"``.
+            records, as in ``"resnet18-nomaxpool"``.
         ema: whether to take the moving average of the weights that the file holds beside them.
 
     Raises:
