@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import InvalidData, SResNetError, message
 from ..files import reason
 
+WITHOUT = "Export the network without it"
 SIGNALS = "/signals"  # the name of signals as they come; no reader gives a result such a name
 
 

@@ -10,6 +10,7 @@ from dataclasses import field as by_default
 from typing import Any
 
 from ...errors import UnsupportedModel, message
+from ..program import WITHOUT
 from ..program_limits import CHANNELS, SIDE, logits_among
 from . import aten
 from .archive import Malformed, Shape, field, only, whole
@@ -19,7 +20,6 @@ LISTED = 4096  # numbers or tensors in one argument
 DEEPEST = 4  # graphs within graphs
 NAME = re.compile(r"[A-Za-z_]\w{0,199}", re.ASCII)
 PATH = re.compile(r"[\w.\-]{1,300}")
-INSTEAD = "Export the network without it"
 LAYERS = ("torch.nn.modules.", "torch.nn.utils.parametrize.Parametrized")
 GRAD = "torch.ops.higher_order.wrap_with_set_grad_enabled"
 
@@ -108,7 +108,7 @@ class ExportedGraph:
         sizes = field(self.values[name], "sizes", list) if name in self.values else []
         return whole(sizes[0]) if sizes and "as_int" in sizes[0] else None
 
-    def refuse(self, node: str, got: str, expected: str, remedy: str = INSTEAD) -> UnsupportedModel:
+    def refuse(self, node: str, got: str, expected: str, remedy: str = WITHOUT) -> UnsupportedModel:
         """The error for a node that cannot be converted."""
         return UnsupportedModel(message(f"{self.where}: node {node}", "cannot be converted", got, expected, remedy))
 

@@ -12,6 +12,7 @@ import torch
 
 from ...errors import InvalidCheckpoint, SResNetError, UnsupportedModel, message
 from ...files import reason
+from ..program import WITHOUT
 from ..rules import EXPECTED, HINTS
 from . import arithmetic, layers, shapes
 from .node import EXAMPLE, OnnxNode, Reading, Value, constant
@@ -235,7 +236,7 @@ def _unknown(node: OnnxNode) -> UnsupportedModel:
     if node.kind in AT_END:
         first = short(next(iter(node.proto.input), ""))
         remedy = f"At the end cut it off: onnx.utils.extract_model(FILE, 'logits.onnx', [IMAGES], ['{first}'])"
-    return node.refuse(expected=expected, remedy=remedy or "Export the network without it")
+    return node.refuse(expected=expected, remedy=remedy or WITHOUT)
 
 
 def example_of(shape: Sequence[int], last: bool) -> Value:

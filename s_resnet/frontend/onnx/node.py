@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedModel, message
 from ...files import reason
-from ..program import Earlier, Step
+from ..program import WITHOUT, Earlier, Step
 from ..rules import EXPECTED
 from .tensors import Tensors, short
 
@@ -111,9 +111,7 @@ class OnnxNode:
         """The version of its operator."""
         return self.reading.opset
 
-    def refuse(
-        self, got: str = "", expected: str = EXPECTED, remedy: str = "Export the network without it"
-    ) -> UnsupportedModel:
+    def refuse(self, got: str = "", expected: str = EXPECTED, remedy: str = WITHOUT) -> UnsupportedModel:
         """The error for a node that cannot be converted."""
         where, got = f"{self.reading.where}: node {self.name}", got or f"operator {self.kind}"
         return UnsupportedModel(message(where, "cannot be converted", got, expected, remedy))

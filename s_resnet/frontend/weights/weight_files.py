@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import files
 from ...errors import InvalidCheckpoint, message
-from .checkpoint_file import LARGEST, SAVE, first, read
+from .checkpoint_file import LARGEST, RESAVE, first, read
 from .foreign_files import IN_FOLDERS
 
 # What a folder's weights are called, the best first.
@@ -99,7 +99,7 @@ def _read_shards(index: Path) -> Content:
     size = sum(path.stat().st_size for path in paths.values())
     if size > LARGEST:
         got, expected = f"{size} bytes in {len(paths)} files", f"at most {LARGEST}"
-        raise InvalidCheckpoint(message(where, "size", got, expected, f"Load it in Python and {SAVE}"))
+        raise InvalidCheckpoint(message(where, "size", got, expected, RESAVE))
     tensors: dict[str, Tensor] = {}
     digest = hashlib.sha256()
     for name, path in paths.items():
