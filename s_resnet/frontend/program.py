@@ -113,7 +113,7 @@ class Program(nn.Module):
     Results are let go once no later step needs them.
 
     Args:
-        steps: the operations, each behind those whose results it takes.
+        steps: the operations, each after those whose results it takes.
         images: the name under which they find the images.
         answer: the name of the result that is the network's.
         shape: of what the file was made for: ``(C, H, W)`` of images, or ``(C, L)`` of signals, which then come as

@@ -19,7 +19,7 @@ from ..loaded import Checkpoint
 from ..program import Earlier, Program, Step
 from ..program_limits import CHANNELS, SIDE, logits_among
 from . import wire
-from .network import Graph, answer_of, example_of
+from .network import OnnxGraph, convert_nodes, example_images
 from .node import LARGEST as MOST
 from .node import Reading, Value, permuted
 from .tensors import AGAIN, FLOATS, Tensors, short
@@ -43,12 +43,12 @@ def load(path: Path) -> Checkpoint:
     where, tensors = str(path), Tensors(path)
     model = _parsed(path, tensors)
     opset = _opset(model, where)
-    graph = Graph.of(where, model.graph)
+    graph = OnnxGraph.of(where, model.graph)
     answer = _answer(model, where)
     images = _images(graph, model, where)
     reading = Reading(where, tensors, opset, images.batch)
-    start = example_of(images.shape, images.last)
-    found = answer_of(graph, reading, answer, start, images.name)
+    start = example_images(images.shape, images.last)
+    found = convert_nodes(graph, reading, answer, start, images.name)
     program, classes = _program(reading, found, images)
     _check_numbers(program, where)
     producer = " ".join(short(text) for text in (model.producer_name, model.producer_version) if text)
@@ -153,7 +153,7 @@ def _sizes(info: ValueInfoProto) -> list[int | None]:
     return [int(dim.dim_value) if dim.HasField("dim_value") else None for dim in dims]
 
 
-def _images(graph: Graph, model: ModelProto, where: str) -> _Images:
+def _images(graph: OnnxGraph, model: ModelProto, where: str) -> _Images:
     """The one input, and how images lie in it."""
     if len(graph.inputs) != 1:
         names = ", ".join(map(short, graph.inputs[:8])) or "none"
@@ -188,7 +188,7 @@ def _assumed(said: Sequence[int | None], sides: Sequence[int]) -> tuple[str, ...
     return ()
 
 
-def _channels_last(graph: Graph, name: str, sizes: Sequence[int | None]) -> bool:
+def _channels_last(graph: OnnxGraph, name: str, sizes: Sequence[int | None]) -> bool:
     """Whether images are ``[B, H, W, C]``: by the first transpose behind them, or else by the sizes."""
     for _ in range(8):
         readers = list(graph.consumers(name))
@@ -203,7 +203,7 @@ def _channels_last(graph: Graph, name: str, sizes: Sequence[int | None]) -> bool
     return sizes[3] in (1, 2, 3, 4) and sizes[1] not in (1, 2, 3, 4)
 
 
-def _channels(graph: Graph) -> int:
+def _channels(graph: OnnxGraph) -> int:
     """The channels that the first convolution takes; 3 where no convolution tells."""
     for node in graph.nodes:
         weight = graph.tensors.get(node.input[1]) if node.op_type == "Conv" and len(node.input) > 1 else None
