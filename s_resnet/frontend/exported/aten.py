@@ -102,6 +102,7 @@ def sliced(x: Tensor, *parts: tuple[int, int | None, int | None, int]) -> Tensor
 
 
 def sliced_along(x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Tensor:
+    """A slice of one axis, with the file's order of arguments."""
     return sliced(x, (dim, start, end, step))
 
 

@@ -52,6 +52,7 @@ def _count(x: Tensor) -> Tensor:
 
 
 def reshape(node: OnnxNode) -> Value:
+    """``Reshape``; a size of 0 keeps the old one, unless ``allowzero`` is set."""
     (zeros,) = node.attributes(allowzero=0)
     x, sizes = node.inputs(2, 2)
     batch = node.reading.batch if x.is_activation else None
@@ -82,6 +83,7 @@ def _flattened(x: Tensor, axes: tuple[int, ...], at: int) -> Tensor:
 
 
 def squeeze(node: OnnxNode) -> Value:
+    """``Squeeze``, by default of every axis of size 1."""
     x, axes = _with_axes(node)
     rank = len(x.axes)
     dims = tuple(node.axis(axis, rank) for axis in axes) or tuple(i for i, n in enumerate(x.shape) if n == 1)
@@ -108,6 +110,7 @@ def _unsqueezed(x: Tensor, axes: tuple[int, ...], dims: tuple[int, ...]) -> Tens
 
 
 def expand(node: OnnxNode) -> Value:
+    """``Expand``: a broadcast to a shape."""
     node.attributes()
     x, sizes = node.inputs(2, 2)
     if not x.is_activation:
@@ -174,6 +177,7 @@ def _sliced(x: Tensor, starts: Whole, ends: Whole, dims: tuple[int, ...], steps:
 
 
 def split(node: OnnxNode) -> tuple[Value, ...]:
+    """``Split`` along an axis, by sizes or in equal parts, of which the last may be smaller."""
     axis, parts, count = node.attributes(axis=0, split=(), num_outputs=0)
     x, given = node.inputs(1, 2)
     at = x.axes[node.axis(axis, len(x.axes))]
@@ -187,6 +191,7 @@ def split(node: OnnxNode) -> tuple[Value, ...]:
 
 
 def gather(node: OnnxNode) -> Value:
+    """``Gather``: of an activation by a constant index or list, of a constant by any indices."""
     (axis,) = node.attributes(axis=0)
     x, numbers = node.inputs(2, 2)
     at = node.axis(axis, len(x.axes))
@@ -214,6 +219,7 @@ def _picked(x: Tensor, number: int, axis: int) -> Tensor:
 
 
 def concatenate(node: OnnxNode) -> Value:
+    """``Concat``; beside activations, constants are repeated for each image."""
     (axis,) = node.attributes(axis=0)
     parts = node.inputs(1, max(1, len(node.operands)))
     activations = [value for value in parts if value.is_activation]
@@ -292,6 +298,7 @@ def numbers_of(node: OnnxNode, value: Any) -> tuple[int, ...]:
 
 
 def whole(sizes: Whole) -> list[int]:
+    """Whole numbers that are known, or that a tensor holds."""
     return [int(number) for number in (sizes.flatten().tolist() if isinstance(sizes, Tensor) else sizes)]
 
 
