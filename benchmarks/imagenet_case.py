@@ -73,12 +73,12 @@ class Case:
     @property
     def at(self) -> tuple[int, ...]:
         """The T that one simulation gives."""
-        return (self.timesteps // 4, self.timesteps // 2, self.timesteps) if self.recipe == BARE else (self.timesteps,)
+        return (self.timesteps // 4, self.timesteps // 2, self.timesteps) if self.bare else (self.timesteps,)
 
     @property
     def questions(self) -> tuple[str, ...]:
         """Whether it is a recipe to choose from, and the evaluation."""
-        chosen = self.recipe != BARE and s_resnet.load(self.file).alphabet == "binary"
+        chosen = not self.bare and s_resnet.load(self.file).alphabet == "binary"
         return (*(["choice"] if chosen and self.settings.choice_images else []), "recipe")
 
     def limit(self, question: str) -> int | None:

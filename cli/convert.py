@@ -113,14 +113,14 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
 @click.option(
     "--arch",
     metavar="NAME",
-    help="Architecture, with words for what no checkpoint tells, such as resnet18-nomaxpool or resnet50-v1. The words: "
+    help="Architecture, with words for what no checkpoint records, such as resnet18-nomaxpool or resnet50-v1. Words: "
     "stem1 or stem2 (stride of the first convolution), maxpool or nomaxpool, v1 or v15 (stride in the first or second "
-    "convolution of a block), strided or averaged (shortcuts), padboth or padafter (zeros of bare shortcuts), "
+    "convolution of a block), strided or averaged (shortcuts), padboth or padafter (zeros of shortcuts), "
     "whole or halved (first stage), actshortcut or rawshortcut (pre-activated blocks), fcrelu or fclinear (between "
     "linear layers at the end).",
 )
 @click.option(
-    "--ema", is_flag=True, help="Take the moving average of the weights that CHECKPOINT holds beside them, if it does."
+    "--ema", is_flag=True, help="Take the moving average of the weights, which CHECKPOINT must hold beside them."
 )
 @click.option(
     "--recipe",
@@ -193,8 +193,8 @@ def convert(asked: Options) -> None:
 
     The architecture is recognized from the names and shapes of the weights: ResNets, ResNeXts, wide ResNets and
     pre-activated ResNets, for ImageNet or CIFAR, with the names of torchvision, timm, Hugging Face, OpenMMLab and
-    others. What no checkpoint tells is assumed and said; --arch chooses otherwise. A checkpoint of `sresnet train` is
-    recognized from its metadata; a spiking one keeps its T. An .onnx or .pt2 file says itself which network it holds.
+    others. What no checkpoint records is assumed, and printed; --arch overrides it. A checkpoint of `sresnet train` is
+    recognized from its metadata; a spiking one keeps its T. An .onnx or .pt2 file holds its own architecture.
 
     {DATA}
 

@@ -122,8 +122,8 @@ MEMORY = click.option(
     "--memory",
     metavar="SIZE",
     show_default="half of what is free",
-    help="Memory that the process may hold in all: 4GB, 500MB, or a share such as 50%. Fewer images are then worked on "
-    "at a time; results do not depend on it.",
+    help="Memory that the process may hold in all: 4GB, 500MB, or a share such as 50%. With less, fewer images are "
+    "processed at a time; results do not depend on it.",
 )
 DOWNLOAD = click.option(
     "--download", is_flag=True, help="Download DATA if absent: cifar10, cifar100, mnist, or events."

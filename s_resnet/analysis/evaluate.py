@@ -192,7 +192,7 @@ class _Tally:
             self._add(part, own, progress)
 
     def _portions(self, images: Tensor) -> list[int]:
-        """How many images are worked on at a time; a windowed simulation splits them further."""
+        """How many images are processed at a time; a windowed simulation splits them further."""
         most = self.snn.portions(images)
         if self.snn.windowed or self.settings.in_closed_form:
             return most

@@ -35,7 +35,6 @@ class Kept:
 
     Of layers that :func:`in_bits` stores as bits it takes the spikes themselves too, in uint8.
 
-
     Values come back bit for bit; feature maps come in the channels-last layout, which is fastest for convolutions.
     """
 

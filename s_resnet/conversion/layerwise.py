@@ -103,7 +103,7 @@ def fit_layers(
     with torch.no_grad(), arithmetic(images[:1], tf32=False):
         values = _Values(graph, images, timesteps, refit is not None)
         refitted = [node.op for node in graph.nodes if refit is not None and _fires(graph, node)]
-        check_layers(graph, values.largest, refitted, "calibrate_neurons")
+        check_layers(graph, values.largest, refitted)
         bar = Progress(graph.nodes, desc=progress, unit="node", shown=bool(progress))
         for index, node in enumerate(bar):
             if refit is not None and _fires(graph, node):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from ..graph.graph import Graph
 from ..graph.inputs import check_images
 from ..graph.ops import Conv2d, Linear, Op
+from ..graph.shapes import numbers
 from ..runtime import memory
 
 ANALOG = 2**23  # values of the largest layer at a time: with more a CPU is no faster
@@ -24,7 +24,7 @@ def _sizes(graph: Graph, images: Tensor, where: str) -> dict[str, int]:
     """The number of values of every node for one of these images ``[B, C, H, W]``."""
     first = images[:1].to(graph.device).expand(images.shape)  # the shape of all, for what an error says
     shapes = check_images(graph.nodes, first, where)
-    return {name: math.prod(size or 1 for size in shape) for name, shape in shapes.items()}
+    return {name: numbers(shape) for name, shape in shapes.items()}
 
 
 def analog_images(graph: Graph, images: Tensor, where: str) -> int:
@@ -54,25 +54,24 @@ def spiking_images(graph: Graph, images: Tensor, where: str) -> int:
     return memory.images_in(memory.room(graph.device), each, where, graph.device)
 
 
-def trained_images(graph: Graph, images: Tensor, steps: int, where: str) -> int:
+def trained_images(graph: Graph, images: Tensor, steps: int) -> int:
     """How many images ``[B, C, H, W]`` of so many steps go through all layers while these are trained.
 
     Raises:
         InvalidData: the memory limit does not hold one.
     """
-    sizes = _sizes(graph, images, where)
+    sizes = _sizes(graph, images, "reconstruct")
     each = VALUE * (4 * sum(sizes.values()) + FIRING * steps * max(sizes.values()))
-    return memory.images_in(memory.room(graph.device), each, where, graph.device)
+    return memory.images_in(memory.room(graph.device), each, "reconstruct", graph.device)
 
 
-def check_layers(graph: Graph, values: int, refitted: Sequence[Op], where: str) -> None:
+def check_layers(graph: Graph, values: int, refitted: Sequence[Op]) -> None:
     """Check that layers can be fitted one after the other within the memory limit.
 
     Args:
         graph: the network.
         values: of the largest layer in a part of the images, over all steps.
         refitted: the synapses whose weights are fitted: K weights per output take 44 K^2 bytes per group.
-        where: the pass.
 
     Raises:
         InvalidData: they cannot.
@@ -80,4 +79,4 @@ def check_layers(graph: Graph, values: int, refitted: Sequence[Op], where: str) 
     synapses = [op for op in refitted if isinstance(op, Conv2d | Linear)]
     squares = [44 * op.weight[0].numel() ** 2 * (op.groups if isinstance(op, Conv2d) else 1) for op in synapses]
     each = FIRING * VALUE * values + max(squares, default=0)
-    memory.images_in(memory.room(graph.device), each, where, graph.device)
+    memory.images_in(memory.room(graph.device), each, "calibrate_neurons", graph.device)

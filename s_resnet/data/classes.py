@@ -56,10 +56,9 @@ def match_classes(data: Data, names: Sequence[str]) -> Data:
     """The same data with labels that index ``names``; classes are matched by name.
 
     Upper and lower case are the same, and so are spaces, underscores and hyphens, unless names of the network differ in
-    nothing else. The classes of ImageNet may be called
-    ``n01440764``, ``tench`` or ``n01440764_tench`` on either side. The data may have fewer classes than the network.
-    Where one side has no names but the numbers 0, 1, 2, ... of its own order, as an .npz has, classes are
-    matched by position. Data without labels are returned unchanged.
+    nothing else. The classes of ImageNet may be called ``n01440764``, ``tench`` or ``n01440764_tench`` on either side.
+    The data may have fewer classes than the network. Where one side has no names but the numbers 0, 1, 2, ... of its
+    own order, as an .npz has, classes are matched by position. Data without labels are returned unchanged.
 
     Args:
         data: labeled data.

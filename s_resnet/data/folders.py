@@ -14,8 +14,6 @@ from .images import ImageData, reason
 HOLDOUTS = ("test", "val", "validation")
 TRAINING = ("train", "training")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-
-
 AGAIN, BESIDE = "link(s) to a folder above", "beside the class folders"
 
 

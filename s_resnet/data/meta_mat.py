@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 HEADER = 128
-MATRIX, COMPRESSED, UTF8, UTF16 = 14, 15, 16, 17
+MATRIX, COMPRESSED, UTF16 = 14, 15, 17
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 STRUCT, CHARACTERS = 2, 4  # kinds of a matrix
 LARGEST = 2**26  # bytes that it may unpack to; the real one has less than 1 MB

@@ -1,4 +1,4 @@
-"""The frontend: from a checkpoint or a module of PyTorch to a Graph."""
+"""The frontend: from a file or a module of PyTorch to a Graph."""
 
 from .checkpoint import load_checkpoint
 from .loaded import Checkpoint

@@ -1,11 +1,13 @@
 """Reading a trained network from a file: weights only, never code."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InvalidCheckpoint, message
+from .exported import file as exported_program
 from .loaded import Checkpoint
-from .program_files import load_program
+from .onnx import file as onnx_file
 from .weights.recognize import check_arch, recognize
 from .weights.state_dict import fill, find_state, stored
 from .weights.state_names import plain_weights, stripped, without_extras
@@ -16,12 +18,12 @@ from .weights.weight_files import check_config, read_weights
 def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: bool = False) -> Checkpoint:
     """Read a ResNet from a file of PyTorch, safetensors, ONNX or ``torch.export``; no code in the file is ever run.
 
-    A folder of Hugging Face is read, and of weights in several files the index or any of the parts may be named.
+    A Hugging Face folder is read too. Of weights in several files, the index or any of the parts may be named.
 
     The architecture is recognized from names and shapes: ResNets, ResNeXts, wide and pre-activated ResNets for
     ImageNet and CIFAR, of any width and with any number of classes and channels, in the layouts of
-    ``docs/reference/checkpoints.md``. What no checkpoint tells, such as max-pools and strides, is as usual for the
-    layout, and said in ``assumed``. Files of ``sresnet train`` say themselves which network of
+    ``docs/reference/checkpoints.md``. What no checkpoint records, such as max-pools and strides, is as usual for the
+    layout, and listed in ``assumed``. Files of ``sresnet train`` record which network of
     :func:`s_resnet.models.build` they hold.
 
     Counters of operations, and tensors of losses and metrics, are left out. Weight and spectral normalization are
@@ -30,7 +32,7 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: 
     Args:
         path: the file.
         arch: the architecture that the file must hold, by default any known one; with words for what no checkpoint
-            tells, as in ``"resnet18-nomaxpool"``.
+            records, as in ``"resnet18-nomaxpool"``.
         ema: whether to take the moving average of the weights that the file holds beside them.
 
     Raises:
@@ -39,7 +41,10 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: 
     """
     path = Path(path)
     where = str(path)
-    if (program := load_program(path, arch)) is not None:
+    reader = _reader(path)
+    if reader is not None:
+        _check_none(arch, where)
+        program = reader(path)
         _check_no_average(ema, where)
         return program
     content = read_weights(path)
@@ -70,6 +75,19 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: 
         weights=found.said,
         ema=ema,
     )
+
+
+def _reader(path: Path) -> Callable[[Path], Checkpoint] | None:
+    """Who reads a file that holds the network itself; None where it holds weights alone."""
+    if path.suffix.lower() == ".onnx":
+        return onnx_file.load
+    return exported_program.load if exported_program.is_exported_program(path) else None
+
+
+def _check_none(arch: str | None, where: str) -> None:
+    if arch is not None:
+        got, expected = f"arch {arch!r}", "none, since this file says which network it holds"
+        raise InvalidCheckpoint(message(where, "architecture", got, expected, "Leave out arch"))
 
 
 def _check_no_average(ema: bool, where: str) -> None:

@@ -30,7 +30,7 @@ class Checkpoint(Displayed):
         preprocessing: how its images are prepared, where ``sresnet train`` wrote the file.
         data: what it was trained on, where ``sresnet train`` wrote the file.
         left_out: tensors of the file that belong to no layer.
-        assumed: what the network does as no checkpoint tells, where ``arch`` did not say it either; each with the
+        assumed: what the network does as no checkpoint records, where ``arch`` did not say it either; each with the
             ``arch`` for something else. Of a file that holds the network itself: the size of its images, where it takes
             several.
         variants: the other ``arch`` that the file can be read as.

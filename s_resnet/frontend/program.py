@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidData, SResNetError, message
 from ..files import reason
+
+WITHOUT = "Export the network without it"
+SIGNALS = "/signals"  # the name of signals as they come; no reader gives a result such a name
 
 
 @dataclass(frozen=True)
@@ -109,15 +113,24 @@ class Program(nn.Module):
     Results are let go once no later step needs them.
 
     Args:
-        steps: the operations, each behind those whose results it takes.
+        steps: the operations, each after those whose results it takes.
         images: the name under which they find the images.
         answer: the name of the result that is the network's.
-        image_shape: ``(C, H, W)`` of the images that the file was made for.
+        shape: of what the file was made for: ``(C, H, W)`` of images, or ``(C, L)`` of signals, which then come as
+            images of height 1.
+
+    Attributes:
+        image_shape: ``(C, H, W)``.
     """
 
-    def __init__(self, steps: Sequence[Step], images: str, answer: str, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, steps: Sequence[Step], images: str, answer: str, shape: Sequence[int]) -> None:
         super().__init__()
-        self.image_shape = image_shape
+        channels, *sides = shape
+        height, width = sides if len(sides) == 2 else (1, *sides)
+        self.image_shape = (channels, height, width)
+        if len(sides) == 1:
+            steps = [Step("signals", "squeeze", torch.squeeze, (Earlier(SIGNALS), 2), result=images), *steps]
+            images = SIGNALS
         self.steps = nn.ModuleList(Operation(step) for step in steps)
         self.images, self.answer = images, answer
         last = {name: at for at, step in enumerate(self.operations()) for name in step.inputs}

@@ -15,6 +15,7 @@ from ..files import reason
 from .activation import parts
 from .program import Operation, Program
 
+SIDE, CHANNELS = 2**16, 2**10  # of images
 VALUES = 2**28  # numbers in all results that exist at once
 WORK = 2**41  # multiplications
 USES = 8  # times the file's size: what all operations may hold of constants
@@ -58,6 +59,16 @@ def answer_shape(program: Program, where: str, size: int) -> tuple[int, ...]:
     if not isinstance(answer, Tensor):
         raise _refused(where, "output", type(answer).__name__, "one tensor of logits")
     return tuple(answer.shape)
+
+
+def logits_among(outputs: Sequence[tuple[str, int | None]]) -> str | None:
+    """The name of the logits: the only output, or the only one that may be ``[B, N]``; None where none or several are.
+
+    Args:
+        outputs: their names and numbers of axes, None where the file does not say it.
+    """
+    flat = [name for name, axes in outputs if len(outputs) == 1 or axes in (None, 2)]
+    return flat[0] if len(flat) == 1 else None
 
 
 def _refused(where: str, what: str, got: str, expected: str) -> InvalidCheckpoint:

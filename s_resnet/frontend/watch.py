@@ -20,7 +20,7 @@ from ..graph.ops import BatchNorm2d, Node, Op
 from . import spiking_layers
 from .activation import Activation, Value, parts
 from .network import Call, Network
-from .program import Operation
+from .program import WITHOUT, Operation
 from .rules import EXPECTED, HINTS, RULES
 from .source_lines import library_of, line_here, line_of_error
 
@@ -232,7 +232,7 @@ class _Watch:
         line = line_here(OWN, follow.__name__) if self.stack else ""
         module = self.stack[-1][1] if self.stack else None
         if isinstance(module, Operation):
-            got, remedy = got or f"operator {module.kind}", remedy or "Export the network without it"
+            got, remedy = got or f"operator {module.kind}", remedy or WITHOUT
         if not got:
             got = f"module {type(module).__name__}" if module is not None and _is_layer(module) else f"operation {name}"
         if remedy is None:

@@ -53,7 +53,7 @@ def shapes(nodes: Sequence[Node], image: Sequence[int | None]) -> dict[str, Shap
     """
     found: dict[str, Shape] = {}
     total = 0
-    pixels = math.prod(size or 1 for size in image[1:])
+    pixels = numbers(image[1:])
     for node in nodes:
         if isinstance(node.op, Input | GridInput):
             found[node.name] = tuple(image)
@@ -62,11 +62,16 @@ def shapes(nodes: Sequence[Node], image: Sequence[int | None]) -> dict[str, Shap
             found[node.name] = _shape(node.name, node.op, given)
         if any(size is not None and size < 1 for size in found[node.name]):
             raise _invalid(node.name, f"a value of shape {_said(found[node.name])}", "at least one number")
-        total += math.prod(size or 1 for size in found[node.name])
+        total += numbers(found[node.name])
         if total > max(MOST, PER_PIXEL * pixels):
             got = f"{total} values up to here for an image of {_said(image)}"
             raise _invalid(node.name, got, f"at most {max(MOST, PER_PIXEL * pixels)}")
     return found
+
+
+def numbers(shape: Sequence[int | None]) -> int:
+    """How many numbers a value of this shape has; an unknown size counts as 1."""
+    return math.prod(size or 1 for size in shape)
 
 
 def image_of(nodes: Sequence[Node], provenance: Provenance) -> Shape:
@@ -229,7 +234,7 @@ def _adaptive(name: str, op: AdaptiveAvgPool2d, shape: Shape) -> Shape:
 
 
 def _flatten(name: str, op: Flatten, shape: Shape) -> Shape:
-    return (None if None in shape else math.prod(size or 1 for size in shape),)
+    return (None if None in shape else numbers(shape),)
 
 
 def _pad(name: str, op: Pad, shape: Shape) -> Shape:

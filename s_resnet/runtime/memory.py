@@ -40,10 +40,15 @@ def free(device: torch.device | None = None, root: Path = Path("/")) -> int | No
         root: the folder with ``proc`` and ``sys``.
     """
     if device is not None and device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        return free_on_gpu(device)
     found = [*_available(root), *_left_in_groups(root)]
     return max(0, min(found)) if found else None
+
+
+def free_on_gpu(device: torch.device) -> int:
+    """The bytes of a GPU's memory that are free, or that torch keeps without using them."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def held(device: torch.device | None = None, root: Path = Path("/")) -> int:

@@ -100,7 +100,7 @@ def reconstruct(
     key = key_of(graph, images, {"timesteps": timesteps, "steps": steps, "joint": joint})
     before, (graph, said) = graph, resumed(graph, resume, key)
     rounds = 1 if nearly_order_free(graph) else timesteps
-    most = trained_images(graph, images[:1], rounds, "reconstruct")
+    most = trained_images(graph, images[:1], rounds)
     room = min(most, in_memory(graph, images, rounds, PART))
     entered: dict[str, Values] = {graph.nodes[0].name: _shown(graph, images, rounds)}
     values, parts = entered, blocks(graph)

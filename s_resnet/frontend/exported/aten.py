@@ -102,6 +102,7 @@ def sliced(x: Tensor, *parts: tuple[int, int | None, int | None, int]) -> Tensor
 
 
 def sliced_along(x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Tensor:
+    """A slice of one axis, with the file's order of arguments."""
     return sliced(x, (dim, start, end, step))
 
 
@@ -123,10 +124,6 @@ def _chunk(x: Tensor, chunks: int, dim: int = 0) -> Any:
     if not 1 <= chunks <= PARTS:
         raise ValueError(f"{chunks} parts")
     return torch.chunk(x, chunks, dim)
-
-
-def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    return F.pad(x, pad, mode, value)
 
 
 def _pad_with(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
@@ -167,7 +164,7 @@ _ADAPTED: dict[str, Callable[..., Any]] = {
     "index.Tensor": _index,
     "split.Tensor": _split,
     "chunk.default": _chunk,
-    "pad.default": _pad,
+    "pad.default": F.pad,
     "constant_pad_nd.default": _pad_with,
     "_unsafe_view.default": torch.reshape,
     "_to_copy.default": _cast,

@@ -17,11 +17,11 @@ from ...files import opened, reason
 from ..loaded import Checkpoint
 from ..program import Program
 from ..program_limits import answer_shape
+from ..weights.checkpoint_file import LARGEST
 from .archive import AGAIN, SCHEMA, VERSION, Archive, Malformed, field
 from .graph import ExportedGraph
 from .steps import program_of
 
-LARGEST = 2**33  # bytes of a file
 PROGRAM = "models/"  # where an archive has its programs
 OURS = "extra/s_resnet.json"  # what export_torch adds
 OTHERS = {
@@ -75,9 +75,10 @@ def load(path: Path) -> Checkpoint:
 def _read(archive: Archive) -> tuple[Program, str, int]:
     """The program, which torch wrote it, and the bytes of the file."""
     try:
-        said = _program(archive)
+        name = _name(archive)
+        said = _program(archive, name)
         graph = ExportedGraph(field(said, "graph_module", dict), archive.where)
-        tensors = {kind: archive.tensors(_name(archive), kind) for kind in ("weights", "constants")}
+        tensors = {kind: archive.tensors(name, kind) for kind in ("weights", "constants")}
         version = said.get("torch_version")
         known = isinstance(version, str) and re.fullmatch(r"[\w.+]{1,30}", version, re.ASCII)
         return program_of(graph, tensors), f" of torch {version}" if known else "", archive.size
@@ -107,10 +108,9 @@ def _name(archive: Archive) -> str:
     return names[0].removeprefix(PROGRAM).removesuffix(".json")
 
 
-def _program(archive: Archive) -> Any:
-    """The JSON of its program."""
+def _program(archive: Archive, name: str) -> Any:
+    """The JSON of its program, after a check of the versions."""
     kind, version = archive.text("archive_format"), archive.text("archive_version")
-    name = _name(archive)
     if (kind, version) != ("pt2", VERSION) or archive.text("byteorder") not in ("", "little"):
         got, expected = f"archive {kind} {version} {archive.text('byteorder')}", f"pt2 {VERSION} little"
         raise InvalidCheckpoint(message(archive.where, "exported program", got, expected, AGAIN))

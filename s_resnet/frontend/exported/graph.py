@@ -10,16 +10,16 @@ from dataclasses import field as by_default
 from typing import Any
 
 from ...errors import UnsupportedModel, message
+from ..program import WITHOUT
+from ..program_limits import CHANNELS, SIDE, logits_among
 from . import aten
 from .archive import Malformed, Shape, field, only, whole
 
 NODES = 20_000
-SIDE, CHANNELS = 2**16, 2**10  # of images
 LISTED = 4096  # numbers or tensors in one argument
 DEEPEST = 4  # graphs within graphs
 NAME = re.compile(r"[A-Za-z_]\w{0,199}", re.ASCII)
 PATH = re.compile(r"[\w.\-]{1,300}")
-INSTEAD = "Export the network without it"
 LAYERS = ("torch.nn.modules.", "torch.nn.utils.parametrize.Parametrized")
 GRAD = "torch.ops.higher_order.wrap_with_set_grad_enabled"
 
@@ -108,21 +108,20 @@ class ExportedGraph:
         sizes = field(self.values[name], "sizes", list) if name in self.values else []
         return whole(sizes[0]) if sizes and "as_int" in sizes[0] else None
 
-    def refuse(self, node: str, got: str, expected: str, remedy: str = INSTEAD) -> UnsupportedModel:
+    def refuse(self, node: str, got: str, expected: str, remedy: str = WITHOUT) -> UnsupportedModel:
         """The error for a node that cannot be converted."""
         return UnsupportedModel(message(f"{self.where}: node {node}", "cannot be converted", got, expected, remedy))
 
     def _answer(self, module: Any) -> str:
         """The name of the logits."""
         outputs = self.signature.outputs
-        if len(outputs) == 1:
-            return outputs[0]
-        at = _position_of_logits(module)
+        at = _position_of_logits(module) if len(outputs) > 1 else None
         if at is not None and at < len(outputs):
             return outputs[at]
-        flat = [name for name in outputs if name in self.values and len(field(self.values[name], "sizes", list)) == 2]
-        if len(flat) == 1:
-            return flat[0]
+        axes = [len(field(self.values[name], "sizes", list)) if name in self.values else 0 for name in outputs]
+        found = logits_among(list(zip(outputs, axes, strict=True)))
+        if found is not None:
+            return found
         got = f"{len(outputs)} outputs: {', '.join(outputs[:5])}" if outputs else "no output that is a tensor"
         remedy = "Export a module that returns the logits alone"
         raise self.refuse("output", got, "one [B, N], or a dict with the entry logits", remedy)

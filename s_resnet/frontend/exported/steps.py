@@ -21,8 +21,7 @@ from . import aten
 from .archive import DTYPES, Malformed, field, only
 from .graph import LISTED, ExportedGraph, Node
 
-# No name of a file has a slash.
-BATCH, PICTURES = "/batch", "/pictures"  # the number of images, and the images of a network that takes signals
+BATCH = "/batch"  # the name of the number of images; no name of a file has a slash
 EVAL = "Call model.eval(), and export the network again"
 FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
@@ -46,14 +45,14 @@ class _Builder:
 
     Attributes:
         known: what every name stands for so far: a constant, or the result of a step.
-        moving: the names of results that depend on the images.
+        activations: the names of results that depend on the images.
     """
 
     def __init__(self, graph: ExportedGraph, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.graph = graph
         signature = graph.signature
         self.known: dict[str, Tensor | Earlier] = {signature.images: Earlier(signature.images)}
-        self.moving = {signature.images}
+        self.activations = {signature.images}
         for name, (kind, key) in signature.tensors.items():
             if key not in tensors[kind]:
                 raise Malformed(f"no tensor {key!r:.80} among the {kind}")
@@ -73,15 +72,10 @@ class _Builder:
         for node in nodes:
             self.add(node)
         answer = self.known.get(self.graph.answer)
-        if not isinstance(answer, Earlier) or self.graph.answer not in self.moving:
+        if not isinstance(answer, Earlier) or self.graph.answer not in self.activations:
             got, expected = f"{self.graph.answer}, which does not depend on the images", "the logits"
             raise self.graph.refuse("output", got, expected, "Export a network")
-        channels, *sides = self.graph.images.sizes[1:]
-        height, width = sides if len(sides) == 2 else (1, *sides)
-        if len(sides) == 1:  # a Graph takes signals as images of height 1
-            self.steps.insert(0, Step("signals", "squeeze", _signals, (Earlier(PICTURES),), result=images))
-            images = PICTURES
-        return Program(self.steps, images, answer.name, (channels, height, width))
+        return Program(self.steps, images, answer.name, self.graph.images.sizes[1:])
 
     def needed(self) -> list[Node]:
         """The nodes on which the answer depends, and those that change a tensor; after a check of their operators."""
@@ -113,21 +107,21 @@ class _Builder:
     def add(self, node: Node) -> None:
         """The step of a node, and one for each of several results."""
         args, kwargs = self.bound(node)
-        if node.in_place and not (args and isinstance(args[0], Earlier) and self.moves(node, first=True)):
+        if node.in_place and not (args and isinstance(args[0], Earlier) and self.uses_activation(node, first=True)):
             raise self.graph.refuse(node.label, "an operation that changes a weight", "weights that stay", EVAL)
         (single, *more) = node.outputs or (None,)
         kind = node.target.removeprefix("torch.ops.")
         result = single if isinstance(single, str) and not more else f"{node.name}/all"
         self.steps.append(self.joined(Step(node.label, kind, aten.OPERATORS[node.target], args, kwargs, result)))
-        moving = self.moves(node)
+        uses = self.uses_activation(node)
         parts = single if isinstance(single, tuple) and not more else node.outputs
         for at, name in enumerate(parts if result.endswith("/all") else ()):
             if isinstance(name, str):
                 self.steps.append(Step(node.label, kind, operator.getitem, (Earlier(result), at), result=name))
         for name in node.names:
             self.known[name] = Earlier(name)
-            if moving:
-                self.moving.add(name)
+            if uses:
+                self.activations.add(name)
 
     def joined(self, step: Step) -> Step:
         """A slice of one axis, with the slices before it that are of other axes and used nowhere else."""
@@ -142,10 +136,10 @@ class _Builder:
             x, parts = last.args[0], (*last.args[1:], *parts)
         return Step(step.name, step.kind, aten.sliced, (x, *parts), {}, step.result)
 
-    def moves(self, node: Node, first: bool = False) -> bool:
+    def uses_activation(self, node: Node, first: bool = False) -> bool:
         """Whether an argument, or the first one, depends on the images."""
         values = list(node.inputs.values())
-        return not self.moving.isdisjoint(_names(values[:1] if first else values))
+        return not self.activations.isdisjoint(_names(values[:1] if first else values))
 
     def bound(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a node, by position and by name, as the operator's own schema has them."""
@@ -181,7 +175,11 @@ class _Builder:
         if self.graph.batch is None or len(args) <= at or not isinstance(args[at], list) or len(args[at]) < 2:
             return tuple(args)
         first = next(iter(_names(list(node.inputs.values())[:1])), "")
-        kept = node.target in aten.RESHAPED and first in self.moving and self.graph.images_in(first) == self.graph.batch
+        kept = (
+            node.target in aten.RESHAPED
+            and first in self.activations
+            and self.graph.images_in(first) == self.graph.batch
+        )
         if args[at][0] == self.graph.batch and (kept or node.target in aten.FILLED | aten.FRESH):
             args[at] = [Earlier(BATCH), *args[at][1:]]
         return tuple(args)
@@ -228,10 +226,6 @@ class _Builder:
         """The type that a cast to ``dtype`` is to: the program's own type is float32 here."""
         own = self.graph.images.dtype
         return torch.float32 if dtype in (own, torch.float64) else dtype
-
-
-def _signals(x: Tensor) -> Tensor:
-    return x.squeeze(2)
 
 
 def _single(tensor: Tensor) -> Tensor:

@@ -39,14 +39,10 @@ def cast(node: OnnxNode) -> Value:
         kind, _, _ = node.attributes(to=0, saturate=1, round_mode="up")
         (x,) = node.inputs(1, 1)
         floats, boolean = kind in FLOATS, kind == 9
-    if x.moving and not floats:
+    if x.is_activation and not floats:
         raise node.refuse("a cast of an activation to whole numbers", "floating point throughout")
     dtype = torch.float32 if floats else torch.bool if boolean else torch.int64
-    return x if x.moving else node.step(_cast, x, dtype)
-
-
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype)
+    return x if x.is_activation else node.step(Tensor.to, x, dtype)
 
 
 def elementwise(node: OnnxNode, function: Callable[..., Any]) -> Value:
@@ -55,11 +51,11 @@ def elementwise(node: OnnxNode, function: Callable[..., Any]) -> Value:
     values = node.inputs(1, 2) if len(node.operands) < 2 else node.inputs(2, 2)
     values = tuple(value for value in values if value is not None)
     broadcast(node, values)
-    moving = [value for value in values if value.moving]
-    if not moving:
+    activations = [value for value in values if value.is_activation]
+    if not activations:
         return node.step(function, *values)
-    order = max((value.axes for value in moving), key=len)
-    if any(value.axes != order for value in moving) or any(len(value.axes) > len(order) for value in values):
+    order = max((value.axes for value in activations), key=len)
+    if any(value.axes != order for value in activations) or any(len(value.axes) > len(order) for value in values):
         values, order = tuple(node.in_order(value) for value in values), tuple(range(len(order)))
         aligned = list(values)
     else:
@@ -79,13 +75,13 @@ def extreme(node: OnnxNode) -> Value:
     node.attributes()
     largest = node.proto.op_type == "Max"
     values = node.inputs(1, max(1, len(node.operands)))
-    moving: list[Value] = [value for value in values if value.moving]
-    if len(moving) == 1 and all(value.example.numel() == 1 for value in values if not value.moving):
-        limits = [float(node.known(value, "a limit").item()) for value in values if not value.moving]
+    activations: list[Value] = [value for value in values if value.is_activation]
+    if len(activations) == 1 and all(value.example.numel() == 1 for value in values if not value.is_activation):
+        limits = [float(node.known(value, "a limit").item()) for value in values if not value.is_activation]
         if not limits:
-            return moving[0]
+            return activations[0]
         ends = (max(limits), None) if largest else (None, min(limits))
-        return node.step(torch.clamp, moving[0], *ends, axes=moving[0].axes)
+        return node.step(torch.clamp, activations[0], *ends, axes=activations[0].axes)
     broadcast(node, values)
     found: Value = values[0]
     for value in values[1:]:
@@ -100,7 +96,7 @@ def only_constant(node: OnnxNode, function: Callable[..., Any], count: int = 1) 
     """An operation that is computed where its operands are constants or sizes, and refused on activations."""
     node.attributes()
     values = node.inputs(count, count)
-    if any(value.moving for value in values):
+    if any(value.is_activation for value in values):
         raise node.refuse()
     broadcast(node, values)
     return node.step(function, *values)
@@ -141,7 +137,7 @@ def range_(node: OnnxNode) -> Value:
     node.attributes()
     ends = node.inputs(3, 3)
     first, last, by = (value.example.item() for value in ends)
-    if any(value.moving for value in ends) or not by or (last - first) / by > LARGEST:
+    if any(value.is_activation for value in ends) or not by or (last - first) / by > LARGEST:
         raise node.refuse("a long range", "a short one")
     return node.step(_ranged, *ends)
 

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import BackendUnavailable, InvalidCheckpoint, UnsupportedModel, message
 from ...files import opened, reason
 from ..loaded import Checkpoint
 from ..program import Earlier, Program, Step
+from ..program_limits import CHANNELS, SIDE, logits_among
 from . import wire
-from .network import Graph, answer_of, example_of
+from .network import OnnxGraph, convert_nodes, example_images
 from .node import LARGEST as MOST
-from .node import Reading, Value, relaid
+from .node import Reading, Value, permuted
 from .tensors import AGAIN, FLOATS, Tensors, short
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 OLDEST, NEWEST = 9, 28  # versions of ONNX's operators
 LARGEST = 2**31 - 1  # bytes of a file, as protobuf has it
 USUAL = 224  # pixels, where the file takes images of any size
-SIDE, CHANNELS = 2**16, 2**10
 
 
 def load(path: Path) -> Checkpoint:
@@ -43,12 +43,12 @@ def load(path: Path) -> Checkpoint:
     where, tensors = str(path), Tensors(path)
     model = _parsed(path, tensors)
     opset = _opset(model, where)
-    graph = Graph.of(where, model.graph)
+    graph = OnnxGraph.of(where, model.graph)
     answer = _answer(model, where)
     images = _images(graph, model, where)
     reading = Reading(where, tensors, opset, images.batch)
-    start = example_of(images.shape, images.last)
-    found = answer_of(graph, reading, answer, start, images.name)
+    start = example_images(images.shape, images.last)
+    found = convert_nodes(graph, reading, answer, start, images.name)
     program, classes = _program(reading, found, images)
     _check_numbers(program, where)
     producer = " ".join(short(text) for text in (model.producer_name, model.producer_version) if text)
@@ -115,13 +115,14 @@ def _opset(model: ModelProto, where: str) -> int:
 def _answer(model: ModelProto, where: str) -> str:
     """The name of the logits: the only output, or the only one that may be ``[B, N]``."""
     outputs = list(model.graph.output)
-    flat = [out for out in outputs if not out.type.tensor_type.HasField("shape") or len(_sizes(out)) == 2]
-    chosen = outputs if len(outputs) == 1 else flat
-    if len(chosen) != 1:
+    shaped = [out.type.tensor_type.HasField("shape") for out in outputs]
+    axes = [len(_sizes(out)) if known else None for out, known in zip(outputs, shaped, strict=True)]
+    found = logits_among([(str(out.name), rank) for out, rank in zip(outputs, axes, strict=True)])
+    if found is None:
         names = ", ".join(short(out.name) for out in outputs[:8])
         remedy = "Keep one: onnx.utils.extract_model(FILE, 'logits.onnx', [IMAGES], [LOGITS])"
         raise UnsupportedModel(message(where, "outputs", names, "the logits [B, N] alone", remedy))
-    return str(chosen[0].name)
+    return found
 
 
 # ---- the images ----
@@ -152,7 +153,7 @@ def _sizes(info: ValueInfoProto) -> list[int | None]:
     return [int(dim.dim_value) if dim.HasField("dim_value") else None for dim in dims]
 
 
-def _images(graph: Graph, model: ModelProto, where: str) -> _Images:
+def _images(graph: OnnxGraph, model: ModelProto, where: str) -> _Images:
     """The one input, and how images lie in it."""
     if len(graph.inputs) != 1:
         names = ", ".join(map(short, graph.inputs[:8])) or "none"
@@ -187,7 +188,7 @@ def _assumed(said: Sequence[int | None], sides: Sequence[int]) -> tuple[str, ...
     return ()
 
 
-def _channels_last(graph: Graph, name: str, sizes: Sequence[int | None]) -> bool:
+def _channels_last(graph: OnnxGraph, name: str, sizes: Sequence[int | None]) -> bool:
     """Whether images are ``[B, H, W, C]``: by the first transpose behind them, or else by the sizes."""
     for _ in range(8):
         readers = list(graph.consumers(name))
@@ -202,7 +203,7 @@ def _channels_last(graph: Graph, name: str, sizes: Sequence[int | None]) -> bool
     return sizes[3] in (1, 2, 3, 4) and sizes[1] not in (1, 2, 3, 4)
 
 
-def _channels(graph: Graph) -> int:
+def _channels(graph: OnnxGraph) -> int:
     """The channels that the first convolution takes; 3 where no convolution tells."""
     for node in graph.nodes:
         weight = graph.tensors.get(node.input[1]) if node.op_type == "Conv" and len(node.input) > 1 else None
@@ -217,24 +218,19 @@ def _channels(graph: Graph) -> int:
 
 def _program(reading: Reading, answer: Value, images: _Images) -> tuple[Program, int]:
     """The module of the steps, and the number of its logits."""
-    if not answer.moving or answer.step is None or len(answer.shape) not in (2, 4):
-        got = f"an output of shape {answer.shape}" if answer.moving else "an output that does not depend on the images"
+    if not answer.is_activation or answer.step is None or len(answer.shape) not in (2, 4):
+        got = (
+            f"an output of shape {answer.shape}"
+            if answer.is_activation
+            else "an output that does not depend on the images"
+        )
         remedy = "Export the network with its logits as the output"
         raise UnsupportedModel(message(reading.where, "output", got, "logits [B, N]", remedy))
     steps, end = list(reading.steps), answer.step
     if not answer.plain:
-        steps.append(Step("output", "Transpose", relaid, (Earlier(end), answer.axes), result="output"))
+        steps.append(Step("output", "Transpose", permuted, (Earlier(end), answer.axes), result="output"))
         end = "output"
-    if len(images.shape) == 2:  # a Graph takes signals as images of height 1
-        steps.insert(0, Step("signals", "Squeeze", _signals, (Earlier("pictures"),), result="images"))
-    channels, *sides = images.shape
-    height, width = sides if len(sides) == 2 else (1, *sides)
-    first = "images" if len(sides) == 2 else "pictures"
-    return Program(steps, first, end, (channels, height, width)), answer.shape[1]
-
-
-def _signals(x: Tensor) -> Tensor:
-    return x.squeeze(2)
+    return Program(steps, "images", end, images.shape), answer.shape[1]
 
 
 def _check_numbers(program: nn.Module, where: str) -> None:

@@ -34,7 +34,7 @@ def convolution(node: OnnxNode) -> Value:
     if isinstance(borders, tuple) and borders[:spatial] == borders[spatial:]:
         padding = borders[:spatial]
     else:
-        x = node.step(_padded, x, tuple(kernel.shape[2:]), strides, dilations, borders, 0.0, part="pad")
+        x = node.step(_padded, x, tuple(kernel.shape[2:]), strides, dilations, borders, part="pad")
     return node.step(_CONVOLUTIONS[spatial], x, weight, bias, strides, padding, dilations, group)
 
 
@@ -47,7 +47,7 @@ def product(node: OnnxNode) -> Value:
         if count > GATHERED:
             raise node.refuse("a large product of constants", "one that was computed before the export")
     x, weight = node.in_order(x), node.in_order(weight)
-    if x.moving and len(x.shape) == 2 and weight.step is None and weight.example.ndim == 2:
+    if x.is_activation and len(x.shape) == 2 and weight.step is None and weight.example.ndim == 2:
         return node.step(F.linear, x, constant(node.weights(weight, "a matrix").T.contiguous()))
     return node.step(torch.matmul, x, weight)
 
@@ -57,7 +57,7 @@ def linear(node: OnnxNode) -> Value:
     alpha, beta, flipped, turned = node.attributes(alpha=1.0, beta=1.0, transA=0, transB=0)
     x, weight, bias = node.inputs(2, 3)
     matrix = node.weights(weight, "a matrix B")
-    if not x.moving or flipped or matrix.ndim != 2:
+    if not x.is_activation or flipped or matrix.ndim != 2:
         raise node.refuse("a matrix product that is no linear layer", "[B, features] times a constant matrix")
     matrix = alpha * (matrix if turned else matrix.T)
     if bias is not None:
@@ -80,11 +80,7 @@ def batch_norm(node: OnnxNode) -> Value:
         got, remedy = f"{int((var < 0).sum())} of {var.numel()} variances negative", "Export a network that is trained"
         raise node.refuse(got, "variances from 0 on", remedy)
     numbers = [constant(tensor) for tensor in (mean, var, weight, bias)]
-    return node.step(_normalized, node.in_order(x), *numbers, eps)
-
-
-def _normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+    return node.step(F.batch_norm, node.in_order(x), *numbers, False, 0.0, eps)
 
 
 def no_statistics(node: OnnxNode) -> Value:
@@ -212,7 +208,7 @@ def _runs_over(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, borders
 
 def _maps(node: OnnxNode, x: Value, spatial: int) -> Value:
     """An operand ``[B, C, *]`` with so many axes behind the channels, in this order."""
-    if len(x.shape) != spatial + 2 or not x.moving:
+    if len(x.shape) != spatial + 2 or not x.is_activation:
         raise node.refuse(f"operator {node.kind} of {x.shape}", f"{spatial + 2} axes, behind the images")
     return node.in_order(x)
 
@@ -258,8 +254,8 @@ def _halves(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, borders: S
     return borders[: len(kernel)], borders[len(kernel) :]
 
 
-def _padded(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, borders: Sizes | str, value: float) -> Tensor:
-    return _bordered(x, *_halves(x, kernel, stride, dilation, borders), value)
+def _padded(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, borders: Sizes | str) -> Tensor:
+    return _bordered(x, *_halves(x, kernel, stride, dilation, borders), 0.0)
 
 
 def _bordered(x: Tensor, begin: Sizes, end: Sizes, value: float) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from ...errors import InvalidCheckpoint, SResNetError, UnsupportedModel, message
 from ...files import reason
+from ..program import WITHOUT
 from ..rules import EXPECTED, HINTS
 from . import arithmetic, layers, shapes
 from .node import EXAMPLE, OnnxNode, Reading, Value, constant
@@ -73,7 +74,7 @@ AT_END = {"Softmax", "LogSoftmax", "Sigmoid"}
 
 
 @dataclass
-class Graph:
+class OnnxGraph:
     """The graph of a file, looked up by name.
 
     Attributes:
@@ -93,7 +94,7 @@ class Graph:
     makers: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
-    def of(where: str, proto: GraphProto) -> Graph:
+    def of(where: str, proto: GraphProto) -> OnnxGraph:
         """The graph, after a check that every name has one maker.
 
         Raises:
@@ -107,7 +108,7 @@ class Graph:
             raise InvalidCheckpoint(message(where, f"tensor {name}", "a sparse tensor", "dense weights", AGAIN))
         tensors = {tensor.name: tensor for tensor in proto.initializer}
         inputs = [given.name for given in proto.input if given.name not in tensors]
-        graph = Graph(where, proto.node, tensors, inputs, [given.name for given in proto.output])
+        graph = OnnxGraph(where, proto.node, tensors, inputs, [given.name for given in proto.output])
         taken = {*tensors, *inputs}
         double = len(tensors) < len(proto.initializer) or len(set(inputs)) < len(inputs)
         for at, node in enumerate(proto.node):
@@ -120,10 +121,10 @@ class Graph:
         return graph
 
     def ordered(self, answer: str) -> list[NodeProto]:
-        """The nodes that a value needs, each behind those whose results it takes.
+        """The nodes that a value needs, each after those whose results it takes.
 
         Raises:
-            InvalidCheckpoint: they wait for each other in a circle.
+            InvalidCheckpoint: they form a cycle.
         """
         needed, todo = set[int](), [answer]
         while todo:
@@ -149,7 +150,7 @@ class Graph:
             node = self.nodes[min(needed - set(order))]
             got = "a node that waits for its own result"
             where = f"{self.where}: node {short(node.name or next(iter(node.output), ''))}"
-            raise InvalidCheckpoint(message(where, "", got, "a network without circles", AGAIN))
+            raise InvalidCheckpoint(message(where, "", got, "a network without cycles", AGAIN))
         return [self.nodes[at] for at in order]
 
     def consumers(self, name: str) -> Iterable[NodeProto]:
@@ -157,7 +158,7 @@ class Graph:
         return (node for node in self.nodes if name in node.input)
 
 
-def answer_of(graph: Graph, reading: Reading, answer: str, images: Value, name: str) -> Value:
+def convert_nodes(graph: OnnxGraph, reading: Reading, answer: str, images: Value, name: str) -> Value:
     """The value of the answer, with the steps that lead to it in ``reading``.
 
     Args:
@@ -235,10 +236,10 @@ def _unknown(node: OnnxNode) -> UnsupportedModel:
     if node.kind in AT_END:
         first = short(next(iter(node.proto.input), ""))
         remedy = f"At the end cut it off: onnx.utils.extract_model(FILE, 'logits.onnx', [IMAGES], ['{first}'])"
-    return node.refuse(expected=expected, remedy=remedy or "Export the network without it")
+    return node.refuse(expected=expected, remedy=remedy or WITHOUT)
 
 
-def example_of(shape: Sequence[int], last: bool) -> Value:
+def example_images(shape: Sequence[int], last: bool) -> Value:
     """Images on the meta device.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import getitem
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedModel, message
 from ...files import reason
-from ..program import Earlier, Step
+from ..program import WITHOUT, Earlier, Step
 from ..rules import EXPECTED
 from .tensors import Tensors, short
 
@@ -45,8 +46,8 @@ class Value:
     axes: tuple[int, ...]
 
     @property
-    def moving(self) -> bool:
-        """Whether it depends on the images, and not only on their sizes."""
+    def is_activation(self) -> bool:
+        """Whether it depends on the images themselves, and not only on their sizes."""
         return self.example.is_meta
 
     @property
@@ -110,9 +111,7 @@ class OnnxNode:
         """The version of its operator."""
         return self.reading.opset
 
-    def refuse(
-        self, got: str = "", expected: str = EXPECTED, remedy: str = "Export the network without it"
-    ) -> UnsupportedModel:
+    def refuse(self, got: str = "", expected: str = EXPECTED, remedy: str = WITHOUT) -> UnsupportedModel:
         """The error for a node that cannot be converted."""
         where, got = f"{self.reading.where}: node {self.name}", got or f"operator {self.kind}"
         return UnsupportedModel(message(where, "cannot be converted", got, expected, remedy))
@@ -184,7 +183,7 @@ class OnnxNode:
         """The result of a function on these arguments; a constant where all of them are.
 
         Args:
-            function: of torch, or of this room.
+            function: of torch, or of this package.
             args: values and plain settings, also in lists.
             axes: the order of the result's axes in the file; by default as they are.
             part: what to append to the node's name where the result is not its output.
@@ -195,10 +194,10 @@ class OnnxNode:
     def results(self, function: Callable[..., Any], args: tuple[Any, ...], part: str = "") -> tuple[Value, ...]:
         """The results of a function that may return several; see :meth:`step`."""
         reading, values = self.reading, list(_values(args))
-        moving = any(value.moving for value in values)
+        from_images = any(value.is_activation for value in values)
         try:
             with torch.no_grad():
-                found = function(*(_examples(arg, moving) for arg in args))
+                found = function(*(_examples(arg, from_images) for arg in args))
         except UnsupportedModel:
             raise
         except Exception as error:
@@ -216,15 +215,17 @@ class OnnxNode:
         reading.steps.append(Step(label, self.kind, function, tuple(_given(arg) for arg in args), result=name))
         if not isinstance(found, tuple):
             return (Value(found, name, tuple(range(found.ndim))),)
-        picked = [Step(label, self.kind, _part, (Earlier(name), at), result=f"{name}.{at}") for at in range(len(parts))]
+        picked = [
+            Step(label, self.kind, getitem, (Earlier(name), at), result=f"{name}.{at}") for at in range(len(parts))
+        ]
         reading.steps.extend(picked)
         return tuple(
             Value(tensor, step.result, tuple(range(tensor.ndim))) for tensor, step in zip(parts, picked, strict=True)
         )
 
-    def _check(self, tensor: Tensor, moving: bool) -> None:
+    def _check(self, tensor: Tensor, is_activation: bool) -> None:
         """Check that a result is not too large, and that its first axis is that of the images."""
-        if moving:
+        if is_activation:
             if tensor.ndim < 1 or tensor.shape[0] != EXAMPLE:
                 got = f"operator {self.kind} that makes {tuple(tensor.shape)} of {EXAMPLE} images"
                 remedy = "Export the network with a dynamic batch axis"
@@ -246,10 +247,10 @@ class OnnxNode:
 
     def in_order(self, value: Value) -> Value:
         """The value with its axes in the file's order: as it is, or behind a step that moves them."""
-        return value if value.plain else self.step(relaid, value, value.axes, part="transpose")
+        return value if value.plain else self.step(permuted, value, value.axes, part="transpose")
 
 
-def relaid(x: Tensor, axes: Sequence[int], shape: Sequence[int] | None = None) -> Tensor:
+def permuted(x: Tensor, axes: Sequence[int], shape: Sequence[int] | None = None) -> Tensor:
     """A tensor with its axes in another order, and then in another shape; axes of size 1 can be anywhere."""
     order = [axis for axis in axes if x.shape[axis] != 1]
     sizes = [x.shape[axis] for axis in axes] if shape is None else list(shape)
@@ -258,7 +259,7 @@ def relaid(x: Tensor, axes: Sequence[int], shape: Sequence[int] | None = None) -
 
 def broadcast(node: OnnxNode, values: Sequence[Value]) -> None:
     """Make sure that the result of an operation on constants, number by number, is not too large."""
-    if not any(value.moving for value in values):
+    if not any(value.is_activation for value in values):
         shapes = [tuple(value.example.shape) for value in values]
         rank = max(map(len, shapes))
         padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
@@ -273,12 +274,12 @@ def _values(args: Any) -> list[Value]:
     return [args] if isinstance(args, Value) else []
 
 
-def _examples(arg: Any, moving: bool) -> Any:
+def _examples(arg: Any, from_images: bool) -> Any:
     """An argument for the example; numbers are on the meta device where the images are, whole ones are not."""
     if isinstance(arg, tuple | list):
-        return type(arg)(_examples(part, moving) for part in arg)
+        return type(arg)(_examples(part, from_images) for part in arg)
     if isinstance(arg, Value):
-        return arg.example.to("meta") if moving and arg.example.is_floating_point() else arg.example
+        return arg.example.to("meta") if from_images and arg.example.is_floating_point() else arg.example
     return arg
 
 
@@ -289,10 +290,6 @@ def _given(arg: Any) -> Any:
     if isinstance(arg, Value):
         return arg.example if arg.step is None else Earlier(arg.step)
     return arg
-
-
-def _part(parts: tuple[Tensor, ...], at: int) -> Tensor:
-    return parts[at]
 
 
 def _text(said: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .node import OnnxNode, Value, constant, relaid
+from .node import OnnxNode, Value, constant, permuted
 
 Whole = Tensor | Sequence[int]  # a list of whole numbers, known or computed from sizes
 
@@ -26,13 +26,9 @@ def transpose(node: OnnxNode) -> Value:
     order = tuple(order) or tuple(reversed(range(rank)))
     if sorted(order) != list(range(rank)):
         raise node.refuse(f"perm {order[:8]} for {x.shape}", "each axis once")
-    if x.moving:
+    if x.is_activation:
         return Value(x.example, x.step, tuple(x.axes[axis] for axis in order))
-    return node.step(_permuted, x, order)
-
-
-def _permuted(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    return x.permute(order)
+    return node.step(torch.permute, x, order)
 
 
 def shape(node: OnnxNode) -> Value:
@@ -56,9 +52,10 @@ def _count(x: Tensor) -> Tensor:
 
 
 def reshape(node: OnnxNode) -> Value:
+    """``Reshape``; a size of 0 keeps the old one, unless ``allowzero`` is set."""
     (zeros,) = node.attributes(allowzero=0)
     x, sizes = node.inputs(2, 2)
-    batch = node.reading.batch if x.moving else None
+    batch = node.reading.batch if x.is_activation else None
     return node.step(_reshaped, x, x.axes, listed(node, sizes), bool(zeros), batch)
 
 
@@ -69,7 +66,7 @@ def _reshaped(x: Tensor, axes: tuple[int, ...], sizes: Whole, zeros: bool, batch
         wanted = [x.shape[axes[at]] if n == 0 else n for at, n in enumerate(wanted)]
     if batch is not None and wanted and wanted[0] == batch:
         wanted[0] = x.shape[axes[0]]
-    return relaid(x, axes, wanted)
+    return permuted(x, axes, wanted)
 
 
 def flatten(node: OnnxNode) -> Value:
@@ -82,12 +79,12 @@ def flatten(node: OnnxNode) -> Value:
 
 def _flattened(x: Tensor, axes: tuple[int, ...], at: int) -> Tensor:
     sizes = [x.shape[axis] for axis in axes]
-    return relaid(x, axes, [math.prod(sizes[:at]), math.prod(sizes[at:])])
+    return permuted(x, axes, [math.prod(sizes[:at]), math.prod(sizes[at:])])
 
 
 def squeeze(node: OnnxNode) -> Value:
-    """``Squeeze``; its axes are a setting up to opset 12, and an operand from then on."""
-    x, axes = _with_axes(node, 13)
+    """``Squeeze``, by default of every axis of size 1."""
+    x, axes = _with_axes(node)
     rank = len(x.axes)
     dims = tuple(node.axis(axis, rank) for axis in axes) or tuple(i for i, n in enumerate(x.shape) if n == 1)
     if any(x.shape[axis] != 1 for axis in dims):
@@ -96,11 +93,11 @@ def squeeze(node: OnnxNode) -> Value:
 
 
 def _squeezed(x: Tensor, axes: tuple[int, ...], dims: tuple[int, ...]) -> Tensor:
-    return relaid(x, axes, [x.shape[axis] for at, axis in enumerate(axes) if at not in dims])
+    return permuted(x, axes, [x.shape[axis] for at, axis in enumerate(axes) if at not in dims])
 
 
 def unsqueeze(node: OnnxNode) -> Value:
-    x, axes = _with_axes(node, 13)
+    x, axes = _with_axes(node)
     rank = len(x.axes) + len(axes)
     return node.step(_unsqueezed, x, x.axes, tuple(sorted(node.axis(axis, rank) for axis in axes)))
 
@@ -109,13 +106,14 @@ def _unsqueezed(x: Tensor, axes: tuple[int, ...], dims: tuple[int, ...]) -> Tens
     sizes = [x.shape[axis] for axis in axes]
     for axis in dims:
         sizes.insert(axis, 1)
-    return relaid(x, axes, sizes)
+    return permuted(x, axes, sizes)
 
 
 def expand(node: OnnxNode) -> Value:
+    """``Expand``: a broadcast to a shape."""
     node.attributes()
     x, sizes = node.inputs(2, 2)
-    if not x.moving:
+    if not x.is_activation:
         node.take_room(math.prod(max(1, n) for n in numbers_of(node, sizes)))
     return node.step(_expanded, node.in_order(x), listed(node, sizes))
 
@@ -161,7 +159,7 @@ def slice_(node: OnnxNode) -> Value:
     count, rank = len(numbers_of(node, begin)), len(x.axes)
     dims = tuple(node.axis(axis, rank) for axis in dims) or tuple(range(count))
     steps = steps or (1,) * count
-    if not len(dims) == len(steps) == count <= rank or 0 in steps or (x.moving and min(steps, default=1) < 0):
+    if not len(dims) == len(steps) == count <= rank or 0 in steps or (x.is_activation and min(steps, default=1) < 0):
         raise node.refuse(f"a slice along {dims} of {x.shape}", "one start, end and positive step for each axis")
     placed_at = tuple(x.axes[axis] for axis in dims)
     return node.step(_sliced, x, begin, end, placed_at, steps, axes=x.axes)
@@ -179,6 +177,7 @@ def _sliced(x: Tensor, starts: Whole, ends: Whole, dims: tuple[int, ...], steps:
 
 
 def split(node: OnnxNode) -> tuple[Value, ...]:
+    """``Split`` along an axis, by sizes or in equal parts, of which the last may be smaller."""
     axis, parts, count = node.attributes(axis=0, split=(), num_outputs=0)
     x, given = node.inputs(1, 2)
     at = x.axes[node.axis(axis, len(x.axes))]
@@ -192,10 +191,11 @@ def split(node: OnnxNode) -> tuple[Value, ...]:
 
 
 def gather(node: OnnxNode) -> Value:
+    """``Gather``: of an activation by a constant index or list, of a constant by any indices."""
     (axis,) = node.attributes(axis=0)
     x, numbers = node.inputs(2, 2)
     at = node.axis(axis, len(x.axes))
-    if not x.moving:
+    if not x.is_activation:
         node.take_room(x.example.numel() // max(1, x.shape[at]) * numbers.example.numel())
         return node.step(_gathered, x, numbers, at)
     chosen = node.known(numbers, "an index")
@@ -219,16 +219,17 @@ def _picked(x: Tensor, number: int, axis: int) -> Tensor:
 
 
 def concatenate(node: OnnxNode) -> Value:
+    """``Concat``; beside activations, constants are repeated for each image."""
     (axis,) = node.attributes(axis=0)
     parts = node.inputs(1, max(1, len(node.operands)))
-    moving = [value for value in parts if value.moving]
-    if not moving:
+    activations = [value for value in parts if value.is_activation]
+    if not activations:
         return node.step(_joined, list(parts), node.axis(axis, len(parts[0].axes)))
-    order = moving[0].axes
-    if any(value.axes != order for value in moving):
+    order = activations[0].axes
+    if any(value.axes != order for value in activations):
         parts, order = tuple(node.in_order(value) for value in parts), tuple(range(len(order)))
     at, aligned = order[node.axis(axis, len(order))], [placed(node, value, order) for value in parts]
-    return node.step(_joined, aligned, at, moving[0], axes=order)
+    return node.step(_joined, aligned, at, activations[0], axes=order)
 
 
 def _joined(parts: Sequence[Tensor], axis: int, like: Tensor | None = None) -> Tensor:
@@ -258,7 +259,7 @@ def pad(node: OnnxNode) -> Value:
         both[x.axes[axis]] = (begin, end)
     if not any(map(any, both)):
         return x  # type: ignore[no-any-return]
-    if not x.moving:
+    if not x.is_activation:
         node.take_room(math.prod(n + sum(pair) for n, pair in zip(x.example.shape, both, strict=True)))
     while both[0] == (0, 0):
         both.pop(0)
@@ -269,9 +270,9 @@ def pad(node: OnnxNode) -> Value:
 # ---- lists of whole numbers ----
 
 
-def _with_axes(node: OnnxNode, since: int) -> tuple[Value, tuple[int, ...]]:
-    """The operand, and the axes as the opset has them."""
-    if node.opset < since:
+def _with_axes(node: OnnxNode) -> tuple[Value, tuple[int, ...]]:
+    """The operand, and the axes: a setting up to opset 12, an operand from then on."""
+    if node.opset < 13:
         (axes,) = node.attributes(axes=())
         (x,) = node.inputs(1, 1)
         return x, tuple(axes)
@@ -291,18 +292,19 @@ def numbers_of(node: OnnxNode, value: Any) -> tuple[int, ...]:
     if isinstance(value, tuple):
         return value
     found = value.example
-    if value.moving or found.is_floating_point() or found.ndim > 1 or found.numel() > 64:
+    if value.is_activation or found.is_floating_point() or found.ndim > 1 or found.numel() > 64:
         raise node.refuse("sizes that depend on the images, or are none", "a short list of whole numbers")
     return tuple(int(number) for number in found.flatten())
 
 
 def whole(sizes: Whole) -> list[int]:
+    """Whole numbers that are known, or that a tensor holds."""
     return [int(number) for number in (sizes.flatten().tolist() if isinstance(sizes, Tensor) else sizes)]
 
 
 def placed(node: OnnxNode, value: Value, order: tuple[int, ...]) -> Value:
     """A constant, or what depends on sizes, with its axes where an activation of this order has them."""
-    if value.moving or order == tuple(range(len(order))) or not value.example.ndim:
+    if value.is_activation or order == tuple(range(len(order))) or not value.example.ndim:
         return value
     return node.step(_turned, value, order)
 

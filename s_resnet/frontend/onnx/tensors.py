@@ -136,7 +136,7 @@ class Tensors:
         plain = re.fullmatch(r"[^\\:\0]+", location) and not location.startswith("/") and len(location) < 4096
         try:
             found = (folder / location).resolve() if plain and ".." not in Path(location).parts else None
-        except (OSError, RuntimeError, ValueError):  # links in a circle, or no name of a file
+        except (OSError, RuntimeError, ValueError):  # a loop of links, or no name of a file
             found = None
         if found is None or folder not in found.parents:
             got, expected = (

@@ -1,4 +1,4 @@
-"""Names of architectures, and the words behind them for what no checkpoint tells: ``resnet50-nomaxpool-v1``."""
+"""Names of architectures, and the words after them for what no checkpoint records: ``resnet50-nomaxpool-v1``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL: Mapping[str, Any] = {"stem_stride": 1, "maxpool": False}  # the stem for 
 
 @dataclass(frozen=True)
 class Choice:
-    """A word for what no checkpoint tells.
+    """A word for what no checkpoint records.
 
     Attributes:
         word: what is appended to the name of an architecture.
@@ -39,7 +39,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Question:
-    """Something that no checkpoint tells, and its answers.
+    """Something that no checkpoint records, and the choices.
 
     Attributes:
         choices: the answers.

@@ -19,6 +19,7 @@ from .foreign_files import EXPECTED, UNMISTAKABLE, kind_of, kind_of_zip, refusal
 from .opcodes import Excess, scan
 
 SAVE = "save its weights with torch.save(model.state_dict(), path)"
+RESAVE = f"Load it in Python and {SAVE}"
 LARGEST = 2**33  # bytes of a file
 PART = 2**20  # bytes read at a time
 OPTIONS = 2**26  # bytes of the pickle in a zip, beside its tensors
@@ -60,9 +61,7 @@ def read(path: Path) -> tuple[object, str]:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > LARGEST:
-                raise InvalidCheckpoint(
-                    message(where, "size", f"{size} bytes", f"at most {LARGEST}", f"Load it in Python and {SAVE}")
-                )
+                raise InvalidCheckpoint(message(where, "size", f"{size} bytes", f"at most {LARGEST}", RESAVE))
             sha256 = hashlib.sha256()
             while chunk := file.read(PART):
                 sha256.update(chunk)
@@ -139,9 +138,7 @@ def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], fil
             raise damaged(where)
     order = f"{folder}/byteorder"
     if order.lower() in sizes and archive.read(order) != b"little":
-        raise InvalidCheckpoint(
-            message(where, "byte order", "big-endian numbers", "little-endian ones", f"Load it in Python and {SAVE}")
-        )
+        raise InvalidCheckpoint(message(where, "byte order", "big-endian numbers", "little-endian ones", RESAVE))
 
 
 class _Within:
@@ -173,9 +170,7 @@ def _scanned(pickled: Any, where: str) -> dict[str, int]:
 
 
 def _excess(where: str, got: str) -> InvalidCheckpoint:
-    return InvalidCheckpoint(
-        message(where, "unfolds to too much", got, "weights and a few settings", f"Load it in Python and {SAVE}")
-    )
+    return InvalidCheckpoint(message(where, "unfolds to too much", got, "weights and a few settings", RESAVE))
 
 
 def _deserialize(path: Path, file: BinaryIO, where: str) -> object:

@@ -13,10 +13,9 @@ from ...errors import InvalidCheckpoint, message
 from .architectures import HEADS
 from .checkpoint_file import first
 from .shapes import Shape
+from .state_dict import COUNTER
 
 PYTHON = "use s_resnet.convert(model) from Python"
-NORM = ("weight", "bias", "running_mean", "running_var")
-COUNTER = "num_batches_tracked"
 MOST = 100  # layers of a Sequential
 
 

@@ -51,6 +51,13 @@ _SUFFIXES = {
     ".weights": "Darknet",
     ".msgpack": "Flax (MessagePack)",
 }
+# By the name in a folder of Hugging Face.
+IN_FOLDERS = {
+    "flax_model.msgpack": "Flax",
+    "tf_model.h5": "TensorFlow",
+    "model.weights.h5": "Keras",
+    "saved_model.pb": "TensorFlow",
+}
 # Zip archives and pickles as torch's files are, but never of torch.
 UNMISTAKABLE = (".keras", ".pdparams")
 # By the name of a part of a zip archive.

@@ -3,7 +3,7 @@
 The layout tells which name is which layer (:mod:`s_resnet.frontend.weights.layouts`). The shapes tell stem, width and
 shortcuts (:mod:`s_resnet.frontend.weights.shapes`), and the number of blocks tells the possible architectures. These
 are built on the meta device, without memory, and all their names and shapes are compared with those of the file. What
-no checkpoint tells is as usual for the layout, or as the words in ``arch`` say
+no checkpoint records is as usual for the layout, or as the words in ``arch`` say
 (:mod:`s_resnet.frontend.weights.architectures`).
 """
 
@@ -37,7 +37,7 @@ from .architectures import (
 from .checkpoint_file import first
 from .classifier import PYTHON, classifier
 from .layouts import Layout, layout_of
-from .shapes import Shape, blocks_per_stage, dressed, seen
+from .shapes import Shape, blocks_per_stage, plan_of, with_shapes
 from .state_dict import COUNTER
 
 KNOWN = ", ".join(TORCHVISION) + ", preact_resnet18, wrn28_10, cifar_resnet20, ... (depth 6n + 2)"
@@ -63,7 +63,7 @@ class Recognized:
         num_classes: the number of logits, or of features where there is no classifier.
         channels: C of the images.
         input_size: the side of the images that the stem is usual for.
-        assumed: what no checkpoint tells and ``arch`` did not say, in words.
+        assumed: what no checkpoint records and ``arch`` did not say, in words.
         variants: the names that read the file otherwise.
     """
 
@@ -116,14 +116,14 @@ def recognize(shapes: Mapping[str, Shape], arch: str | None = None, where: str =
         InvalidCheckpoint: no known architecture has these names and shapes.
     """
     file = _File(where, shapes, *layout_of(shapes))
-    told = seen(file.standard)
+    told = plan_of(file.standard)
     names = [arch] if arch else candidates(told.blocks, told)
     differences: list[tuple[int, str, str]] = []
     for name in names:
         asked = parse(name)
         if asked is None:
             raise _unknown(name, where)
-        fitted = dressed(asked.plan, told, asked.base.startswith(WIDTH_IN_NAME))
+        fitted = with_shapes(asked.plan, told, asked.base.startswith(WIDTH_IN_NAME))
         usual = choose(fitted, (*file.layout.usual, *file.layout.fixed))
         plan = choose(usual, asked.chosen)
         model, own = _built(plan)

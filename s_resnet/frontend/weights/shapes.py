@@ -36,7 +36,7 @@ def is_preactivated(shapes: Mapping[str, Shape]) -> bool:
     return len(before_behind) == 2 and before_behind[0] != before_behind[1] and norm == before_behind[:1]
 
 
-def seen(shapes: Mapping[str, Shape]) -> Plan:
+def plan_of(shapes: Mapping[str, Shape]) -> Plan:
     """The plan that names and shapes tell, with the usual choices for the rest."""
     convolutions: Literal[2, 3] = 3 if any(re.fullmatch(r"layer\d\.\d+\.conv3\.weight", name) for name in shapes) else 2
     stem = [shapes[name] for name in STEM if name in shapes]
@@ -66,7 +66,7 @@ def seen(shapes: Mapping[str, Shape]) -> Plan:
     return _grouped(replace(plan, width=width, average=plan.positions[1] == 1), shapes)
 
 
-def dressed(plan: Plan, told: Plan, width: bool) -> Plan:
+def with_shapes(plan: Plan, told: Plan, width: bool) -> Plan:
     """The plan of a name with what the shapes of a file tell; its own are the blocks, their kind and groups.
 
     Args:

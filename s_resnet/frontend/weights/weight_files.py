@@ -17,17 +17,11 @@ from torch import Tensor
 
 from ... import files
 from ...errors import InvalidCheckpoint, message
-from .checkpoint_file import LARGEST, SAVE, first, read
+from .checkpoint_file import LARGEST, RESAVE, first, read
+from .foreign_files import IN_FOLDERS
 
 # What a folder's weights are called, the best first.
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-# Weights of other libraries, by their name in such a folder.
-FOREIGN = {
-    "flax_model.msgpack": "Flax",
-    "tf_model.h5": "TensorFlow",
-    "model.weights.h5": "Keras",
-    "saved_model.pb": "TensorFlow",
-}
 INDEX = ".index.json"
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.safetensors|\.bin)")
 PLAIN = re.compile(r"[\w.-]+\.(safetensors|bin)", re.ASCII)  # a name without a folder
@@ -79,9 +73,9 @@ def _in_folder(folder: Path) -> Path:
     if found := next((folder / name for name in NAMES if (folder / name).is_file()), None):
         return found
     where, expected = str(folder), f"one of {', '.join(NAMES)} in it"
-    other = next((name for name in FOREIGN if (folder / name).is_file()), None)
+    other = next((name for name in IN_FOLDERS if (folder / name).is_file()), None)
     if other:
-        got = f"a directory of {FOREIGN[other]}'s weights ({other})"
+        got = f"a directory of {IN_FOLDERS[other]}'s weights ({other})"
         remedy = "Take the network's PyTorch weights, or convert them with transformers (from_flax, from_tf)"
         raise InvalidCheckpoint(message(where, "checkpoint", got, expected, remedy))
     raise InvalidCheckpoint(message(where, "checkpoint", "a directory", expected, "Name the file itself"))
@@ -105,7 +99,7 @@ def _read_shards(index: Path) -> Content:
     size = sum(path.stat().st_size for path in paths.values())
     if size > LARGEST:
         got, expected = f"{size} bytes in {len(paths)} files", f"at most {LARGEST}"
-        raise InvalidCheckpoint(message(where, "size", got, expected, f"Load it in Python and {SAVE}"))
+        raise InvalidCheckpoint(message(where, "size", got, expected, RESAVE))
     tensors: dict[str, Tensor] = {}
     digest = hashlib.sha256()
     for name, path in paths.items():

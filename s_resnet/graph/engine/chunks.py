@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from math import prod
 
 import torch
 from torch import Tensor
 
 from ...kernels import events
-from ...runtime.memory import images_in
+from ...runtime.memory import free_on_gpu, images_in
 from ...runtime.memory import room as room_for
 from ..ops import Node
-from ..shapes import Shape, shapes
+from ..shapes import Shape, numbers, shapes
 from . import footprint
 from .plan import Plan, Portion, windowed
 
@@ -32,9 +31,16 @@ def equal(total: int, most: int) -> list[int]:
     return [min(size, total - done) for done in range(0, total, size)]
 
 
-def together(images: int, numbers: int, steps: int, room: int) -> int:
-    """How many of the images may be in memory with all their steps, if a layer may have ``room`` numbers."""
-    return min(images, max(1, room // (numbers * steps)))
+def together(images: int, largest: int, steps: int, room: int) -> int:
+    """How many of the images may be in memory with all their steps, if a layer may have ``room`` numbers.
+
+    Args:
+        images: how many there are.
+        largest: numbers of the largest layer for one image and step.
+        steps: T.
+        room: numbers.
+    """
+    return min(images, max(1, room // (largest * steps)))
 
 
 def portion(plan: Plan, images: Tensor, timesteps: int) -> Portion:
@@ -44,13 +50,13 @@ def portion(plan: Plan, images: Tensor, timesteps: int) -> Portion:
         InvalidData: a memory limit cannot hold one image.
     """
     sizes = shapes(plan.nodes, images.shape[-3:])
-    numbers = {name: prod(size or 1 for size in shape) for name, shape in sizes.items()}
+    counts = {name: numbers(shape) for name, shape in sizes.items()}
     if windowed(plan.nodes):
-        largest = max(numbers.values())
+        largest = max(counts.values())
         room = on_gpu(images.device) if images.is_cuda else WINDOW
         some = together(len(images), largest, timesteps, room)
         return Portion(_fitting(plan, images, sizes, some, timesteps), timesteps, largest)
-    stem = max(numbers[name] for name in plan.kept)  # the size of its output
+    stem = max(counts[name] for name in plan.kept)  # the size of its output
     room = on_gpu(images.device) if images.is_cuda else EVENTS if events.available() else CURRENTS
     steps = max(1, min(LONGEST, room // (len(images) * stem)))
     some = _fitting(plan, images, sizes, len(images), 1)
@@ -97,6 +103,4 @@ def on_gpu(device: torch.device) -> int:
 
     About eight such tensors live at a time, in float32.
     """
-    free = torch.cuda.mem_get_info(device)[0]
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(GPU, (free + kept) // 4 // (8 * 4))
+    return min(GPU, free_on_gpu(device) // 4 // (8 * 4))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 
 from ...kernels import events
 from ..alphabet import Differential, MultiThreshold
 from ..neuron import Neuron
 from ..ops import Conv2d, Node, Op
 from ..readout import SpikingMaxPool2d
-from ..shapes import Shape
+from ..shapes import Shape, numbers
 from .plan import Plan, freed, windowed
 
 
 def analog(nodes: tuple[Node, ...], shapes: Mapping[str, Shape], itemsize: int) -> int:
     """Bytes of one image's values that live at once in an analog run, and of an operand in another layout."""
-    sizes = {name: _numbers(shape) * itemsize for name, shape in shapes.items()}
+    sizes = {name: numbers(shape) * itemsize for name, shape in shapes.items()}
     alive = peak = 0
     for node, unread in zip(nodes, freed(nodes, {}), strict=True):
         alive += sizes[node.name]
@@ -70,7 +69,7 @@ class _Walk:
 
     def _once(self, name: str) -> int:
         """Numbers of a node's value at one step."""
-        return self.images * _numbers(self.shapes[name])
+        return self.images * numbers(self.shapes[name])
 
     def _stem(self) -> int:
         """What the constant part holds beside the values that are kept, before the steps begin."""
@@ -89,18 +88,18 @@ class _Walk:
 
     def _made(self, node: Node) -> tuple[int, int]:
         """Bytes of a node's value, and of what is there only while it is computed."""
-        op, numbers = self.plan.ops[node.name], self._once(node.name) * self.steps
+        op, count = self.plan.ops[node.name], self._once(node.name) * self.steps
         if isinstance(op, Neuron):
-            spikes = numbers if self._in_bytes(node.name) else numbers * self.wide
+            spikes = count if self._in_bytes(node.name) else count * self.wide
             lists = self._lists(node.name) if self._in_bytes(node.name) else 0
-            scaled = 0 if node.name in self.plan.unit else numbers * self.wide
+            scaled = 0 if node.name in self.plan.unit else count * self.wide
             plain = op.binary and len(node.inputs) <= 2
-            return spikes + lists + scaled, 0 if plain else numbers * self.wide
+            return spikes + lists + scaled, 0 if plain else count * self.wide
         if node.name in self.plan.spiking and self._in_bytes(node.inputs[0]) and node.name in self.plan.fused:
             return 0, 0  # its neurons take the currents as they arise
         biased = isinstance(op, Conv2d) and op.bias is not None
         operands = sum(self._once(name) * self.steps for name in node.inputs)
-        return numbers * self.wide, (operands + numbers * biased) * self.wide
+        return count * self.wide, (operands + count * biased) * self.wide
 
     def _in_bytes(self, name: str) -> bool:
         """Whether spikes come as bytes, with a list of their places."""
@@ -114,7 +113,3 @@ class _Walk:
         """Bytes of the list of places of spikes, which has room for all of them."""
         height = self.shapes[name][-2] or 1
         return 2 * self.steps * (self._once(name) + self.images * height * events.ROOM)
-
-
-def _numbers(shape: Shape) -> int:
-    return prod(size or 1 for size in shape)
