@@ -143,7 +143,8 @@ def find_images(snn: s_resnet.Graph, path: Path, asked: Images, others: Sequence
     used = s_resnet.data.used_for_calibration(data, marks)
     indices = s_resnet.data.choose(data, asked.limit, exclude=used)
     present = len(set(data.labels))
-    if present < len(data.classes) and os.environ.get("RANK", "0") == "0":
+    told = known.source.classes is not None  # else the classes may be the data's alone
+    if told and present < len(data.classes) and os.environ.get("RANK", "0") == "0":
         say(f"The images are of {present:,} of the network's {len(data.classes):,} classes.", err=True)
     return Found(data, indices, len(used), preprocessing)
 

@@ -9,6 +9,7 @@ import json
 import typing
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -122,6 +123,8 @@ def results():
         s_resnet.frontend.Checkpoint(model, "cifar_resnet8", 10, 32, "0" * 64, "a.pth"),
         photos(),
         s_resnet.data.EventData("dvsgesture:/e", "test", ("a", "b"), ["0"], [0]),
+        s_resnet.data.ArrayData("a.npz", "test", ("a", "b"), ["0"], [0], numbers=np.zeros((1, 12, 40), np.float32)),
+        s_resnet.data.AsStored((12, 40)),
         *(events, s_resnet.data.EVENT_BINS["cifar10dvs"], s_resnet.data.preprocessing_for(32)),
         *(*s_resnet.RECIPES.values(), *s_resnet.training.PRESETS, s_resnet.Training(), s_resnet.analysis.Constants()),
         s_resnet.training.TrainingResult(model, "cifar_resnet8", s_resnet.Training(), (epoch,), 0, ()),
