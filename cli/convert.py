@@ -304,6 +304,8 @@ def _converted(
             say(_resumed(partial), err=True)
     size = source.input_size if loaded.timesteps is None and source.input_size else loaded.input_size
     images = (loaded.channels, size, size) if source.batches is None else source.batches
+    if isinstance(loaded.model, s_resnet.frontend.Program) and images == (loaded.channels, *[loaded.input_size] * 2):
+        images = loaded.model.image_shape  # signals, and maps that are not square
     with shown_warnings():
         snn = s_resnet.convert(loaded.model, images, recipe, device=device, progress=True)
     if snn.provenance.calibration.source == "batchnorm":

@@ -99,17 +99,22 @@ class Found:
         indices: their indices in the data.
         calibrated_on: how many images were left out because the network was calibrated on them.
         preprocessing: the network's.
+        told: whether the network says how many classes it has.
     """
 
     data: Data
     indices: list[int]
     calibrated_on: int
     preprocessing: Preprocessing
+    told: bool
 
     def loader(self, batch_size: int, rank: int = 0, world: int = 1) -> s_resnet.data.Loader:
-        """This process's share of the images."""
+        """This process's share of the images; classes without an image are counted on stderr."""
         import s_resnet
 
+        present, classes = len(set(self.data.labels)), len(self.data.classes)
+        if self.told and present < classes and os.environ.get("RANK", "0") == "0":
+            say(f"The images are of {present:,} of the network's {classes:,} classes.", err=True)
         part = s_resnet.runtime.shard(self.indices, rank, world)
         loader = s_resnet.data.loader_for(self.data, part, self.preprocessing, batch_size, total=len(self.indices))
         loader.excluded = self.calibrated_on
@@ -142,11 +147,8 @@ def find_images(snn: s_resnet.Graph, path: Path, asked: Images, others: Sequence
     marks = {mark for one in (snn, *others) for mark in one.provenance.data.fingerprints or ()}
     used = s_resnet.data.used_for_calibration(data, marks)
     indices = s_resnet.data.choose(data, asked.limit, exclude=used)
-    present = len(set(data.labels))
     told = known.source.classes is not None  # else the classes may be the data's alone
-    if told and present < len(data.classes) and os.environ.get("RANK", "0") == "0":
-        say(f"The images are of {present:,} of the network's {len(data.classes):,} classes.", err=True)
-    return Found(data, indices, len(used), preprocessing)
+    return Found(data, indices, len(used), preprocessing, told)
 
 
 def _unprepared(path: Path) -> s_resnet.SResNetError:

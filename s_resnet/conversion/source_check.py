@@ -28,8 +28,8 @@ LARGE = 128
 UNSURE = 0.1  # share of the way from chance to certainty; a network with less mean confidence knows nothing
 HINT = (
     "Prepare the images as in training: size, mean, std and range. "
-    "What has no weights is in no checkpoint, so max-pools, strides and ReLU were taken from the architecture; of a "
-    "checkpoint, s_resnet.conversion.alternatives says which other would fit"
+    "Of a checkpoint, max-pools, strides and ReLU were taken from the architecture; "
+    "s_resnet.conversion.alternatives says which other would fit"
 )
 
 

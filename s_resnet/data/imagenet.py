@@ -59,7 +59,9 @@ def _open(root: Path, where: str, names: tuple[str, ...]) -> ImageData:
     places = [path for base in BASES for name in names if (path := root / base / name).is_dir()]
     folder = next((path for path in places if path.name != "test" or class_names(path)), None)
     if folder is None:
-        got = _packed(root) or ("no such folder" if root.is_dir() else "no such directory")
+        if not root.exists():
+            raise InvalidData(message(where, "path", "nothing there", "a directory", "Name one that exists"))
+        got = _packed(root) or "no such folder"
         raise InvalidData(message(where, f"{part} images", got, f"{part}/, unpacked", _unpack(part)))
     spec = f"imagenet:{root}"
     if found := class_names(folder):

@@ -79,9 +79,9 @@ def load_checkpoint(path: str | os.PathLike[str], arch: str | None = None, ema: 
 
 def _reader(path: Path) -> Callable[[Path], Checkpoint] | None:
     """Who reads a file that holds the network itself; None where it holds weights alone."""
-    if path.suffix.lower() == ".onnx":
-        return onnx_file.load
-    return exported_program.load if exported_program.is_exported_program(path) else None
+    if exported_program.is_exported_program(path):  # its name can end in anything
+        return exported_program.load
+    return onnx_file.load if path.suffix.lower() == ".onnx" else None
 
 
 def _check_none(arch: str | None, where: str) -> None:

@@ -57,8 +57,10 @@ def linear(call: Call) -> Value:
 def product(call: Call) -> Value:
     """``x @ W``."""
     x, other = call.take(other=None)
-    if not isinstance(other, Tensor) or other.ndim != 2:
-        raise call.refuse("a product of matrices", "activations times a constant matrix [features, N]")
+    if isinstance(x, Activation) and isinstance(other, Activation):
+        raise call.refuse("a product of two activations", *PRODUCT)
+    if not isinstance(x, Activation) or other.ndim != 2:
+        raise call.refuse(f"a product of {tuple(x.shape)} and {tuple(other.shape)}", *PRODUCT)
     return _matrix(call, x, other.T, None)
 
 
@@ -67,7 +69,17 @@ def product_and_sum(call: Call) -> Value:
     bias, x, matrix, beta, alpha = call.take(mat1=None, mat2=None, beta=1, alpha=1)
     if beta != 1 or alpha != 1:
         raise call.refuse("a scaled product of matrices", "beta = alpha = 1")
-    return _matrix(call, x, matrix.T, bias)
+    if isinstance(bias, Activation):
+        raise call.refuse("a sum of an activation and a product", "a constant bias", "Add it in a line of its own")
+    if bias.numel() not in (1, matrix.shape[1]) or bias.shape[-1:] not in ((), (1,), matrix.shape[1:]):
+        raise call.refuse(f"a bias of shape {tuple(bias.shape)}", "[N], the same for every image")
+    return _matrix(call, x, matrix.T, bias.flatten())
+
+
+PRODUCT = (
+    "activations [B, features] times a constant matrix [features, N]",
+    "Write it as F.linear(x, weight), with the activations first",
+)
 
 
 def _matrix(call: Call, x: Any, weight: Tensor, bias: Tensor | None) -> Value:

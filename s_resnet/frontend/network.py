@@ -14,6 +14,7 @@ from .activation import Activation, Value, parts
 
 # Arguments without effect here: where the result goes, what only training reads, the memory format.
 IDLE = frozenset({"inplace", "momentum", "_stacklevel", "memory_format"})
+OPERANDS = frozenset({"other", "mat1"})  # arguments that may depend on the images; the rule says which one does
 
 
 class Network:
@@ -102,7 +103,7 @@ class Call:
         """The input and the other arguments of the call, in the order of ``defaults``.
 
         Raises:
-            UnsupportedModel: an argument is not in ``defaults``, or depends on the images.
+            UnsupportedModel: an argument is not in ``defaults``, or depends on the images and is no operand.
         """
         names = ("input", *defaults)
         values: dict[str, Any] = {"input": None, **defaults}
@@ -113,7 +114,7 @@ class Call:
             raise self.refuse(f"the argument {unknown[0] if unknown else self.args[len(names)]!r}", "a call without it")
         values |= {name: value for name, value in given.items() if name in values}
         for name in defaults:
-            if name != "other" and any(isinstance(part, Activation) for part in parts(values[name])):
+            if name not in OPERANDS and any(isinstance(part, Activation) for part in parts(values[name])):
                 raise self.refuse(f"{name} that depends on the images", "a constant")
         return tuple(values[name] for name in names)
 

@@ -164,7 +164,8 @@ def images_in(left: int, each: int, where: str, device: torch.device | None = No
     if count < 1 and _limit.get() is not None:
         least = written(max(held(device), budget(None, device) - left) + each)  # it may hold more than the limit
         got = f"a limit of {written(budget(None, device))}, where one image takes {written(each)}"
-        raise InvalidData(message(where, "", got, f"{least} at least", f"Pass memory {least}, or smaller images"))
+        remedy = f'Pass memory_limit("{least}"), or smaller images'
+        raise InvalidData(message(where, "", got, f"{least} at least", remedy))
     return max(1, count)
 
 

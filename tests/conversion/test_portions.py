@@ -52,7 +52,7 @@ def test_where_not_one_image_fits_the_least_that_would_do_is_said(held):
     with memory_limit(REST + 1000), pytest.raises(InvalidData) as refused, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         convert(model(), [images(8, 16)], "phased", timesteps=4)
-    assert "one image takes 1MB; expected 501MB at least. Pass memory 501MB" in str(refused.value)
+    assert "one image takes 1MB; expected 501MB at least. Pass memory_limit(\"501MB\")" in str(refused.value)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -65,7 +65,7 @@ def test_the_least_that_is_said_to_do_does(held):
                 convert(model(), [images(8, 16)], "phased", timesteps=4)
             break
         except InvalidData as refused:
-            limit = memory.budget(str(refused).rpartition("Pass memory ")[2].partition(",")[0])
+            limit = memory.budget(str(refused).rpartition('Pass memory_limit("')[2].partition('"')[0])
             said.append(limit)
     assert said == sorted(set(said)) and len(said) < 4
 

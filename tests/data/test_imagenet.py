@@ -114,7 +114,7 @@ def refused(spec: object, said: str, split: str = "evaluation") -> str:
 def test_what_is_missing_or_packed_is_said(tmp_path):
     image(tmp_path / "only" / "test" / "ILSVRC2012_test_00000001.JPEG")  # ImageNet's own test images have no labels
     refused(tmp_path / "only", "val images, got no such folder; expected val/, unpacked")
-    refused(tmp_path / "none", "got no such directory; expected val/, unpacked. Run: mkdir val && tar -xf")
+    refused(tmp_path / "none", "path, got nothing there; expected a directory. Name one that exists")
     (tmp_path / "ILSVRC2012_img_val.tar").touch()
     refused(tmp_path, r"got the archive ILSVRC2012_img_val.tar; expected val/, unpacked\. Run: mkdir val && tar -xf")
     refused(tmp_path / "ILSVRC2012_img_val.tar", r"got the file ILSVRC2012_img_val.tar; expected val/, unpacked")

@@ -140,7 +140,7 @@ def test_images_that_fit(known):
     assert memory.images_in(0, GB, "convert") == 1  # nobody asked for a limit
     with memory_limit("1100MB"), pytest.raises(InvalidData) as refused:
         memory.images_in(memory.room(), 150_000_000, "convert")
-    assert "expected 1.2GB at least. Pass memory 1.2GB, or smaller images" in str(refused.value)
+    assert 'expected 1.2GB at least. Pass memory_limit("1.2GB"), or smaller images' in str(refused.value)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library keeps no freed memory back")

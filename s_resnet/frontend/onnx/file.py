@@ -15,6 +15,7 @@ from torch import nn
 
 from ...errors import BackendUnavailable, InvalidCheckpoint, UnsupportedModel, message
 from ...files import opened, reason
+from ..foreign_files import kind_of, refusal
 from ..loaded import Checkpoint
 from ..program import Earlier, Program, Step
 from ..program_limits import CHANNELS, SIDE, logits_among
@@ -91,13 +92,22 @@ def _parsed(path: Path, tensors: Tensors) -> ModelProto:
             message(where, "unfolds to too much", str(error), "nodes and weights of a network", remedy)
         ) from None
     except Exception:  # on damaged bytes the parser can fail in any way
-        raise _damaged(where) from None
+        raise _damaged(path, content) from None
     if not model.graph.node or not model.graph.output:
-        raise _damaged(where)
+        raise _damaged(path, content)
     return model  # type: ignore[no-any-return]
 
 
-def _damaged(where: str) -> InvalidCheckpoint:
+def _damaged(path: Path, content: bytes) -> InvalidCheckpoint:
+    where = str(path)
+    if not content:
+        return InvalidCheckpoint(message(where, "empty file", "0 bytes", "a whole ONNX model", AGAIN))
+    if content.startswith((b"PK\x03\x04", b"\x80")):  # the beginnings of what torch.save writes
+        remedy = "Rename it so that its name ends in .pth"
+        return InvalidCheckpoint(message(where, "not ONNX", "a checkpoint by its content", "a whole ONNX model", remedy))
+    found = kind_of(content[:512], path)
+    if found is not None and not found[0].startswith("ONNX"):
+        return refusal(where, found)
     got = "truncated, damaged or foreign data"
     return InvalidCheckpoint(message(where, "cannot be read", got, "a whole ONNX model", AGAIN))
 

@@ -139,7 +139,8 @@ QUESTIONS = (
 SHORTCUT = QUESTIONS[4]  # so often mistaken that it is tried where images do not fit, though names tell
 # What is between several linear layers at the end, which has no usual answer.
 HEADS = {"fcrelu": "a ReLU between the linear layers", "fclinear": "nothing between the linear layers"}
-WORDS = (*(choice.word for question in QUESTIONS for choice in question.choices), *HEADS)
+GROUPS = (*([choice.word for choice in question.choices] for question in QUESTIONS), [*HEADS])
+WORDS = tuple(word for group in GROUPS for word in group)
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,8 @@ def parse(arch: str) -> Architecture | None:
     """The architecture of that name; None where there is none, or a question is answered twice."""
     base, *words = arch.split("-")
     plan = _plan(base)
-    answered = [sum(choice.word in words for choice in question.choices) for question in QUESTIONS]
-    known = all(word in WORDS for word in words) and len(set(words)) == len(words)
-    if plan is None or not known or max(answered) > 1 or len(HEADS.keys() & set(words)) > 1:
+    answered = [sum(word in group for word in words) for group in GROUPS]
+    if plan is None or not {*words}.issubset(WORDS) or max(answered) > 1:
         return None
     return Architecture(base, plan, tuple(word for word in WORDS if word in words))
 

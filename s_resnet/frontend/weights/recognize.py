@@ -22,6 +22,7 @@ from ...models.planned_resnet import Plan, PlannedResNet
 from ...models.resnet import CifarResNet
 from ...models.torchvision_resnets import TORCHVISION
 from .architectures import (
+    GROUPS,
     QUESTIONS,
     SHORTCUT,
     WORDS,
@@ -153,6 +154,11 @@ def _unknown(arch: str, where: str) -> InvalidCheckpoint:
         return InvalidCheckpoint(
             message(where, "unknown architecture", repr(arch), f"{base} with words among {', '.join(WORDS)}", remedy)
         )
+    if parse(base):
+        given = [[word for word in words if word in group] for group in GROUPS]
+        got = " and ".join(map(repr, next(group for group in given if len(group) > 1)))
+        expected = "one word for each thing that no checkpoint tells"
+        return InvalidCheckpoint(message(where, "architecture", got, expected, "Leave out all of these but one"))
     return InvalidCheckpoint(
         message(where, "unknown architecture", repr(arch), KNOWN, "Pass one of these, or leave out arch")
     )
@@ -292,7 +298,10 @@ def _foreign(file: _File) -> str:
         if found:
             return f"{found[0]} belongs to {kind}, which S-ResNet does not read: use a ResNet without"
     if len(file.standard.get("conv1.weight", ())) == 3:
-        return f"The convolutions are over signals [B, C, L], of which no file is read: build the network and {PYTHON}"
+        return (
+            "The convolutions are over signals [B, C, L], of which no checkpoint is read: export the network to .onnx "
+            f"or .pt2, or {PYTHON}"
+        )
     if blocks_per_stage(file.standard) and not any(name.endswith("running_mean") for name in file.shapes):
         return f"There are no running statistics of BatchNorm: with other normalizations, or after folding, {PYTHON}"
     return ""
