@@ -83,3 +83,40 @@ def test_what_it_refuses_is_one_line(program):
     Path("cut.onnx").write_bytes(Path("net.onnx").read_bytes()[:500])
     code, _, err = program("convert", "cut.onnx", "-o", "net.snn")
     assert (code, err.count("\n")) == (1, 1) and err.startswith("Error: cut.onnx: cannot be read")
+
+
+def test_files_under_other_names(program):
+    """By the content, also where the name says otherwise: a program is read, a checkpoint named, an empty file too."""
+    import torch
+    from torch import nn
+
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.fc = nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.norm(self.conv(x))).mean(2))
+
+    model = Rows().eval()
+    model.norm.running_mean.fill_(0.1)
+    torch.export.save(torch.export.export(model, (torch.randn(2, 2, 40),)), "net.pt2")
+    Path("net.pt2").rename("program.onnx")
+    code, out, _ = program("convert", "program.onnx", "-o", "net.snn")  # of signals, without images
+    assert code == 0 and "torch.export program" in out
+    torch.save(model.state_dict(), "weights.onnx")
+    code, _, err = program("convert", "weights.onnx", "-o", "no.snn")
+    assert code == 1 and "a checkpoint by its content" in err and "ends in .pth" in err
+    Path("empty.onnx").touch()
+    code, _, err = program("convert", "empty.onnx", "-o", "no.snn")
+    assert code == 1 and "empty file, got 0 bytes" in err
+
+
+def test_features_are_not_to_be_evaluated(program):
+    import torch
+    import torchvision
+
+    state = torchvision.models.resnet18().state_dict()
+    torch.save({name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, "headless.pth")
+    code, out, _ = program("convert", "headless.pth", "--input-size", 32, "-o", "net.snn")
+    assert code == 0 and "Its answers are features" in out and "sresnet evaluate" not in out

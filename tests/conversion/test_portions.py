@@ -52,7 +52,7 @@ def test_where_not_one_image_fits_the_least_that_would_do_is_said(held):
     with memory_limit(REST + 1000), pytest.raises(InvalidData) as refused, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         convert(model(), [images(8, 16)], "phased", timesteps=4)
-    assert "one image takes 1MB; expected 501MB at least. Pass memory_limit(\"501MB\")" in str(refused.value)
+    assert 'one image takes 1MB; expected 501MB at least. Pass memory_limit("501MB")' in str(refused.value)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -607,3 +607,52 @@ def test_operations_that_the_answer_does_not_depend_on_may_be_any():
         return s.head(stem(s, x))
 
     assert "gate" not in [node.name for node in trace(Net(body, gate=nn.Softmax(0)), images()).nodes]
+
+
+W, B = torch.linspace(-1, 1, 40).reshape(5, 8), torch.linspace(0, 2, 5)
+OPERANDS = {
+    "addmm": lambda x: torch.addmm(B, x, W.T),
+    "addmm, row": lambda x: torch.addmm(B[None], x, W.T),
+    "addmm, one number": lambda x: torch.addmm(B[3], x, W.T),
+    "addmm, by name": lambda x: torch.addmm(input=B, mat1=x, mat2=W.T),
+    "constant plus": lambda x: F.linear(torch.add(torch.ones(8), x, alpha=3), W),
+    "constant minus": lambda x: F.linear(torch.sub(torch.ones(8), x, alpha=2), W),
+    "minus constant": lambda x: F.linear(torch.rsub(x, torch.ones(8), alpha=2), W),
+    "constant times": lambda x: F.linear(torch.mul(torch.arange(8.0), x), W),
+    "constant or more": lambda x: F.linear(torch.maximum(torch.zeros(()), x - 0.5), W),
+}
+NO_OPERANDS = {
+    "product of two": (lambda x: x @ x, "a product of two activations"),
+    "matrix first": (lambda x: W @ x, r"a product of \(5, 8\) and \(8, 8\).*with the activations first"),
+    "matrix first, mm": (lambda x: torch.mm(W, x), r"a product of \(5, 8\) and \(8, 8\)"),
+    "maps behind a matrix": (lambda x: (torch.eye(8) @ x[..., None])[..., 0], "a product of"),
+    "vector": (lambda x: x @ W[0], r"a product of \(8, 8\) and \(8,\)"),
+    "sum with a product": (lambda x: torch.addmm(x, x, torch.ones(8, 8)), "a sum of an activation and a product"),
+    "bias per image": (lambda x: torch.addmm(torch.arange(8.0)[:, None], x, W.T), r"a bias of shape \(8, 1\)"),
+}
+
+
+class Ends(nn.Module):
+    """Eight features of an image, and what is done with them."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.conv, self.end = nn.Conv2d(3, 8, 3, padding=1), end
+
+    def forward(self, x):
+        return self.end(F.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+def test_the_activation_may_be_any_operand(name):
+    model, x = Ends(OPERANDS[name]).eval(), images(8, 6)
+    with torch.no_grad():
+        assert torch.allclose(trace(model, x).run(x), model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NO_OPERANDS)
+def test_products_of_other_kinds_are_refused_by_what_they_are(name):
+    """As many images as features, so that every shape fits."""
+    end, said = NO_OPERANDS[name]
+    with pytest.raises(UnsupportedModel, match=said):
+        trace(Ends(end).eval(), images(8, 6))

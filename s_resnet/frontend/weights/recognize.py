@@ -37,12 +37,14 @@ from .architectures import (
 )
 from .checkpoint_file import first
 from .classifier import PYTHON, classifier
-from .layouts import Layout, layout_of
+from .layouts import LAYOUTS, Layout, layout_of
 from .shapes import Shape, blocks_per_stage, plan_of, with_shapes
 from .state_dict import COUNTER
 
 KNOWN = ", ".join(TORCHVISION) + ", preact_resnet18, wrn28_10, cifar_resnet20, ... (depth 6n + 2)"
 WIDTH_IN_NAME = "wrn"
+# timm's resnetblur18, resnetaa34d and others have the same names and shapes, since blurs have no weights.
+PLAIN = "plain strides, not blurred ones (of an anti-aliased network pass the module to s_resnet.convert)"
 # Layers of other networks, by their names: what they are.
 FOREIGN = {
     r"\.(se|se_module|se_layer|selayer|se_block|squeeze\w*|excitation\w*)\.": "squeeze-and-excitation",
@@ -191,6 +193,8 @@ def _recognized(
     asks = [question for question in QUESTIONS if question.about(plan) and file.asks(question, plan)]
     unanswered = [question for question in asks if not question.words & {*asked.chosen}]
     assumed = [_said(asked, plan, usual, question) for question in unanswered]
+    if file.layout is LAYOUTS[-1] and plan.stem_stride == 2:
+        assumed.append(PLAIN)
     if not linear:
         assumed.append(f"no classifier: the file has none, so the answer is its {plan.features} features")
     return Recognized(
