@@ -127,7 +127,7 @@ def next_step(snn: s_resnet.Graph, target: Path) -> str:
     layers = (s_resnet.graph.ops.Conv2d, s_resnet.graph.ops.Linear, s_resnet.graph.Neuron)
     last = next((node.op for node in reversed(snn.nodes) if isinstance(node.op, layers)), None)
     if isinstance(last, s_resnet.graph.Neuron):  # no classifier behind the last layer
-        return f"Next: {command('inspect', target)}\nIts answers are features, not classes: there is no accuracy to evaluate."
+        return f"Next: {command('inspect', target)}\nIts answers are features: there are no classes to evaluate."
     try:
         find_images(snn, target, Images(None, None, None, download=False))
     except (s_resnet.SResNetError, click.UsageError):  # no labeled images are left to evaluate on

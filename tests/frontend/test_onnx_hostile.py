@@ -233,11 +233,25 @@ def test_lies(tmp_path, lie):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x08", b"hello world", b"\x08\x07\x12\x03abc", b"PK\x03\x04" + b"\0" * 100, bytes(range(256)) * 4],
-    ids=["empty", "cut", "text", "no graph", "zip", "all bytes"],
+    [b"\x08", b"hello world", b"\x08\x07\x12\x03abc", bytes(range(256)) * 4],
+    ids=["cut", "text", "no graph", "all bytes"],
 )
 def test_no_onnx_at_all(tmp_path, content):
     refused(put(tmp_path, content), InvalidCheckpoint, "damaged or foreign data; expected a whole ONNX model")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty file, got 0 bytes"),
+        (b"PK\x03\x04" + b"\0" * 100, "a checkpoint by its content; expected a whole ONNX model. Rename it"),
+        (b"<!DOCTYPE html><title>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+    ],
+    ids=["empty", "zip", "web page", "pointer"],
+)
+def test_another_file_is_said_by_its_content(tmp_path, content, words):
+    refused(put(tmp_path, content), InvalidCheckpoint, words)
 
 
 def test_every_beginning_of_a_file(tmp_path):

@@ -104,7 +104,9 @@ def _damaged(path: Path, content: bytes) -> InvalidCheckpoint:
         return InvalidCheckpoint(message(where, "empty file", "0 bytes", "a whole ONNX model", AGAIN))
     if content.startswith((b"PK\x03\x04", b"\x80")):  # the beginnings of what torch.save writes
         remedy = "Rename it so that its name ends in .pth"
-        return InvalidCheckpoint(message(where, "not ONNX", "a checkpoint by its content", "a whole ONNX model", remedy))
+        return InvalidCheckpoint(
+            message(where, "not ONNX", "a checkpoint by its content", "a whole ONNX model", remedy)
+        )
     found = kind_of(content[:512], path)
     if found is not None and not found[0].startswith("ONNX"):
         return refusal(where, found)

@@ -55,9 +55,7 @@ def read(path: Path) -> tuple[object, str]:
             )
         if not path.is_file():
             got = "a directory" if path.is_dir() else "no regular file"
-            raise InvalidCheckpoint(
-                message(where, "checkpoint", got, EXPECTED, "Name the file itself")
-            )
+            raise InvalidCheckpoint(message(where, "checkpoint", got, EXPECTED, "Name the file itself"))
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > LARGEST:
