@@ -15,10 +15,10 @@ from torch import nn
 
 from ...errors import BackendUnavailable, InvalidCheckpoint, UnsupportedModel, message
 from ...files import opened, reason
-from ..foreign_files import kind_of, refusal
 from ..loaded import Checkpoint
 from ..program import Earlier, Program, Step
 from ..program_limits import CHANNELS, SIDE, logits_among
+from ..weights.foreign_files import kind_of, refusal
 from . import wire
 from .network import OnnxGraph, convert_nodes, example_images
 from .node import LARGEST as MOST
