@@ -378,6 +378,14 @@ def test_bombs(tmp_path, name):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
 
 
+@pytest.mark.parametrize("name", ["fc:0", "Conv", "kernel_shape", "Conv_0", "images"])
+def test_names_in_another_encoding_are_refused(tmp_path, name):
+    content = onnx_models.resnet(13).SerializeToString()
+    written = bytes([len(name)]) + name.encode()
+    assert written in content
+    refused(put(tmp_path, content.replace(written, written[:1] + b"\xff" + written[2:])), InvalidCheckpoint, "damaged")
+
+
 def test_the_walk_through_the_bytes_takes_what_the_parser_takes():
     wire.scan(onnx_models.resnet(13).SerializeToString(), onnx.ModelProto.DESCRIPTOR)
     for content in (b"\x80" * 11, b"\x0b", b"\x3a\x05\x00", b"\x09\x00", b"\x0f"):

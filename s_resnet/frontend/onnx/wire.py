@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor
+    from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 FIELDS = 2**18  # of a whole file; ResNet-18 has fewer than 10,000; each may become an object of some 100 bytes
 DEPTH = 64  # of messages in each other, below the parser's own limit of 100
@@ -29,18 +29,19 @@ def scan(content: bytes, kind: Descriptor) -> None:
         kind: the type of its outermost message.
 
     Raises:
-        Damaged: a field reaches beyond its message, or is written in a way that protobuf does not have.
+        Damaged: a field reaches beyond its message, is written in a way that protobuf does not have, or is a name in
+            another encoding than UTF-8, which the parser would give as bytes.
         Excess: there are more than ``FIELDS`` fields, or messages nested deeper than ``DEPTH``.
     """
-    inner: dict[str, Mapping[int, Descriptor | None]] = {}
+    inner: dict[str, Mapping[int, FieldDescriptor]] = {}
     todo, fields = [(0, len(content), kind, 0)], 0
     while todo:
         at, end, kind, depth = todo.pop()
         if depth > DEPTH:
             raise Excess(f"messages nested more than {DEPTH} deep")
         if kind.full_name not in inner:
-            inner[kind.full_name] = {field.number: field.message_type for field in kind.fields}
-        messages = inner[kind.full_name]
+            inner[kind.full_name] = {field.number: field for field in kind.fields}
+        known = inner[kind.full_name]
         while at < end:
             fields += 1
             if fields > FIELDS:
@@ -51,9 +52,11 @@ def scan(content: bytes, kind: Descriptor) -> None:
                 _, at = _varint(content, at, end)
             elif key & 7 == LENGTH:
                 length, at = _varint(content, at, end)
-                below = messages.get(key >> 3)
-                if below is not None:
-                    todo.append((at, at + length, below, depth + 1))
+                field = known.get(key >> 3)
+                if field is not None and field.message_type is not None:
+                    todo.append((at, at + length, field.message_type, depth + 1))
+                elif field is not None and field.type == field.TYPE_STRING and field.name != "doc_string":
+                    _check_text(content[at : at + length])
             elif key & 7 in (FIXED32, FIXED64):
                 length = 4 if key & 7 == FIXED32 else 8
             else:
@@ -61,6 +64,13 @@ def scan(content: bytes, kind: Descriptor) -> None:
             at += length
             if at > end:
                 raise Damaged
+
+
+def _check_text(name: bytes) -> None:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        raise Damaged from None
 
 
 def _varint(content: bytes, at: int, end: int) -> tuple[int, int]:
