@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 
 # One thread per test process: the processes share the cores. Source is checked against one torch's types, the newest.
 test: $(if $(TORCH),$(VENV)/installed,lint types)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # The site with the API reference: build/site/index.html. A warning is an error.
 docs: $(VENV)/installed
