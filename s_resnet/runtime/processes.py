@@ -6,6 +6,7 @@ a process group there is one process, and everything here does nothing.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
     if ":" in device:
         got, expected = f"{device!r} for every process", "a GPU for each, which they choose themselves"
         raise BackendUnavailable(message("process group", "", got, expected, 'Use device="cuda"'))
+    # Imported while a group exists, this module would hold it, and gloo's threads can abort the process at its end.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:

@@ -128,6 +128,26 @@ def test_the_shards_hold_every_index_once(count, world):
 # ---- the program
 
 
+LEFT = """
+import os, sys
+from s_resnet.runtime import process_group
+with process_group("cpu"):
+    import torch.distributed.nn.functional  # as some transforms of torchvision do; it takes the group as a default
+names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+sys.stdout.write(f"{sorted(set(names))}\\n")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+def test_no_thread_of_a_process_group_is_left(tmp_path):
+    """One that is left can abort the process when Python ends."""
+    script = tmp_path / "left.py"
+    script.write_text(LEFT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(script)], capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE)
+    assert done.stdout.split("\n") == ["['python']"] * 2 + [""], done.stderr
+
+
 def test_two_processes_say_what_one_says(folder, alone):
     """33 images in batches of 8: the last batch of one process holds one image, the other's are even."""
     pytest.importorskip("sklearn")
