@@ -152,7 +152,7 @@ def test_a_damaged_meta_mat_is_refused_or_read(tmp_path):
     devkit(tmp_path, ilsvrc_numbers())
     whole = (tmp_path / "meta.mat").read_bytes()
     assert read_synsets(whole) == {**{number: wnid for wnid, number in ilsvrc_numbers().items()}, 1001: "n00001740"}
-    io = pytest.importorskip("scipy.io")
+    io = pytest.importorskip("scipy.io", reason="scipy is not installed")
     tables = {"synsets": io.loadmat(tmp_path / "meta.mat")["synsets"]}
     io.savemat(tmp_path / "plain.mat", tables, do_compression=False)
     plain = (tmp_path / "plain.mat").read_bytes()

@@ -4,7 +4,6 @@ import os
 import random
 import resource
 import sys
-import time
 
 import mutations
 import numpy as np
@@ -372,9 +371,8 @@ BOMBS = {
 def test_bombs(tmp_path, name):
     content, words = BOMBS[name]
     opset = message(8, b"\x10\x0d")
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(put(tmp_path, opset + content), InvalidCheckpoint, words)
-    assert time.perf_counter() - begun < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
 
 
