@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import recipe_names
+
 Line = dict[str, Any]
 
 LATENCIES = (16, 32, 64)  # end-to-end steps at which recipes are compared
@@ -28,7 +30,7 @@ def newest(results: Path) -> list[Line]:
     """The newest line of each network, recipe and T on most images, in the order of the first."""
     found: dict[tuple[object, ...], Line] = {}
     for text in results.read_text().splitlines() if results.exists() else ():
-        line = json.loads(text)
+        line = recipe_names.today(json.loads(text))
         key = tuple(line[name] for name in ("question", "network", "recipe", "timesteps", "data"))
         if key not in found or line["images"] >= found[key]["images"]:
             found[key] = line

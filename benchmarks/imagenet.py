@@ -34,6 +34,7 @@ from pathlib import Path
 import answers
 import claims
 import latency
+import recipe_names
 import torch
 import torchvision
 from answers import Line
@@ -46,7 +47,9 @@ RESULTS = Path(__file__).parent / "results" / "imagenet.jsonl"
 NETWORKS = ("resnet18", "resnet34", "resnet50")
 # T of the recipes that are not compared at these latencies; of the bare conversion one simulation gives all.
 STEPS = {"multilevel": (4, 8), "phased": (8, 16), BARE: (256,)}
-USUAL = ("calibrated-streaming", *VARIATIONS, "calibrated", "signed", "multilevel", "phased", BARE)
+USUAL = (
+    *("calibrated-constant", "calibrated", *VARIATIONS, "calibrated-lagged", "signed", "multilevel", "phased", BARE),
+)
 FITTED = ("fit_thresholds", "calibrate_neurons", "fit_readout")
 
 
@@ -216,7 +219,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--download", action="store_true", help="fetch the weights that are not given")
     found.add_argument("--weights-are", metavar="TEXT", help="what the weights are, for the claim sheet")
     found.add_argument("--images-are", metavar="TEXT", default="ImageNet val", help="what the test images are")
-    found.add_argument("--recipes", nargs="+", metavar="NAME", choices=list(RECIPES), default=USUAL)
+    found.add_argument(
+        "--recipes", nargs="+", metavar="NAME", type=recipe_names.current, choices=list(RECIPES), default=USUAL
+    )
     found.add_argument("--timesteps", nargs="+", type=int, metavar="T", help="instead of the T of each recipe")
     found.add_argument("--limit", type=int, metavar="N", help="only N test images, a seeded choice; by default all")
     found.add_argument("--bare-limit", type=int, metavar="N", default=100, help=f"the same for {BARE}")

@@ -22,10 +22,10 @@ from variations import VARIATIONS
 import s_resnet
 
 BARE = "no-data"
-STREAMING = "calibrated-streaming"
+CONSTANT = "calibrated-constant"
 RECIPES = {
     **latency.RECIPES,
-    f"{STREAMING}+reconstruct": f"--recipe {STREAMING} --reconstruct",
+    f"{CONSTANT}+reconstruct": f"--recipe {CONSTANT} --reconstruct",
     BARE: "",
 } | dict.fromkeys(VARIATIONS, "")
 SPLITS = {"recipe": "evaluation", "choice": "calibration"}

@@ -7,7 +7,7 @@ FIXTURES is the folder of `conversion.py`. Our recipes run through the real comm
 alone, then `sresnet evaluate` at this T on each data set. SpikingJelly's recipes (`balancing.py`) get the same
 checkpoint, calibration images and test images; they know no T, so that one conversion and one simulation give all of
 theirs.
-`--ablation` leaves out each mechanism of recipe `calibrated`, and has each alone.
+`--ablation` leaves out each mechanism of recipe `calibrated-lagged`, and has each alone.
 
 One JSON line per figure is appended to `benchmarks/results/latency.jsonl`. `drop` is in points against the own ANN on
 the same images, `standard_error` that of this paired difference: exact where both answers to each image were kept
@@ -79,7 +79,9 @@ NETWORKS = {
 RECIPES = {  # options of convert
     "calibrated": "--recipe calibrated",
     "calibrated+reconstruct": "--recipe calibrated --reconstruct",
-    "calibrated-streaming": "--recipe calibrated-streaming",
+    "calibrated-constant": "--recipe calibrated-constant",
+    "calibrated-lagged": "--recipe calibrated-lagged",
+    "calibrated-lagged+reconstruct": "--recipe calibrated-lagged --reconstruct",
     "phased": "--recipe phased",
     "phased+reconstruct": "--recipe phased --reconstruct",
     "signed": "--recipe signed",
@@ -105,7 +107,7 @@ def setting(step: str, **settings: Any) -> Variation:
     return lambda recipe: recipe.set(step, **settings)
 
 
-ABLATED = ("resnet20", "calibrated", (8, 16))
+ABLATED = ("resnet20", "calibrated-lagged", (8, 16))
 MECHANISMS: dict[str, Variation] = {  # each: how it is left out of the recipe
     "v(0) = 1/2": setting("relu_to_neuron", initial_potential=0.0),
     "layers one step behind": setting("relu_to_neuron", schedule="streaming"),

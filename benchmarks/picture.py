@@ -17,8 +17,9 @@ STYLES = {
     "multilevel": ("#D55E00", "o-", "multilevel (graded spikes)"),
     "signed": ("#CC79A7", "o-", "signed (-1, 0, 1)"),
     "phased": ("#009E73", "o-", "phased (0, 1; exact counts)"),
-    "calibrated": ("#0072B2", "o-", "calibrated (0, 1)"),
-    "calibrated-streaming": ("#56B4E9", "o-", "calibrated-streaming (0, 1)"),
+    "calibrated": ("#000000", "o-", "calibrated (0, 1)"),
+    "calibrated-lagged": ("#0072B2", "o-", "calibrated-lagged (0, 1)"),
+    "calibrated-constant": ("#56B4E9", "o-", "calibrated-constant (0, 1)"),
     "spikingjelly-ltb": ("#777777", "s--", "SpikingJelly, threshold balancing (0, 1)"),
     "spikingjelly-robust": ("#BBBBBB", "s--", "SpikingJelly, default (0, 1)"),
 }
@@ -43,7 +44,9 @@ def draw(network: str, data: str, images: int, path: Path) -> None:
         axes.axhline(ann["ann_top1"], color="black", linewidth=1, label="ANN, ± one standard error")
         axes.axhspan(low, high, color="black", alpha=0.08, linewidth=0)
         for recipe, (color, style, label) in STYLES.items():
-            got = [group[recipe][t] for t in sorted(group.get(recipe, {}))]
+            if recipe not in group:
+                continue  # not measured
+            got = [group[recipe][t] for t in sorted(group[recipe])]
             values = [line[steps] for line in got], [line["top1"] for line in got]
             axes.plot(*values, style, color=color, label=label, markersize=4)
         axes.set_xscale("log", base=2)

@@ -29,7 +29,8 @@ RECIPES = {
     "s-resnet": "--timesteps 64",
     "s-resnet-released": "--timesteps 64",
     "calibrated": "--timesteps 8",
-    "calibrated-streaming": "--timesteps 16",
+    "calibrated-constant": "--timesteps 16",
+    "calibrated-lagged": "--timesteps 8",
     "phased": "--timesteps 4",
     "signed": "--timesteps 8",
     "multilevel": "--timesteps 4",
@@ -104,8 +105,8 @@ def main() -> None:
     given = f"--calibration {train} {CALIBRATION}"
     cases = {name: f"{given} --recipe {name} {steps}" for name, steps in RECIPES.items()}
     cases["no data"] = "--input-size 32 --timesteps 64"
-    cases["int8"] = f"{given} --recipe calibrated --timesteps 8 --weights int8"
-    cases["dyadic"] = f"{given} --recipe calibrated-streaming --timesteps 16 --weights dyadic"
+    cases["int8"] = f"{given} --recipe calibrated-lagged --timesteps 8 --weights int8"
+    cases["dyadic"] = f"{given} --recipe calibrated-constant --timesteps 16 --weights dyadic"
     for name, words in cases.items():
         network = asked.work / f"{name.replace(' ', '-')}.snn"
         sresnet("convert", str(checkpoint), *words.split(), "--force", "-o", str(network))
@@ -117,7 +118,7 @@ def main() -> None:
         say(case=arch, tensors=tensors(network), **evaluated(network, "digits", asked.work))
     dyadic = asked.work / "dyadic.snn"
     say(case="npz", arrays=exported(dyadic, "npz", asked.work))
-    say(case="nir", arrays=exported(asked.work / "calibrated-streaming.snn", "nir", asked.work))
+    say(case="nir", arrays=exported(asked.work / "calibrated-constant.snn", "nir", asked.work))
     say(case="program", arrays=exported(dyadic, "torch", asked.work, "--timesteps", "8"))
 
 

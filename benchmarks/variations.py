@@ -1,9 +1,9 @@
-"""Recipes that no command makes, for `imagenet.py`: fewer steps of lag than `calibrated` has, so that E is smaller.
+"""Recipes that no command makes, for `imagenet.py`: fewer layers wait than in `calibrated-lagged`.
 
     python benchmarks/variations.py NAME CHECKPOINT DATA OUT --timesteps T --calibration-images N [--input-size N]
 
-`calibrated` lets every layer wait a step for the one before it, so its answer comes T steps and one for each layer
-after the first input. `calibrated-unlagged` has no layer wait, and `calibrated-blocks` only the last neuron of each
+`calibrated-lagged` lets every layer wait a step for the one before it, so its answer comes T steps and one for each
+layer after the first input. `calibrated` has no layer wait, and `calibrated-blocks` only the last neuron of each
 residual block. The file OUT is as that of `sresnet convert`.
 """
 
@@ -13,6 +13,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+
+import recipe_names
 
 import s_resnet
 from s_resnet import Graph, Recipe
@@ -33,24 +35,19 @@ def lag_blocks(graph: Graph, context: Context) -> Graph:
     return replace(graph, nodes=tuple(nodes))
 
 
-def unlagged(recipe: Recipe) -> Recipe:
-    """No layer waits: E = T."""
-    return replace(recipe.set("relu_to_neuron", schedule="streaming"), name="calibrated-unlagged")
-
-
 def blocks(recipe: Recipe) -> Recipe:
     """The last layer of each block waits: E = T + the number of blocks."""
-    steps = list(unlagged(recipe).steps)
+    steps = list(recipe.steps)
     at = next(place for place, step in enumerate(steps) if step.name == "attach_readout")
     return replace(recipe, name="calibrated-blocks", steps=(*steps[:at], Step(lag_blocks), *steps[at:]))
 
 
-VARIATIONS: Mapping[str, Callable[[Recipe], Recipe]] = {"calibrated-unlagged": unlagged, "calibrated-blocks": blocks}
+VARIATIONS: Mapping[str, Callable[[Recipe], Recipe]] = {"calibrated-blocks": blocks}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=list(VARIATIONS))
+    parser.add_argument("name", type=recipe_names.current, choices=list(VARIATIONS))
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data")
     parser.add_argument("out", type=Path)

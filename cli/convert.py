@@ -33,12 +33,14 @@ RECIPES = (
     "s-resnet",
     "s-resnet-released",
     "calibrated",
-    "calibrated-streaming",
+    "calibrated-constant",
+    "calibrated-lagged",
     "phased",
     "signed",
     "multilevel",
     "auto",
 )
+RENAMED = {"calibrated-streaming": "calibrated-constant"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class _Recipe(click.Choice[str]):
         super().__init__(RECIPES)
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in RENAMED:
+            self.fail(f"{value!r} is now named {RENAMED[str(value)]}.", param, ctx)
         near = difflib.get_close_matches(str(value), RECIPES, 1)
         if value not in RECIPES and near:
             self.fail(f"{value!r} is not one of {', '.join(RECIPES)}. Did you mean {near[0]}?", param, ctx)
@@ -127,9 +131,9 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
     metavar="NAME",
     type=_Recipe(),
     show_default="calibrated with --calibration, s-resnet without",
-    help="Recipe. s-resnet is the paper's and s-resnet-released its code's. For few steps: calibrated, phased, signed, "
-    "multilevel, or auto, which chooses among these. calibrated-streaming is for a few more steps, where no layer may "
-    "wait.",
+    help="Recipe. s-resnet is the paper's and s-resnet-released its code's. For few steps: calibrated, where neurons "
+    "may have a current per step; calibrated-constant, where nothing may depend on the step; calibrated-lagged, phased "
+    "and signed, where layers may wait; multilevel, for graded spikes; or auto, which chooses.",
 )
 @click.option(
     "--weights",

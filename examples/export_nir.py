@@ -21,7 +21,7 @@ def main() -> None:
     loader = s_resnet.data.ImageLoader(data, chosen, how, batch_size=64)
 
     # No layer waits in this recipe, so NIR can express it; on the grid every engine has the same spikes.
-    recipe = s_resnet.RECIPES["calibrated-streaming"].at(TIMESTEPS).with_weights("dyadic")
+    recipe = s_resnet.RECIPES["calibrated-constant"].at(TIMESTEPS).with_weights("dyadic")
     snn = s_resnet.convert(model, loader, recipe)
     s_resnet.export.export_nir(snn, "network.nir")
 

@@ -26,7 +26,7 @@ def make(path: str) -> tuple[Array, Array, int]:
     chosen, how = s_resnet.data.choose(data, 256), s_resnet.data.preprocessing_for(8)
     loader = s_resnet.data.ImageLoader(data, chosen, how, batch_size=64)
 
-    recipe = s_resnet.RECIPES["calibrated-streaming"].at(TIMESTEPS).with_weights("int8")
+    recipe = s_resnet.RECIPES["calibrated-constant"].at(TIMESTEPS).with_weights("int8")
     snn = s_resnet.convert(model, loader, recipe)
     s_resnet.export.export_npz(snn, path)
     images, labels = next(iter(loader))

@@ -11,7 +11,7 @@ import s_resnet
 SIZE, BATCH, STEPS, CHUNK = 8, 3, 6, 2
 ROUNDED = {
     "s-resnet int8": ("s-resnet", "int8"),
-    "calibrated int8": ("calibrated", "int8"),
+    "calibrated-lagged int8": ("calibrated-lagged", "int8"),
     "s-resnet dyadic": ("s-resnet", "dyadic"),
 }
 TRAINED = ("ms_resnet8", "ds_resnet8")  # the second fires at several levels

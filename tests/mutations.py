@@ -461,7 +461,12 @@ def networks() -> dict[str, s_resnet.Graph]:
     found = {name: s_resnet.convert(model, batches, name, timesteps=T) for name in s_resnet.RECIPES}
     found["projected"] = s_resnet.convert(projected, batches, timesteps=T)
     found["pooled"] = s_resnet.convert(Pooled(), batches, "s-resnet-released", timesteps=T)
-    for weights, recipe in (("int8", "s-resnet"), ("int8", "phased"), ("dyadic", "calibrated"), ("dyadic", "signed")):
+    for weights, recipe in (
+        ("int8", "s-resnet"),
+        ("int8", "phased"),
+        ("dyadic", "calibrated-lagged"),
+        ("dyadic", "signed"),
+    ):
         found[f"{recipe}, {weights}"] = s_resnet.convert(
             model, batches, s_resnet.RECIPES[recipe].at(T).with_weights(weights)
         )

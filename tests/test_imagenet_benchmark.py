@@ -285,7 +285,7 @@ def test_tables_and_sheet_say_which_was_chosen(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "late"), [("calibrated-streaming", 0), ("calibrated", 2), ("signed", 2), ("multilevel", None)]
+    ("recipe", "late"), [("calibrated", 0), ("calibrated-lagged", 2), ("signed", 2), ("multilevel", None)]
 )
 def test_each_recipe_gets_the_t_that_answers_in_time(tmp_path, monkeypatch, recipe, late):
     monkeypatch.setattr(claims, "LATENCIES", (2, 5, 9))

@@ -18,7 +18,7 @@ import s_resnet
 APART = {"exact": 0.002, "fast": 0.01}
 ALIKE = 0.95  # images of the same answer, at least
 # Their sums are whole numbers, or dyadic ones below 2^24, which are exact in any order.
-WHOLE = {("int8", "exact"), ("int8", "fast"), ("calibrated-int8", "exact"), ("calibrated-int8", "fast")}
+WHOLE = {("int8", "exact"), ("int8", "fast"), ("calibrated-lagged-int8", "exact"), ("calibrated-lagged-int8", "fast")}
 WHOLE |= {("dyadic", "exact")}
 TRAINED = ("ms_resnet20", "ds_resnet20", "sew_resnet20", "spiking_resnet20", "danet20")
 
@@ -75,7 +75,7 @@ def _chunks(given: Networks) -> object:
 def _replay(given: Networks) -> object:
     told = {}
     names = [("dyadic", "exact"), ("s-resnet", "fast"), ("int8", "exact"), ("s-resnet-released", "exact")]
-    for name, precision in [*names, ("calibrated", "fast"), ("phased", "exact")]:
+    for name, precision in [*names, ("calibrated-lagged", "fast"), ("phased", "exact")]:
         snn, batches = given.load(name), [given.images, given.images.flip(0)]
         chunk, eager = None if snn.windowed else 4, []
         with torch.no_grad():

@@ -26,7 +26,7 @@ LONGEST = 64  # steps
 WEIGHTS = {
     "dyadic": ("s-resnet", "dyadic"),
     "int8": ("s-resnet", "int8"),
-    "calibrated-int8": ("calibrated", "int8"),
+    "calibrated-lagged-int8": ("calibrated-lagged", "int8"),
 }
 NAMES = (*s_resnet.RECIPES, *WEIGHTS)
 CHECKPOINT = "resnet20-12fca82f.th"

@@ -21,7 +21,7 @@ SATURATING = 4  # with fewer steps many neurons fire at each of them, and are no
 MOSTLY = 0.5  # a layer learns little if more than this share of its neurons is dormant
 
 # What helps against each part, with the recipes that already do it.
-_FITTED = ("calibrated", "phased", "signed", "multilevel")
+_FITTED = ("calibrated", "calibrated-constant", "calibrated-lagged", "phased", "signed", "multilevel")
 _ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "unevenness": (
         ('recipe="phased", whose layers fire after they have received all their input', ("phased",)),

@@ -153,9 +153,9 @@ def _wished(recipe: str | Recipe | Auto | None, with_images: bool) -> Recipe | A
         return recipe
     if recipe == Auto.name:
         return Auto()
-    if not isinstance(recipe, str) or recipe not in RECIPES:
-        expected = f"one of {', '.join(RECIPES)} or auto"
-        raise ConversionError(message("recipe", "", repr(recipe), expected, "Pass one of these names, or a Recipe"))
+    if not isinstance(recipe, str):
+        remedy = "Pass a name in s_resnet.RECIPES"
+        raise ConversionError(message("recipe", "", repr(recipe), "a name, a Recipe or an Auto", remedy))
     return RECIPES[recipe]
 
 

@@ -302,8 +302,19 @@ def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, object],
     )
 
 
-RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
+class _ByName(dict[str, Recipe]):
+    """Recipes by name, for which an unknown name says which there are."""
+
+    def __missing__(self, name: object) -> Recipe:
+        expected, remedy = f"one of {', '.join(self)} or auto", "Pass one of these names, or a Recipe"
+        if name in RENAMED:
+            remedy = f"It is now named {RENAMED[str(name)]}"
+        raise ConversionError(message("recipe", "", repr(name), expected, remedy))
+
+
+RENAMED = {"calibrated-streaming": "calibrated-constant"}  # former names, for the error
+RECIPES: Mapping[str, Recipe] = _ByName(
+    (recipe.name, recipe)
     for recipe in (
         _recipe(
             "s-resnet",
@@ -321,17 +332,24 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         _fitted(
             "calibrated",
-            "plain neurons, binary spikes, each layer a step behind the one before; all fitted to T",
+            "plain neurons, binary spikes, all layers at once; needs a current per step and channel",
             16,
-            {"schedule": "lagged"},
+            {},
             time_indexed=True,
         ),
         _fitted(
-            "calibrated-streaming",
+            "calibrated-constant",
             "plain neurons, binary spikes, all layers at once, the same at every step: runs wherever s-resnet does",
             32,
             {},
         ).set("fit_readout", weighted=False),
+        _fitted(
+            "calibrated-lagged",
+            "plain neurons, binary spikes, each layer a step behind the one before; needs a current per step",
+            16,
+            {"schedule": "lagged"},
+            time_indexed=True,
+        ),
         _fitted(
             "phased",
             "plain neurons, binary spikes, exact counts: a layer takes its whole window of T steps, then fires",
@@ -351,7 +369,7 @@ RECIPES: Mapping[str, Recipe] = {
             {"spikes": "signed", "amplitudes": 4},
         ),
     )
-}
+)
 """The recipes by name. Each is data: change a setting by :meth:`Recipe.set`."""
 
 
@@ -377,7 +395,7 @@ QUANTIZED = Recipe(
 def default_recipe(with_images: bool) -> Recipe:
     """The recipe to use if none is named.
 
-    With calibration images it is ``calibrated``: on training images that it was not fitted to, it was the best recipe
-    with plain neurons, in a tenth of the paper's steps (docs/explanation/latency.md). Without, it is the paper's.
+    With calibration images it is ``calibrated``, which answers after T steps with plain neurons, in a tenth of the
+    paper's steps (docs/explanation/latency.md). Without, it is the paper's.
     """
     return RECIPES["calibrated" if with_images else "s-resnet"]

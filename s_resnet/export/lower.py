@@ -271,7 +271,7 @@ class _Lowering:
         """Move the readout's scale and correction into the classifier; a readout of spikes becomes a neuron layer."""
         if op.weights is not None:
             expected = "all steps to count alike, as the format does not know the step"
-            remedy = 'Convert with recipe="calibrated-streaming" or recipe="s-resnet"'
+            remedy = 'Convert with recipe="calibrated-constant" or recipe="s-resnet"'
             raise ConversionError(message(node.name, "", "a weight for every step", expected, remedy))
         self.readout = op.mode
         (last,) = node.inputs
@@ -317,7 +317,7 @@ def _check_neuron(node: Node, op: Neuron) -> None:
     Raises:
         ConversionError: it is neither.
     """
-    remedy = 'Convert with recipe="calibrated-streaming" or recipe="s-resnet"'
+    remedy = 'Convert with recipe="calibrated-constant" or recipe="s-resnet"'
     wrong = ""
     if isinstance(op.spikes, MultiThreshold):
         wrong = f"{op.max_emission} firing levels"

@@ -424,7 +424,7 @@ def test_spikes_are_those_of_the_simulation(model, recipe):
 
 def test_an_integer_network_moves_bytes(model):
     batches = [images(6, 8)]
-    snn = convert(model, batches, RECIPES["calibrated"].at(T).with_weights("int8"))
+    snn = convert(model, batches, RECIPES["calibrated-lagged"].at(T).with_weights("int8"))
     operations = count_operations(snn, batches, T)
     run = simulate(snn, batches[0], T).spikes
     spikes = {layer.name: layer.spikes for layer in operations.layers if layer.op == "Neuron"}

@@ -344,7 +344,7 @@ def test_scores_with_trailing_ones_are_scores():
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 25, 1), nn.AdaptiveAvgPool2d(1))
     model, x = nn.Sequential(*layers).eval(), torch.randn(16, 3, 8, 8)
-    for recipe in ("s-resnet", "calibrated", "multilevel"):
+    for recipe in ("s-resnet", "calibrated-lagged", "multilevel"):
         snn = convert(model, [x, x], recipe, timesteps=4)
         assert torch.allclose(snn.run(x).flatten(1), model(x).flatten(1), atol=1e-5)
         report = evaluate(snn, [(x, torch.arange(16))], 4)

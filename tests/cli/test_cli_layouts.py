@@ -120,8 +120,8 @@ def test_a_network_of_signals(program):
         np.savez(f"{name}.npz", x=part.numpy(), y=model(part).argmax(1).numpy())
     train = s_resnet.data.open_data("train.npz", "calibration")
     loader = s_resnet.data.loader_for(train, range(24), train.preprocessing, 8)
-    s_resnet.save(s_resnet.convert(model, loader, "calibrated-streaming", timesteps=8), "known.snn")
-    s_resnet.save(s_resnet.convert(model, [x[:24]], "calibrated-streaming", timesteps=8), "bare.snn")
+    s_resnet.save(s_resnet.convert(model, loader, "calibrated-constant", timesteps=8), "known.snn")
+    s_resnet.save(s_resnet.convert(model, [x[:24]], "calibrated-constant", timesteps=8), "bare.snn")
     for network in ("known.snn", "bare.snn"):
         code, _, err = program("evaluate", network, "--data", "test.npz", "--json", f"{network}.json")
         assert code == 0, err

@@ -160,7 +160,7 @@ def test_networks_that_the_format_cannot_say(program, network):
     program.works("convert", "tiny.pth", *CALIBRATED, "--recipe", "phased", "-o", "phased.snn")
     code, _, err = program("export", "phased.snn", *NIR)
     assert code == 1 and "got a neuron with schedule 'phased'" in err
-    assert "--recipe calibrated-streaming or --recipe s-resnet" in err
+    assert "--recipe calibrated-constant or --recipe s-resnet" in err
 
 
 @pytest.mark.parametrize("arch", ["ms_resnet8", "ds_resnet8"])

@@ -78,7 +78,7 @@ def test_arguments_and_options_have_the_same_names():
         ('Use device="cpu" or device="auto".', "Use --device cpu or --device auto."),
         ("pass download=True again", "pass --download again"),
         ("warmup=5 or amp=False, with", "--warmup 5 or no --amp, with"),
-        ('recipe="calibrated-streaming".', "--recipe calibrated-streaming."),
+        ('recipe="calibrated-constant".', "--recipe calibrated-constant."),
         ("a larger T (convert with timesteps=32);", "a larger T (convert with --timesteps 32);"),
         ("Export with split_maxpool=True if", "Export with --pool host if"),
         ("Leave out arch, or leave out arch", "Leave out --arch, or leave out --arch"),

@@ -37,8 +37,9 @@ DEPTH = 6  # neuron layers of a CIFAR ResNet-8 one behind the other after the fi
 WAITED = {
     "s-resnet": 0,
     "s-resnet-released": 0,
-    "calibrated": DEPTH,
-    "calibrated-streaming": 0,
+    "calibrated": 0,
+    "calibrated-constant": 0,
+    "calibrated-lagged": DEPTH,
     "signed": DEPTH,
     "multilevel": 0,
 }
@@ -107,12 +108,13 @@ def test_what_the_recipes_are(networks):
         "s-resnet": "binary",
         "s-resnet-released": "binary",
         "calibrated": "binary",
-        "calibrated-streaming": "binary",
+        "calibrated-constant": "binary",
+        "calibrated-lagged": "binary",
         "phased": "binary",
         "signed": "signed",
         "multilevel": "signed, 4 levels",
     }
-    assert [name for name, snn in networks.items() if snn.windowed] == ["calibrated", "phased", "signed"]
+    assert [name for name, snn in networks.items() if snn.windowed] == ["calibrated-lagged", "phased", "signed"]
     for name in FITTED:
         snn = networks[name]
         assert all(bool((node.op.threshold == 1).all()) for node in snn.neurons)
@@ -145,7 +147,7 @@ def test_more_steps_come_closer(model, batches):
         for steps in (2, 8, 24):
             snn = convert(model, batches, recipe, timesteps=steps)
             errors.append(float((snn(x, steps) - snn.run(x)).pow(2).mean() / snn.run(x).pow(2).mean()))
-        assert max(errors[1:]) < errors[0] and errors[2] < (0.04 if recipe == "calibrated-streaming" else 0.02), (
+        assert max(errors[1:]) < errors[0] and errors[2] < (0.04 if recipe == "calibrated-constant" else 0.02), (
             recipe,
             errors,
         )
@@ -321,15 +323,15 @@ def test_97_of_100_images_hold_a_drop_of_3(monkeypatch):
 
 
 def test_a_trial_counts_agreement_on_the_images_held_out(networks):
-    snn, x = networks["calibrated"], images(70, 8, seed=14)
+    snn, x = networks["calibrated-lagged"], images(70, 8, seed=14)
     calibration = Calibration({}, 100, 1, "data", samples=Samples(x, None))
-    trial = auto._trial("calibrated", snn, calibration, 2)
+    trial = auto._trial("calibrated-lagged", snn, calibration, 2)
     same = sum(int(snn(x[i : i + 1], 2).argmax() == snn.run(x[i : i + 1]).argmax()) for i in range(70))
     assert 0 < same < 70 and trial.agreement == pytest.approx(same / 70)
     share = (same + 1) / 72  # one more of each kind
     assert trial.standard_error == pytest.approx(math.sqrt(share * (1 - share) / 70))
     assert trial.images == 70 and trial.disagreement_interval == wilson(70 - same, 70)
-    assert (trial.recipe, trial.timesteps, trial.end_to_end_steps) == ("calibrated", 2, 2 + DEPTH)
+    assert (trial.recipe, trial.timesteps, trial.end_to_end_steps) == ("calibrated-lagged", 2, 2 + DEPTH)
 
 
 # ---- auto: for real ----
@@ -499,7 +501,8 @@ def test_two_commands(folder, tmp_path, recipe):
 
 def test_a_recipe_has_a_t_of_its_own(model):
     own = {name: convert(model, [images(4, 8)], name).provenance.recipe.timesteps for name in FITTED}
-    assert own == {"calibrated": 16, "calibrated-streaming": 32, "phased": 16, "signed": 16, "multilevel": 4}
+    fitted = {"calibrated": 16, "calibrated-constant": 32, "calibrated-lagged": 16}
+    assert own == {**fitted, "phased": 16, "signed": 16, "multilevel": 4}
 
 
 def test_auto_says_why(folder):

@@ -86,8 +86,8 @@ def reconstructed(name):
 CASES = {
     **RECIPES,
     "auto": Auto(),
-    "int8": RECIPES["calibrated"].with_weights("int8"),
-    "reconstructed": reconstructed("calibrated"),
+    "int8": RECIPES["calibrated-lagged"].with_weights("int8"),
+    "reconstructed": reconstructed("calibrated-lagged"),
     "reconstructed in one pass, dyadic": reconstructed("signed").with_weights("dyadic"),
 }
 
@@ -187,7 +187,7 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_else(program):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_calibrates_as_the_cpu(model):
     """Up to rounding; what is fitted behind the first spikes may differ by spikes at a threshold."""
-    for recipe in ("calibrated", "signed", reconstructed("phased")):
+    for recipe in ("calibrated-lagged", "signed", reconstructed("phased")):
         here, there = (convert(model, batches(), recipe, timesteps=STEPS, device=name) for name in ("cpu", "cuda"))
         a, b = (torch.tensor(list(g.provenance.calibration.scales.values())) for g in (here, there))
         torch.testing.assert_close(a, b, rtol=1e-5, atol=0)

@@ -104,7 +104,7 @@ def test_float32_spikes_as_float64(given, recipe):
 
 def test_everything_that_a_layer_sums_is_on_its_grid_and_the_grid_is_the_finest(given):
     converted, coarser, checked = given[1], 0, 0
-    for recipe in ("s-resnet", "calibrated", "multilevel"):
+    for recipe in ("s-resnet", "calibrated-lagged", "multilevel"):
         rounded = dyadic_weights(converted(recipe)[0], Context())
         assert rounded.nodes[0].op.grid == 64
         for node in rounded.neurons:

@@ -244,7 +244,7 @@ def test_thresholds_and_readout_do_not_depend_on_the_parts(monkeypatch, given, n
 # ---- the number asked for is the number used ----
 
 
-@pytest.mark.parametrize("recipe", ["calibrated", "phased", "multilevel"])
+@pytest.mark.parametrize("recipe", ["calibrated-lagged", "phased", "multilevel"])
 @pytest.mark.parametrize(("count", "room"), [(20, 10**9), (20, 1), (90, 10**5)])
 def test_every_pass_looks_at_every_image_that_it_is_said_to(monkeypatch, recipe, count, room):
     """However large the images are for the memory there is; counted at the first layer of each pass."""

@@ -141,7 +141,7 @@ def test_batches_come_back_as_they_were():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("recipe", "most"), [("calibrated", 2), ("auto", 2)])
+@pytest.mark.parametrize(("recipe", "most"), [("calibrated-lagged", 2), ("auto", 2)])
 def test_a_conversion_decodes_each_image_once(recipe, most):
     """But for the first batch, by which the network is traced."""
     batches = Counting(images(4, 8, seed=part) for part in range(5))

@@ -156,7 +156,7 @@ def test_a_neuron_counted_by_hand(recipe):
     assert torch.allclose(answer, torch.tensor([0.75, 2.0, 2.0, 0.0]), atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["s-resnet", "calibrated", "multilevel"])
+@pytest.mark.parametrize("recipe", ["s-resnet", "calibrated-lagged", "multilevel"])
 def test_what_was_silent_in_calibration_saturates_at_its_limit(recipe):
     """Its stand-in for a scale is 1, and its limit a quarter."""
     snn = convert(single(0.25), [-torch.ones(8, 1, 2, 2)], RECIPES[recipe].at(8))
@@ -176,7 +176,7 @@ def test_a_silent_channel_gets_the_median_threshold_up_to_its_own_limit():
 
 
 def test_neurons_that_send_means_are_refused_by_name():
-    recipe = RECIPES["calibrated"].set("relu_to_neuron", spikes="differential")
+    recipe = RECIPES["calibrated-lagged"].set("relu_to_neuron", spikes="differential")
     with pytest.raises(ConversionError, match=r"relu: got a ReLU with a limit for neurons that send means.*'signed'"):
         convert(single(), [CURRENTS.expand(2, 1, 2, 2)], recipe.without("calibrate_neurons"))
 

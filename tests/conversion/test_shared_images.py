@@ -19,7 +19,7 @@ RECIPES = {
     "calibrated": 4,
     "phased": 4,
     "multilevel": 2,
-    "calibrated-streaming": 5,
+    "calibrated-constant": 5,
     "s-resnet": 8,
     "auto": 4,
     "phased trained": 4,

@@ -720,7 +720,7 @@ def test_what_does_not_fit_is_refused(resnet) -> None:
         simulate(resnet, events, 4, state=simulate(resnet, events[:, :2], 2).state)
     with pytest.raises(InvalidData, match="labels of shape"):
         evaluate(resnet, [(events, torch.zeros(12, dtype=torch.int64))], 12)
-    whole = convert(two_channels(), [events.mean(0)], RECIPES["calibrated"].at(4).with_weights("int8"))
+    whole = convert(two_channels(), [events.mean(0)], RECIPES["calibrated-lagged"].at(4).with_weights("int8"))
     with pytest.raises(InvalidData, match="events for an integer network"):
         simulate(whole, events, 4)
 

@@ -83,7 +83,7 @@ def test_the_documented_simulator_has_the_spikes_of_a_trained_module(tmp_path, d
 def integers():
     model = randomized(CifarResNet(8, width=4, shortcut="A"))
     batches = [(images(20, 8), torch.arange(20) % 10)]
-    return convert(model, batches, RECIPES["calibrated"].at(4).with_weights("int8"))
+    return convert(model, batches, RECIPES["calibrated-lagged"].at(4).with_weights("int8"))
 
 
 def test_an_integer_network_spike_for_spike(monkeypatch, tmp_path, documented, integers):

@@ -436,12 +436,12 @@ def test_additions_that_convolutions_read(tmp_path):
 
 def test_the_recipe_for_few_steps_that_depends_on_no_step_is_exported(tmp_path):
     x = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    snn = convert(randomized(CifarResNet(8)), [x], "calibrated-streaming", timesteps=8)
+    snn = convert(randomized(CifarResNet(8)), [x], "calibrated-constant", timesteps=8)
     export_nir(snn, tmp_path / "few.nir")
     found = verify_export(tmp_path / "few.nir", snn, x[:4], 8, "nir", "float64")
     assert found.spikes > 1000 and found.mismatches == 0
-    lagged = convert(randomized(CifarResNet(8)), [x], "calibrated", timesteps=8)
-    with pytest.raises(ConversionError, match=r"schedule 'lagged'.*recipe=.calibrated-streaming"):
+    lagged = convert(randomized(CifarResNet(8)), [x], "calibrated-lagged", timesteps=8)
+    with pytest.raises(ConversionError, match=r"schedule 'lagged'.*recipe=.calibrated-constant"):
         export_nir(lagged, tmp_path / "lagged.nir")
 
 

@@ -37,7 +37,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("recipe", ["s-resnet", "calibrated-streaming"])
+@pytest.mark.parametrize("recipe", ["s-resnet", "calibrated-constant"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_file_gives_the_same_spikes(tmp_path, name, recipe):
     size, pool, head = NETWORKS[name]
@@ -54,7 +54,7 @@ def test_the_file_gives_the_same_spikes(tmp_path, name, recipe):
 def test_kernels_that_are_no_squares(tmp_path, kernel):
     """Readers infer the size of a convolution's result from the height of its kernel alone."""
     model = Net(lambda s, x: s.head(F.relu(s.conv2(F.relu(s.odd(s.conv1(x)))))), odd=nn.Conv2d(8, 8, kernel, 2, (0, 2)))
-    snn = convert(model, [images(8)], recipe="calibrated-streaming", timesteps=8)
+    snn = convert(model, [images(8)], recipe="calibrated-constant", timesteps=8)
     export_nir(snn, tmp_path / "network.nir")
     found = verify_export(tmp_path / "network.nir", snn, images(3), 8, dtype="float64")
     assert found.mismatches == 0 and found.difference < 1e-5
@@ -62,7 +62,7 @@ def test_kernels_that_are_no_squares(tmp_path, kernel):
 
 def test_a_kernel_that_no_square_one_replaces_is_refused(tmp_path):
     model = Net(lambda s, x: s.head(F.relu(s.odd(F.relu(s.conv1(x))))), odd=nn.Conv2d(8, 8, (2, 3)))
-    snn = convert(model, [images(8)], recipe="calibrated-streaming", timesteps=8)
+    snn = convert(model, [images(8)], recipe="calibrated-constant", timesteps=8)
     with pytest.raises(ConversionError, match=r"odd: got a kernel of \(2, 3\) over \(16, 16\) pixels.*square"):
         export_nir(snn, tmp_path / "network.nir")
     assert not (tmp_path / "network.nir").exists()

@@ -160,7 +160,7 @@ def test_many_steps_are_a_loop(tmp_path):
 
 def test_a_converted_network_answers_the_same_within_rounding(tmp_path):
     model = randomized(CifarResNet(8, width=4, shortcut="A"))
-    snn = convert(model, [(images(20, 8), torch.arange(20) % 10)], "calibrated", timesteps=4)
+    snn = convert(model, [(images(20, 8), torch.arange(20) % 10)], "calibrated-lagged", timesteps=4)
     export_torch(snn, tmp_path / "net.pt2", 4)  # the size is that of the calibration images
     x = images(4, 8, seed=5)
     expected = snn(x, 4)

@@ -19,15 +19,24 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 PRECISIONS = ("exact", "fast")
 # What a recipe's neurons must have asked of the kernel: elsewhere is no place to do it.
 MODES = {
-    "calibrated": {"SUBTRACT", "LAGGED", "ROWS"},
-    "calibrated int8": {"SUBTRACT", "LAGGED", "ROWS"},
+    "calibrated": {"SUBTRACT", "ROWS"},
+    "calibrated-lagged": {"SUBTRACT", "LAGGED", "ROWS"},
+    "calibrated-lagged int8": {"SUBTRACT", "LAGGED", "ROWS"},
     "phased": {"SUBTRACT", "PHASED"},
     "signed": {"SIGNED", "LAGGED"},
     "multilevel": {"SIGNED"},
     "ms_resnet8": {"ZERO"},
     "ds_resnet8": {"ZERO"},
 }
-HALVES = ("s-resnet", "s-resnet-released", "s-resnet dyadic", "calibrated", "calibrated-streaming", "phased")
+HALVES = (
+    "s-resnet",
+    "s-resnet-released",
+    "s-resnet dyadic",
+    "calibrated",
+    "calibrated-constant",
+    "calibrated-lagged",
+    "phased",
+)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def test_the_analog_run(name, planned):
 @pytest.fixture
 def by_step():
     """A network that streams, with the corrections of each step as rows."""
-    graph = network("calibrated-streaming")
+    graph = network("calibrated-constant")
     nodes = []
     for node in graph.nodes:
         if isinstance(node.op, Neuron) and node.op.correction is not None:

@@ -24,7 +24,7 @@ from s_resnet.kernels.surrogate.reference import Firing, fire_reference
 from s_resnet.models import CifarResNet
 from s_resnet.models.catalog import build
 
-TUNABLE = ("s-resnet", "calibrated", "calibrated-streaming", "phased")
+TUNABLE = ("s-resnet", "calibrated", "calibrated-constant", "calibrated-lagged", "phased")
 ONE = torch.ones(())
 
 
@@ -43,7 +43,7 @@ class Pooled(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def network(recipe="calibrated-streaming", timesteps=4, model=None, batch=6):
+def network(recipe="calibrated-constant", timesteps=4, model=None, batch=6):
     """A converted network whose layers all fire, and its images."""
     x = images(batch, 16)
     model = model or randomized(CifarResNet(8, num_classes=5, width=4))
@@ -277,7 +277,7 @@ BRIEF = s_resnet.training.fine_tuning_defaults(epochs=10, batch_size=8, validati
 
 def told(split="train", count=30):
     """A network for images of three classes, and those: they differ in brightness."""
-    snn, _ = network("calibrated-streaming", 3, randomized(CifarResNet(8, num_classes=3, width=4)))
+    snn, _ = network("calibrated-constant", 3, randomized(CifarResNet(8, num_classes=3, width=4)))
     seen = SeenData("made", split, 1, ("1-earlier",))
     snn = snn.with_provenance(preprocessing=s_resnet.data.preprocessing_for(16), data=seen)
     return snn, data(count, split=split, size=16)
@@ -370,7 +370,7 @@ def test_the_program_tunes_and_says_what_comes_next(program, tmp_path):
     pytest.importorskip("sklearn")
     torch.save(randomized(CifarResNet(8)).state_dict(), "x.th")
     convert_it = ("convert", "x.th", "--calibration", "digits", "--calibration-images", 32, "--input-size", 8)
-    program.works(*convert_it, "--recipe", "calibrated-streaming", "--timesteps", 3, "-o", "x.snn")
+    program.works(*convert_it, "--recipe", "calibrated-constant", "--timesteps", 3, "-o", "x.snn")
     tuning = ("train", "--from", "x.snn", "--data", "digits", "--limit", 64, "--batch-size", 16, "--workers", 0,
               "--validation", 20, "--device", "cpu", "-o", "y.snn")  # fmt: skip
     *epochs, done, following = program.works(*tuning, "--epochs", 2, "--lr", 0.003).splitlines()

@@ -49,7 +49,7 @@ def graphs():
     made = {
         "plain": converted(),
         "pooled": convert(mutations.Pooled(), [images(8, SIZE)], "s-resnet-released", timesteps=T),
-        "lagged": converted("calibrated"),
+        "lagged": converted("calibrated-lagged"),
         "multilevel": converted("multilevel"),
         "phased, int8": converted("phased", weights="int8"),
         "signed, dyadic": converted("signed", weights="dyadic"),

@@ -233,7 +233,11 @@ def test_threads_may_come_first_at_the_same_time():
 
 # ---- the engine ----
 
-WEIGHTS = {"int8": ("s-resnet", "int8"), "calibrated-int8": ("calibrated", "int8"), "dyadic": ("s-resnet", "dyadic")}
+WEIGHTS = {
+    "int8": ("s-resnet", "int8"),
+    "calibrated-int8": ("calibrated-lagged", "int8"),
+    "dyadic": ("s-resnet", "dyadic"),
+}
 STEPS = 12
 
 
@@ -268,7 +272,8 @@ def test_a_network_fires_as_on_the_cpu(name, precision):
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("dyadic", "exact"), ("s-resnet", "fast"), ("int8", "exact"), ("calibrated", "exact")]
+    ("name", "precision"),
+    [("dyadic", "exact"), ("s-resnet", "fast"), ("int8", "exact"), ("calibrated-lagged", "exact")],
 )
 def test_a_replayed_graph_gives_what_the_eager_run_does(name, precision, monkeypatch):
     replays = []

@@ -86,8 +86,8 @@ def photos():
 @functools.cache
 def results():
     """What the public functions return, of tiny networks."""
-    snn, directly = network("calibrated"), trained("ds_resnet8")[1]
-    streaming = network("calibrated-streaming")
+    snn, directly = network("calibrated-lagged"), trained("ds_resnet8")[1]
+    streaming = network("calibrated-constant")
     model = randomized(s_resnet.models.CifarResNet(8, width=4)).eval()
     analog = s_resnet.trace(model, IMAGES)
     operations = s_resnet.analysis.count_operations(snn, [IMAGES], 2)
@@ -249,7 +249,7 @@ def test_figures_that_are_not_finite_become_null():
 
 def test_what_a_simulation_holds_is_in_its_dict():
     """Answers and spikes as numbers, of the memory only what it is: it is as large as the activations."""
-    result = s_resnet.simulate(network("calibrated"), IMAGES, 3, at=[1, 3])
+    result = s_resnet.simulate(network("calibrated-lagged"), IMAGES, 3, at=[1, 3])
     entry = result.to_dict()
     assert torch.equal(torch.tensor(entry["outputs"]), result.outputs) and entry["steps"] == [1, 3]
     name, count = next(iter(result.spikes.items()))
@@ -264,7 +264,7 @@ def test_what_a_simulation_holds_is_in_its_dict():
 def test_a_network_says_what_it_is():
     snn, directly, analog = (next(value for value in results()[place : place + 1]) for place in range(3))
     weights = sum(node.op.weight.numel() for node in snn.nodes if getattr(node.op, "weight", None) is not None)
-    assert "recipe calibrated, tuned for T = 6" in repr(snn) and f" {weights:,} weights" in repr(snn)
+    assert "recipe calibrated-lagged, tuned for T = 6" in repr(snn) and f" {weights:,} weights" in repr(snn)
     assert f"{len(snn.nodes)} nodes, {len(snn.neurons)} neuron layers" in repr(snn)
     assert f"an answer after {snn.end_to_end_steps(STEPS)} steps" in repr(snn)
     assert f"directly trained for T = {T}" in repr(directly) and "not spiking" in repr(analog)
@@ -291,7 +291,7 @@ def test_provenance_prints_shortly():
 def test_what_comes_from_files_gives_no_orders():
     """Escapes to a terminal, markup to a notebook, a name of a megabyte to either."""
     nasty = "\x1b[2J<script>alert(1)</script>&" + "x" * 100_000
-    graph = network("calibrated").with_provenance(source=Source(arch=nasty), classes=(nasty, "b"))
+    graph = network("calibrated-lagged").with_provenance(source=Source(arch=nasty), classes=(nasty, "b"))
     for said in (
         repr(graph),
         graph.table(),
@@ -328,8 +328,8 @@ def test_values_in_brief():
 
 def test_the_command_line_prints_these_tables(monkeypatch):
     """One source for both."""
-    monkeypatch.setattr(s_resnet, "load", lambda path: network("calibrated"))
+    monkeypatch.setattr(s_resnet, "load", lambda path: network("calibrated-lagged"))
     said = CliRunner().invoke(sresnet, ["inspect", "tiny.snn"]).output
-    assert said == f"tiny.snn: {network('calibrated').table()}\n"
+    assert said == f"tiny.snn: {network('calibrated-lagged').table()}\n"
     program = "".join(path.read_text() for path in CLI.glob("*.py"))
     assert program.count(".table()") >= 4 and ".ljust(" not in program and ".rjust(" not in program

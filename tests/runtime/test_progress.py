@@ -137,7 +137,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("recipe", "inside"), [("calibrated", False), ("calibrated-streaming", True)])
+@pytest.mark.parametrize(("recipe", "inside"), [("calibrated-lagged", False), ("calibrated-constant", True)])
 def test_no_bar_stands_still_within_a_batch(monkeypatch, recipe, inside):
     """The window of a network that waits is one chunk: such a bar would stand at 0 and vanish."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
@@ -154,9 +154,9 @@ def test_no_bar_stands_still_within_a_batch(monkeypatch, recipe, inside):
 def test_a_recipe_shows_which_of_its_steps_runs(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     model, batches = randomized(s_resnet.models.CifarResNet(8, width=4)), [images(16, SIZE)]
-    s_resnet.convert(model, batches, recipe="calibrated", timesteps=4, progress=True)
-    steps = s_resnet.RECIPES["calibrated"].steps
-    assert "calibrated, T = 4: " in terminal.getvalue()
+    s_resnet.convert(model, batches, recipe="calibrated-lagged", timesteps=4, progress=True)
+    steps = s_resnet.RECIPES["calibrated-lagged"].steps
+    assert "calibrated-lagged, T = 4: " in terminal.getvalue()
     assert f" {len(steps) - 1}/{len(steps)} " in terminal.getvalue()
     assert all(f", step={step.name}]" in terminal.getvalue() for step in steps)
 

@@ -124,7 +124,7 @@ def test_every_node_is_in_the_source_networks_units(model, batches, recipe):
 
 
 def test_a_constant_current_is_that_of_the_module_at_any_step(model, batches):
-    snn, x = convert(model, batches, "calibrated", timesteps=4), images(2, 8, seed=4)
+    snn, x = convert(model, batches, "calibrated-lagged", timesteps=4), images(2, 8, seed=4)
     with torch.no_grad():
         assert torch.allclose(features(snn, x, 3, ["conv1"])["conv1"], model.bn1(model.conv1(x)), atol=1e-4)
     whole = quantize_weights(snn, Context())

@@ -97,7 +97,7 @@ def network(recipe, timesteps=4, weights="float32"):
     return convert(model, [images(16, 8)], RECIPES[recipe].at(timesteps).with_weights(weights))
 
 
-@pytest.mark.parametrize("recipe", ["s-resnet", "calibrated", "phased", "signed", "multilevel"])
+@pytest.mark.parametrize("recipe", ["s-resnet", "calibrated-lagged", "phased", "signed", "multilevel"])
 def test_every_neuron_of_every_layer_is_as_the_engine_leaves_it(recipe):
     """Spikes sum up to what the simulation counts, and the last membrane is what it ends with."""
     snn, x = network(recipe), images(1, 8, seed=5)
