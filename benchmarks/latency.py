@@ -36,6 +36,7 @@ import balancing
 import torch
 import torchvision
 from conversion import JPEG, LOSSLESS, place, sresnet
+from recipe_names import current, today
 from torch import Tensor, nn
 
 import s_resnet
@@ -76,19 +77,9 @@ NETWORKS = {
     ),
     "resnet50": Network("resnet50-cifar10-64px.pth", 64, "jpeg-train", ((JPEG, 1000), (JPEG, 500)), (8, 16, 32)),
 }
-RECIPES = {  # options of convert
-    "calibrated": "--recipe calibrated",
-    "calibrated+reconstruct": "--recipe calibrated --reconstruct",
-    "calibrated-constant": "--recipe calibrated-constant",
-    "calibrated-lagged": "--recipe calibrated-lagged",
-    "calibrated-lagged+reconstruct": "--recipe calibrated-lagged --reconstruct",
-    "phased": "--recipe phased",
-    "phased+reconstruct": "--recipe phased --reconstruct",
-    "signed": "--recipe signed",
-    "signed+reconstruct": "--recipe signed --reconstruct",
-    "multilevel": "--recipe multilevel",
-    "s-resnet": "--recipe s-resnet",
-}
+NAMES = ("calibrated", "calibrated+reconstruct", "calibrated-constant", "calibrated-lagged")
+NAMES += ("calibrated-lagged+reconstruct", "phased", "phased+reconstruct", "signed", "signed+reconstruct", "multilevel")
+RECIPES = {name: f"--recipe {name.replace('+', ' --')}" for name in (*NAMES, "s-resnet")}  # options of convert
 
 
 def without(step: str) -> Variation:
@@ -367,7 +358,7 @@ def write(lines: Iterable[Line], results: Path) -> None:
 
 def written(results: Path) -> set[Key]:
     """The keys of the lines that are there."""
-    return {key(json.loads(line)) for line in results.read_text().splitlines()} if results.exists() else set()
+    return {key(today(json.loads(line))) for line in results.read_text().splitlines()} if results.exists() else set()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -375,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("fixtures", type=Path)
     known = [*(name for name in RECIPES if name != "s-resnet"), *balancing.PEERS]
     parser.add_argument("--networks", nargs="+", metavar="NAME", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--recipes", nargs="+", metavar="NAME", choices=[*known, "s-resnet"], default=known)
+    parser.add_argument("--recipes", nargs="+", metavar="R", type=current, choices=[*known, "s-resnet"], default=known)
     parser.add_argument("--timesteps", nargs="+", type=int, metavar="T", default=())
     parser.add_argument("--limit", type=int, metavar="N", help="at most so many images of each data set")
     parser.add_argument("--ablation", action="store_true", help="instead: each mechanism left out, and alone")

@@ -1,5 +1,6 @@
 """The benchmarks of latency: which cases are run, what a line says, how a table reads."""
 
+import argparse
 import importlib
 import json
 import sys
@@ -14,7 +15,9 @@ import s_resnet
 from s_resnet.graph.provenance import ReconstructedBlock, Reconstruction, ReconstructionSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-balancing, latency, tables = (importlib.import_module(name) for name in ("balancing", "latency", "tables"))
+balancing, latency, recipe_names, tables = (
+    importlib.import_module(name) for name in ("balancing", "latency", "recipe_names", "tables")
+)
 FIGURES = {"ann_top1": 91.0, "top1": 90.6, "drop": 0.4, "standard_error": 0.5, "ann_standard_error": 1.28}
 
 
@@ -35,7 +38,7 @@ def unpacked(monkeypatch):
 def test_without_filters_the_whole_table_is_run():
     ours = [name for name in latency.RECIPES if name != "s-resnet"]
     found = asked(tuple(latency.NETWORKS), tuple(ours)).cases()
-    assert len(found) == 8 * (4 + 3 + 3 + 3)
+    assert len(found) == 10 * (4 + 3 + 3 + 3)
     assert {(c.network, c.timesteps) for c in found} == {
         *(("resnet20", t) for t in (4, 8, 16, 32)),
         *((network, t) for network in ("resnet56", "resnet18", "resnet50") for t in (8, 16, 32)),
@@ -250,6 +253,28 @@ def test_the_table_of_latency_takes_the_most_images_and_the_newest_line(results)
         "| resnet18, 500 JPEG test | 91.00 ± 1.28 | calibrated | binary | +7.00 ± 0.50 |  | 8 |",
     ]
     assert tables.ablation() == tables.imagenet() == "Not measured."
+
+
+def test_a_table_has_the_names_of_today(results):
+    """What was called calibrated answered later than after T steps, and is not what has that name now."""
+    lagged, reconstructed = (line_of(f"calibrated{more}", end_to_end_steps=24) for more in ("", "+reconstruct"))
+    old = [lagged, reconstructed, line_of("calibrated-streaming"), line_of("calibrated-unlagged")]
+    results("latency", [*old, line_of("calibrated", 16), line_of("calibrated-lagged", 16, end_to_end_steps=32)])
+    found = [row.split(" | ") for row in tables.latency().splitlines()[2:]]
+    assert [(row[2], row[-1]) for row in found] == [
+        ("calibrated-lagged", "24, 32 |"),
+        ("calibrated-lagged + reconstruct", "24 |"),
+        ("calibrated-constant", "8 |"),
+        ("calibrated", "8, 16 |"),
+    ]
+
+
+def test_former_names_of_recipes_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        latency.main(["fixtures", "--recipes", "calibrated-streaming"])
+    assert "calibrated-streaming is now named calibrated-constant" in capsys.readouterr().err
+    with pytest.raises(argparse.ArgumentTypeError, match=r"calibrated-unlagged\+x is now named calibrated\+x"):
+        recipe_names.current("calibrated-unlagged+x")
 
 
 def test_the_table_of_the_ablation_has_a_column_for_each_t_and_data_set(results):

@@ -306,10 +306,9 @@ class _ByName(dict[str, Recipe]):
     """Recipes by name, for which an unknown name says which there are."""
 
     def __missing__(self, name: object) -> Recipe:
-        expected, remedy = f"one of {', '.join(self)} or auto", "Pass one of these names, or a Recipe"
-        if name in RENAMED:
-            remedy = f"It is now named {RENAMED[str(name)]}"
-        raise ConversionError(message("recipe", "", repr(name), expected, remedy))
+        new = RENAMED.get(str(name))
+        remedy = f"It is now named {new}" if new else "Pass one of these names, or a Recipe"
+        raise ConversionError(message("recipe", "", repr(name), f"one of {', '.join(self)} or auto", remedy))
 
 
 RENAMED = {"calibrated-streaming": "calibrated-constant"}  # former names, for the error

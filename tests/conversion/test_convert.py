@@ -362,6 +362,8 @@ def test_a_recipe_can_be_set(model, batches):
 def test_an_unknown_recipe_is_refused(model):
     with pytest.raises(ConversionError, match=r"got 's-resnext'; expected one of s-resnet, s-resnet-released"):
         convert(model, recipe="s-resnext")
+    with pytest.raises(ConversionError, match=r"got 'calibrated-streaming'; .* It is now named calibrated-constant\.$"):
+        convert(model, recipe="calibrated-streaming")
 
 
 @pytest.mark.parametrize(
