@@ -331,7 +331,7 @@ def _check_neuron(node: Node, op: Neuron) -> None:
     elif op.decay != 1.0 and op.reset != "zero":
         wrong, remedy = f"decay {op.decay:g} and reset by subtraction", "Convert without decay"
     elif op.correction is not None and op.correction.ndim > 1:
-        wrong, remedy = "a correction for every step", "Convert with time_indexed=False in calibrate_neurons"
+        wrong = "a correction for every step"
     if wrong:
         expected = (
             "integrate-and-fire with threshold 1, or leaky with a reset to zero, at most one spike of 1 per step and "
