@@ -58,6 +58,9 @@ class Options:
     reconstruct: bool
     spikes: str | None
     target_drop: float | None
+    latency: int | None
+    no_step_currents: bool
+    no_delays: bool
     percentile: float | None
     calibration: str | None
     calibration_images: int
@@ -163,7 +166,25 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
     metavar="POINTS",
     type=float,
     help="Largest percentage of held-out calibration images on which the network may disagree with the ANN, which "
-    "bounds the drop in accuracy on them. --recipe auto finds the smallest T for it; instead of --timesteps.",
+    "bounds the drop in accuracy on them. --recipe auto finds the smallest latency for it; instead of --latency.",
+)
+@shared.count(
+    "--latency",
+    "Steps from the first input to the answer, for --recipe auto, which gives every recipe the largest T that answers "
+    "by then.",
+    "16",
+    1,
+    "E",
+)
+@click.option(
+    "--no-step-currents",
+    is_flag=True,
+    help="The target has no current of its own for every step, for --recipe auto.",
+)
+@click.option(
+    "--no-delays",
+    is_flag=True,
+    help="Layers of the target cannot wait for those before them, for --recipe auto.",
 )
 @click.option(
     "--percentile",
@@ -208,6 +229,7 @@ def convert(asked: Options) -> None:
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet --weights int8 -o resnet50-int8.snn
       sresnet convert resnet20.th --calibration cifar10:/data --recipe s-resnet --timesteps 128
       sresnet convert resnet20.th --calibration cifar10:/data --recipe phased --timesteps 8 --reconstruct
+      sresnet convert resnet20.th --calibration cifar10:/data --recipe auto --latency 32 --no-step-currents
       sresnet convert resnet20.th --calibration cifar10:/data --recipe auto --spikes signed --target-drop 1
       sresnet convert resnet50.onnx --calibration imagenet:/data/imagenet
       sresnet convert resnet18.pth --input-size 64 --calibration photos/train -o photos.snn
@@ -275,6 +297,9 @@ def _recipe_options(asked: Options) -> RecipeOptions:
         reconstruct=asked.reconstruct,
         spikes=asked.spikes,
         target_drop=asked.target_drop,
+        latency=asked.latency,
+        no_step_currents=asked.no_step_currents,
+        no_delays=asked.no_delays,
     )
 
 
@@ -288,7 +313,7 @@ def _for_network(
         options.check_trained(checkpoint)
         return None, options.words("trained", loaded.timesteps)
     if not isinstance(loaded.model, s_resnet.frontend.QCFSModule):
-        return built, options.words(built.name, built.timesteps or 16)
+        return built, options.words(built.name, built.timesteps if isinstance(built, s_resnet.Recipe) else None)
     steps = options.timesteps or loaded.model.levels
     name = f"qcfs-{'phased' if built.name == 'phased' else 'streaming'}"
     return built.at(steps) if isinstance(built, s_resnet.Recipe) else built, options.words(name, steps)

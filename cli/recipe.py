@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     import s_resnet
 
+CRITERIA = ("spikes", "target_drop", "latency", "no_step_currents", "no_delays")  # of --recipe auto
+
 
 @dataclass(frozen=True)
 class RecipeOptions:
@@ -24,6 +26,9 @@ class RecipeOptions:
     reconstruct: bool
     spikes: str | None
     target_drop: float | None
+    latency: int | None
+    no_step_currents: bool
+    no_delays: bool
 
     def build(self, with_images: bool) -> s_resnet.Recipe | s_resnet.conversion.Auto:
         """The recipe that they make together.
@@ -37,11 +42,12 @@ class RecipeOptions:
 
         built: s_resnet.Recipe | s_resnet.conversion.Auto
         if self.recipe == "auto":
-            built = s_resnet.conversion.Auto(self.spikes or "binary", self.target_drop)
-        elif self.spikes is not None or self.target_drop is not None:
+            spikes, has = self.spikes or "binary", (not self.no_step_currents, not self.no_delays)
+            built = s_resnet.conversion.Auto(spikes, self.target_drop, self.latency, has[0], has[1])
+        elif given := self._criteria():
             expected = "them with --recipe auto, for which they are criteria"
             remedy = "Leave them out, or choose --recipe auto"
-            got = "--spikes or --target-drop with a recipe by name"
+            got = f"{', '.join(given)} with a recipe by name"
             raise s_resnet.errors.InvalidData(s_resnet.errors.message("convert", "", got, expected, remedy))
         else:
             built = s_resnet.RECIPES[self.recipe] if self.recipe else s_resnet.conversion.default_recipe(with_images)
@@ -57,6 +63,11 @@ class RecipeOptions:
         built = built.with_weights(self.weights)
         return built.reconstructed() if self.reconstruct else built
 
+    def _criteria(self) -> list[str]:
+        """The options for ``--recipe auto`` that were given."""
+        given = [name for name in CRITERIA if getattr(self, name) is not None and getattr(self, name) is not False]
+        return [f"--{name.replace('_', '-')}" for name in given]
+
     def check_trained(self, checkpoint: Path | str) -> None:
         """Raise click.UsageError for options that do not apply to a directly trained network."""
         asked = replace(self, weights="") if self.weights == "float32" else self
@@ -67,9 +78,10 @@ class RecipeOptions:
                 "it out; evaluate takes any T."
             )
 
-    def words(self, name: str, timesteps: int) -> list[str]:
-        """Recipe, T and the other settings, as words of the network's file name."""
-        steps = f"T{timesteps}" if self.target_drop is None else f"drop{self.target_drop:g}"
+    def words(self, name: str, timesteps: int | None) -> list[str]:
+        """Recipe, T (None for auto) and the other settings, as words of the network's file name."""
+        asked = f"E{self.latency or 16}" if self.target_drop is None else f"drop{self.target_drop:g}"
+        steps = asked if timesteps is None else f"T{timesteps}"
         words = [name, *([self.spikes] if self.spikes else []), steps]
         words += [self.weights] if self.weights != "float32" else []
         return [*words, "reconstructed"] if self.reconstruct else words

@@ -28,7 +28,8 @@ PHRASES = (
     (r"training with more levels", "training with more --levels"),
     (r"\b([Ll]eave out|[Ll]ower) (arch|ema|lr|validation)\b", r"\1 --\2"),
     (r"with another arch, as in", "with --arch, as in"),
-    (r"timesteps and target_drop", "--timesteps and --target-drop"),
+    (r"latency and target_drop", "--latency and --target-drop"),
+    (r"Auto\(latency=\.\.\.\)", "--latency E"),
     (r"Run it through simulate", "Leave out --closed-form"),
     (r"Leave the confidence out", "Leave out --exit-confidence"),
 )

@@ -1,11 +1,11 @@
-"""Recipe "auto": try what the target allows on held-out calibration images, choose, and say why."""
+"""Recipe "auto": try what answers in time on held-out calibration images, choose, and say why."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 
@@ -20,38 +20,41 @@ from ..runtime.progress import Progress
 from .calibrate import Calibration
 from .context import Context
 from .portions import spiking_images
-from .recipes import RECIPES, Recipe
+from .recipes import FITS, RECIPES, Recipe
 
-# The recipes that each alphabet allows, simplest first: a target that can send signed spikes can send binary ones.
-ALPHABETS = {
-    "binary": ("calibrated", "phased"),
-    "signed": ("calibrated", "phased", "signed"),
-    "levels": ("calibrated", "phased", "signed", "multilevel"),
-}
-WINDOWS = (4, 8, 16, 32, 64)  # tried in turn for a target drop
+ALPHABETS = ("binary", "signed", "levels")  # each includes those before it
+# What needs least comes first: of equally good and equally fast recipes the first is chosen.
+TRIED = ("calibrated-constant", "calibrated", "calibrated-lagged", "phased", "signed", "multilevel")
+LATENCY = 16  # steps to the answer, if nothing is asked for
+LATENCIES = (4, 8, 16, 32, 64)  # tried in turn for a target drop
 BATCH = 32
 
 
 @dataclass(frozen=True, repr=False)
 class Auto(Displayed):
-    """The criteria for choosing a recipe. Pass it in place of one: ``convert(model, batches, Auto("signed").at(8))``.
+    """The criteria for choosing a recipe. Pass it in place of one: ``convert(model, batches, Auto(latency=16))``.
 
     Attributes:
         spikes: what the target can send: ``"binary"``, ``"signed"`` or ``"levels"``.
-        target_drop: the percentage of held-out calibration images on which the network may disagree with the ANN; T is
-            chosen accordingly. None if T is given.
-        timesteps: T; None for 16, or if a drop is given.
+        target_drop: the percentage of held-out calibration images on which the network may disagree with the ANN; the
+            latency is chosen accordingly. None if the latency is given.
+        latency: E, the steps from the first input to the answer; every recipe has the largest T that answers by then.
+            None for 16, or if a drop is given.
+        step_currents: whether the target has a current for every step and channel.
+        delays: whether its layers can wait, by a step or by the whole window.
         weights: the weights of every recipe that is tried, as :meth:`Recipe.with_weights` takes them.
         reconstruction: the settings of :meth:`Recipe.reconstructed` for every recipe that is tried; None for none.
 
     Raises:
-        InvalidData: the alphabet or weights are unknown, the drop or T is out of range, or both are given.
+        InvalidData: the alphabet or weights are unknown, the drop or latency is out of range, or both are given.
         ConversionError: a recipe that is tried cannot have the weights.
     """
 
     spikes: str = "binary"
     target_drop: float | None = None
-    timesteps: int | None = None
+    latency: int | None = None
+    step_currents: bool = True
+    delays: bool = True
     weights: str = "float32"
     reconstruction: Mapping[str, object] | None = None
 
@@ -73,19 +76,24 @@ class Auto(Displayed):
         if drop is not None and not 0 < real_number(drop) < 100:
             remedy = "Pass a percentage such as 1"
             raise InvalidData(message("auto", "", f"target_drop={drop!r}", "points between 0 and 100", remedy))
-        if self.timesteps is not None:
-            object.__setattr__(self, "timesteps", whole_number(self.timesteps, "auto", "timesteps"))
-        if drop is not None and self.timesteps is not None:
+        if self.latency is not None:
+            object.__setattr__(self, "latency", whole_number(self.latency, "auto", "latency"))
+        if drop is not None and self.latency is not None:
             expected = "one of them, to find the other"
-            raise InvalidData(message("auto", "", "timesteps and target_drop", expected, "Leave one out"))
+            raise InvalidData(message("auto", "", "latency and target_drop", expected, "Leave one out"))
         if self.reconstruction and "resume" in self.reconstruction:
             expected = "none, as it reconstructs with several recipes"
             raise InvalidData(message("auto", "", "a file to resume from", expected, "Leave it out"))
         self.recipes()
 
-    def at(self, timesteps: int) -> Auto:
-        """The same criteria for this T."""
-        return replace(self, timesteps=timesteps)
+    def at(self, timesteps: int) -> NoReturn:
+        """There is no T to ask for, as every recipe has its own.
+
+        Raises:
+            InvalidData: always.
+        """
+        got, expected = f"timesteps={timesteps!r}", "a latency, since each recipe gets the T that answers in time"
+        raise InvalidData(message("auto", "", got, expected, "Pass Auto(latency=...), or choose a recipe by name"))
 
     def with_weights(self, weights: str) -> Auto:
         """The same criteria with weights ``"float32"``, ``"dyadic"`` or ``"int8"``."""
@@ -96,11 +104,21 @@ class Auto(Displayed):
         return replace(self, reconstruction=settings)
 
     def recipes(self) -> tuple[Recipe, ...]:
-        """The recipes that are tried, simplest first."""
-        found = [RECIPES[name].with_weights(self.weights) for name in ALPHABETS[self.spikes]]
+        """The recipes that the target allows, those that need least first."""
+        known = [RECIPES[name] for name in TRIED]
+        found = [recipe.with_weights(self.weights) for recipe in known if self._allows(recipe)]
         if self.reconstruction is None:
             return tuple(found)
         return tuple(recipe.reconstructed(**self.reconstruction) for recipe in found)
+
+    def _allows(self, recipe: Recipe) -> bool:
+        """Whether the target has what a recipe needs."""
+        settings = {name: value for step in recipe.steps for name, value in step.settings.items()}
+        levels, signed = settings.get("amplitudes", 1) != 1, settings.get("spikes", "unsigned") != "unsigned"
+        if ALPHABETS.index("levels" if levels else "signed" if signed else "binary") > ALPHABETS.index(self.spikes):
+            return False
+        streaming = settings.get("schedule", "streaming") == "streaming"
+        return (self.step_currents or not settings.get("time_indexed")) and (self.delays or streaming)
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """Convert with the recipe that :func:`choose_recipe` chooses."""
@@ -108,17 +126,18 @@ class Auto(Displayed):
 
 
 def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) -> Graph:
-    """Convert with every recipe that the alphabet allows, and keep the best.
+    """Convert with every recipe that the target allows, each at the T that answers in time, and keep the best.
 
     Agreement with the ANN is measured on calibration images that no pass has fitted to, without labels. The share of
     images on which they disagree is an upper bound for the drop in accuracy on those images, within the interval that
     the choice reports. On images that the ANN was not trained on, where it is less confident, a network may lose more.
 
-    * Given T (16 by default): among the recipes whose agreement is within one standard error of the best, the one with
-      the lowest end-to-end latency; among equally fast ones the simplest.
-    * Given a target drop in points: the smallest T of 4, 8, 16, 32, 64 at which a recipe disagrees on no more than that
-      percentage of the images; among those recipes the one with the lowest end-to-end latency. If none does, the best
-      at the largest T.
+    * Given a latency (16 by default): each recipe has the largest T that answers by then; one that has none is left
+      out. Among those whose agreement is within one standard error of the best, the one that answers first; among
+      equally fast ones the one that needs least.
+    * Given a target drop in points: the smallest latency of 4, 8, 16, 32, 64 at which a recipe disagrees on no more
+      than that percentage of the images; among several the one that answers first, and then the one that needs least.
+      If none does, the best of all.
 
     The trials, the choice and the reason go into the provenance as ``choice``.
 
@@ -134,24 +153,39 @@ def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) ->
     if context.calibration.samples is None:
         remedy = "Pass calibration_batches, or choose s-resnet"
         raise ConversionError(message("auto", "", "no calibration images to choose by", "some", remedy))
-    windows = (wishes.timesteps or 16,) if wishes.target_drop is None else WINDOWS
-    recipes, trials = wishes.recipes(), list[Trial]()
+    latencies = (wishes.latency or LATENCY,) if wishes.target_drop is None else LATENCIES
+    windows = [(recipe, _windows(graph, context, recipe, latencies)) for recipe in wishes.recipes()]
+    trials = list[Trial]()
     best: tuple[Trial, Graph] | None = None
-    total = len(recipes) * len(windows)
+    total = sum(len(set(found.values())) for _, found in windows)
     with Progress[None](total=total, desc="auto", unit="recipe", shown=context.progress) as bar:
-        for window in windows:
+        for latency in latencies:
             tried: list[tuple[Trial, Graph]] = []
-            for recipe in recipes:
-                snn = recipe.apply(graph, replace(context, timesteps=window))
-                tried.append((_trial(recipe.name, snn, context.calibration, window), snn))
+            for recipe, found in windows:
+                timesteps = found.get(latency)
+                if timesteps is None or (recipe.name, timesteps) in [(t.recipe, t.timesteps) for t in trials]:
+                    continue
+                snn = recipe.apply(graph, replace(context, timesteps=timesteps))
+                tried.append((_trial(recipe.name, snn, context.calibration, timesteps), snn))
                 bar.update()
             trials += [trial for trial, _ in tried]
-            best, enough = _best(tried, wishes.target_drop)
-            if enough:
-                break
-    assert best is not None
-    reason = _reason(best[0], trials, wishes.target_drop)
+            if tried:
+                best, enough = _best(tried if best is None else [best, *tried], wishes.target_drop)
+                if enough:
+                    break
+    assert best is not None  # calibrated-constant is always allowed, and answers at any step
+    late = [recipe.name for recipe, found in windows if latency not in found]
+    never = f" No T answers by step {latency}: {', '.join(late)}." if late else ""
+    reason = f"{_reason(best[0], trials, wishes)}{never}"
     return best[1].with_provenance(choice=Choice(wishes.spikes, reason, tuple(trials)))
+
+
+def _windows(graph: Graph, context: Context, recipe: Recipe, latencies: tuple[int, ...]) -> dict[int, int]:
+    """The largest T of a recipe that answers by each of the latencies; without those by which none does."""
+    bare = recipe.with_weights("float32").without(*FITS).apply(graph, replace(context, timesteps=1, progress=False))
+    late = [bare.end_to_end_steps(timesteps) for timesteps in range(1, latencies[-1] + 1)]
+    counted = {latency: sum(steps <= latency for steps in late) for latency in latencies}
+    return {latency: timesteps for latency, timesteps in counted.items() if timesteps}
 
 
 def _trial(name: str, snn: Graph, calibration: Calibration, timesteps: int) -> Trial:
@@ -188,24 +222,26 @@ def _holds(trial: Trial, target_drop: float) -> bool:
     return 100 * (1 - trial.agreement) <= target_drop + 1e-9
 
 
-def _reason(chosen: Trial, trials: list[Trial], target_drop: float | None) -> str:
+def _reason(chosen: Trial, trials: list[Trial], wishes: Auto) -> str:
     """The choice in words."""
-    others = "; ".join(
-        f"{t.recipe} at T = {t.timesteps}: {100 * (1 - t.agreement):.1f} % in {t.end_to_end_steps} steps"
-        for t in trials
-        if t is not chosen
-    )
     low, high = (100 * share for share in chosen.disagreement_interval)
     said = (
         f"{chosen.recipe} at T = {chosen.timesteps} disagrees with the ANN on {100 * (1 - chosen.agreement):.1f} % of "
         f"{chosen.images} held-out calibration images (95 % interval {low:.1f} to {high:.1f} %) and answers after "
         f"{chosen.end_to_end_steps} steps"
     )
-    if target_drop is None:
-        why = "the fastest of those within one standard error of the best"
-    elif _holds(chosen, target_drop):
-        why = f"the smallest T that disagrees on no more than {target_drop:g} % of them"
+    drop = wishes.target_drop
+    if drop is None:
+        by = f"that answer by step {wishes.latency or LATENCY}"
+        why = f"of those {by} and are within one standard error of the best, the fastest and then the plainest"
+    elif _holds(chosen, drop):
+        why = f"the smallest latency that disagrees on no more than {drop:g} % of them"
     else:
-        why = f"the best there is: none disagrees on no more than {target_drop:g} % of them"
+        why = f"the best there is: none disagrees on no more than {drop:g} % of them"
+    others = "; ".join(
+        f"{t.recipe} at T = {t.timesteps}: {100 * (1 - t.agreement):.1f} % in {t.end_to_end_steps} steps"
+        for t in trials
+        if t is not chosen
+    )
     tried = f" Tried besides: {others}." if others else ""
     return f"{said}: {why}. What it loses on other images is for evaluate to say.{tried}"

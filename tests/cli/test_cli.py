@@ -173,7 +173,8 @@ def figures(path: Path) -> dict:
 FROZEN = {
     "convert": (["CHECKPOINT"], [
         ("-o", "--output"), ("--force",), ("--arch",), ("--ema",), ("--recipe",), ("--weights",), ("--timesteps",),
-        ("--reconstruct",), ("--spikes",), ("--target-drop",), ("--percentile",), ("--calibration",),
+        ("--reconstruct",), ("--spikes",), ("--target-drop",), ("--latency",), ("--no-step-currents",),
+        ("--no-delays",), ("--percentile",), ("--calibration",),
         ("--calibration-images",), ("--input-size",), ("--mean",), ("--std",), ("--classes",), ("--device",),
         ("--memory",), ("--download",),
     ]),

@@ -77,8 +77,8 @@ def test_the_recipes_of_the_command_line_are_those_there_are():
         (("--weights", "int8"), "tiny-calibrated-T16-int8"),
         (("--recipe", "multilevel", "--weights", "dyadic"), "tiny-multilevel-T4-dyadic"),
         (("--recipe", "phased", "--timesteps", 3, "--reconstruct"), "tiny-phased-T3-reconstructed"),
-        (("--recipe", "auto", "--timesteps", 2), "tiny-auto-T2"),
-        (("--recipe", "auto", "--spikes", "binary"), "tiny-auto-binary-T16"),
+        (("--recipe", "auto", "--latency", 2), "tiny-auto-E2"),
+        (("--recipe", "auto", "--spikes", "binary"), "tiny-auto-binary-E16"),
         (("--recipe", "auto", "--spikes", "signed", "--target-drop", 2.5), "tiny-auto-signed-drop2.5"),
         (("--recipe", "s-resnet-released"), "tiny-s-resnet-released-T350"),
     ],
@@ -398,7 +398,10 @@ IMPOSSIBLE = {
     "percentile of auto": (("--recipe", "auto", "--percentile", 99), 2, "--percentile applies to the paper's recipes"),
     "spikes by name": (("--spikes", "signed"), 1, "choose --recipe auto"),
     "a drop by name": (("--recipe", "phased", "--target-drop", 1), 1, "choose --recipe auto"),
-    "a drop and a T": (("--recipe", "auto", "--target-drop", 1, "--timesteps", 4), 1, "one of them"),
+    "a drop and a latency": (("--recipe", "auto", "--target-drop", 1, "--latency", 4), 1, "one of them"),
+    "a T for auto": (("--recipe", "auto", "--timesteps", 4), 1, "Pass --latency E, or choose a recipe by name"),
+    "a latency by name": (("--recipe", "phased", "--latency", 4), 1, "got --latency with a recipe by name"),
+    "a target by name": (("--no-delays", "--no-step-currents"), 1, "got --no-step-currents, --no-delays with a recipe"),
 }
 
 

@@ -16,12 +16,12 @@ from test_cli import program as program  # the fixture
 from s_resnet import RECIPES, Graph, convert, evaluate, load, save, simulate
 from s_resnet.analysis import EvaluationSettings
 from s_resnet.conversion import Auto, Context, Recipe, auto, choose_recipe
-from s_resnet.conversion.auto import ALPHABETS, WINDOWS, Trial
+from s_resnet.conversion.auto import LATENCIES, Trial
 from s_resnet.conversion.block import Block
 from s_resnet.conversion.calibrate import Calibration, Samples
 from s_resnet.data.intervals import wilson
 from s_resnet.errors import ConversionError, InvalidData
-from s_resnet.graph import Node
+from s_resnet.graph import Neuron, Node
 from s_resnet.graph.ops import Input
 from s_resnet.graph.provenance import AppliedPass, Choice, Provenance
 from s_resnet.models import CifarResNet
@@ -212,19 +212,44 @@ def test_rows_at_a_t_that_a_network_was_not_fitted_to_are_marked(networks):
 
 # ---- auto: the rule ----
 
+EVERY = ("calibrated-constant", "calibrated", "calibrated-lagged", "phased", "signed", "multilevel")
+BINARY = EVERY[:4]
+LAG = 10  # what layers wait, in steps or, phased, in windows
+
+
+def allowed(spikes="binary", step_currents=True, delays=True):
+    """The recipes that a target allows, spelled out."""
+    found = EVERY if spikes == "levels" else EVERY[:5] if spikes == "signed" else BINARY
+    found = [name for name in found if step_currents or name not in ("calibrated", "calibrated-lagged")]
+    return [name for name in found if delays or name not in ("calibrated-lagged", "phased", "signed")]
+
+
+def latency(name, steps):
+    return steps + {"calibrated-lagged": LAG, "signed": LAG, "phased": LAG * steps}.get(name, 0)
+
+
+def window(name, most):
+    """The largest T that answers by this step, or 0."""
+    return max((steps for steps in range(1, most + 1) if latency(name, steps) <= most), default=0)
+
 
 def trials(monkeypatch, table, **wishes):
-    """What is chosen where conversions give these figures: agreement, its error and latency by recipe and T."""
+    """What is chosen where conversions give these figures: agreement and its error by recipe and T."""
     tried = []
 
     def apply(recipe, graph, context):
-        tried.append((recipe.name, context.timesteps))
-        return Graph((Node("input", Input(), ()),), Provenance(extra={"who": tried[-1]}))
+        steps = context.timesteps
+        waits = {"calibrated-lagged": "lagged", "signed": "lagged", "phased": "phased"}.get(recipe.name, "streaming")
+        layers = [Neuron(torch.tensor(1.0), schedule=waits) for _ in range(LAG)]
+        nodes = [Node(f"{place}", op, (f"{place - 1}",)) for place, op in enumerate(layers, 1)]
+        if recipe.fits:  # and not only to see what it waits
+            tried.append((recipe.name, steps))
+        return Graph((Node("0", Input(), ()), *nodes), Provenance(extra={"who": (recipe.name, steps)}))
 
     def trial(name, snn, calibration, timesteps):
         assert snn.provenance.extra["who"] == (name, timesteps)
-        agreement, error, latency = table(name, timesteps)
-        return Trial(name, timesteps, latency, agreement, error, 200, (0.005, 0.03))
+        agreement, error = table(name, timesteps)
+        return Trial(name, timesteps, latency(name, timesteps), agreement, error, 200, (0.005, 0.03))
 
     monkeypatch.setattr(Recipe, "apply", apply)
     monkeypatch.setattr(auto, "_trial", trial)
@@ -236,79 +261,85 @@ def trials(monkeypatch, table, **wishes):
     return snn.provenance.extra["who"], tried, choice.reason
 
 
-def latency(name, steps):
-    return steps + {"calibrated": 10, "phased": 10 * steps, "signed": 10, "multilevel": 0}[name]
-
-
 @pytest.mark.parametrize(
-    ("spikes", "agreements", "chosen"),
+    ("wishes", "agreements", "chosen"),
     [
-        ("binary", {"calibrated": 0.98, "phased": 0.99}, "calibrated"),  # within an error, and faster
-        ("binary", {"calibrated": 0.96, "phased": 0.99}, "phased"),
-        ("signed", {"calibrated": 0.98, "phased": 0.99, "signed": 0.98}, "calibrated"),  # as fast, and plainer
-        ("signed", {"calibrated": 0.96, "phased": 0.97, "signed": 0.99}, "signed"),
-        ("levels", {"calibrated": 0.99, "phased": 0.99, "signed": 0.99, "multilevel": 0.98}, "multilevel"),
-        ("levels", {"calibrated": 0.99, "phased": 0.99, "signed": 0.99, "multilevel": 0.5}, "calibrated"),
+        ({}, {"calibrated-constant": 0.98, "calibrated": 0.99}, ("calibrated-constant", 32)),  # needs less
+        ({}, {"calibrated-constant": 0.96, "calibrated": 0.99}, ("calibrated", 32)),
+        ({}, {"calibrated": 0.96, "calibrated-lagged": 0.99}, ("calibrated-lagged", 22)),
+        ({}, {"calibrated": 0.98, "phased": 0.99}, ("phased", 2)),  # as good as the others, and first, by step 22
+        ({"delays": False}, {"calibrated": 0.9, "phased": 0.99}, ("calibrated", 32)),
+        ({"step_currents": False, "delays": False}, {"calibrated-constant": 0.5}, ("calibrated-constant", 32)),
+        ({"spikes": "signed"}, {"calibrated-lagged": 0.9, "signed": 0.99}, ("signed", 22)),
+        ({"spikes": "levels", "step_currents": False}, {"calibrated": 1.0, "multilevel": 0.9}, ("multilevel", 32)),
     ],
 )
-def test_of_the_recipes_within_one_standard_error_the_fastest(monkeypatch, spikes, agreements, chosen):
-    table = lambda name, steps: (agreements[name], 0.015, latency(name, steps))  # noqa: E731
-    who, tried, reason = trials(monkeypatch, table, spikes=spikes, timesteps=8)
-    assert who == (chosen, 8) and tried == [(name, 8) for name in ALPHABETS[spikes]]
+def test_of_the_recipes_within_one_standard_error_the_fastest(monkeypatch, wishes, agreements, chosen):
+    table = lambda name, steps: (agreements.get(name, 0.1), 0.015)  # noqa: E731
+    who, tried, reason = trials(monkeypatch, table, latency=32, **wishes)
+    assert who == chosen and tried == [(name, window(name, 32)) for name in allowed(**wishes)]
     assert reason.startswith(
-        f"{chosen} at T = 8 disagrees with the ANN on {100 * (1 - agreements[chosen]):.1f} % of 200"
+        f"{chosen[0]} at T = {chosen[1]} disagrees with the ANN on {100 * (1 - agreements[chosen[0]]):.1f} % of 200"
     )
     assert "held-out calibration images (95 % interval 0.5 to 3.0 %)" in reason
-    assert "fastest of those within one standard error of the best" in reason and "\n" not in reason
-    assert all(f"{name} at T = 8" in reason for name in agreements)
+    assert f"and answers after {latency(*chosen)} steps" in reason
+    assert "answer by step 32 and are within one standard error of the best" in reason and "\n" not in reason
+    assert all(f"{name} at T = {steps}" in reason for name, steps in tried) and "No T" not in reason
 
 
-def test_without_wishes_t_is_16_and_spikes_are_binary(monkeypatch):
-    who, tried, _ = trials(monkeypatch, lambda name, steps: (0.9, 0.01, latency(name, steps)))
-    assert who == ("calibrated", 16) and tried == [("calibrated", 16), ("phased", 16)]
+def test_without_wishes_the_latency_is_16_and_spikes_are_binary(monkeypatch):
+    who, tried, _ = trials(monkeypatch, lambda name, steps: (0.9, 0.01))
+    assert who == ("phased", 1) and tried == [(name, window(name, 16)) for name in BINARY]
+
+
+def test_a_recipe_that_cannot_answer_in_time_is_left_out_and_named(monkeypatch):
+    who, tried, reason = trials(monkeypatch, lambda name, steps: (0.9, 0.01), latency=LAG, spikes="signed")
+    assert who == ("calibrated-constant", LAG) and tried == [("calibrated-constant", LAG), ("calibrated", LAG)]
+    assert reason.endswith(f"No T answers by step {LAG}: calibrated-lagged, phased, signed.")
 
 
 @pytest.mark.parametrize(
     ("drop", "chosen", "until"),
-    [(12.0, ("calibrated", 4), 4), (5.0, ("phased", 8), 8), (4.0, ("calibrated", 16), 16), (0.01, ("phased", 64), 64)],
+    [(12.0, ("calibrated", 4), 4), (5.0, ("calibrated-lagged", 6), 16), (0.01, ("calibrated", 64), 64)],
 )
-def test_for_a_drop_the_smallest_t_that_holds_it(monkeypatch, drop, chosen, until):
-    """12: both recipes at T = 4, the faster one. 5: one alone at 8. 0.01: none at all, so the best at the largest T."""
-    share = {4: (0.89, 0.9), 8: (0.94, 0.955), 16: (0.97, 0.965), 32: (0.98, 0.99), 64: (0.991, 0.992)}
-    table = lambda name, steps: (share[steps][name == "phased"], 0.01, latency(name, steps))  # noqa: E731
+def test_for_a_drop_the_smallest_latency_that_holds_it(monkeypatch, drop, chosen, until):
+    """12: at step 4. 5: one alone by step 16. 0.01: none at all, so the best of all."""
+    share = {4: 0.89, 8: 0.92, 16: 0.94, 32: 0.96, 64: 0.99}
+    better = {("calibrated-lagged", 6): 0.955}
+    table = lambda name, steps: (better.get((name, steps), share[steps] if name == "calibrated" else 0.5), 0.01)  # noqa: E731
     who, tried, reason = trials(monkeypatch, table, target_drop=drop)
     assert who == chosen
-    assert tried == [(name, steps) for steps in WINDOWS if steps <= until for name in ALPHABETS["binary"]]
-    assert (f"the smallest T that disagrees on no more than {drop:g} %" in reason) == (drop > 0.01)
+    steps = [(name, window(name, most)) for most in LATENCIES if most <= until for name in BINARY]
+    assert tried == [key for key in dict.fromkeys(steps) if key[1]]  # none twice
+    assert (f"the smallest latency that disagrees on no more than {drop:g} %" in reason) == (drop > 0.01)
     assert (f"none disagrees on no more than {drop:g} %" in reason) == (drop == 0.01)
 
 
 def by_the_rule(figures, names, drop):
-    """The rule spelled out: recipe and T, from (agreement, error, latency) by both."""
+    """The rule spelled out: recipe and T, from (agreement, error) by both."""
 
-    def fastest(steps, least):
-        enough = [name for name in names if figures[name, steps][0] >= least]
-        return min(enough, key=lambda name: (figures[name, steps][2], names.index(name)), default=None)
+    def fastest(keys, least):
+        enough = [key for key in keys if figures[key][0] >= least]
+        return min(enough, key=lambda key: (latency(*key), names.index(key[0])), default=None)
+
+    def keys(most):
+        return [(name, window(name, most)) for name in names if window(name, most)]
 
     if drop is None:
-        most = max(figures[name, 10][0] for name in names)
-        return fastest(10, most - 0.0125), 10
-    for steps in WINDOWS:
-        if fastest(steps, 1 - drop / 100 - 1e-9):
-            return fastest(steps, 1 - drop / 100 - 1e-9), steps
-    return max(names, key=lambda name: figures[name, WINDOWS[-1]][0]), WINDOWS[-1]
+        return fastest(keys(20), max(figures[key][0] for key in keys(20)) - 0.0125)
+    for most in LATENCIES:
+        if fastest(keys(most), 1 - drop / 100 - 1e-9):
+            return fastest(keys(most), 1 - drop / 100 - 1e-9)
+    every = dict.fromkeys(key for most in LATENCIES for key in keys(most))
+    return max(every, key=lambda key: figures[key][0])
 
 
 def test_the_rule_on_random_figures(monkeypatch):
     rng, ends = random.Random(0), set()
-    for _, spikes, drop in itertools.product(range(15), ALPHABETS, (None, 3.0)):
-        names = ALPHABETS[spikes]
-        figures = {
-            (name, steps): (rng.randint(850, 985) / 1000, 0.0125, rng.randint(1, 6))
-            for name in names
-            for steps in (*WINDOWS, 10)
-        }
-        wishes = {"timesteps": 10} if drop is None else {"target_drop": drop}
+    for _, spikes, drop in itertools.product(range(15), ("binary", "signed", "levels"), (None, 3.0)):
+        names = allowed(spikes)
+        figures = {(name, steps): (rng.randint(850, 985) / 1000, 0.0125) for name in names for steps in range(1, 65)}
+        wishes = {"latency": 20} if drop is None else {"target_drop": drop}
         who, _, _ = trials(monkeypatch, lambda *key, drawn=figures: drawn[key], spikes=spikes, **wishes)
         assert who == by_the_rule(figures, names, drop)
         ends.add((who, drop))
@@ -317,9 +348,8 @@ def test_the_rule_on_random_figures(monkeypatch):
 
 def test_97_of_100_images_hold_a_drop_of_3(monkeypatch):
     """Which floats do not: 100 (1 - 0.97) is above 3."""
-    table = lambda name, steps: (97 / 100, 0.01, latency(name, steps))  # noqa: E731
-    who, _, reason = trials(monkeypatch, table, target_drop=3.0)
-    assert who == ("calibrated", 4) and "the smallest T that disagrees on no more than 3 %" in reason
+    who, _, reason = trials(monkeypatch, lambda name, steps: (97 / 100, 0.01), target_drop=3.0)
+    assert who == ("calibrated-constant", 4) and "latency that disagrees on no more than 3 %" in reason
 
 
 def test_a_trial_counts_agreement_on_the_images_held_out(networks):
@@ -337,27 +367,28 @@ def test_a_trial_counts_agreement_on_the_images_held_out(networks):
 # ---- auto: for real ----
 
 
-@pytest.mark.parametrize("spikes", ["binary", "levels"])
-def test_the_choice_is_one_of_the_networks_it_chose_among(model, batches, networks, spikes):
-    snn = convert(model, batches, Auto(spikes), timesteps=4)
+def test_the_choice_is_one_of_the_networks_it_chose_among(model, batches):
+    """At step 8 of this network: T = 8, with a lag of 6 steps T = 2, and in windows T = 1."""
+    snn = convert(model, batches, Auto("levels", latency=8))
     choice = snn.provenance.choice
-    assert [trial.recipe for trial in choice.trials] == list(ALPHABETS[spikes])
-    chosen = snn.provenance.recipe.name
-    assert chosen in ALPHABETS[spikes] and choice.reason.startswith(f"{chosen} at T = 4 ")
-    alone = convert(model, batches, chosen, timesteps=4)
+    assert [(trial.recipe, trial.timesteps) for trial in choice.trials] == list(
+        zip(EVERY, (8, 8, 2, 1, 2, 8), strict=True)
+    )
+    assert all(t.end_to_end_steps == t.timesteps + waited(t.recipe, t.timesteps) <= 8 for t in choice.trials)
+    made = snn.provenance.recipe
+    assert choice.reason.startswith(f"{made.name} at T = {made.timesteps} ")
+    alone = convert(model, batches, made.name, timesteps=made.timesteps)
     x = images(6, 8, seed=15)
     assert snn(x, 4).shape == (6, 10) and torch.allclose(snn.run(x), alone.run(x), atol=1e-5)
     assert Choice.read(json.loads(json.dumps(choice.to_json())), "choice") == choice
-    steps = [trial.end_to_end_steps for trial in choice.trials]
-    assert steps == [4 + waited(name, 4) for name in ALPHABETS[spikes]]
 
 
 def test_a_target_drop_for_real(model, batches):
-    snn = convert(model, batches, Auto("signed", 40.0))
+    snn = convert(model, batches, Auto("binary", 40.0))
     trials = snn.provenance.choice.trials
     kept = [t for t in trials if 100 * (1 - t.agreement) <= 40]
-    steps = snn.provenance.recipe.timesteps
-    assert kept and steps == min(t.timesteps for t in kept) == trials[-1].timesteps
+    assert kept and snn.provenance.recipe.timesteps in {t.timesteps for t in kept}
+    assert len({next(most for most in LATENCIES if t.end_to_end_steps <= most) for t in kept}) == 1
 
 
 @pytest.mark.parametrize(("recipe", "held_out", "fitted"), [("auto", 30, 30), ("phased", 0, 60), ("s-resnet", 30, 0)])
@@ -380,7 +411,7 @@ def test_no_image_is_both_fitted_to_and_held_out(monkeypatch, model, batches, re
             return iter(every[order].split(7))
 
     monkeypatch.setattr(converting, "calibrate", calibrate)
-    snn = convert(model, Loader([None]), recipe, timesteps=2)
+    snn = convert(model, Loader([None]), Auto(latency=2) if recipe == "auto" else RECIPES[recipe].at(2))
     (calibration,) = found
     both = [set(), set()]
     samples = None if calibration.samples is None else calibration.samples.images
@@ -412,8 +443,8 @@ WISHES = {
     "all": ({"target_drop": 100.0}, r"got target_drop=100.0"),
     "negative": ({"target_drop": -1.0}, r"got target_drop=-1.0"),
     "not a number": ({"target_drop": math.nan}, r"got target_drop=nan"),
-    "both": ({"target_drop": 1.0, "timesteps": 8}, r"auto: got timesteps and target_drop; expected one of them"),
-    "no steps": ({"timesteps": 0}, r"got timesteps=0; expected at least 1"),
+    "both": ({"target_drop": 1.0, "latency": 8}, r"auto: got latency and target_drop; expected one of them"),
+    "no steps": ({"latency": 0}, r"got latency=0; expected at least 1"),
 }
 
 
@@ -425,13 +456,10 @@ def test_wishes_that_do_not_fit_are_refused(name):
     assert "\n" not in str(caught.value)
 
 
-def test_steps_and_a_drop_are_refused_wherever_the_steps_are_said(model, batches):
-    for call in (
-        lambda: Auto(target_drop=1.0).at(8),
-        lambda: convert(model, batches, Auto(target_drop=1.0), timesteps=8),
-    ):
-        with pytest.raises(InvalidData, match=r"auto: got timesteps and target_drop; expected one of them"):
-            call()
+def test_auto_takes_a_latency_and_no_t(model, batches):
+    for recipe in (Auto(latency=8), "auto"):
+        with pytest.raises(InvalidData, match=r"^auto: got timesteps=8; expected a latency.*Pass Auto\(latency=...\)"):
+            convert(model, batches, recipe, timesteps=8)
     with pytest.raises(InvalidData, match=r"^auto: got a file to resume from; expected none"):
         Auto().reconstructed(resume="net.partial")
 
@@ -445,12 +473,12 @@ def test_auto_needs_images(model):
 
 def test_auto_completes_what_it_tries(monkeypatch, model, batches):
     """With int8 weights the alphabet is binary; with reconstruction every trial has it."""
-    snn = convert(model, batches, Auto().with_weights("int8"), timesteps=2)
+    snn = convert(model, batches, Auto(latency=2).with_weights("int8"))
     assert snn.is_integer and snn.provenance.recipe.passes[-1] == AppliedPass("quantize_weights")
     with pytest.raises(ConversionError, match=r"signed or multi-level spikes"):
         Auto("signed").with_weights("int8")
     monkeypatch.setattr(Block, "train", lambda self, *rest: (self.nodes, 0, False))
-    snn = convert(model, batches, Auto(timesteps=2).reconstructed())
+    snn = convert(model, batches, Auto(latency=2).reconstructed())
     assert "reconstruct" in [step.name for step in snn.provenance.recipe.passes]
 
 
@@ -506,11 +534,16 @@ def test_a_recipe_has_a_t_of_its_own(model):
 
 
 def test_auto_says_why(folder):
-    said = folder.works(*few_steps("--recipe", "auto", "--spikes", "signed", "--timesteps", 2))
+    asked = ("--recipe", "auto", "--spikes", "signed", "--latency", 2)
+    said = folder.works(*few_steps(*asked))
     choice = load("tiny.snn").provenance.choice
-    assert choice.reason in said.splitlines() and len(choice.trials) == 3
+    assert choice.reason in said.splitlines() and len(choice.trials) == 2
+    assert choice.reason.endswith("No T answers by step 2: calibrated-lagged, phased, signed.")
+    said = folder.works(*few_steps(*asked, "--no-delays", "--no-step-currents"))
+    choice = load("tiny.snn").provenance.choice
+    assert [trial.recipe for trial in choice.trials] == ["calibrated-constant"] and "Tried" not in choice.reason
     said = folder.works(*few_steps("--recipe", "auto", "--target-drop", 99))
-    assert "the smallest T that disagrees on no more than 99 %" in said
+    assert "the smallest latency that disagrees on no more than 99 %" in said
     assert load("tiny.snn").provenance.recipe.timesteps == 4
     assert "choice" in folder.works("inspect", "tiny.snn")
 
@@ -551,7 +584,7 @@ MISTAKES = {
     "spikes without auto": (("--spikes", "signed"), 1, "with --recipe auto"),
     "spikes with another": (("--recipe", "phased", "--spikes", "signed"), 1, "with --recipe auto"),
     "drop without auto": (("--target-drop", 1), 1, "with --recipe auto"),
-    "drop and steps": (("--recipe", "auto", "--target-drop", 1, "--timesteps", 4), 1, "expected one of them"),
+    "drop and latency": (("--recipe", "auto", "--target-drop", 1, "--latency", 4), 1, "expected one of them"),
     "drop of nothing": (("--recipe", "auto", "--target-drop", 0), 1, "points between 0 and 100"),
     "drop that is none": (("--recipe", "auto", "--target-drop", "nan"), 1, "points between 0 and 100"),
     "infinite drop": (("--recipe", "auto", "--target-drop", "inf"), 1, "points between 0 and 100"),

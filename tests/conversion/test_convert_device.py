@@ -84,17 +84,17 @@ def reconstructed(name):
 
 
 CASES = {
-    **RECIPES,
-    "auto": Auto(),
-    "int8": RECIPES["calibrated-lagged"].with_weights("int8"),
-    "reconstructed": reconstructed("calibrated-lagged"),
-    "reconstructed in one pass, dyadic": reconstructed("signed").with_weights("dyadic"),
+    **{name: recipe.at(STEPS) for name, recipe in RECIPES.items()},
+    "auto": Auto(latency=STEPS),
+    "int8": RECIPES["calibrated-lagged"].with_weights("int8").at(STEPS),
+    "reconstructed": reconstructed("calibrated-lagged").at(STEPS),
+    "reconstructed in one pass, dyadic": reconstructed("signed").with_weights("dyadic").at(STEPS),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_recipe_is_fitted_there_and_comes_back(model, elsewhere, case):
-    recipe = CASES[case].at(STEPS)
+    recipe = CASES[case]
     with elsewhere:
         trace(model, batches()[0][0][:2])
         tracing = elsewhere.here["convolution"]

@@ -8,7 +8,7 @@ from conftest import images, randomized
 from test_fitting import model, same
 
 from s_resnet import RECIPES, convert
-from s_resnet.conversion import layerwise, portions
+from s_resnet.conversion import Auto, layerwise, portions
 from s_resnet.conversion.layerwise import Pairs
 from s_resnet.conversion.spill import Once
 from s_resnet.errors import InvalidData
@@ -141,11 +141,11 @@ def test_batches_come_back_as_they_were():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("recipe", "most"), [("calibrated-lagged", 2), ("auto", 2)])
-def test_a_conversion_decodes_each_image_once(recipe, most):
+@pytest.mark.parametrize("recipe", [RECIPES["calibrated-lagged"].at(2), Auto(latency=2)], ids=["one", "auto"])
+def test_a_conversion_decodes_each_image_once(recipe):
     """But for the first batch, by which the network is traced."""
     batches = Counting(images(4, 8, seed=part) for part in range(5))
-    convert(randomized(CifarResNet(8, width=4)), batches, recipe, timesteps=2)
+    convert(randomized(CifarResNet(8, width=4)), batches, recipe)
     assert batches.read == 5 + 1
 
 

@@ -182,11 +182,12 @@ def test_the_papers_have_nothing_to_reconstruct_for(name):
 
 
 def test_auto_carries_its_wishes_to_every_recipe():
-    asked = Auto().at(4).with_weights("int8").reconstructed(minutes=2)
-    assert asked.timesteps == 4 and asked.reconstructs and not Auto().reconstructs
+    asked = Auto(latency=4).with_weights("int8").reconstructed(minutes=2)
+    assert asked.latency == 4 and asked.reconstructs and not Auto().reconstructs
     for recipe in asked.recipes():
         assert recipe.weights == "int8" and recipe.reconstructs
-    assert [recipe.name for recipe in Auto("levels").recipes()] == ["calibrated", "phased", "signed", "multilevel"]
+    whole = ["calibrated-constant", "calibrated", "calibrated-lagged", "phased", "signed", "multilevel"]
+    assert [recipe.name for recipe in Auto("levels").recipes()] == whole
     for spikes in ("signed", "levels"):
         with pytest.raises(ConversionError, match="signed or multi-level spikes"):
             Auto(spikes, weights="int8")
@@ -195,7 +196,7 @@ def test_auto_carries_its_wishes_to_every_recipe():
 # ---- what some networks do not take ----
 
 
-@pytest.mark.parametrize("recipe", [None, "phased", RECIPES["s-resnet"], Auto()], ids=str)
+@pytest.mark.parametrize("recipe", [None, "phased", RECIPES["s-resnet"]], ids=str)
 @pytest.mark.parametrize("timesteps", [None, 4])
 def test_a_trained_network_takes_neither_recipe_nor_t(recipe, timesteps):
     trained = build("ds_resnet8", 10, width=4).eval()

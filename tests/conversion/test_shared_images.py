@@ -12,7 +12,7 @@ from forks import PATIENCE, context, words_to
 from test_fitting import model
 
 import s_resnet
-from s_resnet.conversion import layerwise, least_squares, spill
+from s_resnet.conversion import Auto, layerwise, least_squares, spill
 
 COUNT = 37  # one process has an image more
 RECIPES = {
@@ -38,11 +38,12 @@ def made(recipe, room, mine):
     x = images(COUNT, 16, seed=3)[mine]
     labels = torch.arange(COUNT)[mine] % 10
     batches = list(zip(x.split(5), labels.split(5), strict=True))
-    name, _, trained = recipe.partition(" ")
-    wished = s_resnet.RECIPES[name].reconstructed(steps=3, joint=3) if trained else name
+    (name, _, trained), steps = recipe.partition(" "), RECIPES[recipe]
+    wished = Auto(latency=steps) if name == "auto" else s_resnet.RECIPES[name].at(steps)
+    wished = wished.reconstructed(steps=3, joint=3) if trained else wished
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return s_resnet.convert(model(), batches, wished, timesteps=RECIPES[recipe], device="cpu")
+        return s_resnet.convert(model(), batches, wished, device="cpu")
 
 
 def as_rank(rank, port, folder, asked):
