@@ -87,10 +87,8 @@ def full_scale(mean: Tensor, deviation: Tensor, levels: int) -> Tensor:
 
 def growth(mean: Tensor, deviation: Tensor, full: Tensor, levels: int) -> Tensor:
     """The factor k by which a full scale changes, ``[C]``."""
-    number = torch.arange(1, levels + 1, dtype=mean.dtype, device=mean.device)
-    bound = (2 * number - 1) / (2 * levels) * full[:, None]
-    z = (bound - mean[:, None]) / deviation[:, None]
-    above = torch.special.erfc(z / math.sqrt(2)) / 2
-    charge = mean[:, None] * above + deviation[:, None] * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    most: Tensor = levels * charge.sum(1)
-    return most / (full * ((2 * number - 1) * above).sum(1))
+    odd = torch.arange(1, 2 * levels, 2, dtype=mean.dtype, device=mean.device)
+    z = (full[:, None] * odd / (2 * levels) - mean[:, None]) / deviation[:, None]
+    above: Tensor = torch.special.erfc(z / math.sqrt(2)) / 2
+    charge = mean[:, None] * above + deviation[:, None] * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    return charge.sum(1) * levels / ((above * odd).sum(1) * full)
