@@ -41,6 +41,22 @@ RECIPES = (
     "auto",
 )
 RENAMED = {"calibrated-streaming": "calibrated-constant"}
+# Those in s_resnet.conversion.PUBLISHED.
+PUBLISHED = (
+    "max-norm",
+    "robust-norm",
+    "rmp",
+    "opi",
+    "snn-calibration-light",
+    "snn-calibration",
+    "ftbc",
+    "ltb",
+    "parallel",
+    "h-mt-4",
+    "h-mt-8",
+    "dcgs-4",
+    "dcgs-8",
+)
 
 
 @dataclass(frozen=True)
@@ -79,17 +95,17 @@ class Options:
 
 
 class _Recipe(click.Choice[str]):
-    """One of the recipes; for a misspelled one the error names the nearest."""
+    """One of the recipes, ours or published; for a misspelled one the error names the nearest."""
 
     def __init__(self) -> None:
-        super().__init__(RECIPES)
+        super().__init__((*RECIPES, *PUBLISHED))
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value in RENAMED:
             self.fail(f"{value!r} is now named {RENAMED[str(value)]}.", param, ctx)
-        near = difflib.get_close_matches(str(value), RECIPES, 1)
-        if value not in RECIPES and near:
-            self.fail(f"{value!r} is not one of {', '.join(RECIPES)}. Did you mean {near[0]}?", param, ctx)
+        near = difflib.get_close_matches(str(value), self.choices, 1)
+        if value not in self.choices and near:
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)}. Did you mean {near[0]}?", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -136,7 +152,8 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
     show_default="calibrated with --calibration, s-resnet without",
     help="Recipe. s-resnet is the paper's and s-resnet-released its code's. For few steps: calibrated, where neurons "
     "may have a current per step; calibrated-constant, where nothing may depend on the step; calibrated-lagged, phased "
-    "and signed, where layers may wait; multilevel, for graded spikes; or auto, which chooses.",
+    "and signed, where layers may wait; multilevel, for graded spikes; or auto, which chooses. "
+    f"Published methods, to compare with: {', '.join(PUBLISHED)}.",
 )
 @click.option(
     "--weights",

@@ -50,7 +50,8 @@ class RecipeOptions:
             got = f"{', '.join(given)} with a recipe by name"
             raise s_resnet.errors.InvalidData(s_resnet.errors.message("convert", "", got, expected, remedy))
         else:
-            built = s_resnet.RECIPES[self.recipe] if self.recipe else s_resnet.conversion.default_recipe(with_images)
+            named, default = s_resnet.conversion.recipe_named, s_resnet.conversion.default_recipe
+            built = named(self.recipe) if self.recipe else default(with_images)
         if self.timesteps is not None:
             built = built.at(self.timesteps)
         if self.percentile is not None:

@@ -7,15 +7,18 @@ from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
 from .context import Context
 from .convert import convert
+from .published import PUBLISHED, PublishedMethod, recipe_named
 from .recipes import RECIPES, Recipe, Step, default_recipe
 from .source_check import SourceCheck, check_source
 
 __all__ = [
+    "PUBLISHED",
     "RECIPES",
     "Alternative",
     "Auto",
     "Calibration",
     "Context",
+    "PublishedMethod",
     "Recipe",
     "SourceCheck",
     "Step",
@@ -27,4 +30,5 @@ __all__ = [
     "convert",
     "default_recipe",
     "passes",
+    "recipe_named",
 ]

@@ -25,7 +25,8 @@ from .calibrate import NO_CALIBRATION, Calibration, calibrate, check_repeatable
 from .context import Context
 from .origin import origin
 from .passes import compensate
-from .recipes import QUANTIZED, RECIPES, TRAINED, Recipe, default_recipe
+from .published import recipe_named
+from .recipes import QUANTIZED, TRAINED, Recipe, default_recipe
 from .source_check import check_source, untouched_note, warn
 from .spill import Once
 
@@ -60,9 +61,10 @@ def convert(
             the others give the percentiles. Without images thresholds and compensation come from the BatchNorm
             statistics, and the shape ``(C, H, W)`` of an image, or ``(C, L)`` of a signal, may be passed instead; by
             default H and W are 224 for a network with a max-pool stem, else 32.
-        recipe: a name in :data:`s_resnet.RECIPES` or ``"auto"``; or a :class:`Recipe` or :class:`Auto` with all its
-            settings: ``RECIPES["phased"].reconstructed(minutes=10).with_weights("int8")``. By default
-            ``"calibrated"`` with calibration batches, and without them ``"s-resnet"``, the paper's, which needs none.
+        recipe: a name in :data:`s_resnet.RECIPES` or :data:`s_resnet.conversion.PUBLISHED`, or ``"auto"``; or a
+            :class:`Recipe` or :class:`Auto` with all its settings:
+            ``RECIPES["phased"].reconstructed(minutes=10).with_weights("int8")``. By default ``"calibrated"`` with
+            calibration batches, and without them ``"s-resnet"``, the paper's, which needs none.
         timesteps: the T to tune for, instead of the recipe's (16 for calibrated, the paper's 350 for s-resnet).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: where to calibrate, fit and reconstruct. The result
             is on the CPU.
@@ -156,7 +158,7 @@ def _wished(recipe: str | Recipe | Auto | None, with_images: bool) -> Recipe | A
     if not isinstance(recipe, str):
         remedy = "Pass a name in s_resnet.RECIPES"
         raise ConversionError(message("recipe", "", repr(recipe), "a name, a Recipe or an Auto", remedy))
-    return RECIPES[recipe]
+    return recipe_named(recipe)
 
 
 def _scores(graph: Graph, example: Tensor, recipe: Recipe | Auto) -> tuple[Graph, Parts]:

@@ -20,8 +20,10 @@ from .context import Context
 from .passes.reconstruct import check_settings
 from .passes.relu_to_neuron import NeuronSettings, neuron_like
 
-FITS = ("fit_thresholds", "calibrate_neurons", "reconstruct", "fit_readout")  # passes fitted to calibration images
-TUNED = ("compensate", *FITS)  # passes tuned for T
+FITTED = ("fit_thresholds", "calibrate_neurons", "reconstruct", "fit_readout")  # to calibration images, for T
+FITTED_AS_PUBLISHED = ("iterate_thresholds", "match_means", "match_every_step", "delay_readout")  # the same
+FITS = (*FITTED, *FITTED_AS_PUBLISHED, "peak_thresholds", "balance_thresholds")  # passes fitted to calibration images
+TUNED = ("compensate", "add_half_step", *FITTED, *FITTED_AS_PUBLISHED)  # passes tuned for T
 ROUNDING: Mapping[str, Callable[..., Graph]] = {"dyadic": passes.dyadic_weights, "int8": passes.quantize_weights}
 WEIGHTS = ("float32", *ROUNDING)
 

@@ -66,6 +66,7 @@ def test_python_takes_the_same():
 
 def test_the_recipes_of_the_command_line_are_those_there_are():
     assert (*RECIPES, "auto") == sys.modules["sresnet_cli.convert"].RECIPES
+    assert (*s_resnet.conversion.PUBLISHED,) == sys.modules["sresnet_cli.convert"].PUBLISHED
 
 
 # ---- names, and nothing written over

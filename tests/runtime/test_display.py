@@ -133,7 +133,7 @@ def results():
         s_resnet.training.FineTuning(snn, True, 0.5, 0.75, (epoch,)),
         s_resnet.export.Comparison("nir", "1.0", 4, 2, "float32", (layer,), 4, 4, 1e-6),
         Alternative("--input-size 64", 0.5),
-        s_resnet.conversion.Auto(),
+        *(s_resnet.conversion.Auto(), s_resnet.conversion.PUBLISHED["ftbc"]),
         s_resnet.conversion.Context(),
         s_resnet.simulation.SimulationSettings(),
         s_resnet.report.ReportSettings(),

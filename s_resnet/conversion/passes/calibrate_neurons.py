@@ -13,6 +13,7 @@ from ...graph.neuron import Neuron
 from ...graph.ops import Conv2d, Linear, Node, Op
 from ...runtime.processes import all_gather
 from ...simulation.lockstep import fire_mean, mean_of_steps
+from ..channels import channel_mean, mean_of
 from ..context import Context
 from ..layerwise import Pairs, fit_layers
 from ..least_squares import refit
@@ -74,7 +75,7 @@ def _unbiased(op: Neuron, parts: Pairs, timesteps: int, time_indexed: bool) -> N
     rate = RATE * SWEEPS / (rounds * len(parts))
     for _ in range(rounds):
         for group in parts.groups():
-            lacking = _mean_of([_lacking(op, *pair, timesteps, time_indexed, rounds == 1) for pair in group])
+            lacking = mean_of([_lacking(op, *pair, timesteps, time_indexed, rounds == 1) for pair in group])
             lacking = lacking.to(op.threshold.device)
             correction = torch.zeros_like(lacking) if op.correction is None else op.correction
             op = replace(op, correction=correction + rate * lacking)
@@ -86,27 +87,10 @@ def _lacking(
 ) -> tuple[Tensor, int]:
     """The source's mean minus the layer's, per channel ``[C]`` or step ``[T, C]``, and the number of images."""
     by_step = time_indexed and len(currents) > 1
-    wanted = _mean(target)
+    wanted = channel_mean(target)
     correction = torch.zeros_like(wanted) if op.correction is None else op.correction
     if by_step:
         correction = correction.expand(timesteps, -1)
     spikes = fire_mean(replace(op, correction=correction), currents, timesteps)
-    got = torch.stack([_mean(s) for s in spikes]) if by_step else _mean(mean_of_steps(spikes, large))
+    got = torch.stack([channel_mean(s) for s in spikes]) if by_step else channel_mean(mean_of_steps(spikes, large))
     return wanted - got, len(target)
-
-
-def _mean_of(parts: list[tuple[Tensor, int]]) -> Tensor:
-    """The mean over the images of all parts and processes, of a mean and the number of images of each."""
-    gathered = [part for own in all_gather([(value.cpu(), count) for value, count in parts]) for part in own]
-    first, images = gathered[0]
-    if len(gathered) == 1:
-        return first
-    total = first.double() * images
-    for value, count in gathered[1:]:
-        total, images = total + value.double() * count, images + count
-    return (total / images).to(first.dtype)
-
-
-def _mean(value: Tensor) -> Tensor:
-    """The mean per channel of ``[B, C, *]``."""
-    return value.transpose(0, 1).flatten(1).mean(1)

@@ -42,7 +42,7 @@ def fit_readout(graph: Graph, context: Context, weighted: bool = True) -> Graph:
     Raises:
         ConversionError: there are no calibration images, or no T.
 
-    Source: delayed readout, Bu et al., CVPR 2025 (arXiv:2502.17671); the weights are ours.
+    Source: delayed readout, Bu et al., CVPR 2025 (arXiv:2409.03368); the weights are ours.
     """
     if not any(isinstance(node.op, Readout) and node.op.mode == "current" for node in graph.nodes):
         return graph

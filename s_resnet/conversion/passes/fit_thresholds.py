@@ -10,6 +10,7 @@ from torch import Tensor
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...runtime.processes import all_gather, summed
+from ..channels import usable
 from ..context import Context
 from ..portions import analog_images
 from ..spill import Spill
@@ -17,7 +18,6 @@ from ..spill import Spill
 BINS = 1024
 # Shares of the largest activation to try as full scale.
 SHARES = torch.logspace(-1.0, 0.0, 80, dtype=torch.float64)
-LEAST = 1e-3  # share of the layer's median threshold: an almost silent channel must not fire at mere noise
 
 
 def fit_thresholds(graph: Graph, context: Context) -> Graph:
@@ -99,8 +99,4 @@ def _fitted(op: Neuron, largest: Tensor, counts: Tensor, timesteps: int) -> Neur
         errors.append(weighed @ (quantized - x) ** 2)
     best = SHARES.to(counts.device)[torch.stack(errors).argmin(0)]
     full = (best * largest).to(largest.dtype)
-    active = full > 0
-    middle = full[active].median() if bool(active.any()) else torch.ones_like(full[0])
-    full = torch.where(active, full.clamp_min(LEAST * float(middle)), middle)
-    full = full if op.limit is None else torch.minimum(full, op.limit)
-    return replace(op, threshold=full / op.max_emission)
+    return replace(op, threshold=usable(full, op.limit) / op.max_emission)
