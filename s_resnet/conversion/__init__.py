@@ -8,8 +8,9 @@ from .calibrate import Calibration, calibrate
 from .context import Context
 from .convert import convert
 from .published import PUBLISHED, PublishedMethod, recipe_named
-from .recipes import RECIPES, Recipe, Step, default_recipe
+from .recipes import RECIPES, Recipe, default_recipe
 from .source_check import SourceCheck, check_source
+from .step import Step
 
 __all__ = [
     "PUBLISHED",

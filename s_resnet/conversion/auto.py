@@ -20,7 +20,8 @@ from ..runtime.progress import Progress
 from .calibrate import Calibration
 from .context import Context
 from .portions import spiking_images
-from .recipes import FITS, RECIPES, Recipe
+from .recipes import RECIPES, Recipe
+from .step import FITS
 
 ALPHABETS = ("binary", "signed", "levels")  # each includes those before it
 # What needs least comes first: of equally good and equally fast recipes the first is chosen.

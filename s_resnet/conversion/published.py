@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from ..errors import ConversionError, message
 from ..runtime.display import Displayed, Table
 from . import passes
-from .recipes import RECIPES, RENAMED, Recipe, Step
+from .recipes import RECIPES, RENAMED, Recipe
+from .step import Step
 
 
 @dataclass(frozen=True, repr=False)

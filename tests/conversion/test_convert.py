@@ -19,7 +19,8 @@ from s_resnet.conversion import Context, passes
 from s_resnet.conversion.batchnorm import calibrate_from_batchnorm
 from s_resnet.conversion.calibrate import Calibration, Samples
 from s_resnet.conversion.passes import attach_readout, compensate, normalize, relu_to_neuron
-from s_resnet.conversion.recipes import RECIPES, Recipe, Step
+from s_resnet.conversion.recipes import RECIPES, Recipe
+from s_resnet.conversion.step import Step
 from s_resnet.errors import ConversionError, InvalidData, UnsupportedModel
 from s_resnet.graph import Node, ops
 from s_resnet.graph.neuron import Neuron
