@@ -7,6 +7,8 @@ from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
 from .context import Context
 from .convert import convert
+from .latency import timesteps_within
+from .quantized_ann import quantized_ann
 from .recipes import RECIPES, Recipe, Step, default_recipe
 from .source_check import SourceCheck, check_source
 
@@ -27,4 +29,6 @@ __all__ = [
     "convert",
     "default_recipe",
     "passes",
+    "quantized_ann",
+    "timesteps_within",
 ]
