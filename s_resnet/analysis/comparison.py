@@ -28,7 +28,7 @@ FOOT = (
 COLUMNS = (
     "latency",
     "E",
-    "",
+    "recipe",
     "T",
     "bits/spike",
     "bits/activation",
@@ -39,7 +39,7 @@ COLUMNS = (
     "MAC (M)",
     "ms/image",
 )
-NAME = 2  # the column of names
+NAME = "recipe"  # the column of names
 
 
 @dataclass(frozen=True, repr=False)
@@ -187,7 +187,7 @@ class Comparison(Figures):
         if all(row.latency in (None, row.end_to_end_steps) for row in rows):
             wanted.remove(0) if 0 in wanted else None
         table = tuple(tuple(line[at] for at in wanted) for line in cells)
-        return Table(tuple(COLUMNS[at] for at in wanted), table, texts=1 + wanted.index(NAME), gap=3)
+        return Table(tuple(COLUMNS[at] for at in wanted), table, texts=1 + wanted.index(COLUMNS.index(NAME)), gap=3)
 
 
 def titled(row: ComparisonRow) -> str:

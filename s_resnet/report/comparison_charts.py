@@ -64,7 +64,7 @@ class Key:
 
 def legend(rows: Sequence[ComparisonRow]) -> tuple[Key, ...]:
     """The names of a network's rows with their marks; the ANN is a line across."""
-    keys = [Key(name, _swatch(place)) for place, name in enumerate(_series(rows))]
+    keys = [Key(name, _swatch(name, place)) for place, name in enumerate(_series(rows))]
     if any(row.kind == ANN for row in rows):
         line = '<svg class="key" viewBox="-9 -7 18 14" aria-hidden="true"><path class="ann" d="M-9,0H9"/></svg>'
         keys.append(Key("ANN", line))
@@ -90,7 +90,8 @@ def chart(rows: Sequence[ComparisonRow], axis: Axis) -> str:
 
 def _series(rows: Sequence[ComparisonRow]) -> list[str]:
     """The names that have points, the quantized ANN last."""
-    return list(dict.fromkeys(_name(row) for kind in (SNN, QUANTIZED) for row in rows if row.kind == kind))
+    there = [row for row in rows if row.top1 is not None]
+    return list(dict.fromkeys(_name(row) for kind in (SNN, QUANTIZED) for row in there if row.kind == kind))
 
 
 def _name(row: ComparisonRow) -> str:
@@ -105,11 +106,14 @@ def _right(row: ComparisonRow, axis: Axis) -> float | None:
     return value if value is not None and value > 0 else None
 
 
-def _swatch(place: int) -> str:
-    shape = SHAPES[place % len(SHAPES)]
-    return (
-        f'<svg class="key" viewBox="-9 -7 18 14" aria-hidden="true"><path class="c{place % COLORS}" d="{shape}"/></svg>'
-    )
+def _swatch(name: str, place: int) -> str:
+    mark = f'<path class="{_color(name, place)}" d="{SHAPES[place % len(SHAPES)]}"/>'
+    return f'<svg class="key" viewBox="-9 -7 18 14" aria-hidden="true">{mark}</svg>'
+
+
+def _color(name: str, place: int) -> str:
+    """The class of a name's points in the style."""
+    return "cq" if name == QUANTIZED_NAME else f"c{place % COLORS}"
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ class _Frame:
                 f'<path class="mark" transform="translate({x:.1f},{y:.1f})" d="{SHAPES[place % len(SHAPES)]}">'
                 f"<title>{_said(row)}</title></path>"
             )
-        yield f'<g class="c{place % COLORS}"><polyline points="{" ".join(spots)}"/>{"".join(marks)}</g>'
+        yield f'<g class="{_color(_name(rows[0]), place)}"><polyline points="{" ".join(spots)}"/>{"".join(marks)}</g>'
 
 
 def _said(row: ComparisonRow) -> str:

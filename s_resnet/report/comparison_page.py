@@ -8,13 +8,30 @@ from datetime import UTC, datetime
 from importlib import resources
 
 from ..analysis.candidates import ANN, SNN
-from ..analysis.comparison import Comparison, ComparisonRow
-from ..runtime.display import Table, percent
+from ..analysis.comparison import NAME, Comparison, ComparisonRow
+from ..runtime.display import percent
 from ..version import __version__
 from .comparison_charts import AXES, Key, chart, legend
 from .page import environment
 
 STYLES = ("page.css", "comparison.css")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table.
+
+    Attributes:
+        title: of its column.
+        text: whether it is aligned as words are.
+        figure: its content without the interval.
+        span: the interval, or nothing.
+    """
+
+    title: str
+    text: bool
+    figure: str
+    span: str
 
 
 @dataclass(frozen=True)
@@ -26,16 +43,16 @@ class Section:
         findings: a sentence for each latency.
         charts: its charts, as SVG.
         legend: their marks.
-        table: every row as cells.
-        rows: the rows of the table.
+        titles: of the table's columns, and whether each is aligned as words are.
+        rows: every row of the table with its cells.
     """
 
     network: str
     findings: tuple[str, ...]
     charts: tuple[str, ...]
     legend: tuple[Key, ...]
-    table: Table
-    rows: tuple[ComparisonRow, ...]
+    titles: tuple[tuple[str, bool], ...]
+    rows: tuple[tuple[ComparisonRow, tuple[Cell, ...]], ...]
 
 
 def comparison_page(found: Comparison, command: str) -> str:
@@ -57,6 +74,7 @@ def comparison_page(found: Comparison, command: str) -> str:
             found=found,
             sections=[_section(found, network) for network in found.networks],
             svg=Markup,
+            name=NAME,
             style=Markup(style),
             version=__version__,
             command=command,
@@ -68,7 +86,18 @@ def comparison_page(found: Comparison, command: str) -> str:
 def _section(found: Comparison, network: str) -> Section:
     rows = found.of(network)
     charts = tuple(filter(None, (chart(rows, axis) for axis in AXES)))
-    return Section(network, tuple(findings(rows)), charts, legend(rows), found.table_of(network), rows)
+    table = found.table_of(network)
+    titles = tuple((title, at < table.texts) for at, title in enumerate(table.titles))
+    lines = tuple((row, _cells(titles, cells)) for row, cells in zip(rows, table.rows, strict=True))
+    return Section(network, tuple(findings(rows)), charts, legend(rows), titles, lines)
+
+
+def _cells(titles: tuple[tuple[str, bool], ...], cells: tuple[str, ...]) -> tuple[Cell, ...]:
+    made = []
+    for (title, text), cell in zip(titles, cells, strict=True):
+        figure, bracket, span = (cell, "", "") if title == NAME else cell.partition(" [")
+        made.append(Cell(title, text, figure, f"[{span}" if bracket else ""))
+    return tuple(made)
 
 
 def findings(rows: tuple[ComparisonRow, ...]) -> Iterator[str]:
