@@ -7,7 +7,7 @@ from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
 from .context import Context
 from .convert import convert
-from .latency import timesteps_within
+from .latency import timesteps_within, with_neurons
 from .quantized_ann import quantized_ann
 from .recipes import RECIPES, Recipe, Step, default_recipe
 from .source_check import SourceCheck, check_source
@@ -31,4 +31,5 @@ __all__ = [
     "passes",
     "quantized_ann",
     "timesteps_within",
+    "with_neurons",
 ]

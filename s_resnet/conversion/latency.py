@@ -1,4 +1,4 @@
-"""The largest T with which a recipe answers by a given step."""
+"""The largest T with which a network, or a recipe, answers by a given step."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from .recipes import Recipe
 STRUCTURE = ("fold_batchnorm", "relu_to_neuron", "move_maxpool")
 
 
-def timesteps_within(graph: Graph, recipe: Recipe, latency: int) -> int | None:
-    """The largest T whose answer comes by step ``latency``; None if even T = 1 answers later.
+def timesteps_within(snn: Graph, latency: int) -> int | None:
+    """The largest T whose answer comes by end-to-end step ``latency``; None if even that of T = 1 comes later.
 
-    End-to-end steps E are T plus what the layers of the longest path wait, so that E grows with T. Nothing is fitted.
+    Args:
+        snn: a spiking network, or what :func:`with_neurons` makes of a network and a recipe.
+        latency: the most end-to-end steps: T and what the layers of the longest path wait.
+
+    Raises:
+        InvalidData: the latency is no whole number of at least 1.
+    """
+    latency = whole_number(latency, "timesteps_within", "latency")
+    return next((t for t in range(latency, 0, -1) if snn.end_to_end_steps(t) <= latency), None)
+
+
+def with_neurons(graph: Graph, recipe: Recipe) -> Graph:
+    """The network with the neurons of the recipe and thresholds of 1: when it answers, and nothing else.
+
+    Nothing is calibrated or fitted, so this takes no images and no time.
 
     Args:
         graph: the analog network, as :func:`s_resnet.trace` gives it.
         recipe: the recipe.
-        latency: the most end-to-end steps.
-
-    Raises:
-        InvalidData: the latency is no whole number of at least 1.
-        ConversionError: the recipe cannot convert this network.
-    """
-    latency = whole_number(latency, "timesteps_within", "latency")
-    waiting = with_neurons(graph, recipe)
-    return next((t for t in range(latency, 0, -1) if waiting.end_to_end_steps(t) <= latency), None)
-
-
-def with_neurons(graph: Graph, recipe: Recipe) -> Graph:
-    """The network with the neurons of the recipe and thresholds of 1: what :meth:`Graph.end_to_end_steps` needs.
 
     Raises:
         ConversionError: the recipe cannot convert this network.
