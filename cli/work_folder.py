@@ -20,7 +20,8 @@ class WorkFolder:
 
     Attributes:
         folder: where the entries are.
-        taken: the names of entries that were taken from there.
+        taken: the names of measurements that were taken from there.
+        networks: the names of networks that were taken from there.
         stale: entries of the same name that were of something else, each with what differs.
 
     Raises:
@@ -32,6 +33,7 @@ class WorkFolder:
 
         self.folder = folder
         self.taken: list[str] = []
+        self.networks: list[str] = []
         self.stale: dict[str, str] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +69,8 @@ class WorkFolder:
             return False
         path = self.network(name)
         if path.is_file() and digest_of(path) == found.get("sha256"):
+            self.taken.remove(name)
+            self.networks.append(name)
             return True
         self.refuse(name, "its file was changed or removed")
         return False
@@ -92,8 +96,10 @@ class WorkFolder:
 
     def said(self) -> list[str]:
         """What was taken from the folder, and what was made again, in lines."""
-        lines = [f"Taken from {self.folder}: {', '.join(self.taken)}"] if self.taken else []
-        return [*lines, *(f"Made again: {name} ({why})" for name, why in self.stale.items())]
+        counts = ((len(self.networks), "network(s)"), (len(self.taken), "measurement(s)"))
+        taken = " and ".join(f"{count} {what}" for count, what in counts if count)
+        lines = [f"Taken from {self.folder}: {taken}."] if taken else []
+        return [*lines, *(f"Made again: {name}: {why}." for name, why in self.stale.items())]
 
     def _entry(self, name: str) -> Path:
         return self.folder / f"{name}.json"

@@ -229,6 +229,8 @@ def measure_ann(
     batches = Progress(loader, desc=settings.name, unit="batch", shown=settings.progress)
     for images, own in prefetch(labeled(batches, "compare"), target):
         parts = graph.portions(images)
+        if not labels:  # the first pass also allocates, and chooses algorithms
+            graph.run(images.narrow(-4, 0, 1))
         start = time.perf_counter()
         with torch.no_grad():
             logits = torch.cat([graph.run(part).flatten(1) for part in torch.split(images, parts, -4)])
