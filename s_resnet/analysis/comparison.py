@@ -168,11 +168,7 @@ class Comparison(Figures):
         yield from FOOT
         if any(row.fitted is False for row in self.rows):
             yield "! The network was fitted to another T."
-        missing: dict[str, list[str]] = {}
-        for row in self.rows:
-            if row.reason is not None:
-                missing.setdefault(row.reason, []).append(titled(row))
-        yield from (f"{', '.join(dict.fromkeys(names))}: {reason}." for reason, names in missing.items())
+        yield from reasons(self.rows)
 
     def table_of(self, network: str, best: str = f"{{}}{BEST}") -> Table:
         """The rows of one network as cells; columns that say nothing are left out.
@@ -190,9 +186,18 @@ class Comparison(Figures):
         return Table(tuple(COLUMNS[at] for at in wanted), table, texts=1 + wanted.index(COLUMNS.index(NAME)), gap=3)
 
 
-def titled(row: ComparisonRow) -> str:
-    """A row in a few words."""
-    return f"{row.name} at E = {row.latency}" if row.latency is not None else row.name
+def reasons(rows: Iterable[ComparisonRow]) -> Iterator[str]:
+    """Why figures are missing, once for all rows that share the reason."""
+    known: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.reason is not None:
+            places = known.setdefault((row.reason, row.name), [])
+            places += [] if row.latency is None else [str(row.latency)]
+    names: dict[tuple[str, str], list[str]] = {}
+    for (reason, name), places in known.items():
+        names.setdefault((reason, ", ".join(places)), []).append(name)
+    for (reason, latencies), who in names.items():
+        yield f"{', '.join(who)}{f' at E = {latencies}' if latencies else ''}: {reason}."
 
 
 def cells_of(row: ComparisonRow, best: str) -> tuple[str, ...]:

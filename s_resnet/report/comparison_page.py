@@ -43,6 +43,7 @@ class Section:
         findings: a sentence for each latency.
         charts: its charts, as SVG.
         legend: their marks.
+        lead: how many of the table's columns say what a row is.
         titles: of the table's columns, and whether each is aligned as words are.
         rows: every row of the table with its cells.
     """
@@ -51,6 +52,7 @@ class Section:
     findings: tuple[str, ...]
     charts: tuple[str, ...]
     legend: tuple[Key, ...]
+    lead: int
     titles: tuple[tuple[str, bool], ...]
     rows: tuple[tuple[ComparisonRow, tuple[Cell, ...]], ...]
 
@@ -89,7 +91,7 @@ def _section(found: Comparison, network: str) -> Section:
     table = found.table_of(network)
     titles = tuple((title, at < table.texts) for at, title in enumerate(table.titles))
     lines = tuple((row, _cells(titles, cells)) for row, cells in zip(rows, table.rows, strict=True))
-    return Section(network, tuple(findings(rows)), charts, legend(rows), titles, lines)
+    return Section(network, tuple(findings(rows)), charts, legend(rows), table.texts, titles, lines)
 
 
 def _cells(titles: tuple[tuple[str, bool], ...], cells: tuple[str, ...]) -> tuple[Cell, ...]:
