@@ -167,6 +167,7 @@ def measure_candidates(
     at = tuple(sorted({whole_number(step, "compare", "timesteps") for step in timesteps}))
     if not at:
         raise InvalidData(message("compare", "timesteps", "none", "at least one T", "Pass [16]"))
+    _warm(snn.to(find_device(settings.device)))
     watch = _Watch(len(at), settings.operations)
     how = EvaluationSettings(network=settings.name, progress=settings.progress, watch=watch)
     report = evaluate(snn, loader, at[-1], how, at=at, device=settings.device)
@@ -190,6 +191,13 @@ def measure_candidates(
         )
         found.append(_counted(made, snn, watch.images, settings))
     return Measured(tuple(watch.labels), tuple(found), described(report.data, report.images), report.notes)
+
+
+def _warm(snn: Graph) -> None:
+    """Run a blank image once: the first run compiles kernels, which is no time of the network."""
+    shape = snn.provenance.input_shape
+    if shape is not None:
+        snn(torch.zeros(1, *shape, device=snn.device), 1)
 
 
 def _counted(made: Candidate, snn: Graph, images: Sequence[Tensor], settings: MeasuringSettings) -> Candidate:

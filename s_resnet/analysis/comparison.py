@@ -255,21 +255,31 @@ def compare(measured: Iterable[Measured], missing: Sequence[Candidate] = ()) -> 
     if not any(candidate.kind == SNN for candidate in candidates):
         remedy = "Name a recipe that can answer by a latency that you ask for, or a network"
         raise InvalidData(message("compare", "", "nothing to compare", "at least one spiking network", remedy))
-    labels = parts[0].labels
-    if any(part.labels != labels for part in parts):
-        got, remedy = "candidates measured on different images", "Measure all on the same ones, in the same order"
-        raise InvalidData(message("compare", "", got, "the same labels everywhere", remedy))
-    for candidate in candidates:
-        if len(candidate.answers or ()) != len(labels):
-            got = f"{len(candidate.answers or ())} answers of {candidate.name} to {len(labels)} images"
-            raise InvalidData(message("compare", "", got, "one to each", "Measure it again"))
+    _check_images(parts)
     _check_names([*candidates, *missing])
-    judge = _Judge(labels, candidates)
+    judge = _Judge(parts)
     networks = dict.fromkeys(candidate.network for candidate in (*candidates, *missing))
     rows = [row for network in networks for row in judge.rows(network, [*candidates, *missing])]
     data = next((part.data for part in parts if part.data is not None), "not said")
     notes = dict.fromkeys(note for part in parts for note in part.notes or ())
-    return Comparison(len(labels), data, tuple(rows), tuple(notes))
+    return Comparison(len(parts[0].labels), data, tuple(rows), tuple(notes))
+
+
+def _check_images(parts: Sequence[Measured]) -> None:
+    """Check that all answered as many images, and those of one network the same ones.
+
+    Classes may have other numbers in another network, so that labels differ between networks.
+    """
+    known: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        for one in part.candidates:
+            labels = known.setdefault(one.network, part.labels)
+            if labels != part.labels or len(labels) != len(parts[0].labels):
+                got, remedy = "candidates measured on different images", "Measure all on the same ones, in the same order"
+                raise InvalidData(message("compare", "", got, "the same labels everywhere", remedy))
+            if len(one.answers or ()) != len(labels):
+                got = f"{len(one.answers or ())} answers of {one.name} to {len(labels)} images"
+                raise InvalidData(message("compare", "", got, "one to each", "Measure it again"))
 
 
 def _check_names(candidates: Sequence[Candidate]) -> None:
@@ -286,12 +296,14 @@ def _check_names(candidates: Sequence[Candidate]) -> None:
 class _Judge:
     """Compares candidates image by image."""
 
-    def __init__(self, labels: Sequence[int], candidates: Sequence[Candidate]) -> None:
-        self.images = len(labels)
+    def __init__(self, parts: Sequence[Measured]) -> None:
+        self.images = len(parts[0].labels)
         self.hits: Mapping[int, list[bool]] = {
-            id(one): [given == right for given, right in zip(one.answers or (), labels, strict=True)]
-            for one in candidates
+            id(one): [given == right for given, right in zip(one.answers or (), part.labels, strict=True)]
+            for part in parts
+            for one in part.candidates
         }
+        candidates = [one for part in parts for one in part.candidates]
         self.ann = {one.network: one for one in candidates if one.kind == ANN}
         self.quantized = {(one.network, one.levels): one for one in candidates if one.kind == QUANTIZED}
         self.ann_macs = {one.network: one.ann_macs for one in candidates if one.ann_macs is not None}

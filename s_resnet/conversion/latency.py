@@ -8,8 +8,7 @@ from .calibrate import Calibration, calibrated_nodes
 from .context import Context
 from .recipes import Recipe
 
-# The passes that decide which layers there are and when each fires; none of them looks at an image.
-STRUCTURE = ("fold_batchnorm", "relu_to_neuron", "move_maxpool")
+NEURONS = "relu_to_neuron"  # the pass that decides when each layer fires; it looks at no image
 
 
 def timesteps_within(snn: Graph, latency: int) -> int | None:
@@ -41,6 +40,6 @@ def with_neurons(graph: Graph, recipe: Recipe) -> Graph:
     scales = dict.fromkeys(calibrated_nodes(graph), 1.0)
     context = Context(Calibration(scales, 100.0, 0, "training"), timesteps=1)
     for step in recipe.steps:
-        if step.name in STRUCTURE:
+        if step.name == NEURONS:
             graph = step.run(graph, context, **step.settings)
     return graph

@@ -69,6 +69,8 @@ def test_what_the_images_cannot_tell_from_the_best_is_marked_like_it():
     assert rows(ANN, GOOD, replace(WORSE, latency=16))["worse"].best, "another latency has a best of its own"
     apart = compare([Measured(LABELS, (ANN, GOOD, replace(WORSE, network="other")))])
     assert [row.best for row in apart.rows] == [None, True, True], "and so has another network"
+    other = Measured((1,) * 100, (replace(WORSE, network="other", answers=tuple(1 - x for x in WORSE.answers)),))
+    assert compare([Measured(LABELS, (ANN, GOOD)), other]).rows == apart.rows, "which may number its classes otherwise"
 
 
 def test_the_table_says_who_has_no_figures_and_why():

@@ -124,6 +124,7 @@ def test_points_stand_where_their_figures_are():
     spots = [tuple(map(float, spot.split(","))) for spot in re.search(r'points="([^"]+)"', drawing)[1].split()]
     (x4, y4), (x8, y8), (x16, y16) = spots
     assert x8 - x4 == pytest.approx(x16 - x8, abs=0.2) and x4 < x8
+    assert y4 > y8 > y16, "an SVG counts from the top"
     assert (y4 - y8) / (y8 - y16) == pytest.approx(0.25 / 0.125, rel=0.02)
 
 
