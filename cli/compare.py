@@ -178,7 +178,8 @@ def _recipes(names: Sequence[str] | None) -> list[s_resnet.Recipe]:
     """The recipes of these names, by default all that are fitted to few steps.
 
     Raises:
-        click.BadParameter: there is no such recipe.
+        click.BadParameter: one is misspelled, or auto.
+        ConversionError: there is no such recipe, or none of that name any more.
     """
     import s_resnet
 
@@ -192,10 +193,8 @@ def _recipes(names: Sequence[str] | None) -> list[s_resnet.Recipe]:
                 "network that comes out.",
                 param_hint="'--recipes'",
             )
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            said = f"{name!r} is not one of {', '.join(known)}.{meant}"
+        if near := [] if name in known else difflib.get_close_matches(name, known, 1, 0.8):
+            said = f"{name!r} is not one of {', '.join(known)}. Did you mean {near[0]}?"
             raise click.BadParameter(said, param_hint="'--recipes'")
     return [known[name] for name in names]
 

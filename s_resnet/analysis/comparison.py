@@ -275,7 +275,10 @@ def _check_images(parts: Sequence[Measured]) -> None:
         for one in part.candidates:
             labels = known.setdefault(one.network, part.labels)
             if labels != part.labels or len(labels) != len(parts[0].labels):
-                got, remedy = "candidates measured on different images", "Measure all on the same ones, in the same order"
+                got, remedy = (
+                    "candidates measured on different images",
+                    "Measure all on the same ones, in the same order",
+                )
                 raise InvalidData(message("compare", "", got, "the same labels everywhere", remedy))
             if len(one.answers or ()) != len(labels):
                 got = f"{len(one.answers or ())} answers of {one.name} to {len(labels)} images"

@@ -104,6 +104,7 @@ def test_mistakes_say_what_to_do(compare, tmp_path):
     next((tmp_path / "test" / "a").iterdir()).rename(tmp_path / "flat" / "one.png")
     for arguments, code, says in (
         ((*ASKED, "--recipes", "phasd"), 2, "Did you mean phased?"),
+        ((*ASKED, "--recipes", "calibrated-streaming"), 1, "It is now named calibrated-constant"),
         ((*ASKED, "--recipes", "auto"), 2, "auto chooses one of the recipes that are compared here. Name these"),
         ((*ASKED, "--recipes", "phased,phased"), 2, "phased is named twice"),
         ((*ASKED, "--latency", "0"), 2, "step below 1"),

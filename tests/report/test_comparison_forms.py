@@ -112,8 +112,9 @@ def test_the_page_is_one_file_with_its_charts_in_the_colors_of_its_reader(found)
     assert len(marks) == 3 * 4 + 2, "three networks in every chart, quantized ANNs over bits"
     assert "50%_a&b|<script>*`[x](y)?" in page.text, "a name is text"
     assert "Within 8 steps" in page.text and "Within 4 steps" in page.text and "sresnet compare x" in page.text
-    cells = [attrs for tag, attrs in page.found if tag == "td"]
+    cells = [attrs for tag, attrs in page.found if tag == "td" and "colspan" not in attrs]
     assert cells and all(attrs["data-label"] for attrs in cells), "on a phone each cell has its title"
+    assert page.text.count("answers after 7 steps") == 2, "in its row and below the table"
 
 
 def test_points_stand_where_their_figures_are():
