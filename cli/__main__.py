@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from .compare import compare
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
@@ -61,7 +62,7 @@ def sresnet(context: click.Context) -> None:
         say(context.get_help())
 
 
-for _command in (convert, evaluate, inspect, verify, report, export, train, demo):
+for _command in (convert, evaluate, compare, inspect, verify, report, export, train, demo):
     sresnet.add_command(_command)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import s_resnet
 
     from .inputs import Data, Preprocessing
+    from .shared import Triple
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,27 @@ def read_class_names(path: str, loaded: s_resnet.frontend.Checkpoint) -> tuple[s
         expected, remedy = "one for each class, one per line", "Name every class once, in the order of the outputs"
         raise s_resnet.errors.InvalidData(s_resnet.errors.message(where, "", got, expected, remedy))
     return tuple(names)
+
+
+def preprocessing_of(
+    loaded: s_resnet.frontend.Checkpoint, input_size: int | None, mean: Triple | None, std: Triple | None
+) -> Preprocessing:
+    """How images are prepared: as asked for, or else as the network was trained."""
+    import s_resnet
+
+    if loaded.preprocessing is not None and not (input_size or mean or std):
+        return loaded.preprocessing
+    return s_resnet.data.preprocessing_for(
+        input_size or loaded.input_size,
+        mean or s_resnet.data.IMAGENET_MEAN,
+        std or s_resnet.data.IMAGENET_STD,
+        gray=loaded.channels == 1,
+    )
+
+
+def checkpoint_source(loaded: s_resnet.frontend.Checkpoint) -> s_resnet.graph.provenance.Source:
+    """What the artifact says about the checkpoint."""
+    import s_resnet
+
+    arch = f"{loaded.arch} (our interpretation)" if loaded.arch.startswith("danet") else loaded.arch
+    return s_resnet.graph.provenance.Source(loaded.name, arch, loaded.num_classes, loaded.digest)

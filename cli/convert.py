@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from . import shared
-from .calibration import Source, calibration_source, read_class_names
+from .calibration import Source, calibration_source, checkpoint_source, preprocessing_of, read_class_names
 from .converted import assumed, left_out, next_step, suggestion, summary, which_weights
 from .inputs import check_checkpoint, open_matched
 from .notes import shown_warnings, warn_left_out
@@ -23,11 +23,8 @@ from .say import begin, hushed, say
 if TYPE_CHECKING:
     import s_resnet
 
-    from .inputs import Preprocessing
-
     Wished = s_resnet.Recipe | s_resnet.conversion.Auto
 
-Triple = tuple[float, float, float]
 # The names in s_resnet.RECIPES, which takes seconds to import, and auto.
 RECIPES = (
     "s-resnet",
@@ -81,8 +78,8 @@ class Options:
     calibration: str | None
     calibration_images: int
     input_size: int | None
-    mean: Triple | None
-    std: Triple | None
+    mean: shared.Triple | None
+    std: shared.Triple | None
     classes: str | None
     device: str
     memory: str | None
@@ -107,26 +104,6 @@ class _Recipe(click.Choice[str]):
         if value not in self.choices and near:
             self.fail(f"{value!r} is not one of {', '.join(self.choices)}. Did you mean {near[0]}?", param, ctx)
         return super().convert(value, param, ctx)
-
-
-def _channels(_: click.Context, option: click.Parameter, value: str | None) -> Triple | None:
-    """Three numbers, one per channel, written R,G,B."""
-    try:
-        red, green, blue = (float(part) for part in value.split(",")) if value else (0.0, 0.0, 0.0)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not three numbers such as 0.485,0.456,0.406", param=option) from error
-    return (red, green, blue) if value else None
-
-
-def _per_channel(name: str, statistic: str) -> shared.Option:
-    """``--mean`` or ``--std``."""
-    return click.option(
-        name,
-        metavar="R,G,B",
-        callback=_channels,
-        show_default="ImageNet's",
-        help=f"Per-channel {statistic} of the training images, for pixels in [0, 1].",
-    )
 
 
 @click.command()
@@ -215,16 +192,10 @@ def _per_channel(name: str, statistic: str) -> shared.Option:
     metavar="DATA",
     help="Images to calibrate on; they need no labels. Without them thresholds come from BatchNorm.",
 )
-@shared.count(
-    "--calibration-images", "Number of images to calibrate on, a seeded random subset over all classes.", 1024, least=2
-)
-@shared.count(
-    "--input-size",
-    "Height and width of the images in pixels.",
-    "the size in an .onnx or .pt2 file, 32 for CIFAR networks, else 224",
-)
-@_per_channel("--mean", "mean")
-@_per_channel("--std", "standard deviation")
+@shared.CALIBRATION_IMAGES
+@shared.INPUT_SIZE
+@shared.MEAN
+@shared.STD
 @shared.CLASSES
 @shared.DEVICE
 @shared.MEMORY
@@ -356,7 +327,7 @@ def _converted(
         snn = s_resnet.convert(loaded.model, images, recipe, device=device, progress=True)
     if snn.provenance.calibration.source == "batchnorm":
         say("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
-    snn = snn.with_provenance(**source.origin).with_provenance(source=_checkpoint(loaded))
+    snn = snn.with_provenance(**source.origin).with_provenance(source=checkpoint_source(loaded))
     if s_resnet.runtime.is_first():
         s_resnet.save(snn, target)
         if partial is not None:
@@ -376,7 +347,7 @@ def _source(loaded: s_resnet.frontend.Checkpoint, asked: Options, rank: int, wor
     """This process's share of the images that were asked for, or none."""
     import s_resnet
 
-    preprocessing = _preprocessing(loaded, asked)
+    preprocessing = preprocessing_of(loaded, asked.input_size, asked.mean, asked.std)
     if asked.calibration:
         names, outputs = loaded.classes, loaded.num_classes
         data = open_matched(asked.calibration, "calibration", asked.download, asked.classes, names, outputs)
@@ -392,25 +363,3 @@ def _source(loaded: s_resnet.frontend.Checkpoint, asked: Options, rank: int, wor
     if asked.classes:
         origin["classes"] = read_class_names(asked.classes, loaded)
     return Source(preprocessing, None, origin)
-
-
-def _preprocessing(loaded: s_resnet.frontend.Checkpoint, asked: Options) -> Preprocessing:
-    """How images are prepared: as asked for, or else as the network was trained."""
-    import s_resnet
-
-    if loaded.preprocessing is not None and not asked.preprocessed:
-        return loaded.preprocessing
-    return s_resnet.data.preprocessing_for(
-        asked.input_size or loaded.input_size,
-        asked.mean or s_resnet.data.IMAGENET_MEAN,
-        asked.std or s_resnet.data.IMAGENET_STD,
-        gray=loaded.channels == 1,
-    )
-
-
-def _checkpoint(loaded: s_resnet.frontend.Checkpoint) -> s_resnet.graph.provenance.Source:
-    """What the artifact says about the checkpoint."""
-    import s_resnet
-
-    arch = f"{loaded.arch} (our interpretation)" if loaded.arch.startswith("danet") else loaded.arch
-    return s_resnet.graph.provenance.Source(loaded.name, arch, loaded.num_classes, loaded.digest)

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Show each warning of s_resnet as one line on stderr."""
+    """Show each warning of s_resnet as one line on stderr, and none twice."""
     import s_resnet
 
+    told: set[str] = set()
     with warnings.catch_warnings():
         warnings.simplefilter("always", s_resnet.errors.SResNetWarning)
         others = warnings.showwarning
@@ -32,7 +33,10 @@ def shown_warnings() -> Iterator[None]:
             line: str | None = None,
         ) -> None:
             if issubclass(category, s_resnet.errors.SResNetWarning):
-                say(f"Warning: {spoken(' '.join(str(message).splitlines()))}", err=True)
+                said = f"Warning: {spoken(' '.join(str(message).splitlines()))}"
+                if said not in told:
+                    told.add(said)
+                    say(said, err=True)
             else:
                 others(message, category, filename, lineno, file, line)
 

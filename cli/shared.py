@@ -15,6 +15,7 @@ import click
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
+Triple = tuple[float, float, float]
 
 DATA = """\b
 DATA is a directory of class folders, cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR,
@@ -70,6 +71,26 @@ def _device(_: click.Context, option: click.Parameter, value: str) -> str:
     return value
 
 
+def _channels(_: click.Context, option: click.Parameter, value: str | None) -> Triple | None:
+    """Three numbers, one per channel, written R,G,B."""
+    try:
+        red, green, blue = (float(part) for part in value.split(",")) if value else (0.0, 0.0, 0.0)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not three numbers such as 0.485,0.456,0.406", param=option) from error
+    return (red, green, blue) if value else None
+
+
+def _per_channel(name: str, statistic: str) -> Option:
+    """``--mean`` or ``--std``."""
+    return click.option(
+        name,
+        metavar="R,G,B",
+        callback=_channels,
+        show_default="ImageNet's",
+        help=f"Per-channel {statistic} of the training images, for pixels in [0, 1].",
+    )
+
+
 def data(use: str) -> Option:
     """``--data`` of a command that needs images to ``use``, such as "evaluate on"."""
     default = "the held-out part of the calibration data"
@@ -108,6 +129,15 @@ BATCH_SIZE = count("--batch-size", "Images per batch.", 32)
 TIMESTEPS = count("--timesteps", "Number of time steps.", "the T that the network was converted or trained for", 1, "T")
 FORCE = click.option("--force", is_flag=True, help="Overwrite existing files.")
 NETWORK = click.argument("network", type=click.Path(path_type=Path), required=False)
+INPUT_SIZE = count(
+    "--input-size",
+    "Height and width of the images in pixels.",
+    "the size in an .onnx or .pt2 file, 32 for CIFAR networks, else 224",
+)
+MEAN, STD = _per_channel("--mean", "mean"), _per_channel("--std", "standard deviation")
+CALIBRATION_IMAGES = count(
+    "--calibration-images", "Number of images to calibrate on, a seeded random subset over all classes.", 1024, least=2
+)
 CLASSES = click.option(
     "--classes",
     metavar="FILE",

@@ -271,7 +271,7 @@ def test_the_check_of_late_imports_sees_every_kind(text, found):
     assert imported_early(text) == found
 
 
-COMMANDS = {"convert", "demo", "evaluate", "export", "inspect", "report", "train", "verify"}
+COMMANDS = {"compare", "convert", "demo", "evaluate", "export", "inspect", "report", "train", "verify"}
 
 
 def test_commands_share_what_they_share_and_never_import_each_other():

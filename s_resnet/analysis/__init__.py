@@ -1,5 +1,7 @@
 """Analysis: how good a spiking network is, where it loses, and what it costs."""
 
+from .candidates import Candidate, Measured, MeasuringSettings, measure_ann, measure_candidates
+from .comparison import Comparison, ComparisonRow, compare
 from .cost.energy import Constants, Cost, Energy, energy, load_constants
 from .cost.layers import LayerOperations, SourceOperations, Traffic
 from .cost.operations import Operations, count_operations
@@ -10,6 +12,9 @@ from .verification import LayerVerification, Verification
 from .verify import verify
 
 __all__ = [
+    "Candidate",
+    "Comparison",
+    "ComparisonRow",
     "Constants",
     "Cost",
     "EarlyExit",
@@ -17,18 +22,23 @@ __all__ = [
     "EvaluationSettings",
     "LayerOperations",
     "LayerVerification",
+    "Measured",
+    "MeasuringSettings",
     "Operations",
     "Report",
     "Row",
     "SourceOperations",
     "Traffic",
     "Verification",
+    "compare",
     "count_operations",
     "described",
     "energy",
     "evaluate",
     "fitted_for",
     "load_constants",
+    "measure_ann",
+    "measure_candidates",
     "powers_of_two",
     "verify",
 ]

@@ -7,7 +7,9 @@ from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
 from .context import Context
 from .convert import convert
+from .latency import timesteps_within, with_neurons
 from .published import PUBLISHED, PublishedMethod, recipe_named
+from .quantized_ann import quantized_ann
 from .recipes import RECIPES, Recipe, default_recipe
 from .source_check import SourceCheck, check_source
 from .step import Step
@@ -31,5 +33,8 @@ __all__ = [
     "convert",
     "default_recipe",
     "passes",
+    "quantized_ann",
     "recipe_named",
+    "timesteps_within",
+    "with_neurons",
 ]

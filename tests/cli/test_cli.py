@@ -183,6 +183,11 @@ FROZEN = {
         ("--batch-size",), ("--memory",), ("--device",), ("--precision",), ("--closed-form",), ("--json",),
         ("--force",), ("--download",),
     ]),
+    "compare": (["CHECKPOINT|NETWORK.snn..."], [
+        ("--data",), ("--calibration",), ("--calibration-images",), ("--recipes",), ("--latency",), ("-o", "--output"),
+        ("--format",), ("--work",), ("--limit",), ("--arch",), ("--ema",), ("--input-size",), ("--mean",), ("--std",),
+        ("--classes",), ("--batch-size",), ("--memory",), ("--device",), ("--force",), ("--download",),
+    ]),
     "inspect": (["NETWORK"], []),
     "verify": (["NETWORK"], [
         ("--data",), ("--timesteps",), ("--limit",), ("--classes",), ("--batch-size",), ("--memory",), ("--device",),
@@ -214,6 +219,11 @@ DEFAULTS = {
     ("evaluate", "--batch-size"): 32,
     ("evaluate", "--device"): "auto",
     ("evaluate", "--precision"): "exact",
+    ("compare", "--calibration-images"): 1024,
+    ("compare", "--latency"): "4,8,16,32",
+    ("compare", "--format"): "text",
+    ("compare", "--batch-size"): 32,
+    ("compare", "--device"): "auto",
     ("verify", "--limit"): 256,
     ("verify", "--batch-size"): 32,
     ("verify", "--device"): "auto",
@@ -242,7 +252,7 @@ def test_the_options_are_frozen():
             default = False if p.is_flag else None
             assert p.to_info_dict()["default"] == DEFAULTS.get((name, p.opts[0]), default), p.opts
     required = {name: [p.required for p in sresnet.commands[name].params][:1] for name in FROZEN}
-    assert required == {name: [name == "convert"] for name in FROZEN}
+    assert required == {name: [name in ("convert", "compare")] for name in FROZEN}
 
 
 HELP = """
@@ -274,9 +284,9 @@ def test_help_teaches_without_loading_torch(helped, command):
     text, loaded = helped[command]
     assert not loaded
     assert all(option in text for opts in FROZEN.get(command, ((), ()))[1] for option in opts)
-    if command in ("", "convert", "evaluate", "verify", "report", "export", "train"):
+    if command in ("", "convert", "evaluate", "compare", "verify", "report", "export", "train"):
         assert f"  sresnet {command}".rstrip() in text.partition("\n")[2]  # an example, beside the usage
-    if command in ("convert", "evaluate", "verify", "report", "export", "train"):
+    if command in ("convert", "evaluate", "compare", "verify", "report", "export", "train"):
         for form in ("directory of class folders", "cifar10:DIR", "cifar100:DIR", "mnist:DIR", "imagenet:DIR",
                      "digits", ".npz"):  # fmt: skip
             assert form in text, form
