@@ -19,9 +19,9 @@ from ..runtime.processes import all_gather, rank_and_world_size
 from ..runtime.progress import Progress
 from .calibrate import Calibration
 from .context import Context
+from .latency import timesteps_within, with_neurons
 from .portions import spiking_images
 from .recipes import RECIPES, Recipe
-from .step import FITS
 
 ALPHABETS = ("binary", "signed", "levels")  # each includes those before it
 # What needs least comes first: of equally good and equally fast recipes the first is chosen.
@@ -155,7 +155,7 @@ def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) ->
         remedy = "Pass calibration_batches, or choose s-resnet"
         raise ConversionError(message("auto", "", "no calibration images to choose by", "some", remedy))
     latencies = (wishes.latency or LATENCY,) if wishes.target_drop is None else LATENCIES
-    windows = [(recipe, _windows(graph, context, recipe, latencies)) for recipe in wishes.recipes()]
+    windows = [(recipe, _windows(graph, recipe, latencies)) for recipe in wishes.recipes()]
     trials = list[Trial]()
     best: tuple[Trial, Graph] | None = None
     total = sum(len(set(found.values())) for _, found in windows)
@@ -181,12 +181,11 @@ def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) ->
     return best[1].with_provenance(choice=Choice(wishes.spikes, reason, tuple(trials)))
 
 
-def _windows(graph: Graph, context: Context, recipe: Recipe, latencies: tuple[int, ...]) -> dict[int, int]:
+def _windows(graph: Graph, recipe: Recipe, latencies: tuple[int, ...]) -> dict[int, int]:
     """The largest T of a recipe that answers by each of the latencies; without those by which none does."""
-    bare = recipe.with_weights("float32").without(*FITS).apply(graph, replace(context, timesteps=1, progress=False))
-    late = [bare.end_to_end_steps(timesteps) for timesteps in range(1, latencies[-1] + 1)]
-    counted = {latency: sum(steps <= latency for steps in late) for latency in latencies}
-    return {latency: timesteps for latency, timesteps in counted.items() if timesteps}
+    bare = with_neurons(graph, recipe)
+    found = {latency: timesteps_within(bare, latency) for latency in latencies}
+    return {latency: timesteps for latency, timesteps in found.items() if timesteps}
 
 
 def _trial(name: str, snn: Graph, calibration: Calibration, timesteps: int) -> Trial:

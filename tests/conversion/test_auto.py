@@ -23,7 +23,7 @@ from s_resnet.data.intervals import wilson
 from s_resnet.errors import ConversionError, InvalidData
 from s_resnet.graph import Neuron, Node
 from s_resnet.graph.ops import Input
-from s_resnet.graph.provenance import AppliedPass, Choice, Provenance
+from s_resnet.graph.provenance import AppliedPass, Choice
 from s_resnet.models import CifarResNet
 
 converting = importlib.import_module("s_resnet.conversion.convert")  # the package has the function under this name
@@ -237,14 +237,15 @@ def trials(monkeypatch, table, **wishes):
     """What is chosen where conversions give these figures: agreement and its error by recipe and T."""
     tried = []
 
-    def apply(recipe, graph, context):
-        steps = context.timesteps
+    def layers(graph, recipe):
         waits = {"calibrated-lagged": "lagged", "signed": "lagged", "phased": "phased"}.get(recipe.name, "streaming")
-        layers = [Neuron(torch.tensor(1.0), schedule=waits) for _ in range(LAG)]
-        nodes = [Node(f"{place}", op, (f"{place - 1}",)) for place, op in enumerate(layers, 1)]
-        if recipe.fits:  # and not only to see what it waits
-            tried.append((recipe.name, steps))
-        return Graph((Node("0", Input(), ()), *nodes), Provenance(extra={"who": (recipe.name, steps)}))
+        ops = [Neuron(torch.tensor(1.0), schedule=waits) for _ in range(LAG)]
+        nodes = [Node(f"{place}", op, (f"{place - 1}",)) for place, op in enumerate(ops, 1)]
+        return Graph((Node("0", Input(), ()), *nodes))
+
+    def apply(recipe, graph, context):
+        tried.append((recipe.name, context.timesteps))
+        return layers(graph, recipe).with_provenance(extra={"who": tried[-1]})
 
     def trial(name, snn, calibration, timesteps):
         assert snn.provenance.extra["who"] == (name, timesteps)
@@ -252,6 +253,7 @@ def trials(monkeypatch, table, **wishes):
         return Trial(name, timesteps, latency(name, timesteps), agreement, error, 200, (0.005, 0.03))
 
     monkeypatch.setattr(Recipe, "apply", apply)
+    monkeypatch.setattr(auto, "with_neurons", layers)
     monkeypatch.setattr(auto, "_trial", trial)
     calibration = Calibration({}, 100, 1, "data", samples=Samples(images(4), None))
     snn = choose_recipe(Graph(()), Context(calibration), Auto(**wishes))
