@@ -88,10 +88,10 @@ def test_thresholds_are_balanced_in_the_clipped_network():
     assert [layer.threshold.tolist() for layer in layers(second)] == [[10.0], [6.0]]  # 2 + 2 (10 - 2) / 4
 
 
-@pytest.mark.parametrize(("timesteps", "unread"), [(8, 2), (6, 1), (3, 0)])
+@pytest.mark.parametrize(("timesteps", "unread"), [(9, 3), (6, 1), (3, 0)])
 def test_the_readout_waits_for_spikes_to_arrive(timesteps, unread):
-    """Mean 2 fills half of 4 in one step; clipped to 4 it is 1, which fills half of 2 in one step."""
-    graph = chain(4.0, 2.0, initial_potential=0.5)
+    """Mean 2 fills half of 4 in one step; clipped to 4 it is 1, which takes two steps."""
+    graph = chain(4.0, 4.0, initial_potential=0.5)
     found = passes.delay_readout(graph, shown([[8.0, 0, 0, 0]], timesteps)).nodes[-1].op
     assert (found.weights < 1e-5).tolist() == [True] * unread + [False] * (timesteps - unread)
     answers = found.advance([torch.arange(timesteps, dtype=torch.float32).view(-1, 1, 1)], None)[0]
