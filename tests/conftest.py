@@ -7,6 +7,7 @@ import random
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,16 @@ def pytest_runtest_setup():
 def no_lines_in_the_log(monkeypatch):
     """What a test finds on stderr does not depend on how slow the machine is; test_progress.py has its own clock."""
     monkeypatch.setattr("s_resnet.runtime.progress.EVERY", math.inf)
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """A part of scikit-learn's digits, for those who train on them: 500 are held out, a fifth of the others is left."""
+    from sklearn import datasets
+
+    every = datasets.load_digits()
+    few = SimpleNamespace(images=every.images[:760], target=every.target[:760])
+    monkeypatch.setattr(datasets, "load_digits", lambda: few)
 
 
 def randomized(model, seed=0):

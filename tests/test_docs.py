@@ -123,8 +123,10 @@ def test_the_python_of_a_page_runs(page, world):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
-def test_the_commands_of_a_page_run(page, world):
+def test_the_commands_of_a_page_run(page, world, request):
     installed(page, world)
+    if NEEDS.get(page.name) == "sklearn":
+        request.getfixturevalue("few_digits")
     ran = 0
     for command in commands(page):
         if command.startswith(ELSEWHERE):

@@ -24,10 +24,12 @@ def test_every_example_is_run_and_listed():
 
 
 @pytest.mark.parametrize("name", PRINTS)
-def test_an_example_prints_what_it_promises(name, tmp_path, monkeypatch, capsys):
+def test_an_example_prints_what_it_promises(name, tmp_path, monkeypatch, capsys, request):
     needed, line = PRINTS[name]
     for package in needed:
         pytest.importorskip(package, reason=f"{package} is not installed")
+    if "sklearn" in needed:
+        request.getfixturevalue("few_digits")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert re.search(line, capsys.readouterr().out, re.MULTILINE)
