@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from s_resnet.frontend.weights.architectures import choose, parse
+from s_resnet.kernels.build import compiler
 from s_resnet.models.planned_resnet import PlannedResNet
 
 # Kernels that the tests compile stay out of the user's cache, and are there for the next run.
@@ -23,6 +24,12 @@ needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES
 
 
 SEED = 0
+
+
+def pytest_configure(config):
+    """The kernels are compiled before the workers start, each of which would do it."""
+    if not hasattr(config, "workerinput"):
+        compiler.compiled()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -54,12 +61,17 @@ def no_lines_in_the_log(monkeypatch):
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    """A part of scikit-learn's digits, for those who train on them: 500 are held out, a fifth of the others is left."""
+    """A part of scikit-learn's digits, for those who train on them: 500 are held out, a fifth of the others is left.
+
+    And no processes that decode them, of which two would start for every epoch.
+    """
     from sklearn import datasets
 
     every = datasets.load_digits()
     few = SimpleNamespace(images=every.images[:760], target=every.target[:760])
     monkeypatch.setattr(datasets, "load_digits", lambda: few)
+    monkeypatch.setattr("s_resnet.training.run.usual_workers", lambda device: 0)
+    monkeypatch.setattr("s_resnet.data.loader.FEW", 1000)
 
 
 def randomized(model, seed=0):
@@ -78,10 +90,11 @@ def randomized(model, seed=0):
     return model.eval()
 
 
-def network_of(arch):
-    """The untrained network of a name with words, such as resnet18-nomaxpool."""
+def network_of(arch, width=None):
+    """The untrained network of a name with words, such as resnet18-nomaxpool; with other channels where width says."""
     found = parse(arch)
-    return PlannedResNet(choose(found.plan, found.chosen))
+    plan = choose(found.plan, found.chosen)
+    return PlannedResNet(plan if width is None else replace(plan, stem=(width,), width=width))
 
 
 def narrow_resnet18(classes):

@@ -40,11 +40,11 @@ def test_the_source_on_the_cpu_equals_the_reference_bit_for_bit(part):
         pairs = itertools.product(enumerate(SHAPES), enumerate(STEPS))
         taken = [(shape, steps) for (i, shape), (j, steps) in pairs if (i + j + turn) % 2]
         inputs.append([make(EVERY[turn], shape, steps, seed) for seed, (shape, steps) in enumerate(taken)])
-    plans = [cuda_on_cpu.prepare(*given[:2], Update(**given[2]))[0] for case in inputs for given in case]
+    plans = [cuda_on_cpu.prepare(current, v, Update(**options))[0] for of in inputs for current, v, options in of]
     cuda_on_cpu.kernels([plan.instance for plan in plans])
-    for case, given in zip(EVERY[part::PARTS], inputs, strict=True):
+    for case, of in zip(EVERY[part::PARTS], inputs, strict=True):
         fired = total = 0
-        for current, v, options in given:
+        for current, v, options in of:
             got = run(cuda_on_cpu.integrate_and_fire, current, v, options)
             want = run(reference.integrate_and_fire, current, v, options)
             assert same(got, want), (str(case), current.shape, current.stride())
