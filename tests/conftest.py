@@ -1,5 +1,6 @@
 """Small networks and images that several test files share."""
 
+import contextlib
 import gc
 import math
 import os
@@ -59,6 +60,16 @@ def no_lines_in_the_log(monkeypatch):
     monkeypatch.setattr("s_resnet.runtime.progress.EVERY", math.inf)
 
 
+@contextlib.contextmanager
+def case(*what):
+    """One of the cases that a test goes through; what fails there says which. Thousands of tests take seconds."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"case: {', '.join(map(str, what))}")
+        raise
+
+
 @pytest.fixture
 def few_digits(monkeypatch):
     """A part of scikit-learn's digits, for those who train on them: 500 are held out, a fifth of the others is left.
@@ -90,16 +101,16 @@ def randomized(model, seed=0):
     return model.eval()
 
 
-def network_of(arch, width=None):
-    """The untrained network of a name with words, such as resnet18-nomaxpool; with other channels where width says."""
+def network_of(arch, width=None, classes=1000):
+    """The untrained network of a name with words, such as resnet18-nomaxpool; width: of other channels."""
     found = parse(arch)
     plan = choose(found.plan, found.chosen)
-    return PlannedResNet(plan if width is None else replace(plan, stem=(width,), width=width))
+    return PlannedResNet(plan if width is None else replace(plan, stem=(width,), width=width), classes)
 
 
 def narrow_resnet18(classes):
     """torchvision's ResNet-18 at an eighth of its width, with random weights."""
-    return randomized(PlannedResNet(replace(parse("resnet18").plan, stem=(8,), width=8), classes))
+    return randomized(network_of("resnet18", 8, classes))
 
 
 def load_program(path, **options):
