@@ -29,7 +29,7 @@ SEED = 0
 
 def pytest_configure(config):
     """The kernels are compiled before the workers start, each of which would do it."""
-    if not hasattr(config, "workerinput"):
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         compiler.compiled()
 
 
