@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.util
 import math
 import os
 import random
@@ -83,6 +84,21 @@ def few_digits(monkeypatch):
     monkeypatch.setattr(datasets, "load_digits", lambda: few)
     monkeypatch.setattr("s_resnet.training.run.usual_workers", lambda device: 0)
     monkeypatch.setattr("s_resnet.data.loader.FEW", 1000)
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Charts are drawn, but neither laid out nor rendered, which takes most of a page's time; files are written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+
+    whole = Figure.savefig
+
+    def save(self, file, **options):
+        return file.write(b"<svg/>") if hasattr(file, "write") else whole(self, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 def randomized(model, seed=0):
