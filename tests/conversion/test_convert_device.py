@@ -85,10 +85,9 @@ def reconstructed(name):
 
 CASES = {
     **{name: recipe.at(STEPS) for name, recipe in RECIPES.items()},
+    "calibrated-lagged": reconstructed("calibrated-lagged").with_weights("int8").at(STEPS),
+    "signed": reconstructed("signed").with_weights("dyadic").at(STEPS),  # learned in one pass
     "auto": Auto(latency=STEPS),
-    "int8": RECIPES["calibrated-lagged"].with_weights("int8").at(STEPS),
-    "reconstructed": reconstructed("calibrated-lagged").at(STEPS),
-    "reconstructed in one pass, dyadic": reconstructed("signed").with_weights("dyadic").at(STEPS),
 }
 
 

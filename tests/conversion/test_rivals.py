@@ -48,17 +48,17 @@ def leaky(model, slope):
     return model
 
 
-def taken(true, x, as_):
+def taken(true, x, as_, width=None):
     """The network ``as_`` with the tensors of ``true``, whose statistics are those of the images."""
     torch.manual_seed(0)
-    model = network_of(as_)
+    model = network_of(as_, width)
     model.load_state_dict(settled(true, x).state_dict())
     return model.eval()
 
 
-def network(name):
+def network(name, width=None):
     torch.manual_seed(0)
-    return randomized(network_of(name))
+    return randomized(network_of(name, width))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_leaky_relu_is_told():
 )
 def test_strides_elsewhere_are_told(true, as_, name):
     """Also where the network would not be said to fit anyway."""
-    model, x = taken(network(true), pictures(48, 32), as_), pictures(16, 32, seed=1)
+    model, x = taken(network(true, 16), pictures(48, 32), as_, 16), pictures(16, 32, seed=1)
     moments = Moments(graph := trace(model, x[:2]))
     for _ in moments.watch(x):
         pass

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torchvision
 from conftest import FIXTURES, images, needs_fixtures, network_of, randomized
 from test_cli import SIZE, make_checkpoint, make_photos, unexpected
 from test_cli import program as program  # the fixture
@@ -107,11 +106,10 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def small():
-    """torchvision's ResNet of one block per stage and the images that its statistics are of."""
+    """torchvision's ResNet of one block per stage, narrow, and the images that its statistics are of."""
     torch.manual_seed(0)
     x = torch.rand(32, 3, 32, 32).mul(2).sub(0.9)
-    block = torchvision.models.resnet.BasicBlock
-    return torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=10), x
+    return PlannedResNet(Plan((1, 1, 1, 1), stem=(16,), width=16), 10), x
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -129,7 +127,7 @@ def test_a_function_that_is_not_the_files_is_noticed(small, name):
     found = fit(stock.eval(), x)
     assert not found.fits
     with pytest.warns(SResNetWarning, match=rf"do not fit.*first at {found.first.name} .*the architecture") as said:
-        snn = convert(stock, [x], timesteps=2)
+        snn = convert(stock, [x], "s-resnet", timesteps=2)
     assert snn.provenance.check.batchnorm == BatchNormFit(pytest.approx(found.score), found.first.name)
     assert all("\n" not in str(one.message) for one in said)
 
@@ -144,12 +142,12 @@ def test_images_of_another_scale_are_noticed(small, change):
     assert not found.fits and found.first.name == "bn1"
     with warnings.catch_warnings():
         warnings.simplefilter("error", SResNetWarning)
-        convert(model, [x], timesteps=2)  # the right ones are not
+        convert(model, [x], "s-resnet", timesteps=2)  # the right ones are not
 
 
 def test_evaluation_on_images_of_another_scale_is_noticed(small):
     x, labels = small[1], torch.arange(32) % 10
-    snn = convert(settled(copy.deepcopy(small[0]), x), [x], timesteps=2)
+    snn = convert(settled(copy.deepcopy(small[0]), x), [x], "s-resnet", timesteps=2)
     for other, noticed in ((x, False), (x * 1.2 + 0.1, False), (255 * x, True), (x * 0.225 + 0.45, True)):
         notes = s_resnet.evaluate(snn, [(other, labels)], 2).notes
         assert any("another range than the calibration images" in note for note in notes) == noticed
@@ -300,7 +298,7 @@ def test_the_choice_that_fits_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["s_resnet.conversion.alternatives"], "SIZES", (32,))
     torch.manual_seed(0)
     pixels, chosen = torch.rand(16, 3, 32, 32), s_resnet.data.preprocessing_for(32)
-    true = network_of("resnet18-nomaxpool")
+    true = network_of("resnet18-nomaxpool", 16)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (chosen.mean, chosen.std))
     settled(true, (pixels - mean) / std)
     torch.save(true.state_dict(), tmp_path / "net.pth")

@@ -31,8 +31,14 @@ pytestmark = [
 ONE = torch.ones(())
 
 
-def tiny(readout=None, start=0.5, **settings):
-    """Two neuron layers, a shortcut with a weight per channel and a classifier; dyadic, so that every sum is exact."""
+def tiny(readout=None, second=None, **first):
+    """Two neuron layers, a shortcut with a weight per channel and a classifier; dyadic, so that every sum is exact.
+
+    second: the settings of the second layer where they are not those of the first.
+    """
+    neurons = [
+        Neuron(ONE, **{"initial_potential": 0.5, **given}) for given in (first, first if second is None else second)
+    ]
     weights = (
         dyadic(70, 4, 3, 3, 3),
         dyadic(71, 4),
@@ -45,10 +51,10 @@ def tiny(readout=None, start=0.5, **settings):
     nodes = (
         Node("input", Input(), ()),
         Node("stem", Conv2d(stem, stem_bias, padding=(1, 1)), ("input",)),
-        Node("n0", Neuron(ONE, start, **settings), ("stem",)),
+        Node("n0", neurons[0], ("stem",)),
         Node("conv", Conv2d(inner, inner_bias, padding=(1, 1), spiking=SpikingWeights(gain=1.25)), ("n0",)),
         Node("short", Scale(torch.tensor([0.5, 1.0, 0.75, 0.25])), ("n0",)),
-        Node("n1", Neuron(ONE, start, **settings), ("conv", "short")),
+        Node("n1", neurons[1], ("conv", "short")),
         Node("pool", AdaptiveAvgPool2d((1, 1)), ("n1",)),
         Node("flat", Flatten(), ("pool",)),
         Node("fc", Linear(classifier, classifier_bias), ("flat",)),
@@ -59,16 +65,12 @@ def tiny(readout=None, start=0.5, **settings):
 
 X = dyadic(76, 3, 3, 4, 4, scale=8)
 WEIGHTED = Readout(torch.tensor(2.0), weights=torch.tensor([0.25, 0.5, 2.0]), correction=dyadic(77, 5))
-TINY = {
-    "binary": {},
-    "leaky, reset to zero": {"decay": 0.5, "reset": "zero"},
-    "signed": {"spikes": Signed()},
-    "levels, weighted readout": {"spikes": Amplitudes(3), "readout": WEIGHTED},
-    "differential": {"spikes": Differential(2), "start": 0.0},
-    "spikes readout": {"readout": Readout(torch.tensor(2.0), "spikes", 0.25)},
-    "corrected": {"correction": dyadic(78, 2, 4)},  # fewer rows than steps
-    "multi-level firing": {"spikes": MultiThreshold(torch.tensor([1.0, 1.5, 2.5]))},
-}
+SPIKES_READOUT = Readout(torch.tensor(2.0), "spikes", 0.25)
+LEAKY = {"decay": 0.5, "reset": "zero"}
+SIGNED = {"spikes": Signed(), "correction": dyadic(78, 2, 4)}  # fewer rows than steps
+LEVELS = {"spikes": Amplitudes(3)}
+DIFFERENTIAL = {"spikes": Differential(2), "initial_potential": 0.0}
+FIRING_LEVELS = {"spikes": MultiThreshold(torch.tensor([1.0, 1.5, 2.5]))}
 LOADED = """
 import sys
 sys.modules["s_resnet"] = None  # from here on its import fails, wherever it is installed
@@ -113,26 +115,18 @@ def agrees(answers, graph, x, steps):
 # ---- the same answers, to the last bit on dyadic weights ----
 
 
-def joined(*names, **more):
-    """A network with the settings of several cases: a program costs a second, whatever it holds."""
-    return tiny(**{key: value for name in names for key, value in TINY[name].items()}, **more)
-
-
+# Two kinds of neurons in a network where they go together: a program costs a second, whatever it holds.
 CASES = {
-    "binary": (tiny(), X, 3),
-    "leaky, reset to zero, spikes readout": (joined("leaky, reset to zero", "spikes readout"), X, 3),
-    "signed, corrected": (joined("signed", "corrected"), X, 3),
-    "levels, weighted readout": (joined("levels, weighted readout"), X, 3),
-    "differential": (joined("differential"), X, 3),
-    "multi-level firing": (joined("multi-level firing", decay=0.5, reset="zero"), X, 3),
+    "leaky, reset to zero; signed, corrected; spikes readout": (tiny(SPIKES_READOUT, SIGNED, **LEAKY), X, 3),
+    "levels; multi-level firing; weighted readout": (tiny(WEIGHTED, FIRING_LEVELS | LEAKY, **LEVELS), X, 3),
+    "differential": (tiny(**DIFFERENTIAL), X, 3),
     "integers": (quantize_weights(tiny(), Context()), X, 3),
-    # Every schedule, shortcuts and a gated pool.
+    # Every schedule, binary spikes too, shortcuts and a gated pool.
     "mixed": (network(PLANS["mixed"], weighed=True), pictures(), 2),
 }
 LOOPED = {
-    "signed, corrected, many steps": (joined("signed", "corrected"), X, 7),
-    "differential, many steps": (joined("differential"), X, 7),
-    "multi-level firing, spikes readout, many steps": (joined("multi-level firing", "spikes readout"), X, 7),
+    "signed, corrected; multi-level firing; spikes readout": (tiny(SPIKES_READOUT, FIRING_LEVELS, **SIGNED), X, 7),
+    "differential, many steps": (tiny(**DIFFERENTIAL), X, 7),
 }
 TRAINED = ("ms_resnet8", "sew_resnet8")  # sums of currents and of spikes
 

@@ -212,6 +212,19 @@ def test_arithmetic_and_parts(tmp_path):
     same_logits(tmp_path, w.model(w.linear(w.squeeze(x, [2]), 8)))
 
 
+def test_settings_that_exporters_seldom_write(tmp_path):
+    """Pads of some axes, uneven parts, indices from the end, a division toward zero, Gemm with factors."""
+    w = Writer(18)
+    x = w.add("Pad", small(w), w.whole(1, 0, 0, 2), "", w.whole(3, 2))
+    w.nodes.append(helper.make_node("Split", [w.conv(x, 8, 8)], ["a", "b", "c"], name="parts", axis=1, num_outputs=3))
+    x = w.add("Gather", w.add("Concat", "c", "a", "b", axis=1), w.whole(-1, 0, 3, -5, 2), axis=1)
+    x = w.add("GlobalAveragePool", w.add("Max", x, w.weight(np.float32(0)), w.weight(np.float32(-1))))
+    rest = w.add("Add", w.add("Div", w.whole(-7), w.whole(2)), w.whole(2))
+    x = w.add("Reshape", x, w.add("Concat", w.whole(0), rest, axis=0))
+    x = w.add("Gemm", x, w.random(5, CLASSES), w.random(CLASSES), alpha=0.5, beta=2.0)
+    same_logits(tmp_path, w.model(x))
+
+
 def test_the_logits_among_several_outputs(tmp_path):
     w = Writer(13)
     x = w.add("GlobalAveragePool", small(w))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from membrane_cases import ALPHABETS, CASES, FLOATS, SCHEDULED, SHAPES, STEPS, Case, make, run, same
+from membrane_cases import ALPHABETS, CASES, EVERY, FLOATS, SCHEDULED, SHAPES, STEPS, Case, make, run, same
 from torch import library as operators
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -22,28 +22,35 @@ from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.membrane import cuda, reference
 
 needs_compiler = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="no C++ compiler (g++ or $CXX)")
+PARTS = 6  # of the cases; a worker of the tests takes one at a time
 
 
 # ---- the source itself, on the CPU ----
 
 
 @needs_compiler
-@pytest.mark.parametrize("case", [*CASES, *ALPHABETS, *SCHEDULED], ids=str)
-def test_the_source_on_the_cpu_equals_the_reference_bit_for_bit(case):
-    """Every shape with half of the steps, the other half in the next case."""
-    turn = [*CASES, *ALPHABETS, *SCHEDULED].index(case)
-    pairs = itertools.product(enumerate(SHAPES), enumerate(STEPS))
-    taken = [(shape, steps) for (i, shape), (j, steps) in pairs if (i + j + turn) % 2]
-    inputs = [make(case, shape, steps, seed) for seed, (shape, steps) in enumerate(taken)]
-    cuda_on_cpu.kernels([cuda_on_cpu.prepare(*given[:2], Update(**given[2]))[0].instance for given in inputs])
-    fired = total = 0
-    for current, v, options in inputs:
-        got = run(cuda_on_cpu.integrate_and_fire, current, v, options)
-        want = run(reference.integrate_and_fire, current, v, options)
-        assert same(got, want), (current.shape, current.stride())
-        assert all(step.stride() == v.stride() for step in got[0]) and got[1].stride() == v.stride()
-        fired, total = fired + (want[0] != 0).sum(), total + want[0].numel()
-    assert 0.05 < fired / total < 0.95  # both cases are there
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_source_on_the_cpu_equals_the_reference_bit_for_bit(part):
+    """Every case; every shape with half of the steps, the other half in the next case.
+
+    A part is compiled at once: to begin takes as long as five instances do.
+    """
+    inputs = []
+    for turn in range(part, len(EVERY), PARTS):
+        pairs = itertools.product(enumerate(SHAPES), enumerate(STEPS))
+        taken = [(shape, steps) for (i, shape), (j, steps) in pairs if (i + j + turn) % 2]
+        inputs.append([make(EVERY[turn], shape, steps, seed) for seed, (shape, steps) in enumerate(taken)])
+    plans = [cuda_on_cpu.prepare(current, v, Update(**options))[0] for of in inputs for current, v, options in of]
+    cuda_on_cpu.kernels([plan.instance for plan in plans])
+    for case, of in zip(EVERY[part::PARTS], inputs, strict=True):
+        fired = total = 0
+        for current, v, options in of:
+            got = run(cuda_on_cpu.integrate_and_fire, current, v, options)
+            want = run(reference.integrate_and_fire, current, v, options)
+            assert same(got, want), (str(case), current.shape, current.stride())
+            assert all(step.stride() == v.stride() for step in got[0]) and got[1].stride() == v.stride(), str(case)
+            fired, total = fired + (want[0] != 0).sum(), total + want[0].numel()
+        assert 0.05 < fired / total < 0.95, str(case)  # both cases are there
 
 
 @needs_compiler

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from conftest import case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,19 +98,18 @@ def test_an_integer_membrane_cuts_fractions_off(current_type):
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("decay", [1.0, 0.5, 0.25])
-@pytest.mark.parametrize("theta", ["scalar", "one", "channel"])
-@pytest.mark.parametrize(
-    "extra", list(itertools.product((False, True), ("none", "plain", "scalar", "channel"))), ids=str
-)
-def test_every_setting(reset, decay, theta, extra):
-    v, current = dyadic(4, 3, 5, 7), dyadic(5, 7, 3, 5, 7)
-    made = parameters(v)
-    scale = {"scalar": torch.tensor(0.375), "channel": made["shortcut_scale"]}.get(extra[1])
-    shortcut = {} if extra[1] == "none" else {"shortcut": dyadic(6, 7, 3, 5, 7), "shortcut_scale": scale}
-    threshold = {"scalar": torch.tensor(0.75), "one": torch.tensor([1.0]), "channel": made["threshold"]}[theta]
-    bias = made["bias"] if extra[0] else None
-    spikes = agree(current, v, True, threshold=threshold, decay=decay, reset=reset, bias=bias, **shortcut)
-    assert 0 < spikes.mean() < 1
+def test_every_setting(reset, decay):
+    branches = ("none", "plain", "scalar", "channel")
+    for theta, biased, branch in itertools.product(("scalar", "one", "channel"), (False, True), branches):
+        v, current = dyadic(4, 3, 5, 7), dyadic(5, 7, 3, 5, 7)
+        made = parameters(v)
+        scale = {"scalar": torch.tensor(0.375), "channel": made["shortcut_scale"]}.get(branch)
+        shortcut = {} if branch == "none" else {"shortcut": dyadic(6, 7, 3, 5, 7), "shortcut_scale": scale}
+        threshold = {"scalar": torch.tensor(0.75), "one": torch.tensor([1.0]), "channel": made["threshold"]}[theta]
+        bias = made["bias"] if biased else None
+        with case(theta, biased, branch):
+            spikes = agree(current, v, True, threshold=threshold, decay=decay, reset=reset, bias=bias, **shortcut)
+            assert 0 < spikes.mean() < 1
 
 
 # ---- memory layouts and sizes ----
@@ -166,16 +166,15 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("steps", [1, 5])
-@pytest.mark.parametrize("branch", VIEWS)
 @pytest.mark.parametrize("view", VIEWS)
-def test_currents_and_shortcuts_may_lie_anywhere(view, branch, steps):
-    shape = (2, 3, 5, 4)
-    current = VIEWS[view](dyadic(12, steps, *shape))
-    shortcut = VIEWS[branch](numbers(13, torch.uint8, steps, *shape))
-    for layout in (torch.contiguous_format, torch.channels_last):
+def test_currents_and_shortcuts_may_lie_anywhere(view):
+    shape, layouts = (2, 3, 5, 4), (torch.contiguous_format, torch.channels_last)
+    for branch, steps, layout in itertools.product(VIEWS, (1, 5), layouts):
+        current = VIEWS[view](dyadic(12, steps, *shape))
+        shortcut = VIEWS[branch](numbers(13, torch.uint8, steps, *shape))
         v = dyadic(14, *shape).contiguous(memory_format=layout)
-        agree(current, v, True, shortcut=shortcut, spike_dtype=torch.uint8, **parameters(v))
+        with case(branch, steps, layout):
+            agree(current, v, True, shortcut=shortcut, spike_dtype=torch.uint8, **parameters(v))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)

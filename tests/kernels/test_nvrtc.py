@@ -40,7 +40,6 @@ def instances():
     ]
     most = ("true", "EACH", "EACH", "EACH")
     settings = [
-        ("false", "ONE", "EACH", "NONE"),
         ("false", "ONE", "EACH", "EACH"),
         ("false", "ONE", "NONE", "BARE"),
         most,
@@ -48,10 +47,9 @@ def instances():
     found = []
     for (current, branch, spikes, v, width), (leaky, *kinds) in itertools.product(types, settings):
         leaks = "false" if v == "int" else leaky
-        for last, ahead in itertools.product(("true", "false"), ("1", str(cuda.AHEAD))):
-            if (last == "true" and ahead != "1") or (leaky, *kinds) == most:
-                reset = "ZERO" if leaks == "true" else "SUBTRACT"
-                found.append(cuda._instance(current, branch, spikes, v, width, last, leaks, reset, *kinds, ahead))
+        for last in ("true", "false") if (leaky, *kinds) == most else ("true",):
+            ahead, reset = str(cuda.AHEAD), "ZERO" if leaks == "true" else "SUBTRACT"
+            found.append(cuda._instance(current, branch, spikes, v, width, last, leaks, reset, *kinds, ahead))
     for (current, branch, spikes, v, width), rule in itertools.product(types, ("LEVELS", "SIGNED")):
         ahead = str(cuda.AHEAD // 2 if width == "8" else cuda.AHEAD)
         for last in ("true", "false"):

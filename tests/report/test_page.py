@@ -362,6 +362,7 @@ def test_windows_and_alphabets_of_phased_and_signed_networks(pair):
     assert any(amount < 0 for trace in signed["traces"] for row in trace["spikes"] for _, amount in row)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_networks_of_other_layers_are_shown_one_after_the_other(tmp_path):
     other = convert(randomized(CifarResNet(14, num_classes=5, width=4)), [images(16, 8)], timesteps=2)
     named = {"a.snn": small(timesteps=2), "b.snn": other}
@@ -377,6 +378,7 @@ def two_classes(**neuron):
     return build(*layers, classifier=((1.0,), (-1.0,)))
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_where_they_agree_everywhere_it_says_so(tmp_path):
     """Every answer is the first class."""
     found = measure(two_classes(), [(scalar(0.25, 0.5, 0.75), torch.zeros(3, dtype=torch.int64))], 4, network="one.snn")
@@ -405,6 +407,7 @@ def test_figures_that_do_not_exist_or_are_at_their_limit(neuron, image, shows, t
     assert f"<td>{shows}</td>" in text and "inf" not in page.text.split() and "nan" not in page.text.split()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_is_not_known_of_an_integer_network_is_said(tmp_path):
     snn = small("phased", weights="int8")
     found = measure(snn, batches(), 4, network="int8.snn")
@@ -455,6 +458,7 @@ def test_a_trained_network_has_a_page_without_an_ann(tmp_path, arch):
     assert "dense MAC" in said and "Trained for" in said and "Drop from" not in said
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_trained_network_at_another_number_of_steps(tmp_path):
     _, graph = trained("ms_resnet8")
     page, _, entry = written(tmp_path, ("net.snn", graph, 1))
@@ -466,6 +470,7 @@ def test_a_trained_network_at_another_number_of_steps(tmp_path):
     assert f"Drop from T = {T}, trained for" in page.text and "drift" in page.text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_both_roads_beside_each_other(tmp_path):
     """A converted and a trained network on one page: the ANN is the converted one's alone."""
     converted, (_, graph) = small(timesteps=4), trained("ms_resnet8")

@@ -16,6 +16,7 @@ import s_resnet
 
 pytest.importorskip("matplotlib", reason="the extra [report] is not installed")
 pytestmark = [
+    pytest.mark.usefixtures("unrendered"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]

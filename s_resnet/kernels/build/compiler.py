@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
@@ -52,10 +53,13 @@ def _compiler() -> str | None:
 
 
 def _compile(compiler: str, threading: tuple[str, ...], target: Path) -> None:
-    objects = []
-    for name in SOURCES:
-        objects.append(str(target.with_name(f"{name}.o")))
-        _run([compiler, *FLAGS, *threading, "-c", str(HERE / name), "-o", objects[-1]])
+    objects = [str(target.with_name(f"{name}.o")) for name in SOURCES]
+    commands = [
+        [compiler, *FLAGS, *threading, "-c", str(HERE / name), "-o", at]
+        for name, at in zip(SOURCES, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(len(commands)) as at_once:
+        list(at_once.map(_run, commands))
     # Linked without OpenMP: its runtime is torch's, which is loaded already. A second one would fight for the cores.
     _run([compiler, "-shared", *objects, "-o", str(target)])
 
