@@ -6,6 +6,7 @@ import difflib
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     metavar="NAME,NAME,...",
     callback=_names,
     show_default="all that are fitted to few steps",
-    help="Recipes to convert each CHECKPOINT by.",
+    help="Recipes to convert each CHECKPOINT by, ours or those of published methods.",
 )
 @click.option(
     "--latency",
@@ -118,7 +119,7 @@ def compare(asked: Options) -> None:
     \b
     Examples:
       sresnet compare resnet20.th --calibration cifar10:/data --data cifar10:/data -o table.html -o table.tex
-      sresnet compare resnet20.th --calibration cifar10:/data --recipes calibrated,multilevel --latency 8,16
+      sresnet compare resnet20.th --calibration cifar10:/data --recipes calibrated,multilevel,ltb --latency 8,16
       sresnet compare mine.snn theirs.snn --data photos/val --format markdown
     """
     begin(", ".join(map(str, asked.networks)))
@@ -171,7 +172,10 @@ def _compared(asked: Options, recipes: Sequence[s_resnet.Recipe], folder: WorkFo
     measured, notes = measure_all(contenders, test, calibrations(opened, files, asked))
     test.warn()
     found = s_resnet.analysis.compare(measured, missing)
-    return s_resnet.analysis.Comparison(found.images, found.data, found.rows, (*found.notes, *notes))
+    used = [recipe.name for recipe in recipes if any(recipe.name == contender.name for contender in made)]
+    methods = s_resnet.conversion.PUBLISHED
+    references = tuple(f"{name}: {methods[name].citation}" for name in used if name in methods)
+    return replace(found, notes=(*found.notes, *notes), references=references)
 
 
 def _recipes(names: Sequence[str] | None) -> list[s_resnet.Recipe]:
@@ -183,9 +187,9 @@ def _recipes(names: Sequence[str] | None) -> list[s_resnet.Recipe]:
     """
     import s_resnet
 
-    known = s_resnet.RECIPES
     if names is None:
-        return [recipe for recipe in known.values() if recipe.fits]
+        return [recipe for recipe in s_resnet.RECIPES.values() if recipe.fits]
+    known = (*s_resnet.RECIPES, *s_resnet.conversion.PUBLISHED)
     for name in names:
         if name == "auto":
             raise click.BadParameter(
@@ -196,7 +200,7 @@ def _recipes(names: Sequence[str] | None) -> list[s_resnet.Recipe]:
         if near := [] if name in known else difflib.get_close_matches(name, known, 1, 0.8):
             said = f"{name!r} is not one of {', '.join(known)}. Did you mean {near[0]}?"
             raise click.BadParameter(said, param_hint="'--recipes'")
-    return [known[name] for name in names]
+    return [s_resnet.conversion.recipe_named(name) for name in names]
 
 
 def _folder(asked: Options) -> Path:

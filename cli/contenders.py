@@ -15,6 +15,7 @@ from .converted import assumed, left_out, which_weights
 from .inputs import check_checkpoint, open_matched
 from .notes import shown_warnings, warn_left_out
 from .say import say
+from .words import spoken
 from .work_folder import Kept, WorkFolder, digest_of, digest_of_values
 
 if TYPE_CHECKING:
@@ -163,16 +164,17 @@ def plan(
     found: list[Conversion] = []
     missing: list[s_resnet.analysis.Candidate] = []
     for recipe in recipes:
-        waiting = s_resnet.conversion.with_neurons(graph, recipe)
+        try:
+            waiting = s_resnet.conversion.with_neurons(graph, recipe)
+        except s_resnet.errors.ConversionError as error:
+            missing += [_refused(opened, recipe, latency, str(error)) for latency in latencies]
+            continue
         wanted: dict[int, tuple[int, ...]] = {}
         for latency in latencies:
             steps = s_resnet.conversion.timesteps_within(waiting, latency)
             if steps is None:
                 reason = f"not at this latency, as with T = 1 it answers after {waiting.end_to_end_steps(1)} steps"
-                kind = "snn"
-                missing.append(
-                    s_resnet.analysis.Candidate(opened.network, recipe.name, kind, latency=latency, reason=reason)
-                )
+                missing.append(_refused(opened, recipe, latency, reason))
             else:
                 wanted[steps] = (*wanted.get(steps, ()), latency)
         found += _conversions(opened, recipe, wanted)
@@ -207,7 +209,8 @@ def convert(
                 try:
                     s_resnet.save(_converted(one, asked.device), path)
                 except s_resnet.errors.ConversionError as error:
-                    missing += _refused(one, str(error))
+                    late = [latency for some in one.latencies.values() for latency in some]
+                    missing += [_refused(one.opened, one.recipe, latency, str(error)) for latency in late]
                     continue
                 folder.keep_network(one.name, identity)
             found.append(Contender(one.opened.network, one.recipe.name, f"{one.name}-measured", path, one.latencies))
@@ -224,15 +227,12 @@ def _converted(one: Conversion, device: str) -> s_resnet.Graph:
     return snn.with_provenance(**opened.source.origin).with_provenance(source=checkpoint_source(opened.loaded))
 
 
-def _refused(one: Conversion, reason: str) -> Iterator[s_resnet.analysis.Candidate]:
-    """A row for each latency of a conversion that is not possible."""
+def _refused(opened: Opened, recipe: s_resnet.Recipe, latency: int, reason: str) -> s_resnet.analysis.Candidate:
+    """The row of a conversion that is not possible."""
     import s_resnet
 
-    for steps, latencies in one.latencies.items():
-        for latency in latencies:
-            yield s_resnet.analysis.Candidate(
-                one.opened.network, one.recipe.name, "snn", latency=latency, timesteps=steps, reason=reason
-            )
+    said = spoken(reason).removesuffix(".")
+    return s_resnet.analysis.Candidate(opened.network, recipe.name, "snn", latency=latency, reason=said)
 
 
 def from_file(path: Path, snn: s_resnet.Graph, networks: Mapping[str, str], latencies: Sequence[int]) -> Contender:

@@ -106,12 +106,14 @@ class Comparison(Figures):
         data: which ones, in words.
         rows: network by network: the ANN, the spiking networks by latency, the quantized ANNs by levels.
         notes: what about the images or networks is probably not as intended.
+        references: where published methods among the rows are from.
     """
 
     images: int
     data: str
     rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -135,6 +137,7 @@ class Comparison(Figures):
             "data": self.data,
             "rows": [plain(asdict(row)) for row in self.rows],
             "notes": list(self.notes),
+            "references": list(self.references),
         }
 
     def _lines(self) -> Iterator[str]:
@@ -169,6 +172,7 @@ class Comparison(Figures):
         if any(row.fitted is False for row in self.rows):
             yield "! The network was fitted to another T."
         yield from reasons(self.rows)
+        yield from self.references
 
     def table_of(self, network: str, best: str = f"{{}}{BEST}") -> Table:
         """The rows of one network as cells; columns that say nothing are left out.

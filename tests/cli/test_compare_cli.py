@@ -86,10 +86,10 @@ def test_what_was_made_from_something_else_is_made_again(compare):
 def test_networks_are_taken_as_they_are_beside_those_of_their_checkpoint(compare, program):
     settings = ("--calibration", "train", "--calibration-images", 6, "--input-size", SIZE)
     program.works("convert", "tiny.pth", *settings, "--recipe", "multilevel", "--timesteps", 2, "-o", "mine.snn")
-    code, out, err = compare("mine.snn", *ASKED, "--recipes", "multilevel", "--latency", "4", "-o", "out.json")
-    assert code == 0, err
+    code, out, err = compare("mine.snn", *ASKED, "--recipes", "max-norm,multilevel", "--latency", "4", "-o", "out.json")
+    assert code == 0 and "max-norm: Diehl, Neil," in out, err
     found = rows()
-    assert (found["mine.snn", 4]["timesteps"], found["multilevel", 4]["timesteps"]) == (2, 4)
+    assert [found[name, 4]["timesteps"] for name in ("mine.snn", "max-norm", "multilevel")] == [2, 4, 4]
     assert {row["network"] for row in found.values()} == {"tiny"} and ("ANN, 31 levels", None) in found
     code, out, err = compare("mine.snn", "--data", "test", "--latency", "1", "--format", "csv")
     line = out.splitlines()[2].split(",")
