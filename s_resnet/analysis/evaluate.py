@@ -20,6 +20,7 @@ from ..data.arguments import check_batches, check_kind, labeled, probability, wh
 from ..data.intervals import paired_difference
 from ..errors import InvalidData, message
 from ..graph.graph import Graph, check_spiking, count_images
+from ..graph.neuron import Neuron
 from ..runtime.device import find_device, peak_memory, prefetch
 from ..runtime.display import Displayed
 from ..runtime.processes import all_gather, in_lockstep_batches, rank_and_world_size, shared_errors
@@ -203,7 +204,9 @@ class _Tally:
         sizes, logits = _source(self.snn, images)
         logits = logits.flatten(1) if logits.shape[2:] == (1, 1) else logits  # a fully convolutional network gives maps
         self._check(logits, labels)
-        self.neurons = sum(sizes[node.name] for node in self.snn.neurons)
+        self.neurons = sum(
+            sizes[node.name] * node.op.copies for node in self.snn.neurons if isinstance(node.op, Neuron)
+        )
         self.images += count
         choice = logits.argmax(1)
         self.calibrated_on += sum(mark in self.marks for mark in self.seen.add(images, labels, choice))
@@ -303,6 +306,7 @@ class _Tally:
             exit=None if self.settings.early_exit is None else self._exit(exit, self.settings.early_exit, common),
             precision=self.settings.precision,
             alphabet=self.snn.alphabet,
+            copies=self.snn.copies,
             calibrated_on=sum(known),
             trained_for=self.snn.trained_for if self.snn.trained else None,
             data=described_data(loader, sum(part[0] for part in unreadable), (events[0], events[1])),

@@ -24,7 +24,7 @@ class Row(Displayed):
         top1: accuracy.
         top5: accuracy of the first five answers; None below 20 classes.
         agreement: share of images on which the network and its source give the same answer.
-        spikes_per_neuron: spikes per neuron and image, up to T.
+        spikes_per_neuron: spikes per neuron and image, up to T; of several neurons in place of one per each of these.
         drop: the ANN's top-1 minus the network's, positive where the network is worse; None for a directly trained
             network.
         drop_interval: the 95 % interval of the drop.
@@ -101,6 +101,7 @@ class Report(Figures):
         repeated: how many of the images had been counted before; the JSON leaves 0 out.
         fitted_for: the T that the recipe was fitted to; None for a recipe that is not fitted, which the JSON leaves
             out.
+        copies: how many plain neurons stand for each of the source network's; the JSON leaves 1 out.
 
     Raises:
         InvalidData: a share is not between 0 and 1, so something was counted wrong.
@@ -125,6 +126,7 @@ class Report(Figures):
     notes: tuple[str, ...] = ()
     repeated: int = 0
     fitted_for: int | None = None
+    copies: int = 1
 
     def __post_init__(self) -> None:
         for what, share in self._shares():

@@ -39,6 +39,7 @@ from ..graph.ops import (
 )
 from ..graph.readout import Readout, SpikingMaxPool2d
 from ..version import __version__
+from .copies import split_copies
 
 FORMAT, FIRING = 1, 2  # 2 if a neuron has several thresholds, which readers of 1 do not know
 Entry = tuple[dict[str, Any], dict[str, Tensor | None]]  # settings, arrays
@@ -87,7 +88,8 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
     nodes in execution order (name, op, inputs, settings, arrays), what they mean in words (``semantics``), and the
     provenance. Arrays are float32; in an integer network weights are int8, and thresholds, biases, initial potentials,
     corrections and shortcut weights int32. Compensation factors and weights for spiking runs are already in the
-    weights: the file holds the spiking network, not its source. docs/reference/npz.md lists every field and simulates
+    weights: the file holds the spiking network, not its source. Neurons that stand for several are written one by one
+    (:func:`s_resnet.export.split_copies`). docs/reference/npz.md lists every field and simulates
     the file with numpy alone.
 
     Args:
@@ -99,6 +101,7 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
         SResNetError: the file cannot be written.
     """
     check_spiking(snn, "export")
+    snn = split_copies(snn)
     if any(isinstance(node.op, Affine) for node in snn.nodes):
         snn = folded(snn)
     shape = snn.provenance.input_shape

@@ -36,6 +36,7 @@ from ..graph.ops import (
     Slice,
 )
 from ..graph.readout import Readout, SpikingMaxPool2d
+from .copies import split_copies
 from .fold import Shape, affine, as_convolution, is_identity, shape_after, ungrouped
 
 # Operations without a node of their own: they are folded into a convolution next to them.
@@ -74,7 +75,8 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_ma
     constant correction becomes part of a bias. The readers of an addition read its operands instead (convolutions of
     sums of currents, too). A shortcut's gain, zero padding and subsampling become one strided 1x1 convolution (none if
     the gain is 1), average pools a convolution, and pool, flatten, classifier and the readout's scale one convolution
-    whose kernel is the feature map.
+    whose kernel is the feature map. Neurons that stand for several are written one by one
+    (:func:`s_resnet.export.split_copies`).
 
     Args:
         snn: a spiking network.
@@ -97,7 +99,7 @@ def lower(snn: Graph, input_shape: Shape, bare_shortcuts: bool = False, split_ma
         raise ConversionError(message("export", "", "an integer network", expected, remedy))
     if split_maxpool and not any(_splits(snn, node) for node in snn.nodes):
         raise _no_pool()
-    snn = folded(snn).spiking()
+    snn = split_copies(folded(snn)).spiking()
     work = _Lowering(snn, input_shape, bare_shortcuts, split_maxpool)
     for node in snn.nodes:
         work.visit(node)

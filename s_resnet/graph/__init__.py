@@ -1,7 +1,7 @@
 """The Graph: an immutable network of operations, how it runs, and its file."""
 
 from . import ops, provenance
-from .alphabet import Amplitudes, Binary, Differential, MultiThreshold, Signed, Surrogate
+from .alphabet import Amplitudes, Binary, Copies, Differential, MultiThreshold, Signed, Surrogate
 from .artifact import load, save
 from .engine import StreamSettings
 from .graph import Graph, State
@@ -14,6 +14,7 @@ from .shortcuts import Shortcut, scales, shortcuts
 __all__ = [
     "Amplitudes",
     "Binary",
+    "Copies",
     "Differential",
     "Graph",
     "GraphModule",

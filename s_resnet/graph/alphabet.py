@@ -2,12 +2,13 @@
 
 Every alphabet knows its ``amplitudes`` n (a spike is one of 1, 2, ... 2^(n-1) thresholds), whether it is ``signed``
 (it takes back what it has emitted in excess), and ``max_emission``, the most that one step emits: in thresholds, or in
-spikes of multi-threshold firing.
+spikes of multi-threshold firing and of copies.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from ..kernels.surrogate.reference import SURROGATES
 from ..runtime.display import Displayed
 
 MOST = 8  # amplitudes, and thresholds, at most: so that every number of them fits a byte
+COPIES = (3, 7)  # neurons in place of one: 2^n - 1, which kernels have as n amplitudes
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +97,42 @@ class Differential(Displayed):
         return (1 << self.count) - 1
 
 
+@dataclass(frozen=True, repr=False)
+class Copies(Displayed):
+    """n plain neurons in place of one, which send spikes of 0 and 1 and differ in their initial potentials alone.
+
+    Each has n times the threshold theta of this layer, resets by subtraction, receives the same currents, and starts at
+    ``(p + i) theta``, with p the initial potential of the layer and i = 0 ... n - 1. Their membranes stay theta apart,
+    so the lowest is that of one neuron of threshold theta which emits up to n thresholds per step, and as many of them
+    fire as it emits. Over constant input this is Hermite's identity, ``sum_i floor(x + (i + 1/2) / n) =
+    floor(n x + 1/2)``. The layer is run as that one neuron; its spikes are those of all n, each worth theta, and so is
+    its cost (:mod:`s_resnet.analysis.cost.layers`). :func:`s_resnet.export.split_copies` writes all n.
+
+    Attributes:
+        count: n, 3 or 7.
+
+    Source: the fission of neurons, Adaptive Fission (NeurIPS 2025), there for the most sensitive neurons alone.
+    """
+
+    count: int
+    signed: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count not in COPIES:
+            expected = " or ".join(map(str, COPIES))
+            raise InvalidData(message("neuron", "copies", self.count, expected, "Use one of these, or Binary() for 1"))
+
+    @property
+    def amplitudes(self) -> int:
+        """As many as kernels need to emit 0 to n thresholds."""
+        return self.count.bit_length()
+
+    @property
+    def max_emission(self) -> int:
+        """n spikes, one of each neuron."""
+        return self.count
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class MultiThreshold(Displayed):
     """K membranes integrate the same current; each fires and resets by itself, and the sum of their spikes goes on.
@@ -123,8 +161,34 @@ class MultiThreshold(Displayed):
         return len(self.thresholds)
 
 
-Spikes = Binary | Signed | Amplitudes | Differential | MultiThreshold
-SPIKES = (Binary, Signed, Amplitudes, Differential, MultiThreshold)
+Spikes = Binary | Signed | Amplitudes | Differential | MultiThreshold | Copies
+SPIKES = (Binary, Signed, Amplitudes, Differential, MultiThreshold, Copies)
+
+
+def in_words(layers: Iterable[Spikes]) -> str:
+    """What all layers of a network send: ``"binary"``, ``"signed"``, or what more there is, ``"signed, 4 levels"``.
+
+    Of multi-threshold firing ``"3 firing levels"``; of copies ``"binary, 3 neurons for each"``.
+    """
+    found = tuple(layers)
+    differential = any(isinstance(spikes, Differential) for spikes in found)
+    levels = max((spikes.amplitudes for spikes in found if not isinstance(spikes, Copies)), default=1)
+    words = ["signed"] if differential or any(spikes.signed for spikes in found) else []
+    words += [f"{levels} levels"] if levels > 1 else []
+    words += [f"{spikes.max_emission} firing levels" for spikes in found if isinstance(spikes, MultiThreshold)][:1]
+    words += ["differential"] if differential else []
+    copies = max((copies_of(spikes) for spikes in found), default=1)
+    return ", ".join([*(words or ["binary"]), *([for_each(copies)] if copies > 1 else [])])
+
+
+def copies_of(spikes: Spikes) -> int:
+    """How many neurons stand for one."""
+    return spikes.count if isinstance(spikes, Copies) else 1
+
+
+def for_each(copies: int) -> str:
+    """That in words."""
+    return f"{copies} neurons for each"
 
 
 def power_of_two(amplitudes: int, signed: bool = False) -> Binary | Signed | Amplitudes:

@@ -25,7 +25,7 @@ from .parts import settings
 from .provenance import Provenance
 from .shapes import image_of, shapes
 
-FORMAT = 7  # what earlier ones lacked: s_resnet/graph/formats.py
+FORMAT = 8  # what earlier ones lacked: s_resnet/graph/formats.py
 _KEY = "s_resnet"
 LARGEST = 2**32  # bytes of a file
 LONGEST = 2**25  # letters of its JSON, which unfolds to twenty times as much

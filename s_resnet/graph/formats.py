@@ -3,7 +3,7 @@
 1: the networks of the first recipes. 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what
 spiking runs alone use. 4: that also for shortcuts. 5: neurons that were trained. 6: what belongs together is a
 part with its kind: a neuron's alphabet and gradient, what spiking runs use, whole numbers. Before, all were settings
-and tensors of the operation. 7: limits of ReLUs and neurons.
+and tensors of the operation. 7: limits of ReLUs and neurons. 8: several neurons in place of one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Held = dict[str, Tensor]
 
 
 def upgraded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Held]:
-    """The header and the tensors of a file of format 1 to 6 in format 7.
+    """The header and the tensors of a file of format 1 to 7 in format 8.
 
     It moves and renames, and checks what it looks at; the rest is for whoever reads the present format.
 
@@ -33,8 +33,10 @@ def upgraded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[
         change = _CHANGES.get(entry["op"]) if header["format"] < 6 else None
         settings = dict(entry["settings"])
         settings = settings if change is None else change(entry["name"], settings, held)
-        if "limit" in settings or f"{entry['name']}/limit" in held:
+        if header["format"] < 7 and ("limit" in settings or f"{entry['name']}/limit" in held):
             raise _invalid(entry["name"], "limit", "a limit, of a later format", "none")
+        if (settings.get("spikes") or {}).get("kind") == "Copies":
+            raise _invalid(entry["name"], "spikes", "copies, of a later format", "none")
         nodes.append({**entry, "settings": settings})
     return {**header, "nodes": nodes}, held
 

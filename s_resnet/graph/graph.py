@@ -15,7 +15,7 @@ from ..data.arguments import as_maps, check_kind, whole_number
 from ..errors import ConversionError, InvalidData, message
 from ..runtime.display import Displayed, Table
 from . import engine, forms, network_table, validate
-from .alphabet import Differential, MultiThreshold
+from .alphabet import in_words
 from .inputs import check_shown, check_simulated, finite_answers, marked, presented
 from .neuron import Memory, Neuron
 from .ops import Input, Node, Op
@@ -178,16 +178,14 @@ class Graph(Displayed):
     def alphabet(self) -> str:
         """What its neurons send: ``"binary"``, ``"signed"``, or levels such as ``"signed, 4 levels"``.
 
-        Of multi-level firing ``"3 firing levels"``.
+        Of multi-level firing ``"3 firing levels"``; of copies of neurons ``"binary, 3 neurons for each"``.
         """
-        ops = [node.op for node in self.nodes if isinstance(node.op, Neuron)]
-        differential = any(isinstance(op.spikes, Differential) for op in ops)
-        amplitudes = max((op.spikes.amplitudes for op in ops), default=1)
-        words = ["signed"] if differential or any(op.spikes.signed for op in ops) else []
-        words += [f"{amplitudes} levels"] if amplitudes > 1 else []
-        words += [f"{op.max_emission} firing levels" for op in ops if isinstance(op.spikes, MultiThreshold)][:1]
-        words += ["differential"] if differential else []
-        return ", ".join(words) or "binary"
+        return in_words(node.op.spikes for node in self.nodes if isinstance(node.op, Neuron))
+
+    @property
+    def copies(self) -> int:
+        """How many plain neurons stand for each, at most; 1 usually."""
+        return max((node.op.copies for node in self.nodes if isinstance(node.op, Neuron)), default=1)
 
     @property
     def is_integer(self) -> bool:

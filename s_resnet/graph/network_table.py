@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..runtime.display import Table
 from . import shortcuts
-from .alphabet import Differential, Surrogate
+from .alphabet import Differential, Surrogate, for_each
 from .neuron import Neuron
 from .ops import SYNAPSES, Node, Op, ReLU
 
@@ -140,7 +140,8 @@ def _kind(op: Op) -> str:
         return f" ({limit[0]})" if limit else ""
     words = [op.schedule] if op.waits else []
     words += ["signed"] if op.spikes.signed else []
-    words += [f"{op.spikes.amplitudes} levels"] if op.spikes.amplitudes > 1 else []
+    words += [f"{op.spikes.amplitudes} levels"] if op.spikes.amplitudes > 1 and op.copies == 1 else []
+    words += [for_each(op.copies)] if op.copies > 1 else []
     words += ["differential"] if isinstance(op.spikes, Differential) else []
     if op.surrogate is not None:  # directly trained
         words += [f"decay {op.decay:g}", "reset to zero" if op.reset == "zero" else "reset by subtraction"]

@@ -22,7 +22,18 @@ from ..kernels.membrane import differential
 from ..kernels.membrane.update import SCHEDULES, delay
 from ..kernels.surrogate.qcfs import qcfs
 from ..runtime.display import Displayed
-from .alphabet import SPIKES, Amplitudes, Binary, Differential, MultiThreshold, Signed, Spikes, Surrogate
+from .alphabet import (
+    SPIKES,
+    Amplitudes,
+    Binary,
+    Copies,
+    Differential,
+    MultiThreshold,
+    Signed,
+    Spikes,
+    Surrogate,
+    copies_of,
+)
 from .execution import FASTEST, Execution, delayed, terms, total
 from .ops import rectified
 
@@ -120,8 +131,9 @@ class Neuron(Displayed):
                 raise _invalid("threshold", f"{list(self.threshold.shape)} for several", "one number, the first")
         if self.integer is not None and not self.binary:
             raise _invalid("integer", f"whole numbers for {self.alphabet} spikes", "spikes in {0, 1}")
-        if self.decay != 1 and (self.integer is not None or self.waits or isinstance(self.spikes, Differential)):
-            got = f"{self.decay} for a neuron that waits, sends means or counts in whole numbers"
+        exact = isinstance(self.spikes, Differential | Copies)
+        if self.decay != 1 and (self.integer is not None or self.waits or exact):
+            got = f"{self.decay} for a neuron that waits, sends means, counts in whole numbers or has copies"
             raise _invalid("decay", got, "1")
         own = self.surrogate is not None or self.quantization_levels
         if self.limit is not None and (own or isinstance(self.spikes, Differential)):
@@ -137,6 +149,11 @@ class Neuron(Displayed):
     def thresholds(self) -> tuple[Tensor, ...]:
         """Those of its membranes: K of several, else the one."""
         return tuple(self.spikes.thresholds) if isinstance(self.spikes, MultiThreshold) else (self.threshold,)
+
+    @property
+    def copies(self) -> int:
+        """How many plain neurons it stands for: 1, or those of :class:`s_resnet.graph.Copies`."""
+        return copies_of(self.spikes)
 
     @property
     def binary(self) -> bool:
@@ -156,7 +173,7 @@ class Neuron(Displayed):
 
     @property
     def alphabet(self) -> str:
-        """What it sends, in words: ``"binary"``, ``"signed"``, ``"signed 2-level"``, ``"differential"``..."""
+        """What it sends, in words: ``"binary"``, ``"signed"``, ``"signed 2-level"``, ``"binary 3-copy"``..."""
         match self.spikes:
             case Binary():
                 return "binary"
@@ -168,6 +185,8 @@ class Neuron(Displayed):
                 return "differential"
             case MultiThreshold(thresholds):
                 return f"{len(thresholds)}-threshold"
+            case Copies(count):
+                return f"binary {count}-copy"
 
     @property
     def emits_unit_spikes(self) -> bool:
@@ -259,8 +278,13 @@ class Neuron(Displayed):
             return self._advance_differential(total(inputs, shortcut, bias, v.dtype), memory, how)
         current, branch, scale = terms(inputs, shortcut, v)
         emitted = memory[1] if self.spikes.signed else None
-        update = self._update(how, v, bias=bias, shortcut=branch, shortcut_scale=scale, emitted=emitted)
+        several = isinstance(self.spikes, Copies)
+        # Kernels count a spike for each power of two that a neuron emits; copies send one for each threshold.
+        counted = replace(how, counts=None) if several else how
+        update = self._update(counted, v, bias=bias, shortcut=branch, shortcut_scale=scale, emitted=emitted)
         spikes, after = how.compute(current, v, update)
+        if several and how.counts is not None:
+            how.counts.add_(spikes.flatten(2).sum(2, dtype=torch.int32))
         return spikes, (after,) if update.emitted_after is None else (after, update.emitted_after)
 
     def _update(self, how: Execution, v: Tensor, **given: Tensor | None) -> Update:

@@ -14,7 +14,7 @@ from ..errors import InvalidData, message
 from ..kernels.membrane.update import SCHEDULES
 from ..kernels.surrogate.reference import SURROGATES
 from . import forms
-from .alphabet import MOST, SPIKES, Amplitudes, Binary, Differential, MultiThreshold, Signed, Surrogate
+from .alphabet import COPIES, MOST, SPIKES, Amplitudes, Binary, Copies, Differential, MultiThreshold, Signed, Surrogate
 from .neuron import IntegerNeuron, Neuron
 from .ops import (
     LARGEST_PIXEL,
@@ -254,6 +254,7 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
     Signed: {},
     Amplitudes: {"count": _whole(2, MOST), "signed": _FLAG},
     Differential: {"count": _whole(1, MOST)},
+    Copies: {"count": _Rule(" or ".join(map(str, COPIES)), lambda value: _is_whole(value, 1) and value in COPIES)},
     MultiThreshold: {"thresholds": _floats(1, least=_POSITIVE)},
     Surrogate: {"shape": _choice(*SURROGATES), "width": _number(_POSITIVE), "detach_reset": _FLAG},
     Readout: {

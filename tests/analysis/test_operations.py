@@ -16,8 +16,9 @@ from s_resnet.analysis import count_operations, energy
 from s_resnet.analysis.cost.fan_out import synapses
 from s_resnet.conversion import Context, passes
 from s_resnet.errors import InvalidData
+from s_resnet.export import split_copies
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d, StreamSettings
-from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
+from s_resnet.graph.alphabet import Amplitudes, Copies, Differential, Signed
 from s_resnet.graph.ops import (
     AdaptiveAvgPool2d,
     Add,
@@ -286,6 +287,54 @@ def test_every_spike_and_every_synapse(body, alphabet):
     graph = network(*BODIES[body], **ALPHABETS[alphabet])
     louder = 4 if "levels" in alphabet else 1
     same(graph, [grid(2, seed=3) * louder, grid(1, seed=4)])
+
+
+# ---- several neurons in place of one: the network in which all of them are there ----
+
+
+def each_by_itself(node, values, expanded):
+    """Synaptic events of a value of the expanded network: of every spike of every copy, or one where it is not 0."""
+    count = 0
+    for name in node.inputs:
+        source = name
+        while isinstance(expanded[source].op, Flatten | Pad | Slice):
+            source = expanded[source].inputs[0]
+        if name in expanded.static or in_place(expanded, name, node):
+            continue
+        many = reached(node.op, values[name].shape[2:], values[node.name].shape[2:])
+        summed = isinstance(expanded[source].op, Add | SpikingMaxPool2d) and not name.startswith("add")
+        for place, n in many.items():
+            sent = values[name][(slice(None), slice(None), *place)]
+            count += n * int(sent.sum() if summed else (sent != 0).sum())
+    return count
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_copies_cost_what_the_network_of_all_plain_neurons_costs(body):
+    graph, x = network(*BODIES[body], spikes=Copies(3)), grid(2, seed=3) * 3
+    expanded = split_copies(graph)
+    values, compact = trains(expanded, x, T), trains(graph, x, T)
+    assert torch.equal(values["fc"], compact["fc"]) and {0.0, 1.0, 2.0, 3.0} <= set(compact["n0"].unique().tolist())
+    operations, whole = count_operations(graph, [x], T), count_operations(expanded, [x], T)
+    for layer in operations.layers:
+        own = [n for n in expanded.nodes if n.name == layer.name or n.name.startswith(f"{layer.name}.copy")]
+        own = [n for n in own if not (layer.op == "Neuron" and isinstance(n.op, Add))]  # whose readers form that sum
+        assert layer.copies == len(own) == (3 if layer.op == "Neuron" or len(own) > 1 else 1)
+        if layer.op == "Neuron":
+            neurons = sum(values[n.name][0, 0].numel() for n in own)
+            assert neurons == layer.state == layer.updates / T == 3 * layer.outputs
+            spikes = sum(int(values[n.name].sum()) for n in own) / len(x)
+            assert (layer.spikes, layer.traffic.spike_bits_written) == (spikes, spikes * (neurons - 1).bit_length())
+        if layer.op in ("Conv2d", "Linear", "Scale", "AvgPool2d", "AdaptiveAvgPool2d", "Neuron"):
+            events = sum(each_by_itself(n, values, expanded) for n in own) / len(x)
+            assert layer.name in graph.static or layer.traffic.sum_reads == events
+            assert layer.name in graph.static or events in (layer.acs, layer.macs)
+    for name in ("spikes", "acs", "macs", "updates", "additions", "state"):
+        assert getattr(operations.total, name) == getattr(whole.total, name), name
+    for name in ("weight_reads", "sum_reads", "state_reads", "value_reads"):
+        assert getattr(operations.total.traffic, name) == getattr(whole.total.traffic, name), name
+    assert energy(operations).snn_int8.synapses == energy(whole).snn_int8.synapses
+    assert operations.alphabet == "binary, 3 neurons for each" and operations.most == 3
 
 
 @pytest.mark.parametrize("schedule", ["streaming", "lagged", "phased"])

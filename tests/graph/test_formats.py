@@ -15,7 +15,7 @@ STEPS = 6
 
 
 def test_every_earlier_format_has_a_file():
-    assert {path.stem[: len("format1")] for path in FILES} == {f"format{version}" for version in range(1, 7)}
+    assert {path.stem[: len("format1")] for path in FILES} == {f"format{version}" for version in range(1, 8)}
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -86,6 +86,22 @@ SYNAPSES = {
 
 def fires(tensors, thresholds):
     tensors["relu1/firing"] = torch.tensor(thresholds)
+
+
+def test_copies_in_a_file_of_a_format_without_them_are_refused(tmp_path):
+    (file,) = (path for path in FILES if path.stem == "format7_limit")
+    header, tensors = mutations.unsealed(file.read_bytes())
+    path = tmp_path / "edited.snn"
+    (settings,) = (node["settings"] for node in header["nodes"] if node["name"] == "relu1")
+    del tensors["relu1/limit"]
+    for format, count, fits in ((8, 3, True), (7, 3, False), (8, 2, False), (8, True, False), (8, 2**40, False)):
+        settings["spikes"] = {"kind": "Copies", "count": count}
+        path.write_bytes(mutations.sealed({**header, "format": format}, tensors))
+        if fits:
+            assert s_resnet.load(path).copies == 3
+            continue
+        with pytest.raises(InvalidArtifact, match="damaged or edited"):
+            s_resnet.load(path)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from s_resnet.graph import Graph, Neuron, Node, Readout, ops
 from s_resnet.graph.alphabet import (
     Amplitudes,
     Binary,
+    Copies,
     Differential,
     MultiThreshold,
     Signed,
@@ -29,6 +30,7 @@ ALPHABETS = {
     "differential": Differential(),
     "differential amplitudes": Differential(3),
     "thresholds": MultiThreshold(torch.tensor([0.5, 1.0, 1.75])),
+    "copies": Copies(7),
 }
 SINGLE = ("binary", "thresholds")  # what may be reset to zero
 TIMESTEPS = 6
@@ -59,7 +61,7 @@ def variants():
         waits = schedule != "streaming"
         if (reset == "zero" and name not in SINGLE) or (waits and name == "thresholds"):
             continue
-        leaks = () if waits or name.startswith("differential") else (0.5,)
+        leaks = () if waits or name.startswith(("differential", "copies")) else (0.5,)
         for decay, surrogate in itertools.product((1.0, *leaks), (None, Surrogate("arctan", 2.0, False))):
             neuron = Neuron(torch.tensor(0.5), 0.25, reset, decay, schedule, spikes, surrogate=surrogate)
             label = f"{name}, {schedule}, {reset}, {decay}{', trained' if surrogate else ''}"
@@ -119,6 +121,8 @@ ILLEGAL = {
     "amplitudes, reset to zero": {"spikes": Amplitudes(2), "reset": "zero"},
     "means, reset to zero": {"spikes": Differential(), "reset": "zero"},
     "means with a decay": {"spikes": Differential(), "decay": 0.5},
+    "copies with a decay": {"spikes": Copies(3), "decay": 0.5},
+    "copies, reset to zero": {"spikes": Copies(3), "reset": "zero"},
     "a wait with a decay": {"schedule": "phased", "decay": 0.5},
     "thresholds that wait": {"spikes": ALPHABETS["thresholds"], "schedule": "lagged"},
     "thresholds by channel": {"spikes": ALPHABETS["thresholds"], "threshold": torch.ones(3)},
@@ -137,6 +141,9 @@ def test_what_no_kernel_has_cannot_be_built(name):
 PARTS = {
     "one amplitude": lambda: Amplitudes(1),
     "nine amplitudes": lambda: Amplitudes(9),
+    "two copies": lambda: Copies(2),
+    "true copies": lambda: Copies(True),
+    "copies in a text": lambda: Copies("3"),
     "half an amplitude": lambda: Amplitudes(2.5),
     "true amplitudes": lambda: power_of_two(True),
     "a sign of one": lambda: Amplitudes(2, 1),

@@ -285,8 +285,8 @@ def energy(operations: Operations, constants: Constants = CONSTANTS) -> Energy:
 
 
 def _sum_access(layer: LayerOperations, c: Constants) -> float:
-    """pJ to read or write a sum of 4 bytes."""
-    return 4 * _per_byte(layer.outputs * 4, c)
+    """pJ to read or write a sum of 4 bytes, of which each copy of a neuron has its own."""
+    return 4 * _per_byte(layer.outputs * layer.copies * 4, c)
 
 
 def _image_bytes(operations: Operations) -> Mapping[str, float]:

@@ -18,6 +18,12 @@ The counting model, for one image and T steps:
 * ``additions``: one for each neuron and step, for everything constant: the current of the stem, biases and corrections
   together; and, once, the additions and comparisons of pools and sums before the first neuron.
 
+Where n plain neurons stand for one (:class:`s_resnet.graph.Copies`), all n are there: each receives every current by
+synapses of its own, is updated and has its constants added, and its spikes are sent one by one, under addresses of all
+n. So a spike counts at each of the n copies of every neuron it reaches, n times in each synapse, pool or sum that these
+copies alone read in place. The copies of a layer share its weights and what is computed once from the images; pools and
+the classifier read the spikes of all copies.
+
 Traffic is event-driven and without reuse: each synaptic event fetches its weight; each update reads and writes all of a
 neuron's state; each neuron reads the constant current of a stem at each step; spikes are address events, written
 once and read once by each reader. Some chips form the sum of a neuron's currents not in a register, as assumed for the
@@ -128,6 +134,8 @@ class LayerOperations(Displayed):
         additions: additions of constants.
         traffic: what is moved.
         ann: what the source network computes here.
+        copies: how many times each value is formed, for as many neurons in place of one; ``outputs`` leaves it out, all
+            else holds it.
     """
 
     name: str
@@ -143,6 +151,7 @@ class LayerOperations(Displayed):
     additions: float
     traffic: Traffic
     ann: SourceOperations
+    copies: int = 1
 
 
 class _Tally:
@@ -192,18 +201,19 @@ class OperationCounter:
         else:
             self._spiking(node, tally)
         means = {name: value / self.images for name, value in vars(tally).items()}
-        op = node.op
+        op, copies = node.op, self.flow.copies(node)
         tensors = [op.weight, op.bias] if isinstance(op, Conv2d | Linear) else []
         return LayerOperations(
             name=node.name,
             op=type(op).__name__,
             inputs=sum(self.size(name) for name in node.inputs),
             outputs=self.size(node.name),
-            state=self._words(node) * self.size(node.name),
+            state=self._words(node) * self.size(node.name) * copies,
             parameters=sum(tensor.numel() for tensor in tensors if tensor is not None),
             **{name: means.pop(name) for name in ("spikes", "acs", "macs", "updates", "additions")},
             traffic=Traffic(**means),
             ann=self._source(node),
+            copies=copies,
         )
 
     def _once(self, node: Node, tally: _Tally) -> None:
@@ -222,7 +232,7 @@ class OperationCounter:
 
     def _spiking(self, node: Node, tally: _Tally) -> None:
         """Count what T steps cost."""
-        op, every = node.op, self.images * self.timesteps * self.size(node.name)
+        op, every = node.op, self.images * self.timesteps * self.size(node.name) * self.flow.copies(node)
         pooled = isinstance(op, MaxPool2d) and node.name in self.flow.alphabet  # pools spikes without a gate
         if isinstance(op, MaxPool2d) and not pooled:  # changing currents, as under Poisson coding: all windows
             tally.additions = tally.value_reads = self.images * self.timesteps * self._synapses(node)
@@ -252,11 +262,12 @@ class OperationCounter:
         return isinstance(node.op, Add) and node.name in self.flow.alphabet
 
     def _arrivals(self, node: Node, tally: _Tally) -> None:
+        copies = self.flow.copies(node)
         for name in node.inputs:
             if name in self.flow.constant or self.flow.free(name, node):
                 continue
-            spikes, seen = name in self.flow.alphabet, int(self.positions(name).sum())
-            tally.events(self.reached(node, name), not spikes, isinstance(node.op, Conv2d | Linear | Scale))
+            spikes, seen = name in self.flow.alphabet, int(self.positions(name).sum()) * copies
+            tally.events(self.reached(node, name) * copies, not spikes, isinstance(node.op, Conv2d | Linear | Scale))
             if spikes:
                 tally.spike_bits_read += seen * self.flow.bits(name, self.size(name))
             else:

@@ -56,7 +56,8 @@ class Operations(Figures):
         """The sum over the layers."""
 
         def add(parts: list[Any]) -> dict[str, Any]:
-            names = [f.name for f in fields(parts[0]) if f.name not in ("name", "op", "traffic", "ann", "from_image")]
+            others = ("name", "op", "traffic", "ann", "from_image", "copies")
+            names = [f.name for f in fields(parts[0]) if f.name not in others]
             return {name: sum(getattr(part, name) for part in parts) for name in names}
 
         layers = list(self.layers)

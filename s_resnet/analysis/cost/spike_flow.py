@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidData, message
-from ...graph.alphabet import Differential, MultiThreshold
+from ...graph.alphabet import Copies, Differential, MultiThreshold
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import (
@@ -39,7 +39,7 @@ class SpikeFlow:
         graph: the network.
         constant: nodes whose value is the same at every step, under a constant input current.
         alphabet: nodes that carry spikes, with the neurons whose alphabet they have. Everything else is graded.
-        units: those of them that carry numbers of spikes of amplitude 1: multi-threshold firing, and sums of trained
+        units: those of them that carry numbers of spikes of amplitude 1: multi-threshold firing, copies, and sums of
             neurons' spikes. All of these are sent one by one, since a synapse treats them alike.
         keepers: nodes that keep the running mean of what differential neurons send them.
 
@@ -93,7 +93,7 @@ class SpikeFlow:
     def _counts(self, node: Node) -> bool:
         """Whether a value is a number of spikes, 0 or more."""
         if isinstance(node.op, Neuron):
-            return isinstance(node.op.spikes, MultiThreshold)
+            return isinstance(node.op.spikes, MultiThreshold | Copies)
         summed = isinstance(node.op, Add) and node.name in self.alphabet
         return summed or (node.name in self.alphabet and node.inputs[0] in self.units)
 
@@ -109,6 +109,13 @@ class SpikeFlow:
         summed = isinstance(self.graph[name].op, _SUMMED) and isinstance(reader.op, _SUMS)
         return summed and self.graph.users[name] == (reader.name,)
 
+    def copies(self, node: Node) -> int:
+        """How many times a value is formed: once for each copy of the neurons that alone read it in place."""
+        if isinstance(node.op, Neuron):
+            return node.op.copies
+        readers = [self.graph[name] for name in self.graph.users[node.name]]
+        return self.copies(readers[0]) if readers and self.free(node.name, readers[0]) else 1
+
     def has_bias(self, node: Node) -> bool:
         """Whether the node's operation adds a bias."""
         return isinstance(node.op, Conv2d | Linear) and node.op.bias is not None and bool(node.op.bias.any())
@@ -118,10 +125,11 @@ class SpikeFlow:
         return all(isinstance(self.graph[user].op, Neuron | Readout) for user in self.graph.users[name])
 
     def bits(self, name: str, size: int) -> int:
-        """Bits of an address event: which of ``size`` neurons fired, with which sign and amplitude."""
+        """Bits of an address event: which of ``size`` neurons, or of their copies, fired, with which sign and level."""
         op = self.alphabet[name]
         sign = op.spikes.signed or isinstance(op.spikes, Differential)
-        return (size - 1).bit_length() + int(sign) + (op.spikes.amplitudes - 1).bit_length()
+        levels = op.spikes.amplitudes if op.copies == 1 else 1
+        return (size * op.copies - 1).bit_length() + int(sign) + (levels - 1).bit_length()
 
 
 class SpikeCounter:

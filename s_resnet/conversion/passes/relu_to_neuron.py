@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConversionError, message
-from ...graph.alphabet import Differential, power_of_two
+from ...graph.alphabet import Copies, Differential, Spikes, power_of_two
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import QCFS, Add, Node, ReLU
@@ -31,6 +31,8 @@ class NeuronSettings(TypedDict, total=False):
         spikes: ``"unsigned"``, the default; ``"signed"``, for neurons that take back what they sent too early; or
             ``"differential"``, for neurons that send changes of their mean.
         amplitudes: how many amplitudes 1, 2, 4, ... a spike may have; by default 1.
+        copies: how many plain neurons stand for each: 1, the default, or 3 or 7, which differ in their initial
+            potentials alone (:class:`s_resnet.graph.Copies`).
     """
 
     initial_potential: float
@@ -38,6 +40,7 @@ class NeuronSettings(TypedDict, total=False):
     schedule: str
     spikes: str
     amplitudes: int
+    copies: int
 
 
 def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSettings]) -> Graph:
@@ -106,9 +109,19 @@ def neuron_like(settings: NeuronSettings) -> Neuron:
     if spikes not in SPIKES:
         expected, remedy = f"one of {', '.join(SPIKES)}", "Set one of these in the recipe"
         raise ConversionError(message("relu_to_neuron", "", f"spikes={spikes!r}", expected, remedy))
-    count = settings.get("amplitudes", 1)
-    alphabet = Differential(count) if spikes == "differential" else power_of_two(count, spikes == "signed")
-    return Neuron(torch.ones(()), start, reset, schedule=settings.get("schedule", "streaming"), spikes=alphabet)
+    schedule = settings.get("schedule", "streaming")
+    return Neuron(torch.ones(()), start, reset, schedule=schedule, spikes=_alphabet(spikes, settings))
+
+
+def _alphabet(spikes: str, settings: NeuronSettings) -> Spikes:
+    count, copies = settings.get("amplitudes", 1), settings.get("copies", 1)
+    if copies == 1 and not isinstance(copies, bool):
+        return Differential(count) if spikes == "differential" else power_of_two(count, spikes == "signed")
+    if spikes != "unsigned" or count != 1:
+        got, expected = f"copies={copies} of neurons with {spikes} spikes of {count} amplitudes", "plain neurons"
+        remedy = "Set copies, or spikes and amplitudes"
+        raise ConversionError(message("relu_to_neuron", "", got, expected, remedy))
+    return Copies(copies)
 
 
 def _scale(node: Node, context: Context, device: torch.device) -> Tensor:
