@@ -77,7 +77,7 @@ NETWORKS = {
     ),
     "resnet50": Network("resnet50-cifar10-64px.pth", 64, "jpeg-train", ((JPEG, 1000), (JPEG, 500)), (8, 16, 32)),
 }
-NAMES = ("calibrated", "calibrated+reconstruct", "calibrated-constant", "calibrated-lagged")
+NAMES = ("calibrated", "calibrated+reconstruct", "calibrated-constant", "calibrated-fission", "calibrated-lagged")
 NAMES += ("calibrated-lagged+reconstruct", "phased", "phased+reconstruct", "signed", "signed+reconstruct", "multilevel")
 RECIPES = {name: f"--recipe {name.replace('+', ' --')}" for name in (*NAMES, "s-resnet")}  # options of convert
 
