@@ -31,6 +31,7 @@ RECIPES = (
     "s-resnet-released",
     "calibrated",
     "calibrated-constant",
+    "calibrated-fission",
     "calibrated-lagged",
     "phased",
     "signed",
