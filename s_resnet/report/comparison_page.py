@@ -77,6 +77,7 @@ def comparison_page(found: Comparison, command: str) -> str:
             sections=[_section(found, network) for network in found.networks],
             svg=Markup,
             name=NAME,
+            beside_ann=any(row.kind == ANN for row in found.rows),
             style=Markup(style),
             version=__version__,
             command=command,
