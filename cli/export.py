@@ -108,7 +108,7 @@ def export(asked: Options) -> None:
     with reset by subtraction, v(0) and the readout in its metadata. If the format cannot express a node, the export is
     refused and the node named. torch is a torch.export program (.pt2) of the T-step network: images in, logits out,
     without this package. npz is plain arrays and a JSON graph, for chip code; a network converted with --weights int8
-    is written in whole numbers.
+    is written in whole numbers. Where several plain neurons stand for each, nir and npz have all of them.
 
     --verify runs T steps in the engine and here, on the same images, and counts per layer the spikes that only one of
     the two has. Where float32 rounding decided a spike, they are counted again in float64.
@@ -139,7 +139,8 @@ def export(asked: Options) -> None:
     # Opened first: what cannot be compared need not be written.
     found = find_images(snn, path, asked) if asked.engine else None
     FORMATS[asked.form](snn, timesteps, asked)
-    say(f"{asked.output}: {len(snn.neurons)} neuron layers, {asked.output.stat().st_size / 1e6:.1f} MB")
+    copies = f", {snn.copies} neurons for each" if snn.copies > 1 else ""
+    say(f"{asked.output}: {len(snn.neurons)} neuron layers{copies}, {asked.output.stat().st_size / 1e6:.1f} MB")
     if asked.engine and found is not None:
         loader = found.loader(batch_size=len(found.indices))
         say("\n" + _verified(snn, asked.output, loader, timesteps, asked.engine))

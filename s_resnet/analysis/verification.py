@@ -21,7 +21,15 @@ SATURATING = 4  # with fewer steps many neurons fire at each of them, and are no
 MOSTLY = 0.5  # a layer learns little if more than this share of its neurons is dormant
 
 # What helps against each part, with the recipes that already do it.
-_FITTED = ("calibrated", "calibrated-constant", "calibrated-lagged", "phased", "signed", "multilevel")
+_FITTED = (
+    "calibrated",
+    "calibrated-constant",
+    "calibrated-fission",
+    "calibrated-lagged",
+    "phased",
+    "signed",
+    "multilevel",
+)
 _ADVICE: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "unevenness": (
         ('recipe="phased", whose layers fire after they have received all their input', ("phased",)),
@@ -62,7 +70,7 @@ class LayerVerification(Displayed):
 
     Attributes:
         name: the node.
-        rate: thresholds emitted per neuron and step (spikes, in a directly trained network).
+        rate: thresholds emitted per neuron and step (spikes, in a directly trained network); of copies, by all of them.
         dead: channels that never fire although the source network is active there; in a directly trained network, all
             that never fire.
         saturated: channels in which more than 1 % of neurons and images are stuck at the largest count, below the

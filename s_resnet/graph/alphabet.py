@@ -111,7 +111,8 @@ class Copies(Displayed):
     Attributes:
         count: n, 3 or 7.
 
-    Source: the fission of neurons, Adaptive Fission (NeurIPS 2025), there for the most sensitive neurons alone.
+    Source: Jiang et al., "Adaptive Fission" (NeurIPS 2025), which splits the most sensitive neurons alone, into groups
+    of several scales; the identity is in Graham, Knuth, Patashnik, "Concrete Mathematics", 3.26.
     """
 
     count: int
