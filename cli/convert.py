@@ -129,7 +129,7 @@ class _Recipe(click.Choice[str]):
     type=_Recipe(),
     show_default="calibrated with --calibration, s-resnet without",
     help="Recipe. s-resnet is the paper's and s-resnet-released its code's. For few steps: calibrated, where neurons "
-    "may have a current per step; calibrated-constant, where nothing may depend on the step; calibrated-fission, with 3 "
+    "may have a current per step; calibrated-constant, where nothing may depend on it; calibrated-fission, with 3 "
     "neurons in place of each; calibrated-lagged, phased and signed, where layers may wait; multilevel, for graded "
     "spikes; or auto, which chooses. "
     f"Published methods, to compare with: {', '.join(PUBLISHED)}.",
