@@ -83,12 +83,20 @@ class Opened:
     @property
     def calibration(self) -> str:
         """A digest of the calibration images and how they are prepared."""
-        import s_resnet
-
         data = self.source.origin["data"]
         assert data is not None
-        known = s_resnet.graph.provenance.Provenance(preprocessing=self.source.preprocessing).to_json()
-        return digest_of_values(list(data.fingerprints or ()), known["preprocessing"])
+        return digest_of_values(list(data.fingerprints or ()), self._preparation)
+
+    @property
+    def digest(self) -> str:
+        """As :func:`source_digest` gives it for what is converted from it."""
+        return digest_of_values(self.loaded.digest, checkpoint_source(self.loaded).arch, self._preparation)
+
+    @property
+    def _preparation(self) -> object:
+        import s_resnet
+
+        return s_resnet.graph.provenance.Provenance(preprocessing=self.source.preprocessing).to_json()["preprocessing"]
 
 
 def open_checkpoint(path: Path, asked: Options) -> Opened:
@@ -241,13 +249,12 @@ def from_file(path: Path, snn: s_resnet.Graph, networks: Mapping[str, str], late
     Args:
         path: the file.
         snn: what is in it.
-        networks: the names of trained networks by the digest of their checkpoint.
+        networks: the names of trained networks, by :func:`source_digest`.
         latencies: those that were asked for, ascending.
     """
     import s_resnet
 
-    source = snn.provenance.source
-    network = networks[_source_digest(path, snn)]
+    network = networks[source_digest(path, snn)]
     fitted = s_resnet.analysis.fitted_for(snn) or (snn.trained_for if snn.trained else None)
     wanted: dict[int, tuple[int, ...]] = {}
     if fitted is not None:
@@ -262,26 +269,28 @@ def from_file(path: Path, snn: s_resnet.Graph, networks: Mapping[str, str], late
         raise click.UsageError(
             f"{path} answers after {snn.end_to_end_steps(1)} steps with T = 1. Ask for a larger --latency."
         )
-    assert source is not None
     return Contender(network, path.name, f"given-{path.stem}-measured", path, wanted)
 
 
 def name_networks(opened: Iterable[Opened], given: Mapping[Path, s_resnet.Graph]) -> dict[str, str]:
-    """What each trained network is called, by the digest of its checkpoint; no two have one name."""
+    """What each trained network is called, by its :func:`source_digest`; no two have one name."""
     names: dict[str, str] = {}
     for one in opened:
-        names[one.loaded.digest] = one.network
+        names[one.digest] = one.network
     for path, snn in given.items():
-        digest, source = _source_digest(path, snn), snn.provenance.source.name
+        digest, source = source_digest(path, snn), snn.provenance.source.name
         name = label_of(Path(source)) if source else path.stem
         if digest not in names:
             names[digest] = f"{name} ({digest[:8]})" if name in names.values() else name
     return names
 
 
-def _source_digest(path: Path, snn: s_resnet.Graph) -> str:
-    """The digest of the checkpoint that a network came from, or else of its own file."""
-    return snn.provenance.source.sha256 or digest_of(path)
+def source_digest(path: Path, snn: s_resnet.Graph) -> str:
+    """A digest of the trained network that a spiking one came from: two with the same one share an ANN."""
+    source = snn.provenance.source
+    if source.sha256 is None:
+        return digest_of(path)
+    return digest_of_values(source.sha256, source.arch, snn.provenance.to_json().get("preprocessing"))
 
 
 def check_names(paths: Sequence[Path]) -> None:

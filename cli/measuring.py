@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .contenders import Contender, Opened, Options
+from .contenders import Contender, Opened, Options, source_digest
 from .inputs import Found, find_images, open_matched, usual_data
 from .notes import warn_left_out
 from .work_folder import Kept, WorkFolder, digest_of, digest_of_values
@@ -104,7 +104,7 @@ class Test:
 
         snn = s_resnet.load(contender.path)
         loader, images = self.loader(contender, snn)
-        identity = self.identity(images, network=digest_of(contender.path))
+        identity = self.identity(images, ANN=source_digest(contender.path, snn))
         kept, name = f"{contender.network}-ann", "ANN"
         if levels is not None and calibrated is not None:
             identity = {**identity, "levels": levels, "calibration images": calibrated.digest}

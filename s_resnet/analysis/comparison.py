@@ -183,9 +183,8 @@ class Comparison(Figures):
         """
         rows = self.of(network)
         cells = [cells_of(row, best) for row in rows]
-        wanted = [at for at in range(len(COLUMNS)) if any(line[at] for line in cells)]
-        if all(row.latency in (None, row.end_to_end_steps) for row in rows):
-            wanted.remove(0) if 0 in wanted else None
+        same = all(row.latency in (None, row.end_to_end_steps) for row in rows)  # E says it already
+        wanted = [at for at in range(int(same), len(COLUMNS)) if any(line[at] for line in cells)]
         table = tuple(tuple(line[at] for at in wanted) for line in cells)
         return Table(tuple(COLUMNS[at] for at in wanted), table, texts=1 + wanted.index(COLUMNS.index(NAME)), gap=3)
 
