@@ -433,6 +433,11 @@ def test_a_place_that_two_names_have_is_nobodys():
     assert both["0.weight"] == "conv1.weight" and both["7.0.conv1.weight"] == "layer4.0.conv1.weight"
 
 
+def test_a_name_that_only_begins_like_a_layers_stays():
+    _, found = layout_of(dict.fromkeys(("linear.weight", "linear2.weight"), (8, 8)))
+    assert found == {"linear.weight": "fc.weight", "linear2.weight": "linear2.weight"}
+
+
 def test_biases_are_wide_resnets_only_where_batchnorm_stands_before_the_convolutions():
     plain = shapes_of(Narrow()) | {"layer1.0.conv1.bias": (8,)}
     assert layout_of(plain)[0].name == "torchvision and timm"
