@@ -10,7 +10,7 @@ from conftest import network_of
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 # The packages that an example takes besides ours, and a line of what it prints.
 PRINTS = {
-    "convert_torchvision": (["sklearn"], r"^  8 +\d\d\.\d\d% "),
+    "convert_torchvision": (["sklearn"], r"^  8 +\d+\.\d\d% "),
     "own_module": ([], r"^refused: node sigmoid "),
     "train_ms_resnet": (["sklearn"], r"^2 +\d\d\.\d\d% +100\.00%"),
     "export_nir": (["sklearn", "nir"], r"^64 of 64 images with the same spikes"),

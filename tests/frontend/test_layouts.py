@@ -34,7 +34,7 @@ import s_resnet
 from s_resnet.errors import InvalidCheckpoint
 from s_resnet.frontend import load_checkpoint
 from s_resnet.frontend.weights.architectures import QUESTIONS, WORDS, parse
-from s_resnet.frontend.weights.layouts import LAYOUTS
+from s_resnet.frontend.weights.layouts import LAYOUTS, layout_of
 from s_resnet.frontend.weights.recognize import PLAIN, recognize
 from s_resnet.frontend.weights.state_names import stripped
 from s_resnet.models import CifarResNet
@@ -422,6 +422,25 @@ def test_every_layout_has_a_network_here():
         files = [stripped(build().state_dict()) for build, _ in (CIFAR | LARGE).values()]
     for name, patterns in signs.items():
         assert any(all(any(re.search(sign, key) for key in file) for sign in patterns) for file in files), name
+
+
+def test_a_place_that_two_names_have_is_nobodys():
+    """Whether the classifier is the ninth child or the tenth depends on what was left out; a file with both is odd."""
+    names = ("0.weight", "4.0.conv1.weight", "7.0.conv1.weight", "9.weight", "10.weight")
+    _, both = layout_of(dict.fromkeys(names, (8, 8)))
+    _, one = layout_of(dict.fromkeys(names[:4], (8, 8)))
+    assert (both["9.weight"], both["10.weight"]) == names[3:] and one["9.weight"] == "fc.weight"
+    assert both["0.weight"] == "conv1.weight" and both["7.0.conv1.weight"] == "layer4.0.conv1.weight"
+
+
+def test_a_name_that_only_begins_like_a_layers_stays():
+    _, found = layout_of(dict.fromkeys(("linear.weight", "linear2.weight"), (8, 8)))
+    assert found == {"linear.weight": "fc.weight", "linear2.weight": "linear2.weight"}
+
+
+def test_biases_are_wide_resnets_only_where_batchnorm_stands_before_the_convolutions():
+    plain = shapes_of(Narrow()) | {"layer1.0.conv1.bias": (8,)}
+    assert layout_of(plain)[0].name == "torchvision and timm"
 
 
 def test_names_of_architectures():

@@ -138,9 +138,12 @@ def test_a_wrong_limit_is_refused_before_the_block():
 def test_images_that_fit(known):
     assert memory.images_in(memory.room(), GB // 2, "convert") == 6
     assert memory.images_in(0, GB, "convert") == 1  # nobody asked for a limit
+    assert memory.images_in(GB, 0, "convert") == GB
     with memory_limit("1100MB"), pytest.raises(InvalidData) as refused:
         memory.images_in(memory.room(), 150_000_000, "convert")
     assert 'expected 1.2GB at least. Pass memory_limit("1.2GB"), or smaller images' in str(refused.value)
+    with memory_limit("500MB"), pytest.raises(InvalidData, match=r"expected 1\.5GB at least"):  # it holds 1 GB already
+        memory.images_in(0, GB // 2, "convert")
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library keeps no freed memory back")
