@@ -109,13 +109,14 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def summary(lines: Sequence[Line]) -> str:
-    """The drop of each network at each latency with plain neurons, and of two other conversions at one T."""
+    """The drop of each network at each latency with plain neurons, and of other conversions at one T."""
     tests = [line for line in lines if line["question"] == "recipe"]
     picked = {(network, latency): test for network, latency, _, test in chosen(lines)}
-    others = (("multilevel", 4), ("multilevel", 8), ("no-data", 256))
+    others = (("calibrated-fission", 16), ("multilevel", 4), ("multilevel", 8), ("no-data", 256))
     titles = [
         *(f"plain neurons, E <= {latency}" for latency in LATENCIES),
-        *("multilevel, T = 4", "multilevel, T = 8", "no calibration images, T = 256"),
+        *("3 plain neurons for each, E = 16", "multilevel, T = 4", "multilevel, T = 8"),
+        "no calibration images, T = 256",
     ]
     rows = [f"| network | ANN, % | {' | '.join(titles)} |", "|---" * (len(titles) + 2) + "|"]
     for network in dict.fromkeys(line["network"] for line in tests):
@@ -124,7 +125,7 @@ def summary(lines: Sequence[Line]) -> str:
         chosen_ones = [picked.get((network, latency)) for latency in LATENCIES]
         notes = [f", {line['recipe']}, T = {line['timesteps']}" if line else "" for line in chosen_ones]
         cells = []
-        for line, note in zip([*chosen_ones, *map(at.get, others)], [*notes, "", "", ""], strict=True):
+        for line, note in zip([*chosen_ones, *map(at.get, others)], [*notes, *("" for _ in others)], strict=True):
             images = f", {line['images']:,} images" if line and line["images"] != most["images"] else ""
             cells.append(interval(line, "drop", "drop_interval", "+") + note + images if line else "")
         rows.append(f"| {network} | {interval(most, 'ann_top1', 'ann_interval')} | {' | '.join(cells)} |")

@@ -38,7 +38,7 @@ def unpacked(monkeypatch):
 def test_without_filters_the_whole_table_is_run():
     ours = [name for name in latency.RECIPES if name != "s-resnet"]
     found = asked(tuple(latency.NETWORKS), tuple(ours)).cases()
-    assert len(found) == 10 * (4 + 3 + 3 + 3)
+    assert len(found) == 11 * (4 + 3 + 3 + 3)
     assert {(c.network, c.timesteps) for c in found} == {
         *(("resnet20", t) for t in (4, 8, 16, 32)),
         *((network, t) for network in ("resnet56", "resnet18", "resnet50") for t in (8, 16, 32)),
