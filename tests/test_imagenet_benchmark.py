@@ -275,7 +275,7 @@ def test_tables_and_sheet_say_which_was_chosen(monkeypatch, tmp_path):
     assert tables.imagenet_summary().splitlines()[2:] == [
         "| resnet50 | 80.0 (76.0 to 83.0) | +2.0 (+0.5 to +3.5), slow, T = 16 | -1.0 (-2.0 to +0.5), fast, T = 32 | "
         "-1.0 (-2.0 to +0.5), fast, T = 32 | "
-        "+0.5 (+0.5 to +3.5) |  | +2.0 (+0.5 to +3.5), 100 images |"
+        " | +0.5 (+0.5 to +3.5) |  | +2.0 (+0.5 to +3.5), 100 images |"
     ]
     claims.write(results)
     sheet = (tmp_path / "results" / "imagenet-claims.md").read_text()
