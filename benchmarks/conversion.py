@@ -24,6 +24,8 @@ import numpy as np
 import torch
 import torchvision
 
+import s_resnet
+
 RESULTS = Path(__file__).parent / "results" / "conversion.jsonl"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -108,6 +110,8 @@ def run(name: str, case: Case, fixtures: Path, work: Path) -> None:
     seconds = sresnet(
         "convert", str(fixtures / "checkpoints" / case.checkpoint), "-o", str(network), "--force", *options
     )
+    neurons = (node.op for node in s_resnet.load(network).neurons)
+    start = next(op.initial_potential for op in neurons if isinstance(op, s_resnet.graph.Neuron))
     for data, limit in case.data:
         figures = work / f"{name}-{data.replace('/', '-')}.json"
         at = ",".join(str(t) for t in sorted({8, 16, 32, 64, 128, 256, case.timesteps}) if t <= case.timesteps)
@@ -126,6 +130,7 @@ def run(name: str, case: Case, fixtures: Path, work: Path) -> None:
             "evaluate": " ".join(
                 [*("sresnet", "evaluate", "--timesteps", str(case.timesteps), "--data", data), *limits, case.evaluate]
             ).strip(),
+            "initial_potential": start,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,

@@ -22,6 +22,12 @@ def today(line: Line) -> Line:
     return {**line, "recipe": f"{RENAMED.get(name, name)}{plus}{more}"}
 
 
+def of_report(line: Line) -> str:
+    """The recipe of a line of `conversion.py`: `s-resnet` started at v(0) = 0 while lines did not say where."""
+    name: str = line["report"]["recipe"]
+    return "s-resnet-v0" if name == "s-resnet" and "initial_potential" not in line else name
+
+
 def current(text: str) -> str:
     """The name of a recipe on the command line, for argparse, which refuses former names."""
     name = text.partition("+")[0]

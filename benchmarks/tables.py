@@ -31,7 +31,7 @@ def lines(name: str) -> list[dict[str, Any]]:
 
 def conversion() -> str:
     """Accuracy against the own ANN; the newest line of each case and data set."""
-    newest = {(line["case"], line["data"]): line for line in lines("conversion")}
+    newest = {(line["case"], line["data"], recipe_names.of_report(line)): line for line in lines("conversion")}
     rows = [
         "| network | arithmetic | thresholds | recipe | images | ANN | T = 64 | T = 128 | T = 256 | T = 350 | "
         "drop at the last T |",
@@ -46,8 +46,9 @@ def conversion() -> str:
         source = "1,024 images" if "--calibration" in line["convert"] else "no data"
         weights = [kind for kind in ("dyadic", "int8") if f"--weights {kind}" in line["convert"]]
         arithmetic = weights[0] if weights else report.get("precision", "float32")
+        network, recipe = line["convert"].split()[2].split("-")[0], recipe_names.of_report(line)
         rows.append(
-            f"| {line['convert'].split()[2].split('-')[0]} | {arithmetic} | {source} | {report['recipe']} | "
+            f"| {network} | {arithmetic} | {source} | {recipe} | "
             f"{report['images']:,} {data} | {100 * report['ann']['top1']:.2f} | {' | '.join(cells)} | "
             f"{100 * (report['ann']['top1'] - top1[last]):+.2f} |"
         )

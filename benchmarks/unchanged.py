@@ -27,6 +27,7 @@ from safetensors import safe_open
 CALIBRATION, IMAGES = "--calibration-images 64", "--limit 100"
 RECIPES = {
     "s-resnet": "--timesteps 64",
+    "s-resnet-v0": "--timesteps 64",
     "s-resnet-released": "--timesteps 64",
     "calibrated": "--timesteps 8",
     "calibrated-constant": "--timesteps 16",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # The names in s_resnet.RECIPES, which takes seconds to import, and auto.
 RECIPES = (
     "s-resnet",
+    "s-resnet-v0",
     "s-resnet-released",
     "calibrated",
     "calibrated-constant",

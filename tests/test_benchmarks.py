@@ -269,6 +269,13 @@ def test_a_table_has_the_names_of_today(results):
     ]
 
 
+def test_what_started_at_zero_is_not_todays_s_resnet():
+    old = {"report": {"recipe": "s-resnet"}}
+    found = [recipe_names.of_report(line) for line in (old, {**old, "initial_potential": 0.5})]
+    assert found == ["s-resnet-v0", "s-resnet"]
+    assert recipe_names.of_report({"report": {"recipe": "s-resnet-released"}}) == "s-resnet-released"
+
+
 def test_former_names_of_recipes_are_refused(capsys):
     with pytest.raises(SystemExit):
         latency.main(["fixtures", "--recipes", "calibrated-streaming"])

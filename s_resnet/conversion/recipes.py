@@ -225,17 +225,17 @@ def check_weights(weights: str) -> None:
         raise InvalidData(message("convert", "", f"weights {weights!r}", ", ".join(WEIGHTS), remedy))
 
 
-def _recipe(name: str, about: str, initial_potential: float, compensated: bool, readout: str) -> Recipe:
+def _paper(name: str, about: str, initial_potential: float, released: bool = False) -> Recipe:
+    """A recipe for hundreds of steps: thresholds at a percentile, and the shortcut conversion model."""
+    mode = "spikes" if released else "current"
     steps = [
         Step(passes.fold_batchnorm, optional=True),
         Step(passes.relu_to_neuron, {"initial_potential": initial_potential, "reset": "subtract"}),
         Step(passes.move_maxpool, optional=True),
-        Step(passes.attach_readout, {"mode": readout, "initial_potential": initial_potential}),
+        Step(passes.attach_readout, {"mode": mode, "initial_potential": initial_potential}),
         Step(passes.normalize),
     ]
-    if compensated:
-        steps.append(Step(passes.compensate))
-    return Recipe(name, about, 350, tuple(steps))
+    return Recipe(name, about, 350, (*steps, *([] if released else [Step(passes.compensate)])))
 
 
 def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, object], **calibrated: object) -> Recipe:
@@ -270,20 +270,9 @@ RENAMED = {"calibrated-streaming": "calibrated-constant"}  # former names, for t
 RECIPES: Mapping[str, Recipe] = _ByName(
     (recipe.name, recipe)
     for recipe in (
-        _recipe(
-            "s-resnet",
-            "the paper's: layer-wise percentile, shortcut conversion model, compensation, v(0) = 0 (arXiv:1805.01352)",
-            0.0,
-            True,
-            "current",
-        ),
-        _recipe(
-            "s-resnet-released",
-            "the released code's: v(0) = 0.5, c = 1, neurons after pooling and classifier, score by spike count",
-            0.5,
-            False,
-            "spikes",
-        ),
+        _paper("s-resnet", "the paper's conversion model and compensation, from v(0) = 1/2 (arXiv:1805.01352)", 0.5),
+        _paper("s-resnet-v0", "the same from v(0) = 0, which rounds every rate down, as in the paper's theory", 0.0),
+        _paper("s-resnet-released", "its code: v(0) = 1/2, c = 1, neurons after pool and classifier", 0.5, True),
         _fitted(
             "calibrated",
             "plain neurons, binary spikes, all layers at once; needs a current per step and channel",

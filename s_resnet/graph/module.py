@@ -21,7 +21,7 @@ from .ops import SYNAPSES, Affine, BatchNorm2d, Conv2d, Linear, Node, Op, Scale,
 from .parts import tensors
 from .readout import Readout, SpikingMaxPool2d
 
-TUNABLE = "s-resnet, calibrated, calibrated-constant, calibrated-lagged or phased"
+TUNABLE = "s-resnet, s-resnet-v0, calibrated, calibrated-constant, calibrated-lagged or phased"
 
 
 class GraphModule(nn.Module):

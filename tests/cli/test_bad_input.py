@@ -68,7 +68,7 @@ USAGE = [
     (["--mean", "red,green,blue"], "0.485,0.456,0.406"), (["--input-size", "0"], "x>=1"),
     (["--calibration-images", "1"], "x>=2"), (["--calibration-images", "x"], "'x'"),
     (["-o", "photos"], "is a directory"), (["--nonsense"], "--nonsense"), (["other.pth"], "other.pth"),
-    (["--recipe", "magic"], "'s-resnet', 's-resnet-released'"), (["--recipe", "calibrate"], "Did you mean calibrated?"),
+    (["--recipe", "magic"], "'s-resnet', 's-resnet-v0'"), (["--recipe", "calibrate"], "Did you mean calibrated?"),
     (["--recipe", "calibrated-streaming"], "'calibrated-streaming' is now named calibrated-constant"),
     (["--recipe", "calibrated", "--classes", "natural"], "need --calibration"), (["--download"], "need --calibration"),
     (["--calibration-images", "9"], "need --calibration"), (["--device", "mps"], "not supported"),

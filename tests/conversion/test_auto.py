@@ -36,6 +36,7 @@ FITTED = [name for name, recipe in RECIPES.items() if recipe.fits]
 DEPTH = 6  # neuron layers of a CIFAR ResNet-8 one behind the other after the first; shortcuts wait with them
 WAITED = {
     "s-resnet": 0,
+    "s-resnet-v0": 0,
     "s-resnet-released": 0,
     "calibrated": 0,
     "calibrated-constant": 0,
@@ -106,6 +107,7 @@ def test_what_the_recipes_are(networks):
     alphabets = {name: snn.alphabet for name, snn in networks.items()}
     assert alphabets == {
         "s-resnet": "binary",
+        "s-resnet-v0": "binary",
         "s-resnet-released": "binary",
         "calibrated": "binary",
         "calibrated-constant": "binary",

@@ -142,6 +142,14 @@ def prepared(labels=None, count=12, rounding=None):
     return graph, normalize(graph, Context(calibration)), calibration
 
 
+@pytest.mark.parametrize(("start", "share"), [(0.0, 1.0), (0.25, 0.5), (0.5, 0.0)])
+def test_what_is_expected_to_be_lost_depends_on_the_start(start, share):
+    _, graph, calibration = prepared(rounding=1.5)
+    nodes = (replace(n, op=replace(n.op, initial_potential=start)) if n in graph.neurons else n for n in graph.nodes)
+    found = compensate(replace(graph, nodes=tuple(nodes)), Context(replace(calibration, samples=None), 5))
+    assert found.provenance.compensation.factor == pytest.approx(1 + share * 1.5 / 5)
+
+
 def test_the_factor_is_on_every_weight_and_on_no_bias():
     _, graph, calibration = prepared()
     result = compensate(graph, Context(calibration, 6))
@@ -167,7 +175,7 @@ def test_the_recorded_curve_is_the_networks_own(rounding):
     x, logits = calibration.samples.images, graph.run(calibration.samples.images)
     assert found.criterion == "logit error"
     assert (found.timesteps, found.images) == (5, 12)
-    assert found.expected == 1 + (rounding or 0) / 5
+    assert found.expected == 1 + (rounding or 0) / 5  # from v(0) = 0
     assert 2 <= len(found.curve) <= 6
     factors = [point.factor for point in found.curve]
     assert factors == sorted(set(factors))
@@ -188,7 +196,7 @@ def test_the_recorded_curve_is_the_networks_own(rounding):
     assert found.factor == min(good, key=lambda factor: abs(factor - found.expected))
 
 
-@pytest.mark.parametrize("recipe", ["s-resnet", "calibrated"])
+@pytest.mark.parametrize("recipe", ["s-resnet-v0", "calibrated"])
 def test_labels_change_nothing(recipe):
     """Without, right, all of one class as a placeholder, names, and out of range."""
     source, x = randomized(CifarResNet(8, width=4)), [images(12, 8, seed=seed) for seed in range(4)]
@@ -204,7 +212,7 @@ def test_labels_change_nothing(recipe):
     for name, snn in made.items():
         assert torch.equal(snn(x[0], 16), made["none"](x[0], 16)), name
         assert snn.provenance.compensation == made["none"].provenance.compensation, name
-    assert recipe != "s-resnet" or made["none"].provenance.compensation.factor > 1
+    assert recipe != "s-resnet-v0" or made["none"].provenance.compensation.factor > 1
 
 
 def searched(monkeypatch, answer, rounding=None):
@@ -331,8 +339,8 @@ def test_provenance_is_json_and_tells_what_was_done(model, batches):
     assert provenance.recipe.timesteps == 4
     assert provenance.to_json()["recipe"]["passes"] == [
         {"pass": "fold_batchnorm"},
-        {"pass": "relu_to_neuron", "initial_potential": 0.0, "reset": "subtract"},
-        {"pass": "attach_readout", "mode": "current", "initial_potential": 0.0},
+        {"pass": "relu_to_neuron", "initial_potential": 0.5, "reset": "subtract"},
+        {"pass": "attach_readout", "mode": "current", "initial_potential": 0.5},
         {"pass": "normalize"},
         {"pass": "compensate", "timesteps": 4},
     ]
@@ -361,7 +369,7 @@ def test_a_recipe_can_be_set(model, batches):
 
 
 def test_an_unknown_recipe_is_refused(model):
-    with pytest.raises(ConversionError, match=r"got 's-resnext'; expected one of s-resnet, s-resnet-released"):
+    with pytest.raises(ConversionError, match=r"got 's-resnext'; expected one of s-resnet, s-resnet-v0"):
         convert(model, recipe="s-resnext")
     with pytest.raises(ConversionError, match=r"got 'calibrated-streaming'; .* It is now named calibrated-constant\.$"):
         convert(model, recipe="calibrated-streaming")
@@ -389,13 +397,14 @@ def test_steps_out_of_range_are_refused(model, batches, with_images):
         convert(model, batches if with_images else None, "s-resnet", timesteps=0)
 
 
-@pytest.mark.parametrize("given", ["module", "graph"])
-def test_without_images_the_statistics_of_batchnorm_serve(model, given):
+@pytest.mark.parametrize(("given", "recipe"), [("module", "s-resnet"), ("graph", "s-resnet"), ("graph", "s-resnet-v0")])
+def test_without_images_the_statistics_of_batchnorm_serve(model, given, recipe):
     source = model if given == "module" else trace(model, images())
-    snn = convert(source, timesteps=32)
+    snn = convert(source, recipe=recipe, timesteps=32)
     assert snn.provenance.calibration.source == "batchnorm"
     found = snn.provenance.compensation
     expected = calibrate_from_batchnorm(trace(model, torch.zeros(2, 3, 32, 32))).rounding / found.timesteps
+    expected *= recipe == "s-resnet-v0"  # from v(0) = 1/2 nothing is lost on average
     assert found.factor == pytest.approx(1 + expected) and found.reason.startswith("expected rounding")
     assert all(node.op.spiking.gain == found.factor for node in snn.nodes if hasattr(node.op, "spiking"))
     assert snn.provenance.compensation.curve == ()

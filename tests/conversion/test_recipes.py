@@ -14,7 +14,7 @@ from s_resnet.graph import Neuron
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed
 from s_resnet.models import CifarResNet, build
 
-PAPER = ("s-resnet", "s-resnet-released")
+PAPER = ("s-resnet", "s-resnet-v0", "s-resnet-released")
 FITTED = [name for name in RECIPES if name not in PAPER]
 
 
@@ -78,7 +78,7 @@ def test_by_hand_it_is_the_passes_one_after_the_other(model):
     """The T of the context comes before the recipe's own."""
     graph, x = trace(model, images(4, 8)), images(4, 8, seed=5)
     calibration = Calibration({node.name: 2.0 for node in graph.nodes}, 100.0, 1, "data")
-    recipe = RECIPES["s-resnet"].at(9)
+    recipe = RECIPES["s-resnet-v0"].at(9)
     for context, steps in ((Context(calibration), 9), (Context(calibration, 6), 6)):
         by_hand = passes.fold_batchnorm(graph, context)
         by_hand = passes.attach_readout(passes.relu_to_neuron(by_hand, context), context)

@@ -30,6 +30,7 @@ MODES = {
 }
 HALVES = (
     "s-resnet",
+    "s-resnet-v0",
     "s-resnet-released",
     "s-resnet dyadic",
     "calibrated",

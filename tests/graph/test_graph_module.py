@@ -24,7 +24,7 @@ from s_resnet.kernels.surrogate.reference import Firing, fire_reference
 from s_resnet.models import CifarResNet
 from s_resnet.models.catalog import build
 
-TUNABLE = ("s-resnet", "calibrated", "calibrated-constant", "calibrated-lagged", "phased")
+TUNABLE = ("s-resnet", "s-resnet-v0", "calibrated", "calibrated-constant", "calibrated-lagged", "phased")
 ONE = torch.ones(())
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...graph.graph import Graph
+from ...graph.neuron import Neuron
 from ...graph.ops import SYNAPSES, Node, SpikingWeights
 from ...graph.provenance import Compensation, TriedFactor
 from ...runtime.progress import Progress
@@ -21,13 +22,14 @@ EVALUATIONS = 6
 def compensate(graph: Graph, context: Context) -> Graph:
     """Set ``gain = c`` on every synapse, shortcut synapses included; biases and the analog run stay as they are.
 
-    A neuron's rate is its current rounded down to the grid 1/T, and the loss adds up over layers::
+    A neuron's rate is its current rounded to the grid 1/T, and what that loses adds up over layers::
 
         r_l(T) = W r_{l-1}(T) + b - (V_l(T) - V_l(0)) / T
 
-    A factor c slightly above 1 makes up for it. The expected loss is half a grid step of every active neuron, so
-    ``c = 1 + P(x > 0) lambda / (2 T E[ReLU(x)])``, taken from the median layer on calibration images, or from the mean
-    over layers with BatchNorm statistics. Without either c stays 1.
+    A factor c slightly above 1 makes up for it. V_l(T) is on average half a threshold, so the expected loss of every
+    active neuron is ``1/2 - v(0)`` grid steps: half a step from v(0) = 0, and nothing from v(0) = 1/2. With it
+    ``c = 1 + (1 - 2 v(0)) P(x > 0) lambda / (2 T E[ReLU(x)])``, taken from the median layer on calibration images, or
+    from the mean over layers with BatchNorm statistics. Without either c stays 1.
 
     With held-out images c is searched for the least mean distance of the answers from the analog logits, relative to
     these; labels are not used. The search starts at c = 1, which is a candidate, and half-way to the expected c,
@@ -50,7 +52,8 @@ def compensate(graph: Graph, context: Context) -> Graph:
     if not synapses:
         return graph
     calibration, timesteps = context.calibration, context.fitting_steps("compensate")
-    expected = 1.0 + (calibration.rounding or 0.0) / timesteps
+    start = next((node.op.initial_potential for node in graph.nodes if isinstance(node.op, Neuron)), 0.0)
+    expected = 1.0 + (1.0 - 2.0 * start) * (calibration.rounding or 0.0) / timesteps
     if calibration.samples is None:
         reason = "no calibration images" if calibration.rounding is None else "expected rounding"
         said = Compensation(expected, timesteps, curve=(), reason=reason)
