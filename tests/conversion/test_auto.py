@@ -40,6 +40,7 @@ WAITED = {
     "s-resnet-released": 0,
     "calibrated": 0,
     "calibrated-constant": 0,
+    "calibrated-fission": 0,
     "calibrated-lagged": DEPTH,
     "signed": DEPTH,
     "multilevel": 0,
@@ -111,6 +112,7 @@ def test_what_the_recipes_are(networks):
         "s-resnet-released": "binary",
         "calibrated": "binary",
         "calibrated-constant": "binary",
+        "calibrated-fission": "binary, 3 neurons for each",
         "calibrated-lagged": "binary",
         "phased": "binary",
         "signed": "signed",
@@ -533,7 +535,7 @@ def test_two_commands(folder, tmp_path, recipe):
 
 def test_a_recipe_has_a_t_of_its_own(model):
     own = {name: convert(model, [images(4, 8)], name).provenance.recipe.timesteps for name in FITTED}
-    fitted = {"calibrated": 16, "calibrated-constant": 32, "calibrated-lagged": 16}
+    fitted = {"calibrated": 16, "calibrated-constant": 32, "calibrated-fission": 8, "calibrated-lagged": 16}
     assert own == {**fitted, "phased": 16, "signed": 16, "multilevel": 4}
 
 
