@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ...errors import ConversionError, message
@@ -12,6 +14,7 @@ from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import Node, Op
 from ...kernels import per_channel
+from ...runtime.processes import all_gather
 from ..channels import channel_mean, mean_of, with_step_currents
 from ..context import Context
 from ..layerwise import Pairs, fit_layers
@@ -53,20 +56,38 @@ def match_every_step(graph: Graph, context: Context, sweeps: int = 10, rate: flo
         op = node.op
         for _ in range(math.ceil(sweeps / len(parts))):
             for group in parts.groups():
-                op = replace(op, correction=mean_of([_swept(op, *pair, rate) for pair in group]).to(graph.device))
+                swept = [_swept(op, pair, rate) for pair in _together(group)]
+                op = replace(op, correction=mean_of(swept).to(graph.device))
         return op
 
     label = "match_every_step" if context.progress else ""
     return fit_layers(with_step_currents(graph, images, timesteps), images, timesteps, fit, progress=label)
 
 
-def _swept(op: Neuron, currents: Tensor, target: Tensor, rate: float) -> tuple[Tensor, int]:
-    """The biases ``[T, C]`` after a sweep over all steps on these images, and the number of images."""
+def _together(pairs: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor] | None]:
+    """The pairs of this process, and None where other processes have some left."""
+    while any(all_gather((pair := next(pairs, None)) is not None)):
+        yield pair
+
+
+def _swept(op: Neuron, pair: tuple[Tensor, Tensor] | None, rate: float) -> tuple[Tensor, int]:
+    """The biases ``[T, C]`` after a sweep over all steps, and the number of images of this process.
+
+    Args:
+        op: the layer.
+        pair: currents and the source's activation of these images; None: only other processes have some.
+        rate: the share of what lacks that is corrected.
+    """
     assert op.correction is not None
-    wanted, biases = channel_mean(target), op.correction.clone()
-    memory = op.start(currents[0])
-    for bias, current in zip(biases, currents, strict=True):
-        spikes, _ = op.advance([current[None]], memory, bias=per_channel(bias, current.ndim))
-        bias += rate * (wanted - channel_mean(op.scale_output(spikes[0])))
-        _, memory = op.advance([current[None]], memory, bias=per_channel(bias, current.ndim))
-    return biases, len(target)
+    biases, count = op.correction.clone(), 0 if pair is None else len(pair[1])
+    memory = None if pair is None else op.start(pair[0][0])
+    for step, bias in enumerate(biases):
+        lacking = torch.zeros_like(bias)
+        if pair is not None:
+            current, wanted = pair[0][step], channel_mean(pair[1])
+            spikes, _ = op.advance([current[None]], memory, bias=per_channel(bias, current.ndim))
+            lacking = wanted - channel_mean(op.scale_output(spikes[0]))
+        bias += rate * mean_of([(lacking, count)]).to(bias.device)
+        if pair is not None:
+            _, memory = op.advance([current[None]], memory, bias=per_channel(bias, current.ndim))
+    return biases, count
