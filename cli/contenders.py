@@ -52,7 +52,7 @@ class Contender:
     Attributes:
         network: what the trained network that it stands for is called.
         name: its recipe, or its own file.
-        kept: the name under which its measurement is kept.
+        kept: what the names of its measurements begin with.
         path: its file.
         latencies: for each T to measure, the latencies that were asked for; empty if none was.
     """
@@ -132,7 +132,7 @@ def label_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A network to make: a checkpoint by a recipe for its T, and the latencies that it is measured at."""
+    """A network to make: a checkpoint by a recipe, and for each T that it is measured at the latencies asked for."""
 
     opened: Opened
     recipe: s_resnet.Recipe
@@ -197,7 +197,7 @@ def _conversions(
         for steps, latencies in wanted.items():
             yield Conversion(opened, recipe.at(steps), {steps: latencies})
     elif wanted:
-        yield Conversion(opened, recipe.at(max(wanted)), wanted)
+        yield Conversion(opened, recipe, wanted)
 
 
 def convert(
@@ -221,7 +221,7 @@ def convert(
                     missing += [_refused(one.opened, one.recipe, latency, str(error)) for latency in late]
                     continue
                 folder.keep_network(one.name, identity)
-            found.append(Contender(one.opened.network, one.recipe.name, f"{one.name}-measured", path, one.latencies))
+            found.append(Contender(one.opened.network, one.recipe.name, one.name, path, one.latencies))
     for batches in {id(one.opened.batches): one.opened.batches for one in conversions}.values():
         warn_left_out(batches)
     return found, missing
@@ -269,7 +269,7 @@ def from_file(path: Path, snn: s_resnet.Graph, networks: Mapping[str, str], late
         raise click.UsageError(
             f"{path} answers after {snn.end_to_end_steps(1)} steps with T = 1. Ask for a larger --latency."
         )
-    return Contender(network, path.name, f"given-{path.stem}-measured", path, wanted)
+    return Contender(network, path.name, f"given-{path.stem}", path, wanted)
 
 
 def name_networks(opened: Iterable[Opened], given: Mapping[Path, s_resnet.Graph]) -> dict[str, str]:

@@ -81,22 +81,23 @@ class Test:
         versions = [s_resnet.__version__, torch.__version__]
         return {**others, "test images": images, "device": device, "version": versions}
 
-    def measure(self, contender: Contender) -> Measure:
-        """A contender at each of its T, from the folder if it is there; a row for each latency."""
+    def measure(self, contender: Contender) -> list[Measure]:
+        """A contender at each of its T, from the folder where it is there; a row for each latency."""
         import s_resnet
 
         snn = s_resnet.load(contender.path)
         loader, images = self.loader(contender, snn)
-        steps = sorted(contender.latencies)
-        identity = self.identity(images, network=digest_of(contender.path), timesteps=steps)
-        found = self.kept(contender.kept, identity)
-        if found is None:
-            how = s_resnet.analysis.MeasuringSettings(
-                contender.network, contender.name, device=self.asked.device, progress=True
-            )
-            found = s_resnet.analysis.measure_candidates(snn, loader, steps, how)
-            self.folder.keep(contender.kept, identity, found.to_json())
-        return replace(found, candidates=tuple(_at_latencies(found.candidates, contender)))
+        identity = self.identity(images, network=digest_of(contender.path))
+        names = {steps: f"{contender.kept}-at-T{steps}" for steps in sorted(contender.latencies)}
+        kept = {steps: found for steps, name in names.items() if (found := self.kept(name, identity)) is not None}
+        if missing := [steps for steps in names if steps not in kept]:  # in one pass, where that is possible
+            device = self.asked.device
+            how = s_resnet.analysis.MeasuringSettings(contender.network, contender.name, device=device, progress=True)
+            found = s_resnet.analysis.measure_candidates(snn, loader, missing, how)
+            for steps, one in zip(missing, found.candidates, strict=True):
+                kept[steps] = replace(found, candidates=(one,))
+                self.folder.keep(names[steps], identity, kept[steps].to_json())
+        return [replace(one, candidates=tuple(_at_latencies(one.candidates, contender))) for one in kept.values()]
 
     def measure_ann(self, contender: Contender, levels: int | None, calibrated: Calibrated | None) -> Measure:
         """The ANN of a contender, quantized if there are levels."""
@@ -181,7 +182,7 @@ def measure_all(
     with s_resnet.runtime.Progress[None](total=len(contenders), desc="measure", unit="network", shown=True) as bar:
         for contender in contenders:
             bar.show(now=True, network=contender.path.stem)
-            found.append(test.measure(contender))
+            found += test.measure(contender)
             bar.update()
     first = {contender.network: contender for contender in reversed(contenders)}
     levels = {

@@ -47,7 +47,7 @@ def test_it_converts_measures_and_writes_and_goes_on_from_its_folder(compare, mo
     assert (found["phased", 8]["top1"], found["ANN", None]["top1"]) == (again.snn[0].top1, again.ann["top1"])
     assert found["phased", 8]["drop"] == pytest.approx(again.snn[0].drop)
     made = {path.name: path.read_bytes() for path in Path("out.work").iterdir()}
-    assert sorted(made)[:2] == ["tiny-ann-1.json", "tiny-ann-4.json"] and len(made) == 10
+    assert sorted(made)[:2] == ["tiny-ann-1.json", "tiny-ann-4.json"] and len(made) == 11
 
     def never(*arguments, **named):
         raise AssertionError("it was made already")
@@ -58,29 +58,32 @@ def test_it_converts_measures_and_writes_and_goes_on_from_its_folder(compare, mo
     monkeypatch.setattr(s_resnet.analysis, "measure_ann", never)
     code, repeated, err = compare(*ASKED, *SHORT, "-o", "out.json", "-o", "out.html", "--force")
     assert (code, repeated) == (0, out)
-    assert "Taken from out.work: 2 network(s) and 6 measurement(s)." in err
+    assert "Taken from out.work: 2 network(s) and 7 measurement(s)." in err
     assert made == {path.name: path.read_bytes() for path in Path("out.work").iterdir()}
 
 
 def test_what_was_made_from_something_else_is_made_again(compare):
     one = ("--recipes", "s-resnet-released", "--latency", "2", "--work", "kept")
     assert compare(*ASKED, *one)[0] == 0
-    network, measured = Path("kept/tiny-s-resnet-released-T2.snn"), Path("kept/tiny-s-resnet-released-T2-measured.json")
+    name = "tiny-s-resnet-released-T350"
+    network, measured = Path(f"kept/{name}.snn"), Path(f"kept/{name}-at-T2.json")
     others = [*ASKED[:4], 10, *ASKED[5:]]
     before = network.read_bytes()
     _, _, err = compare(*others, *one)
-    assert "Made again: tiny-s-resnet-released-T2: other calibration images." in err and network.read_bytes() != before
+    assert f"Made again: {name}: other calibration images." in err and network.read_bytes() != before
     assert "Made again: tiny-ann-2: other calibration images." in err
+    _, _, err = compare(*others, *one[:3], "1,2", *one[4:])
+    assert "Made again" not in err and "1 network(s) and 3 measurement(s)" in err, "another latency costs only itself"
     _, _, err = compare(*others, *one, "--limit", 3)
-    assert "T2-measured: other test images." in err and "T2: other" not in err
+    assert "at-T2: other test images." in err and "T350: other" not in err
     network.write_bytes(network.read_bytes()[:-1])
     measured.write_text(measured.read_text().replace('"labels"', '"lables"'))
     code, _, err = compare(*others, *one, "--limit", 3)
-    assert code == 0 and "T2: its file was changed or removed." in err and "T2-measured: its file was changed" in err
+    assert code == 0 and "T350: its file was changed or removed." in err and "at-T2: its file was changed" in err
     measured.write_text("{")
-    assert "T2-measured: cannot be read" in compare(*others, *one, "--limit", 3)[2]
+    assert "at-T2: cannot be read" in compare(*others, *one, "--limit", 3)[2]
     make_checkpoint(Path("tiny.pth"), tiny(shortcut="A"))
-    assert "T2: other checkpoint" in compare(*others, *one, "--limit", 3)[2]
+    assert "T350: other checkpoint" in compare(*others, *one, "--limit", 3)[2]
 
 
 def test_networks_are_taken_as_they_are_beside_those_of_their_checkpoint(compare, program):
