@@ -284,7 +284,7 @@ class Neuron(Displayed):
         update = self._update(counted, v, bias=bias, shortcut=branch, shortcut_scale=scale, emitted=emitted)
         spikes, after = how.compute(current, v, update)
         if several and how.counts is not None:
-            how.counts.add_(spikes.flatten(2).sum(2, dtype=torch.int32))
+            how.counts.add_(spikes.sum(tuple(range(2, spikes.ndim)), dtype=torch.int32))
         return spikes, (after,) if update.emitted_after is None else (after, update.emitted_after)
 
     def _update(self, how: Execution, v: Tensor, **given: Tensor | None) -> Update:

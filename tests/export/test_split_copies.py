@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import images, narrow_resnet18, randomized
 
-from s_resnet import RECIPES, convert
+from s_resnet import RECIPES, convert, evaluate, load, save
 from s_resnet.errors import ConversionError
 from s_resnet.export import export_nir, export_npz, split_copies, verify_export
 from s_resnet.graph import Copies, Neuron, SpikingMaxPool2d, StreamSettings
@@ -87,6 +87,18 @@ def test_the_network_of_all_plain_neurons_answers_the_same_bit_for_bit(model):
         assert torch.equal(sum(own), sent[node.name].float())
         assert torch.equal(sum(whole.spikes[name] for name in names), compact.spikes[node.name])
     assert split_copies(expanded) is expanded
+
+
+def test_figures_say_how_many_there_are_and_count_all_of_them(tmp_path):
+    snn = converted(randomized(CifarResNet(8, width=4)), "calibrated-fission")
+    save(snn, tmp_path / "a.snn")
+    snn, batches = load(tmp_path / "a.snn"), [(images(4, SIZE, seed=5), torch.arange(4))]
+    report, whole = (evaluate(graph, batches, timesteps=T) for graph in (snn, split_copies(snn)))
+    assert report.snn[-1].spikes_per_neuron == whole.snn[-1].spikes_per_neuron <= T
+    assert (report.to_dict()["copies"], report.to_dict()["alphabet"]) == (3, "binary, 3 neurons for each")
+    assert "copies" not in whole.to_dict() and "alphabet" not in whole.to_dict()
+    assert "spikes: binary, 3 neurons for each" in report.table()
+    assert "3 neurons for each" in str(snn) and "Neuron (3 neurons for each)" in snn.table()
 
 
 def test_files_hold_every_plain_neuron(tmp_path):
