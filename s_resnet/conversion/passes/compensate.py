@@ -32,8 +32,8 @@ def compensate(graph: Graph, context: Context) -> Graph:
     from the mean over layers with BatchNorm statistics. Without either c stays 1.
 
     With held-out images c is searched for the least mean distance of the answers from the analog logits, relative to
-    these; labels are not used. The search starts at c = 1, which is a candidate, and half-way to the expected c,
-    doubles the step while the error falls, and closes the bracket by parabolas through its three points: at most six
+    these; labels are not used. The search starts at c = 1, which is a candidate, and half-way to the expected c
+    (``1 + 2 / T`` if that is 1), doubles the step while the error falls, and closes the bracket by parabolas through its three points: at most six
     evaluations, on all held-out images. Among the factors whose error is within one standard error (over images) of the
     least, the one nearest to the expected c is chosen, so that a few images cannot lead far away from it. Curve and
     range go into the provenance.
