@@ -33,10 +33,10 @@ def compensate(graph: Graph, context: Context) -> Graph:
 
     With held-out images c is searched for the least mean distance of the answers from the analog logits, relative to
     these; labels are not used. The search starts at c = 1, which is a candidate, and half-way to the expected c
-    (``1 + 2 / T`` if that is 1), doubles the step while the error falls, and closes the bracket by parabolas through its three points: at most six
-    evaluations, on all held-out images. Among the factors whose error is within one standard error (over images) of the
-    least, the one nearest to the expected c is chosen, so that a few images cannot lead far away from it. Curve and
-    range go into the provenance.
+    (``1 + 2 / T`` if that is 1), doubles the step while the error falls, and closes the bracket by parabolas through
+    its three points: at most six evaluations, on all held-out images. Among the factors whose error is within one
+    standard error (over images) of the least, the one nearest to the expected c is chosen, so that a few images cannot
+    lead far away from it. Curve and range go into the provenance.
 
     Args:
         graph: a network with its readout.
