@@ -39,6 +39,7 @@ WAITED = {
     "s-resnet-released": 0,
     "calibrated": 0,
     "calibrated-constant": 0,
+    "calibrated-fission": 0,
     "calibrated-lagged": DEPTH,
     "signed": DEPTH,
     "multilevel": 0,
@@ -88,6 +89,7 @@ def test_rows_at_several_t_are_those_of_separate_runs(networks, recipe):
     ann, neurons = snn.run(x).argmax(1), 0
     for name, value in snn.activations(x[:1]):
         neurons += value.numel() if name in {node.name for node in snn.neurons} else 0
+    neurons *= 3 if recipe == "calibrated-fission" else 1
     assert [row.timesteps for row in report.snn] == [3, 5, 7]
     for row in report.snn:
         alone = simulate(snn, x, row.timesteps)
@@ -109,6 +111,7 @@ def test_what_the_recipes_are(networks):
         "s-resnet-released": "binary",
         "calibrated": "binary",
         "calibrated-constant": "binary",
+        "calibrated-fission": "binary, 3 neurons for each",
         "calibrated-lagged": "binary",
         "phased": "binary",
         "signed": "signed",
@@ -531,7 +534,7 @@ def test_two_commands(folder, tmp_path, recipe):
 
 def test_a_recipe_has_a_t_of_its_own(model):
     own = {name: convert(model, [images(4, 8)], name).provenance.recipe.timesteps for name in FITTED}
-    fitted = {"calibrated": 16, "calibrated-constant": 32, "calibrated-lagged": 16}
+    fitted = {"calibrated": 16, "calibrated-constant": 32, "calibrated-fission": 8, "calibrated-lagged": 16}
     assert own == {**fitted, "phased": 16, "signed": 16, "multilevel": 4}
 
 
