@@ -266,7 +266,7 @@ def test_fitted_synapses_bring_the_network_closer_to_its_source_on_other_images(
 
 def test_every_recipe_for_few_steps_fits_its_synapses():
     fitted = [recipe for recipe in RECIPES.values() if recipe.fits]
-    assert len(fitted) == 5
+    assert len(fitted) == 7
     for recipe in fitted:
         (step,) = (step for step in recipe.steps if step.name == "calibrate_neurons")
         assert step.settings["weights"] is True
