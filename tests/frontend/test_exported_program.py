@@ -462,6 +462,15 @@ def test_nothing_is_unpickled(path, written):
     assert not path.with_name("touched").exists()
 
 
+def test_a_truth_is_no_number(path, written):
+    """Nor is it the first of torch's types."""
+
+    def change(tree):
+        tree["config"]["conv1.weight"]["tensor_meta"]["dtype"] = True
+
+    refused(changed(path, written, "model_weights_config.json", change), InvalidCheckpoint, "bool as 'dtype'")
+
+
 def test_flipped_bits_and_zip_tricks(path, written):
     at = written.index(b"weight_0") + 200  # in the numbers
     path.write_bytes(written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :])
@@ -478,6 +487,10 @@ def test_flipped_bits_and_zip_tricks(path, written):
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr(archive.namelist()[0], "x")
     refused(path, InvalidCheckpoint, "one name")
+    entry = written.rindex(b"PK\1\2")  # the last one of the directory: at 8 its flags, at 24 its size
+    for at, value in ((8, b"\1\0"), (24, b"\0\0\0\x40")):
+        path.write_bytes(written[: entry + at] + value + written[entry + at + len(value) :])
+        refused(path, InvalidCheckpoint, "encrypted or larger than the file")
 
 
 def test_a_file_that_is_too_large(path, written):
