@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.arguments import check_batches, labeled, whole_number
 from ..errors import InvalidData, message
-from ..graph.alphabet import Differential
+from ..graph.alphabet import Copies, Differential
 from ..graph.graph import Graph, check_spiking
 from ..graph.neuron import Neuron
 from ..graph.provenance.entry import Entry, between, flag, listed, said, text, whole
@@ -271,7 +271,9 @@ def bits_per_spike(snn: Graph) -> float:
 
 
 def _values(op: Neuron) -> int:
-    """How many values a step may send, 0 among them."""
+    """How many values a step may send, 0 among them; each of several copies of a neuron sends 0 or 1."""
+    if isinstance(op.spikes, Copies):
+        return 2
     both = op.spikes.signed or isinstance(op.spikes, Differential)
     return op.max_emission * (2 if both else 1) + 1
 

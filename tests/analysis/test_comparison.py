@@ -13,6 +13,8 @@ from s_resnet.analysis import Candidate, Measured, MeasuringSettings, compare, m
 from s_resnet.analysis.candidates import bits_per_spike
 from s_resnet.data import paired_difference, wilson
 from s_resnet.errors import InvalidData
+from s_resnet.graph import Neuron
+from s_resnet.graph.alphabet import Copies
 from s_resnet.models import CifarResNet
 
 LABELS = (0,) * 100
@@ -128,3 +130,5 @@ def test_bits_of_a_spike_count_the_values_that_a_step_may_send():
         recipe = s_resnet.RECIPES["s-resnet-released"].set("relu_to_neuron", spikes=spikes, amplitudes=amplitudes)
         made = s_resnet.convert(model, (3, 16, 16), recipe, timesteps=1)
         assert bits_per_spike(made) == math.log2(values)
+    copied = [replace(n, op=replace(n.op, spikes=Copies(3))) if isinstance(n.op, Neuron) else n for n in made.nodes]
+    assert bits_per_spike(replace(made, nodes=tuple(copied))) == 1, "three neurons, each of which sends 0 or 1"
