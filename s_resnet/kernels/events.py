@@ -1,8 +1,9 @@
 """Event-driven convolution on the CPU: a layer costs its spikes, not its zeros. The C++ is in ``events.cpp``.
 
 A spike of channel c at pixel (y, x) adds the weight row ``W[dy][dx][c][:]`` to every output pixel that sees it, so the
-cost is (spikes) x (taps) x (output channels) additions. Each output is summed in one fixed order, so results do not
-depend on the batch, the chunk or the number of threads, bit for bit.
+cost is (spikes) x (taps) x (output channels) additions. The row of a spike that is worth more than 1, or less than 0,
+is multiplied by its amount first. Each output is summed in one fixed order, so results do not depend on the batch, the
+chunk or the number of threads, bit for bit.
 """
 
 from __future__ import annotations
@@ -39,16 +40,24 @@ class _Shape(ctypes.Structure):
 
 
 class _Convolution(ctypes.Structure):
-    _fields_ = [("shape", _Shape), *((name, ctypes.c_void_p) for name in ("ids", "start", "weight", "step"))]
+    _fields_ = [("shape", _Shape), *((name, ctypes.c_void_p) for name in ("ids", "amounts", "start", "weight", "step"))]
 
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """The spikes of ``[N, C, H, W]`` as lists of positions, one list for each line of pixels."""
+    """The spikes of ``[N, C, H, W]`` as lists of positions, one list for each line of pixels.
+
+    Attributes:
+        shape: N, C, H, W.
+        ids: int16, the positions.
+        start: int32, where in its list each pixel begins.
+        amounts: int8, what the spike at each position is worth; None: every spike is 1.
+    """
 
     shape: tuple[int, int, int, int]
     ids: Tensor
     start: Tensor
+    amounts: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +112,7 @@ def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
 
 
 def find(spikes: Tensor) -> Events:
-    """The events of uint8 spikes ``[N, C, H, W]`` in {0, 1}; fastest in channels_last."""
+    """The events of spikes ``[N, C, H, W]``, uint8 in {0, 1} or int8 of any value; fastest in channels_last."""
     library, reason = compiler.compiled()
     assert library is not None, reason
     _check_spikes(spikes)
@@ -111,9 +120,10 @@ def find(spikes: Tensor) -> Events:
     n, c, h, w = spikes.shape
     ids = torch.empty(n * h * (w * c + ROOM), dtype=torch.int16)
     start = torch.empty(n * h * (w + 1), dtype=torch.int32)
+    amounts = None if spikes.dtype == torch.uint8 else torch.empty(len(ids), dtype=torch.int8)
     shape = _Shape(images=n, height=h, width=w, channels=c, threads=torch.get_num_threads())
-    library.sresnet_find_events(ctypes.byref(shape), *map(_pointer, (spikes, ids, start)))
-    return Events((n, c, h, w), ids, start)
+    library.sresnet_find_events(ctypes.byref(shape), *map(_pointer, (spikes, ids, start, amounts)))
+    return Events((n, c, h, w), ids, start, amounts)
 
 
 def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str = "exact") -> Packed:
@@ -221,14 +231,13 @@ def conv2d(events: Events, packed: Packed) -> Tensor:
 def takes(current: Currents, v: Tensor, update: Update) -> bool:
     """Whether :func:`integrate_and_fire` does this update.
 
-    It takes binary neurons, a membrane in channels_last of the currents' kind, a branch computed as the currents are
-    and in place of a shortcut, and what else the C++ takes (:func:`s_resnet.kernels.membrane.layer.takes`).
+    It takes a membrane in channels_last of the currents' kind, a branch computed as the currents are and in place of a
+    shortcut, and what else the C++ takes (:func:`s_resnet.kernels.membrane.layer.takes`).
     """
     return (
         v.ndim == 4
         and v.is_contiguous(memory_format=torch.channels_last)
         and (v.dtype == torch.int32) == current.packed.integer
-        and update.binary
         and (current.branch is None or (update.shortcut is None and _alike(current.packed, current.branch.packed)))
         and layer.takes(v, update)
     )
@@ -271,7 +280,7 @@ def _convolve(current: Currents, out: Tensor | None, neurons: layer.Layer | None
     function(
         ctypes.byref(first),
         None if second is None else ctypes.byref(second),
-        None if out is None else _pointer(out),
+        _pointer(out),
         None if neurons is None else ctypes.byref(neurons),
     )
 
@@ -299,7 +308,8 @@ def _convolution(current: Currents) -> _Convolution:
         threads=torch.get_num_threads(),
     )
     pointers = (
-        None if held is None else held.data_ptr() for held in (events.ids, events.start, packed.rows, packed.step)
+        None if held is None else held.data_ptr()
+        for held in (events.ids, events.amounts, events.start, packed.rows, packed.step)
     )
     return _Convolution(shape, *pointers)
 
@@ -308,8 +318,9 @@ def _convolution(current: Currents) -> _Convolution:
 
 
 def _check_spikes(spikes: Tensor) -> None:
-    if spikes.ndim != 4 or spikes.dtype != torch.uint8 or spikes.device.type != "cpu":
-        raise _invalid(f"{spikes.dtype} {list(spikes.shape)} on {spikes.device}", "uint8 [N, C, H, W] on the CPU")
+    if spikes.ndim != 4 or spikes.dtype not in (torch.uint8, torch.int8) or spikes.device.type != "cpu":
+        got = f"{spikes.dtype} {list(spikes.shape)} on {spikes.device}"
+        raise _invalid(got, "uint8 or int8 [N, C, H, W] on the CPU")
     n, c, h, w = spikes.shape
     if spikes.numel() == 0 or w * c >= IDS or n * h >= 2**31:
         raise _invalid(f"spikes {[n, c, h, w]}", f"at least one, C * W below {IDS} and N * H below 2^31")
@@ -344,8 +355,11 @@ def _check_fit(events: Events, packed: Packed) -> None:
     held = {
         "ids": (events.ids, torch.int16, n * h * (w * c + ROOM)),
         "start": (events.start, torch.int32, n * h * (w + 1)),
+        "amounts": (events.amounts, torch.int8, n * h * (w * c + ROOM)),
     }
     for name, (value, dtype, count) in held.items():
+        if value is None:
+            continue
         if value.dtype != dtype or value.numel() != count or not value.is_contiguous():
             raise _invalid(f"{name} {value.dtype} {list(value.shape)}", f"{count} of {dtype}")
     if packed.step is not None and packed.step.numel() != group * packed.out_channels:
@@ -356,5 +370,5 @@ def _invalid(got: str, expected: str) -> InvalidData:
     return wrong("events", got, expected, "Check the convolution and the spikes it reads")
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())

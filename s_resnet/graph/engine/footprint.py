@@ -104,7 +104,7 @@ class _Walk:
     def _in_bytes(self, name: str) -> bool:
         """Whether spikes come as bytes, with a list of their places."""
         readers = [self.plan.ops[reader] for reader, source in self.plan.spiking.items() if source == name]
-        return self.listed and name in self.plan.binary and bool(readers) and all(map(self._takes, readers))
+        return self.listed and name in self.plan.bytes and bool(readers) and all(map(self._takes, readers))
 
     def _takes(self, op: Op) -> bool:
         return isinstance(op, Conv2d) and op.groups == 1 and op.dilation == (1, 1)

@@ -20,6 +20,7 @@ from .replay import Replays
 K = TypeVar("K")
 V = TypeVar("V")
 PRECISIONS = ("exact", "fast")
+LARGEST_BYTE = 127  # what a step emits at most, if its spikes travel as signed bytes
 SIZES = 4  # of images, whose packed weights are kept
 Shape = tuple[torch.dtype, torch.Size, int]  # of images and steps
 Key = tuple[torch.dtype, torch.Size, int, str | int | None]  # and the memory limit
@@ -72,8 +73,8 @@ class Plan:
     deferred: Mapping[str, str]  # a shortcut synapse applied inside the membrane kernel -> the node it scales
     freed: list[list[str]]
     unit: frozenset[str]  # neuron layers whose spikes are sent on as they are
-    binary: frozenset[str]  # those of them that emit {0, 1}
     counted: frozenset[str]  # those of them whose spikes are whole numbers
+    bytes: Mapping[str, torch.dtype]  # those of these whose spikes fit a byte -> which: uint8 for {0, 1}, else int8
     bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
     spiking: Mapping[str, str]  # a convolution whose input is such whole numbers -> the neuron layer it reads
     last_reader: Mapping[str, str]  # such a neuron layer -> the last convolution that reads it
@@ -153,8 +154,8 @@ def prepare(network: Network, precision: str) -> Plan:
         deferred=deferred,
         freed=freed(nodes, deferred),
         unit=unit,
-        binary=frozenset(name for name in unit if neurons[name].binary),
         counted=counted,
+        bytes={name: _byte(neurons[name]) for name in counted if neurons[name].max_emission <= LARGEST_BYTE},
         bias=bias,
         spiking=spiking,
         last_reader={source: name for name, source in spiking.items()},
@@ -168,6 +169,11 @@ def prepare(network: Network, precision: str) -> Plan:
         max_membrane_step=most,
         packed=Recent(SIZES * len(spiking)),
     )
+
+
+def _byte(op: Neuron) -> torch.dtype:
+    """The type of a spike as a byte."""
+    return torch.uint8 if op.binary else torch.int8
 
 
 def _biases(

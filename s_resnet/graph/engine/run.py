@@ -23,8 +23,11 @@ from ..readout import Readout, SpikingMaxPool2d
 from .plan import Plan, windowed
 from .precision import arithmetic
 
-# Share of active neurons from which the dense convolution is faster: measured, docs/explanation/simulator.md.
-DENSE = 0.4
+# Share of active neurons from which the dense convolution is faster: measured, docs/explanation/simulator.md. Of spikes
+# that are worth an amount, and of those where the readers have few channels.
+DENSE, DENSE_AMOUNTS, DENSE_NARROW = 0.4, 0.3, 0.2
+# Types of spikes that travel as bytes.
+BYTES = (torch.uint8, torch.int8)
 
 # Gives the next S steps of input ``[S, B, C, H, W]``.
 Encode = Callable[[int], Tensor]
@@ -176,7 +179,10 @@ class Run:
             self.memory[node.name] = memory
             self.made.add(node.name)
         if events.available() and not spikes.is_cuda:  # on a GPU this would stall the queue
-            self.density[node.name] = int(counts.sum()) / max(1, spikes.numel())
+            # A spike of several levels is counted once for each: those that are there are looked up in the last step.
+            several = op.spikes.amplitudes > 1
+            found = spikes[-1:].count_nonzero() if several else counts.sum()
+            self.density[node.name] = int(found) / max(1, spikes[-1:].numel() if several else spikes.numel())
         folded = spikes.flatten(0, 1)
         return folded if node.name in plan.unit else op.scale_output(folded), counts
 
@@ -198,16 +204,16 @@ class Run:
         if name not in plan.counted:
             return None  # the membrane's
         readers = [plan.ops[reader] for reader, source in plan.spiking.items() if source == name]
-        sparse = name in plan.binary and self.density.get(name, 0.0) <= DENSE and len(size) == 2
-        if readers and sparse and all(_takes_events(reader, size) for reader in readers):
-            return torch.uint8
+        if name in plan.bytes and readers and len(size) == 2 and all(_takes_events(reader, size) for reader in readers):
+            if self.density.get(name, 0.0) <= max(_dense_from(reader, plan.bytes[name]) for reader in readers):
+                return plan.bytes[name]
         return plan.narrow if plan.narrow is not None and readers else plan.dtype
 
     def _convolve(self, node: Node, op: Conv2d) -> None:
         """A convolution of spikes, by events where they came as bytes, else dense."""
         plan, source = self.plan, node.inputs[0]
         spikes = self.values[source]
-        if spikes.dtype != torch.uint8:
+        if spikes.dtype not in BYTES:
             self._convolve_densely(node, op, spikes)
             return
         if source not in self.events:
@@ -270,6 +276,14 @@ def _unfold(value: Tensor, steps: int) -> Tensor:
 def _size(current: Tensor | events.Currents) -> tuple[int, ...]:
     """Height and width of the pixels."""
     return current.packed.out_size if isinstance(current, events.Currents) else current.shape[3:]
+
+
+def _dense_from(op: Op, kind: torch.dtype) -> float:
+    """The share of active neurons from which a convolution of such bytes is dense."""
+    assert isinstance(op, Conv2d)
+    if kind == torch.uint8:
+        return DENSE
+    return DENSE_NARROW if len(op.weight) < events.WIDE else DENSE_AMOUNTS
 
 
 def _takes_events(op: Op, size: tuple[int, ...]) -> bool:
