@@ -391,7 +391,8 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
     check_spiking(graph, "simulate")
     total = timesteps + (0 if state is None else state.step)
     found = check_simulated(graph.nodes, graph.provenance, images, total)
-    if graph.windowed and (state is not None or chunk not in (None, timesteps)):
+    chunked = chunk in (None, timesteps) or not engine.at_once(graph.nodes, graph.device)
+    if not chunked or (graph.windowed and state is not None):
         got = f"chunk={chunk} or a state for a network whose layers wait for their window of T"
         raise InvalidData(message("simulate", "", got, "all T steps at once", "Leave both out"))
     if state is not None:

@@ -2,7 +2,7 @@
 
 from .analog import activations
 from .chunks import analog_portions, together
-from .plan import Plan, freed, prepare, windowed
+from .plan import Plan, at_once, freed, prepare, windowed
 from .precision import arithmetic
 from .run import USUAL, Encode, Job, StreamSettings, Whole, constants
 from .steps import advance, portions
@@ -17,6 +17,7 @@ __all__ = [
     "activations",
     "advance",
     "analog_portions",
+    "at_once",
     "arithmetic",
     "constants",
     "freed",

@@ -14,7 +14,7 @@ from ...runtime.memory import room as room_for
 from ..ops import Node
 from ..shapes import Shape, numbers, shapes
 from . import footprint
-from .plan import Plan, Portion, windowed
+from .plan import Plan, Portion
 
 # Neurons times steps of the largest layer that go through at a time: on a CPU what the caches hold (dense convolutions
 # also keep their currents), on a GPU what keeps it busy. And steps at most, since answers come once in a chunk.
@@ -51,7 +51,7 @@ def portion(plan: Plan, images: Tensor, timesteps: int) -> Portion:
     """
     sizes = shapes(plan.nodes, images.shape[-3:])
     counts = {name: numbers(shape) for name, shape in sizes.items()}
-    if windowed(plan.nodes):
+    if plan.at_once:
         largest = max(counts.values())
         room = on_gpu(images.device) if images.is_cuda else WINDOW
         some = together(len(images), largest, timesteps, room)

@@ -10,7 +10,8 @@ from ..neuron import Neuron
 from ..ops import Conv2d, Node, Op
 from ..readout import SpikingMaxPool2d
 from ..shapes import Shape, numbers
-from .plan import Plan, freed, windowed
+from .plan import Plan, freed
+from .rounds import behind
 
 
 def analog(nodes: tuple[Node, ...], shapes: Mapping[str, Shape], itemsize: int) -> int:
@@ -51,15 +52,15 @@ class _Walk:
         plan = self.plan
         held = sum(self._once(name) * self.wide for name in plan.kept)
         held += self._stem()
-        if not windowed(plan.nodes):  # all layers remember something from one chunk to the next
-            held += sum(self._memory(node) for node in plan.nodes)
+        if not plan.at_once:  # all layers remember something from one chunk to the next
+            held += sum(self._memory(node) for node in plan.nodes) + self._late()
         alive: dict[str, int] = {}
         peak = held
         for index, node in enumerate(plan.nodes):
             if node.name in plan.static or node.name in plan.deferred:
                 continue
             made, meanwhile = self._made(node)
-            if windowed(plan.nodes):
+            if plan.at_once:
                 meanwhile += self._memory(node)
             alive[node.name] = made
             peak = max(peak, held + sum(alive.values()) + meanwhile)
@@ -75,6 +76,11 @@ class _Walk:
         """What the constant part holds beside the values that are kept, before the steps begin."""
         return max((self._once(name) * self.wide for name in self.plan.static), default=0)
 
+    def _late(self) -> int:
+        """Bytes of the steps that wait for readers behind lagged layers: before a round, and joined to its own."""
+        late = {name: steps + 2 for name, steps in behind(self.plan.wiring, self.plan.lagged).items() if steps}
+        return sum(self._once(name) * self.wide * (2 * steps + self.steps) for name, steps in late.items())
+
     def _memory(self, node: Node) -> int:
         """Bytes of what a node remembers."""
         op, own = node.op, self._once(node.name)
@@ -88,7 +94,8 @@ class _Walk:
 
     def _made(self, node: Node) -> tuple[int, int]:
         """Bytes of a node's value, and of what is there only while it is computed."""
-        op, count = self.plan.ops[node.name], self._once(node.name) * self.steps
+        steps = self.steps if self.plan.at_once else self.steps + (node.name in self.plan.lagged)
+        op, count = self.plan.ops[node.name], self._once(node.name) * steps
         if isinstance(op, Neuron):
             spikes = count if self._in_bytes(node.name) else count * self.wide
             lists = self._lists(node.name) if self._in_bytes(node.name) else 0

@@ -16,6 +16,7 @@ from ..forms import GridConv2d
 from ..neuron import Neuron
 from ..ops import LARGEST_PIXEL, SYNAPSES, Conv2d, Node, Op, Scale, channels_last
 from .replay import Replays
+from .rounds import Wiring, lagging, wired
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -86,6 +87,9 @@ class Plan:
     precision: str
     integer: bool
     max_membrane_step: int  # of an integer network; 0 of others
+    at_once: bool  # whether all steps of an image go through a layer together
+    lagged: frozenset[str]  # neuron layers that fire one step after they integrate
+    wiring: Wiring  # under constant input
     dense: dict[str, tuple[Conv2d, ...]] = field(default_factory=dict)
     packed: Recent[tuple[str, int, int], events.Packed] = field(default_factory=lambda: Recent(0))
     portions: dict[Key, Portion] = field(default_factory=dict)  # how much goes through a layer at a time
@@ -167,6 +171,9 @@ def prepare(network: Network, precision: str) -> Plan:
         precision=precision,
         integer=integer,
         max_membrane_step=most,
+        at_once=at_once(nodes, weights[0].device if weights else torch.device("cpu")),
+        lagged=lagging(nodes),
+        wiring=wired(nodes, static, deferred),
         packed=Recent(SIZES * len(spiking)),
     )
 
@@ -242,5 +249,14 @@ def freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str
 
 
 def windowed(nodes: tuple[Node, ...]) -> bool:
-    """Whether a layer waits for a part of its window, so that all steps go through it at once."""
+    """Whether a layer waits for a part of its window, so that T has to be known beforehand."""
     return any(isinstance(node.op, Neuron) and node.op.waits for node in nodes)
+
+
+def at_once(nodes: tuple[Node, ...], device: torch.device) -> bool:
+    """Whether all steps of an image go through a layer together, so that memory grows with T.
+
+    A phased layer needs its whole window. Lagged ones take it in chunks on the CPU; on a GPU all at once is faster.
+    """
+    phased = any(isinstance(node.op, Neuron) and node.op.schedule == "phased" for node in nodes)
+    return phased or (device.type != "cpu" and windowed(nodes))

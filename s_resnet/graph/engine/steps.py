@@ -57,7 +57,7 @@ def _recorded_as(job: Job) -> Hashable | None:
 def _short(plan: Plan, job: Job) -> bool:
     """Whether Python takes longer to launch the layers than the GPU to run them."""
     numbers = _portion(plan, job).numbers
-    if windowed(plan.nodes):
+    if plan.at_once:
         parts, most = portions(plan, job), numbers * job.timesteps
     else:
         parts, most = _lengths(plan, job), numbers * len(job.images)
@@ -73,20 +73,27 @@ def _through(plan: Plan, job: Job, images: Tensor) -> Result:
 
 
 def _chunks(plan: Plan, job: Job) -> Iterator[Result]:
-    if windowed(plan.nodes):
+    # An observer sees all steps of a layer at once, unless they can be continued.
+    if plan.at_once or (job.observe is not None and windowed(plan.nodes)):
         yield _window(plan, job)
         return
     run = Run(plan, job)
     lengths = _lengths(plan, job)
-    for index, steps in enumerate(lengths):
+    done = 0
+    while done < job.timesteps:
+        steps = min(lengths[0], job.timesteps - done)
         with arithmetic(job.images, plan.tf32, _tuned(plan, job, steps, lengths.count(steps))):
-            outputs, counts = run.advance(steps)
-        kept = job.whole is None or (job.whole.state and index == len(lengths) - 1)
-        yield outputs, counts, dict(run.memory) if kept else {}
+            outputs, counts = run.advance(lengths[0])
+        done += len(outputs)
+        # Within a lagged window there is no state to continue from.
+        wanted = job.whole is None or job.whole.state
+        kept = wanted if done == job.timesteps else job.whole is None and not plan.lagged
+        if len(outputs):
+            yield outputs, counts, dict(run.memory) if kept else {}
 
 
 def _window(plan: Plan, job: Job) -> Result:
-    """All steps of a network whose layers wait for their window of T, a portion of the images after the other.
+    """All steps of a network at once, a portion of the images after the other.
 
     An observer sees all images at once, as in any other chunk.
     """
@@ -122,7 +129,7 @@ def _joined(parts: list[Result]) -> Result:
 
 def _portion(plan: Plan, job: Job) -> Portion:
     """How much goes through a layer at a time; found once for a shape: free memory changes, results must not."""
-    key = (job.images.dtype, job.images.shape, job.timesteps if windowed(plan.nodes) else 0, limit())
+    key = (job.images.dtype, job.images.shape, job.timesteps if plan.at_once else 0, limit())
     if key not in plan.portions:
         plan.portions[key] = portion(plan, job.images, job.timesteps)
     return plan.portions[key]

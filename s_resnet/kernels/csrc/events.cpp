@@ -203,21 +203,24 @@ void fire_place(const Job& job, const Place& at, Room<P, V>& room) {
     const Layer& l = *job.layer;
     const Shape& s = job.current->s;
     const bool binary = is_binary(l), remembers = l.rule == SIGNED;
-    const int64_t images = l.images, channels = s.out_channels, wait = delay(l);
+    const int64_t images = l.images, channels = s.out_channels;
     const int64_t begin = ((at.image * s.out_height + at.y) * s.out_width + at.x) * channels + at.first;
     copy(room.v.data(), at.width, (const V*)l.v + begin, channels, at);
     if (remembers) copy(room.emitted.data(), at.width, (const V*)l.emitted + begin, channels, at);
-    for (int64_t now = 0; now < l.steps + wait; now++) {
-        const int64_t t = now - wait, from = begin + now * l.shortcut_step;
+    for (int64_t now = 0; now < l.wait + l.answers; now++) {
+        const int64_t t = now - l.wait, from = begin + now * l.shortcut_step;
         int32_t count = 0;
         if (now < l.steps) {
             const int64_t image = now * images + at.image;
             convolve_line<P, VECTORS, UNROLL>(*job.current, at, image, room.rows, room.line.data());
             if (job.branch) convolve_line<P, VECTORS, UNROLL>(*job.branch, at, image, room.rows, room.branch.data());
             room.p.at_step(l, now, at.first, room.run);
-            if (!binary) arrive_line(job, at, from, room);
-            else count = !wait ? step_line<STREAM>(job, at, from, room) : t < 0 ? step_line<GATHER>(job, at, from, room)
-                                                                              : step_line<WAIT>(job, at, from, room);
+            if (!binary)
+                arrive_line(job, at, from, room);
+            else if (l.schedule == STREAMING)
+                count = step_line<STREAM>(job, at, from, room);
+            else
+                count = t < 0 ? step_line<GATHER>(job, at, from, room) : step_line<WAIT>(job, at, from, room);
         } else if (binary) {
             count = answer_line(l, at, room);
         }

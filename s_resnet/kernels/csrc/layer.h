@@ -14,13 +14,14 @@ enum Type : int32_t { NONE, FLOAT32, BFLOAT16, UINT8, INT32, INT8 };
 
 struct Layer {
     int64_t steps, images, neurons, channels, inner;  // neurons of one image; those of one channel that lie together
+    int64_t wait, answers;                             // steps before the first at which they may fire; those from it on
     int64_t current_step, shortcut_step, bias_step;    // elements from one step to the next; 0 for a constant
     int32_t current_type, shortcut_type, spike_type, rule, schedule, most, threads;
     float decay;
     const void *current, *v, *threshold, *bias, *shortcut, *scale;  // threshold, bias, scale: [channels] or null
     const void *emitted;  // of signed neurons
     void *v_after, *emitted_after, *spikes;  // v_after may be v; emitted_after may be emitted, or null
-    int32_t* counts;  // [steps, images] or null
+    int32_t* counts;  // [answers, images] or null
 };
 
 struct Bf16 {
@@ -141,9 +142,6 @@ int32_t answer(const Layer& l, const V* __restrict threshold, V* __restrict v, u
 }
 
 inline bool is_binary(const Layer& l) { return l.rule == SUBTRACT || l.rule == ZERO; }
-
-// Steps before the first at which a layer may fire.
-inline int64_t delay(const Layer& l) { return l.schedule == PHASED ? l.steps : l.schedule == LAGGED; }
 
 template <typename F, typename T>
 inline void convert(const F* from, T* to, int64_t n) {

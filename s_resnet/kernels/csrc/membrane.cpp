@@ -74,12 +74,12 @@ void advance(const Layer& l, Parameters<V>& p, int64_t image, int64_t first, int
     const bool remembers = l.rule == SIGNED;
     memcpy(room.v.data(), (const V*)l.v + at, n * sizeof(V));
     if (remembers) memcpy(room.emitted.data(), (const V*)l.emitted + at, n * sizeof(V));
-    for (int64_t now = 0; now < l.steps + delay(l); now++) {
+    for (int64_t now = 0; now < l.wait + l.answers; now++) {
         if (now < l.steps) {
             p.at_step(l, now, first, n);
             arrive(l, p, at, now, n, room);
         }
-        const int64_t t = now - delay(l);
+        const int64_t t = now - l.wait;
         if (t >= 0) add_count(l, t, image, answer(l, p, at + t * l.images * l.neurons, n, room));
     }
     memcpy((V*)l.v_after + at, room.v.data(), n * sizeof(V));
