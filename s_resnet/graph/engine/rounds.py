@@ -1,4 +1,4 @@
-"""Which steps each node computes in a round: where layers lag, those behind them are later, and shortcuts wait for both."""
+"""Which steps each node computes in a round: where layers lag, those behind them are later, and shortcuts wait."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def wired(nodes: tuple[Node, ...], constant: frozenset[str], deferred: Mapping[s
     """The wiring of nodes of which some are constant."""
     reads = {
         node.name: tuple(
-            source for name in node.inputs if (source := deferred.get(name, name)) not in constant and name not in constant
+            source
+            for name in node.inputs
+            if (source := deferred.get(name, name)) not in constant and name not in constant
         )
         for node in nodes
         if node.name not in constant and node.name not in deferred

@@ -258,9 +258,10 @@ class Run:
         if name not in plan.counted:
             return None  # the membrane's
         readers = [plan.ops[reader] for reader, source in plan.spiking.items() if source == name]
-        if name in plan.bytes and readers and len(size) == 2 and all(_takes_events(reader, size) for reader in readers):
-            if plan.bytes[name] == torch.int8 or self.density.get(name, 0.0) <= DENSE:
-                return plan.bytes[name]
+        byte = plan.bytes.get(name) if readers and len(size) == 2 else None
+        sparse = byte == torch.int8 or self.density.get(name, 0.0) <= DENSE  # of amounts every reader says so itself
+        if byte is not None and sparse and all(_takes_events(reader, size) for reader in readers):
+            return byte
         return plan.narrow if plan.narrow is not None and readers else plan.dtype
 
     def _convolve(self, node: Node, op: Conv2d, turn: Turn) -> Tensor | None:

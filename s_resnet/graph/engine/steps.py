@@ -83,7 +83,7 @@ def _chunks(plan: Plan, job: Job) -> Iterator[Result]:
     while done < job.timesteps:
         steps = min(lengths[0], job.timesteps - done)
         with arithmetic(job.images, plan.tf32, _tuned(plan, job, steps, lengths.count(steps))):
-            outputs, counts = run.advance(lengths[0])
+            outputs, counts = run.advance(lengths[0] if plan.lagged else steps)  # those behind have more to do
         done += len(outputs)
         # Within a lagged window there is no state to continue from.
         wanted = job.whole is None or job.whole.state

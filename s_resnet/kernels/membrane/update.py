@@ -40,8 +40,9 @@ class Update(Displayed):
             that it fires ``T - begins + ends`` times.
         spike_dtype: of the spikes; by default the membrane's. It must hold every ``k``: uint8 none below 0, int8 none
             of 8 levels.
-        counts: int32 ``[T, B]``, a row for each time that it fires; the spikes of each step and image are added to it. An emission is one spike
-            for each power of two that ``abs(k)`` is the sum of, whether it gives or takes back.
+        counts: int32 ``[T, B]``, a row for each step at which it fires; the spikes of each step and image are added to
+            it. An emission is one spike for each power of two that ``abs(k)`` is the sum of, whether it gives or takes
+            back.
         after: where the membrane after step T is written, like ``v``; ``v`` itself: in place. None: a new tensor.
         emitted_after: of signed neurons, where ``emitted`` plus the sum of all ``k`` is written, like ``emitted``;
             ``emitted`` itself: in place. None: nowhere.
