@@ -19,7 +19,6 @@ from .. import kernels
 from ..data.arguments import check_batches, check_kind, labeled, probability, whole_number
 from ..data.intervals import paired_difference
 from ..errors import InvalidData, message
-from ..graph.engine import at_once
 from ..graph.graph import Graph, check_spiking, count_images
 from ..graph.neuron import Neuron
 from ..runtime.device import find_device, peak_memory, prefetch
@@ -180,7 +179,6 @@ class _Tally:
         self.marks = frozenset(snn.provenance.calibration.marks or ())
         self.calibrated_on = 0
         self.seen = Seen()
-        self.at_once = at_once(snn.nodes, snn.device)
         exact = settings.precision == "exact" and not settings.spike_by_spike
         self.in_closed_form = exact and has_closed_form(snn)
 
@@ -192,9 +190,9 @@ class _Tally:
             self._add(part, own, progress)
 
     def _portions(self, images: Tensor) -> list[int]:
-        """How many images are processed at a time; a simulation of all steps at once splits them further."""
+        """How many images are processed at a time; a windowed simulation splits them further."""
         most = self.snn.portions(images)
-        if self.at_once or self.in_closed_form:
+        if self.snn.windowed or self.in_closed_form:
             return most
         return min(most, self.snn.portions(images, self.timesteps, self.settings.precision), key=max)
 
@@ -225,7 +223,7 @@ class _Tally:
             else:
                 self.size = self.size or count
                 repeats = self.batches if count == self.size else 1
-                inner = progress and not self.at_once  # one chunk, so a bar would not move
+                inner = progress and not self.snn.windowed  # a window is one chunk, so a bar would not move
                 result = answers(self.snn, images, at, settings.precision, repeats, inner)
         self._finite(result.outputs, "network")
         self.fixed.steps += (sum(at) if self.snn.windowed else at[-1]) * count

@@ -189,7 +189,8 @@ class Run:
         if unread == self.turns[name].done:
             del self.values[name]
         elif unread > held.first:
-            self.values[name] = Stretch(unread, held.values[(unread - held.first) * self.batch :])
+            left = held.values[(unread - held.first) * self.batch :].clone()  # so that the others are freed
+            self.values[name] = Stretch(unread, left)
 
     def _steps(self, name: str, turn: Turn) -> Tensor:
         """The steps ``[S * B, *]`` of a value that a turn reads."""

@@ -57,7 +57,7 @@ def _recorded_as(job: Job) -> Hashable | None:
 def _short(plan: Plan, job: Job) -> bool:
     """Whether Python takes longer to launch the layers than the GPU to run them."""
     numbers = _portion(plan, job).numbers
-    if plan.at_once:
+    if windowed(plan.nodes):  # on a GPU all steps at once
         parts, most = portions(plan, job), numbers * job.timesteps
     else:
         parts, most = _lengths(plan, job), numbers * len(job.images)
@@ -73,8 +73,7 @@ def _through(plan: Plan, job: Job, images: Tensor) -> Result:
 
 
 def _chunks(plan: Plan, job: Job) -> Iterator[Result]:
-    # An observer sees all steps of a layer at once, unless they can be continued.
-    if plan.at_once or (job.observe is not None and windowed(plan.nodes)):
+    if windowed(plan.nodes) and (plan.at_once or job.chunk is None or job.observe is not None):
         yield _window(plan, job)
         return
     run = Run(plan, job)
@@ -93,12 +92,14 @@ def _chunks(plan: Plan, job: Job) -> Iterator[Result]:
 
 
 def _window(plan: Plan, job: Job) -> Result:
-    """All steps of a network at once, a portion of the images after the other.
+    """All steps of a network whose layers wait, a portion of the images after the other.
 
-    An observer sees all images at once, as in any other chunk.
+    An observer sees all images and all steps at once, as in any other chunk.
     """
     images, steps = job.images, job.timesteps
+    whole = plan.at_once or job.observe is not None
     sizes = [len(images)] if job.observe is not None else portions(plan, job)
+    length = steps if whole else _portion(plan, job).steps
     frames = None if job.encode is None else job.encode(steps)
     parts: list[Result] = []
     for end, size in zip(accumulate(sizes), sizes, strict=True):
@@ -107,9 +108,21 @@ def _window(plan: Plan, job: Job) -> Result:
         part = replace(job, images=images[some], encode=encode)
         run = Run(plan, part)
         with arithmetic(images, plan.tf32, _tuned(plan, part, steps, sizes.count(size))):
-            outputs, counts = run.advance(steps)
+            outputs, counts = _rounds(run, steps, length)
         parts.append((outputs, counts, run.memory if job.whole is None or job.whole.state else {}))
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _rounds(run: Run, steps: int, length: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """All ``steps`` steps of a run, at most ``length`` of them through a layer at a time."""
+    found = [run.advance(length)]
+    while sum(len(outputs) for outputs, _ in found) < steps:
+        found.append(run.advance(length))
+    found = [part for part in found if len(part[0])]
+    if len(found) == 1:
+        return found[0]
+    counts = {name: torch.cat([count[name] for _, count in found]) for name in found[0][1]}
+    return torch.cat([outputs for outputs, _ in found]), counts
 
 
 def portions(plan: Plan, job: Job) -> list[int]:
@@ -129,7 +142,7 @@ def _joined(parts: list[Result]) -> Result:
 
 def _portion(plan: Plan, job: Job) -> Portion:
     """How much goes through a layer at a time; found once for a shape: free memory changes, results must not."""
-    key = (job.images.dtype, job.images.shape, job.timesteps if plan.at_once else 0, limit())
+    key = (job.images.dtype, job.images.shape, job.timesteps if windowed(plan.nodes) else 0, limit())
     if key not in plan.portions:
         plan.portions[key] = portion(plan, job.images, job.timesteps)
     return plan.portions[key]
