@@ -34,7 +34,7 @@ class _Shape(ctypes.Structure):
         (name, ctypes.c_int32)
         for name in (
             *("images", "height", "width", "channels", "out_height", "out_width", "out_channels"),
-            *("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "limit", "threads"),
+            *("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "limit", "below", "threads"),
         )
     ]
 
@@ -52,12 +52,14 @@ class Events:
         ids: int16, the positions.
         start: int32, where in its list each pixel begins.
         amounts: int8, what the spike at each position is worth; None: every spike is 1.
+        most: the largest of their absolute values that may be.
     """
 
     shape: tuple[int, int, int, int]
     ids: Tensor
     start: Tensor
     amounts: Tensor | None = None
+    most: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,7 @@ class Packed:
         kernel: height and width of the kernel of a group.
         stride: stride of a group.
         padding: padding of a group.
+        signed: whether all rows but that of zeros come once more, negative: a spike of -1 costs no more than one of 1.
     """
 
     rows: Tensor
@@ -86,6 +89,7 @@ class Packed:
     kernel: Pair
     stride: Pair
     padding: Pair
+    signed: bool = False
 
     @property
     def integer(self) -> bool:
@@ -111,8 +115,8 @@ def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
     return plain and fits and available()
 
 
-def find(spikes: Tensor) -> Events:
-    """The events of spikes ``[N, C, H, W]``, uint8 in {0, 1} or int8 of any value; fastest in channels_last."""
+def find(spikes: Tensor, most: int = 127) -> Events:
+    """The events of spikes ``[N, C, H, W]``, uint8 in {0, 1} or int8 within +- ``most``; fastest in channels_last."""
     library, reason = compiler.compiled()
     assert library is not None, reason
     _check_spikes(spikes)
@@ -123,10 +127,12 @@ def find(spikes: Tensor) -> Events:
     amounts = None if spikes.dtype == torch.uint8 else torch.empty(len(ids), dtype=torch.int8)
     shape = _Shape(images=n, height=h, width=w, channels=c, threads=torch.get_num_threads())
     library.sresnet_find_events(ctypes.byref(shape), *map(_pointer, (spikes, ids, start, amounts)))
-    return Events((n, c, h, w), ids, start, amounts)
+    return Events((n, c, h, w), ids, start, amounts, 1 if amounts is None else most)
 
 
-def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str = "exact") -> Packed:
+def pack(
+    weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str = "exact", signed: bool = False
+) -> Packed:
     """Lay out a weight for images of one size.
 
     Args:
@@ -136,6 +142,8 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
         size: height and width of the images.
         precision: ``"exact"`` for float32; ``"fast"`` for 16-bit fixed point, with the finest step per output channel
             for which no sum of ``RUN`` weights can overflow.
+        signed: whether it is for spikes of -1, 0 and 1 alone: quicker than others that are worth an amount. It takes
+            the memory of two weights.
     """
     _check_weight(weight, stride, padding, size)
     out_channels, channels, kh, kw = weight.shape
@@ -161,8 +169,9 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
     lanes = LANES[weight.dtype]
     padded = weight.new_zeros(kh * wide * channels + 1, -(-group * out_channels // lanes) * lanes)
     padded[:-1, : group * out_channels] = rows.flatten(3).flatten(0, 2)
+    signed = signed and 2 * len(padded) < IDS
     return Packed(
-        padded,
+        torch.cat([padded[:-1], -padded]) if signed else padded,
         None if step is None else step.repeat(group).contiguous(),
         limit,
         group,
@@ -171,6 +180,7 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
         (kh, wide),
         (stride[0], stride[1] * group),
         padding,
+        signed,
     )
 
 
@@ -305,6 +315,7 @@ def _convolution(current: Currents) -> _Convolution:
         pad_h=packed.padding[0],
         pad_w=packed.padding[1],
         limit=packed.limit,
+        below=len(packed.rows) // 2 if packed.signed else 0,
         threads=torch.get_num_threads(),
     )
     pointers = (
@@ -344,7 +355,7 @@ def _check_fit(events: Events, packed: Packed) -> None:
     if min(n, c, h, w) < 1 or w * c >= IDS or n * h >= 2**31 or n * max(packed.out_size) >= 2**31:
         raise _invalid(f"spikes {[n, c, h, w]}", f"at least one, C * W below {IDS} and N * H below 2^31")
     lanes = LANES[packed.rows.dtype]
-    rows = (kh * kw * c + 1, -(-group * packed.out_channels // lanes) * lanes)
+    rows = (kh * kw * c * (2 if packed.signed else 1) + 1, -(-group * packed.out_channels // lanes) * lanes)
     if packed.rows.shape != rows or not packed.rows.is_contiguous():
         raise _invalid(f"a weight of {list(packed.rows.shape)} rows", f"{list(rows)} for spikes of {c} channels")
     stride = (packed.stride[0], packed.stride[1] // group)
@@ -362,6 +373,8 @@ def _check_fit(events: Events, packed: Packed) -> None:
             continue
         if value.dtype != dtype or value.numel() != count or not value.is_contiguous():
             raise _invalid(f"{name} {value.dtype} {list(value.shape)}", f"{count} of {dtype}")
+    if packed.signed and events.most > 1:
+        raise _invalid(f"spikes of up to {events.most} for a weight of signs", "spikes of -1, 0 and 1")
     if packed.step is not None and packed.step.numel() != group * packed.out_channels:
         raise _invalid(f"{packed.step.numel()} steps", f"{group * packed.out_channels}")
 

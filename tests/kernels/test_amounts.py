@@ -40,6 +40,24 @@ def test_find_lists_every_amount_beside_its_place(shape):
             assert start[image, y].tolist() == [int((places < x * c).sum()) for x in range(w + 1)]
 
 
+@pytest.mark.parametrize("precision", ["exact", "fast", "int8"])
+def test_signs_name_negative_rows(precision):
+    """The same sums as products with -1 and 1."""
+    for channels, out_channels, kernel, stride in ((3, 8, 3, 1), (16, 16, 3, 1), (20, 40, 1, 2), (40, 200, 3, 2)):
+        weight = dyadic(3, out_channels, channels, kernel, kernel)
+        weight = (weight * 100).to(torch.int8) if precision == "int8" else weight
+        spikes = amounts(5, 2, channels, 7, 8, most=1, rate=0.5)
+        settings = ((stride, stride), (kernel // 2,) * 2, (7, 8), "exact" if precision == "int8" else precision)
+        plain, signed = (events.pack(weight, *settings, signed=signed) for signed in (False, True))
+        assert signed.signed and len(signed.rows) == 2 * len(plain.rows) - 1
+        want = events.conv2d(events.find(spikes), plain)
+        assert torch.equal(events.conv2d(events.find(spikes, 1), signed), want) and want.min() < 0 < want.max()
+        with pytest.raises(InvalidData, match="up to 127"):
+            events.conv2d(events.find(spikes), signed)
+    large = events.pack(torch.ones(4, 3650, 3, 3), (1, 1), (1, 1), (2, 2), signed=True)
+    assert not large.signed  # twice the rows are more than sixteen bits can name
+
+
 @pytest.mark.parametrize("case", [(3, 8, 3), (16, 16, 3), (16, 40, 1), (5, 130, 3), (64, 200, 3), (3, 24, 7)], ids=str)
 def test_dyadic_amounts_give_the_dense_convolution_bit_for_bit(case):
     channels, out_channels, kernel = case

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from ...kernels import events
 from ..alphabet import Differential, MultiThreshold
 from ..neuron import Neuron
@@ -37,8 +39,12 @@ def spiking(plan: Plan, shapes: Mapping[str, Shape], images: int, steps: int) ->
 
 def packed(plan: Plan) -> int:
     """Bytes of the weights that a run will lay out for its convolutions of spikes."""
-    ops = [plan.ops[name] for name in plan.spiking]
-    return sum(op.weight.numel() * op.weight.element_size() for op in ops if isinstance(op, Conv2d))
+    ops = [(plan.ops[name], plan.bytes.get(source)) for name, source in plan.spiking.items()]
+    return sum(
+        op.weight.numel() * op.weight.element_size() * (2 if byte == torch.int8 else 1)  # some also negative
+        for op, byte in ops
+        if isinstance(op, Conv2d)
+    )
 
 
 class _Walk:

@@ -76,6 +76,7 @@ class Plan:
     unit: frozenset[str]  # neuron layers whose spikes are sent on as they are
     counted: frozenset[str]  # those of them whose spikes are whole numbers
     bytes: Mapping[str, torch.dtype]  # those of these whose spikes fit a byte -> which: uint8 for {0, 1}, else int8
+    most: Mapping[str, int]  # what a step of these emits at most
     bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
     spiking: Mapping[str, str]  # a convolution whose input is such whole numbers -> the neuron layer it reads
     last_reader: Mapping[str, str]  # such a neuron layer -> the last convolution that reads it
@@ -160,6 +161,7 @@ def prepare(network: Network, precision: str) -> Plan:
         unit=unit,
         counted=counted,
         bytes={name: _byte(neurons[name]) for name in counted if neurons[name].max_emission <= LARGEST_BYTE},
+        most={name: neurons[name].max_emission for name in counted},
         bias=bias,
         spiking=spiking,
         last_reader={source: name for name, source in spiking.items()},

@@ -25,8 +25,8 @@ from .precision import arithmetic
 from .rounds import Clock, Turn, wired
 
 # Share of active neurons from which the dense convolution is faster: measured, docs/explanation/simulator.md. Of spikes
-# that are worth an amount, and of those where the readers have few channels.
-DENSE, DENSE_AMOUNTS, DENSE_NARROW = 0.4, 0.3, 0.2
+# that are worth an amount of several levels.
+DENSE, DENSE_AMOUNTS = 0.4, 0.35
 # Types of spikes that travel as bytes.
 BYTES = (torch.uint8, torch.int8)
 
@@ -270,15 +270,16 @@ class Run:
         plan, source = self.plan, node.inputs[0]
         spikes, place = self._steps(source, turn), (source, turn.first, turn.last)
         amounts = spikes.dtype == torch.int8
-        if spikes.dtype not in BYTES or (amounts and self.density[source] > _dense_from(op, spikes.dtype)):
+        if spikes.dtype not in BYTES or (amounts and self.density[source] > self._dense_from(source)):
             return self._convolve_densely(node, op, spikes.to(plan.narrow or plan.dtype) if amounts else spikes)
         if place not in self.events:
-            self.events[place] = events.find(spikes)
+            self.events[place] = events.find(spikes, plan.most[source])
         height, width = spikes.shape[-2:]
 
         def pack() -> events.Packed:
             weight = op.weight.to(torch.int8) if plan.integer else op.weight
-            return events.pack(weight, op.stride, op.padding, (height, width), plan.precision)
+            signed = amounts and plan.most[source] == 1
+            return events.pack(weight, op.stride, op.padding, (height, width), plan.precision, signed)
 
         packed = plan.packed.found((node.name, height, width), pack)
         currents = events.Currents(self.events[place], packed, turn.steps)
@@ -289,6 +290,10 @@ class Run:
             return None
         current = currents.tensor().flatten(0, 1)
         return current if op.bias is None else current.add_(op.bias.view(-1, 1, 1))
+
+    def _dense_from(self, source: str) -> float:
+        """The share of active neurons from which convolutions of what a layer sends are dense."""
+        return DENSE if self.plan.most[source] == 1 else DENSE_AMOUNTS
 
     def _convolve_densely(self, node: Node, op: Conv2d, spikes: Tensor) -> Tensor:
         plan = self.plan
@@ -333,14 +338,6 @@ def _unfold(value: Tensor, steps: int) -> Tensor:
 def _size(current: Tensor | events.Currents) -> tuple[int, ...]:
     """Height and width of the pixels."""
     return current.packed.out_size if isinstance(current, events.Currents) else current.shape[3:]
-
-
-def _dense_from(op: Op, kind: torch.dtype) -> float:
-    """The share of active neurons from which a convolution of such bytes is dense."""
-    assert isinstance(op, Conv2d)
-    if kind == torch.uint8:
-        return DENSE
-    return DENSE_NARROW if len(op.weight) < events.WIDE else DENSE_AMOUNTS
 
 
 def _takes_events(op: Op, size: tuple[int, ...]) -> bool:

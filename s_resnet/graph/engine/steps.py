@@ -16,7 +16,7 @@ from .chunks import equal, portion
 from .plan import Plan, Portion, windowed
 from .precision import arithmetic
 from .replay import Replay, Result
-from .run import Job, Run
+from .run import Encode, Job, Run
 
 # Steps, images and neurons of a layer that a GPU advances while Python launches it, 2.4e11 a second in 0.15 ms: where a
 # chunk has more of them, a recording saves nothing.
@@ -100,17 +100,23 @@ def _window(plan: Plan, job: Job) -> Result:
     whole = plan.at_once or job.observe is not None
     sizes = [len(images)] if job.observe is not None else portions(plan, job)
     length = steps if whole else _portion(plan, job).steps
-    frames = None if job.encode is None else job.encode(steps)
+    frames = None if job.encode is None or len(sizes) == 1 else job.encode(steps)
     parts: list[Result] = []
     for end, size in zip(accumulate(sizes), sizes, strict=True):
         some = slice(end - size, end)
-        encode = None if frames is None else partial(frames[:, some].narrow, 0, 0)  # the steps from the first on
+        encode = job.encode if frames is None else _shown(frames[:, some])
         part = replace(job, images=images[some], encode=encode)
         run = Run(plan, part)
         with arithmetic(images, plan.tf32, _tuned(plan, part, steps, sizes.count(size))):
             outputs, counts = _rounds(run, steps, length)
         parts.append((outputs, counts, run.memory if job.whole is None or job.whole.state else {}))
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _shown(frames: Tensor) -> Encode:
+    """Gives frames in their order."""
+    left = iter(frames)
+    return lambda steps: torch.stack([next(left) for _ in range(steps)])
 
 
 def _rounds(run: Run, steps: int, length: int) -> tuple[Tensor, dict[str, Tensor]]:

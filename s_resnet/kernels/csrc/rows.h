@@ -21,6 +21,7 @@ struct Shape {
     int32_t out_height, out_width, out_channels;
     int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
     int32_t limit;  // rows that can be summed before a narrow sum overflows
+    int32_t below;  // where the negative rows begin, which spikes of -1 name; 0: there are none
     int32_t threads;
 };
 
@@ -55,6 +56,9 @@ struct Fixed {
     typedef int16_t Sum __attribute__((vector_size(64), aligned(2)));
     static const int LANES = 32;
 };
+
+// What a spike is worth: 1, its sign, or its amount.
+enum Worth { ONE, SIGN, AMOUNT };
 
 // A line of input pixels under a line of output pixels: its spikes, and the row of its first tap.
 struct Line {
@@ -177,8 +181,8 @@ inline int lines_under(const Convolution& c, int64_t image, int top, Line* lines
 
 // The rows under one output pixel, from its lines' pixels xa to xb, in the order of the taps; `left`: the place in a line
 // of the kernel's first tap.
-template <bool SIZED, class P>
-inline int gather(const Line* lines, int count, int xa, int xb, int32_t left, Rows<P>& rows) {
+template <Worth WORTH, class P>
+inline int gather(const Line* lines, int count, int xa, int xb, int32_t left, int16_t below, Rows<P>& rows) {
     uint16_t* row = rows.row.data();
     typename P::Weight* amount = rows.amount.data();
     int n = 0;
@@ -191,8 +195,15 @@ inline int gather(const Line* lines, int count, int xa, int xb, int32_t left, Ro
             Many at;
             memcpy(&at, line.ids + from + i, sizeof at);
             at += shift;
+            if (WORTH == SIGN) {
+                uint16_t lower[COPIED];
+                for (int j = 0; j < COPIED; j++) lower[j] = (uint16_t)((int16_t)(line.amounts[from + i + j] >> 7) & below);
+                Many all;
+                memcpy(&all, lower, sizeof all);
+                at += all;
+            }
             memcpy(row + n + i, &at, sizeof at);
-            if (SIZED)
+            if (WORTH == AMOUNT)
                 for (int j = 0; j < COPIED; j++)
                     amount[n + i + j] = (typename P::Weight)line.amounts[from + i + j];
         }
@@ -212,27 +223,29 @@ inline void scale_line(int32_t* line, const float* step, int pixels, int width) 
 inline void scale_line(float*, const float*, int, int) {}
 
 // The currents of a place: to[(pixel - x) * width + channel].
-template <class P, int VECTORS, int UNROLL, bool SIZED>
+template <class P, int VECTORS, int UNROLL, Worth WORTH>
 inline void convolve_line(const Convolution& c, const Place& at, int64_t image, Rows<P>& rows, void* to) {
     const Shape& s = c.s;
     const int TILE = VECTORS * P::LANES, STEP = UNROLL > 2 ? UNROLL : 2;
     const int64_t stride = (int64_t)(s.out_channels + P::LANES - 1) / P::LANES * P::LANES;
     const typename P::Weight* weight = (const typename P::Weight*)c.weight + at.first;
-    const uint16_t zero = (uint16_t)(s.kernel_h * s.kernel_w * s.channels);  // the row of zeros, which fills up the loop
+    const int taps = s.kernel_h * s.kernel_w * s.channels;
+    const uint16_t zero = (uint16_t)(s.below ? 2 * taps : taps);  // the row of zeros, which fills up the loop
     const int limit = s.limit / UNROLL * UNROLL;
     const int count = lines_under(c, image, at.y * s.stride_h - s.pad_h, rows.lines.data());
     typename P::Total total[TILE], *line = (typename P::Total*)to;
     for (int i = 0; i < at.pixels; i++) {
         const int left = (at.x + i) * s.stride_w - s.pad_w, xa = std::max(0, left);
         const int xb = std::max(xa, std::min(s.width, left + s.kernel_w));
-        int n = gather<SIZED>(rows.lines.data(), xa < s.width ? count : 0, xa, xb, left * s.channels, rows);
+        const int lines = xa < s.width ? count : 0;
+        int n = gather<WORTH>(rows.lines.data(), lines, xa, xb, left * s.channels, (int16_t)s.below, rows);
         for (int u = 0; u < STEP; u++) {
             rows.row[n + u] = zero;
-            if (SIZED) rows.amount[n + u] = 0;
+            if (WORTH == AMOUNT) rows.amount[n + u] = 0;
         }
         n = (n + STEP - 1) / STEP * STEP;
         typename P::Total* sum = at.width == TILE ? line + (int64_t)i * TILE : total;
-        if (SIZED)
+        if (WORTH == AMOUNT)
             sum_products<P, VECTORS, UNROLL>(rows.row.data(), rows.amount.data(), n, weight, stride, sum);
         else
             sum_rows<P, VECTORS, UNROLL>(rows.row.data(), n, limit, weight, stride, sum);
@@ -243,10 +256,12 @@ inline void convolve_line(const Convolution& c, const Place& at, int64_t image, 
 
 template <class P, int VECTORS, int UNROLL>
 inline void convolve_line(const Convolution& c, const Place& at, int64_t image, Rows<P>& rows, void* to) {
-    if (c.amounts)
-        convolve_line<P, VECTORS, UNROLL, true>(c, at, image, rows, to);
+    if (c.amounts && c.s.below)
+        convolve_line<P, VECTORS, UNROLL, SIGN>(c, at, image, rows, to);
+    else if (c.amounts)
+        convolve_line<P, VECTORS, UNROLL, AMOUNT>(c, at, image, rows, to);
     else
-        convolve_line<P, VECTORS, UNROLL, false>(c, at, image, rows, to);
+        convolve_line<P, VECTORS, UNROLL, ONE>(c, at, image, rows, to);
 }
 
 }  // namespace sresnet
