@@ -129,8 +129,8 @@ class Neuron(Displayed):
                 raise _invalid("schedule", f"{self.schedule!r} for several thresholds", "'streaming'")
             if self.threshold.ndim:
                 raise _invalid("threshold", f"{list(self.threshold.shape)} for several", "one number, the first")
-        if self.integer is not None and not self.binary:
-            raise _invalid("integer", f"whole numbers for {self.alphabet} spikes", "spikes in {0, 1}")
+        if self.integer is not None and not isinstance(self.spikes, Binary | Signed | Amplitudes):
+            raise _invalid("integer", f"whole numbers for {self.alphabet} spikes", "binary, signed or multi-level ones")
         exact = isinstance(self.spikes, Differential | Copies)
         if self.decay != 1 and (self.integer is not None or self.waits or exact):
             got = f"{self.decay} for a neuron that waits, sends means, counts in whole numbers or has copies"

@@ -206,15 +206,18 @@ def _biases(
 def _max_membrane_step(nodes: tuple[Node, ...], ops: Mapping[str, Op]) -> int:
     """How far an integer membrane can move in one step, at most."""
     found: dict[str, int] = {}
+    sent: dict[str, int] = {}  # the most that a layer emits, also through the pools behind it
     for node in nodes:
         op, below = ops[node.name], [found[name] for name in node.inputs]
+        most = max((sent[name] for name in node.inputs), default=1)
+        sent[node.name] = op.max_emission if isinstance(op, Neuron) else most
         match op:
             case Conv2d():
-                found[node.name] = _largest_current(op, op.bias, 1)
+                found[node.name] = _largest_current(op, op.bias, most)
             case GridConv2d(convolution, bias):
                 found[node.name] = _largest_current(convolution, bias, LARGEST_PIXEL)
             case Scale(weight) if not weight.is_floating_point():
-                found[node.name] = int(weight.abs().max())
+                found[node.name] = int(weight.abs().max()) * most
             case Neuron(correction=correction):
                 found[node.name] = sum(below) + (0 if correction is None else int(correction.abs().max()))
             case _:
