@@ -79,7 +79,7 @@ def test_a_run_takes_no_more_than_is_said_and_not_much_less(name, dense, monkeyp
 
 
 @pytest.mark.parametrize("name", ["lagged", "signed", "lagged levels", "multilevel"])
-def test_memory_does_not_grow_with_steps(name, monkeypatch):
+def test_only_answers_and_counts_grow_with_steps(name, monkeypatch):
     monkeypatch.setattr(chunks, "LAGGED", 4)
     monkeypatch.setattr(chunks, "WINDOW", 2**60)
     snn, x, most = CASES[name](), images(), []
@@ -87,10 +87,10 @@ def test_memory_does_not_grow_with_steps(name, monkeypatch):
     list(snn.stream(x[:1], STEPS, settings=settings))  # lays out the weights
     for steps in (16, 64):  # from a window on that is longer than the network is deep
         with Living() as living:
-            for _ in snn.stream(x, steps, None if snn.windowed else 4, settings=settings):
-                pass
+            for part in snn.stream(x, steps, None if snn.windowed else 4, settings=settings):
+                each = part.outputs[0].numel() + len(part.spikes) * len(x)
         most.append(living.most)
-    assert most[1] <= 1.1 * most[0]
+    assert most[1] - most[0] <= 2 * 4 * each * (64 - 16) < 0.05 * 64 * most[0] / 4  # once more while they are joined
 
 
 def test_an_analog_run_takes_no_more_than_is_said_and_not_much_less():
