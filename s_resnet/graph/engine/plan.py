@@ -128,9 +128,7 @@ def prepare(network: Network, precision: str) -> Plan:
         InvalidData: the precision is unknown.
     """
     nodes, users, static, integer = network.nodes, network.users, network.static, network.is_integer
-    if precision not in PRECISIONS:
-        got, remedy = f"precision {precision!r}", "Pass 'exact' for float32"
-        raise InvalidData(message("simulate", "", got, "exact or fast", remedy))
+    _check_precision(precision)
     ops = {node.name: _laid_out(node.op) for node in network.running().nodes}
     neurons = {name: op for name, op in ops.items() if isinstance(op, Neuron)}
     unit = frozenset(name for name, op in neurons.items() if op.emits_unit_spikes)
@@ -178,6 +176,12 @@ def prepare(network: Network, precision: str) -> Plan:
         wiring=wired(nodes, static, deferred),
         packed=Recent(SIZES * len(spiking)),
     )
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        got, remedy = f"precision {precision!r}", "Pass 'exact' for float32"
+        raise InvalidData(message("simulate", "", got, "exact or fast", remedy))
 
 
 def _byte(op: Neuron) -> torch.dtype:
