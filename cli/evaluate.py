@@ -31,7 +31,7 @@ class Options(shared.Images):
     memory: str | None
     device: str
     precision: str
-    closed_form: bool
+    spike_by_spike: bool
     json_file: Path | None
     force: bool
 
@@ -84,10 +84,10 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
     help="Arithmetic of the weights. exact: float32. fast: 16-bit weights; membranes stay float32.",
 )
 @click.option(
-    "--closed-form",
+    "--spike-by-spike",
     is_flag=True,
-    help="Compute the spike counts of a phased network in one quantized pass instead of T steps; the results are the "
-    "same.",
+    help="Simulate every step of a phased network, instead of its spike counts in one quantized pass; the results are "
+    "the same.",
 )
 @shared.json_file()
 @shared.FORCE
@@ -132,7 +132,7 @@ def evaluate(asked: Options) -> None:
         settings = s_resnet.analysis.EvaluationSettings(
             early_exit=asked.exit_confidence,
             precision=asked.precision,
-            in_closed_form=asked.closed_form,
+            spike_by_spike=asked.spike_by_spike,
             network=path.name,
             progress=True,
         )

@@ -30,7 +30,6 @@ PHRASES = (
     (r"with another arch, as in", "with --arch, as in"),
     (r"latency and target_drop", "--latency and --target-drop"),
     (r"Auto\(latency=\.\.\.\)", "--latency E"),
-    (r"Run it through simulate", "Leave out --closed-form"),
     (r"Leave the confidence out", "Leave out --exit-confidence"),
 )
 _VALUES = rf"\b(?P<name>{'|'.join(NAMED)})=(?P<quote>[\"']?)(?P<value>[\w.-]*\w)(?P=quote)"

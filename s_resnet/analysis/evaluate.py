@@ -26,7 +26,7 @@ from ..runtime.display import Displayed
 from ..runtime.processes import all_gather, in_lockstep_batches, rank_and_world_size, shared_errors
 from ..runtime.progress import Progress
 from ..simulation.anytime import simulate_with_early_exit
-from ..simulation.closed_form import closed_form
+from ..simulation.closed_form import closed_form, has_closed_form
 from ..simulation.simulate import SimulationSettings, answers, steps_to_report
 from .figures import MANY_CLASSES, EarlyExit, Report, Row
 from .measured_on import Seen, check_labels, check_names, described_data, fitted_for, notes_on, repeated, training_notes
@@ -45,19 +45,19 @@ class EvaluationSettings(Displayed):
             :func:`s_resnet.simulation.simulate_with_early_exit` does. The fixed T of ``at`` are then simulated only if
             ``at`` is given: they cost the steps that the exit saves. None: no exit.
         precision: ``"exact"`` (float32) or ``"fast"`` (16-bit weights), as of a simulation.
-        in_closed_form: whether to take the spike counts of a phased network from
-            :func:`s_resnet.simulation.closed_form`, which is about T times faster.
+        spike_by_spike: whether to simulate every step also where :func:`s_resnet.simulation.closed_form` gives the same
+            in one pass: for a phased network in float32.
         network: a name for the report.
         progress: whether to show bars on stderr when it is a terminal, in the first process.
         watch: called for every batch with images, labels, the logits to agree with and the answers ``[rows, B, N]``.
 
     Raises:
-        InvalidData: a probability out of range, or a closed form with an exit or in 16 bits.
+        InvalidData: a probability out of range.
     """
 
     early_exit: float | None = None
     precision: str = "exact"
-    in_closed_form: bool = False
+    spike_by_spike: bool = False
     network: str = ""
     progress: bool = False
     watch: Watch | None = None
@@ -65,11 +65,6 @@ class EvaluationSettings(Displayed):
     def __post_init__(self) -> None:
         if self.early_exit is not None:
             object.__setattr__(self, "early_exit", probability(self.early_exit, "evaluate", "early_exit"))
-        if self.in_closed_form and (self.precision != "exact" or self.early_exit is not None):
-            asked = "an exit" if self.precision == "exact" else f"precision {self.precision}"
-            got, remedy = f"the closed form with {asked}", "Leave the closed form out"
-            expected = "it alone, as it computes in float32 and has no steps to stop at"
-            raise InvalidData(message("evaluate", "", got, expected, remedy))
 
 
 USUAL = EvaluationSettings()
@@ -184,6 +179,8 @@ class _Tally:
         self.marks = frozenset(snn.provenance.calibration.marks or ())
         self.calibrated_on = 0
         self.seen = Seen()
+        exact = settings.precision == "exact" and not settings.spike_by_spike
+        self.in_closed_form = exact and has_closed_form(snn)
 
     def add(self, images: Tensor, labels: Tensor, progress: bool) -> None:
         """Count a batch, in parts that memory holds."""
@@ -195,12 +192,13 @@ class _Tally:
     def _portions(self, images: Tensor) -> list[int]:
         """How many images are processed at a time; a windowed simulation splits them further."""
         most = self.snn.portions(images)
-        if self.snn.windowed or self.settings.in_closed_form:
+        if self.snn.windowed or self.in_closed_form:
             return most
         return min(most, self.snn.portions(images, self.timesteps, self.settings.precision), key=max)
 
     def _add(self, images: Tensor, labels: Tensor, progress: bool) -> None:
         count = count_images(images)
+        self.in_closed_form = self.in_closed_form and images.ndim == 4  # events come step by step
         sizes, logits = _source(self.snn, images)
         logits = logits.flatten(1) if logits.shape[2:] == (1, 1) else logits  # a fully convolutional network gives maps
         self._check(logits, labels)
@@ -220,7 +218,7 @@ class _Tally:
         """Count the answers after each of the fixed T."""
         settings, count = self.settings, count_images(images)
         with _timed(self.fixed, images.device):
-            if settings.in_closed_form:
+            if self.in_closed_form:
                 result = closed_form(self.snn, images, self.timesteps, at)
             else:
                 self.size = self.size or count
@@ -289,7 +287,7 @@ class _Tally:
             recipe=self.snn.provenance.recipe.name or "custom",
             images=images,
             device=device.type,
-            kernel="closed-form" if self.settings.in_closed_form else kernels.fastest(device),
+            kernel="closed-form" if self.in_closed_form else kernels.fastest(device),
             ann=None if ann is None else _accuracies(ann, images, max(classes)),
             snn=tuple(
                 Row(

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import Update, per_channel
 from ..kernels.events import Currents
+from ..kernels.layout import empty_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +22,16 @@ class Execution:
         spike_dtype: as of :class:`s_resnet.kernels.Update`.
         counts: as there.
         in_place: whether the memory may be overwritten with what is returned.
+        begins: of a lagged layer, whether the chunk is the first of its window.
+        ends: of a lagged layer, whether it is the last.
         kernel: what computes them; None: the fastest kernel that takes them.
     """
 
     spike_dtype: torch.dtype | None = None
     counts: Tensor | None = None
     in_place: bool = False
+    begins: bool = True
+    ends: bool = True
     kernel: Callable[[Tensor, Tensor, Update], tuple[Tensor, Tensor]] | None = None
 
     def compute(self, current: Tensor | Currents, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
@@ -81,12 +86,14 @@ def total(
     return found
 
 
-def delayed(schedule: str, v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+def delayed(schedule: str, v: Tensor, current: Tensor, how: Execution = FASTEST) -> tuple[Tensor, Tensor]:
     """Membrane and currents at the first step at which the layer may fire; then nothing arrives at the last steps."""
     if schedule == "lagged":
-        later = torch.zeros_like(current)  # torch.cat would bring the steps into another layout
-        later[:-1] = current[1:]
-        return v + current[0], later
+        arrived = current[1:] if how.begins else current
+        later = empty_steps(len(arrived) + how.ends, current[0], current.dtype)
+        later[: len(arrived)] = arrived
+        later[len(arrived) :] = 0
+        return v + current[0] if how.begins else v, later
     if schedule == "phased":
         for now in current:  # in order, as a membrane does
             v = v + now

@@ -306,8 +306,8 @@ class Graph(Displayed):
     def portions(self, images: Tensor, timesteps: int | None = None, precision: str = "exact") -> list[int]:
         """How many of the images go through the layers together: all, or parts that memory holds.
 
-        Where layers wait for their window of T, all steps of an image are in memory at once. A simulation of such a
-        network takes these parts itself; one that goes on step by step holds all images that it is given.
+        Phased layers have all steps of an image in memory at once, and their simulation takes these parts itself; one
+        that goes on step by step holds all images that it is given.
 
         Args:
             images: as in :meth:`stream`.
@@ -340,17 +340,16 @@ class Graph(Displayed):
             images: ``[B, C, H, W]``, the constant input current (direct coding); or events ``[T, B, C, H, W]``, where
                 step t, counted from the fresh state, receives frame t. T may exceed the simulated steps.
             timesteps: T >= 1.
-            chunk: steps per layer visit; results do not depend on it, memory does. By default it is chosen from the
-                batch size, and on a GPU also from its free memory.
+            chunk: steps per layer visit; results do not depend on it, memory does. By default the batch size and, on a
+                GPU, its free memory decide.
             state: the state to continue from; None starts fresh.
             settings: input coding, precision, and who observes.
 
         Raises:
             InvalidData: a setting, the images or the state do not fit, or answers are not finite.
         """
-        timesteps = whole_number(timesteps, "simulate", "timesteps")
+        timesteps, images = whole_number(timesteps, "simulate", "timesteps"), as_maps(images)
         chunk = None if chunk is None else whole_number(chunk, "simulate", "chunk")
-        images = as_maps(images)
         _check(self, images, timesteps, chunk, state)
         plan, encode = self._plan(settings.precision), settings.encode
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
@@ -391,7 +390,8 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
     check_spiking(graph, "simulate")
     total = timesteps + (0 if state is None else state.step)
     found = check_simulated(graph.nodes, graph.provenance, images, total)
-    if graph.windowed and (state is not None or chunk not in (None, timesteps)):
+    together = chunk not in (None, timesteps) and engine.at_once(graph.nodes, graph.device)
+    if together or (graph.windowed and state is not None):
         got = f"chunk={chunk} or a state for a network whose layers wait for their window of T"
         raise InvalidData(message("simulate", "", got, "all T steps at once", "Leave both out"))
     if state is not None:

@@ -129,8 +129,8 @@ class Neuron(Displayed):
                 raise _invalid("schedule", f"{self.schedule!r} for several thresholds", "'streaming'")
             if self.threshold.ndim:
                 raise _invalid("threshold", f"{list(self.threshold.shape)} for several", "one number, the first")
-        if self.integer is not None and not self.binary:
-            raise _invalid("integer", f"whole numbers for {self.alphabet} spikes", "spikes in {0, 1}")
+        if self.integer is not None and not isinstance(self.spikes, Binary | Signed | Amplitudes):
+            raise _invalid("integer", f"whole numbers for {self.alphabet} spikes", "binary, signed or multi-level ones")
         exact = isinstance(self.spikes, Differential | Copies)
         if self.decay != 1 and (self.integer is not None or self.waits or exact):
             got = f"{self.decay} for a neuron that waits, sends means, counts in whole numbers or has copies"
@@ -298,6 +298,8 @@ class Neuron(Displayed):
             schedule=self.schedule,
             spike_dtype=how.spike_dtype,
             counts=how.counts,
+            begins=how.begins,
+            ends=how.ends,
             after=v if how.in_place else None,
             emitted_after=emitted if emitted is None or how.in_place else torch.empty_like(v),
             **given,
@@ -318,7 +320,7 @@ class Neuron(Displayed):
         return spikes, tuple(v for _, v in fired)
 
     def _advance_differential(self, arrived: Tensor, memory: Memory, how: Execution) -> tuple[Tensor, Memory]:
-        v, currents = delayed(self.schedule, memory[0], arrived)
+        v, currents = delayed(self.schedule, memory[0], arrived, how)
         threshold = per_channel(self.threshold, v.ndim)
         return differential.integrate_and_fire(
             currents, (v, *memory[1:]), threshold=threshold, levels=self.spikes.amplitudes, counts=how.counts

@@ -300,12 +300,6 @@ def _check_weights(node: Node, op: Synapse) -> None:
         raise _invalid(node, "integer", f"a bias or a grid of a {type(op).__name__}", "none")
     if not isinstance(op, Linear) and own.step != 1:
         raise _invalid(node, "integer.step", own.step, "1, that of the neurons that read it")
-    if isinstance(op, Conv2d):
-        rows = own.weight.to(torch.int64).abs().flatten(1).sum(1)
-        if int(rows.max()) * (LARGEST_PIXEL * own.grid or 1) >= EXACT:
-            raise _invalid(
-                node, "integer.weight", f"whole numbers whose sums reach {int(rows.max())}", f"below {EXACT}"
-            )
 
 
 def _check_types(nodes: Sequence[Node]) -> None:
@@ -331,6 +325,7 @@ def _check_integer(nodes: Sequence[Node]) -> None:
     """That whole numbers meet whole numbers alone: the network is one that quantize_weights makes."""
     kinds = {node.name: node.op for node in nodes}
     users = {node.name: [kinds[user.name] for user in nodes if node.name in user.inputs] for node in nodes}
+    most = max(op.max_emission for op in kinds.values() if isinstance(op, Neuron))
     for node in nodes:
         op, sources = node.op, [kinds[name] for name in node.inputs]
         if isinstance(op, Neuron | Conv2d | Scale) and op.integer is None:
@@ -343,6 +338,10 @@ def _check_integer(nodes: Sequence[Node]) -> None:
             images = isinstance(sources[0], Input)
             gated = isinstance(sources[0], SpikingMaxPool2d) and all(isinstance(u, Neuron) for u in users[node.name])
             grid = op.integer.grid
+            rows = op.integer.weight.to(torch.int64).abs().flatten(1).sum(1)
+            reach = int(rows.max()) * (LARGEST_PIXEL * grid or most)
+            if reach >= EXACT:
+                raise _invalid(node, "integer.weight", f"whole numbers whose sums reach {reach}", f"below {EXACT}")
             if images != bool(grid) or not (images or gated or isinstance(sources[0], Neuron)):
                 raise _invalid(node, "grid", grid, "that of the images where it reads them, else 0 and spikes")
             if isinstance(sources[0], Input) and grid != sources[0].grid:

@@ -1,8 +1,9 @@
 """Event-driven convolution on the CPU: a layer costs its spikes, not its zeros. The C++ is in ``events.cpp``.
 
 A spike of channel c at pixel (y, x) adds the weight row ``W[dy][dx][c][:]`` to every output pixel that sees it, so the
-cost is (spikes) x (taps) x (output channels) additions. Each output is summed in one fixed order, so results do not
-depend on the batch, the chunk or the number of threads, bit for bit.
+cost is (spikes) x (taps) x (output channels) additions. The row of a spike that is worth more than 1, or less than 0,
+is multiplied by its amount first. Each output is summed in one fixed order, so results do not depend on the batch, the
+chunk or the number of threads, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,22 +34,32 @@ class _Shape(ctypes.Structure):
         (name, ctypes.c_int32)
         for name in (
             *("images", "height", "width", "channels", "out_height", "out_width", "out_channels"),
-            *("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "limit", "threads"),
+            *("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "limit", "below", "threads"),
         )
     ]
 
 
 class _Convolution(ctypes.Structure):
-    _fields_ = [("shape", _Shape), *((name, ctypes.c_void_p) for name in ("ids", "start", "weight", "step"))]
+    _fields_ = [("shape", _Shape), *((name, ctypes.c_void_p) for name in ("ids", "amounts", "start", "weight", "step"))]
 
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """The spikes of ``[N, C, H, W]`` as lists of positions, one list for each line of pixels."""
+    """The spikes of ``[N, C, H, W]`` as lists of positions, one list for each line of pixels.
+
+    Attributes:
+        shape: N, C, H, W.
+        ids: int16, the positions.
+        start: int32, where in its list each pixel begins.
+        amounts: int8, what the spike at each position is worth; None: every spike is 1.
+        most: the largest of their absolute values that may be.
+    """
 
     shape: tuple[int, int, int, int]
     ids: Tensor
     start: Tensor
+    amounts: Tensor | None = None
+    most: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +77,7 @@ class Packed:
         kernel: height and width of the kernel of a group.
         stride: stride of a group.
         padding: padding of a group.
+        signed: whether all rows but that of zeros come once more, negative: a spike of -1 costs no more than one of 1.
     """
 
     rows: Tensor
@@ -77,6 +89,7 @@ class Packed:
     kernel: Pair
     stride: Pair
     padding: Pair
+    signed: bool = False
 
     @property
     def integer(self) -> bool:
@@ -102,8 +115,8 @@ def usable(weight: Tensor, groups: int, dilation: Pair, size: Pair) -> bool:
     return plain and fits and available()
 
 
-def find(spikes: Tensor) -> Events:
-    """The events of uint8 spikes ``[N, C, H, W]`` in {0, 1}; fastest in channels_last."""
+def find(spikes: Tensor, most: int = 127) -> Events:
+    """The events of spikes ``[N, C, H, W]``, uint8 in {0, 1} or int8 within +- ``most``; fastest in channels_last."""
     library, reason = compiler.compiled()
     assert library is not None, reason
     _check_spikes(spikes)
@@ -111,12 +124,15 @@ def find(spikes: Tensor) -> Events:
     n, c, h, w = spikes.shape
     ids = torch.empty(n * h * (w * c + ROOM), dtype=torch.int16)
     start = torch.empty(n * h * (w + 1), dtype=torch.int32)
+    amounts = None if spikes.dtype == torch.uint8 else torch.empty(len(ids), dtype=torch.int8)
     shape = _Shape(images=n, height=h, width=w, channels=c, threads=torch.get_num_threads())
-    library.sresnet_find_events(ctypes.byref(shape), *map(_pointer, (spikes, ids, start)))
-    return Events((n, c, h, w), ids, start)
+    library.sresnet_find_events(ctypes.byref(shape), *map(_pointer, (spikes, ids, start, amounts)))
+    return Events((n, c, h, w), ids, start, amounts, 1 if amounts is None else most)
 
 
-def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str = "exact") -> Packed:
+def pack(
+    weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str = "exact", signed: bool = False
+) -> Packed:
     """Lay out a weight for images of one size.
 
     Args:
@@ -126,6 +142,8 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
         size: height and width of the images.
         precision: ``"exact"`` for float32; ``"fast"`` for 16-bit fixed point, with the finest step per output channel
             for which no sum of ``RUN`` weights can overflow.
+        signed: whether it is for spikes of -1, 0 and 1 alone: quicker than others that are worth an amount. It takes
+            the memory of two weights.
     """
     _check_weight(weight, stride, padding, size)
     out_channels, channels, kh, kw = weight.shape
@@ -151,8 +169,9 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
     lanes = LANES[weight.dtype]
     padded = weight.new_zeros(kh * wide * channels + 1, -(-group * out_channels // lanes) * lanes)
     padded[:-1, : group * out_channels] = rows.flatten(3).flatten(0, 2)
+    signed = signed and 2 * len(padded) < IDS
     return Packed(
-        padded,
+        torch.cat([padded[:-1], -padded]) if signed else padded,
         None if step is None else step.repeat(group).contiguous(),
         limit,
         group,
@@ -161,6 +180,7 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, size: Pair, precision: str
         (kh, wide),
         (stride[0], stride[1] * group),
         padding,
+        signed,
     )
 
 
@@ -221,14 +241,13 @@ def conv2d(events: Events, packed: Packed) -> Tensor:
 def takes(current: Currents, v: Tensor, update: Update) -> bool:
     """Whether :func:`integrate_and_fire` does this update.
 
-    It takes binary neurons, a membrane in channels_last of the currents' kind, a branch computed as the currents are
-    and in place of a shortcut, and what else the C++ takes (:func:`s_resnet.kernels.membrane.layer.takes`).
+    It takes a membrane in channels_last of the currents' kind, a branch computed as the currents are and in place of a
+    shortcut, and what else the C++ takes (:func:`s_resnet.kernels.membrane.layer.takes`).
     """
     return (
         v.ndim == 4
         and v.is_contiguous(memory_format=torch.channels_last)
         and (v.dtype == torch.int32) == current.packed.integer
-        and update.binary
         and (current.branch is None or (update.shortcut is None and _alike(current.packed, current.branch.packed)))
         and layer.takes(v, update)
     )
@@ -271,7 +290,7 @@ def _convolve(current: Currents, out: Tensor | None, neurons: layer.Layer | None
     function(
         ctypes.byref(first),
         None if second is None else ctypes.byref(second),
-        None if out is None else _pointer(out),
+        _pointer(out),
         None if neurons is None else ctypes.byref(neurons),
     )
 
@@ -296,10 +315,12 @@ def _convolution(current: Currents) -> _Convolution:
         pad_h=packed.padding[0],
         pad_w=packed.padding[1],
         limit=packed.limit,
+        below=len(packed.rows) // 2 if packed.signed else 0,
         threads=torch.get_num_threads(),
     )
     pointers = (
-        None if held is None else held.data_ptr() for held in (events.ids, events.start, packed.rows, packed.step)
+        None if held is None else held.data_ptr()
+        for held in (events.ids, events.amounts, events.start, packed.rows, packed.step)
     )
     return _Convolution(shape, *pointers)
 
@@ -308,8 +329,9 @@ def _convolution(current: Currents) -> _Convolution:
 
 
 def _check_spikes(spikes: Tensor) -> None:
-    if spikes.ndim != 4 or spikes.dtype != torch.uint8 or spikes.device.type != "cpu":
-        raise _invalid(f"{spikes.dtype} {list(spikes.shape)} on {spikes.device}", "uint8 [N, C, H, W] on the CPU")
+    if spikes.ndim != 4 or spikes.dtype not in (torch.uint8, torch.int8) or spikes.device.type != "cpu":
+        got = f"{spikes.dtype} {list(spikes.shape)} on {spikes.device}"
+        raise _invalid(got, "uint8 or int8 [N, C, H, W] on the CPU")
     n, c, h, w = spikes.shape
     if spikes.numel() == 0 or w * c >= IDS or n * h >= 2**31:
         raise _invalid(f"spikes {[n, c, h, w]}", f"at least one, C * W below {IDS} and N * H below 2^31")
@@ -333,7 +355,7 @@ def _check_fit(events: Events, packed: Packed) -> None:
     if min(n, c, h, w) < 1 or w * c >= IDS or n * h >= 2**31 or n * max(packed.out_size) >= 2**31:
         raise _invalid(f"spikes {[n, c, h, w]}", f"at least one, C * W below {IDS} and N * H below 2^31")
     lanes = LANES[packed.rows.dtype]
-    rows = (kh * kw * c + 1, -(-group * packed.out_channels // lanes) * lanes)
+    rows = (kh * kw * c * (2 if packed.signed else 1) + 1, -(-group * packed.out_channels // lanes) * lanes)
     if packed.rows.shape != rows or not packed.rows.is_contiguous():
         raise _invalid(f"a weight of {list(packed.rows.shape)} rows", f"{list(rows)} for spikes of {c} channels")
     stride = (packed.stride[0], packed.stride[1] // group)
@@ -344,10 +366,15 @@ def _check_fit(events: Events, packed: Packed) -> None:
     held = {
         "ids": (events.ids, torch.int16, n * h * (w * c + ROOM)),
         "start": (events.start, torch.int32, n * h * (w + 1)),
+        "amounts": (events.amounts, torch.int8, n * h * (w * c + ROOM)),
     }
     for name, (value, dtype, count) in held.items():
+        if value is None:
+            continue
         if value.dtype != dtype or value.numel() != count or not value.is_contiguous():
             raise _invalid(f"{name} {value.dtype} {list(value.shape)}", f"{count} of {dtype}")
+    if packed.signed and events.most > 1:
+        raise _invalid(f"spikes of up to {events.most} for a weight of signs", "spikes of -1, 0 and 1")
     if packed.step is not None and packed.step.numel() != group * packed.out_channels:
         raise _invalid(f"{packed.step.numel()} steps", f"{group * packed.out_channels}")
 
@@ -356,5 +383,5 @@ def _invalid(got: str, expected: str) -> InvalidData:
     return wrong("events", got, expected, "Check the convolution and the spikes it reads")
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from ..data.arguments import as_maps, check_dense, whole_number
 from ..errors import InvalidData, message
+from ..graph.engine import arithmetic, freed
+from ..graph.forms import spiking
 from ..graph.graph import Graph, State
 from ..graph.inputs import check_shown
 from ..graph.neuron import Neuron
-from ..graph.ops import Node, Op
+from ..graph.ops import Input
 from ..graph.readout import Readout
-from .lockstep import lockstep, order_free
+from .lockstep import fire_mean, order_free, propagate
 from .simulate import Simulation
 
 
@@ -51,8 +53,7 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
     if not wanted or wanted[0] < 1 or wanted[-1] > timesteps:
         got, expected = f"T = {timesteps} and at={list(wanted)}", f"one or more steps within 1 ... {timesteps}"
         raise InvalidData(message("closed_form", "", got, expected, "Raise T, or leave at out"))
-    weighed = any(isinstance(node.op, Readout) and not _plain(node.op) for node in graph.nodes)
-    if not order_free(graph) or weighed or graph.is_integer or graph.alphabet != "binary":
+    if not has_closed_form(graph):
         got = "a network whose answer depends on when spikes come, an integer one, or one whose spikes are not 0 and 1"
         raise InvalidData(message("closed_form", "", got, "recipe phased in float32", "Run it through simulate"))
     answers: list[Tensor] = []
@@ -66,28 +67,40 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
     return Simulation(wanted, torch.stack(answers), counted, State(timesteps, {}))
 
 
-def _plain(op: Readout) -> bool:
-    """Whether the answer is the plain mean of the currents."""
-    return op.mode == "current" and op.weights is None
+def has_closed_form(graph: Graph) -> bool:
+    """Whether :func:`closed_form` takes a network: phased, binary, in float32, with a plain mean as its answer."""
+    readouts = [node.op for node in graph.nodes if isinstance(node.op, Readout)]
+    plain = all(op.mode == "current" and op.weights is None for op in readouts)
+    return bool(readouts) and plain and order_free(graph) and not graph.is_integer and graph.alphabet == "binary"
 
 
 def _pass(graph: Graph, images: Tensor, timesteps: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The answers ``[B, N]``, and the spikes per layer ``[B]``, of one window of T steps."""
+    """The answers ``[B, N]``, and the spikes per layer ``[B]``, of one window of T steps.
+
+    Every value is ``[1, B, *]``, the mean over the steps; it is freed after its last reader.
+    """
     counts: dict[str, Tensor] = {}
-    answers: list[Tensor] = []
+    values: dict[str, Tensor] = {}
+    with torch.no_grad(), arithmetic(images, tf32=False):
+        for node, unread in zip(graph.nodes, freed(graph.nodes, {}), strict=True):
+            op, inputs = node.op, [values[name] for name in node.inputs]
+            if isinstance(op, Input):
+                values[node.name] = spiking(op).run(images)[None]
+            elif isinstance(op, Neuron):
+                current = sum(inputs[1:], inputs[0])
+                values[node.name] = fire_mean(op, current, timesteps)
+                counts[node.name] = _count(op, current, timesteps)
+            elif isinstance(op, Readout):
+                values[node.name] = op.advance(inputs, None)[0]
+            else:
+                values[node.name] = propagate(op, inputs)
+            for name in unread:
+                del values[name]
+    return values[graph.nodes[-1].name][0], counts
 
-    def visit(node: Node, current: Tensor, target: Tensor) -> Op:
-        op = node.op
-        if isinstance(op, Neuron):
-            correction = op.bias_current(0, 1, current.ndim)
-            mean = current[0] if correction is None else current[0] + correction
-            counts[node.name] = op.quantize(mean * timesteps, timesteps).flatten(1).sum(1, dtype=torch.float64)
-        elif isinstance(op, Readout):
-            answers.append(op.advance([current], None)[0][0])
-        return op
 
-    lockstep(graph, images, timesteps, visit)
-    if not answers:
-        got = "a network without a readout"
-        raise InvalidData(message("closed_form", "", got, "one made by convert", "Run it through simulate"))
-    return answers[0], counts
+def _count(op: Neuron, current: Tensor, timesteps: int) -> Tensor:
+    """The spikes ``[B]`` of a layer for mean currents ``[1, B, *]``."""
+    correction = op.bias_current(0, 1, current.ndim)
+    mean = current[0] if correction is None else current[0] + correction
+    return op.quantize(mean * timesteps, timesteps).flatten(1).sum(1, dtype=torch.float64)

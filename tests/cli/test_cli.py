@@ -180,7 +180,7 @@ FROZEN = {
     ]),
     "evaluate": (["NETWORK"], [
         ("--timesteps",), ("--at",), ("--exit-confidence",), ("--data",), ("--limit",), ("--classes",),
-        ("--batch-size",), ("--memory",), ("--device",), ("--precision",), ("--closed-form",), ("--json",),
+        ("--batch-size",), ("--memory",), ("--device",), ("--precision",), ("--spike-by-spike",), ("--json",),
         ("--force",), ("--download",),
     ]),
     "compare": (["CHECKPOINT|NETWORK.snn..."], [

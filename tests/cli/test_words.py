@@ -88,7 +88,6 @@ def test_arguments_and_options_have_the_same_names():
         ),
         ("the batch_size", "the --batch-size"),
         ("auto: got latency and target_drop; ", "auto: got --latency and --target-drop; "),
-        ("recipe phased in float32. Run it through simulate.", "recipe phased in float32. Leave out --closed-form."),
         ("a streaming network. Leave the confidence out.", "a streaming network. Leave out --exit-confidence."),
         ("T = 4: top-1 is 5, my_recipe=3", "T = 4: top-1 is 5, my_recipe=3"),
     ],

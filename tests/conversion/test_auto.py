@@ -158,22 +158,19 @@ def test_more_steps_come_closer(model, batches):
         )
 
 
-def test_the_closed_form_in_a_report(networks):
+def test_a_phased_network_is_evaluated_in_closed_form_unless_asked_otherwise(networks):
     snn, fresh = networks["phased"], [(images(16, 8, seed=13), torch.arange(16) % 10)]
-    simulated, counted = (
-        evaluate(snn, fresh, 8, EvaluationSettings(in_closed_form=closed), at=(2, 8)) for closed in (False, True)
+    simulated, counted, fast = (
+        evaluate(snn, fresh, 8, EvaluationSettings(spike_by_spike=spikes, precision=precision), at=(2, 8))
+        for spikes, precision in ((True, "exact"), (False, "exact"), (False, "fast"))
     )
     for a, b in zip(simulated.snn, counted.snn, strict=True):
         assert (a.timesteps, a.end_to_end_steps) == (b.timesteps, b.end_to_end_steps)
         assert a.spikes_per_neuron == pytest.approx(b.spikes_per_neuron, rel=1e-3)
         assert abs(a.agreement - b.agreement) <= 1 / 16 + 1e-9
-    assert counted.kernel == "closed-form" != simulated.kernel
-    for other in ("calibrated", "multilevel", "s-resnet"):
-        with pytest.raises(InvalidData, match=r"^closed_form: got"):
-            evaluate(networks[other], fresh, 4, EvaluationSettings(in_closed_form=True))
-    for besides in ({"precision": "fast"}, {"early_exit": 0.5}):
-        with pytest.raises(InvalidData, match=r"^evaluate: got the closed form with .*Leave the closed form out\.$"):
-            evaluate(snn, fresh, 4, EvaluationSettings(in_closed_form=True, **besides))
+    assert counted.kernel == "closed-form" and "closed-form" not in (simulated.kernel, fast.kernel)
+    for other in ("calibrated", "calibrated-lagged", "multilevel", "s-resnet"):
+        assert evaluate(networks[other], fresh, 4).kernel != "closed-form", other
 
 
 def test_what_answers_once_has_no_exit(networks):
@@ -518,15 +515,13 @@ def test_two_commands(folder, tmp_path, recipe):
     assert [row["end_to_end_steps"] for row in report["snn"]] == [2 + waited(recipe, 2), 4 + late]
     assert report["images"] == 18 and report["recipe"] == recipe and "calibrated_on" not in report
     assert recipe in folder.works("inspect", "tiny.snn")
-    code, out, err = folder("evaluate", "--timesteps", 4, "--at", "2,4", "--closed-form", "--json", "counted.json")
-    if recipe == "phased":
-        counted = figures(tmp_path / "counted.json")
-        assert (code, err, counted.pop("kernel")) == (0, "", "closed-form") and report.pop("kernel") != "closed-form"
-        for a, b in zip(report["snn"], counted["snn"], strict=True):
-            assert a.pop("spikes_per_neuron") == pytest.approx(b.pop("spikes_per_neuron"), rel=1e-3)
-        assert report == counted
-    else:
-        assert (code, out) == (1, "") and err.count("\n") == 1 and err.startswith("Error: closed_form: got")
+    folder.works("evaluate", "--timesteps", 4, "--at", "2,4", "--spike-by-spike", "--json", "simulated.json")
+    simulated = figures(tmp_path / "simulated.json")
+    kernel = simulated.pop("kernel")
+    assert (report.pop("kernel") == "closed-form") == (recipe == "phased") and kernel != "closed-form"
+    for a, b in zip(report["snn"], simulated["snn"], strict=True):
+        assert a.pop("spikes_per_neuron") == pytest.approx(b.pop("spikes_per_neuron"), rel=1e-3)
+    assert report == simulated
     code, out, err = folder("evaluate", "--timesteps", 4, "--exit-confidence", 0.5)
     if late:
         assert (code, out) == (1, "") and err.count("\n") == 1 and err.startswith("Error: simulate: got an early exit")

@@ -10,7 +10,7 @@ from test_anytime import by_brute_force
 from test_anytime import network as branching
 from test_anytime import pictures as dark_to_bright
 from test_engine import by_steps, network, pictures, right, run, same
-from test_schedules import PLANS
+from test_schedules import NEURONS, PLANS
 from test_schedules import network as waiting
 from test_schedules import pictures as windows
 
@@ -21,6 +21,10 @@ from s_resnet.graph.engine.run import Run
 from s_resnet.simulation import SimulationSettings, features, simulate_with_early_exit
 
 WAITING = [name for name in PLANS if name != "multilevel"]
+PHASED = [name for name, plan in PLANS.items() if any(schedule == "phased" for schedule, *_ in plan.values())]
+LAGGED = {name: PLANS[name] for name in WAITING if name not in PHASED}
+# A delay at every third layer, so that shortcuts wait for branches that are later by other amounts.
+LAGGED["some"] = {neuron: PLANS[("lagged", "multilevel", "signed")[i % 3]][neuron] for i, neuron in enumerate(NEURONS)}
 
 
 @pytest.fixture
@@ -196,6 +200,39 @@ def test_states_that_were_yielded_stay(monkeypatch):
 
 
 # ---- images at a time ----
+
+
+@pytest.mark.parametrize("name", LAGGED)
+@pytest.mark.parametrize("case", ["images", "poisson", "events"])
+def test_chunks_of_a_lagged_window_change_nothing(name, case, monkeypatch):
+    """Answers, spikes and the last memory; the answers of a chunk come with the spikes of the same steps."""
+    snn, x, steps = waiting(LAGGED[name], weighed=True), windows(3), 7
+    frames = windows(3 * steps, seed=7).view(steps, 3, 3, 12, 12)
+
+    def run(chunk):
+        done = 0
+
+        def encode(steps):
+            nonlocal done
+            done += steps
+            return frames[done - steps : done]
+
+        given = frames if case == "events" else x
+        settings = StreamSettings(encode=encode if case == "poisson" else None)
+        return list(snn.stream(given, steps, chunk, settings=settings))
+
+    (want,) = run(steps)
+    monkeypatch.setattr(chunks, "LAGGED", 3)
+    (by_default,) = run(None)
+    same(by_default, want)
+    for chunk in (1, 2, 3, 6):
+        parts = run(chunk)
+        assert len(parts) > 1 and all(len(part.outputs) == len(n) for part in parts for n in part.spikes.values())
+        assert [bool(part.state.memory) for part in parts] == [False] * (len(parts) - 1) + [True]
+        spikes = {node: torch.cat([part.spikes[node] for part in parts]) for node in want.spikes}
+        assert list(parts[0].spikes) == list(want.spikes)
+        outputs = torch.cat([part.outputs for part in parts])
+        same(SimpleNamespace(outputs=outputs, spikes=spikes, state=parts[-1].state), want)
 
 
 @pytest.mark.parametrize("name", WAITING)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from s_resnet import evaluate
 from s_resnet.errors import InvalidData
 from s_resnet.graph import StreamSettings
-from s_resnet.graph.engine import Whole, chunks, footprint
+from s_resnet.graph.engine import Whole, at_once, chunks, footprint
 from s_resnet.graph.shapes import shapes
 from s_resnet.runtime import memory, memory_limit
 
@@ -69,11 +69,28 @@ def test_a_run_takes_no_more_than_is_said_and_not_much_less(name, dense, monkeyp
     settings = StreamSettings(whole=Whole(state=False))
     list(snn.stream(x[:1], STEPS, settings=settings))  # lays out the weights
     monkeypatch.setattr(chunks, "WINDOW", 2**60)
-    steps = STEPS if snn.windowed else 2
+    together = at_once(snn.nodes, snn.device)
+    monkeypatch.setattr(chunks, "LAGGED", 2)
+    steps = STEPS if together else 2
     with Living() as living:
         list(snn.stream(x, STEPS, None if snn.windowed else 2, settings=settings))
     said = footprint.spiking(snn._plan("exact"), shapes(snn.nodes, x.shape[1:]), len(x), steps)
     assert living.most <= said <= 5 * living.most
+
+
+@pytest.mark.parametrize("name", ["lagged", "signed", "lagged levels", "multilevel"])
+def test_only_answers_and_counts_grow_with_steps(name, monkeypatch):
+    monkeypatch.setattr(chunks, "LAGGED", 4)
+    monkeypatch.setattr(chunks, "WINDOW", 2**60)
+    snn, x, most = CASES[name](), images(), []
+    settings = StreamSettings(whole=Whole(state=False))
+    list(snn.stream(x[:1], STEPS, settings=settings))  # lays out the weights
+    for steps in (16, 64):  # from a window on that is longer than the network is deep
+        with Living() as living:
+            for part in snn.stream(x, steps, None if snn.windowed else 4, settings=settings):
+                each = part.outputs[0].numel() + len(part.spikes) * len(x)
+        most.append(living.most)
+    assert most[1] - most[0] <= 2 * 4 * each * (64 - 16)  # once more while they are joined
 
 
 def test_an_analog_run_takes_no_more_than_is_said_and_not_much_less():

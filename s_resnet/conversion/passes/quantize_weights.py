@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConversionError, message
+from ...graph.alphabet import Copies, Differential, MultiThreshold
 from ...graph.forms import synapse
 from ...graph.graph import Graph
 from ...graph.neuron import IntegerNeuron, Neuron
@@ -41,7 +42,8 @@ def quantize_weights(graph: Graph, context: Context) -> Graph:
 
     Raises:
         ConversionError: a convolution reads anything but spikes or the images, or is read by anything but one neuron
-            layer; spikes are signed or multi-level; or thresholds are not 1 (run normalize before).
+            layer; neurons send means, or have several thresholds or copies; or thresholds are not 1 (run normalize
+            before).
     """
     if not graph.neurons:
         return graph
@@ -57,9 +59,8 @@ def _threshold(graph: Graph, node: Node) -> Tensor:
     if not bool((node.op.threshold == 1).all()) or node.op.decay != 1.0:
         got, expected = "a threshold other than 1, or a decay", "a normalized integrate-and-fire network"
         raise _refused(node, got, expected, "Run normalize before")
-    if not node.op.binary:
-        remedy = "Leave weights as they are, or choose the recipe calibrated or phased"
-        raise _refused(node, "signed or multi-level spikes", "spikes in {0, 1}", remedy)
+    if isinstance(node.op.spikes, Differential | MultiThreshold | Copies):
+        raise _refused(node, f"{node.op.alphabet} spikes", "binary, signed or multi-level ones")
     largest: Tensor | None = None
     for name in node.inputs:
         op = graph[_source(graph, name)].op

@@ -2,7 +2,7 @@
 
 from .analog import activations
 from .chunks import analog_portions, together
-from .plan import Plan, freed, prepare, windowed
+from .plan import Plan, at_once, freed, prepare, windowed
 from .precision import arithmetic
 from .run import USUAL, Encode, Job, StreamSettings, Whole, constants
 from .steps import advance, portions
@@ -18,6 +18,7 @@ __all__ = [
     "advance",
     "analog_portions",
     "arithmetic",
+    "at_once",
     "constants",
     "freed",
     "portions",

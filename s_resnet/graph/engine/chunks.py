@@ -14,7 +14,7 @@ from ...runtime.memory import room as room_for
 from ..ops import Node
 from ..shapes import Shape, numbers, shapes
 from . import footprint
-from .plan import Plan, Portion, windowed
+from .plan import Plan, Portion
 
 # Neurons times steps of the largest layer that go through at a time: on a CPU what the caches hold (dense convolutions
 # also keep their currents), on a GPU what keeps it busy. And steps at most, since answers come once in a chunk.
@@ -23,6 +23,8 @@ EVENTS, CURRENTS, GPU, LONGEST = 2**21, 2**20, 2**28, 32
 PART = 2**29
 # Numbers times steps on a CPU where all steps of an image go through together: measured, docs/explanation/simulator.md.
 WINDOW = 2**23
+# Steps that go through a lagged layer at a time: more rounds at the end of a window cost more than fewer steps save.
+LAGGED = 16
 
 
 def equal(total: int, most: int) -> list[int]:
@@ -51,11 +53,12 @@ def portion(plan: Plan, images: Tensor, timesteps: int) -> Portion:
     """
     sizes = shapes(plan.nodes, images.shape[-3:])
     counts = {name: numbers(shape) for name, shape in sizes.items()}
-    if windowed(plan.nodes):
+    if plan.at_once or plan.lagged:
+        steps = timesteps if plan.at_once else min(timesteps, LAGGED)
         largest = max(counts.values())
         room = on_gpu(images.device) if images.is_cuda else WINDOW
-        some = together(len(images), largest, timesteps, room)
-        return Portion(_fitting(plan, images, sizes, some, timesteps), timesteps, largest)
+        some = together(len(images), largest, steps, room)
+        return Portion(_fitting(plan, images, sizes, some, steps), steps, largest)
     stem = max(counts[name] for name in plan.kept)  # the size of its output
     room = on_gpu(images.device) if images.is_cuda else EVENTS if events.available() else CURRENTS
     steps = max(1, min(LONGEST, room // (len(images) * stem)))

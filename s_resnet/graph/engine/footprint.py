@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from ...kernels import events
 from ..alphabet import Differential, MultiThreshold
 from ..neuron import Neuron
 from ..ops import Conv2d, Node, Op
 from ..readout import SpikingMaxPool2d
 from ..shapes import Shape, numbers
-from .plan import Plan, freed, windowed
+from .plan import Plan, freed
+from .rounds import behind
 
 
 def analog(nodes: tuple[Node, ...], shapes: Mapping[str, Shape], itemsize: int) -> int:
@@ -36,8 +39,12 @@ def spiking(plan: Plan, shapes: Mapping[str, Shape], images: int, steps: int) ->
 
 def packed(plan: Plan) -> int:
     """Bytes of the weights that a run will lay out for its convolutions of spikes."""
-    ops = [plan.ops[name] for name in plan.spiking]
-    return sum(op.weight.numel() * op.weight.element_size() for op in ops if isinstance(op, Conv2d))
+    ops = [(plan.ops[name], plan.bytes.get(source)) for name, source in plan.spiking.items()]
+    return sum(
+        op.weight.numel() * op.weight.element_size() * (2 if byte == torch.int8 else 1)  # some also negative
+        for op, byte in ops
+        if isinstance(op, Conv2d)
+    )
 
 
 class _Walk:
@@ -51,15 +58,15 @@ class _Walk:
         plan = self.plan
         held = sum(self._once(name) * self.wide for name in plan.kept)
         held += self._stem()
-        if not windowed(plan.nodes):  # all layers remember something from one chunk to the next
-            held += sum(self._memory(node) for node in plan.nodes)
+        if not plan.at_once:  # all layers remember something from one chunk to the next
+            held += sum(self._memory(node) for node in plan.nodes) + self._late()
         alive: dict[str, int] = {}
         peak = held
         for index, node in enumerate(plan.nodes):
             if node.name in plan.static or node.name in plan.deferred:
                 continue
             made, meanwhile = self._made(node)
-            if windowed(plan.nodes):
+            if plan.at_once:
                 meanwhile += self._memory(node)
             alive[node.name] = made
             peak = max(peak, held + sum(alive.values()) + meanwhile)
@@ -75,6 +82,11 @@ class _Walk:
         """What the constant part holds beside the values that are kept, before the steps begin."""
         return max((self._once(name) * self.wide for name in self.plan.static), default=0)
 
+    def _late(self) -> int:
+        """Bytes of the steps that wait for readers behind lagged layers: before a round, and joined to its own."""
+        late = {name: steps + 2 for name, steps in behind(self.plan.wiring, self.plan.lagged).items() if steps}
+        return sum(self._once(name) * self.wide * (2 * steps + self.steps) for name, steps in late.items())
+
     def _memory(self, node: Node) -> int:
         """Bytes of what a node remembers."""
         op, own = node.op, self._once(node.name)
@@ -88,7 +100,8 @@ class _Walk:
 
     def _made(self, node: Node) -> tuple[int, int]:
         """Bytes of a node's value, and of what is there only while it is computed."""
-        op, count = self.plan.ops[node.name], self._once(node.name) * self.steps
+        steps = self.steps if self.plan.at_once else self.steps + (node.name in self.plan.lagged)
+        op, count = self.plan.ops[node.name], self._once(node.name) * steps
         if isinstance(op, Neuron):
             spikes = count if self._in_bytes(node.name) else count * self.wide
             lists = self._lists(node.name) if self._in_bytes(node.name) else 0
@@ -104,7 +117,7 @@ class _Walk:
     def _in_bytes(self, name: str) -> bool:
         """Whether spikes come as bytes, with a list of their places."""
         readers = [self.plan.ops[reader] for reader, source in self.plan.spiking.items() if source == name]
-        return self.listed and name in self.plan.binary and bool(readers) and all(map(self._takes, readers))
+        return self.listed and name in self.plan.bytes and bool(readers) and all(map(self._takes, readers))
 
     def _takes(self, op: Op) -> bool:
         return isinstance(op, Conv2d) and op.groups == 1 and op.dilation == (1, 1)

@@ -16,10 +16,12 @@ from ..forms import GridConv2d
 from ..neuron import Neuron
 from ..ops import LARGEST_PIXEL, SYNAPSES, Conv2d, Node, Op, Scale, channels_last
 from .replay import Replays
+from .rounds import Wiring, lagging, wired
 
 K = TypeVar("K")
 V = TypeVar("V")
 PRECISIONS = ("exact", "fast")
+LARGEST_BYTE = 127  # what a step emits at most, if its spikes travel as signed bytes
 SIZES = 4  # of images, whose packed weights are kept
 Shape = tuple[torch.dtype, torch.Size, int]  # of images and steps
 Key = tuple[torch.dtype, torch.Size, int, str | int | None]  # and the memory limit
@@ -72,8 +74,9 @@ class Plan:
     deferred: Mapping[str, str]  # a shortcut synapse applied inside the membrane kernel -> the node it scales
     freed: list[list[str]]
     unit: frozenset[str]  # neuron layers whose spikes are sent on as they are
-    binary: frozenset[str]  # those of them that emit {0, 1}
     counted: frozenset[str]  # those of them whose spikes are whole numbers
+    bytes: Mapping[str, torch.dtype]  # those of these whose spikes fit a byte -> which: uint8 for {0, 1}, else int8
+    most: Mapping[str, int]  # what a step of these emits at most
     bias: Mapping[str, Tensor | None]  # per neuron layer, the sum of its convolutions' biases
     spiking: Mapping[str, str]  # a convolution whose input is such whole numbers -> the neuron layer it reads
     last_reader: Mapping[str, str]  # such a neuron layer -> the last convolution that reads it
@@ -85,6 +88,9 @@ class Plan:
     precision: str
     integer: bool
     max_membrane_step: int  # of an integer network; 0 of others
+    at_once: bool  # whether all steps of an image go through a layer together
+    lagged: frozenset[str]  # neuron layers that fire one step after they integrate
+    wiring: Wiring  # under constant input
     dense: dict[str, tuple[Conv2d, ...]] = field(default_factory=dict)
     packed: Recent[tuple[str, int, int], events.Packed] = field(default_factory=lambda: Recent(0))
     portions: dict[Key, Portion] = field(default_factory=dict)  # how much goes through a layer at a time
@@ -122,9 +128,7 @@ def prepare(network: Network, precision: str) -> Plan:
         InvalidData: the precision is unknown.
     """
     nodes, users, static, integer = network.nodes, network.users, network.static, network.is_integer
-    if precision not in PRECISIONS:
-        got, remedy = f"precision {precision!r}", "Pass 'exact' for float32"
-        raise InvalidData(message("simulate", "", got, "exact or fast", remedy))
+    _check_precision(precision)
     ops = {node.name: _laid_out(node.op) for node in network.running().nodes}
     neurons = {name: op for name, op in ops.items() if isinstance(op, Neuron)}
     unit = frozenset(name for name, op in neurons.items() if op.emits_unit_spikes)
@@ -153,8 +157,9 @@ def prepare(network: Network, precision: str) -> Plan:
         deferred=deferred,
         freed=freed(nodes, deferred),
         unit=unit,
-        binary=frozenset(name for name in unit if neurons[name].binary),
         counted=counted,
+        bytes={name: _byte(neurons[name]) for name in counted if neurons[name].max_emission <= LARGEST_BYTE},
+        most={name: neurons[name].max_emission for name in counted},
         bias=bias,
         spiking=spiking,
         last_reader={source: name for name, source in spiking.items()},
@@ -166,8 +171,22 @@ def prepare(network: Network, precision: str) -> Plan:
         precision=precision,
         integer=integer,
         max_membrane_step=most,
+        at_once=at_once(nodes, weights[0].device if weights else torch.device("cpu")),
+        lagged=lagging(nodes),
+        wiring=wired(nodes, static, deferred),
         packed=Recent(SIZES * len(spiking)),
     )
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        got, remedy = f"precision {precision!r}", "Pass 'exact' for float32"
+        raise InvalidData(message("simulate", "", got, "exact or fast", remedy))
+
+
+def _byte(op: Neuron) -> torch.dtype:
+    """The type of a spike as a byte."""
+    return torch.uint8 if op.binary else torch.int8
 
 
 def _biases(
@@ -191,15 +210,18 @@ def _biases(
 def _max_membrane_step(nodes: tuple[Node, ...], ops: Mapping[str, Op]) -> int:
     """How far an integer membrane can move in one step, at most."""
     found: dict[str, int] = {}
+    sent: dict[str, int] = {}  # the most that a layer emits, also through the pools behind it
     for node in nodes:
         op, below = ops[node.name], [found[name] for name in node.inputs]
+        most = max((sent[name] for name in node.inputs), default=1)
+        sent[node.name] = op.max_emission if isinstance(op, Neuron) else most
         match op:
             case Conv2d():
-                found[node.name] = _largest_current(op, op.bias, 1)
+                found[node.name] = _largest_current(op, op.bias, most)
             case GridConv2d(convolution, bias):
                 found[node.name] = _largest_current(convolution, bias, LARGEST_PIXEL)
             case Scale(weight) if not weight.is_floating_point():
-                found[node.name] = int(weight.abs().max())
+                found[node.name] = int(weight.abs().max()) * most
             case Neuron(correction=correction):
                 found[node.name] = sum(below) + (0 if correction is None else int(correction.abs().max()))
             case _:
@@ -236,5 +258,14 @@ def freed(nodes: tuple[Node, ...], deferred: Mapping[str, str]) -> list[list[str
 
 
 def windowed(nodes: tuple[Node, ...]) -> bool:
-    """Whether a layer waits for a part of its window, so that all steps go through it at once."""
+    """Whether a layer waits for a part of its window, so that T has to be known beforehand."""
     return any(isinstance(node.op, Neuron) and node.op.waits for node in nodes)
+
+
+def at_once(nodes: tuple[Node, ...], device: torch.device) -> bool:
+    """Whether all steps of an image go through a layer together, so that memory grows with T.
+
+    A phased layer needs its whole window. Lagged ones take it in chunks on the CPU; on a GPU all at once is faster.
+    """
+    phased = any(isinstance(node.op, Neuron) and node.op.schedule == "phased" for node in nodes)
+    return phased or (device.type != "cpu" and windowed(nodes))

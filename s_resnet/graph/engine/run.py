@@ -20,11 +20,15 @@ from ..execution import Execution
 from ..neuron import Memory, Neuron
 from ..ops import Conv2d, Node, Op, Scale, channels_last
 from ..readout import Readout, SpikingMaxPool2d
-from .plan import Plan, windowed
+from .plan import Plan
 from .precision import arithmetic
+from .rounds import Clock, Turn, wired
 
-# Share of active neurons from which the dense convolution is faster: measured, docs/explanation/simulator.md.
-DENSE = 0.4
+# Share of active neurons from which the dense convolution is faster: measured, docs/explanation/simulator.md. Of spikes
+# that are worth an amount of several levels.
+DENSE, DENSE_AMOUNTS = 0.4, 0.35
+# Types of spikes that travel as bytes.
+BYTES = (torch.uint8, torch.int8)
 
 # Gives the next S steps of input ``[S, B, C, H, W]``.
 Encode = Callable[[int], Tensor]
@@ -95,6 +99,14 @@ def constants(plan: Plan, images: Tensor) -> dict[str, Tensor]:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """The steps of a value from ``first`` on, ``[S * B, *]``, so that the convolutions see one large batch."""
+
+    first: int
+    values: Tensor
+
+
 class Run:
     """A simulation in progress: the constant part, computed once, the memory, and how densely each layer fired."""
 
@@ -109,44 +121,86 @@ class Run:
         for name in self.static - plan.kept:
             del self.constant[name]
         # Where all steps go through together and nobody asks for the memory after them, no layer needs another's.
-        self.forgets = windowed(plan.nodes) and job.whole is not None and not job.whole.state
+        self.forgets = plan.at_once and job.whole is not None and not job.whole.state
+        wiring = plan.wiring if job.encode is None else wired(plan.nodes, frozenset(), plan.deferred)
+        self.clock = Clock(wiring, plan.lagged, job.timesteps)
+        self.values: dict[str, Stretch] = {}
+        self.counts: dict[str, Tensor] = {}  # spikes of steps that are not answered yet
 
     def advance(self, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The next ``steps`` steps through every layer: answers ``[S, B, N]`` and spikes per neuron node ``[S, B]``."""
-        plan, self.steps = self.plan, steps
-        self.values: dict[str, Tensor] = {}  # [S * B, *], so that the convolutions see one large batch
-        self.events: dict[str, events.Events] = {}
+        """The next ``steps`` steps through every layer: answers ``[S, B, N]`` and spikes per neuron node ``[S, B]``.
+
+        Where layers lag, later ones have fewer steps at first, and more rounds at the end; the answers come when they
+        are there, the spikes of the same steps with them.
+        """
+        plan, self.turns = self.plan, self.clock.advance(steps)
+        self.events: dict[tuple[str, int, int], events.Events] = {}
         self.pending: dict[str, events.Currents] = {}  # convolutions that their neurons will compute line by line
         self.rest: dict[str, Tensor] = {}  # second parts of convolutions, which their neurons will add
-        counts: dict[str, Tensor] = {}
         for index, node in enumerate(plan.nodes):
-            op = plan.ops[node.name]
-            if node.name in self.static or node.name in plan.deferred:
-                continue
-            if not node.inputs:
-                assert self.encode is not None
-                self.values[node.name] = op.run(channels_last(self.encode(steps).flatten(0, 1)))
-            elif isinstance(op, Neuron):
-                self.values[node.name], counts[node.name] = self._fire(node, op)
-            elif isinstance(op, SpikingMaxPool2d | Readout):
-                self.values[node.name] = self._remember(node, op)
-            elif node.name in plan.spiking and isinstance(op, Conv2d):
-                self._convolve(node, op)
-            elif plan.two_part and isinstance(op, Conv2d):  # it reads analog values, which TF32 would round
-                with arithmetic(op.weight, tf32=False):
-                    self.values[node.name] = op.run(*(self._analog(name) for name in node.inputs))
-            else:
-                self.values[node.name] = op.run(*(self._analog(name) for name in node.inputs))
-            if self.observe is not None and node.name in self.values:
-                self.observe(node.name, self.values[node.name])
+            turn = self.turns.get(node.name)
+            if turn is not None and turn.steps:
+                self._take(node, turn)
             for name in plan.freed[index]:
-                self.values.pop(name, None)
-                self.pending.pop(name, None)
-        self.step += steps
-        return self.values.pop(plan.nodes[-1].name).view(steps, self.batch, -1), counts
+                self._free(name)
+        last = self.values.pop(plan.nodes[-1].name, None)
+        if last is None:
+            return torch.empty(0, self.batch, 0), {}
+        outputs = last.values.view(len(last.values) // self.batch, self.batch, -1)
+        counts = {node.name: self.counts[node.name] for node in plan.nodes if node.name in self.counts}
+        self.counts = {name: count[len(outputs) :] for name, count in counts.items()}
+        return outputs, {name: count[: len(outputs)] for name, count in counts.items()}
 
-    def _fire(self, node: Node, op: Neuron) -> tuple[Tensor, Tensor]:
-        """A neuron layer over its inputs ``[S, B, *]``: what it emits ``[S * B, *]``, its spikes per step and image."""
+    def _take(self, node: Node, turn: Turn) -> None:
+        """Compute a node's turn."""
+        plan, op = self.plan, self.plan.ops[node.name]
+        found: Tensor | None
+        if not node.inputs:
+            assert self.encode is not None
+            found = op.run(channels_last(self.encode(turn.steps).flatten(0, 1)))
+        elif isinstance(op, Neuron):
+            found = self._fire(node, op, turn)
+        elif isinstance(op, SpikingMaxPool2d | Readout):
+            found = self._remember(node, op, turn)
+        elif node.name in plan.spiking and isinstance(op, Conv2d):
+            found = self._convolve(node, op, turn)
+        elif plan.two_part and isinstance(op, Conv2d):  # it reads analog values, which TF32 would round
+            with arithmetic(op.weight, tf32=False):
+                found = op.run(*(self._analog(name, turn) for name in node.inputs))
+        else:
+            found = op.run(*(self._analog(name, turn) for name in node.inputs))
+        if found is None:
+            return
+        if self.observe is not None:
+            self.observe(node.name, found)
+        before = self.values.get(node.name)
+        if before is not None:
+            self.values[node.name] = Stretch(before.first, torch.cat([before.values, found]))
+        elif len(found):
+            self.values[node.name] = Stretch(turn.given, found)
+
+    def _free(self, name: str) -> None:
+        """Drop the steps of a value that all its readers have read."""
+        self.pending.pop(name, None)
+        held = self.values.get(name)
+        if held is None:
+            return
+        unread = min(self.turns[reader].last for reader in self.clock.wiring.readers[name])
+        if unread == self.turns[name].done:
+            del self.values[name]
+        elif unread > held.first:
+            left = held.values[(unread - held.first) * self.batch :].clone()  # so that the others are freed
+            self.values[name] = Stretch(unread, left)
+
+    def _steps(self, name: str, turn: Turn) -> Tensor:
+        """The steps ``[S * B, *]`` of a value that a turn reads."""
+        held = self.values[name]
+        if held.first == turn.first and len(held.values) == turn.steps * self.batch:
+            return held.values
+        return held.values.narrow(0, (turn.first - held.first) * self.batch, turn.steps * self.batch)
+
+    def _fire(self, node: Node, op: Neuron, turn: Turn) -> Tensor:
+        """A neuron layer over its inputs ``[S, B, *]``: what it emits ``[S * B, *]``."""
         plan = self.plan
         shortcut: tuple[Tensor, Tensor] | None = None
         currents: list[Tensor | events.Currents] = []
@@ -155,40 +209,47 @@ class Run:
             if name in self.pending:
                 currents.append(self.pending[name])
             elif name in plan.deferred and shortcut is None and len(node.inputs) > 1 and isinstance(scale, Scale):
-                shortcut = (self._in_time(plan.deferred[name]), scale.weight)
+                shortcut = (self._in_time(plan.deferred[name], turn), scale.weight)
             else:
-                currents.append(self._in_time(name))
+                currents.append(self._in_time(name, turn))
             if name in self.rest:
-                currents.append(_unfold(channels_last(self.rest.pop(name)), self.steps))
-        counts = torch.zeros(self.steps, self.batch, dtype=torch.int32, device=op.threshold.device)
+                currents.append(_unfold(channels_last(self.rest.pop(name)), turn.steps))
+        counts = torch.zeros(turn.done - turn.given, self.batch, dtype=torch.int32, device=op.threshold.device)
         spikes, memory = op.advance(
             currents,
             self.memory.get(node.name),
             shortcut,
-            self._bias(node.name, op, currents[0]),
+            self._bias(node.name, op, currents[0], turn),
             Execution(
                 spike_dtype=self._spike_dtype(node.name, _size(currents[0])),
                 counts=counts,
-                in_place=self.whole is not None and node.name in self.made,
+                in_place=(self.whole is not None or bool(plan.lagged)) and node.name in self.made,
+                begins=turn.first == 0,
+                ends=turn.last == self.clock.timesteps,
             ),
         )
         if not self.forgets:
             self.memory[node.name] = memory
             self.made.add(node.name)
-        if events.available() and not spikes.is_cuda:  # on a GPU this would stall the queue
-            self.density[node.name] = int(counts.sum()) / max(1, spikes.numel())
+        if events.available() and not spikes.is_cuda and len(spikes):  # on a GPU this would stall the queue
+            # A spike of several levels is counted once for each: those that are there are looked up in the last step.
+            several = op.spikes.amplitudes > 1
+            found = spikes[-1:].count_nonzero() if several else counts.sum()
+            self.density[node.name] = int(found) / max(1, spikes[-1:].numel() if several else spikes.numel())
+        self.counts[node.name] = torch.cat([self.counts[node.name], counts]) if node.name in self.counts else counts
         folded = spikes.flatten(0, 1)
-        return folded if node.name in plan.unit else op.scale_output(folded), counts
+        return folded if node.name in plan.unit else op.scale_output(folded)
 
-    def _bias(self, name: str, op: Neuron, current: Tensor | events.Currents) -> Tensor | None:
+    def _bias(self, name: str, op: Neuron, current: Tensor | events.Currents, turn: Turn) -> Tensor | None:
         """The convolutions' biases and the layer's correction."""
-        bias, correction = self.plan.bias[name], op.bias_current(self.step, self.steps, 3 + len(_size(current)))
+        bias = self.plan.bias[name]
+        correction = op.bias_current(self.step + turn.first, turn.steps, 3 + len(_size(current)))
         if bias is None or correction is None:
             return correction if bias is None else bias
         return bias + correction
 
-    def _remember(self, node: Node, op: SpikingMaxPool2d | Readout) -> Tensor:
-        inputs = [_unfold(self._analog(name), self.steps) for name in node.inputs]
+    def _remember(self, node: Node, op: SpikingMaxPool2d | Readout, turn: Turn) -> Tensor:
+        inputs = [_unfold(self._analog(name, turn), turn.steps) for name in node.inputs]
         out, self.memory[node.name] = op.advance(inputs, self.memory.get(node.name))
         return out.flatten(0, 1)
 
@@ -198,36 +259,43 @@ class Run:
         if name not in plan.counted:
             return None  # the membrane's
         readers = [plan.ops[reader] for reader, source in plan.spiking.items() if source == name]
-        sparse = name in plan.binary and self.density.get(name, 0.0) <= DENSE and len(size) == 2
-        if readers and sparse and all(_takes_events(reader, size) for reader in readers):
-            return torch.uint8
+        byte = plan.bytes.get(name) if readers and len(size) == 2 else None
+        sparse = byte == torch.int8 or self.density.get(name, 0.0) <= DENSE  # of amounts every reader says so itself
+        if byte is not None and sparse and all(_takes_events(reader, size) for reader in readers):
+            return byte
         return plan.narrow if plan.narrow is not None and readers else plan.dtype
 
-    def _convolve(self, node: Node, op: Conv2d) -> None:
-        """A convolution of spikes, by events where they came as bytes, else dense."""
+    def _convolve(self, node: Node, op: Conv2d, turn: Turn) -> Tensor | None:
+        """A convolution of spikes, by events where they are few bytes, else dense; None: left to its neurons."""
         plan, source = self.plan, node.inputs[0]
-        spikes = self.values[source]
-        if spikes.dtype != torch.uint8:
-            self._convolve_densely(node, op, spikes)
-            return
-        if source not in self.events:
-            self.events[source] = events.find(spikes)
+        spikes, place = self._steps(source, turn), (source, turn.first, turn.last)
+        amounts = spikes.dtype == torch.int8
+        if spikes.dtype not in BYTES or (amounts and self.density[source] > self._dense_from(source)):
+            return self._convolve_densely(node, op, spikes.to(plan.narrow or plan.dtype) if amounts else spikes)
+        if place not in self.events:
+            self.events[place] = events.find(spikes, plan.most[source])
         height, width = spikes.shape[-2:]
 
         def pack() -> events.Packed:
             weight = op.weight.to(torch.int8) if plan.integer else op.weight
-            return events.pack(weight, op.stride, op.padding, (height, width), plan.precision)
+            signed = amounts and plan.most[source] == 1
+            return events.pack(weight, op.stride, op.padding, (height, width), plan.precision, signed)
 
         packed = plan.packed.found((node.name, height, width), pack)
-        found = self.events.pop(source) if plan.last_reader[source] == node.name else self.events[source]
-        currents = events.Currents(found, packed, self.steps)
+        currents = events.Currents(self.events[place], packed, turn.steps)
+        if plan.last_reader[source] == node.name:
+            self.events = {other: found for other, found in self.events.items() if other[0] != source}
         if node.name in plan.fused:
             self.pending[node.name] = currents
-            return
+            return None
         current = currents.tensor().flatten(0, 1)
-        self.values[node.name] = current if op.bias is None else current.add_(op.bias.view(-1, 1, 1))
+        return current if op.bias is None else current.add_(op.bias.view(-1, 1, 1))
 
-    def _convolve_densely(self, node: Node, op: Conv2d, spikes: Tensor) -> None:
+    def _dense_from(self, source: str) -> float:
+        """The share of active neurons from which convolutions of what a layer sends are dense."""
+        return DENSE if self.plan.most[source] == 1 else DENSE_AMOUNTS
+
+    def _convolve_densely(self, node: Node, op: Conv2d, spikes: Tensor) -> Tensor:
         plan = self.plan
         if node.name not in plan.dense:
             plan.dense[node.name] = tuple(replace(op, weight=part, bias=None) for part in _parts(plan, op.weight))
@@ -236,23 +304,23 @@ class Run:
             self.rest[node.name] = rest[0]
         elif rest:
             current = current.add_(rest[0])
-        self.values[node.name] = current if op.bias is None else current + op.bias.view(-1, 1, 1)
+        return current if op.bias is None else current + op.bias.view(-1, 1, 1)
 
-    def _analog(self, name: str) -> Tensor:
+    def _analog(self, name: str, turn: Turn) -> Tensor:
         """The value of ``name`` as ``[S * B, *]``, spikes as numbers of the network's own dtype."""
         if name in self.plan.deferred:
-            return self.plan.ops[name].run(self._analog(self.plan.deferred[name]))
+            return self.plan.ops[name].run(self._analog(self.plan.deferred[name], turn))
         if name in self.constant:
             value = self.constant[name]
-            return value.expand(self.steps, *value.shape).flatten(0, 1)
-        return self.values[name].to(self.plan.dtype)
+            return value.expand(turn.steps, *value.shape).flatten(0, 1)
+        return self._steps(name, turn).to(self.plan.dtype)
 
-    def _in_time(self, name: str) -> Tensor:
+    def _in_time(self, name: str, turn: Turn) -> Tensor:
         """The value of ``name`` as ``[S, B, *]`` for the membrane kernel; a constant is expanded without a copy."""
         if name in self.constant:
-            return self.constant[name].expand(self.steps, *self.constant[name].shape)
-        value = self._analog(name) if name in self.plan.deferred else self.values[name]
-        return _unfold(channels_last(value), self.steps)
+            return self.constant[name].expand(turn.steps, *self.constant[name].shape)
+        value = self._analog(name, turn) if name in self.plan.deferred else self._steps(name, turn)
+        return _unfold(channels_last(value), turn.steps)
 
 
 def _parts(plan: Plan, weight: Tensor) -> tuple[Tensor, ...]:

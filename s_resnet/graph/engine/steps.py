@@ -16,7 +16,7 @@ from .chunks import equal, portion
 from .plan import Plan, Portion, windowed
 from .precision import arithmetic
 from .replay import Replay, Result
-from .run import Job, Run
+from .run import Encode, Job, Run
 
 # Steps, images and neurons of a layer that a GPU advances while Python launches it, 2.4e11 a second in 0.15 ms: where a
 # chunk has more of them, a recording saves nothing.
@@ -57,7 +57,7 @@ def _recorded_as(job: Job) -> Hashable | None:
 def _short(plan: Plan, job: Job) -> bool:
     """Whether Python takes longer to launch the layers than the GPU to run them."""
     numbers = _portion(plan, job).numbers
-    if windowed(plan.nodes):
+    if windowed(plan.nodes):  # on a GPU all steps at once
         parts, most = portions(plan, job), numbers * job.timesteps
     else:
         parts, most = _lengths(plan, job), numbers * len(job.images)
@@ -73,36 +73,62 @@ def _through(plan: Plan, job: Job, images: Tensor) -> Result:
 
 
 def _chunks(plan: Plan, job: Job) -> Iterator[Result]:
-    if windowed(plan.nodes):
+    if windowed(plan.nodes) and (plan.at_once or job.chunk is None or job.observe is not None):
         yield _window(plan, job)
         return
     run = Run(plan, job)
     lengths = _lengths(plan, job)
-    for index, steps in enumerate(lengths):
+    done = 0
+    while done < job.timesteps:
+        steps = min(lengths[0], job.timesteps - done)
         with arithmetic(job.images, plan.tf32, _tuned(plan, job, steps, lengths.count(steps))):
-            outputs, counts = run.advance(steps)
-        kept = job.whole is None or (job.whole.state and index == len(lengths) - 1)
-        yield outputs, counts, dict(run.memory) if kept else {}
+            outputs, counts = run.advance(lengths[0] if plan.lagged else steps)  # those behind have more to do
+        done += len(outputs)
+        # Within a lagged window there is no state to continue from.
+        wanted = job.whole is None or job.whole.state
+        kept = wanted if done == job.timesteps else job.whole is None and not plan.lagged
+        if len(outputs):
+            yield outputs, counts, dict(run.memory) if kept else {}
 
 
 def _window(plan: Plan, job: Job) -> Result:
-    """All steps of a network whose layers wait for their window of T, a portion of the images after the other.
+    """All steps of a network whose layers wait, a portion of the images after the other.
 
-    An observer sees all images at once, as in any other chunk.
+    An observer sees all images and all steps at once, as in any other chunk.
     """
     images, steps = job.images, job.timesteps
+    whole = plan.at_once or job.observe is not None
     sizes = [len(images)] if job.observe is not None else portions(plan, job)
-    frames = None if job.encode is None else job.encode(steps)
+    length = steps if whole else _portion(plan, job).steps
+    frames = None if job.encode is None or len(sizes) == 1 else job.encode(steps)
     parts: list[Result] = []
     for end, size in zip(accumulate(sizes), sizes, strict=True):
         some = slice(end - size, end)
-        encode = None if frames is None else partial(frames[:, some].narrow, 0, 0)  # the steps from the first on
+        encode = job.encode if frames is None else _shown(frames[:, some])
         part = replace(job, images=images[some], encode=encode)
         run = Run(plan, part)
         with arithmetic(images, plan.tf32, _tuned(plan, part, steps, sizes.count(size))):
-            outputs, counts = run.advance(steps)
+            outputs, counts = _rounds(run, steps, length)
         parts.append((outputs, counts, run.memory if job.whole is None or job.whole.state else {}))
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _shown(frames: Tensor) -> Encode:
+    """Gives frames in their order."""
+    left = iter(frames)
+    return lambda steps: torch.stack([next(left) for _ in range(steps)])
+
+
+def _rounds(run: Run, steps: int, length: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """All ``steps`` steps of a run, at most ``length`` of them through a layer at a time."""
+    found = [run.advance(length)]
+    while sum(len(outputs) for outputs, _ in found) < steps:
+        found.append(run.advance(length))
+    found = [part for part in found if len(part[0])]
+    if len(found) == 1:
+        return found[0]
+    counts = {name: torch.cat([count[name] for _, count in found]) for name in found[0][1]}
+    return torch.cat([outputs for outputs, _ in found]), counts
 
 
 def portions(plan: Plan, job: Job) -> list[int]:

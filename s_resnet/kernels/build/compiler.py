@@ -18,7 +18,7 @@ from .cache import built
 
 HERE = Path(__file__).parents[1] / "csrc"
 SOURCES = ("events.cpp", "membrane.cpp", "normalize.cpp", "surrogate.cpp")
-HEADERS = ("layer.h", "membrane.h", "surrogate.h")
+HEADERS = ("layer.h", "membrane.h", "rows.h", "surrogate.h")
 # No contraction: a fused multiply-add rounds once where the reference rounds twice.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC")
 

@@ -1,7 +1,7 @@
 // Event-driven convolution on the CPU: only spikes cost work.
 // A spike of channel c adds one row of the weight, W[dy][dx][c][:], to each output pixel that sees it, so a layer costs
 // (spikes) x (taps) x (output channels) additions. Output-stationary: a tile of sums stays in registers meanwhile.
-// The sum of a pixel is in one fixed order, so results do not depend on the batch, the chunk or the threads.
+// A spike of several levels, or one that takes back, is worth its amount: the row is multiplied by it first.
 #if defined(__AVX512VBMI2__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #endif
@@ -10,15 +10,14 @@
 #include <type_traits>
 
 #include "layer.h"
+#include "rows.h"
 
 namespace {
 
 using namespace sresnet;
 
 typedef uint16_t Eight __attribute__((vector_size(16), aligned(2)));
-typedef uint16_t Many __attribute__((vector_size(64), aligned(2)));
-const int ROOM = 64;  // entries that whole-vector writes may touch beyond a list's end
-const int RUN = 512;    // neurons that fire at a time
+const int RUN = 512;     // neurons that fire at a time
 const int BLOCK = 2048;  // numbers of a line that go through all steps together, so that they stay in the first cache
 
 // The positions of the set bits of every byte: compaction without a branch.
@@ -35,8 +34,16 @@ const Positions POSITIONS;
 const __m256i SIXTEEN = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 #endif
 
-// Writes base + i for every i with spikes[i] = 1, in ascending order, and returns how many.
-inline int32_t positions(const uint8_t* spikes, int n, int base, uint16_t* ids) {
+// Eight bytes as 1 where they are not 0.
+inline uint64_t not_zero(uint64_t bytes) {
+    const uint64_t low = 0x7f7f7f7f7f7f7f7full;
+    return (((bytes & low) + low) | bytes) >> 7 & 0x0101010101010101ull;
+}
+
+// Writes base + i for every i with spikes[i] other than 0, in ascending order, and returns how many; where spikes have
+// SIZES, which are 0 or 1 else, also the spikes themselves.
+template <bool SIZES>
+inline int32_t positions(const uint8_t* spikes, int n, int base, uint16_t* ids, uint8_t* amounts) {
     int32_t found = 0;
     int i = 0;
 #if defined(__AVX512VBMI2__) && defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -45,118 +52,47 @@ inline int32_t positions(const uint8_t* spikes, int n, int base, uint16_t* ids) 
         const __mmask16 mask = _mm_test_epi8_mask(bytes, bytes);
         const __m256i at = _mm256_add_epi16(_mm256_set1_epi16((short)(base + i)), SIXTEEN);
         _mm256_storeu_si256((__m256i*)(ids + found), _mm256_maskz_compress_epi16(mask, at));
+        if (SIZES) _mm_storeu_si128((__m128i*)(amounts + found), _mm_maskz_compress_epi8(mask, bytes));
         found += __builtin_popcount(mask);
     }
 #endif
     for (; i + 8 <= n; i += 8) {
         uint64_t bytes;
         memcpy(&bytes, spikes + i, 8);
-        const unsigned mask = (unsigned)((bytes * 0x0102040810204080ull) >> 56);
+        const uint64_t ones = SIZES ? not_zero(bytes) : bytes;
+        const unsigned mask = (unsigned)((ones * 0x0102040810204080ull) >> 56);
         Eight at;
         memcpy(&at, POSITIONS.of[mask], sizeof at);
+        if (SIZES)
+            for (int k = 0; k < 8; k++) amounts[found + k] = spikes[i + at[k]];
         at += (uint16_t)(base + i);
         memcpy(ids + found, &at, sizeof at);
         found += __builtin_popcount(mask);
     }
     for (; i < n; i++)
-        if (spikes[i]) ids[found++] = (uint16_t)(base + i);
+        if (spikes[i]) {
+            if (SIZES) amounts[found] = spikes[i];
+            ids[found++] = (uint16_t)(base + i);
+        }
     return found;
 }
 
-struct Shape {
-    int32_t images, height, width, channels;
-    int32_t out_height, out_width, out_channels;
-    int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
-    int32_t limit;  // rows that can be summed before a narrow sum overflows
-    int32_t threads;
-};
-
-// The arithmetic of one weight type; LANES weights fill one vector of sums.
-struct Float {
-    typedef float Weight;
-    typedef float Total;
-    typedef float Sum __attribute__((vector_size(64), aligned(4)));
-    static const int LANES = 16;
-};
-
-struct Fixed {
-    typedef int16_t Weight;
-    typedef int32_t Total;
-    typedef int16_t Sum __attribute__((vector_size(64), aligned(2)));
-    static const int LANES = 32;
-};
-
-// total[] = the sum of the weight rows named; UNROLL independent sums hide the latency of an addition.
-template <class P, int VECTORS, int UNROLL>
-inline void sum_rows(const uint16_t* rows, int n, int limit, const typename P::Weight* weight, int64_t stride,
-                     typename P::Total* total) {
-    for (int from = 0; from == 0 || from < n; from += limit) {
-        const int to = n - from > limit ? from + limit : n;
-        typename P::Sum sum[UNROLL][VECTORS] = {};
-        for (int i = from; i < to; i += UNROLL)
-#pragma GCC unroll 8
-            for (int u = 0; u < UNROLL; u++) {
-                const typename P::Sum* row = (const typename P::Sum*)(weight + rows[i + u] * stride);
-#pragma GCC unroll 8
-                for (int k = 0; k < VECTORS; k++) sum[u][k] += row[k];
-            }
-#pragma GCC unroll 8
-        for (int k = 0; k < VECTORS; k++) {
-            typename P::Sum all = sum[0][k];
-            for (int u = 1; u < UNROLL; u++) all += sum[u][k];
-            typename P::Total* to_add = total + k * P::LANES;
-            if (from == 0)
-                for (int j = 0; j < P::LANES; j++) to_add[j] = all[j];
-            else
-                for (int j = 0; j < P::LANES; j++) to_add[j] += all[j];
+template <bool SIZES>
+void find(const Shape& s, const uint8_t* spikes, uint16_t* ids, int32_t* start, uint8_t* amounts) {
+    const int64_t lines = (int64_t)s.images * s.height, length = (int64_t)s.width * s.channels;
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+    for (int64_t line = 0; line < lines; line++) {
+        uint16_t* to = ids + line * (length + ROOM);
+        uint8_t* sized = SIZES ? amounts + line * (length + ROOM) : nullptr;
+        int32_t found = 0;
+        for (int x = 0; x < s.width; x++) {
+            const int base = x * s.channels;
+            start[line * (s.width + 1) + x] = found;
+            found += positions<SIZES>(spikes + line * length + base, s.channels, base, to + found, sized + found);
         }
+        start[line * (s.width + 1) + s.width] = found;
     }
 }
-
-// The weight rows that the spikes under one output pixel name, in the order of the taps.
-inline int gather(const Shape& s, const uint16_t* ids, const int32_t* start, int64_t image, int top, int left,
-                  uint16_t* rows) {
-    const int taps = s.kernel_w * s.channels;
-    const int xa = left < 0 ? 0 : left, xb = left + s.kernel_w > s.width ? s.width : left + s.kernel_w;
-    int n = 0;
-    for (int dy = 0; dy < s.kernel_h && xa < xb; dy++) {
-        const int y = top + dy;
-        if (y < 0 || y >= s.height) continue;
-        const int64_t line = image * s.height + y;
-        const int32_t* pixel = start + line * (s.width + 1);
-        const uint16_t* from = ids + line * ((int64_t)s.width * s.channels + ROOM) + pixel[xa];
-        const int found = pixel[xb] - pixel[xa];
-        // The spike x * channels + c meets tap (dy, x - left): along a line both differ by one constant.
-        const uint16_t shift = (uint16_t)(dy * taps - left * s.channels);
-        for (int i = 0; i < found; i += 32) {  // seldom more than once, so the branch is foreseen
-            Many at;
-            memcpy(&at, from + i, sizeof at);
-            at += shift;
-            memcpy(rows + n + i, &at, sizeof at);
-        }
-        n += found;
-    }
-    return n;
-}
-
-// Currents of a line to float, in place: both types have four bytes.
-inline void scale_line(int32_t* line, const float* step, int pixels, int width) {
-    for (int x = 0; x < pixels; x++)
-        for (int j = 0; j < width; j++) {
-            const float value = (float)line[x * width + j] * step[j];
-            memcpy(line + x * width + j, &value, sizeof value);
-        }
-}
-inline void scale_line(float*, const float*, int, int) {}
-
-// The spikes of a convolution, and its weight in rows.
-struct Convolution {
-    Shape s;
-    const uint16_t* ids;
-    const int32_t* start;
-    const void* weight;
-    const float* step;  // what one unit of a 16-bit weight is worth per output channel, or null
-};
 
 // Everything that one call reads and writes.
 struct Job {
@@ -166,47 +102,18 @@ struct Job {
     const Layer* layer;         // the neurons that take them, or null
 };
 
-// Some neighboring pixels of a line of output pixels, of one image, and a tile of their channels.
-struct Place {
-    int64_t image;
-    int y, x, pixels;
-    int first, width;
-};
-
-// The currents of a place: line[(pixel - x) * width + channel].
-template <class P, int VECTORS, int UNROLL>
-inline void convolve_line(const Convolution& c, const Place& at, int64_t image, uint16_t* rows, void* to) {
-    const Shape& s = c.s;
-    const int64_t stride = (int64_t)(s.out_channels + P::LANES - 1) / P::LANES * P::LANES;
-    const typename P::Weight* weight = (const typename P::Weight*)c.weight + at.first;
-    const int zero = s.kernel_h * s.kernel_w * s.channels;  // the row of zeros, which fills up the unrolled loop
-    const int limit = s.limit / UNROLL * UNROLL, top = at.y * s.stride_h - s.pad_h;
-    typename P::Total total[VECTORS * P::LANES], *line = (typename P::Total*)to;
-    for (int i = 0; i < at.pixels; i++) {
-        int n = gather(s, c.ids, c.start, image, top, (at.x + i) * s.stride_w - s.pad_w, rows);
-        for (int u = 0; u < UNROLL; u++) rows[n + u] = (uint16_t)zero;
-        n = (n + UNROLL - 1) / UNROLL * UNROLL;
-        if (at.width == VECTORS * P::LANES) {
-            sum_rows<P, VECTORS, UNROLL>(rows, n, limit, weight, stride, line + (int64_t)i * at.width);
-        } else {
-            sum_rows<P, VECTORS, UNROLL>(rows, n, limit, weight, stride, total);
-            memcpy(line + (int64_t)i * at.width, total, at.width * sizeof total[0]);
-        }
-    }
-    if (c.step) scale_line(line, c.step + at.first, at.pixels, at.width);
-}
-
 // What a thread has for a place.
-template <typename V>
+template <class P, typename V>
 struct Room {
-    std::vector<uint16_t> rows;
-    std::vector<V> line, branch, v;
+    Rows<P> rows;
+    std::vector<V> line, branch, v, emitted, shortcut;
     std::vector<uint8_t> fired;
+    std::vector<int16_t> k;
     Parameters<V> p;
     int64_t run;  // neurons that fire at a time: those that lie together, and share the parameters
 
     Room(const Job& job, int first, int width, int pixels)
-        : rows(std::max(taps(job.current), job.branch ? taps(job.branch) : 0) + ROOM),
+        : rows(job.current, job.branch),
           line((int64_t)pixels * width),
           branch(job.branch ? line.size() : 0),
           v(job.layer ? line.size() : 0),
@@ -215,9 +122,8 @@ struct Room {
         const bool whole = width == job.current->s.out_channels && l && !l->bias_step;
         run = whole && width < RUN ? RUN / width * width : width;
         if (l) p.set(*l, first, run);
+        if (l && !is_binary(*l)) k.resize(v.size()), emitted.resize(l->rule == SIGNED ? v.size() : 0), shortcut.resize(run);
     }
-
-    static int taps(const Convolution* c) { return c->s.kernel_h * c->s.kernel_w * c->s.channels; }
 };
 
 // Membranes of a place from or to their layer, whose pixels are `channels` apart.
@@ -226,9 +132,19 @@ inline void copy(V* to, int64_t to_pixel, const V* from, int64_t from_pixel, con
     for (int x = 0; x < at.pixels; x++) memcpy(to + x * to_pixel, from + x * from_pixel, at.width * sizeof(V));
 }
 
-// A step of the neurons of a place, or a part of it; `from` is where their shortcut begins.
-template <Part PART, typename V>
-inline int32_t step_line(const Job& job, const Place& at, int64_t from, Room<V>& room) {
+// Spikes of a place to their layer.
+template <typename K>
+inline void store_place(const Layer& l, const K* spikes, int64_t to, int64_t channels, const Place& at) {
+    if (at.width == channels)
+        store(l.spike_type, spikes, l.spikes, to, (int64_t)at.pixels * at.width);
+    else
+        for (int x = 0; x < at.pixels; x++)
+            store(l.spike_type, spikes + x * at.width, l.spikes, to + x * channels, at.width);
+}
+
+// A step of the binary neurons of a place, or a part of it; `from` is where their shortcut begins.
+template <Part PART, class P, typename V>
+inline int32_t step_line(const Job& job, const Place& at, int64_t from, Room<P, V>& room) {
     const Layer& l = *job.layer;
     const int32_t own = std::is_same<V, float>::value ? FLOAT32 : INT32;
     const int64_t channels = job.current->s.out_channels, length = (int64_t)at.pixels * at.width;
@@ -242,8 +158,8 @@ inline int32_t step_line(const Job& job, const Place& at, int64_t from, Room<V>&
     return count;
 }
 
-template <typename V>
-inline int32_t answer_line(const Layer& l, const Place& at, Room<V>& room) {
+template <class P, typename V>
+inline int32_t answer_line(const Layer& l, const Place& at, Room<P, V>& room) {
     const int64_t length = (int64_t)at.pixels * at.width;
     int32_t count = 0;
     for (int64_t j = 0; j < length; j += room.run) {
@@ -253,38 +169,73 @@ inline int32_t answer_line(const Layer& l, const Place& at, Room<V>& room) {
     return count;
 }
 
+// What arrives at a step at the neurons of a place that have another alphabet.
+template <class P, typename V>
+void arrive_line(const Job& job, const Place& at, int64_t from, Room<P, V>& room) {
+    const Layer& l = *job.layer;
+    const int64_t channels = job.current->s.out_channels, length = (int64_t)at.pixels * at.width;
+    for (int64_t j = 0; j < length; j += room.run) {
+        const int64_t n = length - j < room.run ? length - j : room.run, place = from + j / at.width * channels;
+        const V* shortcut = nullptr;
+        if (job.branch)
+            shortcut = room.branch.data() + j;
+        else if (l.shortcut_type)
+            shortcut = as(l.shortcut_type, l.shortcut, place, room.shortcut.data(), n);
+        arrive(l, room.p, room.line.data() + j, shortcut, room.v.data() + j, n);
+    }
+}
+
+// What they emit then.
+template <class P, typename V>
+int32_t emit_line(const Layer& l, const Place& at, Room<P, V>& room) {
+    const int64_t length = (int64_t)at.pixels * at.width;
+    for (int64_t j = 0; j < length; j += room.run) {
+        const int64_t n = length - j < room.run ? length - j : room.run;
+        V* emitted = l.rule == SIGNED ? room.emitted.data() + j : nullptr;
+        emit(l, room.p, room.v.data() + j, emitted, room.k.data() + j, n);
+    }
+    return l.counts ? amplitudes(room.k.data(), length) : 0;
+}
+
 // The neurons of a place take their currents, all steps one after another.
 template <class P, int VECTORS, int UNROLL, typename V>
-void fire_place(const Job& job, const Place& at, Room<V>& room) {
+void fire_place(const Job& job, const Place& at, Room<P, V>& room) {
     const Layer& l = *job.layer;
     const Shape& s = job.current->s;
-    const int64_t images = l.images, channels = s.out_channels, wait = delay(l);
+    const bool binary = is_binary(l), remembers = l.rule == SIGNED;
+    const int64_t images = l.images, channels = s.out_channels;
     const int64_t begin = ((at.image * s.out_height + at.y) * s.out_width + at.x) * channels + at.first;
     copy(room.v.data(), at.width, (const V*)l.v + begin, channels, at);
-    for (int64_t now = 0; now < l.steps + wait; now++) {
-        const int64_t t = now - wait, from = begin + now * l.shortcut_step;
+    if (remembers) copy(room.emitted.data(), at.width, (const V*)l.emitted + begin, channels, at);
+    for (int64_t now = 0; now < l.wait + l.answers; now++) {
+        const int64_t t = now - l.wait, from = begin + now * l.shortcut_step;
         int32_t count = 0;
         if (now < l.steps) {
             const int64_t image = now * images + at.image;
-            convolve_line<P, VECTORS, UNROLL>(*job.current, at, image, room.rows.data(), room.line.data());
-            if (job.branch)
-                convolve_line<P, VECTORS, UNROLL>(*job.branch, at, image, room.rows.data(), room.branch.data());
+            convolve_line<P, VECTORS, UNROLL>(*job.current, at, image, room.rows, room.line.data());
+            if (job.branch) convolve_line<P, VECTORS, UNROLL>(*job.branch, at, image, room.rows, room.branch.data());
             room.p.at_step(l, now, at.first, room.run);
-            count = !wait ? step_line<STREAM>(job, at, from, room) : t < 0 ? step_line<GATHER>(job, at, from, room)
-                                                                         : step_line<WAIT>(job, at, from, room);
-        } else {
+            if (!binary)
+                arrive_line(job, at, from, room);
+            else if (l.schedule == STREAMING)
+                count = step_line<STREAM>(job, at, from, room);
+            else
+                count = t < 0 ? step_line<GATHER>(job, at, from, room) : step_line<WAIT>(job, at, from, room);
+        } else if (binary) {
             count = answer_line(l, at, room);
         }
         if (t < 0) continue;
-        add_count(l, t, at.image, count);
         const int64_t to = begin + t * images * l.neurons;
-        if (at.width == channels)
-            store(l.spike_type, room.fired.data(), l.spikes, to, (int64_t)at.pixels * at.width);
-        else
-            for (int x = 0; x < at.pixels; x++)
-                store(l.spike_type, room.fired.data() + x * at.width, l.spikes, to + x * channels, at.width);
+        if (!binary) {
+            count = emit_line(l, at, room);
+            store_place(l, room.k.data(), to, channels, at);
+        } else {
+            store_place(l, room.fired.data(), to, channels, at);
+        }
+        add_count(l, t, at.image, count);
     }
     copy((V*)l.v_after + begin, channels, room.v.data(), at.width, at);
+    if (remembers && l.emitted_after) copy((V*)l.emitted_after + begin, channels, room.emitted.data(), at.width, at);
 }
 
 template <class P, int VECTORS, int UNROLL, typename V>
@@ -296,7 +247,7 @@ void convolve_tile(const Job& job, int first) {
     const int pixels = BLOCK / width < s.out_width ? BLOCK / width : s.out_width;
 #pragma omp parallel num_threads(s.threads)
     {
-        Room<V> room(job, first, width, pixels);
+        Room<P, V> room(job, first, width, pixels);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < images * s.out_height; i++)
             for (int x = 0; x < s.out_width; x += pixels) {
@@ -306,7 +257,7 @@ void convolve_tile(const Job& job, int first) {
                     fire_place<P, VECTORS, UNROLL>(job, at, room);
                     continue;
                 }
-                convolve_line<P, VECTORS, UNROLL>(*job.current, at, at.image, room.rows.data(), room.line.data());
+                convolve_line<P, VECTORS, UNROLL>(*job.current, at, at.image, room.rows, room.line.data());
                 V* out = (V*)job.out + (i * s.out_width + x) * s.out_channels + first;
                 copy(out, s.out_channels, room.line.data(), width, at);
             }
@@ -342,22 +293,14 @@ void convolve(const Job& job) {
 
 extern "C" {
 
-// spikes [images, height, width, channels] of bytes 0 and 1 -> for each line of pixels the ids x * channels + c of its
-// spikes, ascending, in a row of width * channels + 64; start[line][x] is where pixel x begins, start[line][width] the end.
-void sresnet_find_events(const Shape* shape, const uint8_t* spikes, uint16_t* ids, int32_t* start) {
-    const Shape& s = *shape;
-    const int64_t lines = (int64_t)s.images * s.height, length = (int64_t)s.width * s.channels;
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (int64_t line = 0; line < lines; line++) {
-        uint16_t* to = ids + line * (length + ROOM);
-        int32_t found = 0;
-        for (int x = 0; x < s.width; x++) {
-            const int base = x * s.channels;
-            start[line * (s.width + 1) + x] = found;
-            found += positions(spikes + line * length + base, s.channels, base, to + found);
-        }
-        start[line * (s.width + 1) + s.width] = found;
-    }
+// spikes [images, height, width, channels] of bytes -> for each line of pixels the ids x * channels + c of its spikes,
+// ascending, in a row of width * channels + 64; start[line][x] is where pixel x begins, start[line][width] the end. The
+// bytes are 0 and 1, or where there are amounts [as ids] any signed number, which is written beside its id.
+void sresnet_find_events(const Shape* shape, const uint8_t* spikes, uint16_t* ids, int32_t* start, uint8_t* amounts) {
+    if (amounts)
+        find<true>(*shape, spikes, ids, start, amounts);
+    else
+        find<false>(*shape, spikes, ids, start, nullptr);
 }
 
 // Weights [kernel_h * kernel_w * channels + 1][out_channels rounded up to a vector], the last row zeros. Without a layer

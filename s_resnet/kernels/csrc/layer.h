@@ -1,7 +1,9 @@
 // A neuron layer on the CPU: its tensors, and one step of a run of neurons. The arithmetic is that of membrane.h.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "membrane.h"
@@ -12,13 +14,14 @@ enum Type : int32_t { NONE, FLOAT32, BFLOAT16, UINT8, INT32, INT8 };
 
 struct Layer {
     int64_t steps, images, neurons, channels, inner;  // neurons of one image; those of one channel that lie together
+    int64_t wait, answers;                             // steps before the first at which they may fire; those from it on
     int64_t current_step, shortcut_step, bias_step;    // elements from one step to the next; 0 for a constant
     int32_t current_type, shortcut_type, spike_type, rule, schedule, most, threads;
     float decay;
     const void *current, *v, *threshold, *bias, *shortcut, *scale;  // threshold, bias, scale: [channels] or null
     const void *emitted;  // of signed neurons
     void *v_after, *emitted_after, *spikes;  // v_after may be v; emitted_after may be emitted, or null
-    int32_t* counts;  // [steps, images] or null
+    int32_t* counts;  // [answers, images] or null
 };
 
 struct Bf16 {
@@ -43,9 +46,11 @@ struct Bf16 {
 template <typename V>
 struct Parameters {
     std::vector<V> threshold, bias, scale;
+    bool unit = false;  // whether all thresholds are 1
 
     void set(const Layer& l, int64_t first, int64_t n) {
         spread(l, l.threshold, V(1), first, n, threshold);
+        unit = std::all_of(threshold.begin(), threshold.end(), [](V theta) { return theta == V(1); });
         spread(l, l.bias, V(0), first, n, bias);
         spread(l, l.scale, V(1), first, n, scale);
     }
@@ -136,8 +141,7 @@ int32_t answer(const Layer& l, const V* __restrict threshold, V* __restrict v, u
     return count;
 }
 
-// Steps before the first at which a layer may fire.
-inline int64_t delay(const Layer& l) { return l.schedule == PHASED ? l.steps : l.schedule == LAGGED; }
+inline bool is_binary(const Layer& l) { return l.rule == SUBTRACT || l.rule == ZERO; }
 
 template <typename F, typename T>
 inline void convert(const F* from, T* to, int64_t n) {
@@ -161,6 +165,89 @@ inline void add_count(const Layer& l, int64_t t, int64_t image, int32_t count) {
 #pragma omp atomic
         l.counts[t * l.images + image] += count;
     }
+}
+
+// ---- other alphabets, and terms apart: one loop for each term, so that types do not multiply ----
+
+// n numbers as V: where they lie, or in `room`.
+template <typename V>
+const V* as(int32_t type, const void* from, int64_t at, V* room, int64_t n) {
+    const bool there = type == (std::is_same<V, float>::value ? FLOAT32 : INT32);
+    if (there) return (const V*)from + at;
+    switch (type) {
+        case FLOAT32: convert((const float*)from + at, room, n); break;
+        case BFLOAT16: convert((const Bf16*)from + at, room, n); break;
+        case INT32: convert((const int32_t*)from + at, room, n); break;
+        case UINT8: convert((const uint8_t*)from + at, room, n); break;
+        case INT8: convert((const int8_t*)from + at, room, n); break;
+    }
+    return room;
+}
+
+// Emissions in the type that the next layer reads.
+inline void store(int32_t type, const int16_t* k, void* to, int64_t at, int64_t n) {
+    switch (type) {
+        case FLOAT32: return convert(k, (float*)to + at, n);
+        case BFLOAT16: return convert(k, (Bf16*)to + at, n);
+        case INT32: return convert(k, (int32_t*)to + at, n);
+        case UINT8: return convert(k, (uint8_t*)to + at, n);
+        case INT8: return convert(k, (int8_t*)to + at, n);
+    }
+}
+
+inline float quotient(float v, float threshold) { return v / threshold; }
+// Rounded down. Exact, and done on whole vectors: 53 bits are more than enough for a quotient of 32-bit numbers.
+inline int32_t quotient(int32_t v, int32_t threshold) {
+    const int32_t cut = (int32_t)((double)v / threshold);
+    return cut - (cut * threshold > v);
+}
+
+// The powers of two that all |k| are sums of. Bits are added side by side: not every processor counts them in vectors.
+inline int32_t amplitudes(const int16_t* k, int64_t n) {
+    int32_t count = 0;
+    for (int64_t j = 0; j < n; j++) {
+        const uint16_t all = (uint16_t)(k[j] < 0 ? -k[j] : k[j]);
+        const uint16_t pairs = (uint16_t)(all - (all >> 1 & 0x55));
+        const uint16_t fours = (uint16_t)((pairs & 0x33) + (pairs >> 2 & 0x33));
+        count += (fours & 15) + (fours >> 4);
+    }
+    return count;
+}
+
+// Everything that arrives at n neurons at a step.
+template <typename V>
+void arrive(const Layer& l, const Parameters<V>& p, const V* __restrict current, const V* __restrict shortcut,
+            V* __restrict v, int64_t n) {
+    const V decay = (V)l.decay, *__restrict bias = p.bias.data(), *__restrict scale = p.scale.data();
+    if (l.schedule != STREAMING && shortcut)
+        for (int64_t j = 0; j < n; j++) v[j] = v[j] + ((current[j] + shortcut[j] * scale[j]) + bias[j]);
+    else if (l.schedule != STREAMING)
+        for (int64_t j = 0; j < n; j++) v[j] = v[j] + (current[j] + bias[j]);
+    else if (shortcut)
+        for (int64_t j = 0; j < n; j++)
+            v[j] = (integrate<V, true>(v[j], current[j], decay) + bias[j]) + shortcut[j] * scale[j];
+    else
+        for (int64_t j = 0; j < n; j++) v[j] = integrate<V, true>(v[j], current[j], decay) + bias[j];
+}
+
+template <Rule RULE, bool UNIT, typename V>
+void emit(const V* __restrict threshold, V most, V* __restrict v, V* __restrict emitted, int16_t* __restrict k, int64_t n) {
+    V none = V(0);
+    for (int64_t j = 0; j < n; j++) {
+        V& c = RULE == SIGNED ? emitted[j] : none;
+        const V theta = UNIT ? V(1) : threshold[j];
+        k[j] = (int16_t)emit<RULE>(v[j], c, UNIT ? v[j] : quotient(v[j], theta), theta, most);
+    }
+}
+
+// What n neurons of an alphabet that is not binary emit, in thresholds; `emitted` of signed ones.
+template <typename V>
+void emit(const Layer& l, const Parameters<V>& p, V* v, V* emitted, int16_t* k, int64_t n) {
+    const V *threshold = p.threshold.data(), most = (V)l.most;
+    if (l.rule == SIGNED && p.unit) emit<SIGNED, true>(threshold, most, v, emitted, k, n);
+    else if (l.rule == SIGNED) emit<SIGNED, false>(threshold, most, v, emitted, k, n);
+    else if (p.unit) emit<LEVELS, true>(threshold, most, v, emitted, k, n);
+    else emit<LEVELS, false>(threshold, most, v, emitted, k, n);
 }
 
 }  // namespace sresnet

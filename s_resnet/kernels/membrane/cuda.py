@@ -36,7 +36,7 @@ _library = _torch_library.Library("s_resnet", "FRAGMENT")
 _tags = [getattr(torch.Tag, name, None) for name in ("pt2_compliant_tag", "needs_fixed_stride_order")]
 _exact = getattr(torch.Tag, "needs_exact_strides", None)
 # An operator takes plain arguments: the fields of an Update, in their order.
-_FIELDS = tuple(field.name for field in fields(Update))
+_FIELDS = tuple(field.name for field in fields(Update) if field.name not in ("begins", "ends"))
 _library.define(
     "integrate_and_fire(Tensor current, Tensor v, Tensor threshold, float decay, str reset, Tensor? bias, "
     "Tensor? shortcut, Tensor? shortcut_scale, int levels, Tensor? emitted, str schedule, ScalarType? spike_dtype, "
@@ -51,11 +51,11 @@ def missing(device: torch.device) -> str | None:
 
 
 def takes(current: Tensor, v: Tensor, update: Update) -> bool:
-    """Whether it does this update. Double precision is for checking: the source has none.
+    """Whether it does this update. Double precision is for checking, and a lagged window comes whole on a GPU.
 
     Everything else it does, or says why not: to fall back on a slower kernel in silence would be worse than an error.
     """
-    return v.dtype in MEMBRANES
+    return v.dtype in MEMBRANES and update.whole
 
 
 def integrate_and_fire(current: Tensor, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
@@ -79,6 +79,8 @@ def integrate_and_fire(current: Tensor, v: Tensor, update: Update) -> tuple[Tens
     """
     if v.device.type != "cuda":
         raise _wrong("membrane", f"one on {v.device}", "a CUDA device", "Move it there")
+    if not update.whole:
+        raise _wrong("schedule", "a part of a lagged window", "all of it", "Pass all steps at once")
     after = torch.empty_like(v) if update.after is None else update.after
     plain = [after if name == "after" else getattr(update, name) for name in _FIELDS]
     return torch.ops.s_resnet.integrate_and_fire(current, v, *plain), after

@@ -51,6 +51,8 @@ def integrate_and_fire(
         total, step = total + y, step + 1
         sent.append(y)
         emitted.append(k)
+    if not sent:  # the first step of a lagged window alone
+        return current, memory
     if counts is not None:
         counts.add_(amplitudes(torch.stack(emitted), levels).flatten(2).sum(2, dtype=torch.int32))
     return torch.stack(sent), (v, total, step)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import check
 from ..layout import empty_steps
 from .reference import amplitudes
-from .update import Update, delay
+from .update import Update
 
 
 def missing(device: torch.device) -> str | None:
@@ -30,18 +30,18 @@ def integrate_and_fire(current: Tensor, v: Tensor, update: Update) -> tuple[Tens
     """
     check.membrane(current, v, update)
     steps, theta = len(current), update.threshold
-    wait = delay(update.schedule, steps)
+    wait, answers = update.wait(steps), update.answers(steps)
     # The first addition leaves the caller's membrane alone; the others work in place.
     before, v = v, torch.empty_like(v) if update.after is None else update.after
-    if steps == 0:
+    if wait + answers == 0:
         v.copy_(before)
     memory = update.emitted
     if memory is not None:
         memory = memory.clone() if update.emitted_after is None else update.emitted_after.copy_(memory)
     unit = theta.numel() == 1 and float(theta) == 1.0
-    spikes = empty_steps(steps, v, update.spike_dtype or v.dtype)
+    spikes = empty_steps(answers, v, update.spike_dtype or v.dtype)
     fired = spikes if spikes.dtype == v.dtype else None
-    for now in range(steps + wait):
+    for now in range(wait + answers):
         if now < steps:
             _integrate(current[now], before, v, update, now)
             before = v

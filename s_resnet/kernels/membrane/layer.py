@@ -19,7 +19,7 @@ SUBTRACT, ZERO, LEVELS, SIGNED = range(4)  # as in membrane.h
 
 class Layer(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("steps", "images", "neurons", "channels", "inner")),
+        *((name, ctypes.c_int64) for name in ("steps", "images", "neurons", "channels", "inner", "wait", "answers")),
         *((name, ctypes.c_int64) for name in ("current_step", "shortcut_step", "bias_step")),
         *((name, ctypes.c_int32) for name in ("current_type", "shortcut_type", "spike_type")),
         *((name, ctypes.c_int32) for name in ("rule", "schedule", "most", "threads")),
@@ -60,7 +60,7 @@ def prepare(steps: int, v: Tensor, update: Update) -> Prepared:
     """The layer without its currents, of an update that was checked and that the C++ takes."""
     shortcut, emitted, rows = update.shortcut, update.emitted, update.by_step(v)
     branch = None if shortcut is None else in_step(shortcut, v)
-    spikes = empty_steps(steps, v, update.spike_dtype or v.dtype)
+    spikes = empty_steps(update.answers(steps), v, update.spike_dtype or v.dtype)
     after = torch.empty_like(v) if update.after is None else update.after
     channels = _channels(v)
     layer = Layer(
@@ -69,6 +69,8 @@ def prepare(steps: int, v: Tensor, update: Update) -> Prepared:
         neurons=v[0].numel(),
         channels=channels,
         inner=1 if _channels_last(v) or v.ndim < 3 else v[0, 0].numel(),
+        wait=update.wait(steps),
+        answers=len(spikes),
         shortcut_step=0 if branch is None or len(branch) == 1 else branch.stride(0),
         bias_step=channels if rows else 0,
         shortcut_type=0 if branch is None else TYPES[branch.dtype],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import check
-from .update import Update, delay
+from .update import Update
 
 
 def missing(device: torch.device) -> str | None:
@@ -37,10 +37,11 @@ def integrate_and_fire(current: Tensor, v: Tensor, update: Update) -> tuple[Tens
         v[t] = u[t] - threshold * k[t]      reset = "subtract"
         v[t] = u[t] * (1 - k[t])            reset = "zero", binary only
 
-    ``spikes[t]`` is ``k[t]``. Without ``emitted`` no neuron takes anything back: ``low`` is 0. With it neurons are
-    signed and remember: ``c[0] = emitted``, ``c[t] = c[t-1] + k[t]`` and ``low[t] = max(-L, -c[t-1])``, so that ``c``
-    never falls below 0: a neuron takes back only what it has emitted, which makes its sum a ReLU of its charge. The
-    caller carries ``emitted + spikes.sum(0, dtype=emitted.dtype)`` on.
+    A window of a lagged neuron may come in chunks: only the first has d = 1, and only the last fires once more than it
+    integrates. ``spikes[t]`` is ``k[t]``. Without ``emitted`` no neuron takes anything back: ``low`` is 0. With it
+    neurons are signed and remember: ``c[0] = emitted``, ``c[t] = c[t-1] + k[t]`` and ``low[t] = max(-L, -c[t-1])``, so
+    that ``c`` never falls below 0: a neuron takes back only what it has emitted, which makes its sum a ReLU of its
+    charge. The caller carries ``emitted + spikes.sum(0, dtype=emitted.dtype)`` on.
 
     The quotient is rounded as IEEE division of the membrane's type does, and exact in an integer network; product and
     difference are rounded apart. A membrane that is not a number emits ``low``.
@@ -60,7 +61,8 @@ def integrate_and_fire(current: Tensor, v: Tensor, update: Update) -> tuple[Tens
         update: what the layer does, and where results are written.
 
     Returns:
-        spikes ``[T, B, *]``, whole numbers between ``low`` and ``L``, and the membrane ``[B, *]`` after step T.
+        spikes ``[T, B, *]``, whole numbers between ``low`` and ``L``, and the membrane ``[B, *]`` after step T. A part
+        of a lagged window has as many steps of spikes as :meth:`Update.answers` says.
 
     Raises:
         InvalidData: tensors whose shapes, types or devices do not go together.
@@ -89,8 +91,8 @@ def integrate_and_fire(current: Tensor, v: Tensor, update: Update) -> tuple[Tens
 def steps(current: Tensor, v: Tensor, update: Update) -> Iterator[tuple[Tensor | None, Tensor]]:
     """What the neurons emit at each of the ``T + d`` steps, None while they wait, and their membrane after it."""
     theta, emitted = update.threshold.to(v), update.emitted
-    wait = delay(update.schedule, len(current))
-    for now in range(len(current) + wait):
+    wait = update.wait(len(current))
+    for now in range(wait + update.answers(len(current))):
         if now < len(current):
             v = _integrate(current[now], v, update, now)
         if now < wait:

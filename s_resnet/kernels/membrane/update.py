@@ -35,10 +35,14 @@ class Update(Displayed):
             is, unless ``emitted_after`` is the same tensor. Given exactly for signed neurons.
         schedule: ``"streaming"``: a neuron fires at each step as it integrates it. ``"lagged"``: after one step more,
             with nothing to integrate at its last. ``"phased"``: T times, after it has integrated all T steps.
+        begins: of a lagged neuron, whether the chunk has the first step of its window, at which it only integrates.
+        ends: of a lagged neuron, whether the chunk has the last step of its window, after which it fires once more; so
+            that it fires ``T - begins + ends`` times.
         spike_dtype: of the spikes; by default the membrane's. It must hold every ``k``: uint8 none below 0, int8 none
             of 8 levels.
-        counts: int32 ``[T, B]``; the number of spikes of each step and image is added to it. An emission is one spike
-            for each power of two that ``abs(k)`` is the sum of, whether it gives or takes back.
+        counts: int32 ``[T, B]``, a row for each step at which it fires; the spikes of each step and image are added to
+            it. An emission is one spike for each power of two that ``abs(k)`` is the sum of, whether it gives or takes
+            back.
         after: where the membrane after step T is written, like ``v``; ``v`` itself: in place. None: a new tensor.
         emitted_after: of signed neurons, where ``emitted`` plus the sum of all ``k`` is written, like ``emitted``;
             ``emitted`` itself: in place. None: nowhere.
@@ -61,6 +65,8 @@ class Update(Displayed):
     counts: Tensor | None = None
     after: Tensor | None = None
     emitted_after: Tensor | None = None
+    begins: bool = True
+    ends: bool = True
 
     def __post_init__(self) -> None:
         if self.reset not in RESETS:
@@ -93,6 +99,19 @@ class Update(Displayed):
     def alphabet(self) -> str:
         """Levels and signs, in words."""
         return f"{self.levels} levels{' and signs' if self.emitted is not None else ''}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the chunk is the window of a neuron that waits, or the neuron does not."""
+        return self.schedule != "lagged" or (self.begins and self.ends)
+
+    def wait(self, steps: int) -> int:
+        """Steps of a chunk of ``steps`` that are integrated before the first at which the neuron fires."""
+        return int(self.begins) if self.schedule == "lagged" else delay(self.schedule, steps)
+
+    def answers(self, steps: int) -> int:
+        """How many times the neuron fires in a chunk of ``steps``."""
+        return steps - self.begins + self.ends if self.schedule == "lagged" else steps
 
     def by_step(self, v: Tensor) -> bool:
         """Whether the bias has a row for each step."""
