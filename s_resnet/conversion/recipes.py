@@ -55,11 +55,11 @@ class Recipe(Displayed):
                 expected = "none, as it chooses its thresholds by their error"
                 remedy = "Leave it out, or choose the recipe s-resnet"
                 raise ConversionError(message(where, "", "a percentile", expected, remedy))
-        if self.weights == "int8" and _more_than_binary(self):
-            binary = [other.name for other in RECIPES.values() if other.fits and not _more_than_binary(other)]
-            remedy = f"Leave weights as they are, or choose one of {', '.join(binary)}"
-            got = "weights int8 with signed or multi-level spikes, or several neurons in place of one"
-            raise ConversionError(message(where, "", got, "spikes in {0, 1}", remedy))
+        if self.weights == "int8" and not _in_whole_numbers(self):
+            whole = [other.name for other in RECIPES.values() if other.fits and _in_whole_numbers(other)]
+            remedy = f"Leave weights as they are, or choose one of {', '.join(whole)}"
+            got = "weights int8 with differential spikes, or several neurons in place of one"
+            raise ConversionError(message(where, "", got, "spikes that are counted", remedy))
         if self.weights != "float32" and self.counts_spikes:
             got = f"weights {self.weights} for neurons after pools and classifier"
             remedy = "Leave weights as they are, or choose s-resnet"
@@ -207,11 +207,10 @@ class Recipe(Displayed):
         return graph.validate().with_provenance(recipe=AppliedRecipe(self.name, timesteps, tuple(applied)))
 
 
-def _more_than_binary(recipe: Recipe) -> bool:
-    """Whether neurons send spikes other than 0 and 1, or several of them stand for one."""
+def _in_whole_numbers(recipe: Recipe) -> bool:
+    """Whether its neurons can count in whole numbers."""
     neurons = next((step.settings for step in recipe.steps if step.name == "relu_to_neuron"), {})
-    usual = {"spikes": "unsigned", "amplitudes": 1, "copies": 1}
-    return any(neurons.get(name, one) != one for name, one in usual.items())
+    return neurons.get("spikes") != "differential" and neurons.get("copies", 1) == 1
 
 
 def check_weights(weights: str) -> None:

@@ -128,19 +128,21 @@ def test_a_percentile_is_for_thresholds_that_are_not_fitted(name):
     assert {RECIPES[paper].with_percentile(99.9).percentile for paper in PAPER} == {99.9}
 
 
-@pytest.mark.parametrize("name", ["signed", "multilevel"])
-def test_whole_numbers_are_for_spikes_of_0_and_1(name):
-    with pytest.raises(ConversionError, match=rf"^recipe {name}: got weights int8 .*choose one of calibrated, "):
-        RECIPES[name].with_weights("int8")
-    assert RECIPES[name].with_weights("dyadic").weights == "dyadic"
+def test_whole_numbers_are_for_spikes_that_are_counted():
+    refused = r"^recipe calibrated-fission: got weights int8 .*choose one of calibrated, .*signed, multilevel\."
+    with pytest.raises(ConversionError, match=refused):
+        RECIPES["calibrated-fission"].with_weights("int8")
+    for name in ("signed", "multilevel"):
+        assert RECIPES[name].with_weights("int8").weights == "int8"
+    assert RECIPES["calibrated-fission"].with_weights("dyadic").weights == "dyadic"
 
 
-@pytest.mark.parametrize("change", [{"spikes": "signed"}, {"spikes": "differential"}, {"amplitudes": 2}], ids=str)
+@pytest.mark.parametrize("change", [{"copies": 3}, {"spikes": "differential"}], ids=str)
 def test_however_they_come_together(change):
     whole = RECIPES["phased"].with_weights("int8")
-    with pytest.raises(ConversionError, match="signed or multi-level spikes"):
+    with pytest.raises(ConversionError, match="differential spikes, or several neurons"):
         whole.set("relu_to_neuron", **change)
-    with pytest.raises(ConversionError, match="signed or multi-level spikes"):
+    with pytest.raises(ConversionError, match="differential spikes, or several neurons"):
         Recipe("mine", "", 4, (Step(passes.relu_to_neuron, change), Step(passes.quantize_weights)))
 
 
@@ -188,9 +190,7 @@ def test_auto_carries_its_wishes_to_every_recipe():
         assert recipe.weights == "int8" and recipe.reconstructs
     whole = ["calibrated-constant", "calibrated", "calibrated-lagged", "phased", "signed", "multilevel"]
     assert [recipe.name for recipe in Auto("levels").recipes()] == whole
-    for spikes in ("signed", "levels"):
-        with pytest.raises(ConversionError, match="signed or multi-level spikes"):
-            Auto(spikes, weights="int8")
+    assert [recipe.name for recipe in Auto("levels", weights="int8").recipes()] == whole
 
 
 # ---- what some networks do not take ----

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Net, images, randomized
-from test_program import TINY, X, tiny
+from test_program import DIFFERENTIAL, FIRING_LEVELS, LEAKY, LEVELS, SIGNED, SPIKES_READOUT, WEIGHTED, X, tiny
 from test_schedules import PLANS, THETA, network, pictures, recorded
 
 from s_resnet import RECIPES, Graph, convert, trace
@@ -161,9 +161,19 @@ def test_rates_and_currents_are_the_mean_of_what_was_sent(monkeypatch, name, ste
     assert torch.allclose(found["fc"].double(), 4 * F.linear(flat, fc.weight.double(), fc.bias.double()), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", TINY)
+ALPHABETS = {
+    "binary": tiny(),
+    "leaky, reset to zero; spikes readout": tiny(SPIKES_READOUT, **LEAKY),
+    "signed, corrected": tiny(**SIGNED),
+    "levels, weighted readout": tiny(WEIGHTED, **LEVELS),
+    "differential": tiny(**DIFFERENTIAL),
+    "multi-level firing": tiny(**FIRING_LEVELS),
+}
+
+
+@pytest.mark.parametrize("name", ALPHABETS)
 def test_every_alphabet_and_what_spiking_runs_multiply_with(monkeypatch, name):
-    graph = tiny(**TINY[name])
+    graph = ALPHABETS[name]
     for snn in [graph, quantize_weights(graph, Context())] if name == "binary" else [graph]:
         sent = recorded(monkeypatch, snn, X, 6)[0]
         found = features(snn, X, 6, ["n1", "n0", "conv"])

@@ -357,11 +357,3 @@ def test_the_alphabet_in_words():
         "mixed": "signed, 4 levels",
     }
     assert differential_network(3).alphabet == "signed, 3 levels, differential"
-
-
-@pytest.mark.parametrize("recipe", ["signed", "multilevel"])
-def test_an_integer_network_is_binary(recipe):
-    with pytest.raises(
-        ConversionError, match=r"^recipe .*: got .* signed or multi-level spikes; expected spikes in \{0, 1\}"
-    ):
-        RECIPES[recipe].at(2).with_weights("int8")
