@@ -43,6 +43,16 @@ def waiting_layers(graph: Graph, lag: str) -> frozenset[str]:
     return frozenset(chosen)
 
 
+def different_lags(graph: Graph) -> tuple[str, ...]:
+    """The lags that let some layers wait, each others than those before it in :data:`LAGS`."""
+    layers, ends = _layers(graph)
+    choices = (layers, ends, ends[1::2], _last_of_stages(graph, ends))
+    found: dict[frozenset[str], str] = {}
+    for lag, chosen in zip(LAGS, choices, strict=True):
+        found.setdefault(frozenset(chosen), lag)
+    return tuple(lag for chosen, lag in found.items() if chosen)
+
+
 def _layers(graph: Graph) -> tuple[list[str], list[str]]:
     """The activations with another one before them, and those among them that read a sum, in execution order."""
     later: set[str] = set()

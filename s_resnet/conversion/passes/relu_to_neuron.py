@@ -112,8 +112,8 @@ def neuron_like(settings: NeuronSettings) -> Neuron:
         expected, remedy = f"one of {', '.join(SPIKES)}", "Set one of these in the recipe"
         raise ConversionError(message("relu_to_neuron", "", f"spikes={spikes!r}", expected, remedy))
     schedule, lag = settings.get("schedule", "streaming"), settings.get("lag", "layers")
-    if lag not in LAGS or (lag != "layers" and schedule != "lagged"):
-        got, remedy = f"lag={lag!r} of schedule {schedule!r}", "Set such a lag, or leave it out of the recipe"
+    if lag not in LAGS or ("lag" in settings and schedule != "lagged"):
+        got, remedy = f"lag={lag!r} of schedule {schedule!r}", "Choose calibrated-lagged or signed, or leave it out"
         expected = f"one of {', '.join(LAGS)}, of schedule 'lagged'"
         raise ConversionError(message("relu_to_neuron", "", got, expected, remedy))
     return Neuron(torch.ones(()), start, reset, schedule=schedule, spikes=_alphabet(spikes, settings))
