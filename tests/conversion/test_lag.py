@@ -132,9 +132,7 @@ def test_auto_tries_each_choice_of_layers_at_its_t(monkeypatch):
         agreement = 0.95 if label == "calibrated-lagged-blocks" else 0.8
         return Trial(label, timesteps, snn.end_to_end_steps(timesteps), agreement, 0.01, 100, (0.0, 0.1))
 
-    monkeypatch.setattr(
-        "s_resnet.conversion.recipes.Recipe.apply", lambda recipe, graph, _: with_neurons(graph, recipe)
-    )
+    monkeypatch.setattr(Recipe, "apply", lambda recipe, graph, _: with_neurons(graph, recipe))
     monkeypatch.setattr(auto, "_trial", trial)
     context = Context(Calibration({}, 100, 1, "data", samples=Samples(images(4), None)))
     found = auto.choose_recipe(graph, context, Auto(latency=7))
