@@ -38,8 +38,7 @@ import recipe_names
 import torch
 import torchvision
 from answers import Line
-from imagenet_case import BARE, RECIPES, SEED, Case, Settings, evaluate, images_for, made_with
-from variations import VARIATIONS
+from imagenet_case import BARE, LAGGED, LAGS, RECIPES, SEED, Case, Settings, evaluate, images_for, made_with
 
 import s_resnet
 
@@ -47,9 +46,7 @@ RESULTS = Path(__file__).parent / "results" / "imagenet.jsonl"
 NETWORKS = ("resnet18", "resnet34", "resnet50")
 # T of the recipes that are not compared at these latencies; of the bare conversion one simulation gives all.
 STEPS = {"multilevel": (4, 8), "phased": (8, 16), BARE: (256,)}
-USUAL = (
-    *("calibrated-constant", "calibrated", *VARIATIONS, "calibrated-lagged", "signed", "multilevel", "phased", BARE),
-)
+USUAL = ("calibrated-constant", "calibrated", *LAGS, LAGGED, "signed", "multilevel", "phased", BARE)
 FITTED = ("fit_thresholds", "calibrate_neurons", "fit_readout")
 
 
@@ -63,7 +60,8 @@ def steps_for(checkpoint: Path, recipe: str, size: int | None) -> list[int]:
     loaded = s_resnet.load_checkpoint(checkpoint)
     size = size or loaded.input_size
     plain = recipe.partition("+")[0]
-    named = VARIATIONS[plain](s_resnet.RECIPES["calibrated"]) if plain in VARIATIONS else s_resnet.RECIPES[plain]
+    lagged = s_resnet.RECIPES[LAGGED]
+    named = lagged.set("relu_to_neuron", lag=LAGS[plain]) if plain in LAGS else s_resnet.RECIPES[plain]
     known = named.without(*FITTED)
     snn = s_resnet.convert(loaded.model, (loaded.channels, size, size), known, timesteps=1)
     late = {snn.end_to_end_steps(steps): steps for steps in range(1, max(claims.LATENCIES) + 1)}
@@ -147,9 +145,8 @@ def converted(case: Case, resume: bool) -> Line:
         return line
     for file in (kept, *case.files()):
         file.unlink(missing_ok=True)
-    program, *arguments = case.convert(case.checkpoint, case.settings.data, case.file)
-    here = Path(__file__).parent / program
-    took = run([*((str(here),) if here.exists() else ("-m", "sresnet_cli")), *arguments])
+    _, *arguments = case.convert(case.checkpoint, case.settings.data, case.file)
+    took = run(["-m", "sresnet_cli", *arguments])
     line = {**took, **identity, "converted_with": made_with()}
     kept.write_text(json.dumps(line))
     return line

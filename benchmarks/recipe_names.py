@@ -1,7 +1,8 @@
 """Today's names of recipes, in place of those that lines of results were written with.
 
 Until 2026-11-28 `calibrated` was what is now `calibrated-lagged`, `calibrated-constant` was `calibrated-streaming`, and
-today's `calibrated` was `calibrated-unlagged`, which no command made. Lines of results are records and keep them.
+today's `calibrated` was `calibrated-unlagged`, which no command made. Neither did one make what is now
+`calibrated-lagged-blocks`. Lines of results are records and keep these names.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from typing import Any
 
 Line = dict[str, Any]
 
-RENAMED = {"calibrated-streaming": "calibrated-constant", "calibrated-unlagged": "calibrated"}
+RENAMED = {
+    "calibrated-streaming": "calibrated-constant",
+    "calibrated-unlagged": "calibrated",
+    "calibrated-blocks": "calibrated-lagged-blocks",
+}
 
 
 def today(line: Line) -> Line:

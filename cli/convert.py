@@ -76,6 +76,7 @@ class Options:
     latency: int | None
     no_step_currents: bool
     no_delays: bool
+    lag: str | None
     percentile: float | None
     calibration: str | None
     calibration_images: int
@@ -182,6 +183,13 @@ class _Recipe(click.Choice[str]):
     "--no-delays",
     is_flag=True,
     help="Layers of the target cannot wait for those before them, for --recipe auto.",
+)
+@click.option(
+    "--lag",
+    type=click.Choice(["layers", "blocks", "alternate-blocks", "stages"]),
+    show_default="layers",
+    help="Layers that wait a step, for --recipe calibrated-lagged and signed: all, or the last of each residual block, "
+    "of every second one, or of each stage. An answer takes T steps and one for each on the way.",
 )
 @click.option(
     "--percentile",
@@ -291,6 +299,7 @@ def _recipe_options(asked: Options) -> RecipeOptions:
         latency=asked.latency,
         no_step_currents=asked.no_step_currents,
         no_delays=asked.no_delays,
+        lag=asked.lag,
     )
 
 
@@ -304,7 +313,7 @@ def _for_network(
         options.check_trained(checkpoint)
         return None, options.words("trained", loaded.timesteps)
     if not isinstance(loaded.model, s_resnet.frontend.QCFSModule):
-        return built, options.words(built.name, built.timesteps if isinstance(built, s_resnet.Recipe) else None)
+        return built, options.words(built.label, built.timesteps if isinstance(built, s_resnet.Recipe) else None)
     steps = options.timesteps or loaded.model.levels
     name = f"qcfs-{'phased' if built.name == 'phased' else 'streaming'}"
     return built.at(steps) if isinstance(built, s_resnet.Recipe) else built, options.words(name, steps)

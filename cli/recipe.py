@@ -29,6 +29,7 @@ class RecipeOptions:
     latency: int | None
     no_step_currents: bool
     no_delays: bool
+    lag: str | None
 
     def build(self, with_images: bool) -> s_resnet.Recipe | s_resnet.conversion.Auto:
         """The recipe that they make together.
@@ -54,6 +55,13 @@ class RecipeOptions:
             built = named(self.recipe) if self.recipe else default(with_images)
         if self.timesteps is not None:
             built = built.at(self.timesteps)
+        if self.lag is not None:
+            if not isinstance(built, s_resnet.Recipe):
+                raise click.UsageError(
+                    "--lag says which layers of one recipe wait; auto tries every choice. Leave it out, or choose "
+                    "--recipe calibrated-lagged."
+                )
+            built = built.set("relu_to_neuron", lag=self.lag)
         if self.percentile is not None:
             if not isinstance(built, s_resnet.Recipe) or built.fits:
                 raise click.UsageError(

@@ -280,6 +280,8 @@ def test_former_names_of_recipes_are_refused(capsys):
     with pytest.raises(SystemExit):
         latency.main(["fixtures", "--recipes", "calibrated-streaming"])
     assert "calibrated-streaming is now named calibrated-constant" in capsys.readouterr().err
+    blocks = line_of("calibrated-blocks", 8, end_to_end_steps=16)
+    assert recipe_names.today(blocks)["recipe"] == "calibrated-lagged-blocks"
     with pytest.raises(argparse.ArgumentTypeError, match=r"calibrated-unlagged\+x is now named calibrated\+x"):
         recipe_names.current("calibrated-unlagged+x")
 

@@ -285,7 +285,8 @@ def test_tables_and_sheet_say_which_was_chosen(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "late"), [("calibrated", 0), ("calibrated-lagged", 2), ("signed", 2), ("multilevel", None)]
+    ("recipe", "late"),
+    [("calibrated", 0), ("calibrated-lagged", 2), ("calibrated-lagged-blocks", 1), ("signed", 2), ("multilevel", None)],
 )
 def test_each_recipe_gets_the_t_that_answers_in_time(tmp_path, monkeypatch, recipe, late):
     monkeypatch.setattr(claims, "LATENCIES", (2, 5, 9))
@@ -296,7 +297,8 @@ def test_each_recipe_gets_the_t_that_answers_in_time(tmp_path, monkeypatch, reci
         return
     images = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))]
     model = s_resnet.load_checkpoint(tmp_path / "net.pth").model
-    found = [s_resnet.convert(model, images, recipe, timesteps=t).end_to_end_steps(t) for t in steps]
+    named = s_resnet.RECIPES["calibrated-lagged"].set("relu_to_neuron", lag="blocks") if late == 1 else recipe
+    found = [s_resnet.convert(model, images, named, timesteps=t).end_to_end_steps(t) for t in steps]
     assert found == [latency for latency in (2, 5, 9) if latency > 0 and latency - late * 3 >= 1]
 
 

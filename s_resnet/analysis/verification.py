@@ -263,8 +263,13 @@ def _activity(result: Verification, trained_for: int) -> str:
 def _against(result: Verification, cause: str) -> str:
     because = "Small errors of many layers add up" if cause == "inherited" else f"Mostly {cause}"
     advice = _QCFS_ADVICE if result.recipe.startswith("qcfs") else _ADVICE
-    help = [text for text, needless in advice[cause] if result.recipe not in needless]
+    help = [text for text, needless in advice[cause] if not _is_one_of(result.recipe, needless)]
     return f"{because}; what would help: {'; or '.join(help).format(twice=2 * result.timesteps)}."
+
+
+def _is_one_of(recipe: str, names: tuple[str, ...]) -> bool:
+    """Whether it is one of these recipes, or one of them where fewer layers wait: ``"calibrated-lagged-blocks"``."""
+    return any(recipe == name or recipe.startswith(f"{name}-") for name in names)
 
 
 def _training(result: Verification) -> str:

@@ -19,13 +19,15 @@ from ..runtime.processes import all_gather, rank_and_world_size
 from ..runtime.progress import Progress
 from .calibrate import Calibration
 from .context import Context
-from .latency import timesteps_within, with_neurons
+from .lag import LAGS, different_lags
+from .latency import NEURONS, timesteps_within, with_neurons
 from .portions import spiking_images
 from .recipes import RECIPES, Recipe
 
 ALPHABETS = ("binary", "signed", "levels")  # each includes those before it
 # What needs least comes first: of equally good and equally fast recipes the first is chosen.
 TRIED = ("calibrated-constant", "calibrated", "calibrated-lagged", "phased", "signed", "multilevel")
+SPLIT = "calibrated-lagged"  # also tried where fewer layers wait
 LATENCY = 16  # steps to the answer, if nothing is asked for
 LATENCIES = (4, 8, 16, 32, 64)  # tried in turn for a target drop
 BATCH = 32
@@ -60,6 +62,7 @@ class Auto(Displayed):
     reconstruction: Mapping[str, object] | None = None
 
     name: ClassVar[str] = "auto"
+    label: ClassVar[str] = "auto"
     fits: ClassVar[bool] = True
     counts_spikes: ClassVar[bool] = False
     percentile: ClassVar[None] = None
@@ -105,8 +108,11 @@ class Auto(Displayed):
         return replace(self, reconstruction=settings)
 
     def recipes(self) -> tuple[Recipe, ...]:
-        """The recipes that the target allows, those that need least first."""
-        known = [RECIPES[name] for name in TRIED]
+        """The recipes that the target allows, those that need least first: delays at fewer layers before more."""
+        known = list[Recipe]()
+        for name in TRIED:
+            fewer = LAGS[:0:-1] if name == SPLIT else ()
+            known += [*(RECIPES[name].set(NEURONS, lag=lag) for lag in fewer), RECIPES[name]]
         found = [recipe.with_weights(self.weights) for recipe in known if self._allows(recipe)]
         if self.reconstruction is None:
             return tuple(found)
@@ -133,6 +139,9 @@ def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) ->
     images on which they disagree is an upper bound for the drop in accuracy on those images, within the interval that
     the choice reports. On images that the ANN was not trained on, where it is less confident, a network may lose more.
 
+    ``calibrated-lagged`` is tried for every choice of the layers that wait (:data:`s_resnet.conversion.lag.LAGS`);
+    those that let the same layers of this network wait are tried once.
+
     * Given a latency (16 by default): each recipe has the largest T that answers by then; one that has none is left
       out. Among those whose agreement is within one standard error of the best, the one that answers first; among
       equally fast ones the one that needs least.
@@ -155,7 +164,9 @@ def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) ->
         remedy = "Pass calibration_batches, or choose s-resnet"
         raise ConversionError(message("auto", "", "no calibration images to choose by", "some", remedy))
     latencies = (wishes.latency or LATENCY,) if wishes.target_drop is None else LATENCIES
-    windows = [(recipe, _windows(graph, recipe, latencies)) for recipe in wishes.recipes()]
+    lags = (None, "layers", *different_lags(graph))
+    recipes = (recipe for recipe in wishes.recipes() if recipe.lag in lags)
+    windows = [(recipe, _windows(graph, recipe, latencies)) for recipe in recipes]
     trials = list[Trial]()
     best: tuple[Trial, Graph] | None = None
     total = sum(len(set(found.values())) for _, found in windows)
@@ -164,10 +175,10 @@ def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) ->
             tried: list[tuple[Trial, Graph]] = []
             for recipe, found in windows:
                 timesteps = found.get(latency)
-                if timesteps is None or (recipe.name, timesteps) in [(t.recipe, t.timesteps) for t in trials]:
+                if timesteps is None or (recipe.label, timesteps) in [(t.recipe, t.timesteps) for t in trials]:
                     continue
                 snn = recipe.apply(graph, replace(context, timesteps=timesteps))
-                tried.append((_trial(recipe.name, snn, context.calibration, timesteps), snn))
+                tried.append((_trial(recipe.label, snn, context.calibration, timesteps), snn))
                 bar.update()
             trials += [trial for trial, _ in tried]
             if tried:
@@ -175,7 +186,7 @@ def choose_recipe(graph: Graph, context: Context, wishes: Auto | None = None) ->
                 if enough:
                     break
     assert best is not None  # calibrated-constant is always allowed, and answers at any step
-    late = [recipe.name for recipe, found in windows if latency not in found]
+    late = [recipe.label for recipe, found in windows if latency not in found]
     never = f" No T answers by step {latency}: {', '.join(late)}." if late else ""
     reason = f"{_reason(best[0], trials, wishes)}{never}"
     return best[1].with_provenance(choice=Choice(wishes.spikes, reason, tuple(trials)))

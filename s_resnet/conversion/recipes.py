@@ -66,6 +66,18 @@ class Recipe(Displayed):
             raise ConversionError(message(where, "", got, "neurons after convolutions", remedy))
 
     @property
+    def label(self) -> str:
+        """Its name, and which layers wait where not all do: ``"calibrated-lagged-blocks"``."""
+        lag = self.lag
+        return self.name if lag in (None, "layers") else f"{self.name}-{lag}"
+
+    @property
+    def lag(self) -> str | None:
+        """Which layers wait a step, as :func:`s_resnet.conversion.lag.waiting_layers` has it; None if none does."""
+        settings = next((step.settings for step in self.steps if step.run is passes.relu_to_neuron), {})
+        return str(settings.get("lag", "layers")) if settings.get("schedule") == "lagged" else None
+
+    @property
     def fits(self) -> bool:
         """Whether a step is fitted to calibration images, so that the recipe needs them."""
         return any(step.name in FITS for step in self.steps)
@@ -87,13 +99,13 @@ class Recipe(Displayed):
         return next((kind for kind, rounding in ROUNDING.items() if rounding in runs), "float32")
 
     def _lines(self) -> Iterator[str]:
-        yield f"Recipe {self.name}, T = {self.timesteps}: {self.about}"
+        yield f"Recipe {self.label}, T = {self.timesteps}: {self.about}"
         yield f"steps: {', '.join(step.name for step in self.steps)}"
 
     def _parts(self) -> Iterator[str | Table]:
         fits = "   fitted to calibration images" if self.fits else ""
         percentile = "" if self.percentile is None else f"   percentile {self.percentile:g}"
-        yield f"{self.name}   T = {self.timesteps}{percentile}{fits}\n{self.about}"
+        yield f"{self.label}   T = {self.timesteps}{percentile}{fits}\n{self.about}"
         rows = ((step.name, brief(step.settings)[1:-1], "optional" * step.optional) for step in self.steps)
         yield Table(("step", "settings", ""), tuple(rows), texts=3)
 
@@ -189,7 +201,7 @@ class Recipe(Displayed):
         timesteps = self.timesteps if context.timesteps is None else context.timesteps
         context = replace(context, timesteps=timesteps)
         applied: list[AppliedPass] = []
-        title = f"{self.name}, T = {timesteps}"
+        title = f"{self.label}, T = {timesteps}"
         with Progress[None](total=len(self.steps), desc=title, unit="step", shown=context.progress) as bar:
             for step in self.steps:
                 bar.show(now=True, step=step.name)
@@ -204,7 +216,7 @@ class Recipe(Displayed):
                     raise ConversionError(message(step.name, "", got, expected, remedy))
         graph = graph.to(graph.dtype)  # passes add float32 tensors, also to a source in double precision
         validate.finite(graph.nodes)
-        return graph.validate().with_provenance(recipe=AppliedRecipe(self.name, timesteps, tuple(applied)))
+        return graph.validate().with_provenance(recipe=AppliedRecipe(self.label, timesteps, tuple(applied)))
 
 
 def _in_whole_numbers(recipe: Recipe) -> bool:

@@ -174,7 +174,7 @@ FROZEN = {
     "convert": (["CHECKPOINT"], [
         ("-o", "--output"), ("--force",), ("--arch",), ("--ema",), ("--recipe",), ("--weights",), ("--timesteps",),
         ("--reconstruct",), ("--spikes",), ("--target-drop",), ("--latency",), ("--no-step-currents",),
-        ("--no-delays",), ("--percentile",), ("--calibration",),
+        ("--no-delays",), ("--lag",), ("--percentile",), ("--calibration",),
         ("--calibration-images",), ("--input-size",), ("--mean",), ("--std",), ("--classes",), ("--device",),
         ("--memory",), ("--download",),
     ]),

@@ -402,6 +402,8 @@ IMPOSSIBLE = {
     "a drop and a latency": (("--recipe", "auto", "--target-drop", 1, "--latency", 4), 1, "one of them"),
     "a T for auto": (("--recipe", "auto", "--timesteps", 4), 1, "Pass --latency E, or choose a recipe by name"),
     "a latency by name": (("--recipe", "phased", "--latency", 4), 1, "got --latency with a recipe by name"),
+    "a lag of none": (("--lag", "blocks"), 1, "Choose calibrated-lagged or signed"),
+    "a lag of auto": (("--recipe", "auto", "--lag", "blocks"), 2, "auto tries every choice"),
     "a target by name": (("--no-delays", "--no-step-currents"), 1, "got --no-step-currents, --no-delays with a recipe"),
 }
 

@@ -188,9 +188,10 @@ def test_auto_carries_its_wishes_to_every_recipe():
     assert asked.latency == 4 and asked.reconstructs and not Auto().reconstructs
     for recipe in asked.recipes():
         assert recipe.weights == "int8" and recipe.reconstructs
-    whole = ["calibrated-constant", "calibrated", "calibrated-lagged", "phased", "signed", "multilevel"]
-    assert [recipe.name for recipe in Auto("levels").recipes()] == whole
-    assert [recipe.name for recipe in Auto("levels", weights="int8").recipes()] == whole
+    whole = ["calibrated-constant", "calibrated", "calibrated-lagged-stages", "calibrated-lagged-alternate-blocks"]
+    whole += ["calibrated-lagged-blocks", "calibrated-lagged", "phased", "signed", "multilevel"]
+    assert [recipe.label for recipe in Auto("levels").recipes()] == whole
+    assert [recipe.label for recipe in Auto("levels", weights="int8").recipes()] == whole
 
 
 # ---- what some networks do not take ----

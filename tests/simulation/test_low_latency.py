@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from conftest import images
 from test_schedules import PLANS, dyadic, network, pictures, recorded
 
-from s_resnet import RECIPES, Graph, simulate
-from s_resnet.errors import ConversionError
+from s_resnet import Graph, simulate
 from s_resnet.graph import Neuron, Node, Readout, Scale, SpikingMaxPool2d
 from s_resnet.graph.alphabet import Amplitudes, Differential, Signed, power_of_two
 from s_resnet.graph.execution import Execution

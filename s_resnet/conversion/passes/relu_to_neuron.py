@@ -14,6 +14,7 @@ from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...graph.ops import QCFS, Add, Node, ReLU
 from ..context import Context
+from ..lag import LAGS, waiting_layers
 
 SPIKES = ("unsigned", "signed", "differential")
 
@@ -28,6 +29,9 @@ class NeuronSettings(TypedDict, total=False):
         schedule: ``"streaming"``, the default, ``"lagged"`` or ``"phased"``, as in :class:`s_resnet.graph.Neuron`. A
             layer with no neuron before it receives a constant current and need not wait: its schedule is
             ``"streaming"`` in any case.
+        lag: which layers a ``"lagged"`` schedule is for: ``"layers"``, the default, ``"blocks"``,
+            ``"alternate-blocks"`` or ``"stages"``, as in :func:`s_resnet.conversion.lag.waiting_layers`. The others are
+            ``"streaming"``.
         spikes: ``"unsigned"``, the default; ``"signed"``, for neurons that take back what they sent too early; or
             ``"differential"``, for neurons that send changes of their mean.
         amplitudes: how many amplitudes 1, 2, 4, ... a spike may have; by default 1.
@@ -38,6 +42,7 @@ class NeuronSettings(TypedDict, total=False):
     initial_potential: float
     reset: str
     schedule: str
+    lag: str
     spikes: str
     amplitudes: int
     copies: int
@@ -59,26 +64,23 @@ def relu_to_neuron(graph: Graph, context: Context, **settings: Unpack[NeuronSett
         **settings: the neurons' settings, see :class:`NeuronSettings`.
 
     Raises:
-        ConversionError: the calibration lacks a ReLU of this graph, a setting is out of range, or a ReLU has a limit
-            and neurons send means, which have none.
+        ConversionError: the calibration lacks a ReLU of this graph, a setting is out of range, the network has no layer
+            that would wait, or a ReLU has a limit and neurons send means, which have none.
 
     Source: arXiv:1805.01352: "sum layer is no longer needed", the neuron adds by integration.
     """
     like = neuron_like(settings)
+    waiting = waiting_layers(graph, settings.get("lag", "layers"))
     absorbed: set[str] = set()
-    spiking: set[str] = set()  # nodes with a neuron before them
     nodes: list[Node] = []
     for node in graph.nodes:
-        later = any(name in spiking for name in node.inputs)
-        if later or isinstance(node.op, ReLU | QCFS):
-            spiking.add(node.name)
         if not isinstance(node.op, ReLU | QCFS):
             nodes.append(node)
             continue
         neuron = replace(
             like,
             threshold=_scale(node, context, graph.device) / like.max_emission,
-            schedule=like.schedule if later else "streaming",
+            schedule=like.schedule if node.name in waiting else "streaming",
             quantization_levels=node.op.quantization_levels if isinstance(node.op, QCFS) else 0,
             limit=_limit(node, like),
         )
@@ -109,7 +111,11 @@ def neuron_like(settings: NeuronSettings) -> Neuron:
     if spikes not in SPIKES:
         expected, remedy = f"one of {', '.join(SPIKES)}", "Set one of these in the recipe"
         raise ConversionError(message("relu_to_neuron", "", f"spikes={spikes!r}", expected, remedy))
-    schedule = settings.get("schedule", "streaming")
+    schedule, lag = settings.get("schedule", "streaming"), settings.get("lag", "layers")
+    if lag not in LAGS or ("lag" in settings and schedule != "lagged"):
+        got, remedy = f"lag={lag!r} of schedule {schedule!r}", "Choose calibrated-lagged or signed, or leave it out"
+        expected = f"one of {', '.join(LAGS)}, of schedule 'lagged'"
+        raise ConversionError(message("relu_to_neuron", "", got, expected, remedy))
     return Neuron(torch.ones(()), start, reset, schedule=schedule, spikes=_alphabet(spikes, settings))
 
 

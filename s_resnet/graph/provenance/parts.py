@@ -230,7 +230,7 @@ class Trial(Entry):
     """A recipe that the choice tried at a T, on calibration images kept apart.
 
     Attributes:
-        recipe: its name.
+        recipe: its name, with the layers that wait where not all do, as in ``"calibrated-lagged-blocks"``.
         timesteps: T.
         end_to_end_steps: from the first input to the answer.
         agreement: share of the images that it answers as the ANN does.
