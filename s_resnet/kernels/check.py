@@ -36,9 +36,9 @@ def membrane(current: Tensor | int, v: Tensor, update: Update) -> None:
         if value is not None and not _spreads(value.shape, full[1:] if value.ndim <= v.ndim else full):
             raise wrong(name, list(value.shape), f"a shape that broadcasts to {list(v.shape)}", "Reshape it")
     counts = update.counts
-    rows = [update.answers(steps), len(v)]
-    if counts is not None and list(counts.shape) != rows:
-        raise wrong("counts", list(counts.shape), rows, "Allocate them with torch.empty")
+    rows = (update.answers(steps), v.shape[0])  # not len(v), which fixes the batch of an exported program
+    if counts is not None and tuple(counts.shape) != rows:
+        raise wrong("counts", list(counts.shape), list(rows), "Allocate them with torch.empty")
     if min(rows[0], steps) < 0 or (steps == 0 and not update.whole):
         raise wrong("current", f"{steps} steps of a window in chunks", "one at least", "Leave the chunk out")
     for name, value in (*in_time.items(), *spread.items(), ("emitted", update.emitted), ("counts", counts)):

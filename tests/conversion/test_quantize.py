@@ -58,7 +58,7 @@ def integer_loop(graph, images, steps):
                 value[node.name] = inputs[0] * weight.view(-1, 1, 1)
             elif isinstance(op, Neuron):
                 theta = op.integer.threshold.long().view(-1, 1, 1)
-                u = membrane.get(node.name, 0) + sum(inputs)
+                u = membrane.get(node.name, (op.initial_potential * theta).round().long()) + sum(inputs)
                 value[node.name] = (u >= theta).long()
                 membrane[node.name] = u - theta * value[node.name]
                 spikes.setdefault(node.name, []).append(value[node.name])

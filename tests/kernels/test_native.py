@@ -484,7 +484,7 @@ def test_the_layer_is_laid_out_as_in_the_header():
     fields = [line.split("//")[0].strip() for line in body.splitlines()[1:]]
     names = [n.strip(" *;") for line in fields for n in line.replace("const ", "").partition(" ")[2].split(",")]
     assert [name for name, _ in layer.Layer._fields_] == names
-    assert ctypes.sizeof(layer.Layer) == 8 * 8 + 4 * 8 + 8 * 11
+    assert ctypes.sizeof(layer.Layer) == 8 * 10 + 4 * 8 + 8 * 11
 
 
 def test_bfloat16_is_a_feature_of_the_processor(monkeypatch):

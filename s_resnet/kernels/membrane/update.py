@@ -107,7 +107,7 @@ class Update(Displayed):
 
     def wait(self, steps: int) -> int:
         """Steps of a chunk of ``steps`` that are integrated before the first at which the neuron fires."""
-        return int(self.begins) if self.schedule == "lagged" else delay(self.schedule, steps)
+        return int(self.begins and steps > 0) if self.schedule == "lagged" else delay(self.schedule, steps)
 
     def answers(self, steps: int) -> int:
         """How many times the neuron fires in a chunk of ``steps``."""
