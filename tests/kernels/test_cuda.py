@@ -359,7 +359,8 @@ def operator_on_cpu():
     registry._destroy()
 
 
-FIELDS = [field.name for field in fields(Update)]  # the operator's arguments, in their order
+# The operator's arguments, in their order; it takes a window whole.
+FIELDS = [field.name for field in fields(Update) if field.name not in ("begins", "ends")]
 OPERATOR_CASES = [
     Case(),
     Case(torch.float16, torch.int8, torch.float16),
