@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import images, randomized
-from test_program import TINY, X, tiny
+from test_features import ALPHABETS
+from test_program import X, tiny
 from test_schedules import PLANS, network, pictures, recorded
 from trained_networks import FAMILIES, T, dyadic, dyadic_images, trained, watched
 
@@ -53,15 +54,15 @@ def test_the_documented_simulator_gives_the_same_spikes(monkeypatch, tmp_path, d
     assert differ == 0 and of > 1000 and apart < 1e-5
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ALPHABETS)
 def test_and_for_every_alphabet_reset_and_readout(monkeypatch, tmp_path, documented, name):
+    graph = ALPHABETS[name]
     if name == "differential":  # thirds: the emissions are sums that are rounded
-        graph = tiny(**TINY[name])
         export_npz(graph, tmp_path / "network.npz")
         logits, _ = documented["simulate"](tmp_path / "network.npz", X.numpy(), 4)
         assert np.allclose(logits, simulate(graph, X, 4).outputs[-1].numpy(), atol=1e-5)
         return
-    differ, of, apart = compared(monkeypatch, tmp_path, documented, tiny(**TINY[name]), X, 4)
+    differ, of, apart = compared(monkeypatch, tmp_path, documented, graph, X, 4)
     assert differ == 0 and of > 1000 and apart < 1e-5
 
 
