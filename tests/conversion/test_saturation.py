@@ -16,7 +16,7 @@ from torch import nn
 import s_resnet
 from s_resnet import RECIPES, Graph, calibrate, convert, trace
 from s_resnet.analysis.losses import split
-from s_resnet.conversion import Context, calibrate_from_batchnorm
+from s_resnet.conversion import Auto, Context, calibrate_from_batchnorm
 from s_resnet.conversion.passes import fit_thresholds, relu_to_neuron
 from s_resnet.conversion.rivals import rivals
 from s_resnet.errors import ConversionError
@@ -64,15 +64,17 @@ def answers(model, x):
 
 
 def check_range(snn, limit):
-    """That no step of a neuron can send more than its limit, in the source's units."""
-    limits = iter(limit if isinstance(limit, tuple) else (limit,) * 3)
-    for node in snn.neurons:
-        if node.op.limit is None:
-            assert node.name.endswith(".neuron")  # after a pool, whose mean is no larger
-            continue
+    """That no step of a neuron can send more than its limit, in the source's units.
+
+    limit: of each activation, or one for all.
+    """
+    limited = [node for node in snn.neurons if node.op.limit is not None]
+    # The others come after a pool, whose mean is no larger.
+    assert all(node in limited or node.name.endswith(".neuron") for node in snn.neurons)
+    limits = limit if isinstance(limit, tuple) else (limit,) * len(limited)
+    for node, most in zip(limited, limits, strict=True):
         full = node.op.threshold * node.op.max_emission * node.op.scale
-        assert bool((full <= torch.as_tensor(next(limits)).flatten() * (1 + 1e-6)).all()), node.name
-    assert next(limits, None) is None
+        assert bool((full <= torch.as_tensor(most).flatten() * (1 + 1e-6)).all()), node.name
 
 
 # ---- every recipe ----
@@ -111,7 +113,7 @@ def test_rounded_weights_saturate_too(weights):
 
 def test_auto_compares_with_the_clipped_network():
     model = clipped(6.0)
-    snn = convert(model, [images(128, 8, seed=2)], "auto", timesteps=8)
+    snn = convert(model, [images(128, 8, seed=2)], Auto(latency=8))
     check_range(snn, 6.0)
     assert snn.provenance.choice.trials[0].agreement > 0.8
 
