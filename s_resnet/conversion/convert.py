@@ -17,6 +17,7 @@ from ..graph.graph import Graph
 from ..graph.ops import QCFS, Conv2d, Flatten, MaxPool2d, Node, ReLU
 from ..graph.provenance import Parts, Versions
 from ..runtime.device import find_device
+from ..runtime.display import brief
 from ..runtime.processes import all_gather, rank_and_world_size, shared_errors
 from ..version import __version__
 from .auto import Auto
@@ -157,7 +158,7 @@ def _wished(recipe: str | Recipe | Auto | None, with_images: bool) -> Recipe | A
         return Auto()
     if not isinstance(recipe, str):
         remedy = "Pass a name in s_resnet.RECIPES"
-        raise ConversionError(message("recipe", "", repr(recipe), "a name, a Recipe or an Auto", remedy))
+        raise ConversionError(message("recipe", "", brief(recipe), "a name, a Recipe or an Auto", remedy))
     return recipe_named(recipe)
 
 

@@ -237,8 +237,10 @@ def test_arguments_of_another_kind_are_refused_with_the_one_that_is_meant(snn, t
             call()
         assert "\n" not in str(error.value) and not path.exists()
     for recipe in (3, RECIPES):
-        with pytest.raises(s_resnet.errors.ConversionError, match=r"recipe: got .*or auto\. Pass .*or a Recipe"):
+        said = r"recipe: got .*a Recipe or an Auto\. Pass a name"
+        with pytest.raises(s_resnet.errors.ConversionError, match=said) as error:
             convert(model, [X], recipe)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 200
     with pytest.raises(s_resnet.errors.UnsupportedModel, match="Graph: got no module"):
         s_resnet.frontend.QCFSModule(snn, X)
 
