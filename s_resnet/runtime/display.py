@@ -19,8 +19,38 @@ ROWS = 100  # of a table in a notebook; the text table has them all
 CELL, ITEMS = 72, 6  # letters of a field's value, and items shown of a list in it
 
 
-@dataclass(frozen=True)
-class Table:
+class Displayed:
+    """A result that people look at: ``repr`` has at most five lines, and a notebook shows the table.
+
+    Dataclasses that inherit from it are made with ``repr=False``. ``_lines`` gives what a console shows, ``_parts``
+    what the table holds; by default both are the fields, shortened.
+    """
+
+    def table(self) -> str:
+        """The whole result as text, as the command line prints it."""
+        return "\n\n".join(part.text() if isinstance(part, Table) else printable(part) for part in self._parts())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values: null for a figure that is not finite, dtype and shape for a tensor."""
+        return {name: plain(value) for name, value in _fields(self).items()}
+
+    def _lines(self) -> Iterable[str]:
+        yield brief(self, 2 * WIDTH)
+
+    def _parts(self) -> Iterable[str | Table]:
+        yield type(self).__name__
+        yield Table(("field", "value"), tuple((name, brief(value)) for name, value in _fields(self).items()), texts=2)
+
+    def __repr__(self) -> str:
+        lines = [printable(line, "") for line in self._lines() if line]
+        return "\n".join(_cut(line, 2 * WIDTH if len(lines) == 1 else WIDTH) for line in lines[:LINES])
+
+    def _repr_html_(self) -> str:
+        return f"<div>{''.join(map(_html, self._parts()))}</div>"
+
+
+@dataclass(frozen=True, repr=False)
+class Table(Displayed):
     """Rows of cells under titles.
 
     Attributes:
@@ -59,42 +89,15 @@ class Table:
             body += f'<tr><td colspan="{len(self.titles)}">{more}</td></tr>'
         return f'<table style="margin-bottom: 1em"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
+    def _parts(self) -> Iterable[str | Table]:
+        yield self
+
     def _row(self, kind: str, cells: Iterable[str]) -> str:
         made = ""
         for at, cell in enumerate(cells):
             side = "left" if at < self.texts else "right"
             made += f'<{kind} style="text-align: {side}">{_safe(_cut(cell, WIDTH))}</{kind}>'
         return f"<tr>{made}</tr>"
-
-
-class Displayed:
-    """A result that people look at: ``repr`` has at most five lines, and a notebook shows the table.
-
-    Dataclasses that inherit from it are made with ``repr=False``. ``_lines`` gives what a console shows, ``_parts``
-    what the table holds; by default both are the fields, shortened.
-    """
-
-    def table(self) -> str:
-        """The whole result as text, as the command line prints it."""
-        return "\n\n".join(part.text() if isinstance(part, Table) else printable(part) for part in self._parts())
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values: null for a figure that is not finite, dtype and shape for a tensor."""
-        return {name: plain(value) for name, value in _fields(self).items()}
-
-    def _lines(self) -> Iterable[str]:
-        yield brief(self, 2 * WIDTH)
-
-    def _parts(self) -> Iterable[str | Table]:
-        yield type(self).__name__
-        yield Table(("field", "value"), tuple((name, brief(value)) for name, value in _fields(self).items()), texts=2)
-
-    def __repr__(self) -> str:
-        lines = [printable(line, "") for line in self._lines() if line]
-        return "\n".join(_cut(line, 2 * WIDTH if len(lines) == 1 else WIDTH) for line in lines[:LINES])
-
-    def _repr_html_(self) -> str:
-        return f"<div>{''.join(map(_html, self._parts()))}</div>"
 
 
 class Figures(Displayed):

@@ -103,6 +103,9 @@ def results():
     }
     events = s_resnet.data.Events(*(torch.zeros(3, dtype=torch.int64) for _ in range(4)), (8, 8))
     layer = s_resnet.export.LayerComparison("relu", 12, 0)
+    measuring = s_resnet.analysis.MeasuringSettings("tiny", "calibrated-constant", device="cpu", operations=2)
+    measured = s_resnet.analysis.measure_candidates(streaming, [(IMAGES, LABELS)], [1, 2], measuring)
+    compared = s_resnet.analysis.compare([measured])
     return (
         *(snn, directly, analog, snn.provenance, Provenance.from_json(json.loads(LITERAL))),
         *(report, operations, s_resnet.analysis.energy(operations)),
@@ -139,6 +142,7 @@ def results():
         s_resnet.report.ReportSettings(),
         s_resnet.analysis.EvaluationSettings(early_exit=0.5),
         report.rival,
+        *(measuring, measured, compared, compared.table_of("tiny")),
         s_resnet.data.ImageLoader(photos(), range(7), s_resnet.data.preprocessing_for(SIZE), batch_size=3),
     )
 
