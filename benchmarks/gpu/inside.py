@@ -26,7 +26,7 @@ from s_resnet.kernels.surrogate.normalize import Normalization, normalize_and_fi
 from s_resnet.kernels.surrogate.reference import SURROGATES, Firing, fire_reference
 from s_resnet.runtime.device import prefetch
 
-sys.path.append(str(Path(__file__).parents[2] / "tests"))
+sys.path += [str(Path(__file__).parents[2] / "tests" / folder) for folder in ("", "kernels")]
 
 __all__ = [
     "SURROGATES",
