@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .. import kernels
 from ..kernels import Update, per_channel
-from ..kernels.events import Currents
 from ..kernels.layout import empty_steps
+from ..kernels.pending import Currents, joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,9 @@ def terms(
     current, others = inputs[pending], [x for index, x in enumerate(inputs) if index != pending]
     branch, scale = (None, None) if shortcut is None else (shortcut[0], per_channel(shortcut[1], v.ndim))
     if shortcut is None and len(others) == 1 and isinstance(current, Currents) and isinstance(others[0], Currents):
-        return replace(current, branch=others[0]), None, None
+        both = joined(current, others[0])
+        if both is not None:
+            return both, None, None
     if shortcut is None and others:
         branch = tensor(others.pop())
     for other in others:

@@ -17,9 +17,9 @@ from torch import Tensor
 from ..data.arguments import real_number
 from ..errors import InvalidData, message
 from ..kernels import Update, per_channel
-from ..kernels.events import Currents
 from ..kernels.membrane import differential
 from ..kernels.membrane.update import SCHEDULES, delay
+from ..kernels.pending import Currents
 from ..kernels.surrogate.qcfs import qcfs
 from ..runtime.display import Displayed
 from .alphabet import (

@@ -220,6 +220,10 @@ class Currents:
         """An uninitialized tensor shaped and laid out as one step, ``[B, C_out, H_out, W_out]``."""
         return torch.empty(self.shape, dtype=self.packed.dtype, memory_format=torch.channels_last)
 
+    def joined(self, other: Currents) -> Currents:
+        """Both as one: the other as the branch of this."""
+        return replace(self, branch=other)
+
     def in_memory(self, update: Update) -> tuple[Tensor, Update]:
         """The currents, and the update with the branch as its shortcut."""
         if self.branch is None:

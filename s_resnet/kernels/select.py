@@ -10,8 +10,9 @@ from torch import Tensor
 from ..errors import BackendUnavailable, InvalidData, message
 from . import events, fallback
 from .build import compiler
-from .membrane import cpp, cuda, eager, reference
+from .membrane import cpp, cuda, eager, fused, reference
 from .membrane.update import Update
+from .pending import Currents
 
 
 class Kernel(Protocol):
@@ -31,11 +32,13 @@ KERNELS: dict[str, Kernel] = {"cuda": cuda, "cpu-native": cpp, "cpu": eager, "re
 """The membrane kernels by name, the fastest first; the last one takes everything everywhere."""
 
 
-def integrate_and_fire(current: Tensor | events.Currents, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+def integrate_and_fire(current: Tensor | Currents, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.membrane.reference.integrate_and_fire` does, by the fastest kernel."""
-    if isinstance(current, events.Currents):
-        if events.takes(current, v, update):
-            return events.integrate_and_fire(current, v, update)
+    if isinstance(current, events.Currents) and events.takes(current, v, update):
+        return events.integrate_and_fire(current, v, update)
+    if isinstance(current, fused.Currents) and fused.takes(current, v, update):
+        return fused.integrate_and_fire(current, v, update)
+    if isinstance(current, Currents):
         current, update = current.in_memory(update)
     return select(current, v, update).integrate_and_fire(current, v, update)
 

@@ -93,7 +93,7 @@ def test_what_torch_keeps_counts_as_free_and_a_shape_stays_as_it_was(gpu, runs, 
     list(snn.stream(images[:1], 10))  # of a third of the size, with three steps' worth of memory
     assert runs == [(1, 5)] * 2
     gpu.free = 2**50
-    assert chunks.on_gpu(images.device) == chunks.GPU
+    assert chunks.on_gpu(images.device, 4) == chunks.GPU
 
 
 # ---- cuDNN's algorithms ----

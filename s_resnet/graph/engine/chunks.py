@@ -53,14 +53,15 @@ def portion(plan: Plan, images: Tensor, timesteps: int) -> Portion:
     """
     sizes = shapes(plan.nodes, images.shape[-3:])
     counts = {name: numbers(shape) for name, shape in sizes.items()}
+    width = 1 if plan.one_kernel else 4  # bytes of a spike, or of its current
     if plan.at_once or plan.lagged:
         steps = timesteps if plan.at_once else min(timesteps, LAGGED)
         largest = max(counts.values())
-        room = on_gpu(images.device) if images.is_cuda else WINDOW
+        room = on_gpu(images.device, width) if images.is_cuda else WINDOW
         some = together(len(images), largest, steps, room)
         return Portion(_fitting(plan, images, sizes, some, steps), steps, largest)
     stem = max(counts[name] for name in plan.kept)  # the size of its output
-    room = on_gpu(images.device) if images.is_cuda else EVENTS if events.available() else CURRENTS
+    room = on_gpu(images.device, width) if images.is_cuda else EVENTS if events.available() else CURRENTS
     steps = max(1, min(LONGEST, room // (len(images) * stem)))
     some = _fitting(plan, images, sizes, len(images), 1)
     part = _part(_left(plan, images.device), images.device)
@@ -101,9 +102,9 @@ def _part(left: int, device: torch.device) -> int:
     return min(PART, left) if device.type == "cpu" else left
 
 
-def on_gpu(device: torch.device) -> int:
+def on_gpu(device: torch.device, width: int) -> int:
     """Numbers of a layer that go through a GPU at a time, in a quarter of the memory that is free or torch's to give.
 
-    About eight such tensors live at a time, in float32.
+    About eight such tensors live at a time, of ``width`` bytes a number.
     """
-    return min(GPU, free_on_gpu(device) // 4 // (8 * 4))
+    return min(GPU * 4 // width, free_on_gpu(device) // 4 // (8 * width))

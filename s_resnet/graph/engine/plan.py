@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ...errors import InvalidData, message
 from ...kernels import events, narrow_dtype
+from ...kernels.membrane import fused
+from ...kernels.membrane.fused import Packed
 from ..alphabet import Differential
 from ..forms import GridConv2d
 from ..neuron import Neuron
@@ -82,6 +84,7 @@ class Plan:
     last_reader: Mapping[str, str]  # such a neuron layer -> the last convolution that reads it
     fused: frozenset[str]  # those that one neuron layer alone reads, which can take the currents as they arise
     alone: frozenset[str]  # those of them that are all that this layer reads
+    one_kernel: Mapping[str, str]  # those that run in one kernel with their neurons -> the neuron layer they read
     dtype: torch.dtype  # of analog values and dense exact convolutions
     narrow: torch.dtype | None  # of dense fast convolutions
     two_part: bool  # whether exact convolutions of spikes are two in TF32
@@ -93,6 +96,7 @@ class Plan:
     wiring: Wiring  # under constant input
     dense: dict[str, tuple[Conv2d, ...]] = field(default_factory=dict)
     packed: Recent[tuple[str, int, int], events.Packed] = field(default_factory=lambda: Recent(0))
+    packed_once: dict[str, Packed] = field(default_factory=dict)
     portions: dict[Key, Portion] = field(default_factory=dict)  # how much goes through a layer at a time
     tuned: dict[Shape, bool] = field(default_factory=dict)  # whether cuDNN tries its algorithms
     replays: Replays = field(default_factory=Replays)
@@ -146,9 +150,15 @@ def prepare(network: Network, precision: str) -> Plan:
     }
     most = _max_membrane_step(nodes, ops) if integer else 0  # with the biases, which leave the operations next
     ops, bias = _biases(nodes, ops, users, static)
-    fused = frozenset(n.name for n in nodes if len(users[n.name]) == 1 and users[n.name][0] in neurons)
+    prompt = frozenset(n.name for n in nodes if len(users[n.name]) == 1 and users[n.name][0] in neurons)
     reads = {node.name: node.inputs for node in nodes}
     spiking = {n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in counted}
+    bytes_of = {name: _byte(neurons[name]) for name in counted if neurons[name].max_emission <= LARGEST_BYTE}
+    one_kernel = {
+        name: source
+        for name, source in spiking.items()
+        if integer and name in prompt and source in bytes_of and _in_one_kernel(ops[name])
+    }
     return Plan(
         nodes=nodes,
         ops=ops,
@@ -158,13 +168,14 @@ def prepare(network: Network, precision: str) -> Plan:
         freed=freed(nodes, deferred),
         unit=unit,
         counted=counted,
-        bytes={name: _byte(neurons[name]) for name in counted if neurons[name].max_emission <= LARGEST_BYTE},
+        bytes=bytes_of,
         most={name: neurons[name].max_emission for name in counted},
         bias=bias,
         spiking=spiking,
         last_reader={source: name for name, source in spiking.items()},
-        fused=fused,
-        alone=frozenset(name for name in fused if reads[users[name][0]] == (name,)),
+        fused=prompt,
+        alone=frozenset(name for name in prompt if reads[users[name][0]] == (name,)),
+        one_kernel=one_kernel,
         dtype=dtype,
         narrow=narrow,
         two_part=single and precision == "exact" and weights[0].device.type == "cuda",
@@ -176,6 +187,13 @@ def prepare(network: Network, precision: str) -> Plan:
         wiring=wired(nodes, static, deferred),
         packed=Recent(SIZES * len(spiking)),
     )
+
+
+def _in_one_kernel(op: Op) -> bool:
+    """Whether a kernel takes a convolution of spikes together with its neurons."""
+    if not isinstance(op, Conv2d) or fused.missing(op.weight.device) is not None:
+        return False
+    return fused.usable(op.weight, op.stride, op.padding, op.dilation, op.groups)
 
 
 def _check_precision(precision: str) -> None:

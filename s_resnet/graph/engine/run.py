@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import events, tf32
+from ...kernels.membrane import fused
+from ...kernels.pending import Currents
 from ...runtime.display import Displayed
 from ..execution import Execution
 from ..neuron import Memory, Neuron
@@ -135,7 +137,7 @@ class Run:
         """
         plan, self.turns = self.plan, self.clock.advance(steps)
         self.events: dict[tuple[str, int, int], events.Events] = {}
-        self.pending: dict[str, events.Currents] = {}  # convolutions that their neurons will compute line by line
+        self.pending: dict[str, Currents] = {}  # convolutions that their neurons will compute as they take them
         self.rest: dict[str, Tensor] = {}  # second parts of convolutions, which their neurons will add
         for index, node in enumerate(plan.nodes):
             turn = self.turns.get(node.name)
@@ -203,7 +205,7 @@ class Run:
         """A neuron layer over its inputs ``[S, B, *]``: what it emits ``[S * B, *]``."""
         plan = self.plan
         shortcut: tuple[Tensor, Tensor] | None = None
-        currents: list[Tensor | events.Currents] = []
+        currents: list[Tensor | Currents] = []
         for name in node.inputs:
             scale = plan.ops[name]
             if name in self.pending:
@@ -240,7 +242,7 @@ class Run:
         folded = spikes.flatten(0, 1)
         return folded if node.name in plan.unit else op.scale_output(folded)
 
-    def _bias(self, name: str, op: Neuron, current: Tensor | events.Currents, turn: Turn) -> Tensor | None:
+    def _bias(self, name: str, op: Neuron, current: Tensor | Currents, turn: Turn) -> Tensor | None:
         """The convolutions' biases and the layer's correction."""
         bias = self.plan.bias[name]
         correction = op.bias_current(self.step + turn.first, turn.steps, 3 + len(_size(current)))
@@ -258,6 +260,8 @@ class Run:
         plan = self.plan
         if name not in plan.counted:
             return None  # the membrane's
+        if name in plan.one_kernel.values():
+            return torch.int8
         readers = [plan.ops[reader] for reader, source in plan.spiking.items() if source == name]
         byte = plan.bytes.get(name) if readers and len(size) == 2 else None
         sparse = byte == torch.int8 or self.density.get(name, 0.0) <= DENSE  # of amounts every reader says so itself
@@ -269,6 +273,15 @@ class Run:
         """A convolution of spikes, by events where they are few bytes, else dense; None: left to its neurons."""
         plan, source = self.plan, node.inputs[0]
         spikes, place = self._steps(source, turn), (source, turn.first, turn.last)
+        if node.name in plan.one_kernel:
+            kept = plan.packed_once.get(node.name)
+            if kept is None:
+                kept = fused.pack(op.weight.to(torch.int8), op.stride, op.padding)
+                plan.packed_once[node.name] = kept
+            self.pending[node.name] = fused.Currents(spikes, kept, turn.steps)
+            return None
+        if spikes.is_cuda and spikes.dtype in BYTES:
+            return self._convolve_densely(node, op, spikes.to(plan.narrow or plan.dtype))
         amounts = spikes.dtype == torch.int8
         if spikes.dtype not in BYTES or (amounts and self.density[source] > self._dense_from(source)):
             return self._convolve_densely(node, op, spikes.to(plan.narrow or plan.dtype) if amounts else spikes)
@@ -335,9 +348,9 @@ def _unfold(value: Tensor, steps: int) -> Tensor:
     return value.view(steps, len(value) // steps, *value.shape[1:])
 
 
-def _size(current: Tensor | events.Currents) -> tuple[int, ...]:
+def _size(current: Tensor | Currents) -> tuple[int, ...]:
     """Height and width of the pixels."""
-    return current.packed.out_size if isinstance(current, events.Currents) else current.shape[3:]
+    return current.shape[3:] if isinstance(current, Tensor) else current.shape[2:]
 
 
 def _takes_events(op: Op, size: tuple[int, ...]) -> bool:
