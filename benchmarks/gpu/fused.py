@@ -1,10 +1,11 @@
-"""What would one kernel for a convolution and its neurons gain? The prototype `conv_if.py` against the two of today.
+"""What does one kernel for a convolution and its neurons gain over the two, and by which tile? Layers of ResNet-50.
 
-    python benchmarks/gpu/fused.py [--batch N] [--device cuda|cpu] [--quick]
+    python benchmarks/gpu/fused.py [--batch N] [--device cuda|cpu] [--quick] [--processes N]
 
-Layers of ResNet-50, ten steps at once: cuDNN in float16 with the membrane kernel behind it, against the prototype in
-int8, in float16 and with float16 weights in two parts, each at its fastest tile. In int8 it must equal exact sums
-first, bit for bit. A line for each layer. On a CPU the prototype runs in Triton's interpreter, as a dry run.
+cuDNN in float16 with the membrane kernel behind it, against the fused kernel in int8 by every tile that there is for
+the layer; the fastest one is kept in the table that the engine reads. A line for each layer. First all tiles are
+compiled, in processes beside each other. In int8 the kernel must equal exact sums, by every tile, bit for bit. On a CPU
+it runs in Triton's interpreter, as a dry run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import inside
@@ -25,169 +26,193 @@ from timing import Timing, asked
 from torch import Tensor
 
 if TYPE_CHECKING:  # Triton reads whether it interprets when it is imported
-    import conv_if
+    from s_resnet.kernels.membrane import fused
 
-STEPS, PROCESSES, PATIENCE = 10, 12, 40  # steps of a chunk; processes that compile, and their seconds
-ALIKE = 16  # images, of which a kernel is the one for any multiple
-KINDS = ("int8", "float16", "two parts")
-THRESHOLD, BIAS, SCALE = 200, 3, 90  # in units of an int8 weight
+STEPS, CHECKED, PATIENCE = 16, 2, 60  # steps that are timed, and that are checked; seconds for compiling
+RATE, THRESHOLD, BIAS, SCALE = 0.11, 200, 3, 90  # spikes per neuron and step; in units of an int8 weight
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Channels and pixels of a side, output channels, kernel, stride, and whether a shortcut comes in."""
+    """Channels and pixels of a side, output channels, kernel, stride; a shortcut of spikes; channels of a projection.
+
+    A projection is a second convolution, 1x1, over ``stride2`` times as many pixels.
+    """
 
     channels: int
     side: int
     outputs: int
-    kernel: int
-    stride: int
-    shortcut: bool
+    kernel: int = 1
+    stride: int = 1
+    shortcut: bool = False
+    projected: int = 0
+    stride2: int = 1
 
     @property
     def out(self) -> int:
         return (self.side + 2 * (self.kernel // 2) - self.kernel) // self.stride + 1
 
 
-LAYERS = (
-    *(Shape(64, 56, 64, 3, 1, False), Shape(256, 56, 64, 1, 1, False), Shape(64, 56, 256, 1, 1, True)),
-    *(Shape(128, 28, 128, 3, 1, False), Shape(256, 14, 1024, 1, 1, True), Shape(512, 7, 512, 3, 1, False)),
-)
-SMALL = (Shape(32, 5, 32, 3, 2, True),)
-TILES = ((128, 64, 64, 3, 8), (64, 64, 64, 4, 4), (64, 128, 128, 3, 8))  # as in conv_if.Tile
-TINY = ((16, 16, 16, 2, 4),)
+def resnet50() -> list[Shape]:
+    """Its convolutions behind the stem, each shape once."""
+    found = [Shape(64, 56, 64)]
+    before, side = 64, 56
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        wide, out = 4 * width, side // stride
+        if width > 64:
+            found.append(Shape(before, side, width))
+        found.append(Shape(width, side, width, 3, stride))
+        found.append(Shape(width, out, wide, projected=before, stride2=stride))
+        found.append(Shape(wide, out, width))
+        if stride > 1:
+            found.append(Shape(width, out, width, 3))
+        found.append(Shape(width, out, wide, shortcut=True))
+        before, side = wide, out
+    return found
+
+
+SMALL = [Shape(32, 5, 32, 3, 2), Shape(32, 4, 64, shortcut=True), Shape(32, 4, 64, projected=32)]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel: a layer and a tile, with inputs ready."""
+    """One layer, with inputs ready."""
 
-    tile: conv_if.Tile
-    layer: conv_if.Layer
-    x: Tensor
+    current: fused.Currents
     v: Tensor
-    branch: Tensor | None
-    counts: Tensor
+    update: inside.Update
 
-    def run(self) -> Tensor:
-        import conv_if
+    def run(self, tile: Any = None) -> Tensor:
+        """The spikes; the membranes go on from where they are."""
+        from s_resnet.kernels.membrane import fused
 
-        return conv_if.convolve_and_fire(self.x, self.v, self.layer, self.tile, self.branch, self.counts)
-
-
-def case(timing: Timing, shape: Shape, kind: str, tile: tuple[int, ...], batch: int) -> Case:
-    """Seeded spikes at a rate of 0.1, and whole weights, which float16 gets divided by 64."""
-    import conv_if
-
-    steps = 2 if timing.quick else STEPS
-    generator = torch.Generator(timing.device).manual_seed(0)
-
-    def spikes(*sizes: int) -> Tensor:
-        return (torch.rand(*sizes, device=timing.device, generator=generator) < 0.1).to(torch.int8)
-
-    x = spikes(steps, batch, shape.side, shape.side, shape.channels)
-    sizes = (shape.outputs, shape.kernel, shape.kernel, shape.channels)
-    weight = torch.randint(-64, 65, sizes, device=timing.device, dtype=torch.int8, generator=generator)
-    branch = spikes(steps, batch, shape.out, shape.out, shape.outputs) if shape.shortcut else None
-    v = torch.zeros(batch, shape.out, shape.out, shape.outputs, dtype=torch.int32, device=timing.device)
-    each = [torch.full((shape.outputs,), value, dtype=torch.int32, device=timing.device)
-            for value in (THRESHOLD, BIAS, SCALE)]  # fmt: skip
-    low = None
-    if kind != "int8":
-        x, v, branch = x.half(), v.float(), None if branch is None else branch.half()
-        weight, each = (weight.float() / 64).half(), [value.float() / 64 for value in each]
-        low = torch.zeros_like(weight) if kind == "two parts" else None
-    threshold, bias, scale = each
-    layer = conv_if.Layer(weight, threshold, bias, shape.stride, shape.kernel // 2, scale, low)
-    counts = torch.zeros(steps, batch, dtype=torch.int32, device=timing.device)
-    return Case(conv_if.Tile(*tile), layer, x, v, branch, counts)
+        return fused.integrate_and_fire(self.current, self.v, self.update, tile)[0]
 
 
-def tried(shape: Shape, quick: bool) -> list[tuple[str, tuple[int, ...]]]:
-    """Every arithmetic and tile that is tried for a layer."""
-    found = []
-    for kind in KINDS:
-        for tile in TINY if quick else TILES:
-            small = tile[1] <= shape.outputs and tile[2] <= shape.channels
-            if small and (kind == "int8" or tile[2] <= 64):  # more spills
-                found.append((kind, tile))
-    return found
+def case(device: torch.device, shape: Shape, batch: int, steps: int) -> Case:
+    """Seeded spikes and whole weights."""
+    from s_resnet.kernels.membrane import fused
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def spikes(channels: int, side: int) -> Tensor:
+        drawn = torch.rand(steps * batch, side, side, channels, device=device, generator=generator) < RATE
+        return drawn.to(torch.int8).movedim(-1, 1)
+
+    def weight(outputs: int, channels: int, kernel: int) -> Tensor:
+        sizes = (outputs, channels, kernel, kernel)
+        return torch.randint(-64, 65, sizes, device=device, dtype=torch.int8, generator=generator)
+
+    def each(value: int) -> Tensor:
+        return torch.full((shape.outputs, 1, 1), value, dtype=torch.int32, device=device)
+
+    stride, padding = (shape.stride, shape.stride), (shape.kernel // 2, shape.kernel // 2)
+    packed = fused.pack(weight(shape.outputs, shape.channels, shape.kernel), stride, padding)
+    current = fused.Currents(spikes(shape.channels, shape.side), packed, steps)
+    if shape.projected:
+        small = fused.pack(weight(shape.outputs, shape.projected, 1), (shape.stride2, shape.stride2), (0, 0))
+        branch = fused.Currents(spikes(shape.projected, shape.out * shape.stride2), small, steps)
+        current = replace(current, branch=branch)
+    v = current.empty().zero_()
+    update = inside.Update(
+        each(THRESHOLD),
+        bias=each(BIAS),
+        shortcut=spikes(shape.outputs, shape.out).unflatten(0, (steps, batch)) if shape.shortcut else None,
+        shortcut_scale=each(SCALE) if shape.shortcut else None,
+        spike_dtype=torch.int8,
+        counts=torch.zeros(steps, batch, dtype=torch.int32, device=device),
+        after=v,
+    )
+    return Case(current, v, update)
 
 
-def exact(given: Case) -> bool:
-    """Whether an int8 kernel gives the spikes, counts and membranes of exact sums."""
-    layer, x, u = given.layer, given.x, torch.zeros_like(given.v, dtype=torch.float64).movedim(-1, 1)
-    given.v.zero_(), given.counts.zero_()
-    spikes, right = given.run(), True
-    weight = layer.weight.movedim(-1, 1).double()
-    for t in range(len(x)):
-        u = u + F.conv2d(x[t].movedim(-1, 1).double(), weight, None, layer.stride, layer.padding)
-        u = u + BIAS + (0 if given.branch is None else SCALE * given.branch[t].movedim(-1, 1))
+def exact(device: torch.device, shape: Shape, batch: int, tile: Any) -> bool:
+    """Whether the kernel gives the spikes, counts and membranes of exact sums."""
+    given = case(device, shape, batch, CHECKED)
+    current, counts = given.current, given.update.counts
+    assert counts is not None
+    got = given.run(tile)
+    u = torch.zeros_like(given.v, dtype=torch.float32)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        parts = [current, *([] if current.branch is None else [current.branch])]
+        arrived = sum(part.tensor() for part in parts)
+    assert isinstance(arrived, Tensor)
+    right = True
+    for t in range(CHECKED):
+        shortcut = given.update.shortcut
+        u = u + arrived[t] + BIAS + (0 if shortcut is None else SCALE * shortcut[t])
         fires = u >= THRESHOLD
-        u = u - THRESHOLD * fires.double()
-        right = right and torch.equal(spikes[t].movedim(-1, 1).bool(), fires)
-        right = right and torch.equal(given.counts[t].long(), fires.flatten(1).sum(1))
-    return right and torch.equal(given.v.movedim(-1, 1).double(), u)
+        u = u - THRESHOLD * fires.float()
+        right = right and torch.equal(got[t].bool(), fires)
+        right = right and torch.equal(counts[t].long(), fires.flatten(1).sum(1))
+    return right and torch.equal(given.v.float(), u)
 
 
 def two_kernels(timing: Timing, given: Case) -> float:
     """Milliseconds of the convolution in float16 and the membrane kernel."""
-    layer, steps, batch = given.layer, *given.x.shape[:2]
-    x, weight = given.x.movedim(-1, 2).flatten(0, 1), layer.weight.movedim(-1, 1)
-    branch = given.branch
-    update = inside.Update(
-        layer.threshold[0],
-        bias=layer.bias.view(-1, 1, 1),
-        shortcut=None if branch is None else branch.movedim(-1, 2),
-        shortcut_scale=None if branch is None else layer.scale.view(-1, 1, 1),
+    current, update, scale = given.current, given.update, THRESHOLD / 64
+    parts = [current, *([] if current.branch is None else [current.branch])]
+    reads = [(part.spikes.half(), part.packed.weight.movedim(-1, 1).half() / 64, part.packed) for part in parts]
+    branch = None if update.shortcut is None else update.shortcut.half()
+    single = replace(
+        update,
+        threshold=torch.tensor(scale, device=given.v.device),
+        bias=torch.full_like(update.threshold, BIAS / 64, dtype=torch.float32),
+        shortcut=branch,
+        shortcut_scale=None if branch is None else torch.full_like(update.threshold, SCALE / 64, dtype=torch.float32),
         spike_dtype=torch.float16,
-        counts=given.counts,
+        after=None,
     )
+    v = given.v.float()
     kernel = inside.membrane if timing.gpu else inside.membrane_reference
 
     def both() -> None:
-        current = F.conv2d(x, weight, None, layer.stride, layer.padding)
-        kernel(current.unflatten(0, (steps, batch)), given.v.movedim(-1, 1), update)
+        found = [F.conv2d(x, w, None, p.stride, p.padding).unflatten(0, (current.steps, -1)) for x, w, p in reads]
+        kernel(found[0], v, single if len(found) == 1 else replace(single, shortcut=found[1]))
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         return timing.median(both)
 
 
 def measure(timing: Timing, shape: Shape, batch: int) -> None:
+    from s_resnet.kernels.membrane import fused, fused_tiles
+
     steps = 2 if timing.quick else STEPS
-    line: dict[str, Any] = {"layer": vars(shape), "batch": batch, "steps": steps, "tile": {}, "failed": {}}
-    line["int8_is_exact"] = True
-    found = {"two kernels, float16": two_kernels(timing, case(timing, shape, "float16", TINY[0], batch))}
-    for kind, tile in tried(shape, timing.quick):
-        given = case(timing, shape, kind, tile, batch)
-        try:
-            if kind == "int8":
-                line["int8_is_exact"] = line["int8_is_exact"] and exact(given)
-            own = timing.median(given.run)
-        except Exception as error:  # a tile that a device has no room for says nothing of the others; it is told
-            line["failed"][f"{kind} {tile}"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            continue
-        if own < found.get(kind, float("inf")):
-            found[kind], line["tile"][kind] = own, vars(given.tile)
-    line["us_per_step"] = {name: round(1e3 * own / steps, 3) for name, own in found.items()}
+    given = case(timing.device, shape, batch, steps)
+    line: dict[str, Any] = {"layer": vars(shape), "batch": batch, "steps": steps, "us": {}, "wrong": []}
+    each = 1e3 / steps / batch
+    pair = two_kernels(timing, given) * each
+    layer = fused.layer(given.current, given.update)
+    for tile in fused_tiles.candidates(layer)[: 1 if timing.quick else None]:
+        name = " ".join(map(str, vars(tile).values()))
+        if not exact(timing.device, shape, 2 if timing.quick else batch, tile):
+            line["wrong"].append(name)
+        line["us"][name] = round(timing.median(lambda tile=tile: given.run(tile)) * each, 4)
+    fastest = min(line["us"], key=lambda name: line["us"][name])
+    line |= {"pair_us": round(pair, 4), "fused_us": line["us"][fastest], "tile": fastest}
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        given.run()  # keeps the fastest in the table
     timing.write(**line)
 
 
 def compile_part(timing: Timing, batch: int, part: str) -> None:
-    """Compile this part of all kernels, which the cache on the disk keeps."""
+    """Compile this part of all tiles, which Triton's cache on the disk keeps."""
+    from s_resnet.kernels.membrane import fused, fused_tiles
+
     index, many = map(int, part.split("/"))
-    chosen = [(shape, *how) for shape in LAYERS for how in tried(shape, quick=False)]
-    for shape, kind, tile in chosen[index::many]:
-        try:
-            case(timing, shape, kind, tile, min(batch, ALIKE)).run()
-        except Exception as error:  # as in measure
-            print(f"not compiled: {shape} {kind} {tile}: {error}", file=sys.stderr)
+    number = 0
+    for shape in resnet50():
+        given = case(timing.device, shape, batch, 1)
+        for tile in fused_tiles.candidates(fused.layer(given.current, given.update)):
+            number += 1
+            if number % many == index:
+                given.run(tile)
     timing.finish()
 
 
-def compile_all(command: list[str]) -> None:
+def compile_all(command: list[str], processes: int) -> None:
     """All parts beside each other, for a limited time; a kernel that is missing then is compiled when it is used."""
-    made = [subprocess.Popen([*command, "--part", f"{part}/{PROCESSES}"]) for part in range(PROCESSES)]
+    made = [subprocess.Popen([*command, "--part", f"{part}/{processes}"]) for part in range(processes)]
     end = time.monotonic() + PATIENCE
     for process in made:
         try:
@@ -197,7 +222,11 @@ def compile_all(command: list[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options: dict[str, Any] = {"batch": {"type": int, "default": 64}, "part": {"metavar": "I/N"}}
+    options: dict[str, Any] = {
+        "batch": {"type": int, "default": 64},
+        "processes": {"type": int, "default": 12},
+        "part": {"metavar": "I/N"},
+    }
     timing, got = asked("fused", __doc__ or "", arguments, **options)
     if importlib.util.find_spec("triton") is None:
         raise SystemExit("fused: needs Triton, which is not installed: nothing is timed")
@@ -208,8 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if got.part:
         return compile_part(timing, got.batch, got.part)
     if timing.gpu:
-        compile_all(again)
-    for shape in SMALL if timing.quick else LAYERS:
+        compile_all(again, got.processes)
+    for shape in SMALL if timing.quick else resnet50():
         measure(timing, shape, 2 if timing.quick else got.batch)
     return None
 

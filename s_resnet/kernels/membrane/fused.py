@@ -168,7 +168,7 @@ def _is_per_channel(value: Tensor, v: Tensor) -> bool:
     return value.numel() == 1 or shape == (1, v.shape[1], *(1,) * (v.ndim - 2))
 
 
-def integrate_and_fire(current: Currents, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+def integrate_and_fire(current: Currents, v: Tensor, update: Update, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
     """Do what :func:`s_resnet.kernels.membrane.reference.integrate_and_fire` does with ``current.in_memory(update)``.
 
     In whole numbers it is equal bit for bit, as long as no membrane comes within a threshold of 2^31. In float32 the
@@ -178,6 +178,7 @@ def integrate_and_fire(current: Currents, v: Tensor, update: Update) -> tuple[Te
         current: the convolution, and perhaps a second one.
         v: ``[B, C, H, W]`` in channels_last, int32 for int8 weights, else float32.
         update: what the layer does.
+        tile: how the work is divided; None: the one that :func:`fused_tiles.chosen` finds.
 
     Raises:
         InvalidData: also where :func:`takes` says no.
@@ -192,9 +193,29 @@ def integrate_and_fire(current: Currents, v: Tensor, update: Update) -> tuple[Te
         emitted = emitted.clone() if update.emitted_after is None else update.emitted_after.copy_(emitted)
     out = empty_steps(current.steps, v, torch.int8)
     launch = _Launch(current, update, after, emitted, out)
-    launch.run(fused_tiles.chosen(launch.layer, launch.timed if fused_tiles.tunes(v.device) else None))
+    launch.run(
+        tile or fused_tiles.chosen(layer(current, update), launch.timed if fused_tiles.tunes(v.device) else None)
+    )
     dtype = update.spike_dtype or v.dtype
     return out if dtype == torch.int8 else out.to(dtype), after
+
+
+def layer(current: Currents, update: Update) -> Layer:
+    """What of a layer decides on its tile."""
+    packed, branch = current.packed, current.branch
+    outputs, height, width, channels = packed.weight.shape
+    images, _, *sides = current.shape
+    return Layer(
+        kind="int8" if packed.weight.dtype == torch.int8 else "float16" if packed.low is None else "two-part",
+        channels=channels,
+        outputs=outputs,
+        kernel=(height, width),
+        stride=packed.stride,
+        branch=0 if branch is None else branch.packed.weight.shape[3],
+        shortcut=update.shortcut is not None,
+        binary=update.binary,
+        pixels=images * sides[0] * sides[1],
+    )
 
 
 class _Launch:
@@ -202,19 +223,6 @@ class _Launch:
 
     def __init__(self, current: Currents, update: Update, v: Tensor, emitted: Tensor | None, out: Tensor) -> None:
         self.current, self.update, self.v, self.emitted, self.out = current, update, v, emitted, out
-        packed, branch = current.packed, current.branch
-        outputs, height, width, channels = packed.weight.shape
-        self.layer = Layer(
-            kind="int8" if packed.weight.dtype == torch.int8 else "float16" if packed.low is None else "two-part",
-            channels=channels,
-            outputs=outputs,
-            kernel=(height, width),
-            stride=packed.stride,
-            branch=0 if branch is None else branch.packed.weight.shape[3],
-            shortcut=update.shortcut is not None,
-            binary=update.binary,
-            pixels=v[:, 0].numel(),
-        )
 
     def run(self, tile: Tile) -> None:
         """Launch it."""
