@@ -67,7 +67,7 @@ def read(file: Path, snn: Graph, limit: int | None = None, threads: int = 1) -> 
         jpeg, offset, names, wnid = held["jpeg"], held["offset"], held["name"][:limit], held["wnid"]
         labels = held["label"][: len(names)]
     preprocessing, classes = snn.provenance.preprocessing, snn.provenance.classes
-    if preprocessing is None or not classes:
+    if not isinstance(preprocessing, s_resnet.data.Preprocessing) or not classes:
         raise SystemExit(f"{file}: got a network that says no preprocessing or classes; expected both")
 
     def decoded(index: int) -> Tensor:
@@ -161,14 +161,15 @@ def without_source(snn: Graph) -> Graph:
     """An integer network with zeros in place of all that its spiking runs do not read; its analog run is lost."""
 
     def bare(op: ops.Op) -> ops.Op:
-        if isinstance(op, Neuron):
-            return op if op.correction is None else replace(op, correction=torch.zeros_like(op.correction))
-        if not isinstance(op, ops.SYNAPSES):
-            return op
-        op = replace(op, weight=torch.zeros_like(op.weight), spiking=None)
-        # The classifier adds its bias in floating point.
-        read = not isinstance(op, ops.Conv2d) or op.bias is None
-        return op if read else replace(op, bias=torch.zeros_like(op.bias))
+        match op:
+            case Neuron(correction=Tensor() as own):
+                return replace(op, correction=torch.zeros_like(own))
+            case ops.Conv2d(weight, bias):
+                none = None if bias is None else torch.zeros_like(bias)
+                return replace(op, weight=torch.zeros_like(weight), bias=none, spiking=None)
+            case ops.Linear(weight) | ops.Scale(weight):  # the classifier adds its bias in floating point
+                return replace(op, weight=torch.zeros_like(weight), spiking=None)
+        return op
 
     return replace(snn, nodes=tuple(replace(node, op=bare(node.op)) for node in snn.nodes))
 
@@ -179,7 +180,7 @@ def without_source(snn: Graph) -> Graph:
 def batches(snn: Graph, images: Tensor, size: int, repeats: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
     """Answers ``[B]`` and spikes ``[L, B]`` of one batch after the other, simulated as `evaluate` does."""
     steps = timesteps(snn)
-    for part in images.split(size):
+    for part in torch.split(images, size):
         given = part.to(snn.device, non_blocking=True)
         found = inside.answers(snn, given, (steps,), "exact", repeats)
         yield found.outputs[-1].argmax(1), torch.stack(list(found.spikes.values()))[:, -1]
@@ -197,22 +198,16 @@ def timesteps(snn: Graph) -> int:
     return steps
 
 
-def pack(packed: Packed, snn: Graph, name: str, limit: int | None = None) -> None:
-    """Write a network without its source, and the CPU's answers to the photographs of the folder."""
-    snn = quantized(snn)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.snn"
-        s_resnet.save(without_source(snn), file)
-        packed.file(name).write_bytes(lzma.compress(file.read_bytes(), preset=6))
-    given = read(packed.photographs, snn, limit)
+def answered(snn: Graph, given: Photographs, network: str) -> Reference:
+    """What this device says of photographs; ``network`` is the digest of the packed one."""
     ann: list[Tensor] = []
     answers: list[Tensor] = []
     spikes: list[Tensor] = []
-    for part, (got, fired) in zip(given.images.split(BATCH), batches(snn, given.images, BATCH), strict=True):
+    for part, (got, fired) in zip(torch.split(given.images, BATCH), batches(snn, given.images, BATCH), strict=True):
         ann, answers, spikes = [*ann, snn.run(part).argmax(1)], [*answers, got], [*spikes, fired.to(torch.int64)]
-        print(f"{name}: {sum(map(len, answers))} of {len(given.names)} images", flush=True)
-    found = Reference(
-        network=digest(packed.file(name)),
+        print(f"{sum(map(len, answers))} of {len(given.names)} images", flush=True)
+    return Reference(
+        network=network,
         names=np.array(given.names),
         marks=given.marks.numpy(),
         ann=torch.cat(ann).numpy(),
@@ -220,16 +215,30 @@ def pack(packed: Packed, snn: Graph, name: str, limit: int | None = None) -> Non
         layers=np.array([node.name for node in snn.neurons]),
         spikes=torch.cat(spikes, 1).numpy(),
     )
+
+
+def pack(packed: Packed, snn: Graph, name: str, limit: int | None = None) -> None:
+    """Write a network without its source, and the CPU's answers to the photographs of the folder."""
+    snn, file = quantized(snn), packed.file(name)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "network.snn"
+        s_resnet.save(without_source(snn), whole)
+        file.write_bytes(lzma.compress(whole.read_bytes(), preset=6))
+    given = read(packed.photographs, snn, limit)
+    found = answered(snn, given, digest(file))
     again, fired = simulated(packed.load(name), given.images[:BATCH], BATCH)
-    if not (torch.equal(fired, spikes[0]) and torch.equal(again, answers[0])):
-        raise SystemExit(f"{packed.file(name)}: got other spikes than before packing; expected the same")
+    if not (np.array_equal(fired, found.spikes[:, :BATCH]) and np.array_equal(again, found.answers[:BATCH])):
+        raise SystemExit(f"{file}: got other spikes than before packing; expected the same")
     with (packed.folder / f"{name}.npz").open("wb") as out:
         np.savez_compressed(out, **asdict(found))
-    right, same = (torch.cat(answers) == other for other in (given.labels, torch.cat(ann)))
-    told = f"{snn.provenance.recipe.name} T = {timesteps(snn)}, {len(right)} images, top-1 {100 * right.double().mean():.1f}"
-    source = 100 * (torch.cat(ann) == given.labels).double().mean()
-    size = packed.file(name).stat().st_size / 1e6
-    print(f"{told}, ANN {source:.1f}, agreement {100 * same.double().mean():.1f}, {size:.1f} MB", flush=True)
+    labels = given.labels.numpy()
+    top1, source, alike = (
+        100 * same.mean() for same in (found.answers == labels, found.ann == labels, found.answers == found.ann)
+    )
+    print(
+        f"{name}: {snn.provenance.recipe.name}, T = {timesteps(snn)}, {len(labels)} images, top-1 {top1:.1f}, "
+        f"ANN {source:.1f}, agreement {alike:.1f}, {file.stat().st_size / 1e6:.1f} MB"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
