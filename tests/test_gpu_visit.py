@@ -194,6 +194,9 @@ def test_a_packed_network_fires_as_its_own_and_what_differs_is_told(folder, tmp_
     parts = ("compared", "decoded_apart", "answers_apart", "spikes_apart", "counts_apart", "first_layer_apart")
     found = [tuple(line[part] for part in parts) for line in lines]
     assert found == [(4, 0, 0, 0, 0, None), (4, 0, 0, 1, 1, told.layers[3]), (3, 1, 0, 0, 0, None)]
+    changed(tmp_path / "jpeg.npz", label=lambda labels: labels + 1)
+    with pytest.raises(SystemExit, match="other photographs"):
+        packed.main([str(travel), str(tmp_path / "net.snn"), "--photographs", str(tmp_path / "jpeg.npz")])
     changed(travel / "net.npz", network=lambda digest: np.array("0" * 64))
     with pytest.raises(SystemExit, match="another network"):
         gpu_imagenet.main(options)

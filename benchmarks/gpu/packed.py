@@ -253,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     got.folder.mkdir(parents=True, exist_ok=True)
     if not packed.photographs.exists():
         shutil.copyfile(got.photographs, packed.photographs)
+    if digest(packed.photographs) != digest(got.photographs):
+        raise SystemExit(f"{packed.photographs}: got other photographs than {got.photographs}. Choose another FOLDER.")
     pack(packed, s_resnet.load(got.network), got.name or got.network.stem, got.limit)
 
 
