@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import io
 import json
 import os
 import re
@@ -9,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import s_resnet
 
@@ -18,10 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 GPU = ROOT / "benchmarks" / "gpu"
 for folder in (GPU.parent, GPU):
     sys.path.insert(0, str(folder))
-checking, checks, contenders, inside, networks, sanitize, share, speed, tables, warm = (
+checking, checks, contenders, gpu_imagenet, inside, networks, packed, sanitize, share, speed, tables, warm = (
     importlib.import_module(name)
     for name in (
-        *("checking", "checks", "contenders", "inside", "networks", "sanitize", "share", "speed", "tables", "warm"),
+        *("checking", "checks", "contenders", "gpu_imagenet", "inside", "networks", "packed", "sanitize", "share"),
+        *("speed", "tables", "warm"),
     )
 )
 SAID = {"device", "driver", "kernels", "python", "versions", "command"}
@@ -125,6 +129,77 @@ def test_the_instances_of_the_tests_are_those_of_every_width():
 def test_the_sanitizers_launches_run(capsys):
     sanitize.main(["--device", "cpu", "--quick"])
     assert re.match(r"[1-9]\d* layers of membranes, [1-9]\d* of trained neurons", capsys.readouterr().out)
+
+
+# ---- networks of photographs ----
+
+
+def photographs(file, count=6, classes=10):
+    """An archive of seeded JPEG files."""
+    generator, jpeg = np.random.default_rng(0), []
+    for _ in range(count):
+        jpeg.append(io.BytesIO())
+        Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(jpeg[-1], "JPEG")
+    data = [np.frombuffer(one.getvalue(), np.uint8) for one in jpeg]
+    arrays = {"jpeg": np.concatenate(data), "offset": np.cumsum([0, *map(len, data)])}
+    arrays |= {
+        "label": np.arange(count, dtype=np.uint16) % classes,
+        "wnid": np.array([f"n{i}" for i in range(classes)]),
+    }
+    np.savez(file, **arrays, name=np.array([f"photograph {i}" for i in range(count)]))
+
+
+def changed(file, **arrays):
+    """The archive with other arrays; each is a function of the one that is there."""
+    with np.load(file) as held:
+        found = {name: arrays[name](held[name].copy()) if name in arrays else held[name] for name in held.files}
+    np.savez(file, **found)
+
+
+def one_more(spikes):
+    spikes[3, 1] += 1
+    return spikes
+
+
+def test_a_packed_network_fires_as_its_own_and_what_differs_is_told(folder, tmp_path):
+    made = {"preprocessing": s_resnet.data.Preprocessing(16, 18), "classes": tuple(f"n{9 - i}" for i in range(10))}
+    names = ("calibrated-lagged", "calibrated-lagged-int8")  # converted apart
+    float32, int8 = (s_resnet.load(folder / f"{name}.snn").with_provenance(**made) for name in names)
+    s_resnet.save(float32, tmp_path / "net.snn")
+    photographs(tmp_path / "jpeg.npz")
+    travel, output = tmp_path / "packed", tmp_path / "lines.jsonl"
+    packed.main([str(travel), str(tmp_path / "net.snn"), "--photographs", str(tmp_path / "jpeg.npz"), "--limit", "5"])
+
+    given = packed.Packed(travel)
+    images = packed.read(given.photographs, int8)
+    assert images.labels.tolist() == [9, 8, 7, 6, 5, 4] and images.images.shape == (6, 3, 16, 16)
+    want, told = s_resnet.simulate(int8, images.images[:5], 8), given.reference("net")
+    assert told.layers.tolist() == list(want.spikes) and told.spikes.sum() > 0
+    assert np.array_equal(told.spikes, torch.stack([counts[-1] for counts in want.spikes.values()]))
+    assert np.array_equal(told.answers, want.outputs[-1].argmax(1))
+    assert np.array_equal(told.ann, float32.run(images.images[:5]).argmax(1))
+    travels = given.load("net")
+    assert travels.provenance.recipe == int8.provenance.recipe
+    assert not any(bool(node.op.weight.any()) for node in travels.nodes if hasattr(node.op, "weight"))
+
+    options = ["--networks", str(travel), "--device", "cpu", "--quick", "--output", str(output)]
+    gpu_imagenet.main(options)
+    changed(travel / "net.npz", spikes=one_more)
+    gpu_imagenet.main([*options, "--only", "net"])
+    changed(travel / "net.npz", marks=lambda marks: marks + (np.arange(len(marks)) == 1))
+    gpu_imagenet.main(options)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    for line in lines:
+        assert line["question"] == "imagenet" and line["dry_run"] and line["passes_alike"] and line.keys() >= SAID
+    parts = ("compared", "decoded_apart", "answers_apart", "spikes_apart", "counts_apart", "first_layer_apart")
+    found = [tuple(line[part] for part in parts) for line in lines]
+    assert found == [(4, 0, 0, 0, 0, None), (4, 0, 0, 1, 1, told.layers[3]), (3, 1, 0, 0, 0, None)]
+    changed(tmp_path / "jpeg.npz", label=lambda labels: labels + 1)
+    with pytest.raises(SystemExit, match="other photographs"):
+        packed.main([str(travel), str(tmp_path / "net.snn"), "--photographs", str(tmp_path / "jpeg.npz")])
+    changed(travel / "net.npz", network=lambda digest: np.array("0" * 64))
+    with pytest.raises(SystemExit, match="another network"):
+        gpu_imagenet.main(options)
 
 
 # ---- how fast is it ----

@@ -25,6 +25,7 @@ from s_resnet.kernels.surrogate.fire import fire, run
 from s_resnet.kernels.surrogate.normalize import Normalization, normalize_and_fire
 from s_resnet.kernels.surrogate.reference import SURROGATES, Firing, fire_reference
 from s_resnet.runtime.device import prefetch
+from s_resnet.simulation.simulate import answers
 
 sys.path += [str(Path(__file__).parents[2] / "tests" / folder) for folder in ("", "kernels")]
 
@@ -34,6 +35,7 @@ __all__ = [
     "Firing",
     "Normalization",
     "Update",
+    "answers",
     "fire",
     "fire_reference",
     "normalize_and_fire",

@@ -81,13 +81,16 @@ class Timing:
 
 
 def asked(
-    question: str, about: str, arguments: Sequence[str] | None, **options: Any
+    question: str, about: str, arguments: Sequence[str] | None, results: str = "gpu_timings", **options: Any
 ) -> tuple[Timing, argparse.Namespace]:
-    """The options of a timing; those beside the shared ones by name, with the settings of ``add_argument``."""
+    """The options of a timing; those beside the shared ones by name, with the settings of ``add_argument``.
+
+    ``results`` names the file of lines.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="a dry run: small sizes, once")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_timings.jsonl")
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{results}.jsonl")
     for name, settings in options.items():
         parser.add_argument(f"--{name}", **settings)
     got = parser.parse_args(arguments)
