@@ -67,7 +67,7 @@ def measure(timing: Timing, given: Packed, name: str, batch: int) -> None:
     passes: list[tuple[Tensor, Tensor]] = []
 
     def once() -> None:
-        passes.append(simulated(snn, images, batch, repeats=(1 + PASSES) * (len(images) // batch)))
+        passes.append(simulated(snn, images, batch, repeats=1))
 
     first = timing.wall(once, repeats=1)
     if timing.gpu:

@@ -154,11 +154,7 @@ def prepare(network: Network, precision: str) -> Plan:
     reads = {node.name: node.inputs for node in nodes}
     spiking = {n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in counted}
     bytes_of = {name: _byte(neurons[name]) for name in counted if neurons[name].max_emission <= LARGEST_BYTE}
-    one_kernel = {
-        name: source
-        for name, source in spiking.items()
-        if integer and name in prompt and source in bytes_of and _in_one_kernel(ops[name])
-    }
+    joins = {name: source for name, source in spiking.items() if integer and name in prompt and source in bytes_of}
     return Plan(
         nodes=nodes,
         ops=ops,
@@ -175,7 +171,7 @@ def prepare(network: Network, precision: str) -> Plan:
         last_reader={source: name for name, source in spiking.items()},
         fused=prompt,
         alone=frozenset(name for name in prompt if reads[users[name][0]] == (name,)),
-        one_kernel=one_kernel,
+        one_kernel={name: source for name, source in joins.items() if _in_one_kernel(ops[name])},
         dtype=dtype,
         narrow=narrow,
         two_part=single and precision == "exact" and weights[0].device.type == "cuda",

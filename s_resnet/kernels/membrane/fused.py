@@ -193,9 +193,8 @@ def integrate_and_fire(current: Currents, v: Tensor, update: Update, tile: Tile 
         emitted = emitted.clone() if update.emitted_after is None else update.emitted_after.copy_(emitted)
     out = empty_steps(current.steps, v, torch.int8)
     launch = _Launch(current, update, after, emitted, out)
-    launch.run(
-        tile or fused_tiles.chosen(layer(current, update), launch.timed if fused_tiles.tunes(v.device) else None)
-    )
+    timed = launch.timed if fused_tiles.tunes(v.device) else None
+    launch.run(tile or fused_tiles.chosen(layer(current, update), timed))
     dtype = update.spike_dtype or v.dtype
     return out if dtype == torch.int8 else out.to(dtype), after
 

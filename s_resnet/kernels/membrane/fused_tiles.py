@@ -125,6 +125,9 @@ def _tiles(layer: Layer) -> Iterator[Tile]:
                 yield Tile(pixels, channels, 64, 4, warps, registers, flat=True)
         if layer.taps > 1 or not alone:
             yield Tile(pixels, channels, deep, 3, warps, registers)
+        if layer.branch:
+            yield Tile(pixels, channels, min(64, deep), 3, warps, registers)
+            yield Tile(pixels, channels, deep, 2, warps, registers)
 
 
 def _shared(layer: Layer, tile: Tile) -> int:
