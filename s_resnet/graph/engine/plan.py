@@ -143,18 +143,15 @@ def prepare(network: Network, precision: str) -> Plan:
     # Whole numbers, of which every alphabet has so few that bfloat16 holds them; means are none.
     counted = frozenset(name for name in unit if not isinstance(neurons[name].spikes, Differential))
     # A shortcut synapse that only neurons read is applied inside the membrane kernel, without a pass of its own.
-    deferred = {
-        node.name: node.inputs[0]
-        for node in nodes
-        if isinstance(node.op, Scale) and users[node.name] and all(user in neurons for user in users[node.name])
-    }
+    scales = [n for n in nodes if isinstance(n.op, Scale) and users[n.name]]
+    deferred = {n.name: n.inputs[0] for n in scales if all(user in neurons for user in users[n.name])}
     most = _max_membrane_step(nodes, ops) if integer else 0  # with the biases, which leave the operations next
     ops, bias = _biases(nodes, ops, users, static)
     prompt = frozenset(n.name for n in nodes if len(users[n.name]) == 1 and users[n.name][0] in neurons)
     reads = {node.name: node.inputs for node in nodes}
     spiking = {n.name: n.inputs[0] for n in nodes if isinstance(n.op, Conv2d) and n.inputs[0] in counted}
     bytes_of = {name: _byte(neurons[name]) for name in counted if neurons[name].max_emission <= LARGEST_BYTE}
-    joins = {name: source for name, source in spiking.items() if integer and name in prompt and source in bytes_of}
+    pairs = {name: source for name, source in spiking.items() if integer and name in prompt and source in bytes_of}
     return Plan(
         nodes=nodes,
         ops=ops,
@@ -171,7 +168,7 @@ def prepare(network: Network, precision: str) -> Plan:
         last_reader={source: name for name, source in spiking.items()},
         fused=prompt,
         alone=frozenset(name for name in prompt if reads[users[name][0]] == (name,)),
-        one_kernel={name: source for name, source in joins.items() if _in_one_kernel(ops[name])},
+        one_kernel={name: source for name, source in pairs.items() if _in_one_kernel(ops[name])},
         dtype=dtype,
         narrow=narrow,
         two_part=single and precision == "exact" and weights[0].device.type == "cuda",
