@@ -4,7 +4,8 @@
     python benchmarks/gpu/warm.py compile FILE [--arch sm_90] [--processes N]
 
 The first runs the checks on the CPU as if it were a GPU, and lists every instance that would be asked for. The second
-compiles what is not in the cache yet (`$XDG_CACHE_HOME/s_resnet`), for the device that is there or for ``--arch``.
+compiles what is not in the cache yet (`$XDG_CACHE_HOME/s_resnet`), for the device that is there or for ``--arch``. Where
+the device is, it also compiles the CPU's kernels, which every process would do else.
 """
 
 from __future__ import annotations
@@ -87,13 +88,17 @@ def compile_all(file: Path, arch: str | None, processes: int) -> int:
     """Compile the list; 1 where one could not be, which is told."""
     if arch is None and not torch.cuda.is_available():
         raise SystemExit("no CUDA device to compile for: name one with --arch")
+    here = arch is None
     if arch is None:
         arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
     instances, start = json.loads(file.read_text()), time.perf_counter()
     with ProcessPoolExecutor(processes) as pool:
+        host = pool.submit(inside.compile_host) if here else None
         errors = [error for error in pool.map(compile_one, instances, itertools.repeat(arch)) if error is not None]
     for error in errors[:3]:
         print(error, file=sys.stderr)
+    if host is not None:
+        print(f"kernels of the CPU: {host.result()}")
     done = f"{len(instances) - len(errors)} of {len(instances)}"
     print(f"{done} instances for {arch} by {inside.compiler()} in {time.perf_counter() - start:.0f} s")
     return int(bool(errors))
