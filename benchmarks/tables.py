@@ -56,7 +56,10 @@ def conversion() -> str:
 
 
 def newest_speed(question: str) -> list[dict[str, Any]]:
-    """`speed.py` by network, size, batch, T, threads, device, layout and arithmetic: each contender's newest figures."""
+    """Lines of `speed.py` by network, size, batch, T, threads, device, layout and arithmetic.
+
+    Each has the newest figures of every contender, whichever run they are from; ratios are of that run.
+    """
     keys = ("network", "weights", "size", "batch", "steps", "threads", "device", "layout_of_others")
     newest: dict[str, dict[str, Any]] = {}
     for line in lines("speed"):
@@ -117,9 +120,10 @@ def gpu_speed() -> str:
     for line in newest_speed("speed"):
         for name, got in line["contenders"].items() if line["device"] != "cpu" else ():
             micro = {each: 1000 * value for each, value in got["ms_per_step_per_image"].items()}
+            rate = "" if got["rate"] is None else f"{got['rate']:.3f}"
             rows.append(
                 f"| {heading(line)} | {name} | {got['arithmetic']} | {micro['median']:.1f} "
-                f"({micro['min']:.1f} to {micro['max']:.1f}) | {got['rate']:.3f} | {ratio(got.get('over_floor'))} |"
+                f"({micro['min']:.1f} to {micro['max']:.1f}) | {rate} | {ratio(got.get('over_floor'))} |"
             )
     return "\n".join(rows) if len(rows) > 2 else "Not measured."
 

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu/checks.py [GROUP ...] --networks FOLDER [--device cuda|cpu] [--only NAME;...]
 
-Groups: engine, analysis, streams, arithmetic, training; without one, all. FOLDER is what `networks.py` made. A line for each
-check is appended to `benchmarks/results/gpu_checks.jsonl`; the exit status is 1 where one failed. On `--device cpu`
-what needs a GPU says so, and the others are a dry run.
+Groups: engine, analysis, streams, arithmetic, training; without one, all. FOLDER is what `networks.py` made. A line for
+each check is appended to `benchmarks/results/gpu_checks.jsonl`; the exit status is 1 where one failed. On
+`--device cpu` what needs a GPU says so, and the others are a dry run.
 """
 
 from __future__ import annotations

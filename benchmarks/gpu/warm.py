@@ -4,8 +4,8 @@
     python benchmarks/gpu/warm.py compile FILE [--arch sm_90] [--processes N]
 
 The first runs the checks on the CPU as if it were a GPU, and lists every instance that would be asked for. The second
-compiles what is not in the cache yet (`$XDG_CACHE_HOME/s_resnet`), for the device that is there or for ``--arch``. Where
-the device is, it also compiles the CPU's kernels, which every process would do else.
+compiles what is not in the cache yet (`$XDG_CACHE_HOME/s_resnet`), for the device that is there or for ``--arch``.
+Where the device is, it also compiles the CPU's kernels, which every process would do for itself otherwise.
 """
 
 from __future__ import annotations
