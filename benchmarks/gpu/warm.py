@@ -41,7 +41,7 @@ def of_tests() -> Iterator[inside.Instance]:
         for shape, steps in [*cases.launches(case), ((2, 24, 7, 9), 33)]:
             yield each(case, shape, steps)
     for case in cases.OTHERS:
-        for shape, steps in itertools.product(((2, 8, 3, 5), (2, 16, 7, 7)), (1, 7)):
+        for shape, steps in itertools.product(((2, 8, 3, 5), (2, 16, 7, 7), (2, 3, 5, 7)), (1, 7)):
             yield each(case, shape, steps)
     for dtype, steps, levels in itertools.product(trained.FLOATS, (1, 4, 7, 20), (1, 3)):
         current = torch.zeros(steps, 2, 24, 9, 8, dtype=dtype)
