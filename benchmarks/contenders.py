@@ -22,6 +22,7 @@ from s_resnet.graph.ops import Conv2d
 
 WARM = 32  # steps before the clock starts
 CALIBRATION = 256  # images
+QUANTILE = 2**24  # numbers that torch.quantile takes
 NETWORKS: dict[str, tuple[str, int, Callable[[], nn.Module]]] = {  # case of conversion.py, size, without fixtures
     "resnet18": ("resnet18", 64, torchvision.models.resnet18),
     "cifar_resnet20": ("resnet20", 32, lambda: s_resnet.models.CifarResNet(20)),
@@ -63,6 +64,12 @@ class Setting:
         if self.fixtures is None:
             return None
         return self.read(CASES[NETWORKS[self.network][0]].calibration or "", "calibration", CALIBRATION, 64)
+
+    @property
+    def peer_calibration(self) -> list[Tensor]:
+        """Batches as small as torch.quantile asks, which SpikingJelly gives a whole batch of a layer's activations."""
+        most = QUANTILE // max(shape.numel() for shape in self.shapes.values())
+        return [images[:most] for images in self.calibration or [self.images.cpu()]]
 
     @property
     def peer_images(self) -> Tensor:
@@ -239,7 +246,7 @@ def spikingjelly(compiled: bool = False, multistep: bool = False, half: bool = F
     """SpikingJelly's conversion: a step at a time, or in multi-step mode as many at once as fit."""
 
     def build(setting: Setting) -> Runner:
-        images, calibration = setting.peer_images, setting.calibration or [setting.images.cpu()]
+        images, calibration = setting.peer_images, setting.peer_calibration
         net = peers.spikingjelly_network(setting.model, calibration, images)
         neurons = peers.spikingjelly_neurons(net)
         many = images[None]
@@ -267,6 +274,7 @@ def spikingjelly(compiled: bool = False, multistep: bool = False, half: bool = F
                 neuron.v = v.clone()
 
         notes: dict[str, object] = {"top1_as_ann_at_64": same_top1(answer, setting.model(images))}
+        notes["calibration_images"] = sum(map(len, calibration))
         if multistep:
             notes["steps_at_once"] = len(many)
         return Runner(run, rewind, counts["spikes"] / counts["outputs"], notes)

@@ -56,10 +56,18 @@ def conversion() -> str:
 
 
 def newest_speed(question: str) -> list[dict[str, Any]]:
-    """The newest line of `speed.py` for each network, size, batch, T, thread count, device, layout and arithmetic."""
+    """Lines of `speed.py` by network, size, batch, T, threads, device, layout and arithmetic.
+
+    Each has the newest figures of every contender, whichever run they are from; ratios are of that run.
+    """
     keys = ("network", "weights", "size", "batch", "steps", "threads", "device", "layout_of_others")
-    found = [line for line in lines("speed") if line["question"] == question]
-    return list({str([line[key] for key in keys] + [arithmetic(line)]): line for line in found}.values())
+    newest: dict[str, dict[str, Any]] = {}
+    for line in lines("speed"):
+        if line["question"] == question:
+            key = str([line[key] for key in keys] + [arithmetic(line)])
+            before = newest.get(key, {}).get("contenders", {})
+            newest[key] = line | {"contenders": before | line["contenders"]}
+    return list(newest.values())
 
 
 def arithmetic(line: dict[str, Any]) -> str:
@@ -82,13 +90,15 @@ def ratio(values: dict[str, float] | None) -> str:
 
 
 def speed() -> str:
-    """One simulated step of each contender, against the convolutions alone and against SpikingJelly."""
+    """One simulated step of each contender on a CPU, against the convolutions alone and against SpikingJelly."""
     rows = [
         "| network, size, batch | steps | contender | ms per step and image | rate | / convolutions alone (range) | "
         "times faster than SpikingJelly eager (range) |",
         "|---|---|---|---|---|---|---|",
     ]
     for line in newest_speed("speed"):
+        if line["device"] != "cpu":
+            continue
         first, last = line["steps"]
         for name, got in line["contenders"].items():
             rate = "" if got["rate"] is None else f"{got['rate']:.3f}"
@@ -98,6 +108,24 @@ def speed() -> str:
                 f"{ratio(got.get('over_floor'))} | {ratio(got.get('times_faster_than_spikingjelly_eager'))} |"
             )
     return "\n".join(rows)
+
+
+def gpu_speed() -> str:
+    """One simulated step of each contender on a GPU, against the convolutions alone in its own arithmetic."""
+    rows = [
+        "| network, size, batch | contender | arithmetic | microseconds per step and image (range) | rate | "
+        "/ convolutions alone (range) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for line in newest_speed("speed"):
+        for name, got in line["contenders"].items() if line["device"] != "cpu" else ():
+            micro = {each: 1000 * value for each, value in got["ms_per_step_per_image"].items()}
+            rate = "" if got["rate"] is None else f"{got['rate']:.3f}"
+            rows.append(
+                f"| {heading(line)} | {name} | {got['arithmetic']} | {micro['median']:.1f} "
+                f"({micro['min']:.1f} to {micro['max']:.1f}) | {rate} | {ratio(got.get('over_floor'))} |"
+            )
+    return "\n".join(rows) if len(rows) > 2 else "Not measured."
 
 
 def peer_memory() -> str:
@@ -293,6 +321,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "peer-memory": peer_memory,
     "gpu": gpu,
+    "gpu-speed": gpu_speed,
     "latency": latency,
     "peers-latency": peers_latency,
     "ablation": ablation,

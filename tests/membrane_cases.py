@@ -1,7 +1,7 @@
 """Inputs for the membrane kernels: every type, layout, tail and kind of parameter, on dyadic numbers."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -12,6 +12,8 @@ SPIKES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8,
 # Whole vectors; vectors that straddle pixels; odd sizes, which only the scalar path takes; several blocks and a tail.
 SHAPES = ((2, 8, 3, 5), (3, 6, 2, 4), (1, 3, 5, 7), (1, 16, 9, 9), (3, 40), (2, 17), (1, 1), (2, 5, 8), (2, 4, 2, 3, 2))
 STEPS = (1, 7, 16, 40)  # 40: the counts of 32 steps leave, and those of the rest
+# The fields of an Update in their order, but for those of a part of a window: the operator takes it whole.
+OPERATOR_TAKES = tuple(field.name for field in fields(Update) if field.name not in ("begins", "ends"))
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,11 @@ def make(case, shape, steps, seed=0, device="cpu", dyadic=True):
         "emitted_after": room[1],
     }
     return current, v, settings
+
+
+def plain(settings):
+    """What the operator takes behind current and membrane."""
+    return tuple(settings[name] for name in OPERATOR_TAKES)
 
 
 def run(kernel, current, v, settings):

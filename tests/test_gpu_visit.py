@@ -263,7 +263,39 @@ def test_the_table_has_the_newest_line_of_each_way(monkeypatch):
     assert tables.gpu() == "Not measured."
 
 
+def test_the_table_of_contenders_on_a_gpu_has_the_newest_figures_of_each(monkeypatch):
+    def figures(us, **others):
+        times = dict.fromkeys(("median", "min", "max"), us / 1000)
+        return {"ms_per_step_per_image": times, "arithmetic": "TF32", "rate": 0.25, **others}
+
+    line = {"question": "speed", "network": "resnet50", "weights": "random", "size": 224, "batch": 64}
+    line |= {"steps": [33, 96], "threads": 8, "device": "A", "layout_of_others": "contiguous", "float32": "TF32"}
+    bound = {"over_floor": dict.fromkeys(("median", "min", "max"), 1.0)}
+    found = [{**line, "contenders": {"floor": figures(70, **bound), "ours": figures(50)}}]
+    found += [{**line, "contenders": {"ours": figures(40), "ann": figures(90, rate=None)}}]
+    found += [{**line, "device": "cpu", "contenders": {"ours": figures(9000)}}]
+    monkeypatch.setattr(tables, "lines", lambda name: found)
+    where = "| resnet50 (random), 224 px, 64, A, TF32 |"
+    assert tables.gpu_speed().splitlines()[2:] == [
+        f"{where} floor | TF32 | 70.0 (70.0 to 70.0) | 0.250 | 1.00 (1.00 to 1.00) |",
+        f"{where} ours | TF32 | 40.0 (40.0 to 40.0) | 0.250 |  |",
+        f"{where} ann | TF32 | 90.0 (90.0 to 90.0) |  |  |",
+    ]
+    assert len(tables.speed().splitlines()) == 3 and "| ours | 9 |" in tables.speed()
+    monkeypatch.setattr(tables, "lines", lambda name: found[2:])
+    assert tables.gpu_speed() == "Not measured."
+
+
 # ---- beside others ----
+
+
+def test_spikingjelly_calibrates_on_as_many_images_as_torch_quantile_takes():
+    """Of a batch at 224 px; at 64 px on all of it."""
+    for size, images in ((224, 20), (64, 64)):
+        setting = contenders.Setting("resnet50", size, 64, "cpu", "contiguous", None, Path("work"))
+        stem = torch.Size((64, size // 2, size // 2))
+        vars(setting).update(shapes={"stem": stem, "fc": torch.Size((1000,))}, images=torch.zeros(64, 3, 2, 2))
+        assert [len(batch) for batch in setting.peer_calibration] == [images]
 
 
 def test_float32_is_one_arithmetic_for_all_contenders_of_a_run(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,17 @@ def _exact(given: Networks) -> dict[str, Any]:
 
 @check("exact is float32 whatever the caller has set", gpu=True)
 def _whatever(given: Networks) -> dict[str, str]:
-    told = {}
-    for caller in CALLERS:
-        program = [sys.executable, str(Path(__file__).with_name("checks.py")), "--only", "exact is float32"]
-        options = ["--caller", caller, "--networks", str(given.folder), "--output", "/dev/null"]
-        done = subprocess.run([*program, *options], capture_output=True, text=True, timeout=100)
-        told[caller] = (done.stdout.splitlines() or done.stderr.splitlines()[-1:] or [""])[0]
-        expect(done.returncode == 0, told)
+    program = [sys.executable, str(Path(__file__).with_name("checks.py")), "--only", "exact is float32"]
+    options = ["--networks", str(given.folder), "--output", "/dev/null"]
+
+    def ask(caller: str) -> subprocess.CompletedProcess[str]:
+        command = [*program, "--caller", caller, *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+    with ThreadPoolExecutor(len(CALLERS)) as at_once:
+        done = dict(zip(CALLERS, at_once.map(ask, CALLERS), strict=True))
+    told = {each: (got.stdout.splitlines() or got.stderr.splitlines()[-1:] or [""])[0] for each, got in done.items()}
+    expect(not any(got.returncode for got in done.values()), told)
     return told
 
 

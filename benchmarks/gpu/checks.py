@@ -2,9 +2,9 @@
 
     python benchmarks/gpu/checks.py [GROUP ...] --networks FOLDER [--device cuda|cpu] [--only NAME;...]
 
-Groups: engine, streams, arithmetic, training; without one, all. FOLDER is what `networks.py` made. A line for each
-check is appended to `benchmarks/results/gpu_checks.jsonl`; the exit status is 1 where one failed. On `--device cpu`
-what needs a GPU says so, and the others are a dry run.
+Groups: engine, analysis, streams, arithmetic, training; without one, all. FOLDER is what `networks.py` made. A line for
+each check is appended to `benchmarks/results/gpu_checks.jsonl`; the exit status is 1 where one failed. On
+`--device cpu` what needs a GPU says so, and the others are a dry run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import check_analysis
 import check_arithmetic
 import check_engine
 import check_streams
@@ -27,7 +28,8 @@ from lines import RESULTS
 from networks import Networks
 
 GROUPS = tuple(
-    m.__name__.removeprefix("check_") for m in (check_engine, check_streams, check_arithmetic, check_training)
+    m.__name__.removeprefix("check_")
+    for m in (check_engine, check_analysis, check_streams, check_arithmetic, check_training)
 )
 
 

@@ -18,6 +18,7 @@ from s_resnet import kernels
 from s_resnet.graph import engine
 from s_resnet.graph.ops import Conv2d
 from s_resnet.kernels import Update
+from s_resnet.kernels.build import compiler as host
 from s_resnet.kernels.build import nvrtc
 from s_resnet.kernels.membrane import cuda, reference
 from s_resnet.kernels.surrogate import cuda as surrogate_cuda
@@ -144,6 +145,11 @@ def compile_instance(instance: Instance, arch: str) -> None:
     """Compile for an architecture such as ``sm_90``, into the cache on the disk; no GPU is needed."""
     file, name = instance
     nvrtc.binary(name, arch, file)
+
+
+def compile_host() -> str:
+    """Compile the kernels of the CPU into the cache: by whom, or why not."""
+    return host.compiled()[1]
 
 
 def compiler() -> str:

@@ -44,8 +44,11 @@ def device_name(device: torch.device) -> str:
 
 
 def described(device: torch.device) -> dict[str, Any]:
-    """Device, driver, versions and the command that is running."""
-    program = Path(sys.argv[0])
+    """Device, driver, versions and the command that is running, but for where its lines go."""
+    program, given = Path(sys.argv[0]), sys.argv[1:]
+    if "--output" in given:
+        at = given.index("--output")
+        given = given[:at] + given[at + 2 :]
     name = str(program.resolve().relative_to(ROOT)) if program.resolve().is_relative_to(ROOT) else program.name
     return {
         "device": device_name(device),
@@ -53,7 +56,7 @@ def described(device: torch.device) -> dict[str, Any]:
         "kernels": describe_kernels(),
         "python": platform.python_version(),
         "versions": versions(),
-        "command": " ".join(["python", name, *sys.argv[1:]]),
+        "command": " ".join(["python", name, *given]),
     }
 
 

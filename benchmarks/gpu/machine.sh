@@ -24,12 +24,12 @@ wheels=$(missing)
 [ -z "$wheels" ] || "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target "$SITE" $wheels
 ln -sfn "$PWD/cli" "$SITE/sresnet_cli"
 
-part() { # part SECONDS COMMAND ...: with a limit of its own, and no longer than what is left of BUDGET
+part() { # part SECONDS COMMAND ...: with a limit of its own, and no longer than what is left of BUDGET; then SIGNAL
     local limit=$1 left=$((BUDGET - SECONDS)) start=$SECONDS code=0
     shift
     echo "== $*"
     [ "$left" -gt 5 ] || { echo "-- left out: the time is used up"; return 0; }
-    timeout "$((limit < left ? limit : left))" "$@" || code=$?
-    [ "$code" -ne 124 ] || echo "-- stopped at its limit"
+    timeout --signal "${SIGNAL:-TERM}" --kill-after 5 "$((limit < left ? limit : left))" "$@" || code=$?
+    case $code in 124 | 137) echo "-- stopped at its limit" ;; esac
     echo "-- exit $code after $((SECONDS - start)) s, $SECONDS s in all"
 }

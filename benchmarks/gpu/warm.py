@@ -5,6 +5,7 @@
 
 The first runs the checks on the CPU as if it were a GPU, and lists every instance that would be asked for. The second
 compiles what is not in the cache yet (`$XDG_CACHE_HOME/s_resnet`), for the device that is there or for ``--arch``.
+Where the device is, it also compiles the CPU's kernels, which every process would do for itself otherwise.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def of_tests() -> Iterator[inside.Instance]:
         for shape, steps in [*cases.launches(case), ((2, 24, 7, 9), 33)]:
             yield each(case, shape, steps)
     for case in cases.OTHERS:
-        for shape, steps in itertools.product(((2, 8, 3, 5), (2, 16, 7, 7)), (1, 7)):
+        for shape, steps in itertools.product(((2, 8, 3, 5), (2, 16, 7, 7), (2, 3, 5, 7)), (1, 7)):
             yield each(case, shape, steps)
     for dtype, steps, levels in itertools.product(trained.FLOATS, (1, 4, 7, 20), (1, 3)):
         current = torch.zeros(steps, 2, 24, 9, 8, dtype=dtype)
@@ -87,13 +88,17 @@ def compile_all(file: Path, arch: str | None, processes: int) -> int:
     """Compile the list; 1 where one could not be, which is told."""
     if arch is None and not torch.cuda.is_available():
         raise SystemExit("no CUDA device to compile for: name one with --arch")
+    here = arch is None
     if arch is None:
         arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
     instances, start = json.loads(file.read_text()), time.perf_counter()
     with ProcessPoolExecutor(processes) as pool:
+        host = pool.submit(inside.compile_host) if here else None
         errors = [error for error in pool.map(compile_one, instances, itertools.repeat(arch)) if error is not None]
     for error in errors[:3]:
         print(error, file=sys.stderr)
+    if host is not None:
+        print(f"kernels of the CPU: {host.result()}")
     done = f"{len(instances) - len(errors)} of {len(instances)}"
     print(f"{done} instances for {arch} by {inside.compiler()} in {time.perf_counter() - start:.0f} s")
     return int(bool(errors))
