@@ -1,6 +1,6 @@
 """What does one kernel for a convolution and its neurons gain over the two, and by which tile? Layers of ResNet-50.
 
-    python benchmarks/gpu/fused.py [--batch N] [--device cuda|cpu] [--quick] [--processes N]
+    python benchmarks/gpu/fused.py [--batch N] [--device cuda|cpu] [--quick] [--processes N] [--task TASK]
 
 cuDNN in float16 with the membrane kernel behind it, against the fused kernel in int8 by every tile that there is for
 the layer; the fastest one is kept in the table that the engine reads. A line for each layer. First all tiles are
@@ -226,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "batch": {"type": int, "default": 64},
         "processes": {"type": int, "default": 12},
         "part": {"metavar": "I/N"},
+        "task": {"choices": ("compile", "measure"), "help": "by default both"},
     }
     timing, got = asked("fused", __doc__ or "", arguments, **options)
     if importlib.util.find_spec("triton") is None:
@@ -236,8 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(done.returncode)
     if got.part:
         return compile_part(timing, got.batch, got.part)
-    if timing.gpu:
+    if timing.gpu and got.task != "measure":
         compile_all(again, got.processes)
+    if got.task == "compile":
+        return None
     for shape in SMALL if timing.quick else resnet50():
         measure(timing, shape, 2 if timing.quick else got.batch)
     return None
