@@ -25,6 +25,8 @@ quietly() { # quietly NAME SECONDS COMMAND ...: beside others, for what it compi
         --only "floor float16,ours fast,ours int8,spikingjelly multi-step,spikingjelly multi-step float16"
     quietly checks 60 "$PYTHON" benchmarks/gpu/checks.py --only "$WHOLE" --networks .visit/networks \
         --output "$OUT/gpu_checks.jsonl"
+    quietly tests 60 "$PYTHON" -m pytest -q -n 4 -m gpu tests/kernels/test_gpu.py --no-header --tb=short -p no:cacheprovider \
+        -p no:benchmark -o filterwarnings=default -o addopts= -k "operator_keeps or threads_may or compiled_it"
     for network in $(cd "$PHOTOGRAPHS" && ls | sed -n 's/\.snn\.xz$//p'); do
         quietly "$network" 60 "$PYTHON" benchmarks/gpu/gpu_imagenet.py --networks "$PHOTOGRAPHS" --only "$network" \
             --output /dev/null
