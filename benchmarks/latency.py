@@ -64,18 +64,18 @@ class Network:
 
 NETWORKS = {
     "resnet20": Network(
-        *("resnet20-12fca82f.th", 32, "cifar10/train", ((LOSSLESS, 500), (JPEG, 2000)), (4, 8, 16, 32)),
+        *("resnet20-12fca82f.th", 32, "cifar10/train", ((LOSSLESS, 500), (JPEG, 5000)), (4, 8, 16, 32)),
         *(tuple(balancing.PEERS), (LOSSLESS, 500)),
     ),
     "resnet56": Network(
-        *("resnet56-4bfd9763.th", 32, "cifar10/train", ((LOSSLESS, 500), (JPEG, 2000)), (8, 16, 32)),
+        *("resnet56-4bfd9763.th", 32, "cifar10/train", ((LOSSLESS, 500), (JPEG, 5000)), (8, 16, 32)),
         peer_data=(LOSSLESS, 500),
     ),
     "resnet18": Network(
-        *("resnet18-cifar10-64px.pth", 64, "jpeg-train", ((JPEG, 2000), (JPEG, 500)), (8, 16, 32)),
+        *("resnet18-cifar10-64px.pth", 64, "jpeg-train", ((JPEG, 5000), (JPEG, 500)), (4, 8, 16, 32)),
         tuple(balancing.PEERS),
     ),
-    "resnet50": Network("resnet50-cifar10-64px.pth", 64, "jpeg-train", ((JPEG, 1000), (JPEG, 500)), (8, 16, 32)),
+    "resnet50": Network("resnet50-cifar10-64px.pth", 64, "jpeg-train", ((JPEG, 5000), (JPEG, 500)), (4, 8, 16, 32)),
 }
 NAMES = ("calibrated", "calibrated+reconstruct", "calibrated-constant", "calibrated-fission", "calibrated-lagged")
 NAMES += ("calibrated-lagged+reconstruct", "phased", "phased+reconstruct", "signed", "signed+reconstruct", "multilevel")
