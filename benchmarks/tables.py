@@ -160,6 +160,26 @@ def gpu() -> str:
 Group = dict[str, dict[int, dict[str, Any]]]  # recipe, T, line
 
 
+def gpu_fused() -> str:
+    """Layers of ResNet-50 in one kernel, by the programs that have run on a GPU, beside the two kernels of float16."""
+    layers: dict[str, dict[str, Any]] = {}
+    for line in lines("gpu_fused_tiles"):
+        shape = line["layer"]
+        name = f"{shape['kernel']} x {shape['kernel']}, {shape['channels']} to {shape['outputs']}, {shape['side']} px"
+        name += ", stride 2" if shape["stride"] == 2 else ""
+        name += ", with a projection" if shape["projected"] else ", with a shortcut" if shape["shortcut"] else ""
+        row = layers.setdefault(name, {})
+        row.setdefault("pair", line.get("two_kernels_float16_us"))
+        row[line["program"].split(",")[0] + " " + line["weights"]] = line["us_per_step_per_image"]
+    columns = {"two kernels, float16": "pair", "one, int8": "first int8", "one, float16": "first float16"}
+    columns |= {"one, two parts": "first two-part", "one, int8, second program": "second int8"}
+    rows = [f"| layer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in layers.items():
+        cells = [f"{row[key]:.2f}" if row.get(key) is not None else "" for key in columns.values()]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def few_steps() -> dict[tuple[str, str, int], Group]:
     """The newest lines of `latency.py` by (network, data, images), then by recipe and T."""
     groups: dict[tuple[str, str, int], Group] = {}
@@ -322,6 +342,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peer-memory": peer_memory,
     "gpu": gpu,
     "gpu-speed": gpu_speed,
+    "gpu-fused": gpu_fused,
     "latency": latency,
     "peers-latency": peers_latency,
     "ablation": ablation,
