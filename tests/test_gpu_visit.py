@@ -382,5 +382,7 @@ def test_a_script_names_files_that_are_there(script):
     text = script.read_text()
     for name in re.findall(r"(?:benchmarks|tests)/[\w/]+\.(?:py|sh)", text):
         assert (ROOT / name).is_file(), name
-    for names in re.findall(r'--only "(.*?)"', text):
+    for names in re.findall(r'--only "([^$]*?)"', text):
         assert set(names.split(",")) <= contenders.CONTENDERS.keys()
+    for names in re.findall(r'^WHOLE="(.*)"', text, re.MULTILINE):
+        assert set(names.split(";")) <= checking.CHECKS.keys()
