@@ -17,16 +17,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import inside
 import torch
 import torch.nn.functional as F
+from inside import fused, fused_tiles
 from timing import Timing, asked
 from torch import Tensor
-
-if TYPE_CHECKING:  # Triton reads whether it interprets when it is imported
-    from s_resnet.kernels.membrane import fused
 
 STEPS, CHECKED, PATIENCE = 16, 2, 60  # steps that are timed, and that are checked; seconds for compiling
 RATE, THRESHOLD, BIAS, SCALE = 0.11, 200, 3, 90  # spikes per neuron and step; in units of an int8 weight
@@ -84,15 +82,11 @@ class Case:
 
     def run(self, tile: Any = None) -> Tensor:
         """The spikes; the membranes go on from where they are."""
-        from s_resnet.kernels.membrane import fused
-
-        return fused.integrate_and_fire(self.current, self.v, self.update, tile)[0]
+            return fused.integrate_and_fire(self.current, self.v, self.update, tile)[0]
 
 
 def case(device: torch.device, shape: Shape, batch: int, steps: int) -> Case:
     """Seeded spikes and whole weights."""
-    from s_resnet.kernels.membrane import fused
-
     generator = torch.Generator(device).manual_seed(0)
 
     def spikes(channels: int, side: int) -> Tensor:
@@ -175,8 +169,6 @@ def two_kernels(timing: Timing, given: Case) -> float:
 
 
 def measure(timing: Timing, shape: Shape, batch: int) -> None:
-    from s_resnet.kernels.membrane import fused, fused_tiles
-
     steps = 2 if timing.quick else STEPS
     given = case(timing.device, shape, batch, steps)
     line: dict[str, Any] = {"layer": vars(shape), "batch": batch, "steps": steps, "us": {}, "wrong": []}
@@ -197,8 +189,6 @@ def measure(timing: Timing, shape: Shape, batch: int) -> None:
 
 def compile_part(timing: Timing, batch: int, part: str) -> None:
     """Compile this part of all tiles, which Triton's cache on the disk keeps."""
-    from s_resnet.kernels.membrane import fused, fused_tiles
-
     index, many = map(int, part.split("/"))
     number = 0
     for shape in resnet50():

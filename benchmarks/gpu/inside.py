@@ -20,7 +20,7 @@ from s_resnet.graph.ops import Conv2d
 from s_resnet.kernels import Update
 from s_resnet.kernels.build import compiler as host
 from s_resnet.kernels.build import nvrtc
-from s_resnet.kernels.membrane import cuda, reference
+from s_resnet.kernels.membrane import cuda, fused, fused_tiles, reference
 from s_resnet.kernels.surrogate import cuda as surrogate_cuda
 from s_resnet.kernels.surrogate.fire import fire, run
 from s_resnet.kernels.surrogate.normalize import Normalization, normalize_and_fire
@@ -39,6 +39,8 @@ __all__ = [
     "answers",
     "fire",
     "fire_reference",
+    "fused",
+    "fused_tiles",
     "normalize_and_fire",
     "prefetch",
 ]
