@@ -82,7 +82,7 @@ class Case:
 
     def run(self, tile: Any = None) -> Tensor:
         """The spikes; the membranes go on from where they are."""
-            return fused.integrate_and_fire(self.current, self.v, self.update, tile)[0]
+        return fused.integrate_and_fire(self.current, self.v, self.update, tile)[0]
 
 
 def case(device: torch.device, shape: Shape, batch: int, steps: int) -> Case:
