@@ -23,12 +23,11 @@ STYLES = {
     "spikingjelly-ltb": ("#777777", "s--", "SpikingJelly, threshold balancing (0, 1)"),
     "spikingjelly-robust": ("#BBBBBB", "s--", "SpikingJelly, default (0, 1)"),
 }
-TITLES = ("time steps T that each layer runs", "end-to-end latency, steps")
 TICKS = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
 def draw(network: str, data: str, images: int, path: Path) -> None:
-    """Top-1 of each recipe over T and over the steps until the answer, the ANN as a line with its standard error."""
+    """Top-1 of each recipe over the steps until the answer, the ANN as a line with its standard error."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -37,29 +36,27 @@ def draw(network: str, data: str, images: int, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     group = few_steps()[network, data, images]
-    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
     ann = next(iter(next(iter(group.values())).values()))
     low, high = (ann["ann_top1"] + sign * ann["ann_standard_error"] for sign in (-1, 1))
-    for axes, steps, title in zip(panels, ("timesteps", "end_to_end_steps"), TITLES, strict=True):
-        axes.axhline(ann["ann_top1"], color="black", linewidth=1, label="ANN, ± one standard error")
-        axes.axhspan(low, high, color="black", alpha=0.08, linewidth=0)
-        for recipe, (color, style, label) in STYLES.items():
-            if recipe not in group:
-                continue  # not measured
-            got = [group[recipe][t] for t in sorted(group[recipe])]
-            values = [line[steps] for line in got], [line["top1"] for line in got]
-            axes.plot(*values, style, color=color, label=label, markersize=4)
-        axes.set_xscale("log", base=2)
-        axes.set_xlim(3.5, 700)
-        axes.set_xticks(TICKS, [str(t) for t in TICKS])
-        axes.set_xlabel(title)
-        axes.set_ylim(55, 95)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("top-1 accuracy, %")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=3, loc="outside lower center"
-    )
+    axes.axhline(ann["ann_top1"], color="black", linewidth=1, label="ANN, ± one standard error")
+    axes.axhspan(low, high, color="black", alpha=0.08, linewidth=0)
+    for recipe, (color, style, label) in STYLES.items():
+        if recipe not in group:
+            continue  # not measured
+        got = [group[recipe][t] for t in sorted(group[recipe])]
+        bars = [line["standard_error"] for line in got]
+        values = [line["end_to_end_steps"] for line in got], [line["top1"] for line in got]
+        axes.errorbar(*values, yerr=bars, fmt=style, color=color, label=label, markersize=4, elinewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(3.5, 700)
+    axes.set_xticks(TICKS, [str(t) for t in TICKS])
+    axes.set_xlabel("end-to-end latency E: steps from the image to the answer")
+    axes.set_ylim(55, 95)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylabel("top-1 accuracy, %")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
