@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         known = cases(got.fixtures.resolve(), base)
         model = s_resnet.load_checkpoint(got.fixtures / "checkpoints" / "resnet20-12fca82f.th").model
         prepared = s_resnet.data.preprocessing_for(32)
-        s_resnet.save(s_resnet.convert(model, (3, 32, 32)).with_provenance(preprocessing=prepared), base)
+        s_resnet.save(s_resnet.convert(model, (3, 32, 32), "s-resnet").with_provenance(preprocessing=prepared), base)
         chosen = got.commands or list(known)
         references, seconds = {}, {}
         for command in chosen:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from . import shared
 from .calibration import Source, calibration_source, checkpoint_source, preprocessing_of, read_class_names
-from .converted import assumed, left_out, next_step, suggestion, summary, which_weights
+from .converted import assumed, left_out, next_step, suggestion, summary, which_weights, without_images
 from .inputs import check_checkpoint, open_matched
 from .notes import shown_warnings, warn_left_out
 from .output import check_output, network_path
@@ -32,6 +32,7 @@ RECIPES = (
     "s-resnet-released",
     "calibrated",
     "calibrated-constant",
+    "calibrated-currents",
     "calibrated-fission",
     "calibrated-lagged",
     "phased",
@@ -129,11 +130,11 @@ class _Recipe(click.Choice[str]):
     "--recipe",
     metavar="NAME",
     type=_Recipe(),
-    show_default="calibrated with --calibration, s-resnet without",
-    help="Recipe. s-resnet is the paper's and s-resnet-released its code's. For few steps: calibrated, where neurons "
-    "may have a current per step; calibrated-constant, where nothing may depend on it; calibrated-fission, with 3 "
-    "neurons in place of each; calibrated-lagged, phased and signed, where layers may wait; multilevel, for graded "
-    "spikes; or auto, which chooses. "
+    show_default="calibrated with --calibration, calibrated-currents without",
+    help="Recipe. s-resnet is the paper's and s-resnet-released its code's; both need no images and take seconds. For "
+    "few steps: calibrated, where neurons may have a current per step; calibrated-constant, where nothing may depend "
+    "on it; calibrated-fission, with 3 neurons in place of each; calibrated-lagged, phased and signed, where layers "
+    "may wait; multilevel, for graded spikes; or auto, which chooses. For few images or none: calibrated-currents. "
     f"Published methods, to compare with: {', '.join(PUBLISHED)}.",
 )
 @click.option(
@@ -144,7 +145,11 @@ class _Recipe(click.Choice[str]):
     "device and engine. int8 makes an integer network: int8 weights, int32 thresholds and membranes.",
 )
 @shared.count(
-    "--timesteps", "Number of time steps to tune for.", "the recipe's: 16 for calibrated, 350 for the paper's", 1, "T"
+    "--timesteps",
+    "Number of time steps to tune for.",
+    "the recipe's: 16 for calibrated, 128 without images, 350 for the paper's",
+    1,
+    "T",
 )
 @click.option(
     "--reconstruct",
@@ -195,13 +200,14 @@ class _Recipe(click.Choice[str]):
     "--percentile",
     metavar="P",
     type=click.FloatRange(0, 100, min_open=True),
-    show_default="99.9, or 99.99 from 128 pixels on",
+    show_default="99.9, or 99.99 with images from 128 pixels on",
     help="Percentile of the activations that becomes a threshold, for the paper's recipes.",
 )
 @click.option(
     "--calibration",
     metavar="DATA",
-    help="Images to calibrate on; they need no labels. Without them thresholds come from BatchNorm.",
+    help="Images to calibrate on; they need no labels. Without them images are made from the BatchNorm statistics, "
+    "which takes longer and needs more time steps.",
 )
 @shared.CALIBRATION_IMAGES
 @shared.INPUT_SIZE
@@ -224,6 +230,7 @@ def convert(asked: Options) -> None:
 
     \b
     Examples:
+      sresnet convert resnet50.pth        (without any image)
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet --weights int8 -o resnet50-int8.snn
       sresnet convert resnet20.th --calibration cifar10:/data --recipe s-resnet --timesteps 128
@@ -337,8 +344,8 @@ def _converted(
         images = loaded.model.image_shape  # signals, and maps that are not square
     with shown_warnings():
         snn = s_resnet.convert(loaded.model, images, recipe, device=device, progress=True)
-    if snn.provenance.calibration.source == "batchnorm":
-        say("No --calibration: thresholds and compensation come from the BatchNorm statistics.", err=True)
+    if said := without_images(snn):
+        say(said, err=True)
     snn = snn.with_provenance(**source.origin).with_provenance(source=checkpoint_source(loaded))
     if s_resnet.runtime.is_first():
         s_resnet.save(snn, target)

@@ -43,6 +43,19 @@ def which_weights(loaded: s_resnet.frontend.Checkpoint) -> str:
     return f"Weights: {said}"
 
 
+def without_images(snn: s_resnet.Graph) -> str | None:
+    """What stood in for calibration images; None if there were some, or none were needed."""
+    known = snn.provenance.calibration
+    if known.source == "batchnorm":
+        return "No --calibration: thresholds and compensation come from the BatchNorm statistics."
+    if known.source == "distilled":
+        return (
+            f"No --calibration: fitted to {known.fitted} images made from the BatchNorm statistics (seed {known.seed}). "
+            "Real images, even a few, need fewer time steps; --recipe s-resnet takes seconds, and more time steps."
+        )
+    return None
+
+
 def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | None, usual: bool) -> str:
     """What was converted and from what.
 
@@ -149,14 +162,27 @@ def _used(snn: s_resnet.Graph) -> str:
     """What thresholds, weights and compensation come from, and from how many images each."""
     calibration, compensation = snn.provenance.calibration, snn.provenance.compensation
     count = f"{calibration.fitted or calibration.images} images"
-    how = {"batchnorm": "BatchNorm statistics", "training": "its training"}.get(calibration.source or "", count)
-    used = f"thresholds{' and weights' if calibration.fitted else ''} from {how}"
+    whence = {
+        "batchnorm": "BatchNorm statistics",
+        "training": "its training",
+        "distilled": f"{count} distilled from it",
+    }
+    what = "thresholds"
+    if calibration.fitted:
+        what += " and weights" if _weights_fitted(snn) else " and currents"
+    used = f"{what} from {whence.get(calibration.source or '', count)}"
     if compensation:
         used += f", compensation {compensation.factor:.4f}"
         used += f" from {compensation.images} others" if compensation.images is not None else ""
         tried = [point.factor for point in compensation.curve or ()]
         used += " (the largest tried)" if len(tried) > 1 and compensation.factor == tried[-1] else ""
     return used
+
+
+def _weights_fitted(snn: s_resnet.Graph) -> bool:
+    """Whether a pass fitted weights, not only thresholds and currents."""
+    passes = snn.provenance.recipe.passes or ()
+    return all(done.extra.get("weights", True) for done in passes if done.name == "calibrate_neurons")
 
 
 def _reconstructed(found: s_resnet.graph.provenance.Reconstruction) -> str:

@@ -142,7 +142,7 @@ def test_a_case_converts_once_and_gives_a_line_for_each_data_set(monkeypatch, tm
     calls = []
     blocks = (ReconstructedBlock("relu", 250, True), ReconstructedBlock("all together", 7, False))
     made = Reconstruction(blocks, ReconstructionSettings(250, 1000, 1250, 30), taken=True)
-    graph = s_resnet.convert(randomized(s_resnet.models.CifarResNet(8, width=2)), (3, 8, 8))
+    graph = s_resnet.convert(randomized(s_resnet.models.CifarResNet(8, width=2)), (3, 8, 8), "s-resnet")
     converted = graph.with_provenance(reconstruction=made)
 
     def sresnet(*arguments):

@@ -7,6 +7,7 @@ from .batchnorm import calibrate_from_batchnorm
 from .calibrate import Calibration, calibrate
 from .context import Context
 from .convert import convert
+from .distill import distill_images
 from .latency import timesteps_within, with_neurons
 from .published import PUBLISHED, PublishedMethod, recipe_named
 from .quantized_ann import quantized_ann
@@ -32,6 +33,7 @@ __all__ = [
     "choose_recipe",
     "convert",
     "default_recipe",
+    "distill_images",
     "passes",
     "quantized_ann",
     "recipe_named",

@@ -50,7 +50,8 @@ class Calibration(Displayed):
         scales: lambda by node, positive and finite.
         percentile: in percent.
         images: how many were counted.
-        source: ``"data"``, ``"batchnorm"``, or ``"training"`` if no calibration is needed.
+        source: ``"data"``; ``"distilled"``, for images of :func:`s_resnet.conversion.distill_images`; ``"batchnorm"``;
+            or ``"training"`` if no calibration is needed.
         silent: the nodes that were never above zero, which got a scale of 1.
         samples: images for passes that search; they are not saved.
         rounding: the share of its activations that a layer running T steps is expected to lose, times T: that of the
@@ -59,6 +60,7 @@ class Calibration(Displayed):
         fitted: how many images there are to fit to; None: those in ``fitting``. Of several processes each has a part.
         marks: the fingerprints of all calibration images, so that an evaluation can tell how many of its images are
             among them.
+        seed: of the distilled images; None for others.
     """
 
     scales: Mapping[str, float]
@@ -71,6 +73,7 @@ class Calibration(Displayed):
     fitting: Tensor | Spill | None = None
     marks: tuple[int, ...] = ()
     fitted: int | None = None
+    seed: int | None = None
 
     def _lines(self) -> Iterator[str]:
         yield self._head()
@@ -88,9 +91,11 @@ class Calibration(Displayed):
         yield Table(("layer", "lambda", ""), tuple(rows))
 
     def _head(self) -> str:
-        where = f"{self.images:,} images" if self.source == "data" else f"{self.source} statistics"
+        kinds = {"data": "images", "distilled": f"images distilled from BatchNorm statistics with seed {self.seed}"}
+        kind = kinds.get(self.source)
+        where = f"{self.images:,} {kind}" if kind else f"{self.source} statistics"
         known = self.summary()
-        apart = f", {known.held_out:,} kept apart, {known.fitted:,} to fit to" if self.source == "data" else ""
+        apart = f", {known.held_out:,} kept apart, {known.fitted:,} to fit to" if kind else ""
         return f"Calibration from {where}{apart}; percentile {self.percentile:g}"
 
     def summary(self) -> CalibrationSummary:
@@ -104,6 +109,7 @@ class Calibration(Displayed):
             scales=dict(self.scales),
             silent=self.silent,
             marks=self.marks,
+            seed=self.seed,
         )
 
 

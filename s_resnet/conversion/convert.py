@@ -24,6 +24,7 @@ from .auto import Auto
 from .batchnorm import calibrate_from_batchnorm
 from .calibrate import NO_CALIBRATION, Calibration, calibrate, check_repeatable
 from .context import Context
+from .distill import SEED, distill_images
 from .origin import origin
 from .passes import compensate
 from .published import recipe_named
@@ -59,14 +60,17 @@ def convert(
         calibration_batches: images ``[B, C, H, W]``, or signals ``[B, C, L]``, preprocessed for the model, alone or as
             (images, labels); a list or a DataLoader without random augmentation. All of them are used, without their
             labels. For recipes with a compensation the first 32 images (at most half) are held out for its search, and
-            the others give the percentiles. Without images thresholds and compensation come from the BatchNorm
-            statistics, and the shape ``(C, H, W)`` of an image, or ``(C, L)`` of a signal, may be passed instead; by
-            default H and W are 224 for a network with a max-pool stem, else 32.
+            the others give the percentiles. Without images the shape ``(C, H, W)`` of an image, or ``(C, L)`` of a
+            signal, may be passed instead; by default H and W are 224 for a network with a max-pool stem, else 32.
+            Recipes that are fitted to images then make them from the BatchNorm statistics
+            (:func:`s_resnet.conversion.distill_images`, minutes for a ResNet-50 on a CPU); the paper's take thresholds
+            and compensation from these statistics at once.
         recipe: a name in :data:`s_resnet.RECIPES` or :data:`s_resnet.conversion.PUBLISHED`, or ``"auto"``; or a
             :class:`Recipe` or :class:`Auto` with all its settings:
             ``RECIPES["phased"].reconstructed(minutes=10).with_weights("int8")``. By default ``"calibrated"`` with
-            calibration batches, and without them ``"s-resnet"``, the paper's, which needs none.
-        timesteps: the T to tune for, instead of the recipe's (16 for calibrated, the paper's 350 for s-resnet).
+            calibration batches, and ``"calibrated-currents"`` without.
+        timesteps: the T to tune for, instead of the recipe's (16 for calibrated, 128 for calibrated-currents, the
+            paper's 350 for s-resnet).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: where to calibrate, fit and reconstruct. The result
             is on the CPU.
         progress: show bars on stderr when it is a terminal.
@@ -113,16 +117,19 @@ def _convert(
     graph, said = _scores(graph, example, wished)
     if any(isinstance(node.op, QCFS) for node in graph.nodes):
         return _quantized(graph, example, recipe, timesteps, batches).with_provenance(**said)
-    if wished.fits and batches is None:
-        remedy = "Pass calibration_batches, or choose s-resnet, which can do without"
-        expected = "some, which it is fitted to"
+    if isinstance(wished, Auto) and batches is None:
+        remedy = "Pass calibration_batches, or a recipe by name"
+        expected = "some, by which it chooses"
         raise ConversionError(message(f"recipe {wished.name}", "", "no calibration images", expected, remedy))
     given = batches
     if batches is not None and wished.fits:  # as many as fitting takes are kept in a file in any case
         check_repeatable(batches)
         given = Once(batches)
     graph = _checked(graph, given)
-    calibration = _calibrated(graph, given, wished, example, progress)
+    if given is None and wished.fits:
+        calibration = _distilled(graph, wished, example, progress)
+    else:
+        calibration = _calibrated(graph, given, wished, example, progress)
     snn = wished.apply(graph, Context(calibration, progress=progress))
     known = origin(batches, graph.run(example.to(where)).shape[1])
     return _documented(snn, calibration, example).with_provenance(**said).with_provenance(**known)
@@ -217,13 +224,22 @@ def _calibrated(
     """The statistics that a recipe, or the choice among recipes, needs; from BatchNorm if there are no images."""
     percentile = recipe.percentile
     if percentile is None:
-        percentile = 99.99 if example.ndim == 4 and example.shape[-1] >= IMAGENET_SIZED else 99.9
+        large = example.ndim == 4 and example.shape[-1] >= IMAGENET_SIZED
+        percentile = 99.99 if large and batches is not None else 99.9
     if batches is None:
         return calibrate_from_batchnorm(graph, percentile)
     if isinstance(recipe, Auto):
         return calibrate(graph, batches, percentile, WATCHED, progress, fitting=True)
     searched = any(step.run is compensate for step in recipe.steps)
     return calibrate(graph, batches, percentile, HELD_OUT if searched else 0, progress, recipe.fits)
+
+
+def _distilled(graph: Graph, recipe: Recipe | Auto, example: Tensor, progress: bool) -> Calibration:
+    """The statistics of images that the network itself tells; of several processes each fits to a part of them."""
+    rank, world = rank_and_world_size()
+    images = distill_images(graph, example.shape[1:], progress=progress)
+    found = _calibrated(graph, [images[rank::world]], recipe, example, progress)
+    return replace(found, source="distilled", seed=SEED, marks=())  # an evaluation has no such images
 
 
 def _documented(snn: Graph, calibration: Calibration, example: Tensor) -> Graph:
@@ -255,7 +271,7 @@ def _quantized(
     """A network with the thresholds and levels that it was trained with."""
     wished = _wished(recipe, with_images=False)
     refused = _given(calibration=batches, percentile=wished.percentile, reconstruct=wished.reconstructs)
-    if wished.name not in ("s-resnet", "phased"):
+    if wished.name not in (default_recipe(with_images=False).name, "s-resnet", "phased"):
         refused.append(f"recipe {wished.name}")
     if refused:
         got = f"{', '.join(refused)} for a network trained with QCFS activations, which bring thresholds and levels"

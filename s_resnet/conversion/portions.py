@@ -65,6 +65,16 @@ def trained_images(graph: Graph, images: Tensor, steps: int) -> int:
     return memory.images_in(memory.room(graph.device), each, "reconstruct", graph.device)
 
 
+def check_together(graph: Graph, images: Tensor, count: int, where: str) -> None:
+    """Check that ``count`` images like these ``[B, C, H, W]`` fit the network, and go through it with their gradients.
+
+    Raises:
+        InvalidData: the network does not take them, or the memory limit does not hold them.
+    """
+    each = VALUE * 2 * sum(_sizes(graph, images, where).values())
+    memory.images_in(memory.room(graph.device), each, where, graph.device, count)
+
+
 def check_layers(graph: Graph, values: int, refitted: Sequence[Op]) -> None:
     """Check that layers can be fitted one after the other within the memory limit.
 

@@ -33,7 +33,7 @@ class Recipe(Displayed):
         timesteps: the T to tune for.
         steps: its passes, in order.
         percentile: percentile of the activations, in percent, for thresholds that are not chosen by their error; None
-            for the default: 99.9, and 99.99 from 128 pixels on.
+            for the default: 99.9, and 99.99 on images from 128 pixels on.
 
     Raises:
         InvalidData: T or the percentile is out of range.
@@ -261,7 +261,7 @@ def _fitted(name: str, about: str, timesteps: int, neuron: Mapping[str, object],
             Step(passes.move_maxpool, optional=True),
             Step(passes.attach_readout),
             Step(passes.fit_thresholds),
-            Step(passes.calibrate_neurons, {"weights": True, **calibrated}),
+            Step(passes.calibrate_neurons, {"weights": True} | calibrated),
             Step(passes.fit_readout),
             Step(passes.normalize),
         ),
@@ -297,6 +297,14 @@ RECIPES: Mapping[str, Recipe] = _ByName(
             32,
             {},
         ).set("fit_readout", weighted=False),
+        _fitted(
+            "calibrated-currents",
+            "calibrated with the ANN's own weights, for a few images, or those distilled from the network itself",
+            128,
+            {},
+            weights=False,
+            time_indexed=True,
+        ).set("fit_thresholds", margin=1.5),
         _fitted(
             "calibrated-fission",
             "calibrated, with 3 plain neurons for each: fewer steps, 3 times the neurons, up to 9 times the operations",
@@ -346,6 +354,7 @@ def default_recipe(with_images: bool) -> Recipe:
     """The recipe to use if none is named.
 
     With calibration images it is ``calibrated``, which answers after T steps with plain neurons, in a tenth of the
-    paper's steps (docs/explanation/latency.md). Without, it is the paper's.
+    paper's steps (docs/explanation/latency.md). Without, it is ``calibrated-currents``, fitted to images that the
+    network itself tells (docs/explanation/distilled-images.md).
     """
-    return RECIPES["calibrated" if with_images else "s-resnet"]
+    return RECIPES["calibrated" if with_images else "calibrated-currents"]

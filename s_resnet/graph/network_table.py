@@ -52,7 +52,8 @@ def lines(network: Network) -> Iterable[str]:
     if names := known.classes:
         yield f"{len(names)} classes: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
     if made:
-        yield f"calibrated on {f'{made.fitted or made.images or 0:,} images' if made.source == 'data' else made.source}"
+        kind = {"data": "images", "distilled": "distilled images"}.get(made.source or "")
+        yield f"calibrated on {f'{made.fitted or made.images or 0:,} {kind}' if kind else made.source}"
     yield "print(_.table()) lists the nodes, .provenance says how it was made"
 
 

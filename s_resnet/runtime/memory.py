@@ -148,25 +148,28 @@ def memory_limit(asked: str | int | None) -> Iterator[int]:
         _limit.reset(before)
 
 
-def images_in(left: int, each: int, where: str, device: torch.device | None = None) -> int:
-    """How many images fit in ``left`` bytes if each takes ``each``: at least one.
+def images_in(left: int, each: int, where: str, device: torch.device | None = None, least: int = 1) -> int:
+    """How many images fit in ``left`` bytes if each takes ``each``: at least ``least``.
 
     Args:
         left: as :func:`room` gives it.
         each: in bytes.
         where: what is done with the images, for the error.
         device: as in :func:`budget`.
+        least: how many have to go together.
 
     Raises:
-        InvalidData: not even one fits, and a :func:`memory_limit` says so.
+        InvalidData: fewer than ``least`` fit, and a :func:`memory_limit` says so.
     """
     count = left // max(1, each)
-    if count < 1 and _limit.get() is not None:
-        least = written(max(held(device), budget(None, device) - left) + each)  # it may hold more than the limit
-        got = f"a limit of {written(budget(None, device))}, where one image takes {written(each)}"
-        remedy = f'Pass memory_limit("{least}"), or smaller images'
-        raise InvalidData(message(where, "", got, f"{least} at least", remedy))
-    return max(1, count)
+    if count < least and _limit.get() is not None:
+        taken = least * each
+        needed = written(max(held(device), budget(None, device) - left) + taken)  # it may hold more than the limit
+        together = "one image takes" if least == 1 else f"{least} images, which go together, take"
+        got = f"a limit of {written(budget(None, device))}, where {together} {written(taken)}"
+        remedy = f'Pass memory_limit("{needed}"), or smaller images'
+        raise InvalidData(message(where, "", got, f"{needed} at least", remedy))
+    return max(least, count)
 
 
 def written(size: int) -> str:

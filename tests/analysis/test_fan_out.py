@@ -44,7 +44,7 @@ def test_macs_of_torchvision_networks_are_the_published_ones(build, published):
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(x)
-    operations = count_operations(convert(model, (3, 224, 224)), [x], 1)
+    operations = count_operations(convert(model, (3, 224, 224), "s-resnet"), [x], 1)
     ann = operations.total.ann
     assert ann.dense_macs == counter.get_total_flops() / 2
     assert round(ann.dense_macs / 1e9, 3) == published

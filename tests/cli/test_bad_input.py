@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]
 NOTICES = ("No --calibration: ", "Left out ")  # what may stand on stderr before the error
-PLAIN = ("tiny.pth", "--input-size", SIZE, "-o", "tiny.snn")  # converted without data
+PLAIN = ("tiny.pth", "--input-size", SIZE, "--recipe", "s-resnet", "-o", "tiny.snn")  # converted without data
 
 
 class Strict(Program):
@@ -292,7 +292,7 @@ def test_which_network_and_which_data(program, network):
     program("convert", *PLAIN, "-o", "two.snn")
     line = program.fails("evaluate", "--timesteps", 4, code=2, says="one.snn, two.snn")
     assert "sresnet evaluate NETWORK.snn" in line
-    s_resnet.save(s_resnet.convert(tiny(), (3, SIZE, SIZE)), "python.snn")
+    s_resnet.save(s_resnet.convert(tiny(), (3, SIZE, SIZE), "s-resnet"), "python.snn")
     program.fails("evaluate", "python.snn", "--timesteps", 4, "--data", "photos", says="from Python")
 
 

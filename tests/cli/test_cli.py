@@ -350,7 +350,7 @@ def test_the_network_is_written_beside_its_checkpoint_or_where_asked(program, tm
     (tmp_path / "models").mkdir()
     make_checkpoint(tmp_path / "models" / "tiny-1.5.pth")
     for target, options in ("models/tiny-1.5-s-resnet-T350.snn", ()), ("other.snn", ("-o", "other.snn")):
-        code, out, _ = program("convert", "models/tiny-1.5.pth", "--input-size", SIZE, *options)
+        code, out, _ = program("convert", "models/tiny-1.5.pth", *PAPERS[2:4], "--input-size", SIZE, *options)
         assert code == 0 and out.startswith(f"{target}: cifar_resnet8, recipe s-resnet")
         assert (tmp_path / target).is_file()
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
@@ -459,7 +459,7 @@ def test_too_little_memory_is_one_line_that_says_what_would_do(program, network,
 
 def test_without_data_it_says_so_in_one_line(program, tmp_path):
     make_checkpoint(tmp_path / "tiny.pth")
-    code, out, err = program("convert", "tiny.pth", "-o", "tiny.snn")
+    code, out, err = program("convert", "tiny.pth", *PAPERS)
     assert code == 0 and "thresholds from BatchNorm statistics" in out
     said = unexpected(err)
     assert said.count("\n") == 1 and "No --calibration" in said and "BatchNorm" in said
@@ -509,7 +509,7 @@ def test_it_says_how_many_images_went_into_what(program, tmp_path, monkeypatch):
 
 
 def test_defaults_are_the_papers(program, network):
-    program("convert", "tiny.pth", "--input-size", SIZE, "-o", "defaults.snn")
+    program("convert", "tiny.pth", "--input-size", SIZE, "--recipe", "s-resnet", "-o", "defaults.snn")
     known = s_resnet.load("defaults.snn").provenance
     assert (known.recipe.name, known.recipe.timesteps) == ("s-resnet", 350)
     assert known.calibration.percentile == 99.9

@@ -46,19 +46,21 @@ def recipe_of(path):
 # ---- the recipe
 
 
-def test_with_images_few_steps_and_without_the_paper(program):
+def test_with_images_few_steps_and_without_more(program):
     said = program.works("convert", "tiny.pth", *FEW)
     assert recipe_of("tiny-calibrated-T16.snn") == ("calibrated", 16)
     assert "Recipe calibrated is the default with calibration images; --recipe s-resnet" in said
-    code, said, _ = program("convert", "tiny.pth", "--input-size", SIZE)
-    assert code == 0 and recipe_of("tiny-s-resnet-T350.snn") == ("s-resnet", 350) and "is the default" not in said
+    code, said, err = program("convert", "tiny.pth", "--input-size", SIZE)
+    assert code == 0 and recipe_of("tiny-calibrated-currents-T128.snn") == ("calibrated-currents", 128)
+    assert "thresholds and currents from 16 images distilled from it" in said and "is the default" not in said
+    assert "No --calibration: fitted to 16 images made from the BatchNorm statistics (seed 0)" in err
     said = program.works("convert", "tiny.pth", *FEW, "--recipe", "calibrated", "--timesteps", 4)
     assert recipe_of("tiny-calibrated-T4.snn") == ("calibrated", 4) and "is the default" not in said
 
 
 def test_python_takes_the_same():
     model, x = randomized(CifarResNet(8, width=4)), images(16, 8)
-    for batches, name in (([x], "calibrated"), (None, "s-resnet")):
+    for batches, name in (([x], "calibrated"), (None, "calibrated-currents")):
         snn = s_resnet.convert(model, batches or (3, 8, 8))
         assert snn.provenance.recipe.name == name == s_resnet.conversion.default_recipe(batches is not None).name
         assert snn.provenance.recipe.timesteps == RECIPES[name].timesteps
@@ -259,7 +261,8 @@ AFTER = {  # what there is, options of convert, the command that follows
 def test_the_next_command_works_as_it_stands(program, case):
     make, options, what = AFTER[case]
     make()
-    code, said, err = program("convert", "tiny.pth", "--input-size", SIZE, "--timesteps", 2, *options)
+    paper = ("--recipe", "s-resnet", "--timesteps", 2)
+    code, said, err = program("convert", "tiny.pth", "--input-size", SIZE, *paper, *options)
     assert code == 0, err
     command = next_command(said)
     assert command[0] == what and ("--data DATA" in said) == (what == "inspect")
@@ -303,7 +306,7 @@ def test_a_part_of_the_classes_is_evaluated(program):
     make_photos(Path("part"), count=3, classes="c", seed=5)
     Path("names").write_text("a\nb\nc\n")
     program.works("convert", "tiny.pth", *FEW, "--timesteps", 2, "-o", "by-images.snn")
-    plain = ("convert", "tiny.pth", "--input-size", SIZE, "--timesteps", 2, "-o")
+    plain = ("convert", "tiny.pth", "--input-size", SIZE, "--recipe", "s-resnet", "--timesteps", 2, "-o")
     assert program(*plain, "untold.snn")[0] == 0 and program(*plain, "told.snn", "--classes", "names")[0] == 0
     found = []
     for network, options in (("by-images.snn", ()), ("told.snn", ()), ("untold.snn", ("--classes", "names"))):
@@ -416,15 +419,14 @@ def test_what_cannot_be_had_is_refused_before_a_look_at_the_data(program, monkey
     assert made() == []
 
 
-@pytest.mark.parametrize("recipe", [*(name for name in RECIPES if RECIPES[name].fits), "auto"])
-def test_what_is_fitted_to_images_wants_some_at_once(program, monkeypatch, recipe):
+def test_what_chooses_by_images_wants_some_at_once(program, monkeypatch):
     for work in ("calibrate_from_batchnorm", "check_source"):
         monkeypatch.setattr(
             sys.modules["s_resnet.conversion.convert"], work, lambda *_: pytest.fail("worked for nothing")
         )
-    with pytest.raises(s_resnet.errors.ConversionError, match=rf"^recipe {recipe}: got no calibration images"):
-        s_resnet.convert(tiny(), (3, SIZE, SIZE), recipe)
-    code, out, err = program("convert", "tiny.pth", "--recipe", recipe)
+    with pytest.raises(s_resnet.errors.ConversionError, match=r"^recipe auto: got no calibration images"):
+        s_resnet.convert(tiny(), (3, SIZE, SIZE), "auto")
+    code, out, err = program("convert", "tiny.pth", "--recipe", "auto")
     assert (code, out) == (1, "") and "--calibration DATA" in err and err.count("\n") == 1
 
 

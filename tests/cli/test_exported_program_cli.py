@@ -21,7 +21,7 @@ def test_from_a_program_to_a_report(program):  # noqa: F811
     assert torch.equal(snn(images, timesteps=4), s_resnet.load("own.snn")(images, timesteps=4))
     assert "ANN" in program.works("evaluate", "tiny.snn", "--limit", 6)
     assert "page/index.html" in program.works("report", "tiny.snn", "--limit", 4, "-o", "page")
-    bare = program("convert", "tiny.pt2", "-o", "bare.snn")
+    bare = program("convert", "tiny.pt2", "--recipe", "s-resnet", "-o", "bare.snn")
     assert bare[0] == 0 and s_resnet.load("bare.snn").provenance.calibration.source == "batchnorm"
     code, _, err = program("convert", "tiny.pt2", "--arch", "resnet18", "--force", "-o", "bare.snn")
     assert code == 1 and "Leave out --arch" in err and len(err.splitlines()) == 1

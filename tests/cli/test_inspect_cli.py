@@ -70,7 +70,7 @@ def test_inspect_shows_graph_recipe_and_provenance(program, network):
 
 def test_inspect_lists_every_shortcut_of_a_torchvision_resnet(program, tmp_path):
     make_checkpoint(tmp_path / "r18.pth", randomized(torchvision.models.resnet18(num_classes=5)))
-    code, _, _ = program("convert", "r18.pth", "--input-size", 32, "-o", "r18.snn")
+    code, _, _ = program("convert", "r18.pth", "--recipe", "s-resnet", "--input-size", 32, "-o", "r18.snn")
     said = program.works("inspect", "r18.snn")
     scale = s_resnet.load("r18.snn").provenance.calibration.scales
     rows = [line.split() for line in said.split("\n\n")[2].splitlines()[1:]]

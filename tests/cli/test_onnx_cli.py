@@ -56,7 +56,7 @@ def test_convert_evaluate_and_report(program):
 
 def test_without_images_where_batchnorm_is_not_folded(program):
     put("net.onnx", onnx_models.resnet(13))
-    code, out, err = program("convert", "net.onnx", "-o", "net.snn")
+    code, out, err = program("convert", "net.onnx", "--recipe", "s-resnet", "-o", "net.snn")
     assert code == 0 and "thresholds from BatchNorm statistics" in out and err.count("\n") == 1
     assert s_resnet.load("net.snn").provenance.input_shape == (3, 16, 16)
     put("folded.onnx", onnx_models.channels_last())
@@ -69,9 +69,9 @@ def test_the_size_of_images_is_assumed_and_said_where_a_file_takes_any(program):
     said = (
         "Assumed, since the file does not tell (--input-size chooses otherwise): images of 224 x 224 pixels, of those"
     )
-    code, _, err = program("convert", "any.onnx", "-o", "any.snn", "--input-size", 16)
+    code, _, err = program("convert", "any.onnx", "--recipe", "s-resnet", "-o", "any.snn", "--input-size", 16)
     assert code == 0 and "Assumed" not in err
-    code, _, err = program("convert", "any.onnx", "-o", "large.snn")
+    code, _, err = program("convert", "any.onnx", "--recipe", "s-resnet", "-o", "large.snn")
     assert code == 0 and said in err
     assert s_resnet.load("any.snn").provenance.input_shape == (3, 16, 16)
 
@@ -118,5 +118,5 @@ def test_features_are_not_to_be_evaluated(program):
 
     state = torchvision.models.resnet18().state_dict()
     torch.save({name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, "headless.pth")
-    code, out, _ = program("convert", "headless.pth", "--input-size", 32, "-o", "net.snn")
+    code, out, _ = program("convert", "headless.pth", "--recipe", "s-resnet", "--input-size", 32, "-o", "net.snn")
     assert code == 0 and "Its answers are features" in out and "sresnet evaluate" not in out

@@ -66,7 +66,8 @@ def test_the_other_readers_and_writers_there(program):
     with open(f"{NAME}.npz", "wb") as file:
         pixels = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, 3), dtype=np.uint8)
         np.savez(file, x=pixels, y=np.arange(6) % 3)
-    snn = s_resnet.convert(s_resnet.load_checkpoint(f"{NAME}.safetensors").model, (3, SIZE, SIZE), timesteps=2)
+    model = s_resnet.load_checkpoint(f"{NAME}.safetensors").model
+    snn = s_resnet.convert(model, (3, SIZE, SIZE), "s-resnet", timesteps=2)
     assert len(s_resnet.data.open_data(f"{NAME}.npz", "evaluation")) == 6
     s_resnet.export.export_torch(snn, f"{NAME}.pt2", 2)
     Path(f"{NAME}.toml").write_text(s_resnet.analysis.Constants().to_toml())

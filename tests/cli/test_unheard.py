@@ -135,7 +135,7 @@ def room(size):
 @pytest.fixture(scope="module")
 def snn():
     model = randomized(s_resnet.models.CifarResNet(8, num_classes=3, width=4))
-    return s_resnet.convert(model, (3, 8, 8), timesteps=4)
+    return s_resnet.convert(model, (3, 8, 8), "s-resnet", timesteps=4)
 
 
 def evaluated(snn):

@@ -135,12 +135,6 @@ def test_what_the_recipes_are(networks):
 
 
 @pytest.mark.parametrize("recipe", FITTED)
-def test_a_fitted_recipe_without_images_is_refused(model, recipe):
-    with pytest.raises(ConversionError, match=r"^recipe .*: got no calibration images.*calibration_batches"):
-        convert(model, recipe=recipe)
-
-
-@pytest.mark.parametrize("recipe", FITTED)
 def test_two_images_still_convert(model, recipe):
     snn = convert(model, [images(2, 8)], recipe, timesteps=2)
     assert (snn.provenance.calibration.fitted, snn.provenance.calibration.held_out) == (2, 0)

@@ -229,7 +229,7 @@ def test_a_quantized_network_takes_its_levels_unless_t_is_said(model, recipe, ti
 
 @pytest.mark.parametrize("shape", [(3, 16, 24), [3, 16, 24], torch.Size((3, 16, 24))], ids=["tuple", "list", "size"])
 def test_a_shape_stands_in_for_images(model, shape):
-    snn = convert(model, shape, timesteps=4)
+    snn = convert(model, shape, "s-resnet", timesteps=4)
     assert snn.provenance.input_shape == (3, 16, 24) and snn.provenance.calibration.source == "batchnorm"
 
 

@@ -91,7 +91,7 @@ def test_with_more_steps_the_answer_tends_to_that_of_the_clipped_network(recipe)
     errors = []
     for steps in (8, 64):
         if recipe == "without data":
-            snn = convert(model, (3, 8, 8), timesteps=steps)
+            snn = convert(model, (3, 8, 8), "s-resnet", timesteps=steps)
         else:
             snn = convert(model, CALIBRATION, recipe, timesteps=steps)
         check_range(snn, BOTH)

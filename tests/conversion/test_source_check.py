@@ -164,7 +164,7 @@ def test_statistics_from_before_training_are_named():
     with torch.no_grad():
         model.layer2[0].bn1.reset_running_stats()
     with pytest.warns(SResNetWarning, match=r"1 of 7 BatchNorm layers \(layer2.0.bn1"):
-        convert(model, (3, 16, 16), timesteps=2)
+        convert(model, (3, 16, 16), "s-resnet", timesteps=2)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(-0.01, "negative"), (math.nan, "not finite"), (math.inf, "not finite")])

@@ -154,7 +154,7 @@ class Set(torch.utils.data.Dataset):
 
 
 def test_a_loader_with_the_classes_in_another_order_is_refused():
-    snn = s_resnet.convert(tiny(), (3, 8, 8)).with_provenance(classes=("a", "b", "c"))
+    snn = s_resnet.convert(tiny(), (3, 8, 8), "s-resnet").with_provenance(classes=("a", "b", "c"))
     loader = torch.utils.data.DataLoader(Set(["a", "c", "b"]), 2)
     with pytest.raises(InvalidData, match=r"another order, 'c' as number 1; expected 'b' as number 1.*match_classes"):
         s_resnet.evaluate(snn, loader, 2)

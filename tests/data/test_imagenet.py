@@ -209,7 +209,7 @@ def test_a_part_of_imagenets_classes_is_evaluated_with_the_networks_own(program,
     layout("names", tmp_path / "names")
     model = randomized(s_resnet.models.CifarResNet(8, num_classes=1000))
     torch.save(model.state_dict(), "net.pth")
-    assert program("convert", "net.pth", "-o", "bare.snn")[0] == 0
+    assert program("convert", "net.pth", "--recipe", "s-resnet", "-o", "bare.snn")[0] == 0
     code, _, err = program(
         "convert", "net.pth", "--calibration", "ids/train", "--calibration-images", "4", "-o", "k.snn"
     )

@@ -467,7 +467,7 @@ def test_an_unknown_precision_is_refused(precision):
 @COMPILED
 def test_packed_weights_are_kept_for_few_sizes_and_change_no_answer():
     """Images of many sizes, one after the other and back again: memory does not grow, answers are a new graph's."""
-    graph = convert(randomized(CifarResNet(8, num_classes=3, width=4)), (3, 8, 8), timesteps=STEPS)
+    graph = convert(randomized(CifarResNet(8, num_classes=3, width=4)), (3, 8, 8), "s-resnet", timesteps=STEPS)
     sizes = [8, 10, 12, 14, 16, 18, 20, 8, 22, 10, 8, 8]
     for size in sizes:
         images = pictures(1, size=size, seed=size)

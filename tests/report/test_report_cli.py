@@ -87,7 +87,7 @@ def test_mistakes_at_the_command_line(strict, tmp_path):
 
 def test_two_networks_of_other_classes_do_not_compare(strict, tmp_path):
     make_checkpoint(tmp_path / "ten.pth", tiny(10))
-    assert strict("convert", "ten.pth", "--input-size", SIZE, "-o", "ten.snn")[0] == 0
+    assert strict("convert", "ten.pth", "--recipe", "s-resnet", "--input-size", SIZE, "-o", "ten.snn")[0] == 0
     strict.fails("report", "tiny.snn", "ten.snn", "-o", "page", says="got 3 classes for a network of 10")
 
 

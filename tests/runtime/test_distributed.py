@@ -94,7 +94,7 @@ def folder(tmp_path, monkeypatch):
     """The current folder, with tiny.snn for 8 pixels and 10 classes."""
     monkeypatch.chdir(tmp_path)
     loaded = s_resnet.load_checkpoint(make_checkpoint(tmp_path / "tiny.pth", tiny(10)))
-    snn = s_resnet.convert(loaded.model, (3, SIZE, SIZE), timesteps=8)
+    snn = s_resnet.convert(loaded.model, (3, SIZE, SIZE), "s-resnet", timesteps=8)
     settings = s_resnet.data.preprocessing_for(SIZE)
     s_resnet.save(snn.with_provenance(preprocessing=settings), tmp_path / "tiny.snn")
     return tmp_path

@@ -80,7 +80,7 @@ class CalibrationSummary(Entry):
     """What is kept of a :class:`s_resnet.Calibration`.
 
     Attributes:
-        source: ``"data"``, ``"batchnorm"`` or ``"training"``.
+        source: ``"data"``, ``"distilled"``, ``"batchnorm"`` or ``"training"``.
         percentile: of the activations, in percent.
         images: how many were counted.
         held_out: how many were kept apart for passes that search.
@@ -88,6 +88,7 @@ class CalibrationSummary(Entry):
         scales: lambda of every calibrated node, in activation units.
         silent: nodes that were never above zero.
         marks: of the images, so that an evaluation counts those that it sees again.
+        seed: of distilled images.
     """
 
     source: str | None = said(text)
@@ -98,6 +99,7 @@ class CalibrationSummary(Entry):
     scales: Mapping[str, float] | None = said(named(between(0, math.inf)))
     silent: tuple[str, ...] | None = said(listed(text))
     marks: tuple[str | int, ...] | None = said(listed(mark))
+    seed: int | None = said(optional(count))
 
 
 @dataclass(frozen=True, repr=False)
