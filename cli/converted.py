@@ -50,7 +50,7 @@ def without_images(snn: s_resnet.Graph) -> str | None:
         return "No --calibration: thresholds and compensation come from the BatchNorm statistics."
     if known.source == "distilled":
         return (
-            f"No --calibration: fitted to {known.fitted} images made from the BatchNorm statistics (seed {known.seed}). "
+            f"No --calibration: fitted to {known.fitted} images made from BatchNorm statistics (seed {known.seed}). "
             "Real images, even a few, need fewer time steps; --recipe s-resnet takes seconds, and more time steps."
         )
     return None
@@ -165,7 +165,7 @@ def _used(snn: s_resnet.Graph) -> str:
     whence = {
         "batchnorm": "BatchNorm statistics",
         "training": "its training",
-        "distilled": f"{count} distilled from it",
+        "distilled": f"{count} made from BatchNorm statistics",
     }
     what = "thresholds"
     if calibration.fitted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from .portions import check_together
 IMAGES, SEED = 16, 0  # measured: docs/explanation/distilled-images.md
 BATCH = 8  # images at a time at full size
 SMALL = 128  # pixels from which the search starts at about half the size, where a step costs a quarter
-GRID = 32  # a small size is a multiple of what ResNets divide theirs by
+GRID = 32  # what ResNets divide their size by, and a small size divides by
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def distill_images(
 
     Raises:
         InvalidData: the graph has no BatchNorm, the shape does not fit it, the count or seed is out of range, or the
-            memory limit does not hold 8 images.
+            memory limit does not hold the images that go together.
 
     Source: Cai et al., ZeroQ, CVPR 2020 (arXiv:2001.00281); Yin et al., DeepInversion, CVPR 2020 (arXiv:1912.08795).
     The distance of the statistics is that of :mod:`s_resnet.frontend.batchnorm_check`.
@@ -72,28 +72,23 @@ def distill_images(
         got = "a network without BatchNorm and no images"
         expected = "one of the two, as images can be made only from BatchNorm statistics"
         raise InvalidData(message("distill_images", "", got, expected, "Pass calibration_batches"))
-    nodes = graph.nodes[: norms[-1] + 1]
-    example = as_maps(torch.zeros(1, *shape, dtype=graph.dtype))
-    check_together(graph, example, min(count, BATCH), "distill_images")
-    channels, *size = example.shape[1:]
-    small = _small(size) if not any(isinstance(node.op, Linear) for node in nodes) else size
+    head = replace(graph, nodes=graph.nodes[: norms[-1] + 1])
+    channels, *size = as_maps(torch.empty(1, *shape)).shape[1:]
+    small = size
+    if min(size) >= SMALL and not any(isinstance(node.op, Linear) for node in head.nodes):
+        small = [-(-side // (2 * GRID)) * GRID for side in size]
     noise = torch.randn(count, channels, *small, generator=torch.Generator().manual_seed(seed))
     images = noise.to(graph.device, graph.dtype)
+    check_together(head, images, count, "distill_images")
+    check_together(head, images.new_zeros(1, channels, *size), min(count, BATCH), "distill_images")
     parts = -(-count // BATCH) if small != size else 0
     total = FIRST.steps + parts * SECOND.steps
     with Progress[None](total=total, desc="distill images", unit="step", shown=progress) as bar:
-        images = _matched(nodes, images, FIRST, bar)
+        images = _matched(head.nodes, images, FIRST, bar)
         if parts:
             larger = F.interpolate(images, size=size, mode="bilinear")
-            images = torch.cat([_matched(nodes, part, SECOND, bar) for part in larger.tensor_split(parts)])
+            images = torch.cat([_matched(head.nodes, part, SECOND, bar) for part in larger.tensor_split(parts)])
     return images if len(shape) == 3 else images.squeeze(2)
-
-
-def _small(size: list[int]) -> list[int]:
-    """About half the height and width, if they are large and divide by what a smaller size must divide by."""
-    if min(size) < SMALL or any(side % GRID for side in size):
-        return size
-    return [-(-side // (2 * GRID)) * GRID for side in size]
 
 
 def _matched(nodes: Sequence[Node], images: Tensor, search: _Search, bar: Progress[None]) -> Tensor:

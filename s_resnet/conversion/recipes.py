@@ -304,7 +304,7 @@ RECIPES: Mapping[str, Recipe] = _ByName(
             {},
             weights=False,
             time_indexed=True,
-        ).set("fit_thresholds", margin=1.5),
+        ),
         _fitted(
             "calibrated-fission",
             "calibrated, with 3 plain neurons for each: fewer steps, 3 times the neurons, up to 9 times the operations",

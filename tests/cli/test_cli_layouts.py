@@ -22,6 +22,9 @@ pytestmark = [
 ]
 
 
+PAPER = ("--recipe", "s-resnet", "--input-size", SIZE)
+
+
 @pytest.fixture
 def program(monkeypatch, capfd, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -32,7 +35,7 @@ def test_counters_in_a_file_are_left_out_and_said(program):
     model = tiny()
     model.linear.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
     torch.save({"state_dict": model.state_dict(), "epoch": 3}, "counted.pth")
-    code, _, err = program("convert", "counted.pth", "--recipe", "s-resnet", "--input-size", SIZE)
+    code, _, err = program("convert", "counted.pth", *PAPER)
     assert code == 0 and err.splitlines()[0] == "Left out 1 tensor(s) that belong to no layer: linear.total_ops"
 
 
@@ -74,17 +77,15 @@ def test_a_network_for_other_channels_is_told_where_to_convert_it(program):
     model.conv1 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
     torch.save(model.state_dict(), "four.pth")
     make_photos(Path("photos"))
-    code, _, err = program(
-        "convert", "four.pth", "--recipe", "s-resnet", "--input-size", SIZE, "--calibration", "photos"
-    )
+    code, _, err = program("convert", "four.pth", *PAPER, "--calibration", "photos")
     assert code == 1 and "network of 4 channels" in err and "from Python" in err and err.count("\n") == 1
-    code, _, err = program("convert", "four.pth", "--recipe", "s-resnet", "--input-size", SIZE, "-o", "four.snn")
+    code, _, err = program("convert", "four.pth", *PAPER, "-o", "four.snn")
     assert code == 0 and s_resnet.load("four.snn").provenance.input_shape == (4, SIZE, SIZE)
 
 
 def test_what_no_checkpoint_tells_is_said_in_one_line_and_chosen_by_a_word(program):
     torch.save(randomized(CifarResNet(8, 3, width=4)).state_dict(), "tiny.pth")
-    command = ("convert", "tiny.pth", "--recipe", "s-resnet", "--input-size", SIZE, "-o")
+    command = ("convert", "tiny.pth", *PAPER, "-o")
     code, _, err = program(*command, "both.snn")
     (line,) = [line for line in err.splitlines() if line.startswith("Assumed")]
     assert code == 0 and "zeros before and after the channels of a shortcut (else cifar_resnet8-padafter)" in line
@@ -101,11 +102,9 @@ def test_a_file_that_needs_a_word_says_the_option(program):
     model = tiny()
     model.linear = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
     torch.save(model.state_dict(), "two.pth")
-    code, _, err = program("convert", "two.pth", "--recipe", "s-resnet", "--input-size", SIZE)
+    code, _, err = program("convert", "two.pth", *PAPER)
     assert code == 1 and "--arch cifar_resnet8-fcrelu for a ReLU between the linear layers" in err
-    code, out, _ = program(
-        "convert", "two.pth", "--recipe", "s-resnet", "--input-size", SIZE, "--arch", "cifar_resnet8-fcrelu"
-    )
+    code, out, _ = program("convert", "two.pth", *PAPER, "--arch", "cifar_resnet8-fcrelu")
     assert code == 0 and "8 neuron layers" in out
 
 
@@ -163,12 +162,10 @@ def test_a_network_of_signals(program):
 def test_which_weights_of_a_file_are_taken(program):
     plain, average = tiny(), randomized(tiny(), seed=3)
     torch.save({"model": plain.state_dict(), "model_ema": average.state_dict()}, "both.pth")
-    code, _, err = program("convert", "both.pth", "--recipe", "s-resnet", "--input-size", SIZE, "-o", "plain.snn")
+    code, _, err = program("convert", "both.pth", *PAPER, "-o", "plain.snn")
     said = "Weights: model; the file also holds model_ema, their average over the training (--ema takes it)"
     assert code == 0 and err.splitlines()[0] == said
-    code, _, err = program(
-        "convert", "both.pth", "--recipe", "s-resnet", "--input-size", SIZE, "-o", "average.snn", "--ema"
-    )
+    code, _, err = program("convert", "both.pth", *PAPER, "-o", "average.snn", "--ema")
     said = "Weights: model_ema, an average over the training; the file also holds model, not averaged"
     assert code == 0 and err.splitlines()[0] == f"{said} (leave out --ema to take it)"
     x = torch.randn(2, 3, SIZE, SIZE)

@@ -1,14 +1,17 @@
 """Images made from BatchNorm statistics: they have these statistics, whatever the network, and give a network."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import images, randomized
 from torch import nn
 
-from s_resnet import RECIPES, convert, trace
-from s_resnet.conversion import distill_images
+from s_resnet import convert, trace
+from s_resnet.conversion import distill, distill_images
 from s_resnet.errors import ConversionError, InvalidData
+from s_resnet.graph.ops import Conv2d
 from s_resnet.models import CifarResNet
 from s_resnet.runtime import memory_limit
 
@@ -66,35 +69,32 @@ def test_a_seed_gives_the_same_images_and_network(model):
     assert "calibrated on 16 distilled images" in repr(one)
 
 
-def test_the_network_is_nearer_to_the_ann_than_the_papers(model):
+def test_a_network_fitted_to_them_is_nearer_to_the_ann_than_one_fitted_to_noise(model):
     x = 0.4 * images(16, 8, seed=3) + torch.tensor([1.5, -1.0, 0.5]).view(3, 1, 1)
-    errors = {}
-    for name in ("calibrated-currents", "s-resnet"):
-        snn = convert(model, SHAPE, name, timesteps=32)
-        errors[name] = float((snn(x, 32) - snn.run(x)).pow(2).mean())
-    assert errors["calibrated-currents"] < 0.5 * errors["s-resnet"]
-    weights = {name: op.spiking for name, op in ((node.name, node.op) for node in snn.nodes) if hasattr(op, "spiking")}
-    assert all(own is None or own.weight is None for own in weights.values())
+    noise = torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(0))
+    told, guessed = (convert(model, given, "calibrated-currents", timesteps=16) for given in (SHAPE, [noise]))
+    errors = [float((snn(x, 16) - snn.run(x)).pow(2).mean()) for snn in (told, guessed)]
+    assert errors[0] < 0.5 * errors[1]
+    fitted = [node.op.spiking for node in told.nodes if isinstance(node.op, Conv2d)]
+    assert fitted and all(own is None or own.weight is None for own in fitted)  # the weights are the ANN's
 
 
 def test_large_images_begin_small(model, monkeypatch):
-    sizes = []
-    plain = torch.nn.functional.batch_norm
-    monkeypatch.setattr(F, "batch_norm", lambda x, *rest: sizes.append(tuple(x.shape)) or plain(x, *rest))
-    module = __import__("s_resnet.conversion.distill", fromlist=["FIRST"])
-    monkeypatch.setattr(module, "FIRST", module._Search(2, 0.1))
-    monkeypatch.setattr(module, "SECOND", module._Search(1, 0.05))
     graph = trace(nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.ReLU()).eval(), torch.zeros(1, 3, 8, 8))
-    sizes.clear()
+    sizes = []
+    plain = F.batch_norm
+    monkeypatch.setattr(F, "batch_norm", lambda x, *rest: sizes.append(tuple(x.shape)) or plain(x, *rest))
+    monkeypatch.setattr(distill, "FIRST", replace(distill.FIRST, steps=2))
+    monkeypatch.setattr(distill, "SECOND", replace(distill.SECOND, steps=1))
     assert distill_images(graph, (3, 224, 160), count=12).shape == (12, 3, 224, 160)
     assert sizes == [(12, 2, 128, 96)] * 2 + [(6, 2, 224, 160)] * 2
     sizes.clear()
-    distill_images(graph, (3, 200, 224), count=2)  # does not divide by 32
-    assert sizes == [(2, 2, 200, 224)] * 2
+    assert distill_images(graph, (3, 127, 200), count=2).shape == (2, 3, 127, 200)
+    assert sizes == [(2, 2, 127, 200)] * 2
 
 
 def test_signals_too():
-    net = nn.Sequential(nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3), nn.ReLU()).eval()
+    net = nn.Sequential(nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()).eval()
     net[1].running_mean.fill_(0.5)
     x = distill_images(trace(net, torch.zeros(1, 2, 20)), (2, 20), count=4)
     assert x.shape == (4, 2, 20)
@@ -112,8 +112,7 @@ def test_what_is_missing_is_named(model):
     for wrong in ({"count": 1}, {"seed": -1}):
         with pytest.raises(InvalidData, match=r"^distill_images: got (count=1|seed=-1)"):
             distill_images(graph, SHAPE, **wrong)
-    with memory_limit("1MB"), pytest.raises(InvalidData, match=r"where 8 images, which go together, take"):
+    with memory_limit("1MB"), pytest.raises(InvalidData, match=r"where 16 images, which go together, take"):
         distill_images(graph, (3, 32, 32))
     with pytest.raises(ConversionError, match="auto"):
         convert(model, SHAPE, "auto")
-    assert not RECIPES["calibrated-currents"].steps[5].settings["weights"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...errors import ConversionError, message
 from ...graph.graph import Graph
 from ...graph.neuron import Neuron
 from ...runtime.processes import all_gather, summed
@@ -22,7 +20,7 @@ BINS = 1024
 SHARES = torch.logspace(-1.0, 0.0, 80, dtype=torch.float64)
 
 
-def fit_thresholds(graph: Graph, context: Context, margin: float = 1.0) -> Graph:
+def fit_thresholds(graph: Graph, context: Context) -> Graph:
     """Set the threshold of every channel to the one with the least mean squared error in T steps.
 
     T steps of a neuron are a quantizer. A neuron that starts at ``v(0) = p threshold`` and answers a constant current x
@@ -35,33 +33,24 @@ def fit_thresholds(graph: Graph, context: Context, margin: float = 1.0) -> Graph
     tenth of the largest activation to all of it. A channel that was never active gets the layer's median. None gets a
     full scale above the limit of its ReLU.
 
-    The error is that of a layer alone. Over many layers what is clipped adds up, as it is lacking everywhere, while
-    roundings cancel: where T is large a ``margin`` above 1, by which every threshold is multiplied, does better.
-
     The analog run is preserved.
 
     Args:
         graph: a network with its neurons.
         context: calibration images to fit to, and T.
-        margin: at least 1.
 
     Raises:
-        ConversionError: there are no calibration images, no T, or the margin is below 1 or not finite.
+        ConversionError: there are no calibration images, or no T.
 
     Source: the grid search of Li et al., ICML 2021 (arXiv:2106.06984), with the quantizer that rounds to nearest if
     v(0) is half the threshold.
     """
     if not graph.neurons:
         return graph
-    if not 1 <= margin < math.inf:
-        remedy = "Set one such as 1.5 in the recipe"
-        raise ConversionError(message("fit_thresholds", "", f"margin {margin!r}", "a number from 1 on", remedy))
     images, timesteps = context.fitting_images("fit_thresholds"), context.fitting_steps("fit_thresholds")
     histograms = _histograms(graph, images)
     nodes = tuple(
-        replace(node, op=_fitted(node.op, *histograms[node.name], timesteps, margin))
-        if isinstance(node.op, Neuron)
-        else node
+        replace(node, op=_fitted(node.op, *histograms[node.name], timesteps)) if isinstance(node.op, Neuron) else node
         for node in graph.nodes
     )
     return replace(graph, nodes=nodes)
@@ -98,7 +87,7 @@ def _count(values: Tensor, largest: Tensor) -> Tensor:
     return torch.bincount(index.flatten(), minlength=channels * (BINS + 1)).view(channels, BINS + 1)[:, 1:]
 
 
-def _fitted(op: Neuron, largest: Tensor, counts: Tensor, timesteps: int, margin: float) -> Neuron:
+def _fitted(op: Neuron, largest: Tensor, counts: Tensor, timesteps: int) -> Neuron:
     """The neuron layer with the best threshold of each channel."""
     levels = timesteps * op.max_emission
     x = (torch.arange(BINS, dtype=torch.float64, device=counts.device) + 0.5) / BINS
@@ -109,5 +98,5 @@ def _fitted(op: Neuron, largest: Tensor, counts: Tensor, timesteps: int, margin:
         quantized = torch.floor(x / step + op.initial_potential).clamp(0, levels) * step
         errors.append(weighed @ (quantized - x) ** 2)
     best = SHARES.to(counts.device)[torch.stack(errors).argmin(0)]
-    full = (margin * best * largest).to(largest.dtype)
+    full = (best * largest).to(largest.dtype)
     return replace(op, threshold=usable(full, op.limit) / op.max_emission)
