@@ -91,7 +91,7 @@ def distill_images(
     return images if len(shape) == 3 else images.squeeze(2)
 
 
-def _matched(nodes: Sequence[Node], images: Tensor, search: _Search, bar: Progress[None]) -> Tensor:
+def _matched(nodes: tuple[Node, ...], images: Tensor, search: _Search, bar: Progress[None]) -> Tensor:
     """The images after so many steps."""
     with torch.inference_mode(False), torch.enable_grad(), arithmetic(images, tf32=False):
         found = images.clone().requires_grad_()
@@ -105,7 +105,7 @@ def _matched(nodes: Sequence[Node], images: Tensor, search: _Search, bar: Progre
         return found.detach()
 
 
-def _distances(nodes: Sequence[Node], images: Tensor) -> Iterator[Tensor]:
+def _distances(nodes: tuple[Node, ...], images: Tensor) -> Iterator[Tensor]:
     """How far what comes into each BatchNorm is from its statistics."""
     values: dict[str, Tensor] = {}
     for node, unread in zip(nodes, freed(nodes, {}), strict=True):
