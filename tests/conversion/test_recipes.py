@@ -89,7 +89,7 @@ def test_by_hand_it_is_the_passes_one_after_the_other(model):
 
 
 def test_what_is_usual():
-    assert default_recipe(True) is RECIPES["calibrated"] and default_recipe(False) is RECIPES["s-resnet"]
+    assert default_recipe(True) is RECIPES["calibrated"] and default_recipe(False) is RECIPES["calibrated-currents"]
 
 
 # ---- neurons as plain data ----
