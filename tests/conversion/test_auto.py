@@ -116,6 +116,7 @@ def test_what_the_recipes_are(networks):
         "s-resnet-released": "binary",
         "calibrated": "binary",
         "calibrated-constant": "binary",
+        "calibrated-currents": "binary",
         "calibrated-fission": "binary, 3 neurons for each",
         "calibrated-lagged": "binary",
         "phased": "binary",
@@ -503,8 +504,9 @@ def folder(program, tmp_path):
 def test_two_commands(folder, tmp_path, recipe):
     said = folder.works(*few_steps("--recipe", recipe, "--timesteps", 4))
     late = waited(recipe, 4)
+    what = "currents" if recipe == "calibrated-currents" else "weights"
     assert said.startswith(
-        f"tiny.snn: cifar_resnet8, recipe {recipe}, 7 neuron layers, thresholds and weights from 6 images"
+        f"tiny.snn: cifar_resnet8, recipe {recipe}, 7 neuron layers, thresholds and {what} from 6 images"
     )
     assert (f"T = 4 input steps; the answer comes after {4 + late} steps" in said) == (late > 0)
     assert said.endswith("Next: sresnet evaluate tiny.snn\n")
@@ -530,7 +532,7 @@ def test_two_commands(folder, tmp_path, recipe):
 def test_a_recipe_has_a_t_of_its_own(model):
     own = {name: convert(model, [images(4, 8)], name).provenance.recipe.timesteps for name in FITTED}
     fitted = {"calibrated": 16, "calibrated-constant": 32, "calibrated-fission": 8, "calibrated-lagged": 16}
-    assert own == {**fitted, "phased": 16, "signed": 16, "multilevel": 4}
+    assert own == {**fitted, "calibrated-currents": 128, "phased": 16, "signed": 16, "multilevel": 4}
 
 
 def test_auto_says_why(folder):
@@ -610,10 +612,3 @@ def test_mistakes_in_one_line(folder, tmp_path, name):
     assert (code, out) == (want, "") and words in err, err
     assert err.startswith("Error: ") and err.count("\n") == 1, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "tiny.pth"]
-
-
-@pytest.mark.parametrize("recipe", [*FITTED, "auto"])
-def test_a_recipe_that_fits_asks_for_images_in_one_line(folder, recipe):
-    code, out, err = folder("convert", "tiny.pth", "--recipe", recipe, "--input-size", SIZE)
-    assert (code, out) == (1, "") and err.count("\n") == 1, err
-    assert err.startswith("Error: ") and "--calibration DATA" in err and "BatchNorm" not in err
