@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import images, randomized
-from test_cli import CALIBRATED, SIZE, figures, make_checkpoint, make_photos, unexpected
+from test_cli import CALIBRATED, figures, make_checkpoint, make_photos, unexpected
 from test_cli import program as program  # the fixture
 
 from s_resnet import RECIPES, Graph, convert, evaluate, load, save, simulate
