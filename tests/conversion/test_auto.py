@@ -40,6 +40,7 @@ WAITED = {
     "s-resnet-released": 0,
     "calibrated": 0,
     "calibrated-constant": 0,
+    "calibrated-currents": 0,
     "calibrated-fission": 0,
     "calibrated-lagged": DEPTH,
     "signed": DEPTH,
