@@ -21,6 +21,7 @@ from ..build.cache import folder
 
 REPEATS = 3
 SHARED = 220_000  # bytes of shared memory that a tile may take at most
+COLUMNS = 512  # of tensor memory
 OTHER = 4096  # bytes that the compiler takes besides
 HELD = 48_000  # bytes of weights that a tile keeps there over all steps
 
@@ -100,17 +101,35 @@ class Tile:
 SMALL = Tile(32, 32, 32, 2, 4)  # for a device where no other has room
 
 
-def room(device: torch.device) -> int:
-    """Bytes of shared memory that a tile may take there."""
+@dataclass(frozen=True)
+class Room:
+    """What a device has for a tile.
+
+    Attributes:
+        shared: bytes of shared memory.
+        columns: of tensor memory, where sums are kept there and not in registers (compute capability 10 and 11), or 0.
+    """
+
+    shared: int = SHARED
+    columns: int = 0
+
+
+def room(device: torch.device) -> Room:
+    """What is there of a device."""
     if device.type != "cuda":
-        return SHARED
-    return min(SHARED, torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+        return Room()
+    found = torch.cuda.get_device_properties(device)
+    return Room(min(SHARED, found.shared_memory_per_block_optin), COLUMNS if found.major in (10, 11) else 0)
 
 
 @cache
-def candidates(layer: Layer, most: int = SHARED) -> tuple[Tile, ...]:
-    """The tiles that are tried for a layer, in ``most`` bytes; the first is taken where nothing was measured."""
-    found = dict.fromkeys(tile for tile in _tiles(layer) if shared(layer, tile) <= most)
+def candidates(layer: Layer, there: Room) -> tuple[Tile, ...]:
+    """The tiles that are tried for a layer, those that have room; the first is taken where nothing was measured."""
+    found = dict.fromkeys(
+        tile
+        for tile in _tiles(layer)
+        if shared(layer, tile) <= there.shared and (not there.columns or columns(layer, tile) <= there.columns)
+    )
     return tuple(found) or (SMALL,)
 
 
@@ -145,13 +164,23 @@ def _tiles(layer: Layer) -> Iterator[Tile]:
 
 def shared(layer: Layer, tile: Tile) -> int:
     """Bytes of shared memory that it takes at most."""
-    parts = layer.taps * -(-layer.channels // tile.depth)
-    kept = parts if tile.held else 1
-    if parts == 1 and 0 < layer.branch <= tile.depth:
-        kept = 2  # both convolutions of a step are on their way together
+    kept = _kept(layer, tile)
     spikes = kept * tile.pixels * tile.depth * tile.stages
     weights = kept * tile.channels * tile.depth * layer.itemsize * (1 if tile.held else tile.stages)
     return spikes + weights + tile.pixels * tile.channels * (1 + tile.stages * layer.shortcut) + OTHER
+
+
+def columns(layer: Layer, tile: Tile) -> int:
+    """Columns of tensor memory that it takes: a sum for each part of the convolution that is there at once."""
+    return _kept(layer, tile) * tile.channels
+
+
+def _kept(layer: Layer, tile: Tile) -> int:
+    """Parts of a convolution that a program has at once."""
+    parts = layer.taps * -(-layer.channels // tile.depth)
+    if parts == 1 and 0 < layer.branch <= tile.depth:
+        return 2  # both convolutions of a step are on their way together
+    return parts if tile.held else 1
 
 
 def tunes(device: torch.device) -> bool:
