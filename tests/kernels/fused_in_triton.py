@@ -87,7 +87,9 @@ def pairwise(seed=3):
 
     left = set().union(*(pairs(case) for case in (drawn() for _ in range(3000)) if case.possible))
     while left:
-        best = max((case for case in (drawn() for _ in range(300)) if case.possible), key=lambda c: len(pairs(c) & left))
+        best = max(
+            (case for case in (drawn() for _ in range(300)) if case.possible), key=lambda c: len(pairs(c) & left)
+        )
         if pairs(best) & left:
             left -= pairs(best)
             yield best
@@ -172,7 +174,9 @@ def placed(case, v, update):
     """The update with places for its results, and what has to stay as it is."""
     after = {"new": None, "given": torch.empty_like(v), "in place": v}[case.results]
     there = {"another": None if update.emitted is None else torch.empty_like(v), "in place": update.emitted}
-    kept = [x for x, moved in ((v, after is v), (update.emitted, case.memory == "in place")) if x is not None and not moved]
+    kept = [
+        x for x, moved in ((v, after is v), (update.emitted, case.memory == "in place")) if x is not None and not moved
+    ]
     counts = None if update.counts is None else update.counts.clone()
     return replace(update, after=after, emitted_after=there.get(case.memory), counts=counts), kept
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -118,7 +119,7 @@ def room(device: torch.device) -> Room:
     """What is there of a device."""
     if device.type != "cuda":
         return Room()
-    found = torch.cuda.get_device_properties(device)
+    found: Any = torch.cuda.get_device_properties(device)  # whose stubs leave out what follows
     return Room(min(SHARED, found.shared_memory_per_block_optin), COLUMNS if found.major in (10, 11) else 0)
 
 
