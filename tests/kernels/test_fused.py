@@ -90,7 +90,7 @@ def maps(images, channels, side, dtype):
 
 
 def launch(shape):
-    """A launch of such a layer, in int8."""
+    """A launch of such a layer, in int8, and what decides on its tile."""
 
     def convolution(channels, kernel, stride):
         weight = torch.empty(shape.outputs, kernel, kernel, channels, dtype=torch.int8, device="meta")
@@ -112,7 +112,7 @@ def launch(shape):
         schedule=shape.schedule,
         counts=torch.empty(STEPS, BATCH, dtype=torch.int32, device="meta"),
     )
-    return fused._Launch(current, update, v, update.emitted, spikes)
+    return fused._Launch(current, update, v, update.emitted, spikes), fused.layer(current, update)
 
 
 class Noted:
@@ -135,7 +135,7 @@ def compiled(shape, tile, arch):
     noted, program = Noted(), fused._program()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fused, "_program", lambda: noted)
-        launch(shape).run(tile)
+        launch(shape)[0].run(tile)
     constants = {name: value for name, value in noted.options.items() if name.isupper()}
     given = dict(zip(program.arg_names, noted.arguments, strict=False))
     types = {torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32"}
@@ -175,7 +175,7 @@ INSTRUCTIONS = {
 @pytest.mark.parametrize("arch", ROOMS)
 def test_defaults_spill_nothing_use_tensor_cores_and_have_room(arch):
     for index, shape in enumerate(RESNET50):
-        layer = launch(shape).layer
+        _, layer = launch(shape)
         first, *others = fused_tiles.candidates(layer, ROOMS[arch])
         # And one that goes through the sum in another way, without a limit on registers.
         ways = [tile for tile in others if not tile.registers and (tile.flat, tile.held) != (first.flat, first.held)]
@@ -192,7 +192,7 @@ def test_defaults_spill_nothing_use_tensor_cores_and_have_room(arch):
 def test_the_check_of_spills_and_columns_sees_them():
     """With few registers, and with nine sums of 64 channels: too many columns, where Triton uses them (from 3.6 on)."""
     shape = RESNET50[0]
-    layer = launch(shape).layer
+    _, layer = launch(shape)
     first = fused_tiles.candidates(layer, Room())[0]
     assert compiled(shape, replace(first, registers=64), 90).stack > 0
     assert fused_tiles.columns(layer, first) > fused_tiles.COLUMNS
