@@ -138,8 +138,8 @@ def _tiles(layer: Layer) -> Iterator[Tile]:
     """By what the layer lets stay in shared memory, the likeliest first."""
     most = 2 ** (max(16, layer.outputs) - 1).bit_length()
     wide = min(64, most)
-    # The first one leaves registers to spare everywhere: a default must not spill them to memory.
-    sizes = [(64, wide, 8, 0), (64, wide, 4, 128), (128, wide, 8, 128)]
+    # The first one has no limit on registers, and more threads where each neuron holds more: a default spills nothing.
+    sizes = [(64, wide, 4 if layer.binary else 8, 0), (64, wide, 4, 128), (128, wide, 8, 128)]
     if most >= 128:
         sizes += [(64, 128, 8, 128), (128, 128, 8, 0)]
     deep = 2 ** (max(32, min(layer.channels, layer.branch or layer.channels, 128)) - 1).bit_length()
