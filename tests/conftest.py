@@ -21,6 +21,7 @@ from s_resnet.models.planned_resnet import PlannedResNet
 
 # Kernels that the tests compile stay out of the user's cache, and are there for the next run.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled")
+os.environ["TRITON_CACHE_DIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "triton")
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no {FIXTURES}")
 

@@ -175,7 +175,7 @@ def measure(timing: Timing, shape: Shape, batch: int) -> None:
     each = 1e3 / steps / batch
     pair = two_kernels(timing, given) * each
     layer = fused.layer(given.current, given.update)
-    for tile in fused_tiles.candidates(layer)[: 1 if timing.quick else None]:
+    for tile in fused_tiles.candidates(layer, fused_tiles.room(timing.device))[: 1 if timing.quick else None]:
         name = " ".join(map(str, vars(tile).values()))
         if not exact(timing.device, shape, 2 if timing.quick else batch, tile):
             line["wrong"].append(name)
@@ -193,7 +193,8 @@ def compile_part(timing: Timing, batch: int, part: str) -> None:
     number = 0
     for shape in resnet50():
         given = case(timing.device, shape, batch, 1)
-        for tile in fused_tiles.candidates(fused.layer(given.current, given.update)):
+        layer = fused.layer(given.current, given.update)
+        for tile in fused_tiles.candidates(layer, fused_tiles.room(timing.device)):
             number += 1
             if number % many == index:
                 given.run(tile)

@@ -100,7 +100,10 @@ def without_graphs(snn: s_resnet.Graph, images: Tensor, steps: int, chunk: int |
 
 @contextmanager
 def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
-    """On CPU tensors choose what a GPU would, and note which instances; the numbers are the reference's."""
+    """On CPU tensors choose what a GPU would, and note which instances; the numbers are the reference's.
+
+    Triton compiles the fused kernel when it is launched first: it is no instance.
+    """
     fire_on_cpu, prepare_on_cpu = run, engine.prepare
 
     def prepared(*given: Any) -> engine.Plan:
@@ -108,7 +111,12 @@ def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
         single = plan.dtype == torch.float32 and not plan.integer
         return replace(plan, two_part=single and plan.precision == "exact")
 
-    def membrane_noted(current: Tensor, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+    def membrane_noted(current: Tensor | fused.Currents, v: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+        if isinstance(current, fused.Currents):
+            one_kernel = fused.takes(current, v, update)
+            current, update = current.in_memory(update)
+            if one_kernel:
+                return reference.integrate_and_fire(current, v, update)
         if v.dtype != torch.float64:  # conversion, which a CPU does
             found.add(membrane_instance(current, v, update))
         return reference.integrate_and_fire(current, v, update)
@@ -120,6 +128,7 @@ def as_on_a_gpu(found: set[Instance]) -> Iterator[None]:
     with (
         mock.patch("s_resnet.kernels.build.compiler.compiled", lambda: (None, "as on a GPU")),
         mock.patch.object(kernels, "integrate_and_fire", membrane_noted),
+        mock.patch.object(fused, "missing", lambda device: None),
         mock.patch.object(engine, "prepare", prepared),
         mock.patch("s_resnet.graph.engine.plan.narrow_dtype", lambda device: torch.float16),
         mock.patch("s_resnet.kernels.surrogate.fire.run", fire_noted),

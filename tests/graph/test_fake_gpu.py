@@ -3,6 +3,7 @@
 Every launch is planned as on a GPU, from tensors without values; nothing is computed.
 """
 
+from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,16 +17,23 @@ import s_resnet
 from s_resnet.graph import Neuron, validate
 from s_resnet.graph.alphabet import Binary, MultiThreshold
 from s_resnet.kernels.layout import empty_steps
-from s_resnet.kernels.membrane import cuda
+from s_resnet.kernels.membrane import cuda, fused, fused_tiles
 from s_resnet.simulation import features
 
 PRECISIONS = ("exact", "fast")
+FUSED = "convolve_and_fire"
 
 
 @pytest.fixture
 def planned(monkeypatch):
-    """A GPU of tensors without values; the plans of all launches of the CUDA kernel."""
+    """A GPU of tensors without values; the plans of all launches of the CUDA kernel, and those of the fused one."""
     plans, launch = [], cuda.integrate_and_fire
+
+    def convolve_and_fire(*arguments, **constants):
+        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+        assert {x.device.type for x in tensors} == {"cuda"}
+        assert all(type(x) is int for x in arguments[len(tensors) :]) and constants["C"] > 0
+        plans.append(SimpleNamespace(instance=FUSED))
 
     def integrate_and_fire(current, v, update):
         spikes = empty_steps(len(current), v, update.spike_dtype or v.dtype)
@@ -35,6 +43,11 @@ def planned(monkeypatch):
 
     monkeypatch.setattr(cuda, "integrate_and_fire", integrate_and_fire)
     monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+    monkeypatch.setattr(fused, "missing", lambda device: None if device.type == "cuda" else f"device {device}")
+    monkeypatch.setattr(fused, "_program", lambda: defaultdict(lambda: convolve_and_fire))  # by its grid
+    monkeypatch.setattr(fused_tiles, "room", lambda device: fused_tiles.Room())
+    monkeypatch.setattr(fused_tiles, "_table", lambda device: {})
+    monkeypatch.setattr(fused_tiles, "tunes", lambda device: False)
     monkeypatch.setattr(cuda, "_aligned", lambda tensor: True)  # which no address says
     # Read once from real numbers, while a network is prepared.
     monkeypatch.setattr(Neuron, "emits_unit_spikes", property(lambda op: op.amplitude in (None, 1)))
@@ -81,6 +94,8 @@ def test_every_recipe_runs_its_layers_through_the_cuda_kernel(name, planned, pre
         assert got.outputs.device.type == "cuda" and got.outputs.shape[1] == BATCH
         assert len(planned) >= run * layers(snn) and len(planned) % layers(snn) == 0
         assert {count.shape for count in got.spikes.values()} == {(len(got.steps), BATCH)}
+    # Of integer networks all but the first layer, whose currents come from an image.
+    assert {plan.instance == FUSED for plan in planned} == ({True, False} if snn.is_integer else {False})
     for node in snn.neurons:
         assert all(part.device.type == "cuda" for part in got.state.memory[node.name]), node.name
 

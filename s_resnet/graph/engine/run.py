@@ -62,7 +62,7 @@ class StreamSettings(Displayed):
             a GPU. Membranes and classifier are float32 in both, whatever precision the caller has set in torch.
         observe: called with the name and the value ``[S * B, *]`` of every node that is computed for each chunk:
             neurons, pools and currents, but not constants, nor currents that go straight into a membrane (a shortcut
-            synapse, an event-driven convolution). It must not change them.
+            synapse, an event-driven convolution, one in a kernel with its neurons). It must not change them.
         whole: promises that all chunks are taken and that at most the last state is needed; the others come without
             memory. This is faster, and on a GPU short steps are recorded and replayed. None: no promise.
     """
@@ -280,7 +280,7 @@ class Run:
                 plan.packed_once[node.name] = kept
             self.pending[node.name] = fused.Currents(spikes, kept, turn.steps)
             return None
-        if spikes.is_cuda and spikes.dtype in BYTES:
+        if source in plan.one_kernel.values():  # bytes for a kernel that takes other readers of them
             return self._convolve_densely(node, op, spikes.to(plan.narrow or plan.dtype))
         amounts = spikes.dtype == torch.int8
         if spikes.dtype not in BYTES or (amounts and self.density[source] > self._dense_from(source)):

@@ -12,8 +12,13 @@ Learning" (arXiv:1410.0759).
 from __future__ import annotations
 
 import importlib.util
+import math
+import os
+import shutil
+import sysconfig
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +37,7 @@ LIMIT = 2**31
 SCHEDULES = {"streaming": 0, "lagged": 1, "phased": 2}
 LOW = 2.0**11  # the second part of a weight comes times this
 OLDEST = (8, 0)  # the compute capability from which tensor cores multiply int8
+LARGEST = torch.iinfo(torch.int8).max  # what a neuron emits at a step at most, in thresholds
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +55,11 @@ class Packed:
     stride: int
     padding: int
     low: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """Of the weights: ``"int8"``, ``"float16"`` or ``"two-part"``."""
+        return "int8" if self.weight.dtype == torch.int8 else "float16" if self.low is None else "two-part"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +117,7 @@ class Currents:
         """Both as one, if one of them can be the other's branch."""
         for first, second in ((self, other), (other, self)):
             small = second.packed.weight.shape[1:3] == (1, 1) and second.packed.padding == 0
-            alike = first.packed.weight.dtype == second.packed.weight.dtype
+            alike = first.packed.kind == second.packed.kind
             if small and alike and first.branch is None and second.branch is None:
                 return replace(first, branch=second)
         return None
@@ -122,7 +133,13 @@ def missing(device: torch.device) -> str | None:
     if torch.version.hip is not None:
         return "this torch is for ROCm"
     found = torch.cuda.get_device_capability(device)
-    return None if found >= OLDEST else f"compute capability {found[0]}.{found[1]}, below {OLDEST[0]}.{OLDEST[1]}"
+    if found < OLDEST:
+        return f"compute capability {found[0]}.{found[1]}, below {OLDEST[0]}.{OLDEST[1]}"
+    # Triton compiles what launches a kernel on the machine where it runs.
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "no C compiler, which Triton needs"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return None if header.is_file() else f"no {header}, which Triton needs"
 
 
 def usable(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> bool:
@@ -145,15 +162,17 @@ def pack(weight: Tensor, stride: Pair, padding: Pair, two_part: bool = False) ->
 def takes(current: Currents, v: Tensor, update: Update) -> bool:
     """Whether :func:`integrate_and_fire` does this update; what it does not take goes through memory."""
     branch, scale = update.shortcut, update.shortcut_scale
-    reads = [x for one in (current, current.branch) if one is not None for x in (one.spikes,)]
+    reads = [one.spikes for one in (current, current.branch) if one is not None]
+    states = [x for x in (v, update.after, update.emitted, update.emitted_after) if x is not None]
     return (
         update.whole
+        and update.most <= LARGEST
         and update.decay == 1.0
         and update.reset == "subtract"
         and v.dtype == current.packed.dtype
         and tuple(v.shape) == current.shape
         and all(x.dtype == torch.int8 and x.movedim(1, -1).is_contiguous() for x in reads)
-        and v.movedim(1, -1).is_contiguous()
+        and all(x.movedim(1, -1).is_contiguous() for x in states)
         and (branch is None or (current.branch is None and branch.movedim(2, -1).is_contiguous()))
         and _is_per_channel(update.threshold, v)
         and (scale is None or _is_per_channel(scale, v))
@@ -194,7 +213,7 @@ def integrate_and_fire(current: Currents, v: Tensor, update: Update, tile: Tile 
     out = empty_steps(current.steps, v, torch.int8)
     launch = _Launch(current, update, after, emitted, out)
     timed = launch.timed if fused_tiles.tunes(v.device) else None
-    launch.run(tile or fused_tiles.chosen(layer(current, update), timed))
+    launch.run(tile or fused_tiles.chosen(layer(current, update), v.device, timed))
     dtype = update.spike_dtype or v.dtype
     return out if dtype == torch.int8 else out.to(dtype), after
 
@@ -205,7 +224,7 @@ def layer(current: Currents, update: Update) -> Layer:
     outputs, height, width, channels = packed.weight.shape
     images, _, *sides = current.shape
     return Layer(
-        kind="int8" if packed.weight.dtype == torch.int8 else "float16" if packed.low is None else "two-part",
+        kind=packed.kind,
         channels=channels,
         outputs=outputs,
         kernel=(height, width),
@@ -228,17 +247,23 @@ class _Launch:
         self._launch(tile, self.v, self.emitted, self.update.counts)
 
     def timed(self, tile: Tile) -> float:
-        """Milliseconds of a launch that changes nothing."""
+        """Milliseconds of a launch that changes nothing; infinitely many where the device has no room for the tile."""
+        from triton.runtime.errors import OutOfResources
+
         v, emitted = self.v.clone(), None if self.emitted is None else self.emitted.clone()
         counts = None if self.update.counts is None else torch.zeros_like(self.update.counts)
         times: list[float] = []
-        for _ in range(fused_tiles.REPEATS):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            start.record()
-            self._launch(tile, v, emitted, counts)
-            end.record()
-            end.synchronize()
-            times.append(float(start.elapsed_time(end)))
+        with torch.cuda.device(v.device):
+            for _ in range(fused_tiles.REPEATS):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                start.record()
+                try:
+                    self._launch(tile, v, emitted, counts)
+                except OutOfResources:
+                    return math.inf
+                end.record()
+                end.synchronize()
+                times.append(float(start.elapsed_time(end)))
         return min(times)
 
     def _launch(self, tile: Tile, v: Tensor, emitted: Tensor | None, counts: Tensor | None) -> None:

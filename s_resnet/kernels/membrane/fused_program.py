@@ -289,7 +289,7 @@ def convolve_and_fire(
                 )  # fmt: skip
             if C2:
                 u = _convolve(
-                    x2 + t * frame2, weight2, low2, u, origin2, row, column, n, W2,
+                    x2 + t * frame2, weight2, low2, u, origin2, there, column, n, W2,  # every pixel: it has no padding
                     C2, N, 1, 1, 0, CHANNELS, DEPTH, STAGES, TWO, EVEN,
                 )  # fmt: skip
             u, memory = _step(

@@ -10,9 +10,10 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,9 @@ from ...files import replacing
 from ..build.cache import folder
 
 REPEATS = 3
-SHARED = 220_000  # bytes of shared memory that a tile may take
+SHARED = 220_000  # bytes of shared memory that a tile may take at most
+COLUMNS = 512  # of tensor memory
+OTHER = 4096  # bytes that the compiler takes besides
 HELD = 48_000  # bytes of weights that a tile keeps there over all steps
 
 
@@ -96,17 +99,47 @@ class Tile:
         return {"num_warps": self.warps, "num_stages": self.stages} | limited
 
 
-def candidates(layer: Layer) -> list[Tile]:
-    """The tiles that are tried for a layer; the first one is taken where nothing was measured."""
-    found = dict.fromkeys(tile for tile in _tiles(layer) if _shared(layer, tile) <= SHARED)
-    return list(found)
+SMALL = Tile(32, 32, 32, 2, 4)  # for a device where no other has room
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a device has for a tile.
+
+    Attributes:
+        shared: bytes of shared memory.
+        columns: of tensor memory, where sums are kept there and not in registers (compute capability 10 and 11), or 0.
+    """
+
+    shared: int = SHARED
+    columns: int = 0
+
+
+def room(device: torch.device) -> Room:
+    """What is there of a device."""
+    if device.type != "cuda":
+        return Room()
+    found: Any = torch.cuda.get_device_properties(device)  # whose stubs leave out what follows
+    return Room(min(SHARED, found.shared_memory_per_block_optin), COLUMNS if found.major in (10, 11) else 0)
+
+
+@cache
+def candidates(layer: Layer, there: Room) -> tuple[Tile, ...]:
+    """The tiles that are tried for a layer, those that have room; the first is taken where nothing was measured."""
+    found = dict.fromkeys(
+        tile
+        for tile in _tiles(layer)
+        if shared(layer, tile) <= there.shared and (not there.columns or columns(layer, tile) <= there.columns)
+    )
+    return tuple(found) or (SMALL,)
 
 
 def _tiles(layer: Layer) -> Iterator[Tile]:
     """By what the layer lets stay in shared memory, the likeliest first."""
     most = 2 ** (max(16, layer.outputs) - 1).bit_length()
     wide = min(64, most)
-    sizes = [(64, wide, 4, 128), (64, wide, 8, 0), (128, wide, 8, 128)]
+    # The first one has no limit on registers, and more threads where each neuron holds more: a default spills nothing.
+    sizes = [(64, wide, 4 if layer.binary else 8, 0), (64, wide, 4, 128), (128, wide, 8, 128)]
     if most >= 128:
         sizes += [(64, 128, 8, 128), (128, 128, 8, 0)]
     deep = 2 ** (max(32, min(layer.channels, layer.branch or layer.channels, 128)) - 1).bit_length()
@@ -130,12 +163,25 @@ def _tiles(layer: Layer) -> Iterator[Tile]:
             yield Tile(pixels, channels, deep, 2, warps, registers)
 
 
-def _shared(layer: Layer, tile: Tile) -> int:
-    """Bytes of shared memory, about."""
-    parts = layer.taps * -(-layer.channels // tile.depth) if tile.held else 1
-    spikes = parts * tile.pixels * tile.depth * tile.stages
-    weights = parts * tile.channels * tile.depth * layer.itemsize * (1 if tile.held else tile.stages)
-    return spikes + weights + tile.stages * tile.pixels * tile.channels * layer.shortcut
+def shared(layer: Layer, tile: Tile) -> int:
+    """Bytes of shared memory that it takes at most."""
+    kept = _kept(layer, tile)
+    spikes = kept * tile.pixels * tile.depth * tile.stages
+    weights = kept * tile.channels * tile.depth * layer.itemsize * (1 if tile.held else tile.stages)
+    return spikes + weights + tile.pixels * tile.channels * (1 + tile.stages * layer.shortcut) + OTHER
+
+
+def columns(layer: Layer, tile: Tile) -> int:
+    """Columns of tensor memory that it takes: a sum for each part of the convolution that is there at once."""
+    return _kept(layer, tile) * tile.channels
+
+
+def _kept(layer: Layer, tile: Tile) -> int:
+    """Parts of a convolution that a program has at once."""
+    parts = layer.taps * -(-layer.channels // tile.depth)
+    if parts == 1 and 0 < layer.branch <= tile.depth:
+        return 2  # both convolutions of a step are on their way together
+    return parts if tile.held else 1
 
 
 def tunes(device: torch.device) -> bool:
@@ -143,64 +189,45 @@ def tunes(device: torch.device) -> bool:
     return device.type == "cuda" and torch.backends.cudnn.benchmark and not torch.cuda.is_current_stream_capturing()
 
 
-def chosen(layer: Layer, timed: Callable[[Tile], float] | None) -> Tile:
-    """The tile for a layer: as it was measured, or is now by ``timed``; else the first candidate."""
-    device = torch.cuda.current_device() if torch.cuda.is_available() else None
-    table = _table(device)
-    key = _key(layer)
-    if key not in table:
-        if timed is None:
-            return candidates(layer)[0]
-        table[key] = _fastest(layer, timed)
-        _write(device, table)
-    return table[key]
+def chosen(layer: Layer, device: torch.device, timed: Callable[[Tile], float] | None) -> Tile:
+    """The tile for a layer on a device: as it was measured, or is now by ``timed``; else the first candidate.
 
-
-def _fastest(layer: Layer, timed: Callable[[Tile], float]) -> Tile:
-    """By the clock; a tile that the device has no room for is none."""
-    times: dict[Tile, float] = {}
-    for tile in candidates(layer):
-        try:
-            times[tile] = timed(tile)
-        except RuntimeError as error:
-            if "out of resource" not in str(error).lower():
-                raise
-    return min(times, key=lambda tile: times[tile])
+    ``timed`` gives milliseconds, infinitely many for a tile that the device has no room for.
+    """
+    tiles, table, key = candidates(layer, room(device)), _table(device), _key(layer)
+    measured = table.get(key)
+    for tile in tiles:
+        if vars(tile) == measured:
+            return tile
+    if timed is None:
+        return tiles[0]
+    times = {tile: timed(tile) for tile in tiles}
+    fastest = min(times, key=lambda tile: times[tile])
+    table[key] = asdict(fastest)
+    if device.type == "cuda":
+        with replacing(_path(device)) as temporary:
+            temporary.write_text(json.dumps(table))
+    return fastest
 
 
 def _key(layer: Layer) -> str:
     """Pixels count by their power of two."""
-    values = asdict(layer) | {"pixels": layer.pixels.bit_length()}
-    return json.dumps(list(values.values()))
+    return json.dumps([*vars(replace(layer, pixels=layer.pixels.bit_length())).values()])
 
 
 @cache
-def _table(device: int | None) -> dict[str, Tile]:
-    """What was measured on a device, in this process and before."""
-    path = None if device is None else _path(device)
-    if path is None or not path.exists():
+def _table(device: torch.device) -> dict[str, object]:
+    """What was measured on a device, in this process and before: tiles by layer, as they are written."""
+    if device.type != "cuda" or not _path(device).exists():
         return {}
-    found: dict[str, Tile] = {}
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(_path(device).read_text())
     except ValueError:  # written by something else: it is measured again
         return {}
-    for key, values in stored.items() if isinstance(stored, dict) else ():
-        kind, channels, outputs, kernel, stride, branch, shortcut, binary, pixels = json.loads(key)
-        layer = Layer(kind, channels, outputs, tuple(kernel), stride, branch, shortcut, binary, 2 ** (pixels - 1))
-        known = {json.dumps(asdict(tile)): tile for tile in candidates(layer)}
-        if json.dumps(values) in known:
-            found[key] = known[json.dumps(values)]
-    return found
+    return stored if isinstance(stored, dict) else {}
 
 
-def _write(device: int | None, table: dict[str, Tile]) -> None:
-    if device is not None:
-        with replacing(_path(device)) as temporary:
-            temporary.write_text(json.dumps({key: asdict(tile) for key, tile in table.items()}))
-
-
-def _path(device: int) -> Path:
+def _path(device: torch.device) -> Path:
     """By device, Triton's version and the program, whose times they are."""
     program = Path(__file__).with_name("fused_program.py").read_bytes()
     what = f"{torch.cuda.get_device_name(device)} {importlib.metadata.version('triton')}".encode()
