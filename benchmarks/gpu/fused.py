@@ -69,7 +69,7 @@ def resnet50() -> list[Shape]:
     return found
 
 
-SMALL = [Shape(32, 5, 32, 3, 2), Shape(32, 4, 64, shortcut=True), Shape(32, 4, 64, projected=32)]
+SMALL = [Shape(32, 5, 16, 3, 2, projected=16), Shape(16, 3, 32, shortcut=True)]
 
 
 @dataclass(frozen=True)
