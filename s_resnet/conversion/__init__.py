@@ -11,6 +11,7 @@ from .latency import timesteps_within, with_neurons
 from .published import PUBLISHED, PublishedMethod, recipe_named
 from .quantized_ann import quantized_ann
 from .recipes import RECIPES, Recipe, default_recipe
+from .several import own_and_others
 from .source_check import SourceCheck, check_source
 from .step import Step
 
@@ -32,6 +33,7 @@ __all__ = [
     "choose_recipe",
     "convert",
     "default_recipe",
+    "own_and_others",
     "passes",
     "quantized_ann",
     "recipe_named",
