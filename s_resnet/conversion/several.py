@@ -52,9 +52,10 @@ def _check_recipe(recipe: Recipe | Auto) -> None:
     Raises:
         ConversionError: it cannot.
     """
-    if not isinstance(recipe, Recipe) or not any(step.run is passes.calibrate_neurons for step in recipe.steps):
+    runs = {step.run for step in recipe.steps} if isinstance(recipe, Recipe) else set()
+    if not isinstance(recipe, Recipe) or not runs.issuperset(AGAIN):
         expected = f"one of {', '.join(one.name for one in RECIPES.values() if one.fits)}"
-        got = f"several T for recipe {recipe.name}, which does not fit neurons to a T that it is given"
+        got = f"several T for recipe {recipe.name}, which does not fit thresholds, currents and readout to a T"
         raise ConversionError(message("convert", "timesteps", got, expected, "Pass one T, or another recipe"))
     if recipe.weights != "float32":
         got = f"several T with weights {recipe.weights}, which are rounded in units of the thresholds of one T"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidData, message
+from .alphabet import MultiThreshold
 from .neuron import Neuron
 from .normalize import normalized
 from .ops import Node, Op
@@ -53,18 +54,31 @@ def with_numbers(nodes: Iterable[Node], numbers: Numbers) -> tuple[Node, ...]:
     """The nodes with these numbers in place of their own; what is not among them, they do not have.
 
     Raises:
-        InvalidData: a number is of no such node, or a neuron layer has no threshold.
+        InvalidData: a number is of no such node, or a neuron layer has no threshold, or cannot have another.
     """
     left, found = dict(numbers), []
     for node in nodes:
         names = DIFFER.get(type(node.op), ())
         own = {name: left.pop(f"{node.name}/{name}", None) for name in names}
-        if "threshold" in own and own["threshold"] is None:
-            raise _invalid(node.name, "no threshold for another T", "one")
+        if isinstance(node.op, Neuron):
+            _check_neuron(node.name, node.op, own["threshold"])
         found.append(replace(node, op=replace(node.op, **own)) if own else node)  # type: ignore[type-var]
     if left:
         raise _invalid(next(iter(left)), "a number for another T", "those of neuron layers and of the readout")
     return tuple(found)
+
+
+def _check_neuron(name: str, op: Neuron, threshold: Tensor | None) -> None:
+    """Check that a neuron layer can have another threshold.
+
+    Raises:
+        InvalidData: there is none, or other numbers hang on the threshold.
+    """
+    if threshold is None:
+        raise _invalid(name, "no threshold for another T", "one")
+    if op.integer is not None or op.surrogate is not None or isinstance(op.spikes, MultiThreshold):
+        got = "numbers for another T, of whole numbers, several thresholds or a trained neuron"
+        raise _invalid(name, got, "them for converted neurons in floating point")
 
 
 def retuned(nodes: Sequence[Node], numbers: Numbers, device: torch.device) -> tuple[Node, ...]:
