@@ -131,11 +131,20 @@ def test_a_file_keeps_them(tmp_path):
     assert torch.allclose(again(IMAGES.double(), OTHER), snn.at(OTHER)(IMAGES, OTHER).double(), atol=1e-6)
 
 
+def test_save_refuses_what_load_would_refuse(tmp_path):
+    snn = network()
+    for wrong in ({}, {"relu1/threshold": torch.ones(7)}, {"relu1/threshold": -torch.ones(3)}):
+        with pytest.raises(InvalidData):
+            save(replace(snn, tuned={OTHER: wrong and {**NUMBERS, **wrong}}), tmp_path / "wrong.snn")
+    assert not list(tmp_path.iterdir())
+
+
 PLACE = f"T={OTHER}:"
 EDITS = {
     "no threshold": lambda t, h: t.pop(f"{PLACE}relu1/threshold"),
     "thresholds of other channels": lambda t, h: t.update({f"{PLACE}relu1/threshold": torch.ones(7)}),
     "a threshold of zero": lambda t, h: t[f"{PLACE}relu2/threshold"].zero_(),
+    "a negative threshold": lambda t, h: t[f"{PLACE}relu2/threshold"].neg_(),
     "a threshold that is none": lambda t, h: t[f"{PLACE}relu2/threshold"].fill_(float("nan")),
     "a tiny threshold": lambda t, h: t[f"{PLACE}relu1/threshold"].fill_(1e-38),
     "whole thresholds": lambda t, h: t.update({f"{PLACE}relu1/threshold": torch.ones(3, dtype=torch.int32)}),
