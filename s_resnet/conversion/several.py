@@ -18,13 +18,13 @@ from .context import Context
 from .recipes import RECIPES, Recipe
 
 AGAIN = (passes.fit_thresholds, passes.calibrate_neurons, passes.fit_readout)  # passes that run for each T
-WEIGHTS_AT = 16
+WEIGHTS_AT = 8  # on ResNet-20: those of 16 cost 8 more than those of 8 cost 16 (docs/explanation/latency.md)
 
 
 def own_and_others(timesteps: object, recipe: Recipe | Auto) -> tuple[int | None, tuple[int, ...]]:
     """The T that a network's weights are fitted at, and the other T that it gets numbers for.
 
-    Of several T it is the largest up to 16, else the smallest.
+    Of several T it is the largest up to 8, else the smallest.
 
     Args:
         timesteps: one, several, or None for the recipe's.
