@@ -244,7 +244,9 @@ def _refused(opened: Opened, recipe: s_resnet.Recipe, latency: int, reason: str)
 
 
 def from_file(path: Path, snn: s_resnet.Graph, networks: Mapping[str, str], latencies: Sequence[int]) -> Contender:
-    """A network of a file: at the T that it was fitted or trained for, else at the T of each latency.
+    """A network of a file: at each T that it was fitted or trained for, else at the T of each latency.
+
+    Of several T that answer by the same latency it is measured at the largest.
 
     Args:
         path: the file.
@@ -255,12 +257,14 @@ def from_file(path: Path, snn: s_resnet.Graph, networks: Mapping[str, str], late
     import s_resnet
 
     network = networks[source_digest(path, snn)]
-    fitted = s_resnet.analysis.fitted_for(snn) or (snn.trained_for if snn.trained else None)
+    fitted = s_resnet.analysis.every_fitted(snn) or ((snn.trained_for,) if snn.trained else ())
     wanted: dict[int, tuple[int, ...]] = {}
-    if fitted is not None:
-        late = snn.end_to_end_steps(fitted)
-        wanted[fitted] = tuple(latency for latency in latencies if late <= latency)[:1]
-    else:
+    for own in fitted:
+        late = snn.end_to_end_steps(own)
+        first = tuple(latency for latency in latencies if late <= latency)[:1]
+        if first or own == fitted[0]:
+            wanted = {other: some for other, some in wanted.items() if some != first} | {own: first}
+    if not fitted:
         for latency in latencies:
             steps = s_resnet.conversion.timesteps_within(snn, latency)
             if steps is not None:

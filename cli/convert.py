@@ -70,7 +70,7 @@ class Options:
     ema: bool
     recipe: str | None
     weights: str
-    timesteps: int | None
+    timesteps: tuple[int, ...] | None
     reconstruct: bool
     spikes: str | None
     target_drop: float | None
@@ -144,12 +144,13 @@ class _Recipe(click.Choice[str]):
     help="Number format of the weights. dyadic rounds them so that float32 sums are exact: the same spikes on every "
     "device and engine. int8 makes an integer network: int8 weights, int32 thresholds and membranes.",
 )
-@shared.count(
+@click.option(
     "--timesteps",
-    "Number of time steps to tune for.",
-    "the recipe's: 16 for calibrated, 128 without images, 350 for the paper's",
-    1,
-    "T",
+    metavar="T[,T,...]",
+    callback=shared.steps,
+    show_default="the recipe's: 16 for calibrated, 128 without images, 350 for the paper's",
+    help="Number of time steps to tune for. Several, such as 4,8,16,32, make one network of shared weights, with "
+    "thresholds, currents and a readout for each T. For recipes for few steps, with float32 weights.",
 )
 @click.option(
     "--reconstruct",
@@ -233,6 +234,7 @@ def convert(asked: Options) -> None:
       sresnet convert resnet50.pth        (without any image)
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet
       sresnet convert resnet50.pth --calibration imagenet:/data/imagenet --weights int8 -o resnet50-int8.snn
+      sresnet convert resnet20.th --calibration cifar10:/data --timesteps 4,8,16,32
       sresnet convert resnet20.th --calibration cifar10:/data --recipe s-resnet --timesteps 128
       sresnet convert resnet20.th --calibration cifar10:/data --recipe phased --timesteps 8 --reconstruct
       sresnet convert resnet20.th --calibration cifar10:/data --recipe auto --latency 32 --no-step-currents
@@ -275,7 +277,7 @@ def _convert(asked: Options, rank: int, world: int) -> None:
     if loaded.left_out:
         say(left_out(loaded.left_out), err=True)
     source = _source(loaded, asked, rank, world)
-    snn = _converted(loaded, source, recipe, target, asked.device)
+    snn = _converted(loaded, source, recipe, target, asked)
     sized = asked.input_size and isinstance(loaded.model, s_resnet.frontend.Program)
     if loaded.assumed and not sized:
         say(assumed(loaded), err=True)
@@ -318,16 +320,17 @@ def _for_network(
 
     if loaded.timesteps is not None:
         options.check_trained(checkpoint)
-        return None, options.words("trained", loaded.timesteps)
+        return None, options.words("trained", (loaded.timesteps,))
     if not isinstance(loaded.model, s_resnet.frontend.QCFSModule):
-        return built, options.words(built.label, built.timesteps if isinstance(built, s_resnet.Recipe) else None)
-    steps = options.timesteps or loaded.model.levels
+        own = (built.timesteps,) if isinstance(built, s_resnet.Recipe) else None
+        return built, options.words(built.label, own and (options.timesteps or own))
+    (steps, *_) = options.timesteps or (loaded.model.levels,)
     name = f"qcfs-{'phased' if built.name == 'phased' else 'streaming'}"
-    return built.at(steps) if isinstance(built, s_resnet.Recipe) else built, options.words(name, steps)
+    return built.at(steps) if isinstance(built, s_resnet.Recipe) else built, options.words(name, (steps,))
 
 
 def _converted(
-    loaded: s_resnet.frontend.Checkpoint, source: Source, recipe: Wished | None, target: Path, device: str
+    loaded: s_resnet.frontend.Checkpoint, source: Source, recipe: Wished | None, target: Path, asked: Options
 ) -> s_resnet.Graph:
     """Convert and save."""
     import s_resnet
@@ -343,7 +346,8 @@ def _converted(
     if isinstance(loaded.model, s_resnet.frontend.Program) and images == (loaded.channels, *[loaded.input_size] * 2):
         images = loaded.model.image_shape  # signals, and maps that are not square
     with shown_warnings():
-        snn = s_resnet.convert(loaded.model, images, recipe, device=device, progress=True)
+        several = asked.timesteps if asked.timesteps and len(asked.timesteps) > 1 else None
+        snn = s_resnet.convert(loaded.model, images, recipe, timesteps=several, device=asked.device, progress=True)
     if said := without_images(snn):
         say(said, err=True)
     snn = snn.with_provenance(**source.origin).with_provenance(source=checkpoint_source(loaded))

@@ -86,6 +86,9 @@ def summary(snn: s_resnet.Graph, target: Path, batches: s_resnet.data.Loader | N
             f"Recipe {known.recipe.name} is the default with calibration images; --recipe s-resnet is the "
             "paper's, for hundreds of steps"
         )
+    if snn.fitted:
+        those = ", ".join(map(str, snn.fitted))
+        lines.append(f"T = {those}: one network, its weights fitted at T = {timesteps}, its other numbers at each")
     waited = snn.end_to_end_steps(timesteps)
     if waited != timesteps:
         lines.append(f"T = {timesteps} input steps; the answer comes after {waited} steps")

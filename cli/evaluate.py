@@ -36,17 +36,6 @@ class Options(shared.Images):
     force: bool
 
 
-def _steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Time steps written 8,16,32."""
-    try:
-        steps = tuple(int(part) for part in value.split(",")) if value else (1,)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a list of steps such as 8,16,32", param=option) from error
-    if min(steps) < 1:
-        raise click.BadParameter(f"{value!r} has a step below 1", param=option)
-    return steps if value else None
-
-
 def _confidence(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
     """A probability between 0 and 1; click's own range lets nan pass."""
     if value is not None and not 0 < value < 1:
@@ -60,8 +49,8 @@ def _confidence(_: click.Context, option: click.Parameter, value: float | None) 
 @click.option(
     "--at",
     metavar="T,T,...",
-    callback=_steps,
-    show_default="T, and also 1, 2, 4, ... for a recipe that is not fitted to T",
+    callback=shared.steps,
+    show_default="T; also 1, 2, 4, ... for a recipe that is not fitted to T; all T of a network for several",
     help="Time steps to report.",
 )
 @click.option(
@@ -103,6 +92,9 @@ def evaluate(asked: Options) -> None:
     a train folder is used. A directly trained network has no ANN: its agreement is with its own answers after the T
     that it was trained for.
 
+    A network for several T (convert --timesteps 4,8,16) runs at each with its own numbers, and at another T with those
+    of the largest T below it, else of the smallest. An early exit takes those of --timesteps.
+
     With --exit-confidence each image is simulated only until the network is sure of its answer, for T steps at most.
     The mean T and the accuracy are reported. No fixed T is, unless --at asks for it: it would cost the steps that the
     early exit saves.
@@ -113,6 +105,7 @@ def evaluate(asked: Options) -> None:
     Examples:
       sresnet evaluate
       sresnet evaluate resnet20.snn --at 8,16,32,64 --data cifar10:/data --limit 1000 --json out.json
+      sresnet evaluate resnet20-calibrated-T4-8-16-32.snn --at 8,16
       sresnet evaluate resnet20.snn --timesteps 128 --exit-confidence 0.8
       torchrun --nproc-per-node 4 -m sresnet_cli evaluate resnet20.snn --timesteps 256    (4 processes, 4 GPUs)
     """
@@ -127,7 +120,8 @@ def evaluate(asked: Options) -> None:
         if asked.json_file and rank == 0:
             check_output(asked.json_file, path, force=asked.force)
         snn = s_resnet.load(path)
-        timesteps = asked.timesteps or (timesteps_for(snn, path) if asked.at is None else max(asked.at))
+        at = asked.at or (snn.fitted if asked.timesteps is None and asked.exit_confidence is None else None) or None
+        timesteps = asked.timesteps or (timesteps_for(snn, path) if at is None else max(at))
         loader = find_images(snn, path, asked).loader(asked.batch_size, rank, world)
         settings = s_resnet.analysis.EvaluationSettings(
             early_exit=asked.exit_confidence,
@@ -136,7 +130,7 @@ def evaluate(asked: Options) -> None:
             network=path.name,
             progress=True,
         )
-        report = s_resnet.evaluate(snn, loader, timesteps, settings, at=asked.at, device=asked.device)
+        report = s_resnet.evaluate(snn, loader, timesteps, settings, at=at, device=asked.device)
         loader.unreadable = sum(s_resnet.runtime.all_gather(loader.unreadable), ())
         events, outside = zip(*s_resnet.runtime.all_gather(loader.events), strict=True)
         loader.events = sum(events), sum(outside)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from . import shared
-from .inputs import find_images, find_network, timesteps_for
+from .inputs import choose, find_images, find_network, timesteps_for
 from .notes import warn_left_out
 from .output import check_output
 from .say import begin, say
@@ -136,11 +136,14 @@ def export(asked: Options) -> None:
         s_resnet.export.find_engine(asked.engine)
     snn = s_resnet.load(path)
     timesteps = asked.timesteps or timesteps_for(snn, path)
+    several, snn = snn.fitted, choose(snn, timesteps)
     # Opened first: what cannot be compared need not be written.
     found = find_images(snn, path, asked) if asked.engine else None
     FORMATS[asked.form](snn, timesteps, asked)
     copies = f", {snn.copies} neurons for each" if snn.copies > 1 else ""
     say(f"{asked.output}: {len(snn.neurons)} neuron layers{copies}, {asked.output.stat().st_size / 1e6:.1f} MB")
+    if several:
+        say(f"It holds one of the T that {path.name} is for: T = {snn.provenance.recipe.timesteps}")
     if asked.engine and found is not None:
         loader = found.loader(batch_size=len(found.indices))
         say("\n" + _verified(snn, asked.output, loader, timesteps, asked.engine))

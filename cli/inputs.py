@@ -40,6 +40,15 @@ def timesteps_for(snn: s_resnet.Graph, path: Path) -> int:
     return timesteps
 
 
+def choose(snn: s_resnet.Graph, timesteps: int) -> s_resnet.Graph:
+    """Of a network for several T the one for ``timesteps``; says which it takes if there is none for that T."""
+    if snn.fitted and timesteps not in snn.fitted:
+        those = ", ".join(map(str, snn.fitted))
+        taken = snn.at(timesteps).provenance.recipe.timesteps
+        say(f"T = {timesteps} has no numbers of its own (T = {those} have): those for T = {taken} are used.", err=True)
+    return snn.at(timesteps)
+
+
 def check_checkpoint(path: Path) -> None:
     """Check that a file is not a spiking network.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import s_resnet
@@ -20,7 +21,7 @@ class RecipeOptions:
     """What was asked for, by the names of the options; None for what was left out."""
 
     recipe: str | None
-    timesteps: int | None
+    timesteps: tuple[int, ...] | None
     percentile: float | None
     weights: str
     reconstruct: bool
@@ -53,8 +54,6 @@ class RecipeOptions:
         else:
             named, default = s_resnet.conversion.recipe_named, s_resnet.conversion.default_recipe
             built = named(self.recipe) if self.recipe else default(with_images)
-        if self.timesteps is not None:
-            built = built.at(self.timesteps)
         if self.lag is not None:
             if not isinstance(built, s_resnet.Recipe):
                 raise click.UsageError(
@@ -70,6 +69,10 @@ class RecipeOptions:
                 )
             built = built.with_percentile(self.percentile)
         built = built.with_weights(self.weights)
+        if self.timesteps is not None:  # checked before anything is read
+            own, _ = s_resnet.conversion.own_and_others(self.timesteps, built)
+            assert own is not None
+            built = built.at(own)
         return built.reconstructed() if self.reconstruct else built
 
     def _criteria(self) -> list[str]:
@@ -87,10 +90,10 @@ class RecipeOptions:
                 "it out; evaluate takes any T."
             )
 
-    def words(self, name: str, timesteps: int | None) -> list[str]:
+    def words(self, name: str, timesteps: Sequence[int] | None) -> list[str]:
         """Recipe, T (None for auto) and the other settings, as words of the network's file name."""
         asked = f"E{self.latency or 16}" if self.target_drop is None else f"drop{self.target_drop:g}"
-        steps = asked if timesteps is None else f"T{timesteps}"
+        steps = asked if timesteps is None else f"T{'-'.join(map(str, sorted(timesteps)))}"
         words = [name, *([self.spikes] if self.spikes else []), steps]
         words += [self.weights] if self.weights != "float32" else []
         return [*words, "reconstructed"] if self.reconstruct else words

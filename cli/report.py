@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import shared
-from .inputs import find_images, find_network, timesteps_for, usual_data
+from .inputs import choose, find_images, find_network, timesteps_for, usual_data
 from .notes import warn_left_out
 from .output import check_output
 from .say import begin, say
@@ -107,6 +107,7 @@ def report(asked: Options) -> None:
         loaded = [s_resnet.load(path) for path in paths]
         images = replace(asked, data=asked.data or next(filter(None, map(usual_data, loaded)), None))
         steps = [asked.timesteps or timesteps_for(snn, path) for snn, path in zip(loaded, paths, strict=True)]
+        loaded = [choose(snn, own) for snn, own in zip(loaded, steps, strict=True)]
         for snn, path in zip(loaded, paths, strict=True):
             loaders.append(find_images(snn, path, images, loaded).loader(asked.batch_size))
         for snn, path, name, loader, timesteps in zip(loaded, paths, _names(paths), loaders, steps, strict=True):

@@ -80,6 +80,17 @@ def _channels(_: click.Context, option: click.Parameter, value: str | None) -> T
     return (red, green, blue) if value else None
 
 
+def steps(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Time steps written 8,16,32."""
+    try:
+        found = tuple(int(part) for part in value.split(",")) if value else (1,)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of steps such as 8,16,32", param=option) from error
+    if min(found) < 1:
+        raise click.BadParameter(f"{value!r} has a step below 1", param=option)
+    return found if value else None
+
+
 def _per_channel(name: str, statistic: str) -> Option:
     """``--mean`` or ``--std``."""
     return click.option(

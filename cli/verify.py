@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from . import shared
-from .inputs import find_images, find_network, timesteps_for
+from .inputs import choose, find_images, find_network, timesteps_for
 from .notes import warn_left_out
 from .output import check_output
 from .say import begin, say
@@ -83,6 +83,7 @@ def verify(asked: Options) -> None:
         check_output(asked.json_file, path, force=asked.force)
     snn = s_resnet.load(path)
     timesteps = asked.timesteps or timesteps_for(snn, path)
+    snn = choose(snn, timesteps)
     loader = find_images(snn, path, asked).loader(asked.batch_size)
     device = s_resnet.runtime.find_device(asked.device)
     with s_resnet.runtime.memory_limit(asked.memory):

@@ -406,7 +406,7 @@ def use_snn(path: Path) -> None:
             raise Fault("not repeatable")
         answers = [one.outputs, *one.spikes.values()]
         if not graph.windowed:
-            answers.append(s_resnet.simulate(graph, x, T, state=one.state).outputs)
+            answers.append(s_resnet.simulate(graph.at(T), x, T, state=one.state).outputs)
         if not all(bool(answer.isfinite().all()) for answer in answers):
             raise Fault("not finite")
     if (not graph.trained or graph.trained_for <= 100) and not bool(graph.run(x).isfinite().all()):
@@ -459,6 +459,7 @@ def networks() -> dict[str, s_resnet.Graph]:
     projected = randomized(s_resnet.models.CifarResNet(8, 5, 4, shortcut="B"))
     batches = [images(8, SIZE, seed=seed) for seed in range(3)]
     found = {name: s_resnet.convert(model, batches, name, timesteps=T) for name in s_resnet.RECIPES}
+    found["several"] = s_resnet.convert(model, batches, timesteps=(T, 2))
     found["projected"] = s_resnet.convert(projected, batches, timesteps=T)
     found["pooled"] = s_resnet.convert(Pooled(), batches, "s-resnet-released", timesteps=T)
     for weights, recipe in (

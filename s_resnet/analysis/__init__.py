@@ -7,7 +7,7 @@ from .cost.layers import LayerOperations, SourceOperations, Traffic
 from .cost.operations import Operations, count_operations
 from .evaluate import EvaluationSettings, evaluate, powers_of_two
 from .figures import EarlyExit, Report, Row, described
-from .measured_on import fitted_for
+from .measured_on import every_fitted, fitted_for
 from .verification import LayerVerification, Verification
 from .verify import verify
 
@@ -35,6 +35,7 @@ __all__ = [
     "described",
     "energy",
     "evaluate",
+    "every_fitted",
     "fitted_for",
     "load_constants",
     "measure_ann",

@@ -27,7 +27,7 @@ from ..runtime.progress import Progress
 from .cost.operations import count_operations
 from .evaluate import EvaluationSettings, evaluate
 from .figures import described
-from .measured_on import check_labels, fitted_for
+from .measured_on import check_labels, every_fitted
 
 SNN, ANN, QUANTIZED = "snn", "ann", "quantized"
 KINDS = (SNN, ANN, QUANTIZED)
@@ -171,7 +171,7 @@ def measure_candidates(
     watch = _Watch(len(at), settings.operations)
     how = EvaluationSettings(network=settings.name, progress=settings.progress, watch=watch)
     report = evaluate(snn, loader, at[-1], how, at=at, device=settings.device)
-    fitted, most = fitted_for(snn), max(node.op.max_emission for node in snn.neurons if isinstance(node.op, Neuron))
+    fitted, most = every_fitted(snn), max(node.op.max_emission for node in snn.neurons if isinstance(node.op, Neuron))
     found = []
     for row, steps, answers in zip(report.snn, at, watch.answers, strict=True):
         made = Candidate(
@@ -183,7 +183,7 @@ def measure_candidates(
             alphabet=snn.alphabet,
             bits=bits_per_spike(snn),
             levels=steps * most,
-            fitted=None if fitted is None else steps == fitted,
+            fitted=steps in fitted if fitted else None,
             answers=tuple(answers),
             seconds=report.seconds_per_step_per_image * steps,
             spikes_per_neuron=row.spikes_per_neuron,

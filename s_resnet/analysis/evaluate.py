@@ -19,7 +19,8 @@ from .. import kernels
 from ..data.arguments import check_batches, check_kind, labeled, probability, whole_number
 from ..data.intervals import paired_difference
 from ..errors import InvalidData, message
-from ..graph.graph import Graph, check_spiking, count_images
+from ..graph.graph import Graph, check_spiking
+from ..graph.inputs import count_images
 from ..graph.neuron import Neuron
 from ..runtime.device import find_device, peak_memory, prefetch
 from ..runtime.display import Displayed
@@ -29,7 +30,17 @@ from ..simulation.anytime import simulate_with_early_exit
 from ..simulation.closed_form import closed_form, has_closed_form
 from ..simulation.simulate import SimulationSettings, answers, steps_to_report
 from .figures import MANY_CLASSES, EarlyExit, Report, Row
-from .measured_on import Seen, check_labels, check_names, described_data, fitted_for, notes_on, repeated, training_notes
+from .measured_on import (
+    Seen,
+    check_labels,
+    check_names,
+    described_data,
+    every_fitted,
+    fitted_for,
+    notes_on,
+    repeated,
+    training_notes,
+)
 
 # Gets each batch's images, labels ``[B]``, the logits ``[B, N]`` to agree with (the ANN's, or a trained network's own
 # after the T that it was trained for) and the answers ``[rows, B, N]`` at each T.
@@ -226,7 +237,7 @@ class _Tally:
                 inner = progress and not self.snn.windowed  # a window is one chunk, so a bar would not move
                 result = answers(self.snn, images, at, settings.precision, repeats, inner)
         self._finite(result.outputs, "network")
-        self.fixed.steps += (sum(at) if self.snn.windowed else at[-1]) * count
+        self.fixed.steps += sum(steps[-1] for steps in self.snn.runs(at)) * count
         for row, answer in enumerate(result.outputs):
             self.fixed.add(row, answer, labels, logits.argmax(1), [count[row] for count in result.spikes.values()])
         if settings.watch is not None:
@@ -280,7 +291,7 @@ class _Tally:
         timed = exit if self.at is None else whole
         ann = None if self.snn.trained else sum(anns, torch.zeros_like(self.ann))
         common = (images, max(neurons), ann, max(classes))
-        fitted = fitted_for(self.snn)
+        fitted = every_fitted(self.snn)
         events = tuple(sum(part[1][place] for part in unreadable) for place in range(2))
         return Report(
             network=self.settings.network,
@@ -294,7 +305,7 @@ class _Tally:
                     step,
                     self.snn.end_to_end_steps(step),
                     **whole.shares(place, *common),
-                    fitted=None if fitted is None else step == fitted,
+                    fitted=step in fitted if fitted else None,
                 )
                 for place, step in enumerate(self.at or ())
             ),
@@ -310,7 +321,8 @@ class _Tally:
             data=described_data(loader, sum(part[0] for part in unreadable), (events[0], events[1])),
             notes=(*notes, *notes_on(self.snn, seen, max(classes))),
             repeated=repeated(seen),
-            fitted_for=fitted,
+            fitted_for=fitted_for(self.snn),
+            fitted=self.snn.fitted,
         )
 
     def _exit(self, sums: _Sums, confidence: float, common: tuple[int, int, Tensor | None, int]) -> EarlyExit:

@@ -102,6 +102,7 @@ class Report(Figures):
         fitted_for: the T that the recipe was fitted to; None for a recipe that is not fitted, which the JSON leaves
             out.
         copies: how many plain neurons stand for each of the source network's; the JSON leaves 1 out.
+        fitted: of a network for several T, each T that it has numbers for; the JSON leaves it out of others.
 
     Raises:
         InvalidData: a share is not between 0 and 1, so something was counted wrong.
@@ -127,6 +128,7 @@ class Report(Figures):
     repeated: int = 0
     fitted_for: int | None = None
     copies: int = 1
+    fitted: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for what, share in self._shares():
@@ -178,7 +180,8 @@ class Report(Figures):
             cells.insert(0, {"T": "ANN", "top-1": _percent(self.ann["top1"]), "top-5": _percent(self.ann["top5"])})
         if out := self.exit:
             cells[-1][""] = (
-                f"mean T; each image until it is {out.confidence:g} sure, at most T = {out.timesteps}; "
+                f"mean T; each image until it is {out.confidence:g} sure, at most T = {out.timesteps}"
+                f"{', with its numbers' if self.fitted else ''}; "
                 f"{out.images_per_second:.2f} images/s"
             )
         yield "\n".join(self._head())
@@ -202,7 +205,11 @@ class Report(Figures):
         yield from (f"Note: {note}" for note in self.notes)
 
     def _foot(self) -> Iterator[str]:
-        if any(row.fitted is False for row in self.snn):
+        if self.fitted:
+            yield f"one network with numbers of its own for T = {', '.join(map(str, self.fitted))}"
+        if self.fitted and any(row.fitted is False for row in self.snn):
+            yield "* no numbers for this T: those of the largest T below it, or of the smallest there is"
+        elif any(row.fitted is False for row in self.snn):
             yield f"* not fitted to this T but to T = {self.fitted_for}: convert for another with timesteps=T"
         yield (
             f"{self.images_per_second:.2f} images/s   {self.seconds_per_step_per_image * 1e3:.4g} ms per step and image"

@@ -31,6 +31,12 @@ def fitted_for(snn: Graph) -> int | None:
     return recipe.timesteps if any(step.name in FITTING for step in recipe.passes or ()) else None
 
 
+def every_fitted(snn: Graph) -> tuple[int, ...]:
+    """Every T that the network was fitted to, ascending: several of a network for several; none if it is not fitted."""
+    own = fitted_for(snn)
+    return snn.fitted or (() if own is None else (own,))
+
+
 def described_data(loader: object, unreadable: int, events: tuple[int, int]) -> dict[str, Any]:
     """What a loader reads, in the form of :attr:`Report.data`; counts are over all processes."""
     if not isinstance(loader, Loader):

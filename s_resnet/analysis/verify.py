@@ -13,7 +13,8 @@ from ..errors import InvalidData, message
 from ..graph.alphabet import Differential
 from ..graph.engine import arithmetic
 from ..graph.forms import spiking
-from ..graph.graph import Graph, check_spiking, count_images
+from ..graph.graph import Graph, check_spiking
+from ..graph.inputs import count_images
 from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op
 from ..graph.readout import Readout
@@ -49,6 +50,7 @@ def verify(snn: Graph, loader: Batches, timesteps: int, *, network: str = "", pr
     """
     check_spiking(snn, "verify")
     timesteps = whole_number(timesteps, "verify", "timesteps")
+    snn = snn.at(timesteps)
     check_batches(loader, "verify")
     _check(snn)
     tally = _Tally(snn, timesteps)

@@ -12,6 +12,7 @@ from .latency import timesteps_within, with_neurons
 from .published import PUBLISHED, PublishedMethod, recipe_named
 from .quantized_ann import quantized_ann
 from .recipes import RECIPES, Recipe, default_recipe
+from .several import own_and_others
 from .source_check import SourceCheck, check_source
 from .step import Step
 
@@ -34,6 +35,7 @@ __all__ = [
     "convert",
     "default_recipe",
     "distill_images",
+    "own_and_others",
     "passes",
     "quantized_ann",
     "recipe_named",

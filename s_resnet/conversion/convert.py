@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -29,6 +29,7 @@ from .origin import origin
 from .passes import compensate
 from .published import recipe_named
 from .recipes import QUANTIZED, TRAINED, Recipe, default_recipe
+from .several import own_and_others, tune
 from .source_check import check_source, untouched_note, warn
 from .spill import Once
 
@@ -43,7 +44,7 @@ def convert(
     calibration_batches: Batches | Shape | None = None,
     recipe: str | Recipe | Auto | None = None,
     *,
-    timesteps: int | None = None,
+    timesteps: int | Sequence[int] | None = None,
     device: str = "auto",
     progress: bool = False,
 ) -> Graph:
@@ -70,7 +71,9 @@ def convert(
             ``RECIPES["phased"].reconstructed(minutes=10).with_weights("int8")``. By default ``"calibrated"`` with
             calibration batches, and ``"calibrated-currents"`` without.
         timesteps: the T to tune for, instead of the recipe's (16 for calibrated, 128 for calibrated-currents, the
-            paper's 350 for s-resnet).
+            paper's 350 for s-resnet). Or several, such as ``(4, 8, 16, 32)``: one network whose weights are fitted at
+            the T that :func:`s_resnet.conversion.own_and_others` tells, with thresholds, currents and readout fitted
+            for each; for recipes that fit neurons to a T.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: where to calibrate, fit and reconstruct. The result
             is on the CPU.
         progress: show bars on stderr when it is a terminal.
@@ -98,14 +101,15 @@ def _convert(
     model: nn.Module | Graph,
     calibration_batches: Batches | Shape | None,
     recipe: str | Recipe | Auto | None,
-    timesteps: int | None,
+    timesteps: int | Sequence[int] | None,
     where: torch.device,
     progress: bool,
 ) -> Graph:
     """The network of :func:`convert`, on its device."""
     batches, shape = _told_apart(calibration_batches)
     wished = _wished(recipe, batches is not None)
-    wished = wished if timesteps is None else wished.at(timesteps)
+    own, others = own_and_others(timesteps, wished)
+    wished = wished if own is None else wished.at(own)
     progress = progress and rank_and_world_size()[0] == 0
     if isinstance(model, QCFSModule):
         model = model.graph()
@@ -116,7 +120,7 @@ def _convert(
         return _trained(graph, example, _given(recipe=recipe, timesteps=timesteps))
     graph, said = _scores(graph, example, wished)
     if any(isinstance(node.op, QCFS) for node in graph.nodes):
-        return _quantized(graph, example, recipe, timesteps, batches).with_provenance(**said)
+        return _quantized(graph, example, recipe, own, batches, others).with_provenance(**said)
     if isinstance(wished, Auto) and batches is None:
         remedy = "Pass calibration_batches, or a recipe by name"
         expected = "some, by which it chooses"
@@ -130,7 +134,10 @@ def _convert(
         calibration = _distilled(graph, wished, example, progress)
     else:
         calibration = _calibrated(graph, given, wished, example, progress)
-    snn = wished.apply(graph, Context(calibration, progress=progress))
+    context = Context(calibration, progress=progress)
+    snn = wished.apply(graph, context)
+    if others and isinstance(wished, Recipe):
+        snn = tune(snn, wished, context, others)
     known = origin(batches, graph.run(example.to(where)).shape[1])
     return _documented(snn, calibration, example).with_provenance(**said).with_provenance(**known)
 
@@ -267,10 +274,12 @@ def _quantized(
     recipe: str | Recipe | Auto | None,
     timesteps: int | None,
     batches: Batches | None,
+    others: tuple[int, ...],
 ) -> Graph:
     """A network with the thresholds and levels that it was trained with."""
     wished = _wished(recipe, with_images=False)
     refused = _given(calibration=batches, percentile=wished.percentile, reconstruct=wished.reconstructs)
+    refused += ["several T"] if others else []
     if wished.name not in (default_recipe(with_images=False).name, "s-resnet", "phased"):
         refused.append(f"recipe {wished.name}")
     if refused:

@@ -93,7 +93,8 @@ def export_npz(snn: Graph, path: str | os.PathLike[str]) -> None:
     the file with numpy alone.
 
     Args:
-        snn: a converted or directly trained network.
+        snn: a converted or directly trained network; of one for several T what it has without a choice
+            (``snn.at(8)`` chooses).
         path: the file to write, whole or not at all.
 
     Raises:

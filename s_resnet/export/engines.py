@@ -254,7 +254,7 @@ def verify_export(
     timesteps = whole_number(timesteps, "verify", "timesteps")
     program = read_nir(path).to(_DTYPES[dtype])
     shape = tuple(images.shape)
-    snn, images = _settled(split_copies(folded(snn)), _DTYPES[dtype]), as_maps(images).to(_DTYPES[dtype])
+    snn, images = _settled(split_copies(folded(snn.at(timesteps))), _DTYPES[dtype]), as_maps(images).to(_DTYPES[dtype])
     split = program.metadata.get("input_node", snn.nodes[0].name) != snn.nodes[0].name
     given = host_input(snn, images) if split else snn.nodes[0].op.run(images)
     if given.ndim != 4 or tuple(given.shape[1:]) != program.input_shape:

@@ -73,14 +73,15 @@ def export_nir(
         remedy = "Pass input_shape, as the network does not say"
         raise InvalidData(message("export", "", f"input_shape {tuple(shape)}", "(channels, height, width)", remedy))
     check_size(snn.provenance, shape[1:], "export")
+    if timesteps is None:
+        timesteps = snn.provenance.recipe.timesteps
+    snn = snn.at(timesteps or 1)
     lowered = lower(snn.to("cpu"), shape, tie_shortcuts, split_maxpool)
     resets = {node.op.reset for node in lowered.nodes if isinstance(node.op, Neuron)}
     if len(resets) > 1:
         remedy = "Convert all neurons with the same reset"
         raise InvalidData(message("export", "", "neurons of both resets", "one for the whole network", remedy))
     (reset,) = resets
-    if timesteps is None:
-        timesteps = snn.provenance.recipe.timesteps
     graph = _graph(nir, lowered, _metadata(snn, lowered, reset, timesteps))
     written = io.BytesIO()  # HDF5 itself gives no reason when a disk is full
     nir.write(written, graph)

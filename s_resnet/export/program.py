@@ -61,6 +61,7 @@ def export_torch(
     """
     check_spiking(snn, "export")
     shape = _input_shape(snn, input_shape)
+    snn = snn.at(timesteps)
     program = _program(snn.to("cpu"), timesteps, shape)
     header = {"s_resnet": __version__, "timesteps": timesteps, "input_shape": shape, "alphabet": snn.alphabet}
     text = json.dumps({**header, "provenance": snn.provenance.to_json()}, sort_keys=True)

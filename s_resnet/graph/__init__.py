@@ -4,12 +4,13 @@ from . import ops, provenance
 from .alphabet import Amplitudes, Binary, Copies, Differential, MultiThreshold, Signed, Surrogate
 from .artifact import load, save
 from .engine import StreamSettings
-from .graph import Graph, State
+from .graph import Graph
 from .module import GraphModule
 from .neuron import Neuron
 from .ops import Node, Scale
 from .readout import Readout, SpikingMaxPool2d
 from .shortcuts import Shortcut, scales, shortcuts
+from .state import State
 
 __all__ = [
     "Amplitudes",

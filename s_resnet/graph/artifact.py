@@ -24,8 +24,9 @@ from .ops import Node, Op
 from .parts import settings
 from .provenance import Provenance
 from .shapes import image_of, shapes
+from .tuned import check_tuned, with_numbers
 
-FORMAT = 8  # what earlier ones lacked: s_resnet/graph/formats.py
+FORMAT = 9  # what earlier ones lacked: s_resnet/graph/formats.py
 _KEY = "s_resnet"
 LARGEST = 2**32  # bytes of a file
 LONGEST = 2**25  # letters of its JSON, which unfolds to twenty times as much
@@ -52,6 +53,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     check(graph.validate())
     held, nodes = _pack(graph)
     header: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "provenance": graph.provenance.to_json()}
+    header["tuned"] = sorted(graph.tuned)
     try:
         header = json.loads(json.dumps(header))  # as it will be read: keys are strings, tuples are lists
     except (TypeError, ValueError) as error:
@@ -99,11 +101,12 @@ def load(path: str | os.PathLike[str]) -> Graph:
         if version < FORMAT:
             header, held = upgraded(header, held)
         nodes = tuple(_unpack(entry, held) for entry in header["nodes"])
+        tuned = _tuned(header["tuned"], held)
         if held:
             raise _edited(path, f"tensors that no node has ({next(iter(held))})")
         if not isinstance(header["provenance"], dict):
             raise _edited(path, "a provenance that is no dict")
-        return check(Graph(nodes, Provenance.from_json(header["provenance"])).validate())
+        return check(Graph(nodes, Provenance.from_json(header["provenance"]), tuned).validate())
     except InvalidArtifact:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SResNetError) as error:
@@ -125,6 +128,11 @@ def check(graph: Graph) -> Graph:
     shapes(graph.nodes, image_of(graph.nodes, graph.provenance))
     validate.check_reach(graph.nodes)
     graph.provenance.checked()
+    if graph.tuned:
+        check_tuned(graph.tuned, graph.provenance.recipe.timesteps)
+    for steps, numbers in graph.tuned.items():
+        check(Graph(with_numbers(graph.nodes, numbers), graph.provenance))  # before the weights are made of them
+        check(graph.at(steps))
     return graph
 
 
@@ -157,7 +165,10 @@ def _edited(path: Path, got: str) -> InvalidArtifact:
 
 def _pack(graph: Graph) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The tensors by ``node/field``, and everything else as JSON."""
-    held = {name: value.detach().cpu().contiguous().clone() for name, value in graph.tensors().items()}
+    every = graph.tensors() | {
+        f"{_of(steps)}{name}": value for steps, some in graph.tuned.items() for name, value in some.items()
+    }
+    held = {name: value.detach().cpu().contiguous().clone() for name, value in every.items()}
     nodes = []
     for node in graph.nodes:
         said = {"name": node.name, "op": type(node.op).__name__, "inputs": node.inputs}
@@ -185,6 +196,22 @@ def _built(kind: type, given: Mapping[str, Any], where: str, held: dict[str, Ten
         if f"{where}{field.name}" in held and "Tensor" in str(field.type):
             values[field.name] = held.pop(f"{where}{field.name}")
     return kind(**values)
+
+
+def _of(steps: int) -> str:
+    """What the names of the numbers for another T begin with."""
+    return f"T={steps}:"
+
+
+def _tuned(timesteps: list[int], held: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The numbers for other T; they are taken out of ``held``."""
+    found: dict[int, dict[str, Tensor]] = {steps: {} for steps in timesteps}
+    of = {_of(steps): steps for steps in found}
+    for name in list(held):
+        first, colon, rest = name.partition(":")
+        if first + colon in of:
+            found[of[first + colon]][rest] = held.pop(name)
+    return found
 
 
 def _tuples(value: Any) -> Any:

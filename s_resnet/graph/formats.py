@@ -3,7 +3,8 @@
 1: the networks of the first recipes. 2: whole numbers besides the weights. 3: schedules, spike alphabets, and what
 spiking runs alone use. 4: that also for shortcuts. 5: neurons that were trained. 6: what belongs together is a
 part with its kind: a neuron's alphabet and gradient, what spiking runs use, whole numbers. Before, all were settings
-and tensors of the operation. 7: limits of ReLUs and neurons. 8: several neurons in place of one.
+and tensors of the operation. 7: limits of ReLUs and neurons. 8: several neurons in place of one. 9: numbers for
+other T.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Held = dict[str, Tensor]
 
 
 def upgraded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Held]:
-    """The header and the tensors of a file of format 1 to 7 in format 8.
+    """The header and the tensors of a file of format 1 to 8 in format 9.
 
     It moves and renames, and checks what it looks at; the rest is for whoever reads the present format.
 
@@ -35,10 +36,10 @@ def upgraded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[
         settings = settings if change is None else change(entry["name"], settings, held)
         if header["format"] < 7 and ("limit" in settings or f"{entry['name']}/limit" in held):
             raise _invalid(entry["name"], "limit", "a limit, of a later format", "none")
-        if (settings.get("spikes") or {}).get("kind") == "Copies":
+        if header["format"] < 8 and (settings.get("spikes") or {}).get("kind") == "Copies":
             raise _invalid(entry["name"], "spikes", "copies, of a later format", "none")
         nodes.append({**entry, "settings": settings})
-    return {**header, "nodes": nodes}, held
+    return {**header, "nodes": nodes, "tuned": []}, held
 
 
 def _neuron(name: str, settings: Settings, held: Held) -> Settings:

@@ -12,34 +12,20 @@ import torch
 from torch import Tensor
 
 from ..data.arguments import as_maps, check_kind, whole_number
-from ..errors import ConversionError, InvalidData, message
+from ..errors import InvalidData, message
 from ..runtime.display import Displayed, Table
 from . import engine, forms, network_table, validate
 from .alphabet import in_words
-from .inputs import check_shown, check_simulated, finite_answers, marked, presented
-from .neuron import Memory, Neuron
+from .inputs import check_shown, check_simulated, count_images, finite_answers, marked, presented
+from .neuron import Neuron
 from .ops import Input, Node, Op
 from .parts import mapped, tensors
 from .provenance import Parts, Provenance
 from .readout import STATEFUL
 from .shapes import check_state
-
-
-@dataclass(frozen=True, repr=False)
-class State(Displayed):
-    """Everything a network remembers after ``step`` steps: the memory of each stateful node, by name."""
-
-    step: int
-    memory: Mapping[str, Memory]
-
-
-@dataclass(frozen=True, repr=False)
-class Chunk(Displayed):
-    """What a chunk of ``S`` steps gave: answers ``[S, B, N]``, spikes per neuron node ``[S, B]``, the state after."""
-
-    outputs: Tensor
-    spikes: Mapping[str, Tensor]
-    state: State
+from .state import Chunk, State
+from .structure import check_structure
+from .tuned import Numbers, nearest, retuned
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,14 +35,18 @@ class Graph(Displayed):
     Attributes:
         nodes: each with its name, its operation and the names of those that it reads.
         provenance: where it came from: recipe, calibration, preprocessing, classes.
+        tuned: for each other T that it is fitted to, the numbers that differ there, by ``node/field``: thresholds in
+            units of the nodes' own, corrections, and the weights of the readout's steps. Runs choose by :meth:`at`.
     """
 
     nodes: tuple[Node, ...]
     provenance: Provenance = field(default_factory=Provenance)
+    tuned: Mapping[int, Numbers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        remedy = "Leave it out, or pass Provenance.from_json(...)"
-        check_kind(self.provenance, Provenance, "graph", "provenance", remedy)
+        check_kind(
+            self.provenance, Provenance, "graph", "provenance", "Leave it out, or pass Provenance.from_json(...)"
+        )
 
     def _lines(self) -> Iterable[str]:
         return network_table.lines(self)
@@ -158,6 +148,36 @@ class Graph(Displayed):
         return steps
 
     @property
+    def fitted(self) -> tuple[int, ...]:
+        """The T of a network for several, ascending; none of one that has no numbers for other T."""
+        return tuple(sorted({*self.tuned, self.provenance.recipe.timesteps or 1})) if self.tuned else ()
+
+    def at(self, timesteps: int) -> Graph:
+        """Of a network for several T the one for ``timesteps``; any other is what it is for every T.
+
+        If there are no numbers for that T, they are those of the largest T below it, else of the smallest.
+        """
+        if not self.tuned:
+            return self
+        steps = nearest(self.fitted, timesteps)
+        if steps not in self._at:
+            nodes = retuned(self.nodes, self.tuned[steps], self.device) if steps in self.tuned else self.nodes
+            recipe = replace(self.provenance.recipe, timesteps=steps)
+            self._at[steps] = Graph(nodes, self.provenance.with_parts(recipe=recipe))
+        return self._at[steps]
+
+    def runs(self, at: Iterable[int]) -> list[tuple[int, ...]]:
+        """The T to report, grouped by what one run answers; of windowed layers it answers once."""
+        groups: dict[int, list[int]] = {}
+        for steps in at:
+            groups.setdefault(steps if self.windowed else nearest(self.fitted or (1,), steps), []).append(steps)
+        return [tuple(group) for group in groups.values()]
+
+    @cached_property
+    def _at(self) -> dict[int, Graph]:
+        return {}
+
+    @property
     def windowed(self) -> bool:
         """Whether a layer waits for a part of its window of T steps, so that T has to be known beforehand."""
         return engine.windowed(self.nodes)
@@ -238,7 +258,8 @@ class Graph(Displayed):
         def move(value: Tensor) -> Tensor:
             return value.to(target) if value.is_floating_point() or not isinstance(target, torch.dtype) else value
 
-        return self._with(lambda op: mapped(op, move))
+        tuned = {steps: {name: move(value) for name, value in some.items()} for steps, some in self.tuned.items()}
+        return replace(self._with(lambda op: mapped(op, move)), tuned=tuned)
 
     def validate(self) -> Graph:
         """The graph itself, after a check of its structure.
@@ -246,26 +267,7 @@ class Graph(Displayed):
         Raises:
             ConversionError: a name is used twice, an input does not exist, or nothing reads a value.
         """
-        seen: set[str] = set()
-        if not self.nodes:
-            raise ConversionError(message("graph", "", "no nodes", "an input first", "Start with an Input node"))
-        for node in self.nodes:
-            if isinstance(node.op, Input) != (node is self.nodes[0]) or isinstance(node.op, Input) == bool(node.inputs):
-                got = f"{type(node.op).__name__} with {len(node.inputs)} inputs as node {len(seen)}"
-                expected = "the images as node 0, and every other node to read one"
-                raise ConversionError(message(node.name, "", got, expected, "Give each node its inputs"))
-            if node.name in seen:
-                what, remedy = "node names must be unique", "Rename a node"
-                raise ConversionError(message("graph", what, f"{node.name!r} twice", "one", remedy))
-            missing = [name for name in node.inputs if name not in seen]
-            if missing:
-                got, remedy = f"input {missing[0]!r}", "Put the nodes in execution order"
-                raise ConversionError(message(node.name, "", got, "an earlier node", remedy))
-            seen.add(node.name)
-        lost = [node.name for node in self.nodes[:-1] if not self.users[node.name]]
-        if lost:
-            expected, remedy = "every node but the last to be read", "Leave the node out"
-            raise ConversionError(message(lost[0], "", "no reader", expected, remedy))
+        check_structure(self.nodes)
         return self
 
     # ---- analog ----
@@ -324,7 +326,7 @@ class Graph(Displayed):
             return engine.analog_portions(self.nodes, one)
         timesteps = whole_number(timesteps, "simulate", "timesteps")
         _check(self, images, timesteps, None, None)
-        return engine.portions(self._plan(precision), engine.Job(one, timesteps))
+        return engine.portions(self.at(timesteps)._plan(precision), engine.Job(one, timesteps))
 
     def stream(
         self,
@@ -351,14 +353,12 @@ class Graph(Displayed):
         timesteps, images = whole_number(timesteps, "simulate", "timesteps"), as_maps(images)
         chunk = None if chunk is None else whole_number(chunk, "simulate", "chunk")
         _check(self, images, timesteps, chunk, state)
-        plan, encode = self._plan(settings.precision), settings.encode
+        plan, encode = self.at(timesteps)._plan(settings.precision), settings.encode
         memory, step = ({}, 0) if state is None else (state.memory, state.step)
         if plan.integer and (encode is not None or images.ndim == 5):
             got, remedy = "coding 'poisson' or events for an integer network", "Convert it with other weights"
             raise InvalidData(message("simulate", "", got, "images in coding 'direct'", remedy))
-        given = images
-        if images.ndim == 5:
-            given, encode = images[0], presented(images, step)
+        given, encode = (images, encode) if images.ndim == 4 else (images[0], presented(images, step))
         if plan.max_membrane_step * (step + timesteps) >= 2**31:
             most = 2**31 // plan.max_membrane_step
             expected = f"below {most}, beyond which the 32-bit membranes of this integer network could overflow"
@@ -368,11 +368,6 @@ class Graph(Displayed):
             step += len(outputs)
             outputs = marked(outputs, images) if images.is_cuda else finite_answers(outputs, "simulate")
             yield Chunk(outputs, spikes, State(step, after))
-
-
-def count_images(images: Tensor) -> int:
-    """B of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``."""
-    return images.shape[1] if images.ndim == 5 else len(images)
 
 
 def check_spiking(snn: object, where: str) -> None:
@@ -394,5 +389,8 @@ def _check(graph: Graph, images: Tensor, timesteps: int, chunk: int | None, stat
     if together or (graph.windowed and state is not None):
         got = f"chunk={chunk} or a state for a network whose layers wait for their window of T"
         raise InvalidData(message("simulate", "", got, "all T steps at once", "Leave both out"))
+    if state is not None and graph.tuned:
+        got, expected = "a state for a network for several T", "the network for one of them"
+        raise InvalidData(message("simulate", "", got, expected, "Choose it with graph.at(T), and pass that"))
     if state is not None:
         check_state(graph.nodes, found, state.memory, count_images(images), images.device)

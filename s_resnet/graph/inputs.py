@@ -115,3 +115,8 @@ def presented(events: Tensor, done: int) -> Callable[[int], Tensor]:
         return torch.stack([next(frames) for _ in range(steps)])
 
     return present
+
+
+def count_images(images: Tensor) -> int:
+    """B of images ``[B, C, H, W]`` or events ``[T, B, C, H, W]``."""
+    return images.shape[1] if images.ndim == 5 else len(images)

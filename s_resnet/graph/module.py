@@ -57,6 +57,7 @@ class GraphModule(nn.Module):
         super().__init__()
         timesteps = whole_number(timesteps, "fine-tuning", "timesteps")
         check_spiking(graph, "fine-tuning")
+        graph = graph.at(timesteps)
         self.source, self.running, self.timesteps = graph, graph.spiking(), timesteps
         self.network = nn.Module()  # one part of it per node
         self.gradient = {"surrogate": surrogate, "width": width, "detach_reset": detach_reset}

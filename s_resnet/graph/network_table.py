@@ -30,6 +30,9 @@ class Network(shortcuts.Network, Protocol):
     def is_integer(self) -> bool: ...
 
     @property
+    def fitted(self) -> tuple[int, ...]: ...
+
+    @property
     def alphabet(self) -> str: ...
 
     def end_to_end_steps(self, timesteps: int) -> int: ...
@@ -76,12 +79,15 @@ def title(network: Network) -> str:
     if not network.neurons:
         return f"{what}, not spiking"
     made = "directly trained" if network.trained else f"recipe {recipe.name}, tuned"
-    return f"{what} as a spiking network, {made} for T = {recipe.timesteps}"
+    steps = ", ".join(map(str, network.fitted or (recipe.timesteps,)))
+    return f"{what} as a spiking network, {made} for T = {steps}"
 
 
 def parts(network: Network) -> Iterable[str | Table]:
     """All that there is to read: nodes, shortcuts of a converted network, provenance."""
     yield f"{title(network)}; {len(network.nodes)} nodes, {len(network.neurons)} neuron layers"
+    if network.fitted:
+        yield f"The nodes are those of T = {network.provenance.recipe.timesteps}; at(T) has those of another."
     yield _nodes(network)
     if network.neurons and not network.trained:  # there nothing is scaled
         yield _shortcuts(network)

@@ -330,7 +330,7 @@ def measure(
     remedy = "Pass s_resnet.report.ReportSettings(...), and the name as network=..."
     check_kind(settings, ReportSettings, "report", "settings", remedy)
     target, progress = find_device(device), settings.progress
-    snn, answers, missing = snn.to(target), Answers(), dict[str, str]()
+    snn, answers, missing = snn.at(timesteps).to(target), Answers(), dict[str, str]()
     evaluation = EvaluationSettings(network=network, progress=progress, watch=answers)
     report = evaluate(snn, loader, timesteps, evaluation, at=powers_of_two(timesteps), device=device)
     verification: Verification | None = None

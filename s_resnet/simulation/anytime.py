@@ -13,7 +13,9 @@ from torch import Tensor
 from ..data.arguments import as_maps, check_dense, probability
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings
-from ..graph.graph import Chunk, Graph, State, check_spiking, count_images
+from ..graph.graph import Graph, check_spiking
+from ..graph.inputs import count_images
+from ..graph.state import Chunk, State
 from ..runtime.display import Displayed, Table, plain
 from ..runtime.progress import Progress
 from .simulate import USUAL, SimulationSettings, check_settings, per_image, spikes_table
@@ -91,7 +93,7 @@ def simulate_with_early_exit(
     if graph.windowed:
         got = "an early exit for a network whose layers wait for their window of T, so that it answers only once"
         raise InvalidData(message("simulate", "", got, "a streaming network", "Leave the confidence out"))
-    exits = _Exits(images, timesteps, confidence)
+    exits, graph = _Exits(images, timesteps, confidence), graph.at(timesteps)
     state, chunk, precision = None, settings.chunk, settings.precision
     with (
         torch.no_grad(),

@@ -11,11 +11,12 @@ from ..data.arguments import as_maps, check_dense, whole_number
 from ..errors import InvalidData, message
 from ..graph.engine import arithmetic, freed
 from ..graph.forms import spiking
-from ..graph.graph import Graph, State
+from ..graph.graph import Graph
 from ..graph.inputs import check_shown
 from ..graph.neuron import Neuron
 from ..graph.ops import Input
 from ..graph.readout import Readout
+from ..graph.state import State
 from .lockstep import fire_mean, order_free, propagate
 from .simulate import Simulation
 
@@ -59,7 +60,7 @@ def closed_form(graph: Graph, images: Tensor, timesteps: int, at: Sequence[int] 
     answers: list[Tensor] = []
     spikes: dict[str, list[Tensor]] = {node.name: [] for node in graph.neurons}
     for window in wanted:
-        outputs, counts = _pass(graph, images, window)
+        outputs, counts = _pass(graph.at(window), images, window)
         answers.append(outputs)
         for name, count in counts.items():
             spikes[name].append(count)

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..data.arguments import as_maps, check_dense, whole_number
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings, Whole, arithmetic
-from ..graph.graph import Graph, check_spiking, count_images
+from ..graph.graph import Graph, check_spiking
+from ..graph.inputs import count_images
 from ..graph.neuron import Neuron
 from ..graph.ops import (
     SYNAPSES,
@@ -64,6 +65,7 @@ def features(
     """
     timesteps = whole_number(timesteps, "simulate", "timesteps")
     check_spiking(snn, "simulate")
+    snn = snn.at(timesteps)
     _check_names(snn, names)
     check_dense(images, "simulate")
     images = as_maps(images)

@@ -18,7 +18,8 @@ from ..graph.engine import arithmetic, together
 from ..graph.engine.run import DENSE
 from ..graph.execution import Execution
 from ..graph.forms import spiking, synapse
-from ..graph.graph import Graph, count_images
+from ..graph.graph import Graph
+from ..graph.inputs import count_images
 from ..graph.neuron import Neuron
 from ..graph.ops import SYNAPSES, Conv2d, Input, Node, Op
 from ..graph.readout import Readout, SpikingMaxPool2d

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..data.arguments import as_maps
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings, arithmetic
-from ..graph.graph import Graph, count_images
+from ..graph.graph import Graph
+from ..graph.inputs import count_images
 from ..graph.neuron import Neuron
 from ..graph.ops import Node, Op
 from ..kernels import per_channel
@@ -77,7 +78,7 @@ def record(graph: Graph, image: Tensor, timesteps: int, layers: Sequence[str], c
     Raises:
         InvalidData: there is not exactly one image, a layer does not exist, or a setting is out of range.
     """
-    image = as_maps(image)
+    image, graph = as_maps(image), graph.at(timesteps)
     ops = {node.name: node.op for node in graph.neurons if isinstance(node.op, Neuron)}
     wrong = [name for name in layers if name not in ops]
     if wrong or count_images(image) != 1 or count < 1:

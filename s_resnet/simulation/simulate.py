@@ -12,7 +12,8 @@ from torch import Tensor
 from ..data.arguments import as_maps, check_dense, check_kind, whole_number
 from ..errors import InvalidData, message
 from ..graph.engine import StreamSettings, Whole
-from ..graph.graph import Chunk, Graph, State, check_spiking
+from ..graph.graph import Graph, check_spiking
+from ..graph.state import Chunk, State
 from ..runtime.display import Displayed, Table, plain
 from ..runtime.progress import Progress
 
@@ -122,8 +123,10 @@ def simulate(
     check_settings(settings)
     encode = encoder(images, settings.coding, settings.seed, 0 if state is None else state.step)
     wanted = steps_to_report(timesteps, at)
-    if graph.windowed and wanted != (timesteps,):
-        return _together([simulate(graph, images, window, settings, state=state) for window in wanted])
+    runs = graph.runs(wanted)
+    if len(runs) > 1 or (graph.windowed and wanted != (timesteps,)):
+        return _together([simulate(graph, images, steps[-1], settings, at=steps, state=state) for steps in runs])
+    graph = graph.at(timesteps) if state is None else graph
     parts = graph.stream(
         images,
         timesteps,
@@ -167,7 +170,7 @@ def answers(
         _collected(
             graph.stream(images, last, settings=StreamSettings(precision=precision, whole=whole)), last, steps, progress
         )
-        for last, steps in ([(t, (t,)) for t in wanted] if graph.windowed else [(wanted[-1], wanted)])
+        for last, steps in ((steps[-1], steps) for steps in graph.runs(wanted))
     ]
     return _together(runs)
 

@@ -9,13 +9,16 @@ import torch
 
 import s_resnet
 from s_resnet.errors import InvalidArtifact
+from s_resnet.graph import artifact
 
 FILES = sorted((Path(__file__).parent / "formats").glob("*.snn"))
 STEPS = 6
 
 
 def test_every_earlier_format_has_a_file():
-    assert {path.stem[: len("format1")] for path in FILES} == {f"format{version}" for version in range(1, 8)}
+    assert {path.stem[: len("format1")] for path in FILES} == {
+        f"format{version}" for version in range(1, artifact.FORMAT)
+    }
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)

@@ -37,10 +37,10 @@ needs_compiler = pytest.mark.skipif(compiler.compiled()[0] is None, reason=compi
 SIZE, T = mutations.SIZE, mutations.T
 
 
-def converted(recipe="s-resnet", weights="float32"):
+def converted(recipe="s-resnet", weights="float32", timesteps=None):
     model = randomized(CifarResNet(8, 5, 4))
     asked = RECIPES[recipe].at(T).with_weights(weights)
-    return convert(model, [images(8, SIZE, seed=seed) for seed in range(2)], asked)
+    return convert(model, [images(8, SIZE, seed=seed) for seed in range(2)], asked, timesteps=timesteps)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def graphs():
         "plain": converted(),
         "pooled": convert(mutations.Pooled(), [images(8, SIZE)], "s-resnet-released", timesteps=T),
         "lagged": converted("calibrated-lagged"),
+        "several": converted("calibrated", timesteps=(2, T)),
         "multilevel": converted("multilevel"),
         "phased, int8": converted("phased", weights="int8"),
         "signed, dyadic": converted("signed", weights="dyadic"),

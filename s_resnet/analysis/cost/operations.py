@@ -13,7 +13,8 @@ from ...data.arguments import Batches, check_batches, images_of, whole_number
 from ...errors import InvalidData, message
 from ...graph.engine import StreamSettings
 from ...graph.fold import folded
-from ...graph.graph import Graph, check_spiking, count_images
+from ...graph.graph import Graph, check_spiking
+from ...graph.inputs import count_images
 from ...runtime.display import Figures, Table, plain
 from ...runtime.progress import Progress
 from ...simulation.simulate import encoder
@@ -135,7 +136,7 @@ def count_operations(
     check_spiking(snn, "operations")
     timesteps = whole_number(timesteps, "operations", "timesteps")
     check_batches(batches, "operations")
-    snn = folded(snn)
+    snn = folded(snn.at(timesteps))
     flow = SpikeFlow(snn, snn.static if coding == "direct" else frozenset())
     spikes, images, shapes = SpikeCounter(flow), 0, dict[str, Shape]()
     device = snn.neurons[0].op.threshold.device  # type: ignore[attr-defined]
