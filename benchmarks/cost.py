@@ -184,7 +184,7 @@ def measure(asked: Asked, network: str, steps: tuple[int, ...], images: int, out
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixtures", type=Path)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["resnet20", "resnet18"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["resnet20"])
     parser.add_argument("--timesteps", nargs="+", type=int, default=(16, 32))
     parser.add_argument("--images", type=int, default=500, help="of the test set")
     parser.add_argument("--limit", type=int, help="at most so many images of each data set, for a trial")
