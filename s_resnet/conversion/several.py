@@ -52,15 +52,18 @@ def _check_recipe(recipe: Recipe | Auto) -> None:
     Raises:
         ConversionError: it cannot.
     """
-    runs = {step.run for step in recipe.steps} if isinstance(recipe, Recipe) else set()
-    if not isinstance(recipe, Recipe) or not runs.issuperset(AGAIN):
-        expected = f"one of {', '.join(one.name for one in RECIPES.values() if one.fits)}"
+    if not isinstance(recipe, Recipe) or not _fits_again(recipe):
+        expected = f"one of {', '.join(one.name for one in RECIPES.values() if _fits_again(one))}"
         got = f"several T for recipe {recipe.name}, which does not fit thresholds, currents and readout to a T"
         raise ConversionError(message("convert", "timesteps", got, expected, "Pass one T, or another recipe"))
     if recipe.weights != "float32":
         got = f"several T with weights {recipe.weights}, which are rounded in units of the thresholds of one T"
         remedy = "Leave the weights as they are, or convert for each T"
         raise ConversionError(message("convert", "timesteps", got, "weights float32", remedy))
+
+
+def _fits_again(recipe: Recipe) -> bool:
+    return {step.run for step in recipe.steps}.issuperset(AGAIN)
 
 
 def tune(snn: Graph, recipe: Recipe, context: Context, timesteps: Sequence[int]) -> Graph:
