@@ -109,7 +109,7 @@ def test_evaluate_refuses_senseless_options(program, network, options, says):
         (("--calibration", "cifar10:nowhere"), "--download"),
         (("--std", "0,1,1"), "above 0"),
         (("--mean", "nan,0,0"), "three numbers"),
-        (("--percentile", "nan"), "got percentile nan"),
+        (("--recipe", "s-resnet", "--percentile", "nan"), "got percentile nan"),
         (("--input-size", "9000000"), "--input-size"),
     ],
 )

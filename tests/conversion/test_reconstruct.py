@@ -580,7 +580,9 @@ def test_it_composes_with_every_recipe_that_fits(tmp_path, name):
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - set(FITTED)))
 def test_a_recipe_that_does_not_fit_has_nothing_to_reconstruct_for(name):
-    fitted = "calibrated, calibrated-constant, calibrated-fission, calibrated-lagged, phased, signed, multilevel"
+    fitted = (
+        "calibrated, calibrated-constant, calibrated-currents, calibrated-fission, calibrated-lagged, phased, signed"
+    )
     with pytest.raises(ConversionError, match=rf"^recipe {name}: .*{fitted}"):
         RECIPES[name].reconstructed()
 

@@ -20,6 +20,7 @@ PRECISIONS = ("exact", "fast")
 # What a recipe's neurons must have asked of the kernel: elsewhere is no place to do it.
 MODES = {
     "calibrated": {"SUBTRACT", "ROWS"},
+    "calibrated-currents": {"SUBTRACT", "ROWS"},
     "calibrated-fission": {"LEVELS", "ROWS"},
     "calibrated-lagged": {"SUBTRACT", "LAGGED", "ROWS"},
     "calibrated-lagged int8": {"SUBTRACT", "LAGGED", "ROWS"},

@@ -20,7 +20,7 @@ from s_resnet.models import CifarResNet
 # As files of format 5 have it: of `sresnet convert` with recipe auto and a fine-tuning after it, and of older ones.
 LITERAL = """{
  "calibration": {"fitted": 20, "held_out": 20, "images": 20, "marks": [-612031, 4], "percentile": 99.9,
-  "scales": {"linear": 28.0, "relu": 3}, "silent": [], "source": "data"},
+  "scales": {"linear": 28.0, "relu": 3}, "seed": 7, "silent": [], "source": "data"},
  "check": {"batchnorm": {"first": null, "score": 0.5}, "confidence": 0.75, "images": 40, "mean": [0.1, 0, -0.2],
   "notes": ["odd"], "right": 36, "std": [1.5, 1.25, 1.0]},
  "choice": {"reason": "the fastest", "spikes": "signed", "trials": [{"agreement": 0.8,
