@@ -21,7 +21,7 @@ AGAIN = (passes.fit_thresholds, passes.calibrate_neurons, passes.fit_readout)  #
 WEIGHTS_AT = 8  # on ResNet-20: those of 16 cost 8 more than those of 8 cost 16 (docs/explanation/latency.md)
 
 
-def own_and_others(timesteps: object, recipe: Recipe | Auto) -> tuple[int | None, tuple[int, ...]]:
+def own_and_others(timesteps: int | Sequence[int] | None, recipe: Recipe | Auto) -> tuple[int | None, tuple[int, ...]]:
     """The T that a network's weights are fitted at, and the other T that it gets numbers for.
 
     Of several T it is the largest up to 8, else the smallest.
@@ -34,8 +34,8 @@ def own_and_others(timesteps: object, recipe: Recipe | Auto) -> tuple[int | None
         InvalidData: there are none, one is below 1, or one comes twice.
         ConversionError: the recipe fits no neurons, or its weights are rounded in units of the thresholds.
     """
-    if not isinstance(timesteps, Sequence) or isinstance(timesteps, str):
-        return None if timesteps is None else whole_number(timesteps, "convert", "timesteps"), ()
+    if not isinstance(timesteps, Sequence):
+        return timesteps, ()  # the recipe checks it
     wanted = sorted({whole_number(steps, "convert", "timesteps") for steps in timesteps})
     if not wanted or len(wanted) < len(timesteps):
         expected = "one T or more, each once"
