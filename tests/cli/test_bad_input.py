@@ -62,7 +62,7 @@ def network(program, tmp_path):
 # ---- options
 
 USAGE = [
-    (["--timesteps", "0"], "x>=1"), (["--timesteps", "-5"], "x>=1"), (["--timesteps", "abc"], "'abc'"),
+    (["--timesteps", "0"], "below 1"), (["--timesteps", "-5"], "below 1"), (["--timesteps", "abc"], "'abc'"),
     (["--percentile", "0"], "0<x<=100"), (["--percentile", "101"], "0<x<=100"),
     (["--mean", "1,2"], "0.485,0.456,0.406"), (["--std", "1,2,3,4"], "0.485,0.456,0.406"),
     (["--mean", "red,green,blue"], "0.485,0.456,0.406"), (["--input-size", "0"], "x>=1"),
