@@ -96,7 +96,7 @@ class Plan:
     wiring: Wiring  # under constant input
     dense: dict[str, tuple[Conv2d, ...]] = field(default_factory=dict)
     packed: Recent[tuple[str, int, int], events.Packed] = field(default_factory=lambda: Recent(0))
-    packed_once: dict[str, Packed] = field(default_factory=dict)
+    packed_once: dict[str, Packed] = field(default_factory=dict)  # weights for one kernel, by convolution
     portions: dict[Key, Portion] = field(default_factory=dict)  # how much goes through a layer at a time
     tuned: dict[Shape, bool] = field(default_factory=dict)  # whether cuDNN tries its algorithms
     replays: Replays = field(default_factory=Replays)

@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import sysconfig
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -97,10 +98,15 @@ class Currents:
     def tensor(self) -> Tensor:
         """The currents ``[S, B, C_out, H_out, W_out]`` float32, without the branch, by torch's convolution."""
         packed, spikes = self.packed, self.spikes.to(torch.float32)
-        weight = packed.weight.movedim(-1, 1).to(torch.float32)
-        if packed.low is not None:
-            weight = weight + packed.low.movedim(-1, 1).to(torch.float32) / LOW
-        return F.conv2d(spikes, weight, None, packed.stride, packed.padding).view(self.steps, *self.shape)
+
+        def convolved(weight: Tensor) -> Tensor:
+            weight = weight.movedim(-1, 1).to(torch.float32)
+            return F.conv2d(spikes, weight, None, packed.stride, packed.padding)
+
+        current = convolved(packed.weight)
+        if packed.low is not None:  # apart, as TF32 holds each of the two
+            current = current + convolved(packed.low) / LOW
+        return current.view(self.steps, *self.shape)
 
     def empty(self) -> Tensor:
         """An uninitialized tensor shaped and laid out as one step, ``[B, C_out, H_out, W_out]``."""
@@ -171,6 +177,7 @@ def takes(current: Currents, v: Tensor, update: Update) -> bool:
         and update.reset == "subtract"
         and v.dtype == current.packed.dtype
         and tuple(v.shape) == current.shape
+        and (current.branch is None or (current.branch.steps, current.branch.shape) == (current.steps, current.shape))
         and all(x.dtype == torch.int8 and x.movedim(1, -1).is_contiguous() for x in reads)
         and all(x.movedim(1, -1).is_contiguous() for x in states)
         and (branch is None or (current.branch is None and branch.movedim(2, -1).is_contiguous()))
@@ -281,7 +288,7 @@ class _Launch:
         even = v[:, 0].numel() % tile.pixels == 0 and outputs % tile.channels == 0
         constants = self._constants() | tile.constants() | {"EVEN": even}
         program = _program()
-        with torch.cuda.device(v.device) if v.is_cuda else torch.no_grad():
+        with torch.cuda.device(v.device) if v.is_cuda else nullcontext():
             grid = (tiles * -(-v[:, 0].numel() // tile.pixels),)
             program[grid](*(self.out if x is None else x for x in tensors), *sizes, **constants, **tile.options())
         if counts is not None and rows is not None:

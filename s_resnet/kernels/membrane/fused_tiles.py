@@ -115,6 +115,7 @@ class Room:
     columns: int = 0
 
 
+@cache
 def room(device: torch.device) -> Room:
     """What is there of a device."""
     if device.type != "cuda":
@@ -210,6 +211,7 @@ def chosen(layer: Layer, device: torch.device, timed: Callable[[Tile], float] | 
     return fastest
 
 
+@cache
 def _key(layer: Layer) -> str:
     """Pixels count by their power of two."""
     return json.dumps([*vars(replace(layer, pixels=layer.pixels.bit_length())).values()])
