@@ -241,6 +241,8 @@ def test_it_takes_updates_in_its_layout_and_alphabet():
     for given, membrane in ((uint8, v), (planes, v), (current, contiguous), (current, v.float()), (current, v[:1])):
         assert not fused.takes(given, membrane, plain)
     assert not fused.takes(replace(other, branch=planes), v, plain)
+    for smaller in (packing((16, 32, 1, 1), padding=0, stride=2), packing((8, 32, 1, 1), padding=0)):
+        assert not fused.takes(replace(current, branch=currents(smaller)), v, plain), "a branch of another shape"
     assert not fused.takes(other, v, replace(plain, shortcut=branch))
 
 
